@@ -1,0 +1,1 @@
+"""From a recipe to tensors: `plan` checks, `engine` merges, `resident` merges into a live model."""

@@ -1,0 +1,1 @@
+"""Mathematics of many objectives on arrays `(n, m)`, everything maximised."""

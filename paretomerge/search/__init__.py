@@ -1,0 +1,1 @@
+"""Samplers: Optuna `BaseSampler` subclasses. They see parameters, values and noise, nothing else."""

@@ -1,0 +1,1 @@
+"""Spaces: a trial's parameters -> a recipe."""
