@@ -1,7 +1,7 @@
 """Train the base and its experts: `python examples/specialists/train.py` (seeded, 2 CPU cores, minutes).
 
-The base is a small Llama stopped early on a mixture of all skills. Each expert continues from it, half of every
-batch drawn from its own two skills and half from the mixture: near enough to the base that weights can be merged,
+The base is a small Llama stopped early on a mixture of all skills. Each expert continues from it, most of every
+batch drawn from its own two skills and the rest from the mixture: near enough to the base that weights can be merged,
 far enough that what one expert gains the others lack.
 """
 
@@ -41,15 +41,15 @@ class Training:
     """How long and how fast; sizes of the network. The defaults made the checkpoints in this folder."""
 
     seed: int = 0
-    base_steps: int = 1200
-    expert_steps: int = 200
+    base_steps: int = 400
+    expert_steps: int = 300
     base_rate: float = 1e-3
     expert_rate: float = 3e-4
     batch: int = 64
     layers: int = 4
     width: int = 128
     heads: int = 4
-    own_share: float = 0.5
+    own_share: float = 0.7
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -191,7 +191,7 @@ def main() -> None:
         own_share=arguments.own_share,
     )
     train_all(training, arguments.out)
-    write_items(HERE / "tasks" / "data", search=400, held_out=1000)
+    write_items(HERE / "tasks" / "data", search=600, held_out=600)
 
 
 if __name__ == "__main__":

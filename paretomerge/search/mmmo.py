@@ -41,7 +41,7 @@ class MMMOSampler(BaseSampler):
     space: the parameters, if known up front (else inferred from finished trials).
     conditions: name -> (categorical parent, values under which the parameter counts).
     reference: worst acceptable values `(m,)` in the study's own directions; by default the worst of the first
-        `n_startup` trials less a tenth of their range: put the sources among them (`study.enqueue_trial`).
+        `reference_trials` trials less a tenth of their range: let these be the sources (`study.enqueue_trial`).
     n_startup: trials before the first fit; what is not enqueued is drawn from a Sobol sequence.
     elites, crossover, differential: the 5, CR = 0.5 and F = 0.5 of the paper's weak-to-strong step.
     shortlist: how many of the best candidates the Fisher filter chooses from.
@@ -56,6 +56,7 @@ class MMMOSampler(BaseSampler):
         conditions: Conditions | None = None,
         reference: Sequence[float] | None = None,
         n_startup: int = 10,
+        reference_trials: int | None = None,
         weak_to_strong: bool = True,
         fisher_filter: bool = True,
         elites: int = 5,
@@ -70,6 +71,7 @@ class MMMOSampler(BaseSampler):
         self._conditions = conditions
         self._reference = None if reference is None else np.asarray(reference, dtype=float)
         self.n_startup = n_startup
+        self.reference_trials = reference_trials or n_startup
         self.weak_to_strong = weak_to_strong
         self.fisher_filter = fisher_filter
         self.elites = elites
@@ -131,7 +133,7 @@ class MMMOSampler(BaseSampler):
 
     def _reference_point(self, study: Study, y: Array) -> Array:
         if self._reference is None:
-            return reference_point(y[: self.n_startup])
+            return reference_point(y[: self.reference_trials])
         if len(self._reference) != y.shape[1]:
             raise ConfigError(f"reference: expected {y.shape[1]} numbers, one per objective, got {len(self._reference)}")
         return np.asarray(self._reference * _signs(study))
@@ -179,13 +181,15 @@ class MMMOSampler(BaseSampler):
     def _climb(self, encoding: Encoding, acquisition: Any, raw: Array) -> Array:
         """The best raw points, moved uphill along the continuous coordinates; the discrete ones stay."""
         start = raw[np.argsort(-_values(acquisition, raw), kind="stable")[: self.restarts]]
-        fixed = encoding.discrete
-        low = np.where(fixed, start, 0.0)[:, None]
-        high = np.where(fixed, start, 1.0)[:, None]
-        if fixed.all():
+        if encoding.discrete.all():
             return np.asarray(start)
         points, _ = gen_candidates_scipy(
-            torch.from_numpy(start[:, None]), acquisition, torch.from_numpy(low), torch.from_numpy(high), options={"maxiter": 30}
+            torch.from_numpy(start[:, None]),
+            acquisition,
+            lower_bounds=0.0,
+            upper_bounds=1.0,
+            fixed_features={int(i): torch.from_numpy(start[:, None, i]) for i in np.flatnonzero(encoding.discrete)},
+            options={"maxiter": 30},
         )
         return np.asarray(points.detach().numpy()[:, 0])
 

@@ -1,12 +1,15 @@
 """Gaussian processes over the unit cube, one per objective, fitted as one batch (BoTorch does the work)."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from botorch.exceptions.warnings import InputDataWarning, OptimizationWarning
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -25,17 +28,21 @@ class Surrogate:
     @classmethod
     def fit(cls, x: Array, y: Array, stderr: Array | None) -> "Surrogate":
         """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)` known or None (then inferred)."""
-        centre, scale = y.mean(0), y.std(0)
+        centre, scale = y.mean(0), y.std(0, ddof=1)
         scale = np.where(scale > 1e-12, scale, 1.0)
         standard = torch.from_numpy((y - centre) / scale)
         noise = None
         if stderr is not None:
             noise = torch.from_numpy(np.clip((stderr / scale) ** 2, _LEAST_NOISE, None))
-        model = SingleTaskGP(torch.from_numpy(x), standard, train_Yvar=noise, outcome_transform=None)
-        fit_gpytorch_mll(
-            ExactMarginalLogLikelihood(model.likelihood, model),
-            optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}},
-        )
+        with warnings.catch_warnings():
+            # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
+            for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
+                warnings.simplefilter("ignore", category)
+            model = SingleTaskGP(torch.from_numpy(x), standard, train_Yvar=noise, outcome_transform=None)
+            fit_gpytorch_mll(
+                ExactMarginalLogLikelihood(model.likelihood, model),
+                optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}},
+            )
         return cls(model, centre, scale)
 
     def standardise(self, y: Array) -> Array:

@@ -1,0 +1,1 @@
+"""Evaluators: a live model -> scores with standard errors."""

@@ -1,0 +1,80 @@
+"""The seam between weights and numbers: Score, Objective, Evaluator."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from paretomerge.errors import EvaluationError
+
+Split = Literal["search", "held_out"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number in the user's own direction.
+
+    stderr: its standard error (0 where it is exact). n: examples it was measured on. items: the outcome of each.
+    """
+
+    value: float
+    stderr: float = 0.0
+    n: int = 1
+    items: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise EvaluationError(f"expected a finite score, got {self.value}")
+
+    @classmethod
+    def mean_of(cls, items: Sequence[float]) -> "Score":
+        """The mean of per-example outcomes with the standard error of a mean."""
+        n = len(items)
+        mean = sum(items) / n
+        variance = sum((x - mean) ** 2 for x in items) / (n - 1) if n > 1 else 0.0
+        return cls(mean, math.sqrt(variance / n), n, tuple(float(x) for x in items))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A score that the search improves; the only place that knows which way is up for the user."""
+
+    name: str
+    maximise: bool = True
+
+    def inside(self, value: float) -> float:
+        """The user's number -> the number that the search maximises (and back: it is its own inverse)."""
+        return value if self.maximise else -value
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (`sparsity`)."""
+
+    model: Any
+    tokenizer: Any
+    facts: Mapping[str, float]
+
+
+class Evaluator(Protocol):
+    """Turns the live model into scores by name. Must not change the model."""
+
+    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+        """Score on the examples that are searched on, or on those that are held out."""
+
+
+class Sparsity:
+    """MM-MO's third objective as a score: minus the L1 distance to the base, in units of the farthest source."""
+
+    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+        return {"sparsity": Score(live.facts["sparsity"])}
+
+
+@dataclass(frozen=True)
+class All:
+    """Several evaluators as one."""
+
+    parts: tuple[Evaluator, ...]
+
+    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+        return {name: score for part in self.parts for name, score in part.evaluate(live, split).items()}

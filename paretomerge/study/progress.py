@@ -1,0 +1,89 @@
+"""What a running study shows: a live table on a terminal, one line per trial elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from paretomerge.study.record import Trial
+from paretomerge.study.study import Event, Study
+
+
+class Progress:
+    """Watch a study: `with Progress(study, console) as progress: study.run(60, progress.trial)`."""
+
+    _ROWS = 10
+
+    def __init__(self, study: Study, console: Console, quiet: bool = False) -> None:
+        self._names = [o.name for o in study.objectives]
+        self._console = console
+        self._quiet = quiet
+        self._events: list[Event] = []
+        self._start = time.perf_counter()
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal and not quiet else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+
+    def trial(self, event: Event) -> None:
+        """A trial of the search has ended."""
+        self._events.append(event)
+        if self._live:
+            self._live.update(self._table())
+        elif not self._quiet:
+            self._console.print(_line(event, self._names), highlight=False, soft_wrap=True)
+
+    def held_out(self, trial: Trial) -> None:
+        """A trial has been scored on its held-out items."""
+        told = f"held-out  {_name(trial)}  " + "  ".join(f"{n} {trial_score(trial, n)}" for n in self._names)
+        if self._live:
+            self._live.update(Group(self._table(), Text(f"scoring the front on held-out items: {_name(trial)}")))
+        elif not self._quiet:
+            self._console.print(told, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("trial", *self._names, "mean", "hypervolume", "s"):
+            table.add_column(heading, justify="right")
+        table.add_column("", style="dim")
+        for event in self._events[-self._ROWS :]:
+            values = [trial_score(event.trial, n) for n in self._names]
+            numbers = [event.trial.scores[n].value for n in self._names if n in event.trial.scores]
+            mean = f"{sum(numbers) / len(numbers):.3f}" if numbers else "-"
+            total = f"{sum(event.seconds.values()):.1f}"
+            note = event.trial.label or event.trial.failure[:40] or str(event.trial.params.get("method", ""))
+            table.add_row(str(event.trial.number), *values, mean, f"{event.hypervolume:.4f}", total, note)
+        if not self._events:
+            return Group(table)
+        last = self._events[-1]
+        each = (time.perf_counter() - self._start) / len(self._events)
+        parts = "  ".join(f"{k} {sum(e.seconds.get(k, 0) for e in self._events):.0f}s" for k in ("ask", "merge", "evaluate", "record"))
+        failed = sum(bool(e.trial.failure) for e in self._events)
+        told = f"{last.done}/{last.total} trials  {failed} failed  {parts}  about {each * (last.total - last.done):.0f}s left"
+        return Group(table, ProgressBar(total=last.total, completed=last.done, width=60), Text(told, style="dim"))
+
+
+def trial_score(trial: Trial, name: str) -> str:
+    """A score on the search items as text; `-` where there is none."""
+    return f"{trial.scores[name].value:.3f}" if name in trial.scores else "-"
+
+
+def _name(trial: Trial) -> str:
+    return trial.label or f"trial {trial.number}"
+
+
+def _line(event: Event, names: list[str]) -> str:
+    scores = "  ".join(f"{n} {trial_score(event.trial, n)}" for n in names)
+    told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {event.hypervolume:.4f}"
+    note = event.trial.label or str(event.trial.params.get("method", ""))
+    return f"{event.done:4d}/{event.total}  {scores}  {told}  {sum(event.seconds.values()):.1f}s  {note}"

@@ -1,0 +1,153 @@
+"""The record of a study: an Optuna storage that only ever holds finished trials, each written in one call.
+
+A killed process leaves no half-written trial: either the transaction is there or it is not. The optimiser works on a
+copy in memory, so asking costs no disk; `optuna-dashboard` reads the same file live.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import Objective, Score
+
+Scores = Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished evaluation. `scores` are in the user's directions; empty where it failed, `failure` says why.
+
+    label: what the point is known as, if it was not proposed (`uniform soup`). held_out: None until it was scored there.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    scores: Scores = field(default_factory=dict)
+    label: str = ""
+    failure: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    held_out: Scores | None = None
+
+    def values(self, objectives: Sequence[Objective]) -> list[float]:
+        """The scores as the search sees them: all maximised."""
+        return [o.inside(self.scores[o.name].value) for o in objectives]
+
+
+class Record:
+    """A named study in an Optuna storage.
+
+    storage: SQLAlchemy URL, `sqlite:///...` for a file. identity: what makes trials comparable; a record that was made
+    under another identity is refused, so that two different questions are never answered from one table.
+    """
+
+    def __init__(self, storage: str, name: str, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
+        self.objectives = tuple(objectives)
+        self.storage = storage
+        if storage.startswith("sqlite:///"):
+            Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=optuna.storages.RDBStorage(storage, engine_kwargs=engine),
+                directions=["maximize"] * len(self.objectives),
+                load_if_exists=True,
+            )
+            self._check(identity)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names([o.name for o in self.objectives])
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError, RuntimeError) as error:
+            told = str(error.__cause__ or error).splitlines()[0]
+            raise StudyError(f"{storage}: expected a study's record, got {told}; move the file away to start afresh") from error
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        mine = json.loads(json.dumps(identity))
+        kept = self._study.user_attrs.get("identity")
+        if kept is None:
+            self._study.set_user_attr("identity", mine)
+        elif kept != mine:
+            changed = sorted(key for key in {*kept, *mine} if kept.get(key) != mine.get(key))
+            raise StudyError(
+                f"{self.storage}: holds trials of another study: {', '.join(changed)} changed since. "
+                "Give the new one another `out`, or put the old settings back"
+            )
+
+    def add(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> None:
+        """Write one finished trial, whole or not at all."""
+        self._study.add_trial(self.freeze(trial, distributions, system))
+
+    def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> FrozenTrial:
+        """The trial in Optuna's form."""
+        user = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
+        if trial.failure:
+            return optuna.trial.create_trial(
+                state=TrialState.FAIL,
+                params=dict(trial.params),
+                distributions=dict(distributions),
+                user_attrs=user | {"failure": trial.failure},
+                system_attrs=dict(system),
+            )
+        user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
+        return optuna.trial.create_trial(
+            state=TrialState.COMPLETE,
+            values=trial.values(self.objectives),
+            params=dict(trial.params),
+            distributions=dict(distributions),
+            user_attrs=user,
+            system_attrs=dict(system),
+        )
+
+    def add_held_out(self, number: int, scores: Scores) -> None:
+        self._study.set_user_attr(f"held_out/{number}", _pack(scores))
+
+    def frozen(self) -> list[FrozenTrial]:
+        """Optuna's view, in the order of their numbers."""
+        return self._study.get_trials(deepcopy=False)
+
+    def trials(self) -> list[Trial]:
+        """Every finished trial, failed ones included."""
+        attributes = self._study.user_attrs
+        return [_thaw(frozen, attributes.get(f"held_out/{frozen.number}")) for frozen in self.frozen()]
+
+
+def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Any] | None) -> Trial:
+    user = frozen.user_attrs
+    return Trial(
+        number=frozen.number,
+        params=frozen.params,
+        scores=_unpack(user.get("scores", {})),
+        label=user.get("label", ""),
+        failure=user.get("failure", ""),
+        seconds=user.get("seconds", {}),
+        held_out=None if held_out is None else _unpack(held_out),
+    )
+
+
+def _pack(scores: Scores) -> dict[str, Any]:
+    return {name: [s.value, s.stderr, s.n, _pack_items(s.items)] for name, s in scores.items()}
+
+
+def _unpack(packed: Mapping[str, Any]) -> dict[str, Score]:
+    return {name: Score(value, stderr, n, _unpack_items(items)) for name, (value, stderr, n, items) in packed.items()}
+
+
+def _pack_items(items: tuple[float, ...] | None) -> str | list[float] | None:
+    """Right and wrong as a string of 1 and 0: the common case, in one byte an item."""
+    if items is None or not all(item in (0.0, 1.0) for item in items):
+        return None if items is None else list(items)
+    return "".join("1" if item else "0" for item in items)
+
+
+def _unpack_items(items: str | list[float] | None) -> tuple[float, ...] | None:
+    return None if items is None else tuple(float(item) for item in items)
