@@ -24,7 +24,7 @@ class DialConfig(_Strict):
     """How finely weights or densities are split."""
 
     bounds: tuple[float, float]
-    layer_groups: int = Field(1, ge=1)
+    layer_groups: int = Field(default=1, ge=1)
     roles: bool = False
 
 
@@ -44,7 +44,7 @@ class ObjectiveConfig(_Strict):
     function: str | None = None
     sparsity: bool = False
     name: str | None = None
-    direction: str | None = Field(None, pattern="^(maximize|minimize)$")
+    direction: str | None = Field(default=None, pattern="^(maximize|minimize)$")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ObjectiveConfig":
@@ -66,8 +66,8 @@ class EvaluateConfig(_Strict):
     include_path: str | None = None
     data_root: str | None = None
     splits: dict[str, str] | None = None
-    search_items: int | None = Field(None, ge=1)
-    batch_size: int = Field(16, ge=1)
+    search_items: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")
     def _both_splits(self) -> "EvaluateConfig":
@@ -86,13 +86,13 @@ class StudyConfig(_Strict):
     watch: list[str] = []
     evaluate: EvaluateConfig = EvaluateConfig()
     sampler: dict[str, Any] = {"name": "MMMOSampler"}
-    trials: int = Field(60, ge=1)
+    trials: int = Field(default=60, ge=1)
     seed: int = 0
     out: str | None = None
     storage: str | None = None
-    dtype: str | None = Field(None, pattern="^(float32|float16|bfloat16)$")
+    dtype: str | None = Field(default=None, pattern="^(float32|float16|bfloat16)$")
     device: str = "cpu"
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "StudyConfig":

@@ -43,6 +43,8 @@ def unknown(kind: str, got: object, known: Iterable[object]) -> str:
     names = sorted(str(k) for k in known)
     near = difflib.get_close_matches(str(got), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {str(got)!r}{hint} Known: {', '.join(names)}" if hint else (
-        f"unknown {kind} {str(got)!r}; known: {', '.join(names)}"
+    return (
+        f"unknown {kind} {str(got)!r}{hint} Known: {', '.join(names)}"
+        if hint
+        else (f"unknown {kind} {str(got)!r}; known: {', '.join(names)}")
     )

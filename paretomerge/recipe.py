@@ -128,8 +128,7 @@ class Recipe:
             out["models"] = [_source_dict(s) for s in self.slices[0].sources]
         else:
             out["slices"] = [
-                {"sources": [_source_dict(s) for s in piece.sources], **_if(parameters=dict(piece.parameters))}
-                for piece in self.slices
+                {"sources": [_source_dict(s) for s in piece.sources], **_if(parameters=dict(piece.parameters))} for piece in self.slices
             ]
         out |= _if(parameters=dict(self.parameters), dtype=self.dtype, out_dtype=self.out_dtype)
         return out | _if(tokenizer_source=self.tokenizer_source, seed=self.seed)
@@ -156,8 +155,7 @@ class Recipe:
             return str(folder / model) if not Path(model).is_absolute() and (folder / model).is_dir() else model
 
         pieces = tuple(
-            Slice(tuple(Source(at(s.model), s.layer_range, s.parameters) for s in piece.sources), piece.parameters)
-            for piece in self.slices
+            Slice(tuple(Source(at(s.model), s.layer_range, s.parameters) for s in piece.sources), piece.parameters) for piece in self.slices
         )
         base = None if self.base_model is None else at(self.base_model)
         return Recipe(**{**self.__dict__, "slices": pieces, "base_model": base})

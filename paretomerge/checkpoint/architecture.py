@@ -46,7 +46,7 @@ class Architecture:
                 return cls(names, prefix, len(found))
         raise CheckpointError(
             f"expected {expected} numbered layers, as the config says; got "
-            f"{ {prefix: len(found) for prefix, found in numbers.items()} or 'none'}"
+            f"{ {prefix: len(found) for prefix, found in numbers.items()} or 'none' }"
         )
 
     def layer(self, name: str) -> int | None:

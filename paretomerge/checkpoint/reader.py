@@ -84,7 +84,11 @@ def locate(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            )
+        )
     except Exception as error:  # the hub raises many kinds; the user needs one sentence
         raise CheckpointError(
             f"{name}: expected a folder or a model on the Hub; the folder does not exist and the Hub said: "
@@ -93,6 +97,7 @@ def locate(name: str) -> Path:
 
 
 def _headers(folder: Path, name: str) -> dict[str, Header]:
+    weight_map: Any = {}
     if (folder / INDEX).is_file():
         weight_map = _json(folder / INDEX, f"{name}: {INDEX}").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -104,12 +109,12 @@ def _headers(folder: Path, name: str) -> dict[str, Header]:
         pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
         got = f"{pickles[0]} (a pickle can run code when it is opened)" if pickles else "no weights"
         cure = (
-            "; convert it in a sandbox: python -c \"from transformers import AutoModelForCausalLM as M; "
+            '; convert it in a sandbox: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r} + '-safe')\""
         )
         raise CheckpointError(f"{name}: expected {SINGLE} or {INDEX}, got {got}{cure if pickles else ''}")
     headers = {tensor: header for file in files for tensor, header in _shard_headers(file).items()}
-    if (folder / INDEX).is_file() and (missing := sorted(set(weight_map) - set(headers))):
+    if missing := sorted(set(weight_map) - set(headers)):
         raise CheckpointError(f"{name}: the index promises {missing[0]!r} and {len(missing) - 1} more; no shard has them")
     return headers
 

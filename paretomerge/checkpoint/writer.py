@@ -6,7 +6,6 @@ memory holds one tensor, not one shard.
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        os.chmod(temporary, 0o755)
+        temporary.chmod(0o755)  # mkdtemp keeps others out; a model folder is like any other
         yield temporary
         if out.exists():
             shutil.rmtree(out)

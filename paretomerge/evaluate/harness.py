@@ -120,7 +120,9 @@ class HarnessEvaluator:
         if self.splits is not None:
             return list(range(n if split == "held_out" or not self.search_items else min(n, self.search_items)))
         if self.search_items is None or not 0 < self.search_items < n:
-            raise EvaluationError(f"search_items: expected 1 to {n - 1}, so that some of the {n} items are held out, got {self.search_items}")
+            raise EvaluationError(
+                f"search_items: expected 1 to {n - 1}, so that some of the {n} items are held out, got {self.search_items}"
+            )
         order = random.Random(self.seed).sample(range(n), n)
         return sorted(order[: self.search_items] if split == "search" else order[self.search_items :])
 
@@ -154,11 +156,11 @@ def _bootstrap(task: Any, metric: str, values: Sequence[Any]) -> float:
 
 
 def _manager(include_path: Path | None, names: Sequence[str]) -> Any:
-    from lm_eval.tasks import TaskManager
-
     if include_path is not None and not include_path.is_dir():
         raise EvaluationError(f"include_path: expected a folder with task YAMLs, got {include_path}, which is not there")
     with _quiet():
+        from lm_eval.tasks import TaskManager
+
         own = TaskManager(include_defaults=False, include_path=str(include_path) if include_path else None)
         if all(name in own.all_subtasks for name in names):
             return own
@@ -167,24 +169,24 @@ def _manager(include_path: Path | None, names: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness and its data sets log and draw bars as they like; ours is the progress that counts."""
-    import datasets
+    """The harness, its data sets and the hub's lazy imports log, print and draw bars as they like."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        import datasets
+        import lm_eval.tasks  # noqa: F401
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-    before = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        # the harness draws some bars without asking; they write to stderr
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+        before = [logger.level for logger in loggers]
+        bars = datasets.are_progress_bars_disabled()
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        try:
             yield
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        finally:
+            if not bars:
+                datasets.enable_progress_bars()
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -50,17 +50,19 @@ def merged_tensors(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 def merge_tensor(plan: Plan, job: Job, read: Read) -> torch.Tensor:
     """One output tensor in float32; `read` says where the inputs come from."""
     sources = [read(*pair) for pair in job.sources]
-    uniform = [_uniform(plan.recipe.seed, job.name, i, job.shape) for i in range(len(sources))]
+    device = sources[0].device
+    uniform = [_uniform(plan.recipe.seed, job.name, i, job.shape, device) for i in range(len(sources))]
     base = read(*job.base) if job.base else None
     return plan.method.combine(Inputs(base, sources, job.knobs, job.options, uniform))
 
 
-def _uniform(seed: int, name: str, index: int, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+def _uniform(seed: int, name: str, index: int, shape: tuple[int, ...], device: torch.device) -> Callable[[], torch.Tensor]:
     """Random numbers with an address: the same whatever was drawn before, in any process."""
 
     def draw() -> torch.Tensor:
         digest = hashlib.sha256(f"{seed}\0{name}\0{index}".encode()).digest()
-        return torch.rand(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        return torch.rand(shape, generator=generator).to(device)  # drawn on the CPU: the same on every device
 
     return draw
 

@@ -46,7 +46,7 @@ class ResidentModel:
         self.dtype = dtype or self.checkpoints[base].dtype
         folder = self.checkpoints[base].folder
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.dtype))
-        self.model.to(device).eval()  # type: ignore[arg-type]
+        self.model.to(device).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         self._live = self.model.state_dict(keep_vars=False)
         missing = [name for name in self.checkpoints[base].headers if name not in self._live]
@@ -59,13 +59,15 @@ class ResidentModel:
         """Replace every weight by the recipe's. The tensors are those that `merge` would write, bit for bit."""
         plan = make_plan(recipe, self.checkpoints)
         if len(plan.route) != self.checkpoints[self.base].architecture.depth:
-            raise RecipeError(f"expected a recipe with the base's depth, got {len(plan.route)} layers; write it out with `paretomerge merge`")
+            raise RecipeError(
+                f"expected a recipe with the base's depth, got {len(plan.route)} layers; write it out with `paretomerge merge`"
+            )
         dtype = getattr(torch, self.dtype)
         moved = 0.0
         with torch.no_grad():
             for job in plan.jobs:
                 merged = merge_tensor(plan, job, self._read).to(dtype)
-                moved += self._distance(merged, job.name)
+                moved += self.distance(merged, job.name)
                 self._live[job.name].copy_(merged)
         return Merged(l1=moved / self.farthest)
 
@@ -74,12 +76,14 @@ class ResidentModel:
         """max_i L1(tau_i) over the sources."""
         if self._farthest is None:
             names = self.checkpoints[self.base].headers
-            totals = [sum(self._distance(self._read(s, n), n) for n in names) for s in self.sources]
+            totals = [sum(self.distance(self._read(s, n), n) for n in names) for s in self.sources]
             self._farthest = max(totals, default=0.0) or 1.0
         return self._farthest
 
-    def _load(self, model: str, tensor: str) -> torch.Tensor:
-        return self.checkpoints[model].tensor(tensor).to(torch.float32)
+    def distance(self, tensor: torch.Tensor, name: str) -> float:
+        """L1 distance of one tensor to the base's of that name."""
+        total: float = (tensor.to(torch.float32) - self._read(self.base, name)).abs().sum(dtype=torch.float64).item()
+        return total
 
-    def _distance(self, tensor: torch.Tensor, name: str) -> float:
-        return (tensor.to(torch.float32) - self._read(self.base, name)).abs().sum(dtype=torch.float64).item()
+    def _load(self, model: str, tensor: str) -> torch.Tensor:
+        return self.checkpoints[model].tensor(tensor).to(self.model.device, torch.float32)

@@ -46,7 +46,7 @@ class Encoding:
         for row, point in zip(x, params, strict=True):
             for name, distribution in self.space.items():
                 if isinstance(distribution, CategoricalDistribution):
-                    row[self.columns[name]][distribution.to_internal_repr(point[name]).__int__()] = 1.0
+                    row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
         return self.settle(x)
@@ -85,11 +85,10 @@ class Encoding:
 
     def _from_unit(self, distribution: Any, unit: float) -> float:
         low, high = distribution.low, distribution.high
+        value = low + unit * (high - low)
         if distribution.log:
             value = float(np.exp(np.log(low) + unit * (np.log(high) - np.log(low))))
-        else:
-            value = low + unit * (high - low)
         if distribution.step is not None:
             value = low + round((value - low) / distribution.step) * distribution.step
         value = min(max(value, low), high)
-        return int(round(value)) if isinstance(distribution, IntDistribution) else float(value)
+        return round(value) if isinstance(distribution, IntDistribution) else float(value)

@@ -13,7 +13,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_FIT_ITERATIONS = 60  # a capped fit costs a third to a sixth, for the same hypervolume
+_FIT_ITERATIONS = 40  # a capped fit costs a third to a sixth, for the same hypervolume
 _LEAST_NOISE = 1e-4  # of the standardised variance: scores of few items can repeat exactly
 
 

@@ -6,7 +6,8 @@ copy in memory, so asking costs no disk; `optuna-dashboard` reads the same file 
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Record:
         if storage.startswith("sqlite:///"):
             Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        with _told(storage):
             engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
             self._study = optuna.create_study(
                 study_name=name,
@@ -63,19 +64,16 @@ class Record:
                 directions=["maximize"] * len(self.objectives),
                 load_if_exists=True,
             )
-            self._check(identity)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_metric_names([o.name for o in self.objectives])
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ValueError, RuntimeError) as error:
-            told = str(error.__cause__ or error).splitlines()[0]
-            raise StudyError(f"{storage}: expected a study's record, got {told}; move the file away to start afresh") from error
+        self._check(identity)
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         mine = json.loads(json.dumps(identity))
         kept = self._study.user_attrs.get("identity")
         if kept is None:
-            self._study.set_user_attr("identity", mine)
+            with _told(self.storage), warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_user_attr("identity", mine)
+                self._study.set_metric_names([o.name for o in self.objectives])
         elif kept != mine:
             changed = sorted(key for key in {*kept, *mine} if kept.get(key) != mine.get(key))
             raise StudyError(
@@ -85,11 +83,12 @@ class Record:
 
     def add(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> None:
         """Write one finished trial, whole or not at all."""
-        self._study.add_trial(self.freeze(trial, distributions, system))
+        with _told(self.storage):
+            self._study.add_trial(self.freeze(trial, distributions, system))
 
     def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> FrozenTrial:
         """The trial in Optuna's form."""
-        user = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
+        user: dict[str, Any] = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
         if trial.failure:
             return optuna.trial.create_trial(
                 state=TrialState.FAIL,
@@ -108,8 +107,14 @@ class Record:
             system_attrs=dict(system),
         )
 
-    def add_held_out(self, number: int, scores: Scores) -> None:
-        self._study.set_user_attr(f"held_out/{number}", _pack(scores))
+    def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
+        """Keep held-out scores of a trial; `kind` (objectives, watched) says which, so that each is scored once."""
+        with _told(self.storage):
+            self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
+
+    def held_out(self, number: int) -> dict[str, Scores]:
+        """kind -> held-out scores of a trial."""
+        return _held_out(self._study.user_attrs, number)
 
     def frozen(self) -> list[FrozenTrial]:
         """Optuna's view, in the order of their numbers."""
@@ -118,10 +123,21 @@ class Record:
     def trials(self) -> list[Trial]:
         """Every finished trial, failed ones included."""
         attributes = self._study.user_attrs
-        return [_thaw(frozen, attributes.get(f"held_out/{frozen.number}")) for frozen in self.frozen()]
+        return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in self.frozen()]
 
 
-def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Any] | None) -> Trial:
+@contextmanager
+def _told(storage: str) -> Iterator[None]:
+    """A storage that fails, in one sentence: torn or foreign files, a full disk, a database that is away."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        told = str(error.__cause__ or error).splitlines()[0]
+        cure = "free some space" if "full" in told else "if the file is broken, move it away to start afresh"
+        raise StudyError(f"{storage}: expected a study's record that can be read and written, got: {told}; {cure}") from error
+
+
+def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
     user = frozen.user_attrs
     return Trial(
         number=frozen.number,
@@ -130,8 +146,13 @@ def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Any] | None) -> Trial:
         label=user.get("label", ""),
         failure=user.get("failure", ""),
         seconds=user.get("seconds", {}),
-        held_out=None if held_out is None else _unpack(held_out),
+        held_out={name: score for scores in held_out.values() for name, score in scores.items()} or None,
     )
+
+
+def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
+    prefix = f"held_out/{number}/"
+    return {key.removeprefix(prefix): _unpack(packed) for key, packed in attributes.items() if key.startswith(prefix)}
 
 
 def _pack(scores: Scores) -> dict[str, Any]:

@@ -91,6 +91,11 @@ class Study:
         mask = nondominated([t.values(self.objectives) for t in done])
         return [t for t, on_front in zip(done, mask, strict=True) if on_front]
 
+    def objectives_and_watched(self) -> list[str]:
+        """Names of the objectives, then of whatever else was scored on held-out items."""
+        seen = {name: None for t in self.trials if t.held_out for name in t.held_out}
+        return list(dict.fromkeys([o.name for o in self.objectives] + list(seen)))
+
     def hypervolume(self, trials: Sequence[Trial]) -> float:
         reference = self.reference
         values = [t.values(self.objectives) for t in trials if not t.failure]
@@ -120,12 +125,17 @@ class Study:
             watch(Event(trial, number + 1, trials, self.hypervolume(finished), seconds))
             _stop_if_hopeless(finished)
 
-    def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Score `trials` on the held-out items, watched tasks included; what was scored before is kept."""
+    def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None, *, watched: bool = False) -> None:
+        """Score `trials` on the held-out items, with the watched tasks if `watched`; what is known is not scored again."""
+        evaluators = {"objectives": self.evaluator} | ({"watched": self.watched} if watched and self.watched else {})
         for trial in trials:
-            if trial.held_out is None:
-                merged = self.resident.load(self.recipe(trial))
-                self.record.add_held_out(trial.number, self.score(self.live(merged.l1), "held_out"))
+            known = self.record.held_out(trial.number)
+            missing = [e for kind, e in evaluators.items() if kind not in known]
+            if missing:
+                live = self.live(self.resident.load(self.recipe(trial)).l1)
+                for kind, evaluator in evaluators.items():
+                    if evaluator in missing:
+                        self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
                 watch(trial)
 
     def live(self, l1: float) -> Live:
@@ -142,9 +152,7 @@ class Study:
             raise StudyError(f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}")
         return scores
 
-    def _try(
-        self, number: int, params: Mapping[str, Any], label: str, seconds: dict[str, float], known: Mapping[str, Trial]
-    ) -> Trial:
+    def _try(self, number: int, params: Mapping[str, Any], label: str, seconds: dict[str, float], known: Mapping[str, Trial]) -> Trial:
         recipe = replace(self.space.recipe(params), dtype=self.dtype)
         same = known.get(recipe.key)
         if same is not None:
@@ -173,7 +181,6 @@ class Study:
         for label, params in list(self.space.starts().items())[len(finished) :]:
             study.enqueue_trial(params, user_attrs={"label": label})
         return study
-
 
 
 @contextmanager

@@ -1,0 +1,251 @@
+"""The command line: reads arguments, calls one function, prints. `paretomerge --help`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paretomerge.errors import ConfigError, ParetoMergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paretomerge.config import StudyConfig
+    from paretomerge.decide.pick import Choice
+    from paretomerge.study.record import Trial
+    from paretomerge.study.study import Study
+
+app = typer.Typer(
+    help="Merge fine-tunes of one base model, search for the best merges, and pick from the Pareto front.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Prefer = Annotated[str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")]
+Knee = Annotated[bool, typer.Option("--knee", help="The point nearest to the ideal one (the default).")]
+Number = Annotated[int | None, typer.Option("--trial", help="The number of one trial.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options before the command hold for every command."""
+
+
+@app.command()
+def quickstart(quiet: Quiet = False) -> None:
+    """Search over merges of the shipped specialists: the main job in a few minutes on a laptop. Run again to resume."""
+    study_file = _shipped()
+    study, config = _open(study_file)
+    _search(study, config.trials, quiet)
+    choice = _choice(None, None, False)
+    trial = _show(study, choice)
+    from paretomerge.decide.pick import write_pick
+
+    picked = write_pick(study, trial, study.folder / "picked", choice, overwrite=True)
+    _report(study, study.folder / "report.html", choice)
+    shown = _short(study_file)
+    _console().print(
+        f"\nThe picked merge is an ordinary checkpoint: {_short(picked)}\n"
+        f"The report: {_short(study.folder / 'report.html')}\n\n"
+        f"Next:  paretomerge pick {shown} --prefer translate=0.7,reverse=0.3 --out my-merge\n"
+        f"       paretomerge evaluate my-merge --study {shown}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def search(
+    study_yaml: StudyFile, trials: Annotated[int | None, typer.Option(help="Instead of the file's.")] = None, quiet: Quiet = False
+) -> None:
+    """Search until the study has its number of trials, then score the front on held-out items. Resumes by itself."""
+    study, config = _open(study_yaml)
+    _search(study, trials or config.trials, quiet)
+    _show(study, _choice(None, None, False))
+
+
+@app.command()
+def status(study_yaml: StudyFile) -> None:
+    """How far a study is."""
+    study, config = _open(study_yaml)
+    done, failed = study.trials, [t for t in study.trials if t.failure]
+    told = f"{len(done)} of {config.trials} trials, {len(failed)} failed, {len(study.front())} on the front, "
+    _console().print(f"{told}hypervolume {study.hypervolume(done):.4f}", highlight=False)
+    if failed:
+        _console().print(f"latest failure: trial {failed[-1].number}: {failed[-1].failure}", highlight=False)
+
+
+@app.command()
+def front(study_yaml: StudyFile, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """The Pareto front: scores on the search items and on held-out ones."""
+    study, _ = _open(study_yaml)
+    if not as_json:
+        _show(study, _choice(None, None, False))
+        return
+    from paretomerge.report.tables import rows
+
+    print(json.dumps({"objectives": [o.name for o in study.objectives], "front": rows(study, study.front())}, indent=2))  # noqa: T201
+
+
+@app.command()
+def pick(
+    study_yaml: StudyFile,
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the checkpoint.", show_default=False)],
+    prefer: Prefer = None,
+    knee: Knee = False,
+    trial: Number = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one merge of the front as a Hugging Face checkpoint."""
+    study, _ = _open(study_yaml)
+    choice = _choice(prefer, trial, knee)
+    from paretomerge.decide.pick import choose, write_pick
+    from paretomerge.report.tables import terminal_table
+
+    chosen = choose(study, choice)
+    study.hold_out([chosen], watched=True)
+    chosen = next(t for t in study.trials if t.number == chosen.number)
+    write_pick(study, chosen, out, choice, overwrite)
+    _console().print(terminal_table(study, [chosen], f"{choice.text} → {out}", chosen.number))
+
+
+@app.command()
+def merge(recipe: Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.")], out: Path, overwrite: Overwrite = False) -> None:
+    """Merge one recipe to disk."""
+    from paretomerge.merge.engine import merge as merge_recipe
+    from paretomerge.recipe import Recipe
+
+    merge_recipe(Recipe.load(recipe), out, overwrite=overwrite)
+    _console().print(f"wrote {out}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint.")],
+    study: Annotated[Path, typer.Option("--study", help="The study.yaml whose tasks to run.")],
+    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Score a checkpoint with a study's tasks: what the study recorded, reproduced from disk."""
+    if split not in ("search", "held_out"):
+        raise ConfigError(f"--split: expected search or held_out, got {split!r}")
+    opened, _ = _open(study)
+    from paretomerge.decide.rescore import score_checkpoint
+
+    scores = score_checkpoint(opened, model, "search" if split == "search" else "held_out")
+    if as_json:
+        told = {name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.items} for name, s in scores.items()}
+        print(json.dumps(told))  # noqa: T201
+        return
+    for name, score in scores.items():
+        _console().print(f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}", highlight=False)
+
+
+@app.command()
+def report(
+    study_yaml: StudyFile,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the study's folder.")] = None,
+    prefer: Prefer = None,
+    knee: Knee = False,
+    trial: Number = None,
+) -> None:
+    """Write the study as one HTML file."""
+    study, _ = _open(study_yaml)
+    written = _report(study, out or study.folder / "report.html", _choice(prefer, trial, knee))
+    _console().print(f"wrote {_short(written)}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point: one clear message instead of a traceback, unless --debug asks for it."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
+        sys.exit(130)
+    except ParetoMergeError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+def _open(path: Path) -> "tuple[Study, StudyConfig]":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    from paretomerge.config import load_study
+
+    return load_study(path)
+
+
+def _search(study: "Study", trials: int, quiet: bool) -> None:
+    from paretomerge.decide.pick import Choice, choose
+    from paretomerge.study.progress import Progress
+
+    with Progress(study, _console(), quiet) as progress:
+        study.run(trials, progress.trial)
+        known = [t for t in study.trials if t.label and not t.failure]
+        sources = [t for t in known if t.label in study.space.sources]
+        study.hold_out([*known, *study.front()], progress.held_out)
+        study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
+
+
+def _show(study: "Study", choice: "Choice") -> "Trial":
+    """The known starts and the front as tables; returns the picked trial."""
+    from paretomerge.decide.pick import choose
+    from paretomerge.report.tables import mean, terminal_table
+
+    picked = choose(study, choice)
+    known = [t for t in study.trials if t.label and not t.failure]
+    _console().print()
+    _console().print(terminal_table(study, known, "Known starts", picked.number))
+    _console().print()
+    best_first = sorted(study.front(), key=lambda t: -(mean(study, t.scores) or 0))
+    _console().print(terminal_table(study, best_first, f"Pareto front ({choice.text})", picked.number))
+    return picked
+
+
+def _report(study: "Study", out: Path, choice: "Choice") -> Path:
+    from paretomerge.report.html import write_report
+
+    return write_report(study, out, choice)
+
+
+def _choice(prefer: str | None, trial: int | None, knee: bool) -> "Choice":
+    from paretomerge.decide.pick import Choice
+
+    return Choice.parse(prefer, trial, knee)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _short(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _shipped() -> Path:
+    relative = Path("examples") / "specialists" / "study.yaml"
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        if (root / relative).is_file():
+            return root / relative
+    raise ConfigError(f"quickstart: expected {relative} here; run it from a clone of the repository")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From a front to one checkpoint."""

@@ -1,0 +1,140 @@
+"""The report: one self-contained HTML file that opens without a network."""
+
+import html
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io
+import plotly.subplots
+
+from paretomerge.decide.pick import Choice, choose
+from paretomerge.report.tables import mean, title
+from paretomerge.study.record import Trial
+from paretomerge.study.study import Study
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_INK, _DIM, _FRONT, _PICK, _SOURCE = "#1f2937", "#cbd5e1", "#2563eb", "#dc2626", "#d97706"
+
+
+def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
+    """Write the study as it stands to `out`. Raises ConfigError where nothing has finished yet."""
+    picked = choose(study, choice or Choice())
+    trials = [t for t in study.trials if not t.failure]
+    front = study.front()
+    known = [t for t in trials if t.label and t not in front]
+    figures = [_scatter(study, trials, front, picked), _progress(study, trials)]
+    bars = _bars(study, trials, picked)
+    page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
+        objectives=[o.name for o in study.objectives],
+        watched=[n for n in study.objectives_and_watched() if n not in {o.name for o in study.objectives}],
+        front=[_row(study, t, picked) for t in sorted(front, key=lambda t: -(mean(study, t.scores) or 0))],
+        known=[_row(study, t, picked) for t in known],
+        picked=_row(study, picked, picked),
+        choice=(choice or Choice()).text,
+        recipe=study.recipe(picked).to_yaml(),
+        failures=[(t.number, t.failure) for t in study.trials if t.failure],
+        n=len(study.trials),
+        seconds=_seconds(study.trials),
+        versions={name: version(name) for name in ("paretomerge", "torch", "transformers", "lm_eval", "optuna", "botorch")},
+        plots=[plotly.io.to_html(f, full_html=False, include_plotlyjs=i == 0) for i, f in enumerate([*figures, *bars])],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Trial) -> go.Figure:
+    """Every pair of objectives: all trials pale, known starts in amber, the front in blue, the pick in red."""
+    names = [o.name for o in study.objectives]
+    pairs = list(combinations(names, 2)) or [(names[0], names[0])]
+    figure = plotly.subplots.make_subplots(cols=len(pairs), rows=1, horizontal_spacing=0.08)
+    groups = [
+        ("other trials", _DIM, 6, [t for t in trials if t not in front and not t.label]),
+        ("known starts", _SOURCE, 9, [t for t in trials if t.label]),
+        ("front", _FRONT, 9, [t for t in front if not t.label]),
+        ("picked", _PICK, 13, [picked]),
+    ]
+    for column, (x, y) in enumerate(pairs, 1):
+        for name, colour, size, members in groups:
+            figure.add_scatter(
+                x=[t.scores[x].value for t in members],
+                y=[t.scores[y].value for t in members],
+                error_x={"array": [t.scores[x].stderr for t in members], "thickness": 0.7, "width": 0} if name != "other trials" else None,
+                error_y={"array": [t.scores[y].stderr for t in members], "thickness": 0.7, "width": 0} if name != "other trials" else None,
+                text=[html.escape(title(t)) for t in members],
+                hovertemplate="%{text}<br>" + f"{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>",
+                mode="markers",
+                marker={"color": colour, "size": size},
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title_text=x, row=1, col=column)
+        figure.update_yaxes(title_text=y, row=1, col=column)
+    return _styled(figure, "Objectives, on the search items (one standard error)", 420)
+
+
+def _progress(study: Study, trials: list[Trial]) -> go.Figure:
+    """Hypervolume after each trial, and the level that the known starts reach alone."""
+    volumes = [study.hypervolume(trials[: i + 1]) for i in range(len(trials))]
+    figure = go.Figure(go.Scatter(x=[t.number + 1 for t in trials], y=volumes, line={"color": _FRONT, "shape": "hv"}, name="search"))
+    starts = [t for t in trials if t.label]
+    if starts:
+        figure.add_hline(study.hypervolume(starts), line={"color": _SOURCE, "dash": "dot"}, annotation_text="known starts alone")
+    figure.update_xaxes(title_text="trials")
+    figure.update_yaxes(title_text="hypervolume")
+    return _styled(figure, "Hypervolume over the search", 320)
+
+
+def _bars(study: Study, trials: list[Trial], picked: Trial) -> list[go.Figure]:
+    """Held-out scores of the sources and the pick, objectives and watched tasks."""
+    sources = [t for t in trials if t.label in study.space.sources]
+    shown = [t for t in [*sources, picked] if t.held_out]
+    if not shown:
+        return []
+    names = study.objectives_and_watched()
+    figure = go.Figure()
+    shades = ["#fcd34d", "#fbbf24", "#d97706", "#92400e"]
+    for i, trial in enumerate(shown):
+        scores = trial.held_out or {}
+        figure.add_bar(
+            x=[n for n in names if n in scores],
+            y=[scores[n].value for n in names if n in scores],
+            error_y={"array": [scores[n].stderr for n in names if n in scores], "thickness": 0.8, "width": 2},
+            name="picked" if trial is picked else title(trial),
+            marker_color=_PICK if trial is picked else shades[i % len(shades)],
+        )
+    return [_styled(figure, "Held-out items: the sources and the picked merge, watched tasks included", 380)]
+
+
+def _styled(figure: go.Figure, heading: str, height: int) -> go.Figure:
+    return figure.update_layout(
+        title={"text": heading, "font": {"size": 15}},
+        height=height,
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "color": _INK},
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": -0.2},
+    )
+
+
+def _row(study: Study, trial: Trial, picked: Trial) -> dict[str, Any]:
+    return {
+        "name": title(trial),
+        "picked": trial.number == picked.number,
+        "method": trial.params.get("method", study.space.methods[0]),
+        "search": dict(trial.scores),
+        "held_out": dict(trial.held_out or {}),
+        "mean": mean(study, trial.scores),
+        "held_out_mean": mean(study, trial.held_out),
+    }
+
+
+def _seconds(trials: list[Trial]) -> dict[str, float]:
+    return {k: sum(t.seconds.get(k, 0.0) for t in trials) for k in ("ask", "merge", "evaluate")}

@@ -1,0 +1,77 @@
+"""Pico models, built on the spot: a base and three experts of a four-layer Llama, in milliseconds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+# The libraries below warn of their own future at import; what our calls cause stays an error.
+with pytest.warns() as _:
+    import warnings
+
+    warnings.warn("so that pytest.warns finds one", stacklevel=1)
+    import lm_eval.models.huggingface  # noqa: F401
+    import lm_eval.tasks  # noqa: F401
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+EXPERTS = ("ada", "bob", "cyd")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+def pico_config(layers: int = 4, width: int = 16) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+
+
+def save_pico(folder: Path, state: dict[str, torch.Tensor], layers: int = 4, width: int = 16, shard: str = "5GB") -> None:
+    model = LlamaForCausalLM(pico_config(layers, width))
+    model.load_state_dict(state)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    tokens = ["<pad>", "."] + list("abcdefghijklmnopqrstuvwxyz") + list("=:~ ")
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left").save_pretrained(folder)
+
+
+def pico_states(seed: int = 0, layers: int = 4, width: int = 16) -> dict[str, dict[str, torch.Tensor]]:
+    """base, and experts that differ from it by small normal deltas."""
+    torch.manual_seed(seed)
+    base = LlamaForCausalLM(pico_config(layers, width)).state_dict()
+    states = {"base": base}
+    for expert in EXPERTS:
+        states[expert] = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in base.items()}
+    return states
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `ada`, `bob` and `cyd`; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("pico")
+    for name, state in pico_states().items():
+        save_pico(folder / name, state, shard="8KB" if name == "bob" else "5GB")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def specialists() -> Path:
+    return REPOSITORY / "examples" / "specialists"
