@@ -166,9 +166,6 @@ def main() -> None:
     """The entry point: one clear message instead of a traceback, unless --debug asks for it."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
-        sys.exit(130)
     except ParetoMergeError as error:
         if "--debug" in sys.argv:
             raise
@@ -190,12 +187,16 @@ def _search(study: "Study", trials: int, quiet: bool) -> None:
     from paretomerge.decide.pick import Choice, choose
     from paretomerge.study.progress import Progress
 
-    with Progress(study, _console(), quiet) as progress:
-        study.run(trials, progress.trial)
-        known = [t for t in study.trials if t.label and not t.failure]
-        sources = [t for t in known if t.label in study.space.sources]
-        study.hold_out([*known, *study.front()], progress.held_out)
-        study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
+    try:
+        with Progress(study, _console(), quiet) as progress:
+            study.run(trials, progress.trial)
+            known = [t for t in study.trials if t.label and not t.failure]
+            sources = [t for t in known if t.label in study.space.sources]
+            study.hold_out([*known, *study.front()], progress.held_out)
+            study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
+        raise typer.Exit(130) from None
 
 
 def _show(study: "Study", choice: "Choice") -> "Trial":

@@ -107,6 +107,9 @@ class Study:
         Raises StudyError after five failures in a row, with the last one's cause. Interrupt it whenever you like.
         """
         finished = self.trials
+        if finished:
+            # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
+            self.sampler.reseed_rng()
         memory = self._memory(finished)
         distributions = self.space.distributions
         known = {self.recipe(t).key: t for t in finished if not t.failure}

@@ -41,7 +41,9 @@ def test_disk_and_resident_agree_bit_for_bit(pico, tmp_path, method):
     recipe = sparse(pico, method)
     merge(recipe, tmp_path / "out")
     resident = ResidentModel(str(pico / "base"), [str(pico / "ada"), str(pico / "bob")])
-    resident.load(Recipe.from_yaml(SPARSE.format(pico=pico, method="task_arithmetic").replace(", density: 0.5", "").replace(", density: 0.3", "")))
+    resident.load(
+        Recipe.from_yaml(SPARSE.format(pico=pico, method="task_arithmetic").replace(", density: 0.5", "").replace(", density: 0.3", ""))
+    )
     resident.load(recipe)  # nothing of the merge before may be left
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert written.dtype == torch.bfloat16

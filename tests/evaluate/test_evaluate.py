@@ -1,0 +1,130 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.evaluator import All, Live, Objective, Score, Sparsity
+from paretomerge.evaluate.function import FunctionEvaluator
+from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
+
+SPLITS = {"search": "search", "held_out": "held_out"}
+
+
+def live(model: Path) -> Live:
+    return Live(AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model), {"sparsity": -0.5})
+
+
+def harness(folder: Path, *names: str, **settings) -> HarnessEvaluator:
+    defaults = {"include_path": folder / "tasks", "data_root": folder.parent.parent, "splits": SPLITS, "search_items": 40, "batch_size": 16}
+    return HarnessEvaluator({n: HarnessTask(n) for n in names}, **(defaults | settings))
+
+
+def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
+    """lm-eval's own command line, in its own process, is the oracle: value and every item."""
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={specialists}/models/scribe"]
+    command += ["--tasks", "reverse,count", "--include_path", str(specialists / "tasks"), "--batch_size", "64", "--device", "cpu"]
+    command += ["--limit", "60", "--log_samples", "--output_path", str(tmp_path)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=specialists.parent.parent, env=environment, check=True, capture_output=True)
+    scores = harness(specialists, "reverse", "count", batch_size=64).evaluate(live(specialists / "models" / "scribe"), "held_out")
+    for name in ("reverse", "count"):
+        (file,) = tmp_path.rglob(f"samples_{name}_*.jsonl")
+        theirs = [json.loads(line)["acc"] for line in file.read_text().splitlines()]
+        assert scores[name].n == 600 and len(theirs) == 60
+        assert [float(x) for x in theirs] == list(scores[name].items[:60])
+
+
+def test_search_and_held_out_items_are_different_and_repeatable(specialists):
+    model = live(specialists / "models" / "mirror")
+    evaluator = harness(specialists, "sort", "reverse")
+    first, again = evaluator.evaluate(model, "search"), evaluator.evaluate(model, "search")
+    assert first == again and first["sort"].n == 40
+    prompts = {split: {i.args[0] for i in evaluator._prepare(split)["sort"].task.instances} for split in ("search", "held_out")}
+    assert not prompts["search"] & prompts["held_out"]
+    assert first["reverse"].value > 0.8 > harness(specialists, "shift").evaluate(model, "search")["shift"].value
+
+
+def test_one_split_can_be_cut_in_two(specialists):
+    evaluator = harness(specialists, "sort", splits=None, search_items=100)
+    documents = {s: {i.doc["prompt"] for i in evaluator._prepare(s)["sort"].task.instances} for s in ("search", "held_out")}
+    assert len(documents["search"]) == 100 and len(documents["held_out"]) == 500
+    assert not documents["search"] & documents["held_out"]
+    other = harness(specialists, "sort", splits=None, search_items=100, seed=1)
+    assert {i.doc["prompt"] for i in other._prepare("search")["sort"].task.instances} != documents["search"]
+
+
+def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_path):
+    text = (specialists / "tasks" / "copy.yaml").read_text().replace("task: copy", "task: copy_perplexity")
+    text = text.replace(
+        "metric: acc\n    aggregation: mean\n    higher_is_better: true",
+        "metric: perplexity\n    aggregation: perplexity\n    higher_is_better: false",
+    )
+    (tmp_path / "copy_perplexity.yaml").write_text(text)
+    evaluator = harness(specialists, "copy_perplexity", include_path=tmp_path)
+    assert evaluator.directions() == {"copy_perplexity": False}
+    good, bad = (evaluator.evaluate(live(specialists / "models" / m), "search")["copy_perplexity"] for m in ("scribe", "mirror"))
+    assert 1 <= good.value < bad.value and good.stderr > 0 and good.n == 40
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda s: harness(s, "sorte"), "did you mean 'sort'|unknown task"),
+        (lambda s: harness(s, "sort", include_path=s / "nowhere"), "not there"),
+        (lambda s: harness(s, "sort", splits={"search": "serch", "held_out": "held_out"}), "did you mean 'search'"),
+        (lambda s: harness(s, "sort", splits=None, search_items=600), "some of the 600 items are held out"),
+        (lambda s: harness(s, "sort", data_root=s), "relative data_files start from"),
+        (
+            lambda s: HarnessEvaluator(
+                {"sort": HarnessTask("sort", "accuracy")}, include_path=s / "tasks", data_root=s.parent.parent, splits=SPLITS
+            ),
+            "unknown metric of task sort 'accuracy'",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_scored(specialists, build, told):
+    with pytest.raises(EvaluationError, match=told):
+        build(specialists)
+
+
+def test_score_of_items():
+    score = Score.mean_of([1, 0, 1, 1])
+    assert (score.value, score.n, score.items) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
+    assert score.stderr == pytest.approx(0.25)
+    with pytest.raises(EvaluationError, match="finite"):
+        Score(float("nan"))
+
+
+def test_only_the_objective_knows_which_way_is_up():
+    assert Objective("a").inside(3) == 3 and Objective("a", maximise=False).inside(3) == -3
+    down = Objective("a", maximise=False)
+    assert down.inside(down.inside(3)) == 3
+
+
+def test_functions_return_numbers_scores_or_dicts(pico):
+    model = live(pico / "ada")
+    assert FunctionEvaluator("f", lambda m, t: 2).evaluate(model, "search") == {"f": Score(2.0)}
+    assert FunctionEvaluator("f", lambda m, t, split: Score(1, 0.1, 5)).evaluate(model, "search") == {"f": Score(1, 0.1, 5)}
+    both = FunctionEvaluator("f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"})
+    assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
+    assert All((Sparsity(), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
+
+
+def test_functions_that_fail_are_named(pico, tmp_path):
+    def broken(model, tokenizer):
+        raise KeyError("lost")
+
+    with pytest.raises(EvaluationError, match="KeyError"):
+        FunctionEvaluator("f", broken).evaluate(live(pico / "ada"), "search")
+    with pytest.raises(EvaluationError, match="expected a number"):
+        FunctionEvaluator("f", lambda m, t: "good").evaluate(live(pico / "ada"), "search")
+    for path, told in (("no_colon", "module:function"), ("not_there:f", "No module"), ("json:f", "no attribute|cannot|has no")):
+        with pytest.raises(EvaluationError, match=told):
+            FunctionEvaluator.load("f", path)
+    (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
+    assert FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path).evaluate(live(pico / "ada"), "search")["f"].value == 7

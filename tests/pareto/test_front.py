@@ -1,0 +1,73 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from paretomerge.pareto.front import contributions, hypervolume, knee, nondominated, normalised, preferred, reference_point
+
+POINTS = arrays(float, st.tuples(st.integers(1, 12), st.integers(2, 3)), elements=st.integers(0, 6).map(float))
+
+
+@given(POINTS)
+@settings(max_examples=60, deadline=None)
+def test_nondominated_is_brute_force(points):
+    distinct = np.unique(points, axis=0)
+    mask = nondominated(distinct)
+    for i, p in enumerate(distinct):
+        dominated = any((q >= p).all() and (q > p).any() for q in distinct)
+        assert mask[i] == (not dominated)
+
+
+def test_of_equal_points_one_counts():
+    assert nondominated([[1, 1], [1, 1], [0, 2]]).tolist() == [True, False, True]
+    assert nondominated([]).tolist() == []
+
+
+@given(POINTS)
+@settings(max_examples=40, deadline=None)
+def test_hypervolume_counts_unit_cells(points):
+    m = points.shape[1]
+    covered = sum(any((p >= np.array(c) + 1).all() for p in points) for c in itertools.product(range(6), repeat=m))
+    assert hypervolume(points, np.zeros(m)) == pytest.approx(covered)
+
+
+def test_points_behind_the_reference_add_nothing():
+    assert hypervolume([[2, 2], [-1, 9]], [0, 0]) == 4
+    assert hypervolume([[-1, -1]], [0, 0]) == 0
+
+
+def test_contributions_are_what_would_be_lost():
+    points = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [1.0, 1.0]])
+    lost = [hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0]) for i in range(4)]
+    assert contributions(points, [0, 0]).tolist() == pytest.approx(lost)
+
+
+def test_reference_point_is_the_worst_less_a_margin():
+    assert reference_point([[1, 5], [3, 5]], 0.1).tolist() == pytest.approx([0.8, 4.9])
+
+
+def test_knee_and_preferences():
+    front = np.array([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]])
+    assert knee(front) == 1
+    assert preferred(front, [1, 0]) == 0
+    assert preferred(front, [0, 1]) == 2
+    assert preferred(front, [1, 1]) == 1
+
+
+@given(POINTS, st.floats(0.1, 10), st.floats(-5, 5))
+@settings(max_examples=40, deadline=None)
+def test_picks_do_not_depend_on_units(points, scale, shift):
+    assert knee(points) == knee(points * scale + shift) or np.isclose(
+        *(np.linalg.norm(1 - normalised(points), axis=1)[[knee(points), knee(points * scale + shift)]])
+    )
+
+
+@given(POINTS)
+@settings(max_examples=40, deadline=None)
+def test_a_preferred_point_is_on_the_front(points):
+    weights = np.ones(points.shape[1])
+    chosen = points[preferred(points, weights)]
+    assert not any((q >= chosen).all() and (q > chosen).any() for q in points)

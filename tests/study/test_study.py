@@ -1,0 +1,230 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+
+import optuna
+import pytest
+import torch
+from rich.console import Console
+
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.evaluate.function import FunctionEvaluator
+from paretomerge.search.mmmo import MMMOSampler
+from paretomerge.space.weights import WeightSpace, named_sources
+from paretomerge.study.progress import Progress
+from paretomerge.study.study import Study
+
+
+def norms(model, tokenizer):
+    """Two objectives that pull apart: how far two tensors are from zero, one up and one down."""
+    state = model.state_dict()
+    return {
+        "up": Score(state["model.layers.0.mlp.up_proj.weight"].float().norm().item(), 0.001),
+        "down": Score(state["model.layers.0.mlp.up_proj.weight"].float().sum().item(), 0.001, 2, (1.0, 0.0)),
+    }
+
+
+def make(pico, folder, function=norms, sampler=None, identity=None) -> Study:
+    sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
+    space = WeightSpace(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture)
+    sampler = sampler or MMMOSampler(seed=0, space=space.distributions, conditions=space.conditions, n_startup=9, reference_trials=3)
+    objectives = [Objective("f/up"), Objective("f/down", maximise=False)]
+    evaluator = FunctionEvaluator("f", function)
+    return Study(folder, space, evaluator, objectives, sampler, watched=FunctionEvaluator("w", lambda m, t: 1.0), identity=identity)
+
+
+def told(study: Study) -> list:
+    return [(t.number, dict(t.params), t.scores, t.label) for t in study.trials]
+
+
+def test_starts_with_what_is_known_and_ends_with_a_front(pico, tmp_path):
+    study = make(pico, tmp_path)
+    events = []
+    study.run(11, events.append)
+    trials = study.trials
+    assert [t.label for t in trials[:4]] == ["ada", "bob", "cyd", "uniform soup"]
+    assert [t.number for t in trials] == list(range(11)) and not any(t.failure for t in trials)
+    assert {"ask", "merge", "evaluate", "record"} <= set(events[-1].seconds)
+    volumes = [e.hypervolume for e in events[2:]]  # the reference stands once the sources are scored
+    assert volumes == sorted(volumes)
+    front = study.front()
+    for trial in trials:
+        better = [f for f in front if f.scores["f/up"].value >= trial.scores["f/up"].value]
+        assert any(f.scores["f/down"].value <= trial.scores["f/down"].value for f in better)
+
+
+def test_resuming_goes_on_as_if_never_stopped(pico, tmp_path):
+    whole = make(pico, tmp_path / "whole")
+    whole.run(12)
+    for n in (2, 5, 10, 12):
+        make(pico, tmp_path / "parts").run(n)
+    assert told(make(pico, tmp_path / "parts")) == told(whole)
+
+
+def test_optuna_reads_the_record(pico, tmp_path):
+    make(pico, tmp_path).run(4)
+    loaded = optuna.load_study(study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db")
+    assert len(loaded.trials) == 4 and loaded.trials[1].values[1] == -loaded.trials[1].user_attrs["scores"]["f/down"][0]
+    assert loaded.trials[0].user_attrs["stderr"] == [0.001, 0.001]
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.study.test_study import make, norms
+def slow(model, tokenizer):
+    time.sleep(0.15)
+    return norms(model, tokenizer)
+make(Path({pico!r}), {folder!r}, slow).run(10, lambda event: print(event.done, flush=True))
+"""
+
+
+def test_kill_9_loses_no_finished_trial(pico, tmp_path):
+    from tests.conftest import REPOSITORY
+
+    code = KILLED.format(root=str(REPOSITORY), pico=str(pico), folder=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "3":
+            break
+    time.sleep(0.1)  # in the middle of the next one
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    kept = make(pico, tmp_path / "killed")
+    assert len(kept.trials) in (3, 4)
+    kept.run(11)
+    whole = make(pico, tmp_path / "whole")
+    whole.run(11)
+    assert told(kept) == told(whole)
+
+
+def test_a_failing_candidate_is_a_failed_trial_with_its_reason(pico, tmp_path):
+    calls = []
+
+    def sometimes(model, tokenizer):
+        calls.append(1)
+        if len(calls) in (3, 10):
+            raise ValueError("no luck")
+        return norms(model, tokenizer)
+
+    study = make(pico, tmp_path, sometimes)
+    study.run(11)
+    assert [t.number for t in study.trials if t.failure] == [2, 9]
+    assert "no luck" in study.trials[2].failure
+    assert all(not t.failure for t in study.front())
+    assert [t.failure for t in make(pico, tmp_path).trials] == [t.failure for t in study.trials]
+
+
+def test_five_failures_in_a_row_stop_the_search_with_the_cause(pico, tmp_path):
+    def never(model, tokenizer):
+        raise ValueError("broken task")
+
+    with pytest.raises(StudyError, match=r"last 5 trials failed.*broken task"):
+        make(pico, tmp_path, never).run(20)
+
+
+def test_a_number_that_is_not_finite_is_a_failure(pico, tmp_path):
+    study = make(pico, tmp_path, lambda m, t: {"up": float("nan"), "down": 1.0})
+    with pytest.raises(StudyError, match="finite"):
+        study.run(5)
+
+
+def test_the_same_recipe_is_not_scored_twice(pico, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(model, tokenizer):
+        calls.append(1)
+        return norms(model, tokenizer)
+
+    study = make(pico, tmp_path, counted, sampler=optuna.samplers.RandomSampler(seed=0))
+    starts = study.space.starts()
+    twice = {"ada": starts["ada"], "ada again": starts["ada"], "bob": starts["bob"]}
+    monkeypatch.setattr(WeightSpace, "starts", lambda self: twice)
+    study.run(3)
+    make(pico, tmp_path, counted).run(3)
+    assert len(calls) == 2
+    assert study.trials[0].scores == study.trials[1].scores != study.trials[2].scores
+
+
+def test_held_out_scores_are_kept_and_watched_ones_added(pico, tmp_path):
+    study = make(pico, tmp_path)
+    study.run(3)
+    seen = []
+    study.hold_out(study.trials[:2], seen.append)
+    study.hold_out(study.trials, seen.append, watched=True)
+    study.hold_out(study.trials, seen.append, watched=True)
+    assert [t.number for t in seen] == [0, 1, 0, 1, 2]
+    assert set(make(pico, tmp_path).trials[2].held_out) == {"f/up", "f/down", "w"}
+    assert study.objectives_and_watched() == ["f/up", "f/down", "w"]
+
+
+def test_trials_of_another_question_are_refused(pico, tmp_path):
+    make(pico, tmp_path, identity={"seed": 0, "space": [1, 2]}).run(1)
+    make(pico, tmp_path, identity={"space": [1, 2], "seed": 0})
+    with pytest.raises(StudyError, match="space changed since"):
+        make(pico, tmp_path, identity={"seed": 0, "space": [1, 3]})
+
+
+def test_a_broken_record_is_told(pico, tmp_path):
+    (tmp_path / "study.db").write_bytes(b"this is no database, not even a little one" * 100)
+    with pytest.raises(StudyError, match="move it away"):
+        make(pico, tmp_path)
+
+
+def test_a_full_disk_is_told_and_finished_trials_stay(pico, tmp_path, monkeypatch):
+    import sqlalchemy.exc
+
+    study = make(pico, tmp_path)
+    study.run(2)
+
+    def full(*_, **__):
+        raise sqlalchemy.exc.OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(study.record._study, "add_trial", full)
+    with pytest.raises(StudyError, match="free some space"):
+        study.run(3)
+    assert len(make(pico, tmp_path).trials) == 2
+
+
+@pytest.mark.parametrize("name", ["RandomSampler", "NSGAIISampler", "TPESampler", "QMCSampler"])
+def test_any_optuna_sampler_works_and_resumes(pico, tmp_path, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = getattr(optuna.samplers, name)(seed=0)
+    study = make(pico, tmp_path, sampler=sampler)
+    study.run(10)
+    make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0)).run(12)
+    make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0)).run(13)
+    assert len({str(t.params) for t in study.trials}) == 13  # a sampler that is seeded alike again repeats nothing
+
+
+def test_the_live_model_is_in_the_dtype_that_will_be_written(pico, tmp_path):
+    study = make(pico, tmp_path)
+    study.dtype = "float32"
+    assert study.resident.model.dtype == torch.float32
+    study.run(1)
+    assert study.recipe(study.trials[0]).dtype == "float32"
+
+
+def test_progress_on_terminals_and_elsewhere(pico, tmp_path, capsys):
+    plain, terminal = Console(width=120), Console(width=120, force_terminal=True)
+    with Progress(make(pico, tmp_path / "a"), plain) as progress:
+        make(pico, tmp_path / "a").run(2, progress.trial)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "1/2" in lines[0] and "f/up" in lines[0] and "ada" in lines[0]
+    study = make(pico, tmp_path / "b")
+    with Progress(study, terminal) as progress:
+        study.run(3, progress.trial)
+    assert "3/3 trials" in capsys.readouterr().out
+    with Progress(study, plain, quiet=True) as progress:
+        study.run(4, progress.trial)
+    assert capsys.readouterr().out == ""
