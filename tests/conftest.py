@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import botorch  # noqa: F401
-    import lm_eval.models.huggingface  # noqa: F401
+    import lm_eval.models.huggingface
     import lm_eval.tasks  # noqa: F401
 
 import torch
@@ -47,7 +47,7 @@ def save_pico(folder: Path, state: dict[str, torch.Tensor], layers: int = 4, wid
     model = LlamaForCausalLM(pico_config(layers, width))
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
-    tokens = ["<pad>", "."] + list("abcdefghijklmnopqrstuvwxyz") + list("=:~ ")
+    tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left").save_pretrained(folder)

@@ -71,6 +71,19 @@ def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_
     assert 1 <= good.value < bad.value and good.stderr > 0 and good.n == 40
 
 
+def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_path):
+    """generate_until with exact match, against the greedy flag of the log-likelihood: two paths through the harness."""
+    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("task: reverse", "task: reverse_written")
+    text = text.replace("output_type: loglikelihood", "output_type: generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 12}")
+    text = text.replace("metric: acc", "metric: exact_match").replace("{{answer}}", "{{answer[:-1]}}")
+    (tmp_path / "reverse_written.yaml").write_text(text)
+    model = live(specialists / "models" / "scribe")
+    model.model.float()
+    written = harness(specialists, "reverse_written", include_path=tmp_path).evaluate(model, "search")["reverse_written"]
+    ranked = harness(specialists, "reverse").evaluate(model, "search")["reverse"]
+    assert written.items == ranked.items and 0 < written.value < 1
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [

@@ -161,7 +161,7 @@ def test_unequal_shapes_and_depths_name_both(pico, tmp_path):
 
     save_pico(tmp_path / "wide", pico_states(width=32)["ada"], width=32)
     save_pico(tmp_path / "deep", pico_states(layers=5)["ada"], layers=5)
-    text = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {q}, parameters: {{weight: 1}}}}, {{model: {p}/bob, parameters: {{weight: 1}}}}]"
+    text = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {q}}}, {{model: {p}/bob}}]\nparameters: {{weight: 1}}"
     with pytest.raises(CheckpointError, match=r"expected one shape, got .*wide \[32, 32\].*base"):
         make_plan(Recipe.from_yaml(text.format(p=pico, q=tmp_path / "wide")))
     with pytest.raises(RecipeError, match="equal depth"):
@@ -169,7 +169,8 @@ def test_unequal_shapes_and_depths_name_both(pico, tmp_path):
 
 
 def test_linear_weights_that_sum_to_zero(pico):
-    text = f"merge_method: linear\nmodels: [{{model: {pico}/ada, parameters: {{weight: 1}}}}, {{model: {pico}/bob, parameters: {{weight: -1}}}}]"
+    models = f"[{{model: {pico}/ada, parameters: {{weight: 1}}}}, {{model: {pico}/bob, parameters: {{weight: -1}}}}]"
+    text = f"merge_method: linear\nmodels: {models}"
     with pytest.raises(RecipeError, match="sum other than 0"):
         make_plan(Recipe.from_yaml(text))
 
