@@ -38,7 +38,8 @@ def untuned(study: Study) -> dict[str, Recipe]:
 
     def recipe(method: str, each: dict[str, Any], models: dict[str, str] = sources, **options: Any) -> Recipe:
         listed = [{"model": path, "parameters": dict(each)} for path in models.values()]
-        return Recipe.from_dict({"merge_method": method, "base_model": base, "models": listed, "parameters": options})
+        needed = {} if method == "linear" else {"base_model": base}
+        return Recipe.from_dict({"merge_method": method, **needed, "models": listed, "parameters": options})
 
     recipes = {name: recipe("linear", {"weight": float(1)}, {name: path}) for name, path in sources.items()}
     recipes["uniform soup"] = recipe("linear", {"weight": 1.0})

@@ -45,7 +45,7 @@ def quickstart(quiet: Quiet = False) -> None:
     study, config = _open(study_file)
     _search(study, config.trials, quiet)
     choice = _choice(None, None, False)
-    trial = _show(study, choice)
+    trial = _show(study, choice, most=15)
     from paretomerge.decide.pick import write_pick
 
     picked = write_pick(study, trial, study.folder / "picked", choice, overwrite=True)
@@ -68,7 +68,7 @@ def search(
     """Search until the study has its number of trials, then score the front on held-out items. Resumes by itself."""
     study, config = _open(study_yaml)
     _search(study, trials or config.trials, quiet)
-    _show(study, _choice(None, None, False))
+    _show(study, _choice(None, None, False), most=15)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def front(study_yaml: StudyFile, as_json: Annotated[bool, typer.Option("--json",
         return
     from paretomerge.report.tables import rows
 
-    print(json.dumps({"objectives": [o.name for o in study.objectives], "front": rows(study, study.front())}, indent=2))  # noqa: T201
+    print(json.dumps({"objectives": [o.name for o in study.objectives], "front": rows(study.front())}, indent=2))  # noqa: T201
 
 
 @app.command()
@@ -199,8 +199,8 @@ def _search(study: "Study", trials: int, quiet: bool) -> None:
         raise typer.Exit(130) from None
 
 
-def _show(study: "Study", choice: "Choice") -> "Trial":
-    """The known starts and the front as tables; returns the picked trial."""
+def _show(study: "Study", choice: "Choice", most: int | None = None) -> "Trial":
+    """The known starts and the front (its `most` best by mean) as tables; returns the picked trial."""
     from paretomerge.decide.pick import choose
     from paretomerge.report.tables import mean, terminal_table
 
@@ -210,7 +210,11 @@ def _show(study: "Study", choice: "Choice") -> "Trial":
     _console().print(terminal_table(study, known, "Known starts", picked.number))
     _console().print()
     best_first = sorted(study.front(), key=lambda t: -(mean(study, t.scores) or 0))
-    _console().print(terminal_table(study, best_first, f"Pareto front ({choice.text})", picked.number))
+    shown = best_first[:most]
+    if picked not in shown:
+        shown.append(picked)
+    heading = f"Pareto front, {len(shown)} of {len(best_first)} by search mean (→ {choice.text})"
+    _console().print(terminal_table(study, shown, heading, picked.number))
     return picked
 
 

@@ -74,12 +74,15 @@ def make_plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint] | None = Non
 def _check_names(recipe: Recipe, method: Method) -> None:
     """Parameters that the method does not have, or that stand where it does not look for them."""
     known = {knob.name for knob in method.knobs}
+    whole = {knob.name for knob in method.knobs if not knob.per_source}
     levels: list[tuple[str, Mapping[str, Any]]] = [("parameters", recipe.parameters)]
     for i, piece in enumerate(recipe.slices):
         levels.append((f"slices[{i}].parameters", piece.parameters))
         levels += [(f"{source.model}: parameters", source.parameters) for source in piece.sources]
     for where, parameters in levels:
         for name in parameters:
+            if name in whole and where.endswith(": parameters"):
+                raise RecipeError(f"{where}: `{name}` holds for the whole merge; move it to the top level's `parameters`")
             if name not in known:
                 raise RecipeError(f"{where}: {unknown(f'parameter of {method.name}', name, known or ['none'])}")
     if method.base in ("required", "source") and recipe.base_model is None:
@@ -102,9 +105,8 @@ def _complete(piece: Slice, recipe: Recipe, method: Method, opened: Mapping[str,
     base = recipe.base_model
     if method.base == "required":
         sources = [s for s in sources if s.model != base]
-    elif method.base == "source":
-        assert base is not None
-        if all(s.model != base for s in sources):
+    elif base is not None and method.base in ("source", "optional"):
+        if all(s.model != base for s in sources):  # as mergekit does: an unlisted base is a source without parameters
             sources.append(Source(base, sources[0].layer_range, {}))
         sources.sort(key=lambda s: s.model != base)
     least, most = method.models

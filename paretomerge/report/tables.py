@@ -15,7 +15,7 @@ def title(trial: Trial) -> str:
     return trial.label or f"trial {trial.number}"
 
 
-def rows(study: Study, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """One plain dict per trial, fit for JSON: scores and standard errors, search and held-out, and the parameters."""
     return [
         {
@@ -39,7 +39,7 @@ def mean(study: Study, scores: Any) -> float | None:
 def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Table:
     """Held-out scores where they are known, search scores beside them; `marked` is the picked trial's number."""
     table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for objective in study.objectives:
         table.add_column(f"{objective.name}\nsearch", justify="right", style="dim")
         table.add_column("\nheld-out", justify="right")
@@ -49,18 +49,20 @@ def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: 
         held_out = trial.held_out or {}
         cells = []
         for objective in study.objectives:
-            cells += [_cell(trial.scores.get(objective.name)), _cell(held_out.get(objective.name), with_error=True)]
+            cells += [_cell(trial.scores.get(objective.name)), _cell(held_out.get(objective.name))]
         means = [mean(study, trial.scores), mean(study, held_out)]
         cells += ["-" if value is None else f"{value:.3f}" for value in means]
-        name = title(trial) + (" ← picked" if trial.number == marked else "")
+        name = ("→ " if trial.number == marked else "  ") + title(trial)
         table.add_row(name, *cells, style="bold green" if trial.number == marked else None)
+    errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
+    if errors:
+        table.caption = f"standard errors of the held-out scores: at most {max(errors):.3f}"
+        table.caption_justify = "left"
     return table
 
 
-def _cell(score: Score | None, with_error: bool = False) -> str:
-    if score is None:
-        return "-"
-    return f"{score.value:.3f}" + (f" ±{score.stderr:.3f}" if with_error and score.stderr else "")
+def _cell(score: Score | None) -> str:
+    return "-" if score is None else f"{score.value:.3f}"
 
 
 def _numbers(scores: Any) -> dict[str, dict[str, float]]:

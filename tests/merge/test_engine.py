@@ -127,6 +127,13 @@ def test_an_unlisted_base_and_a_listed_one_are_the_same(pico):
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
+def test_an_unlisted_base_is_a_source_of_a_linear_merge(pico):
+    listed = {"merge_method": "linear", "models": [{"model": f"{pico}/{m}"} for m in ("ada", "base")], "parameters": {"weight": 1}}
+    unlisted = listed | {"models": listed["models"][:1], "base_model": f"{pico}/base"}
+    a, b = (dict(merged_tensors(make_plan(Recipe.from_dict(r)))) for r in (listed, unlisted))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
 def test_sparsity_is_in_units_of_the_farthest_source(pico):
     resident = ResidentModel(str(pico / "base"), [str(pico / e) for e in ("ada", "bob", "cyd")], dtype="float32")
     space = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {p}/{e}, parameters: {{weight: {w}}}}}]"
@@ -143,6 +150,7 @@ def test_sparsity_is_in_units_of_the_farthest_source(pico):
         ("density: 0.5", "densty: 0.5", "did you mean 'density'"),
         ("density: 0.5", "density: 1.5", "from 0.0 to 1.0, got 1.5"),
         ("weight: [0.2, 0.8], ", "", "a value for `weight`"),
+        ("density: 0.5", "lambda: 0.5", "whole merge; move it"),
         ("weight: [0.2, 0.8]", "weight: heavy", "expected a number"),
         ("base_model: {pico}/base", "", "expected `base_model`"),
         ("{pico}/bob", "{pico}/eve", "there is no such folder"),
