@@ -70,7 +70,10 @@ class Progress:
         parts = "  ".join(f"{k} {sum(e.seconds.get(k, 0) for e in self._events):.0f}s" for k in ("ask", "merge", "evaluate", "record"))
         failed = sum(bool(e.trial.failure) for e in self._events)
         told = f"{last.done}/{last.total} trials  {failed} failed  {parts}  about {each * (last.total - last.done):.0f}s left"
-        return Group(table, ProgressBar(total=last.total, completed=last.done, width=60), Text(told, style="dim"))
+        below = Table.grid()
+        below.add_row(ProgressBar(total=last.total, completed=last.done, width=60))
+        below.add_row(Text(told, style="dim"))
+        return Group(table, below)
 
 
 def trial_score(trial: Trial, name: str) -> str:

@@ -85,6 +85,9 @@ def test_ties_on_a_case_worked_by_hand():
     # with weights 1 and 2 the last sign turns; the divisor is the agreeing weight
     merged = combine("ties", base, sources, [1.0, 2.0], normalize=True)
     torch.testing.assert_close(merged, torch.tensor([5 / 3, -3.0, 0.0, -2.0]))
+    # a negative weight turns its delta before signs are elected: 1 and -2, -3 and -1, 2 and 2
+    merged = combine("ties", base, sources, [1.0, -1.0], normalize=False)
+    assert merged.tolist() == [-2.0, -4.0, 0.0, 4.0]
     # half of each delta is kept: the two largest magnitudes
     merged = combine("ties", base, sources, [1.0, 1.0], density=0.5, normalize=False)
     assert merged.tolist() == [2.0, -3.0, 0.0, 2.0]

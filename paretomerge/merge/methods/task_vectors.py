@@ -81,8 +81,8 @@ def _agreeing_sum(inputs: Inputs, deltas: Sequence[torch.Tensor]) -> torch.Tenso
     positive = torch.stack(weighted).sum(0) >= 0
     merged = torch.zeros_like(deltas[0])
     total = torch.zeros_like(deltas[0])
-    for weight, delta, entry in zip(weights, deltas, weighted, strict=True):
-        agrees = torch.where(positive, delta > 0, delta < 0)
+    for weight, entry in zip(weights, weighted, strict=True):
+        agrees = torch.where(positive, entry > 0, entry < 0)  # a negative weight turns its delta
         merged.add_(entry * agrees)
         total.add_(agrees, alpha=weight)
     if not inputs.options["normalize"]:
