@@ -118,7 +118,7 @@ def _plain(scores: dict[str, Score]) -> dict[str, float]:
     return {name: score.value for name, score in scores.items()}
 
 
-def run(seeds: list[int], trials: int) -> None:
+def run(seeds: list[int], searches: list[str], trials: int) -> None:
     """Write `results/specialists/untuned.json` and one file per seed."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     study, config = load_study(STUDY)
@@ -127,11 +127,12 @@ def run(seeds: list[int], trials: int) -> None:
     plain = {name: _plain(score(r, "held_out") | score(r, "watched")) for name, r in untuned(study).items()}
     (RESULTS / "untuned.json").write_text(json.dumps(plain, indent=1) + "\n")
     for seed in seeds:
-        found = {}
-        for name in SEARCHES:
+        path = RESULTS / f"seed-{seed}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        for name in searches:
             found[name] = search(name, seed, study, config, score, trials)
             print(f"seed {seed}  {name}: knee {found[name]['knee']}", flush=True)
-        (RESULTS / f"seed-{seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def table() -> None:
@@ -172,10 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="others keep their results")
     parser.add_argument("--trials", type=int, default=TRIALS)
     arguments = parser.parse_args()
     if arguments.what == "run":
-        run(arguments.seeds, arguments.trials)
+        run(arguments.seeds, arguments.searches, arguments.trials)
     else:
         table()
 

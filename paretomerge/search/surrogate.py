@@ -45,6 +45,11 @@ class Surrogate:
             )
         return cls(model, centre, scale)
 
+    def believing(self, x: Array, y: Array, stderr: Array | None, pending: Array) -> "Surrogate":
+        """Fitted again with `pending` `(p, d)` as if each had come out as predicted (Ginsbourger et al. 2010)."""
+        noise = None if stderr is None else np.concatenate([stderr, np.zeros((len(pending), y.shape[1]))])
+        return Surrogate.fit(np.concatenate([x, pending]), np.concatenate([y, self.predict(pending)[0]]), noise)
+
     def standardise(self, y: Array) -> Array:
         return np.asarray((y - self.centre) / self.scale)
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -126,12 +127,34 @@ def test_failed_trials_count_as_bad():
     assert len(done) == 8 and y[-1].tolist() == y.min(0).tolist() and noise.shape == y.shape
 
 
-@pytest.mark.parametrize("parts", [{"weak_to_strong": False}, {"fisher_filter": False}, {"weak_to_strong": False, "fisher_filter": False}])
-def test_each_part_is_a_switch(parts):
-    with_all = run(MMMOSampler(seed=0, n_startup=5), 12)
-    without = run(MMMOSampler(seed=0, n_startup=5, **parts), 12)
-    assert [t.params for t in with_all.trials[:5]] == [t.params for t in without.trials[:5]]
-    assert [t.params for t in with_all.trials[5:]] != [t.params for t in without.trials[5:]]
+def test_the_fisher_filter_is_a_switch():
+    with_it = run(MMMOSampler(seed=0, n_startup=5), 9)
+    without = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=False), 9)
+    assert [t.params for t in with_it.trials[:5]] == [t.params for t in without.trials[:5]]
+    assert [t.params for t in with_it.trials[5:]] != [t.params for t in without.trials[5:]]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_weak_to_strong_is_a_switch(monkeypatch, on):
+    calls = []
+    cross = MMMOSampler._cross
+    monkeypatch.setattr(MMMOSampler, "_cross", lambda *arguments: calls.append(1) or cross(*arguments))
+    run(MMMOSampler(seed=0, n_startup=5, weak_to_strong=on), 7)
+    assert len(calls) == (2 if on else 0)
+
+
+def test_weak_to_strong_takes_coordinates_from_elites():
+    """v = a + F (b - d) in at least one coordinate, the candidate in the others."""
+    encoding = Encoding({n: FloatDistribution(0, 1) for n in "abcd"})
+    elites = np.array([[0.1] * 4, [0.4] * 4, [0.9] * 4])
+    candidates = np.full((200, 4), 0.77)
+    children = MMMOSampler()._cross(encoding, candidates, elites, np.random.default_rng(0))
+    possible = {a + 0.5 * (b - d) for a, b, d in itertools.permutations((0.1, 0.4, 0.9), 3)}
+    taken = ~np.isclose(children, 0.77)
+    assert taken.any(1).all() and not taken.all(1).all()
+    assert 0.5 < taken.mean() < 0.7  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
+    assert all(min(abs(v - p) for p in possible) < 1e-9 for v in children[taken])
+    assert len(MMMOSampler()._cross(encoding, candidates, elites[:2], np.random.default_rng(0))) == 0
 
 
 def test_mixed_and_conditional_spaces():
