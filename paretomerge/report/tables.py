@@ -38,20 +38,14 @@ def mean(study: Study, scores: Any) -> float | None:
 
 def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Table:
     """Held-out scores where they are known, search scores beside them; `marked` is the picked trial's number."""
-    table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for objective in study.objectives:
-        table.add_column(f"{objective.name}\nsearch", justify="right", style="dim")
-        table.add_column("\nheld-out", justify="right")
-    table.add_column("mean\nsearch", justify="right", style="dim")
-    table.add_column("\nheld-out", justify="right")
+    for name in (*(o.name for o in study.objectives), "mean"):
+        table.add_column(f"{name}\n[dim]search[/] held", justify="right", min_width=11)
     for trial in trials:
         held_out = trial.held_out or {}
-        cells = []
-        for objective in study.objectives:
-            cells += [_cell(trial.scores.get(objective.name)), _cell(held_out.get(objective.name))]
-        means = [mean(study, trial.scores), mean(study, held_out)]
-        cells += ["-" if value is None else f"{value:.3f}" for value in means]
+        cells = [_pair(_value(trial.scores.get(o.name)), _value(held_out.get(o.name))) for o in study.objectives]
+        cells.append(_pair(mean(study, trial.scores), mean(study, held_out)))
         name = ("→ " if trial.number == marked else "  ") + title(trial)
         table.add_row(name, *cells, style="bold green" if trial.number == marked else None)
     errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
@@ -61,8 +55,14 @@ def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: 
     return table
 
 
-def _cell(score: Score | None) -> str:
-    return "-" if score is None else f"{score.value:.3f}"
+def _value(score: Score | None) -> float | None:
+    return None if score is None else score.value
+
+
+def _pair(search: float | None, held_out: float | None) -> str:
+    """Search score, dimmed, and held-out score, five places each."""
+    left, right = (f"{'-':>5}" if value is None else f"{value:5.3f}" for value in (search, held_out))
+    return f"[dim]{left}[/] {right}"
 
 
 def _numbers(scores: Any) -> dict[str, dict[str, float]]:
