@@ -89,7 +89,7 @@ class HarnessEvaluator:
                 responses = getattr(self._lm, kind)(instances, disable_tqdm=True)
             for instance, response in zip(instances, responses, strict=True):
                 instance.resps.append(response)
-        return {name: _score(name, part) for name, part in loaded.items()}
+        return {name: _score(part) for name, part in loaded.items()}
 
     def _prepare(self, split: Split) -> dict[str, _Loaded]:
         if split not in self._loaded:
@@ -127,7 +127,7 @@ class HarnessEvaluator:
         return sorted(order[: self.search_items] if split == "search" else order[self.search_items :])
 
 
-def _score(name: str, part: _Loaded) -> Score:
+def _score(part: _Loaded) -> Score:
     """What the harness does after the responses: filter, score each document, aggregate."""
     task = part.task
     task.apply_filters()

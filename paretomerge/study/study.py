@@ -65,6 +65,7 @@ class Study:
         self.device = device
         where = storage or f"sqlite:///{self.folder / 'study.db'}"
         self.record = Record(where, "paretomerge", self.objectives, identity or {})
+        self._reference: list[float] | None = None
 
     @cached_property
     def resident(self) -> ResidentModel:
@@ -78,12 +79,18 @@ class Study:
     @property
     def reference(self) -> list[float] | None:
         """The reference point of the hypervolume, inside directions: the worst of the sources less a margin."""
-        values = [t.values(self.objectives) for t in self.trials[: len(self.space.sources)] if not t.failure]
-        return reference_point(values).tolist() if values else None
+        if self._reference is not None:
+            return self._reference
+        sources = self.trials[: len(self.space.sources)]
+        values = [t.values(self.objectives) for t in sources if not t.failure]
+        reference: list[float] | None = reference_point(values).tolist() if values else None
+        if len(sources) == len(self.space.sources):  # finished trials never change, so the record need not be read again
+            self._reference = reference
+        return reference
 
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial, in the dtype that was scored."""
-        return replace(self.space.recipe(trial.params), dtype=self.dtype)
+        return self._recipe(trial.params)
 
     def front(self) -> list[Trial]:
         """The trials that no other dominates, by number."""
@@ -156,7 +163,7 @@ class Study:
         return scores
 
     def _try(self, number: int, params: Mapping[str, Any], label: str, seconds: dict[str, float], known: Mapping[str, Trial]) -> Trial:
-        recipe = replace(self.space.recipe(params), dtype=self.dtype)
+        recipe = self._recipe(params)
         same = known.get(recipe.key)
         if same is not None:
             return Trial(number, params, same.scores, label, seconds=seconds)
@@ -168,6 +175,9 @@ class Study:
         except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
             return Trial(number, params, label=label, failure=f"{type(error).__name__}: {error}", seconds=seconds)
         return Trial(number, params, scores, label, seconds=seconds)
+
+    def _recipe(self, params: Mapping[str, Any]) -> Recipe:
+        return replace(self.space.recipe(params), dtype=self.dtype)
 
     def _stderr(self, trial: Trial) -> list[float]:
         return [0.0 if trial.failure else trial.scores[o.name].stderr for o in self.objectives]
