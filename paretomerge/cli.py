@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False)]
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Prefer = Annotated[str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")]
@@ -117,13 +119,64 @@ def pick(
 
 
 @app.command()
-def merge(recipe: Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.")], out: Path, overwrite: Overwrite = False) -> None:
+def merge(
+    recipe: RecipeFile,
+    out: Path,
+    overwrite: Overwrite = False,
+    threads: Annotated[int | None, typer.Option(help="Tensors merged at a time. Default: OMP_NUM_THREADS, or all cores.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB, ...")] = "5GB",
+    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Merge NaN and infinite weights like others.")] = False,
+) -> None:
     """Merge one recipe to disk."""
-    from paretomerge.merge.engine import merge as merge_recipe
+    from paretomerge.merge.plan import make_plan
     from paretomerge.recipe import Recipe
 
-    merge_recipe(Recipe.load(recipe), out, overwrite=overwrite)
-    _console().print(f"wrote {out}", highlight=False)
+    shard_bytes = _bytes(shard_size)
+    plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
+    _notes(plan.notes)
+    from paretomerge.merge.engine import write
+
+    write(plan, out, overwrite=overwrite, shard_bytes=shard_bytes, threads=threads, device=device)
+    _console().print(f"wrote {_short(out)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(recipe: RecipeFile, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Check a recipe from headers alone: every error at once, or what will be read, written and needed."""
+    from dataclasses import asdict
+
+    from paretomerge.merge.cost import cost
+    from paretomerge.merge.plan import make_plan
+    from paretomerge.recipe import Recipe
+
+    made = make_plan(Recipe.load(recipe))
+    _notes(made.notes)
+    told = {
+        "method": made.recipe.merge_method,
+        "models": list(made.recipe.files),
+        "layers": len(made.route),
+        "tensors": len(made.jobs),
+        "dtype": made.dtype,
+        **asdict(cost(made)),
+    }
+    if as_json:
+        print(json.dumps(told, indent=2))  # noqa: T201
+        return
+    from paretomerge.report.recipes import plan_table
+
+    _console().print(plan_table(told))
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """The table of merge methods: what each does, its parameters and their defaults."""
+    from paretomerge.report.recipes import method_rows, methods_table
+
+    if as_json:
+        print(json.dumps(method_rows(), indent=2))  # noqa: T201
+        return
+    _console().print(methods_table())
 
 
 @app.command()
@@ -228,6 +281,20 @@ def _choice(prefer: str | None, trial: int | None, knee: bool) -> "Choice":
     from paretomerge.decide.pick import Choice
 
     return Choice.parse(prefer, trial, knee)
+
+
+def _notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def _bytes(text: str) -> int:
+    """5GB, 500MB, 2000000: decimal units, as the Hub counts."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
+    if not found or (size := int(float(found[1]) * units[found[2] or ""])) < 1:
+        raise ConfigError(f"--shard-size: expected a size like 5GB or 500MB, got {text!r}")
+    return size
 
 
 def _console() -> "Console":

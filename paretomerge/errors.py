@@ -7,15 +7,24 @@
     ├── EvaluationError    a task, metric or scoring function that is missing or fails
     └── StudyError         a record of trials that cannot be read or does not belong to this study
 
-Each message says what was expected, what was found, and how to cure it.
+Each message says what was expected, what was found, and how to cure it. `Problems` gathers several into one error.
 """
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ParetoMergeError(Exception):
-    """Root of the tree: the command line prints its message without a traceback."""
+    """Root of the tree: the command line prints its message without a traceback.
+
+    parts: the single messages, more than one where several things were wrong at once.
+    """
+
+    def __init__(self, message: str, parts: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.parts = parts or (message,)
 
 
 class RecipeError(ParetoMergeError):
@@ -38,13 +47,51 @@ class StudyError(ParetoMergeError):
     """A record of trials that cannot be read or does not belong to this study."""
 
 
+class Problems:
+    """Errors gathered so that a user sees all of them at once.
+
+    with problems.noted(): each block may fail once; `settle` raises what was noted as one error.
+    """
+
+    _MOST = 20
+
+    def __init__(self) -> None:
+        self._errors: list[ParetoMergeError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except ParetoMergeError as error:
+            self._errors.append(error)
+
+    def settle(self) -> None:
+        """Raise what was noted, if anything, with the kind of the first."""
+        if not self._errors:
+            return
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        parts = tuple(dict.fromkeys(part for error in self._errors for part in error.parts))
+        shown = [f"  - {part}" for part in parts[: self._MOST]]
+        if len(parts) > self._MOST:
+            shown.append(f"  ... and {len(parts) - self._MOST} more")
+        message = parts[0] if len(parts) == 1 else f"{len(parts)} problems:\n" + "\n".join(shown)
+        raise type(self._errors[0])(message, parts)
+
+
 def unknown(kind: str, got: object, known: Iterable[object]) -> str:
     """The message for a name that is not in a list: the nearest one first, then all of them."""
     names = sorted(str(k) for k in known)
-    near = difflib.get_close_matches(str(got), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return (
-        f"unknown {kind} {str(got)!r}{hint} Known: {', '.join(names)}"
-        if hint
-        else (f"unknown {kind} {str(got)!r}; known: {', '.join(names)}")
-    )
+    near = difflib.get_close_matches(str(got)[:100], names, n=1)
+    listed = ", ".join(names)
+    if near:
+        return f"unknown {kind} {str(got)[:100]!r}; did you mean {near[0]!r}? Known: {listed}"
+    return f"unknown {kind} {str(got)[:100]!r}; known: {listed}"
+
+
+def shown(value: object) -> str:
+    """`repr`, cut to a length that fits a message whatever the value is."""
+    return reprlib.repr(value)

@@ -1,9 +1,9 @@
-"""Reading a Hugging Face checkpoint one tensor at a time; safetensors only.
-
-Opening a `Checkpoint` reads headers, never weights. Tensors are memory-mapped: reading one costs its own pages.
-"""
+"""Reading a Hugging Face checkpoint: headers when it is opened, tensors when they are asked for; safetensors only."""
 
 import json
+import os
+import shlex
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.header import Header, read_header
+from paretomerge.checkpoint.operand import FLOATS, Stored
+from paretomerge.checkpoint.reference import locate
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,31 +21,73 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "U8": "uint8"}
-_LARGEST_HEADER = 100_000_000  # bytes: the format's own limit
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a shard says of one tensor: its file, its dtype as torch names it, its shape."""
+class _Stamp:
+    """What tells that a file is still the one whose header was read."""
 
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
+    size: int
+    modified: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: Path) -> "_Stamp":
+        told = file.stat()
+        return cls(told.st_size, told.st_mtime_ns, told.st_ino)
+
+
+class Shards:
+    """The tensors of some safetensors files, which are opened when the first of theirs is read. `name` is for errors."""
+
+    def __init__(self, name: str, headers: Mapping[str, Header], allow_nan: bool = False) -> None:
+        self.name = name
+        self.headers = headers
+        self.allow_nan = allow_nan
+        self._stamps = {file: _Stamp.of(file) for file in {h.file for h in headers.values()}}
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+    def operand(self, name: str) -> Stored:
+        header = self.headers[name]
+        label = f"{self.name}: {name}"
+        return Stored(lambda: self._descriptor(header.file), header.offset, header.shape, header.dtype, label, self.allow_nan)
+
+    def check_unchanged(self) -> None:
+        for file, stamp in self._stamps.items():
+            if not file.exists() or _Stamp.of(file) != stamp:
+                raise CheckpointError(f"{file}: the file changed while it was read; merge again when it is complete")
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._open:
+                try:
+                    self._open[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from error
+            return self._open[file]
 
 
 class Checkpoint:
     """A folder with config.json and safetensors shards, opened for reading.
 
-    `name` is what the recipe calls it: a local folder, or a Hub repository with an optional `@revision`.
+    name: what the recipe calls it: a local folder, or a Hub repository with an optional `@revision`.
+    allow_nan: whether weights that are NaN or infinite are read like others, or are an error that names them.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, allow_nan: bool = False) -> None:
         self.name = name
         self.folder = locate(name)
-        self.config: dict[str, Any] = _json(self.folder / "config.json", f"{name}: config.json")
-        self.headers: Mapping[str, Header] = _headers(self.folder, name)
-        self._open: dict[Path, Any] = {}
+        self.config: dict[str, Any] = read_json(self.folder / "config.json", f"{name}: config.json")
+        self.shards = Shards(name, _headers(self.folder, name), allow_nan)
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        return self.shards.headers
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -53,107 +98,76 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of most of the weights."""
+        """The dtype of most of the weights, by number of tensors."""
         counts: dict[str, int] = {}
         for header in self.headers.values():
-            counts[header.dtype] = counts.get(header.dtype, 0) + 1
-        return max(sorted(counts), key=counts.__getitem__)
+            if header.dtype in FLOATS:
+                counts[header.dtype] = counts.get(header.dtype, 0) + 1
+        return max(sorted(counts), key=counts.__getitem__, default="float32")
+
+    def operand(self, name: str) -> Stored:
+        """The tensor, to be read a few rows at a time."""
+        return self.shards.operand(name)
 
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor as it is stored, on the CPU."""
-        from safetensors import SafetensorError, safe_open
+        return self.operand(name).whole()
 
-        file = self.headers[name].file
-        try:
-            if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
-            tensor: torch.Tensor = self._open[file].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: cannot read {name!r}: {error}") from error
-        return tensor
-
-
-def locate(name: str) -> Path:
-    """The folder of a model: a local one, or a snapshot from the Hub (cached, safetensors and text files only)."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise CheckpointError(f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder")
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-            )
-        )
-    except Exception as error:  # the hub raises many kinds; the user needs one sentence
-        raise CheckpointError(
-            f"{name}: expected a folder or a model on the Hub; the folder does not exist and the Hub said: "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+    def check_unchanged(self) -> None:
+        """An error if a shard is no longer the file whose header was read."""
+        self.shards.check_unchanged()
 
 
 def _headers(folder: Path, name: str) -> dict[str, Header]:
-    weight_map: Any = {}
     if (folder / INDEX).is_file():
-        weight_map = _json(folder / INDEX, f"{name}: {INDEX}").get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        weight_map = read_json(folder / INDEX, f"{name}: {INDEX}").get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
             raise CheckpointError(f"{name}: {INDEX}: expected a `weight_map` from tensors to files")
-        files = sorted({_inside(folder, str(file)) for file in weight_map.values()})
-    elif (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
-    else:
-        pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        got = f"{pickles[0]} (a pickle can run code when it is opened)" if pickles else "no weights"
-        cure = (
-            '; convert it in a sandbox: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r} + '-safe')\""
-        )
-        raise CheckpointError(f"{name}: expected {SINGLE} or {INDEX}, got {got}{cure if pickles else ''}")
-    headers = {tensor: header for file in files for tensor, header in _shard_headers(file).items()}
-    if missing := sorted(set(weight_map) - set(headers)):
-        raise CheckpointError(f"{name}: the index promises {missing[0]!r} and {len(missing) - 1} more; no shard has them")
-    return headers
+        shards = {file: read_header(inside(folder, file)) for file in sorted(set(weight_map.values()))}
+        if missing := sorted(t for t, file in weight_map.items() if t not in shards[file]):
+            raise CheckpointError(
+                f"{name}: the index promises {missing[0]!r} and {len(missing) - 1} more tensors that their shards lack; download it again"
+            )
+        return {tensor: shards[file][tensor] for tensor, file in sorted(weight_map.items())}
+    if (folder / SINGLE).is_file():
+        if headers := dict(sorted(read_header(inside(folder, SINGLE)).items())):
+            return headers
+        raise CheckpointError(f"{name}: expected tensors in {SINGLE}, got none; download the model again")
+    pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
+    got = f"{pickles[0]} (a pickle can run code when it is opened)" if pickles else "no weights"
+    code = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r} + '-safe')"
+    )
+    cure = f"; convert it in a sandbox: python -c {shlex.quote(code)}"
+    raise CheckpointError(f"{name}: expected {SINGLE} or {INDEX}, got {got}{cure if pickles else ''}")
 
 
-def _shard_headers(file: Path) -> dict[str, Header]:
-    """Parse a safetensors header: 8 bytes little-endian length, then JSON; offsets must fit the file."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-                raise CheckpointError(f"{file}: expected a safetensors file, got a header of {length} bytes in a file of {size}")
-            entries = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: expected a safetensors file; {error}") from error
-    entries.pop("__metadata__", None)
-    end = max((e["data_offsets"][1] for e in entries.values()), default=0)
-    if 8 + length + end != size:
-        raise CheckpointError(f"{file}: expected {8 + length + end} bytes, got {size}: the file is torn; download it again")
-    for tensor, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{file}: {tensor}: expected one of {', '.join(DTYPES)}, got {entry['dtype']}")
-    return {t: Header(file, DTYPES[e["dtype"]], tuple(e["shape"])) for t, e in sorted(entries.items())}
-
-
-def _inside(folder: Path, file: str) -> Path:
+def inside(folder: Path, file: str) -> Path:
+    """A file of the folder itself; the Hub's cache links from its snapshots to its blobs, which is as good."""
     if Path(file).name != file:
         raise CheckpointError(f"{folder}: {INDEX}: expected names of files in the same folder, got {file!r}")
-    if not (folder / file).is_file():
-        raise CheckpointError(f"{folder}: the index names {file}, which is missing; download the model again")
-    return folder / file
+    path = folder / file
+    try:
+        there = path.is_file()
+    except OSError:  # a name too long to be one
+        there = False
+    if not there:
+        raise CheckpointError(f"{folder}: the index names {file[:100]!r}, which is missing; download the model again")
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
+        raise CheckpointError(f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the weights lie")
+    return path
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file; `what` names it in errors."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{what}: not found in {path.parent}; is this a Hugging Face model folder?") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: expected JSON, got {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{what}: expected a JSON object, got {type(data).__name__}")

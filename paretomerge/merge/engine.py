@@ -1,101 +1,182 @@
-"""The one loop: jobs -> (name, tensor). Float32 inside, one cast at the end, no state between tensors."""
+"""The one loop: jobs -> blocks of merged tensors. Float32 inside, one cast at the end, no state between tensors."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from paretomerge.checkpoint.tokenizer import copy_tokenizer
-from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, new_folder, write_json, write_weights
+from paretomerge.checkpoint.operand import BYTES, Held, Stored
+from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
+from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
+from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder, write_json
 from paretomerge.errors import CheckpointError
-from paretomerge.merge.methods import Inputs
+from paretomerge.merge.card import model_card
+from paretomerge.merge.methods.inputs import Inputs
 from paretomerge.merge.plan import Job, Plan, make_plan
 from paretomerge.recipe import Recipe
 
-Read = Callable[[str, str], torch.Tensor]
-"""(model, tensor name) -> float32 tensor, not to be written to."""
+_WARM_HEAP = 31 << 20
+"""Bytes allocated and freed at once: glibc then keeps blocks of this size on its heap, and does not give them back to the
+kernel after every operation only to fetch, and clear, them again."""
+
+HELD_BYTES = 200 << 20
+"""Inputs of one tensor that a method looks at more than once are kept in memory up to this size, else read again."""
+
+Emit = Callable[[Job, int, torch.Tensor], None]
+"""(job, flat position of the block's first element, block as (rows, columns) in float32 or, for a copy, as stored)."""
 
 
-def merge(recipe: Recipe, out: str | Path, *, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, card: str = "") -> Path:
+def merge(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    card: str = "",
+    threads: int | None = None,
+    device: str = "cpu",
+    allow_nan: bool = False,
+) -> Path:
     """Merge `recipe` into the new folder `out`: weights, config, tokenizer, recipe and model card.
 
-    The folder appears whole or not at all. `card` is added to the model card. Returns the folder.
+    The folder appears whole or not at all. card: text added to the model card. threads: tensors merged at a time, by
+    default as many as torch would use; the bytes do not depend on it. Returns the folder.
     """
-    plan = make_plan(recipe)
-    out = Path(out)
-    with new_folder(out, overwrite) as folder:
-        specs = [TensorSpec(job.name, plan.dtype, job.shape) for job in plan.jobs]
-        write_weights(folder, specs, merged_tensors(plan), shard_bytes)
-        write_json(folder / "config.json", result_config(plan))
-        tokenizer = recipe.tokenizer_source if recipe.tokenizer_source in plan.checkpoints else None
-        copy_tokenizer(plan.checkpoints[tokenizer].folder if tokenizer else plan.template.folder, folder)
-        (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "README.md").write_text(_card(recipe, out.name, card), encoding="utf-8")
+    return write(make_plan(recipe, allow_nan=allow_nan), Path(out), overwrite, shard_bytes, card, threads, device)
+
+
+def write(
+    plan: Plan,
+    out: Path,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    card: str = "",
+    threads: int | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Carry out `plan`, as `merge` does."""
+    specs = [TensorSpec(job.name, job.dtype, job.shape) for job in plan.jobs]
+    with new_folder(out, overwrite, plan.bytes_written()) as folder:
+        with WeightsWriter(folder, specs, shard_bytes) as writer:
+            run(plan, lambda job, start, block: writer.write(job.name, start, cast(job, block)), threads, device)
+        for weights in plan.weights.values():
+            weights.check_unchanged()
+        write_json(folder / "config.json", plan.config)
+        _write_tokenizer(plan, folder)
+        (folder / "mergekit_config.yml").write_text(plan.recipe.to_yaml(), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(plan, out.name, card, writer.checksums()), encoding="utf-8")
     return out
 
 
-def merged_tensors(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every output tensor in the order of the plan, cast to the plan's dtype."""
+def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu", block: int | None = None) -> None:
+    """Merge every tensor, the largest first, and hand each block to `emit`, which may be called from several threads.
 
-    def read(model: str, tensor: str) -> torch.Tensor:
-        return _finite(plan.checkpoints[model].tensor(tensor).to(torch.float32), model, tensor)
+    block: elements at a time; results do not depend on it.
+    """
+    jobs = sorted(plan.jobs, key=lambda job: -torch.Size(job.shape).numel())
+    torch.empty(_WARM_HEAP, dtype=torch.uint8)
+    with _single_threaded() as before, torch.inference_mode():
+        count = threads or before
+        if count == 1:
+            for job in jobs:
+                _merge_job(plan, job, emit, device, block)
+            return
 
-    dtype = getattr(torch, plan.dtype)
-    for job in plan.jobs:
-        yield job.name, merge_tensor(plan, job, read).to(dtype)
+        def work(job: Job) -> None:
+            with torch.inference_mode():  # the mode is a thread's own
+                _merge_job(plan, job, emit, device, block)
 
-
-def merge_tensor(plan: Plan, job: Job, read: Read) -> torch.Tensor:
-    """One output tensor in float32; `read` says where the inputs come from."""
-    sources = [read(*pair) for pair in job.sources]
-    device = sources[0].device
-    uniform = [_uniform(plan.recipe.seed, job.name, i, job.shape, device) for i in range(len(sources))]
-    base = read(*job.base) if job.base else None
-    return plan.method.combine(Inputs(base, sources, job.knobs, job.options, uniform))
-
-
-def _uniform(seed: int, name: str, index: int, shape: tuple[int, ...], device: torch.device) -> Callable[[], torch.Tensor]:
-    """Random numbers with an address: the same whatever was drawn before, in any process."""
-
-    def draw() -> torch.Tensor:
-        digest = hashlib.sha256(f"{seed}\0{name}\0{index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return torch.rand(shape, generator=generator).to(device)  # drawn on the CPU: the same on every device
-
-    return draw
+        with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
+            pending = [pool.submit(work, job) for job in jobs]
+            try:
+                for result in pending:
+                    result.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
 
-def _finite(tensor: torch.Tensor, model: str, name: str) -> torch.Tensor:
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{model}: {name}: expected finite weights, got NaN or infinity; is the download or the training broken?")
-    return tensor
+def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None) -> None:
+    if job.copy:
+        operand = plan.operand(job.sources[0])
+        whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, torch.Size(job.shape[:-1]).numel())
+        emit(job, 0, whole)
+        return
+    inputs = inputs_of(plan, job, device)
+    combine = plan.method.combine(inputs)
+    for piece in inputs.blocks(block):
+        emit(job, piece.start, combine(piece))
 
 
-def result_config(plan: Plan) -> dict[str, Any]:
-    """The template's config with the depth, the dtype and every per-layer list made to follow the route."""
-    config = dict(plan.template.config)
-    depth = plan.template.architecture.depth
-    for key in ("dtype", "torch_dtype"):
-        if key in config:
-            config[key] = plan.dtype
-    for key, value in config.items():
-        if isinstance(value, list) and len(value) == depth and key.startswith("layer"):
-            config[key] = [_entry(plan.checkpoints[model].config, key, layer, value) for model, layer in plan.route]
-        elif key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-            config[key] = len(plan.route)
-    return config
-
-
-def _entry(config: Mapping[str, Any], key: str, layer: int, fallback: list[Any]) -> Any:
-    return config.get(key, fallback)[layer]
-
-
-def _card(recipe: Recipe, title: str, more: str) -> str:
-    listed = "\n".join(f"- {model}" for model in recipe.models)
-    return (
-        f"---\nlibrary_name: transformers\ntags:\n- merge\n- mergekit\n- paretomerge\n---\n# {title}\n\n"
-        f"Merged with paretomerge by `{recipe.merge_method}` from:\n\n{listed}\n\n{more}\n\n"
-        f"Rebuild it with `paretomerge merge mergekit_config.yml OUT`.\n\n```yaml\n{recipe.to_yaml()}```\n"
+def inputs_of(plan: Plan, job: Job, device: str = "cpu") -> Inputs:
+    """What the plan's method sees of one tensor."""
+    operands = [plan.operand(pair) for pair in job.pairs]
+    if plan.method.looks and sum(math.prod(o.shape) * BYTES[o.dtype] for o in operands) <= HELD_BYTES:
+        operands = [Held(operand) if isinstance(operand, Stored) else operand for operand in operands]
+    k = len(job.sources)
+    architecture = plan.template.architecture
+    return Inputs(
+        name=job.name,
+        shape=job.shape,
+        base=operands[k] if job.base else None,
+        sources=operands[:k],
+        knobs=job.knobs,
+        options=job.options or {},
+        seed=plan.recipe.seed,
+        device=device,
+        matrix=len(job.shape) >= 2 and architecture.role(job.name) != "other",
     )
+
+
+def cast(job: Job, block: torch.Tensor) -> torch.Tensor:
+    """A merged block in the job's dtype."""
+    dtype = getattr(torch, job.dtype)
+    result = block.to(dtype)
+    if dtype is torch.float16 and block.dtype is torch.float32 and torch.isinf(result).any():
+        raise CheckpointError(f"{job.name}: expected values that float16 can hold, got {block.abs().max():.3g}; choose bfloat16")
+    return result
+
+
+def merged_tensors(plan: Plan, block: int | None = None, only: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every output tensor in the order of the plan, cast to its dtype: for looking at, and for tests."""
+    wanted = None if only is None else set(only)
+    for job in plan.jobs:
+        if wanted is None or job.name in wanted:
+            yield job.name, _merged(plan, job, block)
+
+
+def _merged(plan: Plan, job: Job, block: int | None) -> torch.Tensor:
+    pieces: list[torch.Tensor] = []
+
+    def keep(job: Job, _: int, piece: torch.Tensor) -> None:
+        pieces.append(cast(job, piece).reshape(-1))
+
+    with _single_threaded(), torch.inference_mode():
+        _merge_job(plan, job, keep, "cpu", block)
+    return torch.cat(pieces).view(job.shape) if pieces else torch.empty(job.shape, dtype=getattr(torch, job.dtype))
+
+
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """One thread inside torch: merging is parallel over tensors, and sums then never depend on a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_tokenizer(plan: Plan, folder: Path) -> None:
+    if plan.vocabulary:
+        copy_tokenizer(plan.template.folder, folder, ["generation_config.json"])
+        plan.vocabulary.write(folder)
+    else:
+        copy_tokenizer(plan.template.folder, folder)
+    if plan.recipe.chat_template:
+        folders = {model: weights.folder for model, weights in plan.weights.items()}
+        if text := find_chat_template(plan.recipe.chat_template, folders):
+            write_chat_template(folder, text)

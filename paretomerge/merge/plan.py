@@ -1,198 +1,408 @@
-"""From a recipe to jobs: all meaning checked against headers before a weight is read."""
+"""From a recipe to jobs: all meaning checked against headers before a weight is read, and every error told at once."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
+from paretomerge.checkpoint.adapter import AdaptedCheckpoint
+from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.config import routed_config
+from paretomerge.checkpoint.header import Header
+from paretomerge.checkpoint.operand import BYTES, FLOATS, Operand
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.errors import CheckpointError, RecipeError, unknown
+from paretomerge.checkpoint.reference import Reference
+from paretomerge.checkpoint.remapped import Remapped
+from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
+from paretomerge.errors import CheckpointError, Problems, RecipeError, unknown
+from paretomerge.merge.knobs import check_names, knob_values, option_values
 from paretomerge.merge.methods import METHODS, Method
-from paretomerge.recipe import Recipe, Slice, Source, settings
+from paretomerge.recipe import Module, Recipe, Slice, Source
+
+Pair = tuple[str, str]
+"""(model as the recipe names it, name of a tensor in it)."""
+
+
+class Weights(Protocol):
+    """A model to merge from: on disk, with an adapter, in memory, or the result of an earlier step."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def headers(self) -> Mapping[str, Header]: ...
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def dtype(self) -> str: ...
+    def operand(self, name: str) -> Operand: ...
+    def check_unchanged(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Job:
     """One output tensor: which tensors of which models make it, with what settings.
 
-    `base` and `sources` are (model, tensor name) pairs; `knobs` has one entry per source.
+    `knobs` has one entry per source. A `copy` takes its one source as it is stored.
     """
 
     name: str
     shape: tuple[int, ...]
-    base: tuple[str, str] | None
-    sources: tuple[tuple[str, str], ...]
-    knobs: tuple[Mapping[str, Any], ...]
-    options: Mapping[str, Any]
+    dtype: str
+    base: Pair | None
+    sources: tuple[Pair, ...]
+    knobs: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] | None = None
+    copy: bool = False
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return self.sources + ((self.base,) if self.base else ())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that has been understood: every job, and the checkpoints that they read."""
+    """A recipe that has been understood: every job, in the order of names, and the models that they read.
+
+    route: for each output layer the model and layer that its config entries follow.
+    """
 
     recipe: Recipe
     method: Method
-    checkpoints: Mapping[str, Checkpoint]
+    weights: Mapping[str, Weights]
     jobs: tuple[Job, ...]
     dtype: str
     route: tuple[tuple[str, int], ...]
-    """For each output layer the model and layer that its config entries follow."""
+    vocabulary: Vocabulary | None = None
+    notes: tuple[str, ...] = ()
+    """What in the recipe has no effect."""
+    untied: bool = False
+    """Whether the result has a head of its own where the template's is its embedding."""
 
     @property
-    def template(self) -> Checkpoint:
+    def template(self) -> Weights:
         """The model whose config the result follows."""
-        return self.checkpoints[self.recipe.base_model or self.recipe.models[0]]
+        return self.weights[self.recipe.base_model or self.recipe.models[0]]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the result: depth, per-layer lists, dtype and vocabulary follow the recipe."""
+        route = [(self.weights[model].config, layer) for model, layer in self.route]
+        config = routed_config(self.template.config, route, self.dtype)
+        if self.untied:
+            config = _with(config, "tie_word_embeddings", False)
+        return _with_vocabulary(config, self.vocabulary.config_updates) if self.vocabulary else config
+
+    def operand(self, pair: Pair) -> Operand:
+        """What a job reads, in the merged vocabulary where there is one."""
+        model, name = pair
+        operand = self.weights[model].operand(name)
+        if self.vocabulary is None or self.weights[model].architecture.vocabulary_axis(name, operand.shape) is None:
+            return operand
+        return Remapped(operand, self.vocabulary.rows[model], lambda other: self.weights[other].operand(self._in(other, name)))
+
+    def bytes_read(self) -> int:
+        """One reading of every input."""
+        return sum(self.weights[m].headers[t].bytes for job in self.jobs for m, t in job.pairs)
+
+    def bytes_written(self) -> int:
+        return sum(size(job) for job in self.jobs)
+
+    def _in(self, model: str, name: str) -> str:
+        return self.weights[model].architecture.stand_in(name) or name
 
 
-def open_checkpoints(models: Sequence[str], already: Mapping[str, Checkpoint] | None = None) -> dict[str, Checkpoint]:
-    """Open each model that is not open `already`."""
-    already = already or {}
-    return {model: already[model] if model in already else Checkpoint(model) for model in models}
+def size(job: Job) -> int:
+    """Bytes of a job's output."""
+    n = BYTES[job.dtype]
+    for side in job.shape:
+        n *= side
+    return n
 
 
-def make_plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint] | None = None) -> Plan:
+def open_weights(models: Sequence[str], already: Mapping[str, Weights] | None = None, allow_nan: bool = False) -> dict[str, Weights]:
+    """Open each model that is not open `already`; all that fail are told at once."""
+    opened: dict[str, Weights] = {}
+    problems = Problems()
+    for model in models:
+        with problems.noted():
+            opened[model] = already[model] if already and model in already else _open(model, allow_nan)
+    problems.settle()
+    return opened
+
+
+def _open(model: str, allow_nan: bool) -> Weights:
+    reference = Reference.parse(model)
+    checkpoint = Checkpoint(reference.model, allow_nan)
+    return AdaptedCheckpoint(checkpoint, reference.adapter) if reference.adapter else checkpoint
+
+
+def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allow_nan: bool = False) -> Plan:
     """Check the recipe against the table of methods and the models' headers, and lay out the work.
 
-    checkpoints: models that are open already, by the name that the recipe uses.
+    weights: models that are open already, by the name that the recipe uses.
     """
-    if recipe.merge_method not in METHODS:
-        raise RecipeError(f"merge_method: {unknown('method', recipe.merge_method, METHODS)}")
-    method = METHODS[recipe.merge_method]
-    _check_names(recipe, method)
-    opened = open_checkpoints(recipe.models, checkpoints)
-    if recipe.tokenizer_source not in (None, "base", *recipe.models):
-        raise RecipeError(
-            f"tokenizer_source: expected base or one of the recipe's models, got {recipe.tokenizer_source!r}; "
-            "`union` is not there yet: the models must share one vocabulary"
-        )
-    slices = tuple(_complete(piece, recipe, method, opened, i) for i, piece in enumerate(recipe.slices))
-    jobs, route = _lay_out(recipe, method, slices, opened)
-    template = opened[recipe.base_model or recipe.models[0]]
-    dtype = recipe.out_dtype or recipe.dtype or template.dtype
-    return Plan(recipe, method, opened, tuple(jobs), dtype, tuple(route))
+    from paretomerge.merge.nested import open_steps
+
+    problems = Problems()
+    opened: dict[str, Weights] = {}
+    with problems.noted():
+        if recipe.merge_method not in METHODS:
+            raise RecipeError(f"merge_method: {unknown('method', recipe.merge_method, METHODS)}")
+    method = METHODS.get(recipe.merge_method)
+    notes: tuple[str, ...] = ()
+    if method:
+        with problems.noted():
+            notes = check_names(recipe, method)
+    with problems.noted():
+        opened = open_steps(recipe, weights or {}, allow_nan)
+        opened = open_weights(_needed(recipe), opened, allow_nan)
+    if problems or method is None:
+        problems.settle()
+        raise AssertionError("an unknown method was noted")
+    return _Draft(recipe, method, opened, notes).plan()
 
 
-def _check_names(recipe: Recipe, method: Method) -> None:
-    """Parameters that the method does not have, or that stand where it does not look for them."""
-    known = {knob.name for knob in method.knobs}
-    whole = {knob.name for knob in method.knobs if not knob.per_source}
-    levels: list[tuple[str, Mapping[str, Any]]] = [("parameters", recipe.parameters)]
-    for i, piece in enumerate(recipe.slices):
-        levels.append((f"slices[{i}].parameters", piece.parameters))
-        levels += [(f"{source.model}: parameters", source.parameters) for source in piece.sources]
-    for where, parameters in levels:
-        for name in parameters:
-            if name in whole and where.endswith(": parameters"):
-                raise RecipeError(f"{where}: `{name}` holds for the whole merge; move it to the top level's `parameters`")
-            if name not in known:
-                raise RecipeError(f"{where}: {unknown(f'parameter of {method.name}', name, known or ['none'])}")
-    if method.base in ("required", "source") and recipe.base_model is None:
-        raise RecipeError(f"{method.name}: expected `base_model`, got none")
+def _needed(recipe: Recipe) -> tuple[str, ...]:
+    """The models of a recipe, and one that only gives its tokenizer."""
+    source = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+    return recipe.models if source is None or source in ("union", "base", *recipe.models) else (*recipe.models, source)
 
 
-def _complete(piece: Slice, recipe: Recipe, method: Method, opened: Mapping[str, Checkpoint], index: int) -> Slice:
-    """Layer ranges written out; the sources in the order and number that the method works on."""
-    sources = []
-    for source in piece.sources:
-        depth = opened[source.model].architecture.depth
-        first, end = source.layer_range or (0, depth)
-        if end > depth:
-            raise RecipeError(f"slices[{index}]: {source.model}: expected layers below {depth}, got [{first}, {end})")
-        sources.append(Source(source.model, (first, end), source.parameters))
-    lengths = {s.layer_range[1] - s.layer_range[0] for s in sources if s.layer_range}
-    if len(lengths) > 1:
-        depths = {s.model: opened[s.model].architecture.depth for s in sources}
-        raise RecipeError(f"slices[{index}]: expected models of equal depth, got {depths}")
-    base = recipe.base_model
-    if method.base == "required":
-        sources = [s for s in sources if s.model != base]
-    elif base is not None and method.base in ("source", "optional"):
-        if all(s.model != base for s in sources):  # as mergekit does: an unlisted base is a source without parameters
-            sources.append(Source(base, sources[0].layer_range, {}))
-        sources.sort(key=lambda s: s.model != base)
-    least, most = method.models
-    if len(sources) < least or (most is not None and len(sources) > most):
-        wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-        besides = " besides the base" if method.base == "required" else ""
-        raise RecipeError(f"slices[{index}]: {method.name}: expected {wanted} models{besides}, got {len(sources)}")
-    return Slice(tuple(sources), piece.parameters)
+@dataclass(frozen=True)
+class _Draft:
+    """A recipe whose method is known and whose models are open."""
+
+    recipe: Recipe
+    method: Method
+    weights: Mapping[str, Weights]
+    notes: tuple[str, ...]
+
+    @property
+    def template_name(self) -> str:
+        return self.recipe.base_model or self.recipe.models[0]
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return self.weights[self.template_name].architecture
+
+    def plan(self) -> Plan:
+        dtype = self.recipe.out_dtype or self.recipe.dtype
+        problems = Problems()
+        jobs: list[Job] = []
+        route: list[tuple[str, int]] = []
+        vocabulary = None
+        with problems.noted():
+            vocabulary = self._vocabulary()
+        for module, content in self._modules(problems):
+            with problems.noted():
+                more, layers = self._module(module, content, dtype, vocabulary)
+                jobs += more
+                route += layers
+        jobs += self._rest({job.name for job in jobs}, dtype) if self.recipe.modules else []
+        ordered = tuple(sorted(jobs, key=lambda job: job.name))
+        used = {model: self.weights[model] for model in _needed(self.recipe)}
+        untied = _untied({job.name for job in jobs}, self.architecture)
+        told = dtype or self.weights[self.template_name].dtype
+        plan = Plan(self.recipe, self.method, used, ordered, told, tuple(route), vocabulary, self.notes, untied)
+        with problems.noted():
+            assert problems or plan.config
+        problems.settle()
+        return plan
+
+    def _modules(self, problems: Problems) -> list[tuple[str | None, Module]]:
+        """What the recipe says of each module of the template; None stands for the whole model."""
+        if not self.recipe.modules:
+            return [(None, Module(self.recipe.slices))]
+        found: list[tuple[str | None, Module]] = []
+        for alias, content in self.recipe.modules.items():
+            with problems.noted():
+                found.append((self.architecture.find_module(alias), content))
+        return found
+
+    def _module(
+        self, module: str | None, content: Module, dtype: str | None, vocabulary: Vocabulary | None
+    ) -> tuple[list[Job], list[tuple[str, int]]]:
+        problems = Problems()
+        slices = []
+        for i, piece in enumerate(content.slices):
+            with problems.noted():
+                slices.append(self._complete(piece, f"slices[{i}]"))
+        problems.settle()
+        builder = _Jobs(self, content.parameters, dtype, vocabulary, problems)
+        names = self.architecture.names if module is None else self.architecture.modules[module]
+        straight = len(slices) == 1 and (slices[0].sources[0].layer_range or (0, 0))[0] == 0
+        if not straight and len(self.architecture.main) > 1:
+            raise RecipeError("slices: expected whole models, for the architecture has several stacks of layers; list them under `models`")
+        for name in (*names, *(self._untied_heads() if module in (None, self._language) else ())):
+            if self.architecture.layer(name) is None and (straight or not self.architecture.beyond(name)):
+                piece = slices[0] if self.architecture.is_embedding(name) else slices[-1]
+                layers = [None] * len(piece.sources)
+                builder.add(piece, name, name, layers, 0.0)
+        route: list[tuple[str, int]] = []
+        if module in (None, self._language) and self.architecture.depth:
+            for piece in slices:
+                route += self._slice(builder, piece, len(route))
+        problems.settle()
+        return builder.jobs, route
+
+    @property
+    def _language(self) -> str:
+        return self.architecture.module(self.architecture.prefix)
+
+    def _untied_heads(self) -> list[str]:
+        """Tensors that the template ties to its embedding and another source has of its own: the result has them, too."""
+        known = set(self.architecture.names)
+        others = (name for model in self.recipe.models for name in self.weights[model].architecture.names)
+        tied = (n for n in dict.fromkeys(others) if n not in known and self.architecture.layer(n) is None)
+        embedding = [n for n in tied if self.architecture.stand_in(n) in known]
+        return [n for n in embedding if self.weights[self.template_name].headers[self.architecture.stand_in(n) or n].dtype in FLOATS]
+
+    def _slice(self, builder: "_Jobs", piece: Slice, out: int) -> list[tuple[str, int]]:
+        route = []
+        ranges = [s.layer_range or (0, 0) for s in piece.sources]
+        own = next((r for s, r in zip(piece.sources, ranges, strict=True) if s.model == self.template_name), ranges[0])
+        length = ranges[0][1] - ranges[0][0]
+        for i in range(length):
+            t = i / (length - 1) if length > 1 else 1.0
+            for name in self.architecture.by_layer[own[0] + i]:
+                builder.add(piece, self.architecture.at_layer(name, out + i), name, [r[0] + i for r in ranges], t)
+            route.append((piece.sources[0].model, ranges[0][0] + i))
+        return route
+
+    def _complete(self, piece: Slice, where: str) -> Slice:
+        """Layer ranges written out; the sources in the order and number that the method works on."""
+        sources = []
+        for source in piece.sources:
+            depth = self.weights[source.model].architecture.depth
+            first, end = source.layer_range or (0, depth)
+            if end > depth:
+                raise RecipeError(f"{where}: {source.model}: expected layers below {depth}, got [{first}, {end})")
+            sources.append(Source(source.model, (first, end), source.parameters))
+        if len({s.layer_range[1] - s.layer_range[0] for s in sources if s.layer_range}) > 1:
+            depths = {s.model: self.weights[s.model].architecture.depth for s in sources}
+            raise RecipeError(f"{where}: expected models of equal depth, got {depths}")
+        base = piece.base_model or self.recipe.base_model
+        listed = [s for s in sources if s.model != base]
+        whole = all(s.layer_range is None for s in piece.sources)
+        if base is not None and (self.method.base == "source" or (self.method.base == "optional" and whole)):
+            if len(listed) == len(sources):  # as mergekit does: an unlisted base of `models` is a source without parameters
+                sources.append(Source(base, sources[0].layer_range, {}))
+            sources.sort(key=lambda s: s.model != base)
+        count = len(listed if self.method.base in ("required", "reference") else sources)
+        least, most = self.method.models
+        if count < least or (most is not None and count > most):
+            wanted = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+            besides = " besides the base" if self.method.base == "required" else ""
+            raise RecipeError(f"{where}: {self.method.name}: expected {wanted} models{besides}, got {count}")
+        return Slice(tuple(sources), piece.parameters, piece.base_model)
+
+    def _rest(self, done: set[str], dtype: str | None) -> list[Job]:
+        """Modules that the recipe does not name stay as they are in the template."""
+        headers = self.weights[self.template_name].headers
+        rest = [n for n in self.architecture.names if n not in done and self.architecture.layer(n) is None]
+        floats = {n: dtype if dtype and headers[n].dtype in FLOATS else headers[n].dtype for n in rest}
+        return [Job(n, headers[n].shape, floats[n], None, ((self.template_name, n),), copy=True) for n in rest]
+
+    def _vocabulary(self) -> Vocabulary | None:
+        spec = self.recipe.tokenizer
+        source = spec.source if spec else self.recipe.tokenizer_source
+        if source is None:
+            return None
+        folders = {model: weights.folder for model, weights in self.weights.items()}
+        rows = {model: _vocabulary_rows(model, weights) for model, weights in self.weights.items()}
+        more = (spec.tokens, spec.pad_to_multiple_of) if spec else ({}, None)
+        return merge_vocabularies(source, folders, rows, self.recipe.base_model, *more)
 
 
-def _lay_out(
-    recipe: Recipe, method: Method, slices: Sequence[Slice], opened: Mapping[str, Checkpoint]
-) -> tuple[list[Job], list[tuple[str, int]]]:
-    first_model = slices[0].sources[0].model
-    architecture = opened[recipe.base_model or first_model].architecture
-    jobs: list[Job] = []
-    route: list[tuple[str, int]] = []
-    for name in architecture.names:
-        if architecture.layer(name) is None:
-            piece = slices[0] if architecture.is_embedding(name) else slices[-1]
-            jobs.append(_job(recipe, method, piece, opened, name, [name] * len(piece.sources), name, 0.0))
-    pattern = [name for name in architecture.names if architecture.layer(name) == 0]
-    out = 0
-    for piece in slices:
-        first, end = piece.sources[0].layer_range or (0, 0)
-        for i in range(end - first):
-            t = i / (end - first - 1) if end - first > 1 else 1.0
-            layers = [s.layer_range[0] + i for s in piece.sources if s.layer_range]
-            for name in pattern:
-                inputs = [architecture.at_layer(name, layer) for layer in layers]
-                base = architecture.at_layer(name, layers[0])
-                jobs.append(_job(recipe, method, piece, opened, architecture.at_layer(name, out), inputs, base, t))
-            route.append((piece.sources[0].model, layers[0]))
-            out += 1
-    return sorted(jobs, key=lambda job: job.name), route
+@dataclass
+class _Jobs:
+    """Jobs of one module as they are laid out; what is wrong with a tensor is noted and the next one looked at."""
+
+    draft: _Draft
+    parameters: Mapping[str, Any]
+    dtype: str | None
+    vocabulary: Vocabulary | None
+    problems: Problems
+
+    def __post_init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def add(self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float) -> None:
+        """out: the tensor's name in the result; name: in the template; layers: that of each source, None outside layers."""
+        with self.problems.noted():
+            self.jobs.append(self._job(piece, out, name, layers, t))
+
+    def _job(self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float) -> Job:
+        draft, method = self.draft, self.draft.method
+        base_model = piece.base_model or draft.recipe.base_model
+        owner = base_model or draft.template_name
+        template = (owner, draft.weights[owner].architecture.stand_in(name) or name)
+        if template[1] not in draft.weights[owner].headers:
+            raise CheckpointError(f"{owner}: expected a tensor {name!r}, got none; do the models come from one base?")
+        header = draft.weights[owner].headers[template[1]]
+        dtype = self.dtype or header.dtype
+        if header.dtype not in FLOATS:
+            return Job(out, header.shape, header.dtype, None, (template,), copy=True)
+        deltas = method.base == "required" or (method.base == "reference" and base_model is not None)
+        entries = []
+        for source, layer in zip(piece.sources, layers, strict=True):
+            if deltas and source.model == base_model:
+                continue
+            tensor = name if layer is None else draft.architecture.at_layer(name, layer)
+            found = draft.weights[source.model].architecture.stand_in(tensor)
+            if found is None and draft.architecture.module(name) != draft._language:
+                return Job(out, header.shape, dtype, None, (template,), copy=True)
+            if found is None:
+                raise CheckpointError(f"{source.model}: expected a tensor {tensor!r}, got none; do the models come from one base?")
+            levels = (source.parameters, piece.parameters, self.parameters, draft.recipe.parameters)
+            entries.append(((source.model, found), knob_values(method, levels, tensor, t, f"{source.model}: {tensor}")))
+        if method.symmetric:  # one order for every listing: sums and random masks then agree bit for bit
+            entries.sort(key=lambda entry: (entry[0], json.dumps(entry[1], sort_keys=True)))
+        pairs, knobs = tuple(p for p, _ in entries), tuple(k for _, k in entries)
+        base = template if deltas else None
+        options = option_values(method, (piece.parameters, self.parameters, draft.recipe.parameters), out, t)
+        if method.check and (wrong := method.check(knobs, options)):
+            raise RecipeError(f"{out}: {method.name}: {wrong}")
+        return Job(out, self._shape(out, pairs + ((base,) if base else ())), dtype, base, pairs, knobs, options)
+
+    def _shape(self, out: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
+        weights = self.draft.weights
+        shapes = {model: weights[model].headers[tensor].shape for model, tensor in pairs}
+        model, tensor = pairs[0]
+        axis = weights[model].architecture.vocabulary_axis(tensor, shapes[model])
+        if axis is not None and self.vocabulary:
+            size = self.vocabulary.size
+            shapes = {m: (*shape[:axis], size, *shape[axis + 1 :]) for m, shape in shapes.items()}
+        if len(set(shapes.values())) > 1:
+            told = ", ".join(f"{m} {list(shape)}" for m, shape in shapes.items())
+            cure = "give `tokenizer_source: union` or `base`" if axis is not None else "do the models come from one base?"
+            raise CheckpointError(f"{out}: expected one shape, got {told}; {cure}")
+        return next(iter(shapes.values()))
 
 
-def _job(
-    recipe: Recipe,
-    method: Method,
-    piece: Slice,
-    opened: Mapping[str, Checkpoint],
-    name: str,
-    inputs: Sequence[str],
-    base: str,
-    t: float,
-) -> Job:
-    pairs = tuple((source.model, tensor) for source, tensor in zip(piece.sources, inputs, strict=True))
-    with_base = method.base == "required"
-    base_pair = (recipe.base_model, base) if with_base and recipe.base_model else None
-    shape = _one_shape(opened, pairs + ((base_pair,) if base_pair else ()))
-    outer = (piece.parameters, recipe.parameters)
-    knobs = []
-    for source, tensor in zip(piece.sources, inputs, strict=True):
-        where = f"{source.model}: {tensor}"
-        levels = (source.parameters, *outer)
-        knobs.append({k.name: _value(k, settings(levels, k.name, tensor, t), where) for k in method.knobs if k.per_source})
-    # mergekit reads options of the whole merge below the sources' own parameters, never from them
-    options = {k.name: _value(k, settings(outer, k.name, name, t), name) for k in method.knobs if not k.per_source}
-    if method.name == "linear" and options["normalize"] and abs(sum(k["weight"] for k in knobs)) < 1e-8:
-        raise RecipeError(f"{name}: linear: expected weights with a sum other than 0, got {[k['weight'] for k in knobs]}")
-    return Job(name, shape, base_pair, pairs, tuple(knobs), options)
+def _vocabulary_rows(model: str, weights: Weights) -> int:
+    """Rows of the input embedding."""
+    sizes = [h.shape[0] for name, h in weights.headers.items() if weights.architecture.is_vocabulary(name, h.shape)]
+    if not sizes:
+        raise CheckpointError(f"{model}: expected an embedding with a row per token, got none; leave `tokenizer_source` out")
+    return max(sizes)
 
 
-def _value(knob: Any, value: Any, where: str) -> Any:
-    value = knob.default if value is None else value
-    if value is None:
-        raise RecipeError(f"{where}: expected a value for `{knob.name}`, which has no default; add it under `parameters`")
-    if knob.choices:
-        if value not in knob.choices:
-            raise RecipeError(f"{where}: {knob.name}: expected one of {knob.choices}, got {value!r}")
-    elif isinstance(knob.default, bool):
-        if not isinstance(value, bool):
-            raise RecipeError(f"{where}: {knob.name}: expected true or false, got {value!r}")
-    elif isinstance(value, (bool, str)) or not knob.low <= value <= knob.high:
-        raise RecipeError(f"{where}: {knob.name}: expected a number from {knob.low} to {knob.high}, got {value!r}")
-    return value
+def _untied(names: set[str], architecture: Architecture) -> bool:
+    return any(name not in architecture.names and architecture.layer(name) is None for name in names)
 
 
-def _one_shape(opened: Mapping[str, Checkpoint], pairs: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    shapes = {}
-    for model, tensor in pairs:
-        if tensor not in opened[model].headers:
-            raise CheckpointError(f"{model}: expected a tensor {tensor!r}, got none; do the models come from one base?")
-        shapes[model] = opened[model].headers[tensor].shape
-    if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{model} {list(shape)}" for model, shape in shapes.items())
-        raise CheckpointError(f"{pairs[0][1]}: expected one shape, got {told}; do the models come from one base?")
-    return next(iter(shapes.values()))
+def _with(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The key set at the top, and in the text part where that has it."""
+    text = {"text_config": {**config["text_config"], key: value}} if key in config.get("text_config", {}) else {}
+    return {**config, **text, key: value}
+
+
+def _with_vocabulary(config: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """The updates at every level that has the key: multimodal configs nest the language part."""
+    out = {k: _with_vocabulary(v, {"vocab_size": updates["vocab_size"]}) if k == "text_config" else v for k, v in config.items()}
+    return out | {k: v for k, v in updates.items() if k in out or (k != "vocab_size" and v is not None)}

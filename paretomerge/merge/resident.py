@@ -3,20 +3,64 @@
 While searching, a candidate never touches the disk: it is written into the tensors of a model that is loaded once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.header import Header
+from paretomerge.checkpoint.operand import InMemory, extent
 from paretomerge.errors import CheckpointError, RecipeError
-from paretomerge.merge.engine import merge_tensor
-from paretomerge.merge.plan import make_plan, open_checkpoints
+from paretomerge.merge.engine import cast, run
+from paretomerge.merge.methods.inputs import BLOCK
+from paretomerge.merge.plan import Job, Weights, make_plan, open_weights
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Warm:
+    """`weights` with every tensor that has been read once kept on `device`."""
+
+    def __init__(self, weights: Weights, device: str = "cpu") -> None:
+        self.weights = weights
+        self.device = device
+        self._kept: dict[str, InMemory] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self.weights.folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.weights.config
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        return self.weights.headers
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.weights.architecture
+
+    @property
+    def dtype(self) -> str:
+        return self.weights.dtype
+
+    def operand(self, name: str) -> InMemory:
+        if name not in self._kept:
+            operand = self.weights.operand(name)
+            loaded = operand.rows(0, extent(operand.shape)[0])  # checks for NaN, once
+            exact = getattr(torch, operand.dtype) if hasattr(operand, "whole") else torch.float32
+            self._kept[name] = InMemory(loaded.view(operand.shape).to(self.device, exact))
+        return self._kept[name]
+
+    def check_unchanged(self) -> None:
+        self.weights.check_unchanged()
 
 
 @dataclass(frozen=True)
@@ -40,9 +84,11 @@ class ResidentModel:
     def __init__(self, base: str, sources: Sequence[str], dtype: str | None = None, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.checkpoints = open_checkpoints((base, *sources))
+        opened = open_weights((base, *sources))
+        self.checkpoints: dict[str, Weights] = {name: Warm(weights, device) for name, weights in opened.items()}
         self.base = base
         self.sources = tuple(source for source in sources if source != base)
+        self.device = device
         self.dtype = dtype or self.checkpoints[base].dtype
         folder = self.checkpoints[base].folder
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.dtype))
@@ -52,7 +98,6 @@ class ResidentModel:
         missing = [name for name in self.checkpoints[base].headers if name not in self._live]
         if missing:
             raise CheckpointError(f"{base}: {missing[0]!r} has no place of that name in the loaded model; it cannot be replaced in place")
-        self._read: Any = lru_cache(maxsize=None)(self._load)
         self._farthest: float | None = None
 
     def load(self, recipe: Recipe) -> Merged:
@@ -63,27 +108,38 @@ class ResidentModel:
                 f"expected a recipe with the base's depth, got {len(plan.route)} layers; write it out with `paretomerge merge`"
             )
         dtype = getattr(torch, self.dtype)
-        moved = 0.0
-        with torch.no_grad():
-            for job in plan.jobs:
-                merged = merge_tensor(plan, job, self._read).to(dtype)
-                moved += self.distance(merged, job.name)
-                self._live[job.name].copy_(merged)
-        return Merged(l1=moved / self.farthest)
+        moved = dict.fromkeys((job.name for job in plan.jobs), 0.0)
+
+        def put(job: Job, start: int, block: torch.Tensor) -> None:
+            live = self._live[job.name].view(-1)[start : start + block.numel()]
+            live.copy_((block if job.copy else cast(job, block).to(dtype)).reshape(-1))
+            moved[job.name] += self._distance(live, job.name, start)
+
+        run(plan, put, device=self.device)
+        return Merged(l1=sum(moved.values()) / self.farthest)
 
     @property
     def farthest(self) -> float:
         """max_i L1(tau_i) over the sources."""
         if self._farthest is None:
             names = self.checkpoints[self.base].headers
-            totals = [sum(self.distance(self._read(s, n), n) for n in names) for s in self.sources]
+            totals = [sum(self.distance(self._tensor(s, n), n) for n in names) for s in self.sources]
             self._farthest = max(totals, default=0.0) or 1.0
         return self._farthest
 
     def distance(self, tensor: torch.Tensor, name: str) -> float:
         """L1 distance of one tensor to the base's of that name."""
-        total: float = (tensor.to(torch.float32) - self._read(self.base, name)).abs().sum(dtype=torch.float64).item()
+        return self._distance(tensor.reshape(-1), name, 0)
+
+    def _distance(self, flat: torch.Tensor, name: str, start: int) -> float:
+        base = self._tensor(self.base, name).view(-1)[start : start + flat.numel()]
+        total = 0.0
+        # by blocks: one order of sums for any number of threads
+        for ours, theirs in zip(torch.split(flat, BLOCK), torch.split(base, BLOCK), strict=True):
+            total += (ours.to(torch.float32) - theirs.to(torch.float32)).abs().sum(dtype=torch.float64).item()
         return total
 
-    def _load(self, model: str, tensor: str) -> torch.Tensor:
-        return self.checkpoints[model].tensor(tensor).to(self.model.device, torch.float32)
+    def _tensor(self, model: str, name: str) -> torch.Tensor:
+        operand = self.checkpoints[model].operand(name)
+        assert isinstance(operand, InMemory)
+        return operand.tensor

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.checkpoint.writer import TensorSpec, new_folder, write_weights
+from paretomerge.checkpoint.writer import TensorSpec, WeightsWriter, new_folder
 from paretomerge.errors import CheckpointError
 
 
@@ -48,14 +48,22 @@ def test_reads_single_files_and_shards_alike(pico):
     assert sharded.tensor(name).shape == sharded.headers[name].shape
 
 
+def write(folder, specs, tensors, **options):
+    with WeightsWriter(folder, specs, **options) as writer:
+        for name in reversed(tensors):  # any order, in pieces
+            flat = tensors[name].reshape(-1)
+            writer.write(name, 1, flat[1:])
+            writer.write(name, 0, flat[:1])
+
+
 def test_written_shards_are_what_safetensors_reads(tmp_path):
     tensors = {"a": torch.randn(3, 5), "b": torch.arange(6).to(torch.bfloat16), "c": torch.zeros(())}
     specs = [TensorSpec(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()]
-    write_weights(tmp_path, specs, tensors.items())
+    write(tmp_path, specs, tensors)
     back = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(back[n], t) for n, t in tensors.items())
     (tmp_path / "cut").mkdir()
-    write_weights(tmp_path / "cut", specs, tensors.items(), shard_bytes=20)
+    write(tmp_path / "cut", specs, tensors, shard_bytes=20)
     index = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(tensors) and index["metadata"]["total_size"] == 76
     assert len(set(index["weight_map"].values())) == 2

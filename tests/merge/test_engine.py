@@ -150,14 +150,14 @@ def test_sparsity_is_in_units_of_the_farthest_source(pico):
         ("density: 0.5", "densty: 0.5", "did you mean 'density'"),
         ("density: 0.5", "density: 1.5", "from 0.0 to 1.0, got 1.5"),
         ("weight: [0.2, 0.8], ", "", "a value for `weight`"),
-        ("density: 0.5", "lambda: 0.5", "whole merge; move it"),
+        ("density: 0.5", "epsilonn: 0.5", "unknown parameter"),
         ("weight: [0.2, 0.8]", "weight: heavy", "expected a number"),
         ("base_model: {pico}/base", "", "expected `base_model`"),
         ("{pico}/bob", "{pico}/eve", "there is no such folder"),
     ],
 )
 def test_bad_recipes_are_refused_before_a_weight_is_read(pico, tmp_path, monkeypatch, old, new, told):
-    monkeypatch.setattr("paretomerge.checkpoint.reader.Checkpoint.tensor", lambda *_: pytest.fail("read a weight"))
+    monkeypatch.setattr("paretomerge.checkpoint.operand.Stored.rows", lambda *_: pytest.fail("read a weight"))
     text = SPARSE.replace("{method}", "dare_ties").replace(old, new, 1).format(pico=pico)
     with pytest.raises((RecipeError, CheckpointError), match=told):
         merge(Recipe.from_yaml(text), tmp_path / "out")

@@ -33,7 +33,7 @@ def test_every_number_reaches_its_tensors(pico):
         assert knobs == {"weight": params[f"weight/{source}/0/attention"], "density": params[f"density/{source}/1"]}
         assert jobs["model.embed_tokens.weight"].knobs[which]["weight"] == params[f"weight/{source}/0/other"]
         assert jobs["lm_head.weight"].knobs[which]["weight"] == params[f"weight/{source}/1/other"]
-    assert jobs["lm_head.weight"].options == {"lambda": 1.0, "normalize": False}
+    assert jobs["lm_head.weight"].options == {"lambda": 1.0, "normalize": False, "rescale": False}
 
 
 def test_every_start_is_inside_and_the_first_are_the_sources(pico):

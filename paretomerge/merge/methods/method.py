@@ -1,36 +1,12 @@
-"""The form of a row in the table of methods."""
+"""The form of a row in the table of methods. Nothing here imports torch: plans are made without it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a method sees of one tensor.
-
-    base: theta_0, or None where the recipe has none.
-    sources: theta_i, K of them, the base left out where the method works on deltas. All float32, of one shape.
-    knobs: for each source its own settings (`weight`, `density`, ...), in the order of `sources`.
-    options: the settings of the whole merge (`lambda`, `normalize`, ...).
-    uniform: for each source a function that gives the same U(0, 1) numbers for this tensor whenever it is called.
-    """
-
-    base: torch.Tensor | None
-    sources: Sequence[torch.Tensor]
-    knobs: Sequence[Mapping[str, Any]]
-    options: Mapping[str, Any]
-    uniform: Sequence[Callable[[], torch.Tensor]]
-
-    def each(self, name: str) -> list[float]:
-        return [float(knobs[name]) for knobs in self.knobs]
-
-    def deltas(self) -> list[torch.Tensor]:
-        """tau_i = theta_i - theta_0, new tensors."""
-        assert self.base is not None
-        return [source - self.base for source in self.sources]
+if TYPE_CHECKING:
+    from paretomerge.merge.methods.inputs import Combine
 
 
 @dataclass(frozen=True)
@@ -47,18 +23,36 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: the function, its knobs, and what it asks of the models.
+    """One row: the function `name` of the file `home` beside this one, its knobs, and what it asks of the models.
 
-    base: `required` (deltas are taken from it), `source` (it is one of the models), `optional` or `none`.
+    base: `required` (deltas are taken from it), `source` (it is one of the models, the first), `optional` (one of the
+    models, where there is one), `reference` (used for deltas where there is one) or `none`.
     models: least and most sources besides a base that only serves for deltas.
+    symmetric: the order in which the sources are listed does not matter; they are then put into one order.
+    whole: whether whole tensors are held in memory, instead of blocks.
+    looks: whether it looks at a whole tensor before it merges the first block.
+    pace: nanoseconds of one core per entry of each input, as benchmarks/merge.py measures them; for estimates.
+    check: (knobs of every source, options) -> what is wrong with them together, or None.
     """
 
     name: str
-    combine: Callable[[Inputs], torch.Tensor]
-    knobs: tuple[Knob, ...]
-    base: Literal["required", "source", "optional", "none"] = "required"
+    home: str
+    knobs: tuple[Knob, ...] = ()
+    base: Literal["required", "source", "optional", "reference", "none"] = "required"
     models: tuple[int, int | None] = (1, None)
+    rule: str = ""
     paper: str = ""
+    symmetric: bool = True
+    looks: bool = True
+    pace: float = 1.0
+    whole: bool = False
+    check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str | None] | None = None
+
+    @property
+    def combine(self) -> "Callable[[Any], Combine]":
+        """The function: from the inputs of one tensor to a function on its blocks."""
+        function: Callable[[Any], Combine] = getattr(import_module(f"paretomerge.merge.methods.{self.home}"), self.name)
+        return function
 
     @property
     def has_density(self) -> bool:

@@ -1,99 +1,109 @@
-"""Methods that add deltas (task vectors) tau_i = theta_i - theta_0 to the base: sparsify, agree on signs, sum."""
+"""Methods that add deltas (task vectors) tau_i = theta_i - theta_0 to the base: sparsify, agree on signs, sum.
+
+All are one computation. Each delta is pruned in place, block by block; then the deltas are summed by weight, or only
+those entries whose sign wins the vote.
+"""
 
 from collections.abc import Sequence
 
 import torch
 
-from paretomerge.merge.methods.method import Inputs
+from paretomerge.merge.methods.averaging import combination
+from paretomerge.merge.methods.inputs import Block, Combine, Inputs
+from paretomerge.merge.methods.prune import Prune, band, by_rank, drop, trim
+
+_NONE = 1e-8  # a sum of weights this small is no divisor (mergekit's threshold)
 
 
-def task_arithmetic(inputs: Inputs) -> torch.Tensor:
+def task_arithmetic(inputs: Inputs) -> Combine:
     """theta_0 + lambda sum w_i tau_i (Ilharco et al. 2023, sec. 2)."""
-    return _add(inputs, _weighted_sum(inputs, inputs.deltas()))
+    scale = float(inputs.options["lambda"]) / _divisor(inputs)
+    weights = [scale * weight for weight in inputs.each("weight")]
+    return combination(weights, 1.0 - sum(weights))
 
 
-def ties(inputs: Inputs) -> torch.Tensor:
+def ties(inputs: Inputs) -> Combine:
     """Trim, elect sign, average what agrees (Yadav et al. 2023, sec. 3)."""
-    trimmed = [trim_(delta, d) for delta, d in zip(inputs.deltas(), inputs.each("density"), strict=True)]
-    return _add(inputs, _agreeing_sum(inputs, trimmed))
+    return elected_sum(inputs, trim(inputs))
 
 
-def dare_linear(inputs: Inputs) -> torch.Tensor:
+def dare_linear(inputs: Inputs) -> Combine:
     """Drop at random and rescale, then sum (Yu et al. 2024, sec. 3)."""
-    return _add(inputs, _weighted_sum(inputs, _dropped(inputs)))
+    return plain_sum(inputs, drop(inputs))
 
 
-def dare_ties(inputs: Inputs) -> torch.Tensor:
+def dare_ties(inputs: Inputs) -> Combine:
     """Drop at random and rescale, then elect signs and sum what agrees."""
-    return _add(inputs, _agreeing_sum(inputs, _dropped(inputs)))
+    return elected_sum(inputs, drop(inputs))
 
 
-def trim_(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Zero, in place, all but the floor(density * n) entries of largest magnitude; among equals the first stay."""
-    n = delta.numel()
-    keep = int(density * n)
-    if keep >= n:
-        return delta
-    if keep <= 0:
-        return delta.zero_()
-    magnitude = delta.abs().flatten()
-    threshold = torch.kthvalue(magnitude, n - keep + 1).values
-    kept = magnitude > threshold
-    equal = (magnitude == threshold).nonzero().flatten()
-    kept[equal[: keep - int(kept.sum())]] = True
-    return delta.mul_(kept.view_as(delta))
+def della(inputs: Inputs) -> Combine:
+    """Drop at random, small entries of a row more often, then elect signs (Deep et al. 2024, sec. 3)."""
+    return elected_sum(inputs, by_rank(inputs))
 
 
-def _dropped(inputs: Inputs) -> list[torch.Tensor]:
-    densities = inputs.each("density")
-    rescale = inputs.options["rescale"]
-    deltas = inputs.deltas()
-    return [drop_(d, p, u(), rescale) if p < 1 else d for d, p, u in zip(deltas, densities, inputs.uniform, strict=True)]
+def della_linear(inputs: Inputs) -> Combine:
+    """Drop at random, small entries of a row more often, then sum."""
+    return plain_sum(inputs, by_rank(inputs))
 
 
-def drop_(delta: torch.Tensor, density: float, uniform: torch.Tensor, rescale: bool | str) -> torch.Tensor:
-    """Keep, in place, each entry with probability `density` (where `uniform` is below it).
-
-    rescale True restores the tensor's L1 norm, as mergekit does; `inverse_density` divides by density, as the paper does.
-    """
-    before = delta.abs().sum() if rescale is True else None
-    delta.mul_(uniform < density)
-    if before is not None:
-        after = delta.abs().sum()
-        return delta.mul_(before / after) if after > 0 else delta
-    if rescale == "inverse_density" and density > 0:
-        return delta.div_(density)
-    return delta
+def breadcrumbs(inputs: Inputs) -> Combine:
+    """Drop the largest and the smallest entries, then sum (Davari and Belilovsky 2024, sec. 3)."""
+    return plain_sum(inputs, band(inputs))
 
 
-def _weighted_sum(inputs: Inputs, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    weights = inputs.each("weight")
-    merged = torch.zeros_like(deltas[0])
-    for weight, delta in zip(weights, deltas, strict=True):
-        merged.add_(delta, alpha=weight)
-    return merged.div_(_divisor(sum(weights))) if inputs.options["normalize"] else merged
+def breadcrumbs_ties(inputs: Inputs) -> Combine:
+    """Drop the largest and the smallest entries, then elect signs."""
+    return elected_sum(inputs, band(inputs))
 
 
-def _agreeing_sum(inputs: Inputs, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Elect the sign of sum w_i tau_i per entry (0 counts as +), sum what agrees, divide by the agreeing weights."""
-    weights = inputs.each("weight")
-    weighted = [delta * weight for weight, delta in zip(weights, deltas, strict=True)]
-    positive = torch.stack(weighted).sum(0) >= 0
-    merged = torch.zeros_like(deltas[0])
-    total = torch.zeros_like(deltas[0])
-    for weight, entry in zip(weights, weighted, strict=True):
-        agrees = torch.where(positive, entry > 0, entry < 0)  # a negative weight turns its delta
-        merged.add_(entry * agrees)
-        total.add_(agrees, alpha=weight)
-    if not inputs.options["normalize"]:
+def plain_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
+    """theta_0 + lambda sum w_i prune(tau_i), divided by sum w_i where `normalize` asks for it."""
+    scale = float(inputs.options["lambda"]) / _divisor(inputs)
+    weights = [scale * weight for weight in inputs.each("weight")]
+
+    def combine(block: Block) -> torch.Tensor:
+        merged = block.base.clone()
+        for i, weight in enumerate(weights):
+            if weight != 0:
+                merged.add_(prune[i](block.delta(i), block).mul_(weight))
         return merged
-    return merged.div_(torch.where(total.abs() < 1e-8, torch.ones_like(total), total))
+
+    return combine
 
 
-def _divisor(total: float) -> float:
-    return 1.0 if abs(total) < 1e-8 else total
+def elected_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
+    """Elect the sign of sum w_i tau_i per entry (0 counts as +), sum what agrees, divide by the weights that agree."""
+    weights = inputs.each("weight")
+    scale, normalize = float(inputs.options["lambda"]), bool(inputs.options["normalize"])
+    used = [i for i, weight in enumerate(weights) if weight != 0]
+
+    def combine(block: Block) -> torch.Tensor:
+        deltas = [prune[i](block.delta(i), block).mul_(weights[i]) for i in used]
+        return vote(deltas, [weights[i] for i in used], normalize).mul_(scale).add_(block.base) if used else block.base.clone()
+
+    return combine
 
 
-def _add(inputs: Inputs, merged: torch.Tensor) -> torch.Tensor:
-    assert inputs.base is not None
-    return merged.mul_(float(inputs.options["lambda"])).add_(inputs.base)
+def vote(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
+    """Sum of the weighted `deltas` (written to) that have the elected sign; a negative weight has turned its delta."""
+    sign = deltas[0].clone()
+    for delta in deltas[1:]:
+        sign.add_(delta)
+    sign = torch.copysign(torch.ones((), device=sign.device), sign.add_(0.0))  # adding 0 turns -0 into +0
+    merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for delta, weight in zip(deltas, weights, strict=True):
+        merged.add_(delta.mul_(sign).clamp_min_(0))
+        if normalize:
+            divisor.add_(delta.sign_().mul_(weight))
+    merged.mul_(sign)
+    if not normalize:
+        return merged
+    if min(weights) > _NONE:
+        return merged.div_(divisor.clamp_min_(_NONE))
+    return merged.div_(torch.where(divisor.abs() < _NONE, torch.ones_like(divisor), divisor))
+
+
+def _divisor(inputs: Inputs) -> float:
+    total = sum(inputs.each("weight"))
+    return total if inputs.options["normalize"] and abs(total) >= _NONE else 1.0

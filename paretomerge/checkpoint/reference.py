@@ -1,0 +1,58 @@
+"""How a recipe names a model: `path-or-name[@revision][+adapter[@revision]]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretomerge.errors import CheckpointError
+
+_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model and the adapter, if any, that is added to it."""
+
+    model: str
+    adapter: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> "Reference":
+        """A plus sign that belongs to an existing path separates nothing."""
+        if "+" not in name or _path(name) is not None:
+            return cls(name)
+        model, _, adapter = name.rpartition("+")
+        if not model or not adapter:
+            raise CheckpointError(f"{name}: expected model+adapter, got an empty side of the plus sign")
+        return cls(model, adapter)
+
+
+def locate(name: str) -> Path:
+    """The folder of a model or adapter: a local one, or a snapshot from the Hub (cached, safetensors and text files only)."""
+    path = _path(name)
+    if path is not None and path.is_dir():
+        return path
+    repository, _, revision = name.partition("@")
+    if revision and _path(repository) is not None:
+        raise CheckpointError(f"{name}: expected a Hub name before @{revision}, got a local folder, which has no revisions")
+    if name.startswith(("/", ".", "~")) or repository.count("/") != 1:
+        raise CheckpointError(f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS))
+    except Exception as error:  # the hub raises many kinds; the user needs one sentence
+        raise CheckpointError(
+            f"{name}: expected a folder or a model on the Hub; the folder does not exist and the Hub said: "
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        ) from error
+
+
+def _path(name: str) -> Path | None:
+    """What is there under that path; None if nothing is."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except PermissionError as error:
+        raise CheckpointError(f"{name}: expected a folder that may be read, got: {error.strerror}") from error
+    except (OSError, RuntimeError):  # too long for a path, or `~nobody`
+        return None

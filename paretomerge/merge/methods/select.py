@@ -1,0 +1,154 @@
+"""The k-th largest magnitude of a tensor that is seen block by block, exactly, without sorting it.
+
+A sample brackets the value; one pass counts what lies above the bracket and collects what lies inside, a few per cent;
+the rest is a selection among those. Entries of equal magnitude are told apart by their place: the first are the larger.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paretomerge.merge.methods.inputs import Block, Inputs
+
+Score = Callable[[Block], torch.Tensor]
+"""A block -> its entries' magnitudes: (rows, columns), not negative."""
+
+Range = tuple[np.float32, np.float32]
+
+_DIRECT = 1 << 20  # elements below which everything is collected
+_SAMPLE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Separates the k largest: those above `value`, and of those equal to it the ones up to flat position `last`."""
+
+    value: float
+    last: int
+
+    def keep_(self, block: torch.Tensor, start: int) -> torch.Tensor:
+        """Zero, in place, what is not among the k largest. block: signed values; start: its flat position."""
+        inclusive = float(np.nextafter(np.float32(self.value), np.float32(-1)))
+        flat = block.view(-1)
+        among = min(max(self.last + 1 - start, 0), flat.numel())
+        if among and inclusive >= 0:
+            torch.hardshrink(flat[:among], inclusive, out=flat[:among])
+        if among < flat.numel():
+            torch.hardshrink(flat[among:], self.value, out=flat[among:])
+        return block
+
+
+def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
+    """For each (score, k), 0 < k <= n, the cut that keeps exactly k entries, zeros aside, which are all alike.
+
+    All are found in the same passes, so that what the scores share (the base) is read once.
+    """
+    n = inputs.size
+    if n <= _DIRECT:
+        every = _gathered(inputs, wanted, list(inputs.blocks()), 1)
+        return [_cut(every[i], np.arange(n), 0, k) for i, (_, k) in enumerate(wanted)]
+    blocks = list(inputs.blocks())
+    chosen = blocks[:: max(1, len(blocks) // 16)]
+    samples = _gathered(inputs, wanted, chosen, max(1, sum(block.size for block in chosen) // _SAMPLE))
+    ranges = [_bracket(np.sort(sample), n, k) for sample, (_, k) in zip(samples, wanted, strict=True)]
+    cuts: dict[int, Cut] = {}
+    while missing := [i for i in range(len(wanted)) if i not in cuts]:
+        seen = _look(blocks, [wanted[i][0] for i in missing], [ranges[i] for i in missing])
+        for i, (above, found) in zip(missing, seen, strict=True):
+            score, k = wanted[i]
+            if above < k <= above + found.count:
+                cuts[i] = found.cut(k - above, above, blocks, score)
+            else:  # the sample misled: look on the side where the value must be
+                low, high = ranges[i]
+                ranges[i] = (high, np.float32(np.inf)) if k <= above else (np.float32(0), low)
+    return [cuts[i] for i in range(len(wanted))]
+
+
+def _gathered(inputs: Inputs, wanted: Sequence[tuple[Score, int]], blocks: Sequence[Block], step: int) -> list[np.ndarray]:
+    """For each score the magnitudes of every `step`-th entry of the blocks."""
+    parts: list[list[np.ndarray]] = [[] for _ in wanted]
+    for block in blocks:
+        for part, magnitudes in zip(parts, _scored(block, [score for score, _ in wanted]), strict=True):
+            part.append(magnitudes[::step].copy())
+    return [np.concatenate(part) for part in parts]
+
+
+def _scored(block: Block, scores: Sequence[Score]) -> list[np.ndarray]:
+    """Flat magnitudes by score; one that is asked for twice is computed once."""
+    block = block.inputs.at(block.first, block.end)  # a fresh one: it keeps the base only for this pass
+    seen: dict[int, np.ndarray] = {}
+    return [seen[id(s)] if id(s) in seen else seen.setdefault(id(s), _flat(s(block))) for s in scores]
+
+
+def _bracket(sample: np.ndarray, n: int, k: int) -> Range:
+    """Two of the sample's values between which the k-th largest most likely lies; one value where many entries share it."""
+    m = len(sample)
+    place = m - k / n * m
+    likely = sample[min(max(int(place), 0), m - 1)]
+    first, end = np.searchsorted(sample, likely, "left"), np.searchsorted(sample, likely, "right")
+    slack = 4 * (m * k / n * (1 - k / n)) ** 0.5 + 0.01 * m
+    if end - first > slack:
+        return likely, likely
+    low = sample[int(place - slack)] if place - slack >= 0 else np.float32(0)
+    high = sample[int(place + slack)] if place + slack < m else np.float32(np.inf)
+    return low, high
+
+
+@dataclass
+class _Found:
+    """What lies inside a range, its ends included: values and positions; or, of a single value, counts by block."""
+
+    value: np.float32 | None
+    values: list[np.ndarray]
+    positions: list[np.ndarray]
+    counts: list[int]
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def cut(self, k: int, above: int, blocks: Sequence[Block], score: Score) -> Cut:
+        """The cut that keeps the `k` largest of these."""
+        if self.value is None:
+            return _cut(np.concatenate(self.values), np.concatenate(self.positions), above, above + k)
+        if self.value == 0:
+            return Cut(0.0, -1)
+        for block, count in zip(blocks, self.counts, strict=True):
+            if k <= count:
+                places = np.flatnonzero(_scored(block, [score])[0] == self.value)
+                return Cut(float(self.value), int(places[k - 1]) + block.start)
+            k -= count
+        raise AssertionError("the counts by block were summed before")
+
+
+def _look(blocks: Sequence[Block], scores: Sequence[Score], ranges: Sequence[Range]) -> list[tuple[int, _Found]]:
+    """One pass: for each range the number above it, and what lies inside."""
+    above = [0] * len(ranges)
+    found = [_Found(low if low == high else None, [], [], []) for low, high in ranges]
+    for block in blocks:
+        for i, magnitudes in enumerate(_scored(block, scores)):
+            low, high = ranges[i]
+            over = magnitudes > high
+            above[i] += int(np.count_nonzero(over))
+            if found[i].value is not None:
+                found[i].counts.append(int(np.count_nonzero(magnitudes == low)))
+                continue
+            inside = np.flatnonzero((magnitudes >= low) ^ over)
+            found[i].counts.append(len(inside))
+            found[i].values.append(magnitudes[inside])
+            found[i].positions.append(inside + block.start)
+    return list(zip(above, found, strict=True))
+
+
+def _cut(values: np.ndarray, positions: np.ndarray, above: int, k: int) -> Cut:
+    rank = len(values) - (k - above)
+    value = np.partition(values, rank)[rank]
+    strictly = above + int(np.count_nonzero(values > value))
+    equal = positions[values == value]
+    return Cut(float(value), int(equal[k - strictly - 1]))
+
+
+def _flat(magnitudes: torch.Tensor) -> np.ndarray:
+    return magnitudes.reshape(-1).cpu().numpy()

@@ -1,0 +1,428 @@
+"""Files that lie, break or change, and disks that fill: a sentence that names the file, and nothing left behind."""
+
+import json
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from paretomerge.checkpoint.header import DTYPES, read_header
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.checkpoint.reference import Reference, locate
+from paretomerge.checkpoint.writer import TensorSpec, WeightsWriter, new_folder
+from paretomerge.errors import CheckpointError, RecipeError
+from paretomerge.merge import engine
+from paretomerge.merge.card import licence
+from paretomerge.merge.engine import merge
+from paretomerge.recipe import Recipe
+
+
+def packed(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(shape: Any = (2,), start: Any = 0, end: Any = 8, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def recipe(*models: Path | str, method: str = "linear") -> Recipe:
+    listed = [{"model": str(m), "parameters": {"weight": 1}} for m in models]
+    return Recipe.from_dict({"merge_method": method, "models": listed})
+
+
+def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
+    shutil.copytree(pico / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "in a file of 0"),
+        (b"\x08\0\0\0", "in a file of 4"),
+        (packed({"a": entry()}, bytes(8))[:-3], "torn"),
+        (packed({"a": entry()}, bytes(9)), "torn"),
+        (packed(b"{", length=1 << 63), "header of 9223372036854775808 bytes"),
+        (packed(b"\xff\xfe{}"), "expected a safetensors file"),
+        (packed(b"[" * 100_000), "expected a safetensors file"),
+        (packed([1, 2]), "header that is an object"),
+        (packed({"a": [1]}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(dtype="F8_E4M3")}, bytes(8)), "quantised"),
+        (packed({"a": entry(dtype=["F32"])}, bytes(8)), "expected one of"),
+        (packed({"a": entry(shape=[-2], end=-8)}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[2.0])}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[True, 2])}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape={"2": 1})}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[1 << 62, 1 << 62])}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[0, 1 << 62], end=0)}), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[1] * 65, end=4)}, bytes(4)), "expected dtype, shape and data_offsets"),
+        (packed({"a": entry(shape=[1 << 20], end=4 << 20)}, bytes(8)), "torn"),
+        (packed({"a": entry(shape=[3])}, bytes(8)), "expected 12 bytes"),
+        (packed({"a": entry(start=8, end=0)}, bytes(8)), "expected 8 bytes"),
+        (packed({"a": entry(start=8, end=16)}, bytes(16)), "expected its data at byte"),
+        (packed({"a": entry(), "b": entry()}, bytes(8)), "expected its data at byte"),
+        (packed({"a": entry(), "b": entry(start=4, end=12)}, bytes(12)), "expected its data at byte"),
+        (packed({"a": entry(), "b": entry(start=12, end=20)}, bytes(20)), "expected its data at byte"),
+        (packed(b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)), "expected dtype, shape"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_header(tmp_path / "x.safetensors")
+    assert len(str(caught.value)) < 1000
+
+
+def sound(headers: Any, size: int) -> None:
+    """What a header that was taken must be."""
+    for name, header in headers.items():
+        assert isinstance(name, str) and header.dtype in DTYPES.values()
+        assert all(side >= 0 for side in header.shape)
+        assert 8 <= header.offset and header.offset + header.bytes <= size
+
+
+NUMBERS = st.integers(-2, 40) | st.sampled_from([1 << 31, 1 << 63, 1 << 64, 0.5, None, True, "1"])
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from([*DTYPES, "F8", 3, None]),
+        "shape": st.lists(NUMBERS, max_size=4) | NUMBERS,
+        "data_offsets": st.lists(NUMBERS, max_size=3) | st.none(),
+    },
+)
+LONG = int(os.environ.get("PARETOMERGE_FUZZ", "0"))  # examples, for a long run by hand
+
+
+@settings(max_examples=LONG or 60, deadline=None)
+@given(
+    content=st.binary(max_size=200) | st.builds(packed, st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3), st.binary(max_size=64))
+)
+def test_any_bytes_are_a_header_or_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.safetensors"
+    file.write_bytes(content)
+    try:
+        sound(read_header(file), len(content))
+    except CheckpointError:
+        pass
+
+
+SIDES = st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(max_examples=LONG or 60, deadline=None)
+@given(
+    tensors=st.lists(st.tuples(SIDES, st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool])), min_size=1, max_size=4),
+    at=st.integers(0, 300),
+    put=st.binary(min_size=1, max_size=3),
+)
+def test_a_changed_header_is_a_header_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, tensors: list[tuple[list[int], torch.dtype]], at: int, put: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "changed.safetensors"
+    held = {f"t{i}": torch.zeros(sides, dtype=dtype) for i, (sides, dtype) in enumerate(tensors)}
+    save_file(held, file)
+    headers = read_header(file)
+    assert {n: h.shape for n, h in headers.items()} == {n: tuple(t.shape) for n, t in held.items()}
+    content = bytearray(file.read_bytes())
+    at %= len(content)
+    content[at : at + len(put)] = put
+    file.write_bytes(content)
+    try:
+        sound(read_header(file), len(content))
+    except CheckpointError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ({}, "expected a `weight_map`"),
+        ({"weight_map": []}, "expected a `weight_map`"),
+        ({"weight_map": {"a": 1}}, "expected a `weight_map`"),
+        ({"weight_map": {"a": ""}}, "which is missing"),
+        ({"weight_map": {"a": ".."}}, "which is missing"),
+        ({"weight_map": {"a": "../ada/model.safetensors"}}, "same folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "same folder"),
+        ({"weight_map": {"a": "a\0b"}}, "which is missing"),
+        ({"weight_map": {"a": "x" * 5000}}, "which is missing"),
+        ({"weight_map": {"a": "\ud800"}}, "which is missing"),
+        ({"weight_map": {"a": "away.safetensors"}}, "a link that leaves"),
+    ],
+)
+def test_an_index_names_files_of_its_own_folder(pico: Path, tmp_path: Path, index: Any, told: str) -> None:
+    folder = copied(pico, tmp_path / "m")
+    (folder / "away.safetensors").symlink_to(pico / "bob" / "config.json")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=told):
+        Checkpoint(str(folder))
+
+
+def test_links_may_lead_to_the_hubs_blobs_and_nowhere_else(pico: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--o--n"
+    snapshot = repository / "snapshots" / "1f"
+    copied(pico, snapshot)
+    (repository / "blobs").mkdir()
+    (snapshot / "model.safetensors").rename(repository / "blobs" / "ab12")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/ab12")
+    assert Checkpoint(str(snapshot)).dtype == "bfloat16"
+    (repository / "blobs" / "ab12").rename(repository / "elsewhere")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("../../elsewhere")
+    with pytest.raises(CheckpointError, match="a link that leaves"):
+        Checkpoint(str(snapshot))
+
+
+def test_a_folder_may_itself_be_a_link(pico: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(pico / "ada")
+    assert Checkpoint(str(tmp_path / "alias")).headers
+
+
+def test_a_file_without_tensors_is_no_model(pico: Path, tmp_path: Path) -> None:
+    folder = copied(pico, tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(packed({"__metadata__": {"format": "pt"}}))
+    with pytest.raises(CheckpointError, match="expected tensors in"):
+        Checkpoint(str(folder))
+
+
+def test_a_pickle_is_refused_with_a_command_that_the_shell_takes(pico: Path, tmp_path: Path) -> None:
+    import shlex
+
+    folder = copied(pico, tmp_path / 'it"s $(here)')
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="a pickle can run code") as caught:
+        Checkpoint(str(folder))
+    python, option, code = shlex.split(str(caught.value).split("sandbox: ")[1])
+    assert (python, option) == ("python", "-c")
+    compile(code, "cure", "exec")
+    assert repr(str(folder)) in code
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-that-name/x", "/" + "y/" * 3000, "~", "a+" + "b" * 5000, "owner/" + "n" * 300])
+def test_names_that_are_no_paths(name: str) -> None:
+    if name == "~":
+        pytest.skip("a home is a folder") if Path.home().is_dir() else None
+    with pytest.raises(CheckpointError):
+        locate(Reference.parse(name).adapter or name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(pico: Path, tmp_path: Path, value: float) -> None:
+    folder = copied(pico, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][1, 2] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"m: model\.layers\.2\.mlp\.up_proj\.weight: expected finite .* --allow-nan"):
+        merge(recipe(folder), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["m"]
+    merge(recipe(folder), tmp_path / "out", allow_nan=True)
+    assert not load_file(tmp_path / "out" / "model.safetensors")["model.layers.2.mlp.up_proj.weight"][1, 2].isfinite()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that even a pico tensor has several blocks."""
+    monkeypatch.setattr("paretomerge.merge.methods.inputs.BLOCK", 32)
+
+
+def after_first_write(monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]) -> None:
+    plain, done = WeightsWriter.write, threading.Event()
+
+    def write(self: WeightsWriter, *arguments: Any) -> None:
+        plain(self, *arguments)
+        if not done.is_set():
+            done.set()
+            harm()
+
+    monkeypatch.setattr(WeightsWriter, "write", write)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda f: os.truncate(f, 3000),
+        lambda f: f.write_bytes(f.read_bytes()),
+        lambda f: f.unlink(),
+        lambda f: f.with_name("new").write_bytes(f.read_bytes()) and f.with_name("new").rename(f),
+    ],
+    ids=["truncated", "rewritten", "removed", "replaced"],
+)
+def test_a_source_that_changes_while_it_is_read(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None, harm: Callable[[Path], None], threads: int
+) -> None:
+    folder = copied(pico, tmp_path / "m")
+    after_first_write(monkeypatch, lambda: harm(folder / "model.safetensors"))
+    with pytest.raises(CheckpointError, match=r"changed while it was read|ended too early|cannot be opened"):
+        merge(recipe(folder, pico / "bob"), tmp_path / "out", threads=threads)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_a_disk_that_fills(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    plain, count = os.pwrite, iter(range(10_000))
+
+    def pwrite(*arguments: Any) -> int:
+        if next(count) == at:
+            raise OSError(28, "No space left on device")
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(CheckpointError, match="No space left on device; free some space"):
+        merge(recipe(pico / "ada", pico / "bob"), tmp_path / "new" / "parents" / "out", threads=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, raw, offset: plain(descriptor, raw[:7], offset))
+    with WeightsWriter(tmp_path, [TensorSpec("a", "float32", (5, 3))]) as writer:
+        writer.write("a", 0, torch.arange(15.0).view(5, 3))
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.arange(15.0).view(5, 3))
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match="GB of free disk"):
+        merge(recipe(pico / "ada"), tmp_path / "new" / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_may_not_be_written(pico: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(CheckpointError, match="is the folder writable"):
+        merge(recipe(pico / "ada"), tmp_path / "closed" / "out")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda out: out.symlink_to(out.parent), "symbolic link"),
+        (lambda out: out.symlink_to(out.parent / "nothing"), "symbolic link"),
+        (lambda out: out.write_text("x"), "--overwrite"),
+        (lambda out: (out.mkdir(), (out / "x").write_text("x")), "--overwrite"),
+    ],
+)
+def test_an_output_that_is_there(pico: Path, tmp_path: Path, make: Callable[[Path], Any], told: str) -> None:
+    make(tmp_path / "out")
+    before = [(p, p.lstat().st_mtime_ns) for p in sorted(tmp_path.rglob("*"))]
+    with pytest.raises(CheckpointError, match=told):
+        merge(recipe(pico / "ada"), tmp_path / "out")
+    assert [(p, p.lstat().st_mtime_ns) for p in sorted(tmp_path.rglob("*"))] == before
+
+
+@pytest.mark.parametrize("out", ["file/out", "n" * 300, "file/deeper/out"])
+def test_an_output_that_cannot_be(pico: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        merge(recipe(pico / "ada"), tmp_path / out)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_long_name_is_no_trouble(tmp_path: Path) -> None:
+    with new_folder(tmp_path / ("n" * 255)) as folder:
+        (folder / "x").write_text("x")
+    assert [len(n) for n in os.listdir(tmp_path)] == [255]
+
+
+@pytest.mark.parametrize("make", [lambda out: out.write_text("old"), lambda out: (out.mkdir(), (out / "old").write_text("old"))])
+def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    make(tmp_path / "out")
+    with new_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    plain = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(5, "Input/output error")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(CheckpointError, match="cannot write"), new_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]
+
+
+def test_what_came_there_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="something else is there"), new_folder(tmp_path / "out"):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").write_text("theirs")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["theirs"]
+
+
+def test_an_interrupt_leaves_nothing(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    after_first_write(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        merge(recipe(pico / "ada"), tmp_path / "new" / "out", threads=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_last_step_may_fail_too(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(*_: Any) -> str:
+        raise CheckpointError("no card")
+
+    monkeypatch.setattr(engine, "model_card", card)
+    with pytest.raises(CheckpointError, match="no card"):
+        merge(recipe(pico / "ada"), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("front", "told"),
+    [
+        ("license: mit", "mit"),
+        ("license: 2020-99-99", "2020-99-99"),
+        ("license: [a, b]", None),
+        ("license:", None),
+        ("- a", None),
+        ("license: [", None),
+        ("a: " + "[" * 3000, None),
+        ("a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nlicense: mit", "mit"),
+        ("? [a, b]\n: c", None),
+    ],
+)
+def test_a_models_card_cannot_stop_a_merge(tmp_path: Path, front: str, told: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# x\n")
+    assert licence(tmp_path) == told
+
+
+def test_a_card_names_hub_models_by_repository(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paretomerge.checkpoint import reader
+
+    monkeypatch.setattr(reader, "locate", lambda name: pico / "ada" if name == "owner/ada@main" else Path(name))
+    merge(recipe("owner/ada@main", pico / "bob"), tmp_path / "out")
+    front = (tmp_path / "out" / "README.md").read_text().split("---")[1]
+    assert "- owner/ada\n" in front and "pico" not in front
+
+
+def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "big.yml").write_text("a: " + "[" * 10_000_000)
+    (tmp_path / "binary.yml").write_bytes(bytes(range(256)) * 10)
+    for name, told in (
+        ("big.yml", "at most 1,000,000"),
+        ("binary.yml", "expected a recipe"),
+        (".", "expected a recipe"),
+        ("no.yml", "No such"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            Recipe.load(tmp_path / name)
