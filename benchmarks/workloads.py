@@ -14,11 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from paretomerge.checkpoint.operand import InMemory
+from paretomerge.merge.methods import METHODS
+from paretomerge.merge.methods.inputs import Inputs
 
 MODELS = ("base", "a", "b", "c")
 SEED = 0
@@ -176,7 +181,21 @@ def timed(models: list[dict[str, torch.Tensor]]) -> dict[str, float]:
             for name, tensor in one.items():
                 to[name].copy_(tensor)
 
+    def merge(method: str) -> None:
+        density = 1.0 if method == "task_arithmetic" else 0.5
+        knobs = [{"weight": 0.4, "density": density}] * (len(models) - 1)
+        options = {"lambda": 1.0, "normalize": False, "rescale": method.startswith("dare")}
+        with torch.inference_mode():
+            for name, base in models[0].items():
+                sources = [InMemory(model[name]) for model in models[1:]]
+                inputs = Inputs(name, tuple(base.shape), InMemory(base), sources, knobs, options)
+                combine = METHODS[method].combine(inputs)
+                flat = live[name].view(-1)
+                for block in inputs.blocks():
+                    flat[block.start : block.start + block.size] = combine(block).view(-1).to(flat.dtype)
+
     work: dict[str, Callable[[], None]] = {"copy": copy}
+    work |= {method: partial(merge, method) for method in ("task_arithmetic", "ties", "dare_ties")}
     return {name: median_seconds(do) for name, do in work.items()}
 
 

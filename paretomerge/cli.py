@@ -150,7 +150,7 @@ def plan(recipe: RecipeFile, as_json: Annotated[bool, typer.Option("--json", hel
     from paretomerge.merge.plan import make_plan
     from paretomerge.recipe import Recipe
 
-    made = make_plan(Recipe.load(recipe))
+    made = make_plan(Recipe.load(recipe), download=False)
     _notes(made.notes)
     told = {
         "method": made.recipe.merge_method,

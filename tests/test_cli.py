@@ -128,3 +128,51 @@ def test_merge_writes_a_checkpoint(pico, tmp_path):
 def test_help_names_every_command():
     told = paretomerge("--help").stdout
     assert all(c in told for c in ("quickstart", "search", "status", "front", "pick", "merge", "evaluate", "report"))
+
+
+def recipe(pico: Path, folder: Path, text: str) -> Path:
+    (folder / "recipe.yml").write_text(text.replace("PICO", str(pico)))
+    return folder / "recipe.yml"
+
+
+TIES = "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada}, {model: PICO/bob}]\nparameters: {weight: 0.5, gamma: 0.1}\n"
+
+
+def test_plan_tells_what_a_merge_needs_and_merge_does_it(pico, tmp_path):
+    file = recipe(pico, tmp_path, TIES)
+    told = paretomerge("plan", file)
+    assert "39 tensors, 4 layers, bfloat16" in told.stdout and "on one core" in told.stdout
+    assert "note: parameters: `gamma` means nothing to ties" in told.stderr
+    plan = json.loads(paretomerge("plan", file, "--json").stdout)
+    merged = paretomerge("merge", file, "out", "--shard-size", "20KB", "--threads", "2", cwd=tmp_path)
+    assert "wrote out" in merged.stdout and "note:" in merged.stderr
+    sizes = [f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors")]
+    assert len(sizes) > 1 and plan["written"] < sum(sizes) < plan["written"] + 10_000
+
+
+def test_plan_tells_every_error_at_once_and_merge_leaves_nothing(pico, tmp_path):
+    file = recipe(pico, tmp_path, TIES.replace("PICO/bob", "PICO/eve").replace("weight: 0.5", "weight: 0.5, densty: 1"))
+    for arguments in (("plan", file), ("merge", file, tmp_path / "out")):
+        failed = paretomerge(*arguments, ok=False)
+        assert failed.returncode == 1 and "2 problems" in failed.stderr and "Traceback" not in failed.stderr
+        assert "eve" in failed.stderr and "did you mean 'density'" in failed.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yml"]
+    assert "expected a size like 5GB" in paretomerge("merge", file, "out", "--shard-size", "big", ok=False).stderr
+
+
+def test_methods_is_the_table_of_the_documentation():
+    from paretomerge.report.recipes import methods_markdown
+
+    assert methods_markdown() in (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    told = {row["name"]: row for row in json.loads(paretomerge("methods", "--json").stdout)}
+    assert told["ties"]["parameters"]["density"] == 1.0 and len(told) == 26
+    assert "elect signs" in paretomerge("methods").stdout
+
+
+def test_answers_that_need_no_torch_do_not_import_it(pico, tmp_path):
+    """Start-up under half a second (benchmarks/merge.py measures it) rests on this."""
+    file = recipe(pico, tmp_path, TIES)
+    run = "import sys\nfrom paretomerge.cli import app\ntry: app()\nexcept SystemExit: pass\n"
+    code = run + "assert not {'torch', 'transformers'} & set(sys.modules)"
+    for arguments in (["--help"], ["methods"], ["plan", str(file)]):
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, env=ENVIRONMENT)

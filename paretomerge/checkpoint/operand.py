@@ -60,9 +60,12 @@ class Stored:
 
     def whole(self) -> "torch.Tensor":
         """The tensor as it is stored."""
+        import numpy as np
         import torch
 
-        stored = torch.empty(self.shape, dtype=getattr(torch, self.dtype))
+        # numpy asks for huge pages, torch does not: far fewer page faults
+        raw = torch.from_numpy(np.empty(math.prod(self.shape) * BYTES[self.dtype], np.uint8))
+        stored = raw.view(getattr(torch, self.dtype)).view(self.shape)
         self._fill(stored, 0)
         return stored if self.allow_nan or self.dtype not in FLOATS else finite(stored, self.label)
 
@@ -116,8 +119,7 @@ class Held:
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         if self._kept is None:
             self._kept = InMemory(self.operand.whole())
-        loaded = self._kept.rows(first, end, device)
-        return loaded if self.operand.allow_nan else finite(loaded, self.operand.label)
+        return self._kept.rows(first, end, device)
 
 
 def finite(tensor: "torch.Tensor", label: str) -> "torch.Tensor":

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
+from paretomerge.checkpoint.hub import hub_headers
 from paretomerge.checkpoint.operand import FLOATS, Stored
-from paretomerge.checkpoint.reference import locate
+from paretomerge.checkpoint.reference import locate, on_hub
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Shards:
         self.name = name
         self.headers = headers
         self.allow_nan = allow_nan
-        self._stamps = {file: _Stamp.of(file) for file in {h.file for h in headers.values()}}
+        self._stamps = {file: _Stamp.of(file) for file in {h.file for h in headers.values()} if file.exists()}
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -77,13 +78,15 @@ class Checkpoint:
 
     name: what the recipe calls it: a local folder, or a Hub repository with an optional `@revision`.
     allow_nan: whether weights that are NaN or infinite are read like others, or are an error that names them.
+    download: whether weights that are not here are fetched; without them no tensor can be read, but a merge be planned.
     """
 
-    def __init__(self, name: str, allow_nan: bool = False) -> None:
+    def __init__(self, name: str, allow_nan: bool = False, download: bool = True) -> None:
         self.name = name
-        self.folder = locate(name)
+        self.folder = locate(name, download)
         self.config: dict[str, Any] = read_json(self.folder / "config.json", f"{name}: config.json")
-        self.shards = Shards(name, _headers(self.folder, name), allow_nan)
+        here = download or Path(name).expanduser().is_dir()
+        self.shards = Shards(name, _headers(self.folder, name) if here else hub_headers(*on_hub(name), self.folder), allow_nan)
 
     @property
     def headers(self) -> Mapping[str, Header]:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from paretomerge.checkpoint.hub import snapshot
 from paretomerge.errors import CheckpointError
-
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -26,25 +25,23 @@ class Reference:
         return cls(model, adapter)
 
 
-def locate(name: str) -> Path:
-    """The folder of a model or adapter: a local one, or a snapshot from the Hub (cached, safetensors and text files only)."""
+def locate(name: str, weights: bool = True) -> Path:
+    """The folder of a model or adapter: a local one, or a snapshot from the Hub, on request without its weights."""
     path = _path(name)
     if path is not None and path.is_dir():
         return path
-    repository, _, revision = name.partition("@")
+    repository, revision = on_hub(name)
     if revision and _path(repository) is not None:
         raise CheckpointError(f"{name}: expected a Hub name before @{revision}, got a local folder, which has no revisions")
     if name.startswith(("/", ".", "~")) or repository.count("/") != 1:
         raise CheckpointError(f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder")
-    from huggingface_hub import snapshot_download
+    return snapshot(repository, revision, weights)
 
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS))
-    except Exception as error:  # the hub raises many kinds; the user needs one sentence
-        raise CheckpointError(
-            f"{name}: expected a folder or a model on the Hub; the folder does not exist and the Hub said: "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        ) from error
+
+def on_hub(name: str) -> tuple[str, str | None]:
+    """(repository, revision) of a name that is no folder."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def _path(name: str) -> Path | None:

@@ -60,7 +60,7 @@ def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < needed:
-            raise CheckpointError(f"{out}: expected {needed / 1e9:.1f} GB of free disk, got {free / 1e9:.1f}; choose another disk")
+            raise CheckpointError(f"{out}: expected {needed / 1e9:.3g} GB of free disk, got {free / 1e9:.3g}; choose another disk")
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".partial", dir=out.parent))
         temporary.chmod(0o755)  # mkdtemp keeps others out; a model folder is like any other
         yield temporary

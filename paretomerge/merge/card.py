@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from paretomerge.merge.plan import Plan
+from paretomerge.merge.job import Plan
 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
 

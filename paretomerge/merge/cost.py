@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from paretomerge.merge.plan import Job, Plan
+from paretomerge.merge.job import Job, Plan
 
 _PROCESS = 350_000_000  # bytes: the interpreter with torch
 _PER_THREAD = 60_000_000  # bytes: blocks in flight, and what selecting a threshold collects

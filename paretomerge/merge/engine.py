@@ -12,10 +12,11 @@ from paretomerge.checkpoint.operand import BYTES, Held, Stored
 from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
 from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder, write_json
-from paretomerge.errors import CheckpointError
+from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merge.card import model_card
+from paretomerge.merge.job import Job, Plan
 from paretomerge.merge.methods.inputs import Inputs
-from paretomerge.merge.plan import Job, Plan, make_plan
+from paretomerge.merge.plan import make_plan
 from paretomerge.recipe import Recipe
 
 _WARM_HEAP = 31 << 20
@@ -58,6 +59,7 @@ def write(
     device: str = "cpu",
 ) -> Path:
     """Carry out `plan`, as `merge` does."""
+    _keep_sources(plan, out)
     specs = [TensorSpec(job.name, job.dtype, job.shape) for job in plan.jobs]
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
@@ -76,6 +78,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
 
     block: elements at a time; results do not depend on it.
     """
+    _check_device(device)
     jobs = sorted(plan.jobs, key=lambda job: -torch.Size(job.shape).numel())
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as before, torch.inference_mode():
@@ -99,12 +102,30 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
                 raise
 
 
+def _check_device(device: str) -> None:
+    try:
+        usable = torch.device(device).type == "cpu" or torch.empty(1, device=device).device.type == torch.device(device).type
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: {reason}") from error
+    assert usable
+
+
+def _keep_sources(plan: Plan, out: Path) -> None:
+    """An error if the new folder would take the place of one that holds a source."""
+    parts = [Path(part).expanduser() for model in plan.recipe.files for part in (model, *model.split("+"))]
+    if held := [part for part in parts if part.exists() and part.resolve().is_relative_to(out.resolve())]:
+        raise CheckpointError(f"{out}: expected a folder without sources in it, got one that holds {held[0]}; choose another")
+
+
 def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None) -> None:
     if job.copy:
         operand = plan.operand(job.sources[0])
         whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, torch.Size(job.shape[:-1]).numel())
         emit(job, 0, whole)
         return
+    if not torch.Size(job.shape).numel():
+        return  # nothing to merge, and nothing that a method could measure
     inputs = inputs_of(plan, job, device)
     combine = plan.method.combine(inputs)
     for piece in inputs.blocks(block):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import Operand, finite
+from paretomerge.checkpoint.operand import Operand, extent, finite
 from paretomerge.errors import RecipeError
-from paretomerge.merge.plan import Job, Plan, Weights, make_plan, open_weights
+from paretomerge.merge.job import Job, Plan, Weights
+from paretomerge.merge.plan import make_plan, open_weights
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Computed:
 
         from paretomerge.merge.engine import cast
 
+        if not torch.Size(self.shape).numel():
+            return torch.empty((end - first, extent(self.shape)[1]), device=device)
         inputs, combine = self._prepared(device)
         rounded = cast(self.job, combine(inputs.at(first, end))).to(torch.float32)
         return rounded if self.allow_nan else finite(rounded, f"{self.plan.recipe.name}: {self.job.name}")
@@ -113,11 +116,11 @@ class Rounded:
         return self.operand.rows(first, end, device).to(getattr(torch, self.dtype)).to(torch.float32)
 
 
-def open_steps(recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool) -> dict[str, Weights]:
+def open_steps(recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool, download: bool = True) -> dict[str, Weights]:
     """The named steps of a recipe, each able to use those before it; and what was open already."""
     if not recipe.steps:
         return dict(already)
-    opened = dict(open_weights(recipe.files, already, allow_nan))
+    opened = dict(open_weights(recipe.files, already, allow_nan, download))
     for step in recipe.steps:
         if step.tokenizer or step.tokenizer_source or step.chat_template:
             raise RecipeError(

@@ -1,149 +1,48 @@
 """From a recipe to jobs: all meaning checked against headers before a weight is read, and every error told at once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.config import routed_config
-from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import BYTES, FLOATS, Operand
+from paretomerge.checkpoint.operand import FLOATS
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import Reference
-from paretomerge.checkpoint.remapped import Remapped
+from paretomerge.checkpoint.tokenizer import chat_template
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, Problems, RecipeError, unknown
+from paretomerge.merge.job import Job, Pair, Plan, Weights
 from paretomerge.merge.knobs import check_names, knob_values, option_values
 from paretomerge.merge.methods import METHODS, Method
 from paretomerge.recipe import Module, Recipe, Slice, Source
 
-Pair = tuple[str, str]
-"""(model as the recipe names it, name of a tensor in it)."""
 
-
-class Weights(Protocol):
-    """A model to merge from: on disk, with an adapter, in memory, or the result of an earlier step."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def config(self) -> dict[str, Any]: ...
-    @property
-    def headers(self) -> Mapping[str, Header]: ...
-    @property
-    def architecture(self) -> Architecture: ...
-    @property
-    def dtype(self) -> str: ...
-    def operand(self, name: str) -> Operand: ...
-    def check_unchanged(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """One output tensor: which tensors of which models make it, with what settings.
-
-    `knobs` has one entry per source. A `copy` takes its one source as it is stored.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    base: Pair | None
-    sources: tuple[Pair, ...]
-    knobs: tuple[Mapping[str, Any], ...] = ()
-    options: Mapping[str, Any] | None = None
-    copy: bool = False
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        return self.sources + ((self.base,) if self.base else ())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe that has been understood: every job, in the order of names, and the models that they read.
-
-    route: for each output layer the model and layer that its config entries follow.
-    """
-
-    recipe: Recipe
-    method: Method
-    weights: Mapping[str, Weights]
-    jobs: tuple[Job, ...]
-    dtype: str
-    route: tuple[tuple[str, int], ...]
-    vocabulary: Vocabulary | None = None
-    notes: tuple[str, ...] = ()
-    """What in the recipe has no effect."""
-    untied: bool = False
-    """Whether the result has a head of its own where the template's is its embedding."""
-
-    @property
-    def template(self) -> Weights:
-        """The model whose config the result follows."""
-        return self.weights[self.recipe.base_model or self.recipe.models[0]]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.json of the result: depth, per-layer lists, dtype and vocabulary follow the recipe."""
-        route = [(self.weights[model].config, layer) for model, layer in self.route]
-        config = routed_config(self.template.config, route, self.dtype)
-        if self.untied:
-            config = _with(config, "tie_word_embeddings", False)
-        return _with_vocabulary(config, self.vocabulary.config_updates) if self.vocabulary else config
-
-    def operand(self, pair: Pair) -> Operand:
-        """What a job reads, in the merged vocabulary where there is one."""
-        model, name = pair
-        operand = self.weights[model].operand(name)
-        if self.vocabulary is None or self.weights[model].architecture.vocabulary_axis(name, operand.shape) is None:
-            return operand
-        return Remapped(operand, self.vocabulary.rows[model], lambda other: self.weights[other].operand(self._in(other, name)))
-
-    def bytes_read(self) -> int:
-        """One reading of every input."""
-        return sum(self.weights[m].headers[t].bytes for job in self.jobs for m, t in job.pairs)
-
-    def bytes_written(self) -> int:
-        return sum(size(job) for job in self.jobs)
-
-    def _in(self, model: str, name: str) -> str:
-        return self.weights[model].architecture.stand_in(name) or name
-
-
-def size(job: Job) -> int:
-    """Bytes of a job's output."""
-    n = BYTES[job.dtype]
-    for side in job.shape:
-        n *= side
-    return n
-
-
-def open_weights(models: Sequence[str], already: Mapping[str, Weights] | None = None, allow_nan: bool = False) -> dict[str, Weights]:
-    """Open each model that is not open `already`; all that fail are told at once."""
+def open_weights(
+    models: Sequence[str], already: Mapping[str, Weights] | None = None, allow_nan: bool = False, download: bool = True
+) -> dict[str, Weights]:
+    """Open each model that is not open `already`; all that fail are told at once. See `Checkpoint` for the last two."""
     opened: dict[str, Weights] = {}
     problems = Problems()
     for model in models:
         with problems.noted():
-            opened[model] = already[model] if already and model in already else _open(model, allow_nan)
+            opened[model] = already[model] if already and model in already else _open(model, allow_nan, download)
     problems.settle()
     return opened
 
 
-def _open(model: str, allow_nan: bool) -> Weights:
+def _open(model: str, allow_nan: bool, download: bool) -> Weights:
     reference = Reference.parse(model)
-    checkpoint = Checkpoint(reference.model, allow_nan)
+    checkpoint = Checkpoint(reference.model, allow_nan, download)
     return AdaptedCheckpoint(checkpoint, reference.adapter) if reference.adapter else checkpoint
 
 
-def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allow_nan: bool = False) -> Plan:
+def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allow_nan: bool = False, download: bool = True) -> Plan:
     """Check the recipe against the table of methods and the models' headers, and lay out the work.
 
-    weights: models that are open already, by the name that the recipe uses.
+    weights: models that are open already, by the name that the recipe uses. allow_nan, download: see `Checkpoint`.
     """
     from paretomerge.merge.nested import open_steps
 
@@ -158,8 +57,8 @@ def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allo
         with problems.noted():
             notes = check_names(recipe, method)
     with problems.noted():
-        opened = open_steps(recipe, weights or {}, allow_nan)
-        opened = open_weights(_needed(recipe), opened, allow_nan)
+        opened = open_steps(recipe, weights or {}, allow_nan, download)
+        opened = open_weights(_needed(recipe), opened, allow_nan, download)
     if problems or method is None:
         problems.settle()
         raise AssertionError("an unknown method was noted")
@@ -197,12 +96,16 @@ class _Draft:
         vocabulary = None
         with problems.noted():
             vocabulary = self._vocabulary()
-        for module, content in self._modules(problems):
+        with problems.noted():
+            if self.recipe.chat_template:
+                chat_template(self.recipe.chat_template, {model: weights.folder for model, weights in self.weights.items()})
+        modules = self._modules(problems)
+        for module, content in modules:
             with problems.noted():
                 more, layers = self._module(module, content, dtype, vocabulary)
                 jobs += more
                 route += layers
-        jobs += self._rest({job.name for job in jobs}, dtype) if self.recipe.modules else []
+        jobs += self._rest({module for module, _ in modules}, dtype) if self.recipe.modules else []
         ordered = tuple(sorted(jobs, key=lambda job: job.name))
         used = {model: self.weights[model] for model in _needed(self.recipe)}
         untied = _untied({job.name for job in jobs}, self.architecture)
@@ -220,7 +123,10 @@ class _Draft:
         found: list[tuple[str | None, Module]] = []
         for alias, content in self.recipe.modules.items():
             with problems.noted():
-                found.append((self.architecture.find_module(alias), content))
+                module = self.architecture.find_module(alias)
+                if module in dict(found):
+                    raise RecipeError(f"modules: expected each module once, got {alias!r}, which is {module!r}, again")
+                found.append((module, content))
         return found
 
     def _module(
@@ -300,10 +206,10 @@ class _Draft:
             raise RecipeError(f"{where}: {self.method.name}: expected {wanted} models{besides}, got {count}")
         return Slice(tuple(sources), piece.parameters, piece.base_model)
 
-    def _rest(self, done: set[str], dtype: str | None) -> list[Job]:
+    def _rest(self, named: Container[str | None], dtype: str | None) -> list[Job]:
         """Modules that the recipe does not name stay as they are in the template."""
         headers = self.weights[self.template_name].headers
-        rest = [n for n in self.architecture.names if n not in done and self.architecture.layer(n) is None]
+        rest = [n for n in self.architecture.names if self.architecture.module(n) not in named]
         floats = {n: dtype if dtype and headers[n].dtype in FLOATS else headers[n].dtype for n in rest}
         return [Job(n, headers[n].shape, floats[n], None, ((self.template_name, n),), copy=True) for n in rest]
 
@@ -394,15 +300,3 @@ def _vocabulary_rows(model: str, weights: Weights) -> int:
 
 def _untied(names: set[str], architecture: Architecture) -> bool:
     return any(name not in architecture.names and architecture.layer(name) is None for name in names)
-
-
-def _with(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The key set at the top, and in the text part where that has it."""
-    text = {"text_config": {**config["text_config"], key: value}} if key in config.get("text_config", {}) else {}
-    return {**config, **text, key: value}
-
-
-def _with_vocabulary(config: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
-    """The updates at every level that has the key: multimodal configs nest the language part."""
-    out = {k: _with_vocabulary(v, {"vocab_size": updates["vocab_size"]}) if k == "text_config" else v for k, v in config.items()}
-    return out | {k: v for k, v in updates.items() if k in out or (k != "vocab_size" and v is not None)}

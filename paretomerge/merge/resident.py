@@ -15,8 +15,9 @@ from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import InMemory, extent
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merge.engine import cast, run
+from paretomerge.merge.job import Job, Weights
 from paretomerge.merge.methods.inputs import BLOCK
-from paretomerge.merge.plan import Job, Weights, make_plan, open_weights
+from paretomerge.merge.plan import make_plan, open_weights
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:

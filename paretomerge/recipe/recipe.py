@@ -22,11 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paretomerge.errors import RecipeError
 from paretomerge.recipe.settings import Setting
-from paretomerge.recipe.text import LARGEST
+from paretomerge.recipe.text import LARGEST, dump
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -139,7 +137,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         documents = [*(step.to_dict() for step in self.steps), self.to_dict()]
-        return "---\n".join(yaml.safe_dump(d, sort_keys=False, allow_unicode=True) for d in documents)
+        return "---\n".join(dump(d) for d in documents)
 
     @property
     def models(self) -> tuple[str, ...]:

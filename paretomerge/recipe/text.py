@@ -14,6 +14,7 @@ _MOST_VALUES = 100_000  # aliases can make a small text mean a huge recipe
 _DEEPEST = 50  # the grammar needs ten
 _MOST_MERGED = 1_000  # entries that `<<` may bring into one mapping
 _GREATEST = 1 << 63
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,16 +25,28 @@ class _Loader(yaml.SafeLoader):
             merged = key.tag == "tag:yaml.org,2002:merge" and isinstance(value, yaml.SequenceNode)
             if merged and len(value.value) > _MOST_MERGED:
                 raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_MERGED} mappings in `<<`", value.start_mark)
-        super().flatten_mapping(node)  # type: ignore[no-untyped-call]
+        super().flatten_mapping(node)
         if len(node.value) > _MOST_VALUES:
             raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_VALUES:,} entries in a mapping", node.start_mark)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that `_Loader` would take for a number, and double ones around Unicode's line breaks, which
+    PyYAML would fold into blanks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS.search(data) else None)
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def dump(data: Any) -> str:
+    """YAML that `parse` and any other reader take for `data`."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse(text: str, where: str) -> list[Any]:

@@ -66,5 +66,14 @@ def methods_table() -> Table:
     return table
 
 
+def methods_markdown() -> str:
+    """The table of methods as it stands in docs/methods.md."""
+    lines = ["| method | rule | parameters | base | source |", "|---|---|---|---|---|"]
+    for row in method_rows():
+        knobs = [f"`{name}`" + ("" if default is None else f" ({_plain(default)})") for name, default in row["parameters"].items()]
+        lines.append(f"| `{row['name']}` | {row['rule']} | {', '.join(knobs)} | {row['base']} | {row['source']} |")
+    return "\n".join(lines) + "\n"
+
+
 def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

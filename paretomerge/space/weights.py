@@ -47,7 +47,8 @@ class WeightSpace:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        searchable = [n for n, m in METHODS.items() if m.base == "required" and any(k.name == "weight" for k in m.knobs)]
+        weighted = [n for n, m in METHODS.items() if m.base == "required" and any(k.name == "weight" for k in m.knobs)]
+        searchable = [n for n in weighted if METHODS[n].check is None]  # della's density is bound by its epsilon
         for method in self.methods:
             if method not in searchable:
                 raise ConfigError(f"space.methods: {unknown('searchable method', method, searchable)}")
@@ -90,8 +91,8 @@ class WeightSpace:
             slices.append(Slice(sources))
         if len(slices) == 1:
             slices = [Slice(tuple(Source(s.model, None, s.parameters) for s in slices[0].sources))]
-        normalize = {"normalize": False}
-        return Recipe(method, tuple(slices), self.base, normalize, seed=self.seed)
+        normalizes = any(knob.name == "normalize" for knob in METHODS[method].knobs)
+        return Recipe(method, tuple(slices), self.base, {"normalize": False} if normalizes else {}, seed=self.seed)
 
     def point(self, method: str, weights: Mapping[str, float], density: float = 1.0) -> dict[str, Any]:
         """The parameters at which every part of a source has one weight (clipped to the bounds)."""

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,10 @@ def entry(shape: Any = (2,), start: Any = 0, end: Any = 8, dtype: Any = "F32") -
 def recipe(*models: Path | str, method: str = "linear") -> Recipe:
     listed = [{"model": str(m), "parameters": {"weight": 1}} for m in models]
     return Recipe.from_dict({"merge_method": method, "models": listed})
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
@@ -89,7 +95,7 @@ def sound(headers: Any, size: int) -> None:
     for name, header in headers.items():
         assert isinstance(name, str) and header.dtype in DTYPES.values()
         assert all(side >= 0 for side in header.shape)
-        assert 8 <= header.offset and header.offset + header.bytes <= size
+        assert header.offset >= 8 and header.offset + header.bytes <= size
 
 
 NUMBERS = st.integers(-2, 40) | st.sampled_from([1 << 31, 1 << 63, 1 << 64, 0.5, None, True, "1"])
@@ -111,10 +117,8 @@ LONG = int(os.environ.get("PARETOMERGE_FUZZ", "0"))  # examples, for a long run 
 def test_any_bytes_are_a_header_or_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
     file.write_bytes(content)
-    try:
+    with suppress(CheckpointError):
         sound(read_header(file), len(content))
-    except CheckpointError:
-        pass
 
 
 SIDES = st.lists(st.integers(0, 3), max_size=3)
@@ -138,10 +142,8 @@ def test_a_changed_header_is_a_header_or_an_error(
     at %= len(content)
     content[at : at + len(put)] = put
     file.write_bytes(content)
-    try:
+    with suppress(CheckpointError):
         sound(read_header(file), len(content))
-    except CheckpointError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,6 @@ def test_a_file_without_tensors_is_no_model(pico: Path, tmp_path: Path) -> None:
 
 
 def test_a_pickle_is_refused_with_a_command_that_the_shell_takes(pico: Path, tmp_path: Path) -> None:
-    import shlex
-
     folder = copied(pico, tmp_path / 'it"s $(here)')
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="a pickle can run code") as caught:
@@ -224,7 +224,7 @@ def test_weights_that_are_not_finite_are_named(pico: Path, tmp_path: Path, value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"m: model\.layers\.2\.mlp\.up_proj\.weight: expected finite .* --allow-nan"):
         merge(recipe(folder), tmp_path / "out")
-    assert os.listdir(tmp_path) == ["m"]
+    assert listed(tmp_path) == ["m"]
     merge(recipe(folder), tmp_path / "out", allow_nan=True)
     assert not load_file(tmp_path / "out" / "model.safetensors")["model.layers.2.mlp.up_proj.weight"][1, 2].isfinite()
 
@@ -265,7 +265,7 @@ def test_a_source_that_changes_while_it_is_read(
     after_first_write(monkeypatch, lambda: harm(folder / "model.safetensors"))
     with pytest.raises(CheckpointError, match=r"changed while it was read|ended too early|cannot be opened"):
         merge(recipe(folder, pico / "bob"), tmp_path / "out", threads=threads)
-    assert os.listdir(tmp_path) == ["m"]
+    assert listed(tmp_path) == ["m"]
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
@@ -280,7 +280,7 @@ def test_a_disk_that_fills(pico: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(CheckpointError, match="No space left on device; free some space"):
         merge(recipe(pico / "ada", pico / "bob"), tmp_path / "new" / "parents" / "out", threads=2)
-    assert os.listdir(tmp_path) == []
+    assert listed(tmp_path) == []
 
 
 def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(pico: Path, tmp_path: Path,
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     with pytest.raises(CheckpointError, match="GB of free disk"):
         merge(recipe(pico / "ada"), tmp_path / "new" / "out")
-    assert os.listdir(tmp_path) == []
+    assert listed(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -327,13 +327,13 @@ def test_an_output_that_cannot_be(pico: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="cannot write"):
         merge(recipe(pico / "ada"), tmp_path / out)
-    assert os.listdir(tmp_path) == ["file"]
+    assert listed(tmp_path) == ["file"]
 
 
 def test_a_long_name_is_no_trouble(tmp_path: Path) -> None:
     with new_folder(tmp_path / ("n" * 255)) as folder:
         (folder / "x").write_text("x")
-    assert [len(n) for n in os.listdir(tmp_path)] == [255]
+    assert [len(n) for n in listed(tmp_path)] == [255]
 
 
 @pytest.mark.parametrize("make", [lambda out: out.write_text("old"), lambda out: (out.mkdir(), (out / "old").write_text("old"))])
@@ -341,7 +341,7 @@ def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path, make: Callable[[P
     make(tmp_path / "out")
     with new_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
+    assert listed(tmp_path) == ["out"] and listed(tmp_path / "out") == ["new"]
 
 
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,14 +357,14 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(CheckpointError, match="cannot write"), new_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]
+    assert listed(tmp_path) == ["out"] and listed(tmp_path / "out") == ["old"]
 
 
 def test_what_came_there_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="something else is there"), new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("theirs")
-    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["theirs"]
+    assert listed(tmp_path) == ["out"] and listed(tmp_path / "out") == ["theirs"]
 
 
 def test_an_interrupt_leaves_nothing(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +374,7 @@ def test_an_interrupt_leaves_nothing(pico: Path, tmp_path: Path, monkeypatch: py
     after_first_write(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         merge(recipe(pico / "ada"), tmp_path / "new" / "out", threads=2)
-    assert os.listdir(tmp_path) == []
+    assert listed(tmp_path) == []
 
 
 def test_the_last_step_may_fail_too(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ def test_the_last_step_may_fail_too(pico: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(engine, "model_card", card)
     with pytest.raises(CheckpointError, match="no card"):
         merge(recipe(pico / "ada"), tmp_path / "out")
-    assert os.listdir(tmp_path) == []
+    assert listed(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_models_card_cannot_stop_a_merge(tmp_path: Path, front: str, told: str
 def test_a_card_names_hub_models_by_repository(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from paretomerge.checkpoint import reader
 
-    monkeypatch.setattr(reader, "locate", lambda name: pico / "ada" if name == "owner/ada@main" else Path(name))
+    monkeypatch.setattr(reader, "locate", lambda name, *_: pico / "ada" if name == "owner/ada@main" else Path(name))
     merge(recipe("owner/ada@main", pico / "bob"), tmp_path / "out")
     front = (tmp_path / "out" / "README.md").read_text().split("---")[1]
     assert "- owner/ada\n" in front and "pico" not in front
@@ -426,3 +426,12 @@ def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=told):
             Recipe.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("out", ["models", "models/ada"])
+def test_a_folder_that_holds_a_source_is_not_replaced(pico: Path, tmp_path: Path, out: str) -> None:
+    shutil.copytree(pico, tmp_path / "models")
+    with pytest.raises(CheckpointError, match="expected a folder without sources in it"):
+        merge(recipe(tmp_path / "models" / "ada"), tmp_path / out, overwrite=True)
+    assert listed(tmp_path / "models") == ["ada", "base", "bob", "cyd"]
+    assert listed(tmp_path) == ["models"] and listed(tmp_path / "models" / "ada") == listed(pico / "ada")

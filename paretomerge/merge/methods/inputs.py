@@ -19,26 +19,29 @@ BLOCK = 65_536  # elements: eight blocks in float32 fill the 2 MB second-level c
 GPU_BLOCK = 1 << 26
 
 
-@dataclass(frozen=True)
 class Noise:
     """Random numbers with an address (seed, tensor, place of the model, chunk): the same in any order and process."""
 
-    seed: int
-    name: str
-    index: int
-    _CHUNK = 1 << 16
+    _CHUNK = 1 << 17
+
+    def __init__(self, seed: int, name: str, index: int) -> None:
+        self._address = f"{seed}\0{name}\0{index}"
+        self._last: tuple[int, np.ndarray] = (-1, np.empty(0, np.uint16))  # blocks come in order and share chunks
 
     def bits(self, start: int, end: int) -> np.ndarray:
         """Independent uniform whole numbers below 65536, one for each element from `start` to `end`, as uint16."""
-        chunks = range(start // self._CHUNK, -(-end // self._CHUNK))
-        drawn = np.concatenate([self._chunk(chunk) for chunk in chunks]) if len(chunks) > 1 else self._chunk(chunks[0])
-        offset = chunks[0] * self._CHUNK
-        return drawn[start - offset : end - offset]
+        parts = []
+        for chunk in range(start // self._CHUNK, -(-end // self._CHUNK)):
+            first = chunk * self._CHUNK
+            parts.append(self._chunk(chunk)[max(start - first, 0) : end - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _chunk(self, chunk: int) -> np.ndarray:
-        digest = hashlib.sha256(f"{self.seed}\0{self.name}\0{self.index}\0{chunk}".encode()).digest()
-        generator = np.random.SFC64(int.from_bytes(digest[:16], "little"))
-        return generator.random_raw(self._CHUNK // 4).astype("<u8", copy=False).view("<u2")
+        if self._last[0] != chunk:
+            digest = hashlib.sha256(f"{self._address}\0{chunk}".encode()).digest()
+            generator = np.random.SFC64(int.from_bytes(digest[:16], "little"))
+            self._last = (chunk, generator.random_raw(self._CHUNK // 4).astype("<u8", copy=False).view("<u2"))
+        return self._last[1]
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,10 @@ class Inputs:
     def each(self, name: str) -> list[float]:
         return [float(knobs[name]) for knobs in self.knobs]
 
-    def noise(self, index: int) -> Noise:
-        return Noise(self.seed, self.name, index)
+    @cached_property
+    def noise(self) -> "tuple[Noise, ...]":
+        """A stream of random numbers for each source."""
+        return tuple(Noise(self.seed, self.name, i) for i in range(len(self.sources)))
 
     def at(self, first: int, end: int) -> "Block":
         return Block(self, first, end)
@@ -124,10 +129,9 @@ class Block:
         """(rows, columns) of tau_i = theta_i - theta_0, fresh."""
         return self.source(index).sub_(self.base)
 
-    def bits(self, index: int) -> torch.Tensor:
-        """(rows, columns) of uniform whole numbers below 65536 for source i, as uint16."""
-        drawn = self.inputs.noise(index).bits(self.start, self.start + self.size)
-        return torch.from_numpy(drawn).view(self.end - self.first, -1).to(self.inputs.device)
+    def bits(self, index: int) -> np.ndarray:
+        """Uniform whole numbers below 65536 for the entries of source i, flat, as uint16."""
+        return self.inputs.noise[index].bits(self.start, self.start + self.size)
 
 
 Combine = Callable[[Block], torch.Tensor]

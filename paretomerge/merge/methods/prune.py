@@ -73,7 +73,7 @@ def drop(inputs: Inputs) -> list[Prune]:
 
 
 def _below(index: int, limit: int) -> Mask:
-    return lambda delta, block: _bits(block, index) < limit
+    return lambda delta, block: block.bits(index) < limit
 
 
 def by_rank(inputs: Inputs) -> list[Prune]:
@@ -96,7 +96,7 @@ def _ranked(index: int, density: float, epsilon: float, columns: int) -> Mask:
     limit = int(np.searchsorted(asked, columns))  # from here on no rank is large enough
 
     def mask(delta: torch.Tensor, block: Block) -> np.ndarray:
-        magnitudes, bits = _distinct(delta), _bits(block, index)
+        magnitudes, bits = _distinct(delta), block.bits(index)
         if turned:
             magnitudes = np.iinfo(np.int32).max - magnitudes
         ordered = np.sort(magnitudes, axis=1).reshape(-1)
@@ -163,19 +163,11 @@ def _norm_ratios(inputs: Inputs, prunes: Sequence[Prune], indices: Sequence[int]
     before, after = dict.fromkeys(indices, 0.0), dict.fromkeys(indices, 0.0)
     for block in inputs.blocks():
         for i in indices:
-            delta = block.delta(i)
-            before[i] += _l1(delta)
-            after[i] += _l1(prunes[i](delta, block))
+            magnitudes = block.delta(i).abs_()
+            before[i] += magnitudes.sum().item()
+            after[i] += prunes[i](magnitudes, block).sum().item()
     return {i: before[i] / after[i] for i in indices if min(before[i], after[i]) >= 1e-7}
 
 
 def _scaled(prune: Prune, factor: float) -> Prune:
     return lambda delta, block: prune(delta, block).mul_(factor)
-
-
-def _l1(tensor: torch.Tensor) -> float:
-    return float(tensor.abs().sum().item())
-
-
-def _bits(block: Block, index: int) -> np.ndarray:
-    return block.inputs.noise(index).bits(block.start, block.start + block.size)

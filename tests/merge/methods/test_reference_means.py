@@ -1,5 +1,7 @@
 """Worked numbers of mergekit 0.1.4 in float32: linear, slerp, nuslerp, multislerp, karcher, model_stock, passthrough."""
 
+import math
+
 import pytest
 import torch
 
@@ -121,3 +123,10 @@ def test_multislerp_with_a_model_equal_to_the_base():
 def test_model_stock_has_no_value_where_deltas_cancel_and_gives_the_base():
     close(merged("model_stock", B, [[2.0, 2, 3, 4], [0.0, 2, 3, 4]]), B)
     close(merged("model_stock", [B], [[[2.0, 2, 3, 4]], [[0.0, 2, 3, 4]]], filter_wise=True), [B])
+
+
+@pytest.mark.parametrize(("tilt", "line"), [(0.0310, True), (0.0330, False)])  # cosines 0.99952 and 0.99946
+def test_slerp_is_a_line_from_a_cosine_of_09995_on(tilt, line):
+    angle = torch.atan(torch.tensor(tilt)).item()
+    first, second = (0.7, 0.3) if line else (math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle))
+    close(merged("slerp", [1.0, 0.0], [[1.0, tilt]], t=0.3), [first + second, second * tilt])
