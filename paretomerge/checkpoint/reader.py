@@ -14,7 +14,7 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.hub import hub_headers
 from paretomerge.checkpoint.operand import FLOATS, Stored
-from paretomerge.checkpoint.reference import locate, on_hub
+from paretomerge.checkpoint.reference import locate, on_hub, own
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Checkpoint:
     def __init__(self, name: str, allow_nan: bool = False, download: bool = True) -> None:
         self.name = name
         self.folder = locate(name, download)
-        self.config: dict[str, Any] = read_json(self.folder / "config.json", f"{name}: config.json")
+        self.config: dict[str, Any] = read_json(own(self.folder / "config.json"), f"{name}: config.json")
         here = download or Path(name).expanduser().is_dir()
         self.shards = Shards(name, _headers(self.folder, name) if here else hub_headers(*on_hub(name), self.folder), allow_nan)
 
@@ -147,7 +147,7 @@ def _headers(folder: Path, name: str) -> dict[str, Header]:
 
 
 def inside(folder: Path, file: str) -> Path:
-    """A file of the folder itself; the Hub's cache links from its snapshots to its blobs, which is as good."""
+    """A shard that an index names: a file of the folder itself."""
     if Path(file).name != file:
         raise CheckpointError(f"{folder}: {INDEX}: expected names of files in the same folder, got {file!r}")
     path = folder / file
@@ -157,11 +157,7 @@ def inside(folder: Path, file: str) -> Path:
         there = False
     if not there:
         raise CheckpointError(f"{folder}: the index names {file[:100]!r}, which is missing; download the model again")
-    home, real = folder.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise CheckpointError(f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the weights lie")
-    return path
+    return own(path)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

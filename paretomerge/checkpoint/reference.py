@@ -44,6 +44,15 @@ def on_hub(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
+def own(path: Path) -> Path:
+    """`path`, if it does not link out of its folder. The Hub's cache links from its snapshots to its blobs, which is as good."""
+    home, real = path.parent.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
+        raise CheckpointError(f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the file lies")
+    return path
+
+
 def _path(name: str) -> Path | None:
     """What is there under that path; None if nothing is."""
     try:

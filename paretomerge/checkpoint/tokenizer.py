@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretomerge.checkpoint.reference import own
 from paretomerge.checkpoint.writer import write_json
 from paretomerge.errors import CheckpointError, RecipeError, unknown
 
@@ -69,7 +70,7 @@ def copy_tokenizer(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FIL
     """Copy what is there of the tokenizer, its chat template and the generation config."""
     for name in names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+            shutil.copyfile(own(source / name), out / name)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from paretomerge.checkpoint.reference import own
 from paretomerge.merge.job import Plan
 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
@@ -42,7 +43,7 @@ def licence(folder: Path) -> str | None:
     readme = folder / "README.md"
     if not readme.is_file():
         return None
-    found = re.match(r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.match(r"---\s*\n(.*?)\n---", own(readme).read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         front = yaml.load(found[1], yaml.BaseLoader) if found else None  # makes texts, lists and mappings only
     except (yaml.YAMLError, RecursionError, ValueError, TypeError):

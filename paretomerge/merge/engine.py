@@ -63,7 +63,7 @@ def write(
     specs = [TensorSpec(job.name, job.dtype, job.shape) for job in plan.jobs]
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
-            run(plan, lambda job, start, block: writer.write(job.name, start, cast(job, block)), threads, device)
+            run(plan, lambda job, start, block: writer.write(job.name, start, cast(plan, job, block)), threads, device)
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", plan.config)
@@ -152,12 +152,14 @@ def inputs_of(plan: Plan, job: Job, device: str = "cpu") -> Inputs:
     )
 
 
-def cast(job: Job, block: torch.Tensor) -> torch.Tensor:
-    """A merged block in the job's dtype."""
-    dtype = getattr(torch, job.dtype)
-    result = block.to(dtype)
-    if dtype is torch.float16 and block.dtype is torch.float32 and torch.isinf(result).any():
-        raise CheckpointError(f"{job.name}: expected values that float16 can hold, got {block.abs().max():.3g}; choose bfloat16")
+def cast(plan: Plan, job: Job, block: torch.Tensor) -> torch.Tensor:
+    """A merged block in the job's dtype; weights that got too large for it, or for float32, are an error."""
+    result = block.to(getattr(torch, job.dtype))
+    if not plan.allow_nan and result.is_floating_point() and not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
+        largest = block.abs().max().item()
+        raise CheckpointError(
+            f"{job.name}: expected values that {job.dtype} can hold, got {largest:.3g}; are the weights of the recipe meant so?"
+        )
     return result
 
 
@@ -173,7 +175,7 @@ def _merged(plan: Plan, job: Job, block: int | None) -> torch.Tensor:
     pieces: list[torch.Tensor] = []
 
     def keep(job: Job, _: int, piece: torch.Tensor) -> None:
-        pieces.append(cast(job, piece).reshape(-1))
+        pieces.append(cast(plan, job, piece).reshape(-1))
 
     with _single_threaded(), torch.inference_mode():
         _merge_job(plan, job, keep, "cpu", block)

@@ -76,6 +76,7 @@ class Plan:
     """What in the recipe has no effect."""
     untied: bool = False
     """Whether the result has a head of its own where the template's is its embedding."""
+    allow_nan: bool = False
 
     @property
     def template(self) -> Weights:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import Operand, extent, finite
+from paretomerge.checkpoint.operand import Operand, extent
 from paretomerge.errors import RecipeError
 from paretomerge.merge.job import Job, Plan, Weights
 from paretomerge.merge.plan import make_plan, open_weights
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 class Step:
     """The result of `plan`, never written to disk. A tensor is rounded to the step's dtype, as if it had been."""
 
-    def __init__(self, plan: Plan, allow_nan: bool = False) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.allow_nan = allow_nan
         self._jobs = {job.name: job for job in plan.jobs}
         here = Path()
         self.headers: Mapping[str, Header] = {name: Header(here, job.dtype, job.shape, 0) for name, job in self._jobs.items()}
@@ -50,7 +49,7 @@ class Step:
     def operand(self, name: str) -> Operand:
         job = self._jobs[name]
         if not job.copy:
-            return Computed(self.plan, job, self.allow_nan)
+            return Computed(self.plan, job)
         operand = self.plan.operand(job.sources[0])
         return operand if operand.dtype == job.dtype else Rounded(operand, job.dtype)
 
@@ -65,7 +64,6 @@ class Computed:
 
     plan: Plan
     job: Job
-    allow_nan: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,8 +81,7 @@ class Computed:
         if not torch.Size(self.shape).numel():
             return torch.empty((end - first, extent(self.shape)[1]), device=device)
         inputs, combine = self._prepared(device)
-        rounded = cast(self.job, combine(inputs.at(first, end))).to(torch.float32)
-        return rounded if self.allow_nan else finite(rounded, f"{self.plan.recipe.name}: {self.job.name}")
+        return cast(self.plan, self.job, combine(inputs.at(first, end))).to(torch.float32)
 
     def _prepared(self, device: str) -> "tuple[Inputs, Combine]":
         if device not in self._by_device:
@@ -127,5 +124,5 @@ def open_steps(recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool, 
                 f"{step.name}: expected tokenizer and chat template in the last document, got them in a step; move them there"
             )
         assert step.name is not None
-        opened[step.name] = Step(make_plan(step, opened, allow_nan), allow_nan)
+        opened[step.name] = Step(make_plan(step, opened, allow_nan))
     return opened

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allo
     if problems or method is None:
         problems.settle()
         raise AssertionError("an unknown method was noted")
-    return _Draft(recipe, method, opened, notes).plan()
+    return replace(_Draft(recipe, method, opened, notes).plan(), allow_nan=allow_nan)
 
 
 def _needed(recipe: Recipe) -> tuple[str, ...]:

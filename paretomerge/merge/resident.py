@@ -113,7 +113,7 @@ class ResidentModel:
 
         def put(job: Job, start: int, block: torch.Tensor) -> None:
             live = self._live[job.name].view(-1)[start : start + block.numel()]
-            live.copy_((block if job.copy else cast(job, block).to(dtype)).reshape(-1))
+            live.copy_((block if job.copy else cast(plan, job, block).to(dtype)).reshape(-1))
             moved[job.name] += self._distance(live, job.name, start)
 
         run(plan, put, device=self.device)
