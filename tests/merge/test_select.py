@@ -72,7 +72,7 @@ def scales(rows: int, columns: int, sign: int) -> torch.Tensor:
 def unseen(rows: int, columns: int) -> torch.Tensor:
     """Large where the sample does not look: it takes whole blocks at equal distances, and steps inside them."""
     tensor = normal(rows, columns).abs() + 1
-    tensor[1::2] *= 1e6
+    tensor[torch.arange(rows) % 25 != 0] *= 1e6
     return tensor
 
 
@@ -123,7 +123,7 @@ def test_streaming_takes_two_passes_where_the_sample_tells_the_truth(name, small
 
 
 def test_a_sample_that_misses_the_large_rows(small):
-    """2000 is among the large half, of which the sample has seen nothing: its bracket is moved."""
+    """Both are among the large entries, of which the sample has seen nothing: its bracket is moved."""
     assert [check(TENSORS["unseen rows"], [k]) for k in (2000, 5250)] == [3, 3]
 
 

@@ -179,7 +179,7 @@ def test_a_step_that_float16_cannot_hold(pico: Path, tmp_path: Path) -> None:
         merge(Recipe.from_yaml(steps + "---\n" + LINEAR.format("x")), tmp_path / "out")
     steps = steps.replace("9.0e6", "9.0e37").replace("float16", "float32").replace("normalize", "normalize")
     wild = Recipe.from_yaml(steps.replace("9.0e37", "[9.0e38, 9.0e38]") + "---\n" + LINEAR.format("x"))
-    with pytest.raises(ParetoMergeError, match="that float32 can hold|expected a number"):
+    with pytest.raises(ParetoMergeError, match=r"that float32 can hold|expected a number"):
         merge(wild, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

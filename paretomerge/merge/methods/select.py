@@ -17,8 +17,8 @@ Score = Callable[[Block], torch.Tensor]
 
 Range = tuple[np.float32, np.float32]
 
-_DIRECT = 1 << 20  # elements below which everything is collected
-_SAMPLE = 1 << 18
+_DIRECT = 1 << 17  # elements below which everything is collected
+_SAMPLE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
         every = _gathered(inputs, wanted, list(inputs.blocks()), 1)
         return [_cut(every[i], np.arange(n), 0, k) for i, (_, k) in enumerate(wanted)]
     blocks = list(inputs.blocks())
-    chosen = blocks[:: max(1, len(blocks) // 16)]
+    chosen = blocks[:: -(-len(blocks) // 8)]
     samples = _gathered(inputs, wanted, chosen, max(1, sum(block.size for block in chosen) // _SAMPLE))
     ranges = [_bracket(np.sort(sample), n, k) for sample, (_, k) in zip(samples, wanted, strict=True)]
     cuts: dict[int, Cut] = {}

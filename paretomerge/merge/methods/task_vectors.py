@@ -79,8 +79,8 @@ def elected_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
     used = [i for i, weight in enumerate(weights) if weight != 0]
 
     def combine(block: Block) -> torch.Tensor:
-        deltas = [prune[i](block.delta(i), block).mul_(weights[i]) for i in used]
-        return vote(deltas, [weights[i] for i in used], normalize).mul_(scale).add_(block.base) if used else block.base.clone()
+        deltas = [_times(prune[i](block.delta(i), block), weights[i]) for i in used]
+        return _times(vote(deltas, [weights[i] for i in used], normalize), scale).add_(block.base) if used else block.base.clone()
 
     return combine
 
@@ -91,17 +91,23 @@ def vote(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bo
     for delta in deltas[1:]:
         sign.add_(delta)
     sign = torch.copysign(torch.ones((), device=sign.device), sign.add_(0.0))  # adding 0 turns -0 into +0
-    merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
-    for delta, weight in zip(deltas, weights, strict=True):
-        merged.add_(delta.mul_(sign).clamp_min_(0))
-        if normalize:
-            divisor.add_(delta.sign_().mul_(weight))
+    agreeing = [delta.mul_(sign).clamp_min_(0) for delta in deltas]
+    merged = agreeing[0].clone() if normalize else agreeing[0]
+    for entry in agreeing[1:]:
+        merged.add_(entry)
     merged.mul_(sign)
     if not normalize:
         return merged
+    divisor = agreeing[0].sign_().mul_(weights[0])
+    for entry, weight in zip(agreeing[1:], weights[1:], strict=True):
+        divisor.add_(entry.sign_().mul_(weight))
     if min(weights) > _NONE:
         return merged.div_(divisor.clamp_min_(_NONE))
     return merged.div_(torch.where(divisor.abs() < _NONE, torch.ones_like(divisor), divisor))
+
+
+def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    return tensor if factor == 1 else tensor.mul_(factor)
 
 
 def _divisor(inputs: Inputs) -> float:
