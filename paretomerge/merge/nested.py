@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import Operand, extent
-from paretomerge.errors import RecipeError
+from paretomerge.errors import ParetoMergeError, RecipeError
 from paretomerge.merge.job import Job, Plan, Weights
 from paretomerge.merge.plan import make_plan, open_weights
 from paretomerge.recipe import Recipe
@@ -124,5 +124,8 @@ def open_steps(recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool, 
                 f"{step.name}: expected tokenizer and chat template in the last document, got them in a step; move them there"
             )
         assert step.name is not None
-        opened[step.name] = Step(make_plan(step, opened, allow_nan))
+        try:
+            opened[step.name] = Step(make_plan(step, opened, allow_nan))
+        except ParetoMergeError as error:
+            raise type(error)(f"{step.name}: {error}", tuple(f"{step.name}: {part}" for part in error.parts)) from error
     return opened

@@ -98,14 +98,14 @@ class _Draft:
             vocabulary = self._vocabulary()
         with problems.noted():
             if self.recipe.chat_template:
-                chat_template(self.recipe.chat_template, {model: weights.folder for model, weights in self.weights.items()})
+                chat_template(self.recipe.chat_template, {model: self.weights[model].folder for model in _needed(self.recipe)})
         modules = self._modules(problems)
         for module, content in modules:
             with problems.noted():
                 more, layers = self._module(module, content, dtype, vocabulary)
                 jobs += more
                 route += layers
-        jobs += self._rest({module for module, _ in modules}, dtype) if self.recipe.modules else []
+        jobs += self._rest({module for module, _ in modules}, dtype, vocabulary) if self.recipe.modules else []
         ordered = tuple(sorted(jobs, key=lambda job: job.name))
         used = {model: self.weights[model] for model in _needed(self.recipe)}
         untied = _untied({job.name for job in jobs}, self.architecture)
@@ -134,6 +134,8 @@ class _Draft:
     ) -> tuple[list[Job], list[tuple[str, int]]]:
         problems = Problems()
         slices = []
+        if module not in (None, self._language):
+            content = self._whole(module, content)
         for i, piece in enumerate(content.slices):
             with problems.noted():
                 slices.append(self._complete(piece, f"slices[{i}]"))
@@ -154,6 +156,16 @@ class _Draft:
                 route += self._slice(builder, piece, len(route))
         problems.settle()
         return builder.jobs, route
+
+    def _whole(self, module: str | None, content: Module) -> Module:
+        """Only the language part is cut into layers; of the others, recipes may spell out the whole range."""
+        inside = [s for s in self.architecture.stacks if self.architecture.module(f"{s.prefix}0.") == module]
+        whole = [None, *((0, stack.depth) for stack in inside)]
+        for source in (source for piece in content.slices for source in piece.sources):
+            if source.layer_range not in whole or len(content.slices) > 1:
+                raise RecipeError(f"modules.{module}: expected whole models, got layers {source.layer_range}; list them under `models`")
+        pieces = tuple(replace(p, sources=tuple(replace(s, layer_range=None) for s in p.sources)) for p in content.slices)
+        return replace(content, slices=pieces)
 
     @property
     def _language(self) -> str:
@@ -206,20 +218,23 @@ class _Draft:
             raise RecipeError(f"{where}: {self.method.name}: expected {wanted} models{besides}, got {count}")
         return Slice(tuple(sources), piece.parameters, piece.base_model)
 
-    def _rest(self, named: Container[str | None], dtype: str | None) -> list[Job]:
+    def _rest(self, named: Container[str | None], dtype: str | None, vocabulary: Vocabulary | None) -> list[Job]:
         """Modules that the recipe does not name stay as they are in the template."""
         headers = self.weights[self.template_name].headers
-        rest = [n for n in self.architecture.names if self.architecture.module(n) not in named]
-        floats = {n: dtype if dtype and headers[n].dtype in FLOATS else headers[n].dtype for n in rest}
-        return [Job(n, headers[n].shape, floats[n], None, ((self.template_name, n),), copy=True) for n in rest]
+        jobs = []
+        for name in (n for n in self.architecture.names if self.architecture.module(n) not in named):
+            pair = (self.template_name, name)
+            kept = dtype if dtype and headers[name].dtype in FLOATS else headers[name].dtype
+            jobs.append(Job(name, _sized(self.weights, pair, vocabulary), kept, None, (pair,), copy=True))
+        return jobs
 
     def _vocabulary(self) -> Vocabulary | None:
         spec = self.recipe.tokenizer
         source = spec.source if spec else self.recipe.tokenizer_source
         if source is None:
             return None
-        folders = {model: weights.folder for model, weights in self.weights.items()}
-        rows = {model: _vocabulary_rows(model, weights) for model, weights in self.weights.items()}
+        folders = {model: self.weights[model].folder for model in _needed(self.recipe)}
+        rows = {model: _vocabulary_rows(model, self.weights[model]) for model in folders}
         more = (spec.tokens, spec.pad_to_multiple_of) if spec else ({}, None)
         return merge_vocabularies(source, folders, rows, self.recipe.base_model, *more)
 
@@ -277,17 +292,21 @@ class _Jobs:
 
     def _shape(self, out: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
         weights = self.draft.weights
-        shapes = {model: weights[model].headers[tensor].shape for model, tensor in pairs}
-        model, tensor = pairs[0]
-        axis = weights[model].architecture.vocabulary_axis(tensor, shapes[model])
-        if axis is not None and self.vocabulary:
-            size = self.vocabulary.size
-            shapes = {m: (*shape[:axis], size, *shape[axis + 1 :]) for m, shape in shapes.items()}
-        if len(set(shapes.values())) > 1:
-            told = ", ".join(f"{m} {list(shape)}" for m, shape in shapes.items())
-            cure = "give `tokenizer_source: union` or `base`" if axis is not None else "do the models come from one base?"
+        shapes = [_sized(weights, pair, self.vocabulary) for pair in pairs]
+        if len(set(shapes)) > 1:
+            told = ", ".join(f"{model} {list(shape)}" for (model, _), shape in zip(pairs, shapes, strict=True))
+            tokens = weights[pairs[0][0]].architecture.vocabulary_axis(pairs[0][1], shapes[0]) is not None
+            cure = "give `tokenizer_source: union` or `base`" if tokens else "do the models come from one base?"
             raise CheckpointError(f"{out}: expected one shape, got {told}; {cure}")
-        return next(iter(shapes.values()))
+        return shapes[0]
+
+
+def _sized(weights: Mapping[str, Weights], pair: Pair, vocabulary: Vocabulary | None) -> tuple[int, ...]:
+    """The shape of a tensor, in the merged vocabulary where there is one."""
+    model, name = pair
+    shape = weights[model].headers[name].shape
+    axis = weights[model].architecture.vocabulary_axis(name, shape) if vocabulary else None
+    return shape if vocabulary is None or axis is None else (*shape[:axis], vocabulary.size, *shape[axis + 1 :])
 
 
 def _vocabulary_rows(model: str, weights: Weights) -> int:
