@@ -5,7 +5,6 @@ written where they belong, in any order, from any thread, and memory holds block
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretomerge.checkpoint.checksum import Checksums, Extent
 from paretomerge.checkpoint.header import DTYPES
 from paretomerge.checkpoint.operand import BYTES
 from paretomerge.checkpoint.reader import INDEX, SINGLE
@@ -111,20 +111,23 @@ class WeightsWriter:
         self.files = tuple(names)
         self._place: dict[str, tuple[int, int, TensorSpec]] = {}
         self._open: list[int] = []
+        laid_out: dict[str, tuple[int, list[Extent]]] = {}
         try:
             for name, shard in zip(names, shards, strict=True):
-                self._lay_out(folder / name, shard)
+                laid_out[name] = self._lay_out(folder / name, shard)
         except OSError:
             self.close()
             raise
         if count > 1:
             weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
             write_json(folder / INDEX, {"metadata": {"total_size": sum(s.bytes for s in specs)}, "weight_map": weight_map})
+        self._checksums = Checksums(laid_out)
 
     def __enter__(self) -> "WeightsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._checksums.stop()
         self.close()
 
     def close(self) -> None:
@@ -142,16 +145,13 @@ class WeightsWriter:
             return
         raw = memoryview(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         _write_all(descriptor, raw, start + element * BYTES[spec.dtype])
+        self._checksums.wrote(name, block.numel() * BYTES[spec.dtype])
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of each shard, as `sha256sum` prints it."""
-        sums = {}
-        for name in self.files:
-            with (self.folder / name).open("rb") as stream:
-                sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return sums
+        """SHA-256 of each shard, when all has been written."""
+        return self._checksums.sums()
 
-    def _lay_out(self, file: Path, specs: Sequence[TensorSpec]) -> None:
+    def _lay_out(self, file: Path, specs: Sequence[TensorSpec]) -> tuple[int, list[Extent]]:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         start = 0
         for spec in specs:
@@ -163,8 +163,12 @@ class WeightsWriter:
         self._open.append(descriptor)
         _write_all(descriptor, memoryview(len(text).to_bytes(8, "little") + text), 0)
         os.ftruncate(descriptor, 8 + len(text) + start)
+        extents = [Extent("", 0, 8 + len(text))]
         for spec in specs:
-            self._place[spec.name] = (descriptor, 8 + len(text) + header[spec.name]["data_offsets"][0], spec)
+            first = extents[-1].end
+            extents.append(Extent(spec.name, first, first + spec.bytes))
+            self._place[spec.name] = (descriptor, first, spec)
+        return descriptor, extents
 
 
 def _cut(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:

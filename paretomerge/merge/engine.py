@@ -64,27 +64,27 @@ def write(
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
             run(plan, lambda job, start, block: writer.write(job.name, start, cast(plan, job, block)), threads, device)
+            checksums = writer.checksums()
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", plan.config)
         _write_tokenizer(plan, folder)
-        (folder / "mergekit_config.yml").write_text(plan.recipe.to_yaml(), encoding="utf-8")
-        (folder / "README.md").write_text(model_card(plan, out.name, card, writer.checksums()), encoding="utf-8")
+        (folder / "mergekit_config.yml").write_text(plan.recipe.relative_to(Path.cwd()).to_yaml(), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(plan, out.name, card, checksums), encoding="utf-8")
     return out
 
 
 def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu", block: int | None = None) -> None:
-    """Merge every tensor, the largest first, and hand each block to `emit`, which may be called from several threads.
+    """Merge every tensor, in the plan's order, and hand each block to `emit`, which may be called from several threads.
 
     block: elements at a time; results do not depend on it.
     """
     _check_device(device)
-    jobs = sorted(plan.jobs, key=lambda job: -torch.Size(job.shape).numel())
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as before, torch.inference_mode():
-        count = threads or before
+        count = threads or (before if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
         if count == 1:
-            for job in jobs:
+            for job in plan.jobs:
                 _merge_job(plan, job, emit, device, block)
             return
 
@@ -93,7 +93,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
                 _merge_job(plan, job, emit, device, block)
 
         with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
-            pending = [pool.submit(work, job) for job in jobs]
+            pending = [pool.submit(work, job) for job in plan.jobs]
             try:
                 for result in pending:
                     result.result()

@@ -87,9 +87,9 @@ def gram(inputs: Inputs, deltas: bool = False) -> np.ndarray:
     k = len(inputs.sources)
     products = np.zeros((k, k))
     for block in inputs.blocks():
-        tensors = [block.delta(i) if deltas else block.source(i) for i in range(k)]
+        tensors = [(block.delta(i) if deltas else block.source(i)).view(-1) for i in range(k)]
         for i, j in itertools.combinations_with_replacement(range(k), 2):
-            products[i, j] += tensors[i].mul(tensors[j]).sum().item()
+            products[i, j] += torch.dot(tensors[i], tensors[j]).item()
     return products + np.triu(products, 1).T
 
 
