@@ -53,14 +53,20 @@ class Checksums:
         self._thread.join()
 
     def _follow(self) -> None:
+        buffer = memoryview(bytearray(_CHUNK))
         try:
             for file, (descriptor, extents) in self._files.items():
                 digest = hashlib.sha256()
                 for extent in extents:
                     if not self._whole(extent.name):
                         return
-                    for at in range(extent.start, extent.end, _CHUNK):
-                        digest.update(os.pread(descriptor, min(_CHUNK, extent.end - at), at))
+                    at = extent.start
+                    while at < extent.end:
+                        got = os.preadv(descriptor, [buffer[: extent.end - at]], at)
+                        if not got:
+                            raise OSError(f"{file} shrank while it was written")
+                        digest.update(buffer[:got])
+                        at += got
                 self._sums[file] = digest.hexdigest()
         except OSError as error:
             self._error = error
