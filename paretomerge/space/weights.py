@@ -47,8 +47,8 @@ class WeightSpace:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        weighted = [n for n, m in METHODS.items() if m.base == "required" and any(k.name == "weight" for k in m.knobs)]
-        searchable = [n for n in weighted if METHODS[n].check is None]  # della's density is bound by its epsilon
+        deltas = [m for m in METHODS.values() if m.base == "required" and m.check is None]  # della's density is bound by its epsilon
+        searchable = [m.name for m in deltas if any(k.name == "weight" and k.default is None for k in m.knobs)]
         for method in self.methods:
             if method not in searchable:
                 raise ConfigError(f"space.methods: {unknown('searchable method', method, searchable)}")

@@ -72,3 +72,17 @@ def test_bad_settings(pico, settings, told):
 
 def test_sources_of_one_name_keep_their_paths():
     assert named_sources(["a/x", "b/x", "c/y"]) == {"a_x": "a/x", "b_x": "b/x", "y": "c/y"}
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_every_searchable_method_gives_recipes_that_can_be_planned(pico, method):
+    full = space(pico, methods=(method,))
+    for point in full.starts().values():
+        plan = make_plan(full.recipe(point))
+        assert plan.recipe.merge_method == method and not plan.notes
+
+
+@pytest.mark.parametrize("method", ["della", "pcb", "slerp", "tsv"])
+def test_methods_without_free_weights_cannot_be_searched(pico, method):
+    with pytest.raises(ConfigError, match="unknown searchable method"):
+        space(pico, methods=(method,))

@@ -80,7 +80,7 @@ def multislerp(inputs: Inputs) -> Combine:
 
 
 def karcher(inputs: Inputs) -> Combine:
-    """The mean on the sphere (Riemannian centre of mass) at the mean length; a line search would change nothing here.
+    """The mean on the sphere (Riemannian centre of mass) at the mean length.
 
     Iterates u <- exp_u(mean of log_u(u_i)) until the step is below `tol` or `max_iter` is reached.
     """
