@@ -23,8 +23,8 @@ _WARM_HEAP = 31 << 20
 """Bytes allocated and freed at once: glibc then keeps blocks of this size on its heap, and does not give them back to the
 kernel after every operation only to fetch, and clear, them again."""
 
-HELD_BYTES = 200 << 20
-"""Inputs of one tensor that a method looks at more than once are kept in memory up to this size, else read again."""
+HELD_BYTES = 400 << 20
+"""Inputs of the tensors in work that a method looks at more than once are kept in memory up to this size, else read again."""
 
 Emit = Callable[[Job, int, torch.Tensor], None]
 """(job, flat position of the block's first element, block as (rows, columns) in float32 or, for a copy, as stored)."""
@@ -85,12 +85,12 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
         count = threads or (before if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
         if count == 1:
             for job in plan.jobs:
-                _merge_job(plan, job, emit, device, block)
+                _merge_job(plan, job, emit, device, block, count)
             return
 
         def work(job: Job) -> None:
             with torch.inference_mode():  # the mode is a thread's own
-                _merge_job(plan, job, emit, device, block)
+                _merge_job(plan, job, emit, device, block, count)
 
         with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
             pending = [pool.submit(work, job) for job in plan.jobs]
@@ -118,7 +118,7 @@ def _keep_sources(plan: Plan, out: Path) -> None:
         raise CheckpointError(f"{out}: expected a folder without sources in it, got one that holds {held[0]}; choose another")
 
 
-def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None) -> None:
+def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None, threads: int = 1) -> None:
     if job.copy:
         operand = plan.operand(job.sources[0])
         whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, torch.Size(job.shape[:-1]).numel())
@@ -126,16 +126,16 @@ def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None)
         return
     if not torch.Size(job.shape).numel():
         return  # nothing to merge, and nothing that a method could measure
-    inputs = inputs_of(plan, job, device)
+    inputs = inputs_of(plan, job, device, HELD_BYTES // threads)
     combine = plan.method.combine(inputs)
     for piece in inputs.blocks(block):
         emit(job, piece.start, combine(piece))
 
 
-def inputs_of(plan: Plan, job: Job, device: str = "cpu") -> Inputs:
-    """What the plan's method sees of one tensor."""
+def inputs_of(plan: Plan, job: Job, device: str = "cpu", held: int = 0) -> Inputs:
+    """What the plan's method sees of one tensor. held: bytes of inputs that may be kept in memory between looks."""
     operands = [plan.operand(pair) for pair in job.pairs]
-    if plan.method.looks and sum(math.prod(o.shape) * BYTES[o.dtype] for o in operands) <= HELD_BYTES:
+    if plan.method.looks and sum(math.prod(o.shape) * BYTES[o.dtype] for o in operands) <= held:
         operands = [Held(operand) if isinstance(operand, Stored) else operand for operand in operands]
     k = len(job.sources)
     architecture = plan.template.architecture

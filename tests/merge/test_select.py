@@ -46,6 +46,7 @@ def small(monkeypatch):
     monkeypatch.setattr(inputs_file, "BLOCK", 64)
     monkeypatch.setattr(select, "_DIRECT", 256)
     monkeypatch.setattr(select, "_SAMPLE", 128)
+    monkeypatch.setattr(select, "_KNOWN", 16)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -124,7 +125,22 @@ def test_streaming_takes_two_passes_where_the_sample_tells_the_truth(name, small
 
 def test_a_sample_that_misses_the_large_rows(small):
     """Both are among the large entries, of which the sample has seen nothing: its bracket is moved."""
-    assert [check(TENSORS["unseen rows"], [k]) for k in (2000, 5250)] == [3, 3]
+    assert [check(TENSORS["unseen rows"], [k]) for k in (2000, 5250)] == [3, 4]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_misleading_sample_is_asked_again_about_the_side_where_the_value_is(name, small, monkeypatch):
+    """Samples of few blocks, and brackets without slack: most are wrong at first."""
+    first = select._bracket
+
+    def tight(sample, n, k):
+        low, high = first(sample, n, k)
+        ends = [end for end in (low, high) if 0 < end < np.inf]
+        return (ends[k % len(ends)],) * 2 if ends else (low, high)
+
+    monkeypatch.setattr(select, "_bracket", tight)
+    n = TENSORS[name].numel()
+    check(TENSORS[name], [1, 2, n // 10, n // 3, n // 2, n - n // 50, n - 1])
 
 
 def test_a_wrong_bracket_is_found_out(small, monkeypatch):

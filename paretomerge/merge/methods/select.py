@@ -5,7 +5,7 @@ the rest is a selection among those. Entries of equal magnitude are told apart b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ Range = tuple[np.float32, np.float32]
 
 _DIRECT = 1 << 17  # elements below which everything is collected
 _SAMPLE = 1 << 17
+_MISSES = 3  # after so many no sample is trusted
+_KNOWN = 256  # entries of a sample that are enough to look for a value among
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,51 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
         every = _gathered(inputs, wanted, list(inputs.blocks()), 1)
         return [_cut(every[i], np.arange(n), 0, k) for i, (_, k) in enumerate(wanted)]
     blocks = list(inputs.blocks())
-    chosen = blocks[:: -(-len(blocks) // 8)]
-    samples = _gathered(inputs, wanted, chosen, max(1, sum(block.size for block in chosen) // _SAMPLE))
-    ranges = [_bracket(np.sort(sample), n, k) for sample, (_, k) in zip(samples, wanted, strict=True)]
+    chosen = blocks[:: -(-len(blocks) // max(8, len(blocks) // 64))]
+    step = max(1, sum(block.size for block in chosen) // max(_SAMPLE, n // 128))
+    samples = [np.sort(sample) for sample in _gathered(inputs, wanted, chosen, step)]
+    open_ = {i: _Interval(k, n) for i, (_, k) in enumerate(wanted)}
     cuts: dict[int, Cut] = {}
-    while missing := [i for i in range(len(wanted)) if i not in cuts]:
-        seen = _look(blocks, [wanted[i][0] for i in missing], [ranges[i] for i in missing])
-        for i, (above, found) in zip(missing, seen, strict=True):
+    while open_:
+        ranges = {i: interval.likely(samples[i]) for i, interval in open_.items()}
+        seen = _look(blocks, [wanted[i][0] for i in open_], list(ranges.values()))
+        for i, (above, found) in zip(ranges, seen, strict=True):
             score, k = wanted[i]
             if above < k <= above + found.count:
                 cuts[i] = found.cut(k - above, above, blocks, score)
-            else:  # the sample misled: look on the side where the value must be
-                low, high = ranges[i]
-                ranges[i] = (high, np.float32(np.inf)) if k <= above else (np.float32(0), low)
+                del open_[i]
+            else:
+                open_[i].miss(ranges[i], above, found.count)
     return [cuts[i] for i in range(len(wanted))]
+
+
+@dataclass
+class _Interval:
+    """Where the k-th largest is known to be: above `floor` and below `ceiling`; `over` entries are not below it, `upto`
+    entries are above the floor."""
+
+    k: int
+    upto: int
+    over: int = 0
+    misses: int = 0
+    floor: np.float32 = field(default_factory=lambda: np.float32(-1))
+    ceiling: np.float32 = field(default_factory=lambda: np.float32(np.inf))
+
+    def likely(self, sample: np.ndarray) -> Range:
+        """A range for the next look; the whole interval where the sample knows little of it."""
+        part = sample[(sample > self.floor) & (sample < self.ceiling)]
+        if len(part) < _KNOWN or self.misses == _MISSES:
+            return max(self.floor, np.float32(0)), self.ceiling
+        low, high = _bracket(part, self.upto - self.over, self.k - self.over)
+        return max(low, self.floor), min(high, self.ceiling)
+
+    def miss(self, seen: Range, above: int, inside: int) -> None:
+        """The value was not in the range, above which there are `above` entries: the sample misled."""
+        self.misses += 1
+        if self.k <= above:
+            self.floor, self.upto = seen[1], above
+        else:
+            self.ceiling, self.over = seen[0], above + inside
 
 
 def _gathered(inputs: Inputs, wanted: Sequence[tuple[Score, int]], blocks: Sequence[Block], step: int) -> list[np.ndarray]:
@@ -88,7 +121,7 @@ def _bracket(sample: np.ndarray, n: int, k: int) -> Range:
     place = m - k / n * m
     likely = sample[min(max(int(place), 0), m - 1)]
     first, end = np.searchsorted(sample, likely, "left"), np.searchsorted(sample, likely, "right")
-    slack = 4 * (m * k / n * (1 - k / n)) ** 0.5 + 0.01 * m
+    slack = 4 * (m * k / n * (1 - k / n)) ** 0.5 + 0.005 * m  # sampling alone, and rows that are unlike each other
     if end - first > slack:
         return likely, likely
     low = sample[int(place - slack)] if place - slack >= 0 else np.float32(0)
