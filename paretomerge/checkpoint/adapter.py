@@ -78,7 +78,7 @@ class AdaptedCheckpoint:
     def __init__(self, checkpoint: Checkpoint, adapter: str) -> None:
         self.checkpoint = checkpoint
         self.name = f"{checkpoint.name}+{adapter}"
-        folder = locate(adapter)
+        self.adapter = folder = locate(adapter)
         settings = read_json(folder / "adapter_config.json", f"{adapter}: adapter_config.json")
         _check_kind(settings, adapter)
         file = folder / "adapter_model.safetensors"

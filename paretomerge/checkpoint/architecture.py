@@ -168,6 +168,10 @@ class Architecture:
             return found
         return self._input_embedding if _TIED.search(name) else None
 
+    def ties(self, name: str) -> bool:
+        """Whether a head of that name is the input embedding here."""
+        return name not in self._known and bool(_TIED.search(name)) and self.stand_in(name) == self._input_embedding is not None
+
     def module(self, name: str) -> str:
         """`default` in a model of one module. In a multimodal one `text_decoder` for the language part (with its
         embeddings, norm and head), and the dotted name's top, without `model.`, for the rest: `visual`, `vision_tower`."""

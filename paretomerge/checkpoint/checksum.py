@@ -25,7 +25,7 @@ class Checksums:
         self._files = files
         self._missing = {e.name: e.end - e.start for _, extents in files.values() for e in extents if e.name}
         self._sums: dict[str, str] = {}
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._follow, name="checksums", daemon=True)
@@ -68,7 +68,7 @@ class Checksums:
                         digest.update(buffer[:got])
                         at += got
                 self._sums[file] = digest.hexdigest()
-        except OSError as error:
+        except Exception as error:  # told by `sums`, on the thread that asks
             self._error = error
 
     def _whole(self, name: str) -> bool:

@@ -12,7 +12,7 @@ def snapshot(repository: str, revision: str | None, weights: bool = True) -> Pat
     """The folder of a repository's files: text files, and safetensors if `weights` are wanted. Cached."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*_TEXTS, "*.safetensors"] if weights else _TEXTS
+    patterns = [*_TEXTS, "model*.safetensors", "adapter_model.safetensors"] if weights else _TEXTS  # not other copies of them
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises many kinds; the user needs one sentence

@@ -52,11 +52,16 @@ class Stored:
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         import torch
 
+        return self.stored(first, end).to(device, torch.float32)
+
+    def stored(self, first: int, end: int) -> "torch.Tensor":
+        """Rows [first, end) as they are stored."""
+        import torch
+
         columns = extent(self.shape)[1]
-        stored = torch.empty((end - first, columns), dtype=getattr(torch, self.dtype))
-        self._fill(stored, first * columns)
-        loaded = stored.to(device, torch.float32)
-        return loaded if self.allow_nan else finite(loaded, self.label)
+        rows = torch.empty((end - first, columns), dtype=getattr(torch, self.dtype))
+        self._fill(rows, first * columns)
+        return rows if self.allow_nan or self.dtype not in FLOATS else finite(rows, self.label)
 
     def whole(self) -> "torch.Tensor":
         """The tensor as it is stored."""
@@ -100,6 +105,9 @@ class InMemory:
     @property
     def dtype(self) -> str:
         return str(self.tensor.dtype).removeprefix("torch.")
+
+    def whole(self) -> "torch.Tensor":
+        return self.tensor
 
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         import torch

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.config import text_config
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.hub import hub_headers
 from paretomerge.checkpoint.operand import FLOATS, Stored
@@ -85,6 +86,8 @@ class Checkpoint:
         self.name = name
         self.folder = locate(name, download)
         self.config: dict[str, Any] = read_json(own(self.folder / "config.json"), f"{name}: config.json")
+        if any("quantization_config" in part for part in (self.config, text_config(self.config))):
+            raise CheckpointError(f"{name}: expected full weights, got quantised ones; merge the model that they were made from")
         here = download or Path(name).expanduser().is_dir()
         self.shards = Shards(name, _headers(self.folder, name) if here else hub_headers(*on_hub(name), self.folder), allow_nan)
 

@@ -44,6 +44,14 @@ def on_hub(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is a folder of that name; False for what can be no path."""
+    try:
+        return bool(name) and Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, `~nobody`, a NUL
+        return False
+
+
 def own(path: Path) -> Path:
     """`path`, if it does not link out of its folder. The Hub's cache links from its snapshots to its blobs, which is as good."""
     home, real = path.parent.resolve(), path.resolve()

@@ -68,9 +68,13 @@ CHAT_TEMPLATES: Mapping[str, str] = {
 
 def copy_tokenizer(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
     """Copy what is there of the tokenizer, its chat template and the generation config."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(own(source / name), out / name)
+    for path in tokenizer_files(source, names):
+        shutil.copyfile(path, out / path.name)
+
+
+def tokenizer_files(source: Path, names: Iterable[str] = TOKENIZER_FILES) -> list[Path]:
+    """What is there to be copied. A link that leaves the folder is an error."""
+    return [own(source / name) for name in names if (source / name).is_file()]
 
 
 @dataclass(frozen=True)

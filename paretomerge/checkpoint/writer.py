@@ -107,8 +107,6 @@ class WeightsWriter:
         shards = _cut(specs, shard_bytes)
         count = len(shards)
         names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        self.folder = folder
-        self.files = tuple(names)
         self._place: dict[str, tuple[int, int, TensorSpec]] = {}
         self._open: list[int] = []
         laid_out: dict[str, tuple[int, list[Extent]]] = {}

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reference import own
+from paretomerge.errors import CheckpointError
 from paretomerge.merge.job import Plan
+from paretomerge.merge.nested import Step
 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
 
@@ -16,7 +19,7 @@ def model_card(plan: Plan, title: str, more: str, checksums: Mapping[str, str]) 
     """Markdown with the Hub's front matter. more: text after the list of sources; checksums: file -> SHA-256."""
     files = plan.recipe.files
     named = dict.fromkeys(part for model in files for part in model.split("+"))
-    licences = {model: licence(plan.weights[model].folder) for model in files if model in plan.weights}
+    licences = _licences(plan)
     front = {
         "library_name": "transformers",
         "base_model": [m.partition("@")[0] for m in named if _ON_HUB.match(m) and not Path(m).exists()],
@@ -38,15 +41,30 @@ def model_card(plan: Plan, title: str, more: str, checksums: Mapping[str, str]) 
     )
 
 
+def _licences(plan: Plan) -> dict[str, str | None]:
+    """By model, those of steps and adapters included; None where one of a model's parts states none."""
+    found: dict[str, str | None] = {}
+    for model, weights in plan.weights.items():
+        if isinstance(weights, Step):
+            found |= _licences(weights.plan)
+        elif isinstance(weights, AdaptedCheckpoint):
+            both = [licence(weights.folder), licence(weights.adapter)]
+            found[model] = None if None in both else " + ".join(dict.fromkeys(str(one) for one in both))
+        else:
+            found[model] = licence(weights.folder)
+    return found
+
+
 def licence(folder: Path) -> str | None:
     """What the front matter of a model's README says."""
     readme = folder / "README.md"
     if not readme.is_file():
         return None
-    found = re.match(r"---\s*\n(.*?)\n---", own(readme).read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
+        text = own(readme).read_text(encoding="utf-8", errors="replace")
+        found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         front = yaml.load(found[1], yaml.BaseLoader) if found else None  # makes texts, lists and mappings only
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError):
+    except (CheckpointError, OSError, yaml.YAMLError, RecursionError, ValueError, TypeError):
         return None  # a card that can't be read states nothing
     value = front.get("license") if isinstance(front, dict) else None
     return value if isinstance(value, str) and value not in ("", "~", "null") else None

@@ -24,11 +24,11 @@ class Cost:
 def cost(plan: Plan, threads: int = 1) -> Cost:
     elements = sum(math.prod(job.shape) * len(job.pairs) for job in plan.jobs)
     read, written = plan.bytes_read(), plan.bytes_written()
-    whole = max((_whole(plan, job) for job in plan.jobs), default=0) if plan.method.whole else 0
+    whole = max((_whole(job) for job in plan.jobs), default=0) if plan.method.whole else 0
     seconds = elements * plan.method.pace * 1e-9 + (read + written) / _DISK
     return Cost(read, written, _PROCESS + threads * (_PER_THREAD + whole), seconds)
 
 
-def _whole(plan: Plan, job: Job) -> int:
+def _whole(job: Job) -> int:
     """Bytes of a tensor's sources, result and as much again for factors, in float32."""
     return 4 * math.prod(job.shape) * (2 * len(job.pairs) + 2)

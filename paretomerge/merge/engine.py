@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from paretomerge.checkpoint.operand import BYTES, Held, Stored
+from paretomerge.checkpoint.operand import BYTES, FLOATS, Held, InMemory, Stored, extent
 from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
 from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder, write_json
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merge.card import model_card
 from paretomerge.merge.job import Job, Plan
-from paretomerge.merge.methods.inputs import Inputs
+from paretomerge.merge.methods.inputs import BLOCK, Inputs
 from paretomerge.merge.plan import make_plan
 from paretomerge.recipe import Recipe
 
@@ -79,7 +79,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
 
     block: elements at a time; results do not depend on it.
     """
-    _check_device(device)
+    device = _usable(device)
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as before, torch.inference_mode():
         count = threads or (before if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
@@ -102,27 +102,30 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
                 raise
 
 
-def _check_device(device: str) -> None:
+def _usable(device: str) -> str:
+    """`device` as torch calls it, once it is known to be there."""
     try:
-        usable = torch.device(device).type == "cpu" or torch.empty(1, device=device).device.type == torch.device(device).type
+        kind = torch.device(device).type
+        if kind == "cpu":
+            return kind
+        if kind == "cuda":
+            return str(torch.empty(1, device=device).device)
+        reason = "merging there was never tried"
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: {reason}") from error
-    assert usable
+    raise ConfigError(f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: {reason}")
 
 
 def _keep_sources(plan: Plan, out: Path) -> None:
     """An error if the new folder would take the place of one that holds a source."""
-    parts = [Path(part).expanduser() for model in plan.recipe.files for part in (model, *model.split("+"))]
+    parts = [Path(part).expanduser() for model in (*plan.recipe.files, *plan.weights) for part in (model, *model.split("+"))]
     if held := [part for part in parts if part.exists() and part.resolve().is_relative_to(out.resolve())]:
         raise CheckpointError(f"{out}: expected a folder without sources in it, got one that holds {held[0]}; choose another")
 
 
 def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None, threads: int = 1) -> None:
     if job.copy:
-        operand = plan.operand(job.sources[0])
-        whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, torch.Size(job.shape[:-1]).numel())
-        emit(job, 0, whole)
+        _copy(plan, job, emit)
         return
     if not torch.Size(job.shape).numel():
         return  # nothing to merge, and nothing that a method could measure
@@ -130,6 +133,19 @@ def _merge_job(plan: Plan, job: Job, emit: Emit, device: str, block: int | None,
     combine = plan.method.combine(inputs)
     for piece in inputs.blocks(block):
         emit(job, piece.start, combine(piece))
+
+
+def _copy(plan: Plan, job: Job, emit: Emit) -> None:
+    """The one source as it is; a few rows at a time, but for whole numbers, which no float32 holds."""
+    operand = plan.operand(job.sources[0])
+    if operand.dtype not in FLOATS:
+        emit(job, 0, operand.whole() if isinstance(operand, (Stored, InMemory)) else operand.rows(0, extent(job.shape)[0]))
+        return
+    rows, columns = extent(job.shape)
+    step = max(1, BLOCK // max(columns, 1))
+    for first in range(0, rows, step):
+        end = min(first + step, rows)
+        emit(job, first * columns, operand.stored(first, end) if isinstance(operand, Stored) else operand.rows(first, end))
 
 
 def inputs_of(plan: Plan, job: Job, device: str = "cpu", held: int = 0) -> Inputs:

@@ -93,6 +93,8 @@ def _value(knob: Knob, value: Any, where: str) -> Any:
         raise RecipeError(f"{where}: {knob.name}: expected true or false, got {shown(value)}")
     elif isinstance(value, (bool, str)) or not knob.low <= value <= knob.high or value in (float("inf"), float("-inf")):
         raise RecipeError(f"{where}: {knob.name}: expected a number{_range(knob)}, got {shown(value)}")
+    elif type(knob.default) is int and value != int(value):
+        raise RecipeError(f"{where}: {knob.name}: expected a whole number, got {shown(value)}")
     return value
 
 

@@ -4,14 +4,15 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.operand import FLOATS
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.checkpoint.reference import Reference
-from paretomerge.checkpoint.tokenizer import chat_template
+from paretomerge.checkpoint.reference import Reference, is_folder
+from paretomerge.checkpoint.tokenizer import chat_template, tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, Problems, RecipeError, unknown
 from paretomerge.merge.job import Job, Pair, Plan, Weights
@@ -97,6 +98,8 @@ class _Draft:
         with problems.noted():
             vocabulary = self._vocabulary()
         with problems.noted():
+            tokenizer_files(self.weights[self.template_name].folder)  # what is copied at the end is looked at now
+        with problems.noted():
             if self.recipe.chat_template:
                 chat_template(self.recipe.chat_template, {model: self.weights[model].folder for model in _needed(self.recipe)})
         modules = self._modules(problems)
@@ -108,13 +111,29 @@ class _Draft:
         jobs += self._rest({module for module, _ in modules}, dtype, vocabulary) if self.recipe.modules else []
         ordered = tuple(sorted(jobs, key=lambda job: job.name))
         used = {model: self.weights[model] for model in _needed(self.recipe)}
-        untied = _untied({job.name for job in jobs}, self.architecture)
+        untied = any(self.architecture.ties(job.name) for job in jobs)
         told = dtype or self.weights[self.template_name].dtype
-        plan = Plan(self.recipe, self.method, used, ordered, told, tuple(route), vocabulary, self.notes, untied)
+        plan = Plan(self.recipe, self.method, used, ordered, told, tuple(route), vocabulary, (*self.notes, *self._left_out()), untied)
         with problems.noted():
             assert problems or plan.config
         problems.settle()
         return plan
+
+    def _left_out(self) -> list[str]:
+        """Notes of tensors that sources have and the template has not."""
+        known = {self._in_layer_0(name, self.architecture) for name in self.architecture.names}
+        notes = []
+        for model in self.recipe.models:
+            theirs = self.weights[model].architecture
+            names = {self._in_layer_0(name, theirs) for name in theirs.names if not theirs.beyond(name)}
+            if more := sorted(n for n in names - known if self.architecture.stand_in(n) is None):
+                shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
+                notes.append(f"{model}: {len(more)} kinds of tensors that {self.template_name} lacks are left out: {shown}")
+        return notes
+
+    @staticmethod
+    def _in_layer_0(name: str, architecture: Architecture) -> str:
+        return name if architecture.layer(name) is None else architecture.at_layer(name, 0)
 
     def _modules(self, problems: Problems) -> list[tuple[str | None, Module]]:
         """What the recipe says of each module of the template; None stands for the whole model."""
@@ -134,7 +153,7 @@ class _Draft:
     ) -> tuple[list[Job], list[tuple[str, int]]]:
         problems = Problems()
         slices = []
-        if module not in (None, self._language):
+        if module not in (None, self.language):
             content = self._whole(module, content)
         for i, piece in enumerate(content.slices):
             with problems.noted():
@@ -145,13 +164,13 @@ class _Draft:
         straight = len(slices) == 1 and (slices[0].sources[0].layer_range or (0, 0))[0] == 0
         if not straight and len(self.architecture.main) > 1:
             raise RecipeError("slices: expected whole models, for the architecture has several stacks of layers; list them under `models`")
-        for name in (*names, *(self._untied_heads() if module in (None, self._language) else ())):
+        for name in (*names, *(self._untied_heads() if module in (None, self.language) else ())):
             if self.architecture.layer(name) is None and (straight or not self.architecture.beyond(name)):
                 piece = slices[0] if self.architecture.is_embedding(name) else slices[-1]
-                layers = [None] * len(piece.sources)
+                layers = [None] * (len(piece.sources) + 1)
                 builder.add(piece, name, name, layers, 0.0)
         route: list[tuple[str, int]] = []
-        if module in (None, self._language) and self.architecture.depth:
+        if module in (None, self.language) and self.architecture.depth:
             for piece in slices:
                 route += self._slice(builder, piece, len(route))
         problems.settle()
@@ -168,28 +187,43 @@ class _Draft:
         return replace(content, slices=pieces)
 
     @property
-    def _language(self) -> str:
+    def language(self) -> str:
+        """The module whose layers are routed."""
         return self.architecture.module(self.architecture.prefix)
 
+    def named(self, name: str, layer: int | None) -> str:
+        return name if layer is None else self.architecture.at_layer(name, layer)
+
+    def pair(self, model: str, name: str, layer: int | None) -> Pair | None:
+        """What a model has for a tensor of the template, in a layer of its own."""
+        found = self.weights[model].architecture.stand_in(self.named(name, layer))
+        return None if found is None else (model, found)
+
     def _untied_heads(self) -> list[str]:
-        """Tensors that the template ties to its embedding and another source has of its own: the result has them, too."""
-        known = set(self.architecture.names)
+        """Heads that the template ties to its embedding and another source has of its own: the result has them, too."""
         others = (name for model in self.recipe.models for name in self.weights[model].architecture.names)
-        tied = (n for n in dict.fromkeys(others) if n not in known and self.architecture.layer(n) is None)
-        embedding = [n for n in tied if self.architecture.stand_in(n) in known]
-        return [n for n in embedding if self.weights[self.template_name].headers[self.architecture.stand_in(n) or n].dtype in FLOATS]
+        return [name for name in dict.fromkeys(others) if self.architecture.ties(name)]
 
     def _slice(self, builder: "_Jobs", piece: Slice, out: int) -> list[tuple[str, int]]:
-        route = []
+        """Jobs of the slice's layers, which are numbered from `out` on; the model and layer that each layer's config follows."""
         ranges = [s.layer_range or (0, 0) for s in piece.sources]
-        own = next((r for s, r in zip(piece.sources, ranges, strict=True) if s.model == self.template_name), ranges[0])
-        length = ranges[0][1] - ranges[0][0]
+        listed = {s.model: r for s, r in zip(reversed(piece.sources), reversed(ranges), strict=True)}
+        base = listed.get(piece.base_model or self.recipe.base_model or "", ranges[0])
+        first, length = piece.sources[0].model, ranges[0][1] - ranges[0][0]
+        route = []
         for i in range(length):
             t = i / (length - 1) if length > 1 else 1.0
-            for name in self.architecture.by_layer[own[0] + i]:
-                builder.add(piece, self.architecture.at_layer(name, out + i), name, [r[0] + i for r in ranges], t)
-            route.append((piece.sources[0].model, ranges[0][0] + i))
+            for name in self._layer_names(listed.get(self.template_name, ranges[0])[0] + i, first, ranges[0][0] + i):
+                builder.add(piece, self.architecture.at_layer(name, out + i), name, [base[0] + i, *(r[0] + i for r in ranges)], t)
+            route.append((first, ranges[0][0] + i))
         return route
+
+    def _layer_names(self, layer: int, first: str, first_layer: int) -> list[str]:
+        """Names, as of layer 0, of the tensors in the template's layer; where it has no such layer, in the first source's."""
+        owner = self.architecture
+        if layer not in owner.by_layer:
+            owner, layer = self.weights[first].architecture, first_layer
+        return [owner.at_layer(name, 0) for name in owner.by_layer[layer]]
 
     def _complete(self, piece: Slice, where: str) -> Slice:
         """Layer ranges written out; the sources in the order and number that the method works on."""
@@ -253,38 +287,39 @@ class _Jobs:
         self.jobs: list[Job] = []
 
     def add(self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float) -> None:
-        """out: the tensor's name in the result; name: in the template; layers: that of each source, None outside layers."""
+        """out: the tensor's name in the result; name: in the template, as of layer 0; layers: that of the base and of each
+        source, None outside layers."""
         with self.problems.noted():
             self.jobs.append(self._job(piece, out, name, layers, t))
 
     def _job(self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float) -> Job:
         draft, method = self.draft, self.draft.method
         base_model = piece.base_model or draft.recipe.base_model
-        owner = base_model or draft.template_name
-        template = (owner, draft.weights[owner].architecture.stand_in(name) or name)
-        if template[1] not in draft.weights[owner].headers:
+        owner = base_model or piece.sources[0].model
+        own = draft.pair(owner, name, layers[0 if base_model else 1])
+        if own is None:
             raise CheckpointError(f"{owner}: expected a tensor {name!r}, got none; do the models come from one base?")
-        header = draft.weights[owner].headers[template[1]]
+        header = draft.weights[own[0]].headers[own[1]]
         dtype = self.dtype or header.dtype
         if header.dtype not in FLOATS:
-            return Job(out, header.shape, header.dtype, None, (template,), copy=True)
+            return Job(out, header.shape, header.dtype, None, (own,), copy=True)
         deltas = method.base == "required" or (method.base == "reference" and base_model is not None)
         entries = []
-        for source, layer in zip(piece.sources, layers, strict=True):
+        for source, layer in zip(piece.sources, layers[1:], strict=True):
             if deltas and source.model == base_model:
                 continue
-            tensor = name if layer is None else draft.architecture.at_layer(name, layer)
-            found = draft.weights[source.model].architecture.stand_in(tensor)
-            if found is None and draft.architecture.module(name) != draft._language:
-                return Job(out, header.shape, dtype, None, (template,), copy=True)
-            if found is None:
-                raise CheckpointError(f"{source.model}: expected a tensor {tensor!r}, got none; do the models come from one base?")
+            pair = draft.pair(source.model, name, layer)
+            if pair is None and draft.architecture.module(name) != draft.language:
+                return Job(out, header.shape, dtype, None, (own,), copy=True)
+            if pair is None:
+                raise CheckpointError(f"{source.model}: expected a tensor {name!r}, got none; do the models come from one base?")
             levels = (source.parameters, piece.parameters, self.parameters, draft.recipe.parameters)
-            entries.append(((source.model, found), knob_values(method, levels, tensor, t, f"{source.model}: {tensor}")))
+            tensor = draft.named(name, layer)
+            entries.append((pair, knob_values(method, levels, tensor, t, f"{source.model}: {tensor}")))
         if method.symmetric:  # one order for every listing: sums and random masks then agree bit for bit
-            entries.sort(key=lambda entry: (entry[0], json.dumps(entry[1], sort_keys=True)))
+            entries.sort(key=lambda entry: (_place(entry[0][0]), entry[0][1], json.dumps(entry[1], sort_keys=True)))
         pairs, knobs = tuple(p for p, _ in entries), tuple(k for _, k in entries)
-        base = template if deltas else None
+        base = own if deltas else None
         options = option_values(method, (piece.parameters, self.parameters, draft.recipe.parameters), out, t)
         if method.check and (wrong := method.check(knobs, options)):
             raise RecipeError(f"{out}: {method.name}: {wrong}")
@@ -317,5 +352,6 @@ def _vocabulary_rows(model: str, weights: Weights) -> int:
     return max(sizes)
 
 
-def _untied(names: set[str], architecture: Architecture) -> bool:
-    return any(name not in architecture.names and architecture.layer(name) is None for name in names)
+def _place(model: str) -> str:
+    """What sources are put in order by: local folders by where they are, however a recipe spells that."""
+    return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))

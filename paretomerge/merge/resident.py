@@ -12,7 +12,7 @@ import torch
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import InMemory, extent
+from paretomerge.checkpoint.operand import InMemory, Stored, extent
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merge.engine import cast, run
 from paretomerge.merge.job import Job, Weights
@@ -55,9 +55,8 @@ class Warm:
     def operand(self, name: str) -> InMemory:
         if name not in self._kept:
             operand = self.weights.operand(name)
-            loaded = operand.rows(0, extent(operand.shape)[0])  # checks for NaN, once
-            exact = getattr(torch, operand.dtype) if hasattr(operand, "whole") else torch.float32
-            self._kept[name] = InMemory(loaded.view(operand.shape).to(self.device, exact))
+            whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, extent(operand.shape)[0]).view(operand.shape)
+            self._kept[name] = InMemory(whole.to(self.device))
         return self._kept[name]
 
     def check_unchanged(self) -> None:
@@ -108,12 +107,16 @@ class ResidentModel:
             raise RecipeError(
                 f"expected a recipe with the base's depth, got {len(plan.route)} layers; write it out with `paretomerge merge`"
             )
+        if strange := [job.name for job in plan.jobs if job.name not in self._live or tuple(self._live[job.name].shape) != job.shape]:
+            raise RecipeError(f"{strange[0]}: expected the tensors of the base, got another; write it out with `paretomerge merge`")
+        if plan.untied:
+            raise RecipeError("expected a head that is tied as in the base, got one of its own; write it out with `paretomerge merge`")
         dtype = getattr(torch, self.dtype)
         moved = dict.fromkeys((job.name for job in plan.jobs), 0.0)
 
         def put(job: Job, start: int, block: torch.Tensor) -> None:
             live = self._live[job.name].view(-1)[start : start + block.numel()]
-            live.copy_((block if job.copy else cast(plan, job, block).to(dtype)).reshape(-1))
+            live.copy_(cast(plan, job, block).to(dtype if block.is_floating_point() else block.dtype).reshape(-1))
             moved[job.name] += self._distance(live, job.name, start)
 
         run(plan, put, device=self.device)

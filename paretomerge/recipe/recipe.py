@@ -169,10 +169,9 @@ class Recipe:
         """The recipe with model paths (and adapters) that exist under `folder` made to point there."""
 
         def at(model: str) -> str:
-            if not Path(model).is_absolute() and (folder / model).is_dir():
+            if _beside(folder, model):
                 return str(folder / model)
-            parts = model.split("+")
-            return "+".join(str(folder / p) if p and not Path(p).is_absolute() and (folder / p).is_dir() else p for p in parts)
+            return "+".join(str(folder / part) if _beside(folder, part) else part for part in model.split("+"))
 
         return self.renamed(at)
 
@@ -184,6 +183,14 @@ class Recipe:
             return model if model in steps else at(model)
 
         return replace(_renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps))
+
+
+def _beside(folder: Path, name: str) -> bool:
+    """Whether a relative name is a folder there."""
+    try:
+        return bool(name) and not Path(name).is_absolute() and (folder / name).is_dir()
+    except (OSError, ValueError):  # too long to be a path
+        return False
 
 
 def _renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:

@@ -43,7 +43,7 @@ DEVIATIONS: dict[str, Deviation] = {
     ),
     "unknown-parameter": Deviation(
         "ignores parameters that the method does not have",
-        "refuses them",
+        "refuses those that no method has, and tells the others",
         "a misspelt parameter leaves the default in force",
         "{merge_method: linear, models: [{model: $ada}], parameters: {weight: 1, wieght: 2}}",
         refused="unknown parameter of linear 'wieght'",

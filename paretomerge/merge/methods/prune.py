@@ -133,7 +133,7 @@ def _masked(inputs: Inputs, mask: Mask, density: float) -> Prune:
             kept = np.unpackbits(remembered.pop(place), count=delta.numel()).view(np.bool_)
         else:
             kept = mask(delta, block)
-            if inputs.size <= _REMEMBER:
+            if inputs.size <= _REMEMBER and inputs.options["rescale"] is True:
                 remembered[place] = np.packbits(kept)
         if delta.device.type != "cpu":
             return delta.mul_(torch.from_numpy(kept).to(delta.device).view_as(delta))
@@ -154,7 +154,7 @@ def _rescaled(inputs: Inputs, prunes: Sequence[Prune]) -> list[Prune]:
     if rescale == "inverse_density":
         factors = {i: 1 / inputs.each("density")[i] for i in sparse if inputs.each("density")[i] > 0}
     else:
-        factors = _norm_ratios(inputs, prunes, sparse)
+        factors = _norm_ratios(inputs, prunes, [i for i in sparse if inputs.each("weight")[i] != 0])
     return [_scaled(prune, factors[i]) if i in factors else prune for i, prune in enumerate(prunes)]
 
 

@@ -49,12 +49,12 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
     """
     n = inputs.size
     if n <= _DIRECT:
-        every = _gathered(inputs, wanted, list(inputs.blocks()), 1)
+        every = _gathered(wanted, list(inputs.blocks()), 1)
         return [_cut(every[i], np.arange(n), 0, k) for i, (_, k) in enumerate(wanted)]
     blocks = list(inputs.blocks())
     chosen = blocks[:: -(-len(blocks) // max(8, len(blocks) // 64))]
     step = max(1, sum(block.size for block in chosen) // max(_SAMPLE, n // 128))
-    samples = [np.sort(sample) for sample in _gathered(inputs, wanted, chosen, step)]
+    samples = [np.sort(sample) for sample in _gathered(wanted, chosen, step)]
     open_ = {i: _Interval(k, n) for i, (_, k) in enumerate(wanted)}
     cuts: dict[int, Cut] = {}
     while open_:
@@ -99,7 +99,7 @@ class _Interval:
             self.ceiling, self.over = seen[0], above + inside
 
 
-def _gathered(inputs: Inputs, wanted: Sequence[tuple[Score, int]], blocks: Sequence[Block], step: int) -> list[np.ndarray]:
+def _gathered(wanted: Sequence[tuple[Score, int]], blocks: Sequence[Block], step: int) -> list[np.ndarray]:
     """For each score the magnitudes of every `step`-th entry of the blocks."""
     parts: list[list[np.ndarray]] = [[] for _ in wanted]
     for block in blocks:
@@ -184,4 +184,6 @@ def _cut(values: np.ndarray, positions: np.ndarray, above: int, k: int) -> Cut:
 
 
 def _flat(magnitudes: torch.Tensor) -> np.ndarray:
-    return magnitudes.reshape(-1).cpu().numpy()
+    """NaN, where it is allowed, counts as the largest: every entry then has a place."""
+    flat: np.ndarray = magnitudes.reshape(-1).cpu().numpy()
+    return flat if torch.isfinite(magnitudes.sum()) else np.nan_to_num(flat, nan=np.inf, posinf=np.inf)

@@ -7,7 +7,7 @@ import torch
 
 from paretomerge.merge.methods.averaging import combination
 from paretomerge.merge.methods.inputs import Block, Combine, Inputs
-from paretomerge.merge.methods.sphere import in_one_piece
+from paretomerge.merge.methods.sphere import in_pieces
 
 
 def tsv(inputs: Inputs) -> Combine:
@@ -68,13 +68,13 @@ def wudi(inputs: Inputs) -> Combine:
     def delta(block: Block) -> torch.Tensor:
         deltas = [block.delta(i) for i in range(k)]
         gramians = [d.T @ d / d.square().sum().clamp_min(1e-30) for d in deltas]
-        merged = torch.stack(deltas).sum(0).requires_grad_()
+        merged = torch.stack(deltas).sum(0)
         optimizer = torch.optim.Adam([merged], lr=float(inputs.options["lr"]))
         for _ in range(int(inputs.options["steps"])):
-            with torch.no_grad():  # the gradient of each term is 2 (tau - tau_i) tau_i^T tau_i / |tau_i|^2
-                merged.grad = 2 * torch.stack([(merged - d) @ g for d, g in zip(deltas, gramians, strict=True)]).sum(0)
+            # the gradient of each term is 2 (tau - tau_i) tau_i^T tau_i / |tau_i|^2
+            merged.grad = 2 * torch.stack([(merged - d) @ g for d, g in zip(deltas, gramians, strict=True)]).sum(0)
             optimizer.step()
-        return merged.detach()
+        return merged
 
     return _on_matrices(inputs, delta)
 
@@ -84,13 +84,7 @@ def _on_matrices(inputs: Inputs, delta: Combine) -> Combine:
     scale, k = float(inputs.options["lambda"]), len(inputs.sources)
     if not inputs.matrix:
         return combination([scale / k] * k, 1 - scale)
-    rows = inputs.shape[-2]
-
-    def merge(block: Block) -> torch.Tensor:
-        pieces = [inputs.at(first, first + rows) for first in range(block.first, block.end, rows)]
-        return torch.cat([delta(piece).mul_(scale).add_(piece.base) for piece in pieces])
-
-    return in_one_piece(inputs, merge)
+    return in_pieces(inputs, inputs.shape[-2], lambda matrix: delta(matrix).mul_(scale).add_(matrix.base))
 
 
 def _sum(inputs: Inputs, block: Block) -> torch.Tensor:

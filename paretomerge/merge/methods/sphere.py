@@ -143,12 +143,23 @@ def _of(inputs: Inputs, coefficients: Sequence[float]) -> Combine:
 
 
 def in_one_piece(inputs: Inputs, merge: Combine) -> Combine:
-    """For rules that need a whole tensor at once: merge it when the first block is asked for, then give out its rows."""
-    merged: list[torch.Tensor] = []
+    """For rules that need a whole tensor at once."""
+    return in_pieces(inputs, inputs.extent[0], merge)
 
-    def rows(block: Block) -> torch.Tensor:
-        if not merged:
-            merged.append(merge(inputs.whole()))
-        return merged[0].view(inputs.extent)[block.first : block.end].clone()
 
-    return rows
+def in_pieces(inputs: Inputs, rows: int, merge: Combine) -> Combine:
+    """For rules that need `rows` rows at once, such as a matrix of a stack: a piece is merged when its first block is asked
+    for, and kept until the next."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def give(block: Block) -> torch.Tensor:
+        parts = []
+        for piece in range(block.first // rows, -(-block.end // rows)):
+            first = piece * rows
+            if piece not in kept:
+                kept.clear()
+                kept[piece] = merge(inputs.at(first, first + rows)).view(rows, -1)
+            parts.append(kept[piece][max(block.first - first, 0) : block.end - first])
+        return torch.cat(parts)
+
+    return give
