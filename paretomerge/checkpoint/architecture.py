@@ -170,7 +170,8 @@ class Architecture:
 
     def ties(self, name: str) -> bool:
         """Whether a head of that name is the input embedding here."""
-        return name not in self._known and bool(_TIED.search(name)) and self.stand_in(name) == self._input_embedding is not None
+        head = bool(_TIED.search(name)) and not _TOKENS.search(name) and name not in self._known
+        return head and self._input_embedding is not None and self.stand_in(name) == self._input_embedding
 
     def module(self, name: str) -> str:
         """`default` in a model of one module. In a multimodal one `text_decoder` for the language part (with its

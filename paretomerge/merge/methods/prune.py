@@ -120,28 +120,40 @@ def _distinct(delta: torch.Tensor) -> np.ndarray:
 
 
 def _masked(inputs: Inputs, mask: Mask, density: float) -> Prune:
-    """Zero what a random mask does not keep. Masks are remembered, packed, for the pass after the one that measures them."""
+    """Zero what a random mask does not keep."""
     if density >= 1:
         return lambda delta, block: delta
     if density <= 0:
         return lambda delta, block: delta.zero_()
+    select = masked(inputs, mask, remember=inputs.options["rescale"] is True)
+    return lambda delta, block: select([delta], block)[0]
+
+
+def masked(inputs: Inputs, mask: Mask, remember: bool) -> Callable[[list[torch.Tensor], Block], list[torch.Tensor]]:
+    """A function that zeroes, in place, what `mask` (of the first tensor) does not keep.
+
+    remember: masks are kept, packed, from the pass that measures to the pass that merges, which asks for the same blocks.
+    """
     remembered: dict[tuple[int, int], np.ndarray] = {}
 
-    def prune(delta: torch.Tensor, block: Block) -> torch.Tensor:
-        place = (block.first, block.end)
+    def select(tensors: list[torch.Tensor], block: Block) -> list[torch.Tensor]:
+        place, size = (block.first, block.end), tensors[0].numel()
         if place in remembered:
-            kept = np.unpackbits(remembered.pop(place), count=delta.numel()).view(np.bool_)
+            kept = np.unpackbits(remembered.pop(place), count=size).view(np.bool_)
         else:
-            kept = mask(delta, block)
-            if inputs.size <= _REMEMBER and inputs.options["rescale"] is True:
+            kept = mask(tensors[0], block)
+            if remember and inputs.size <= _REMEMBER:
                 remembered[place] = np.packbits(kept)
-        if delta.device.type != "cpu":
-            return delta.mul_(torch.from_numpy(kept).to(delta.device).view_as(delta))
-        flat = delta.numpy().reshape(-1)
-        np.multiply(flat, kept.astype(np.float32), out=flat)
-        return delta
+        factors = kept.astype(np.float32)
+        for tensor in tensors:
+            if tensor.device.type == "cpu":
+                flat = tensor.numpy().reshape(-1)
+                np.multiply(flat, factors, out=flat)
+            else:
+                tensor.mul_(torch.from_numpy(factors).to(tensor.device).view_as(tensor))
+        return tensors
 
-    return prune
+    return select
 
 
 def _rescaled(inputs: Inputs, prunes: Sequence[Prune]) -> list[Prune]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from paretomerge.merge.methods.inputs import Block, Combine, Inputs
+from paretomerge.merge.methods.prune import masked
 from paretomerge.merge.methods.select import largest
 from paretomerge.merge.methods.sphere import in_one_piece
 
@@ -50,32 +51,46 @@ def _by_variance(inputs: Inputs, share: float) -> "Callable[[Block], list[torch.
     def deltas(block: Block) -> list[torch.Tensor]:
         return [block.delta(i) for i in range(k)]
 
-    def variance(block: Block) -> torch.Tensor:
-        each = deltas(block)
-        mean = each[0].clone()
-        for delta in each[1:]:
-            mean.add_(delta)
-        mean.div_(k)
-        total = torch.zeros_like(mean)
-        for delta in each:
-            total.add_(delta.sub_(mean).square_())
-        return total
-
     if share >= 1:
         return deltas
-    varied = sum(int(np.count_nonzero(variance(block).numpy(force=True))) for block in inputs.blocks())
+    varied = sum(int(np.count_nonzero(_differ(block, k))) for block in inputs.blocks())
     count = int(np.float32(varied) * np.float32(share))
     if count <= 0:
         return None
     if count >= inputs.size:
         return deltas
-    (cut,) = largest(inputs, [(variance, count)])
+    (cut,) = largest(inputs, [(_variance, count)])
 
-    def selected(block: Block) -> list[torch.Tensor]:
-        kept = cut.keep_(variance(block), block.start).sign_()
-        return [delta.mul_(kept) for delta in deltas(block)]
+    def kept(_: torch.Tensor, block: Block) -> np.ndarray:
+        found: np.ndarray = (cut.keep_(_variance(block), block.start) > 0).cpu().numpy().reshape(-1)
+        return found
 
-    return selected
+    select = masked(inputs, kept, remember=True)
+    return lambda block: select(deltas(block), block)
+
+
+def _differ(block: Block, k: int) -> np.ndarray:
+    """Entries that are not the same in all models."""
+    first = block.source(0)
+    differ = torch.zeros_like(first, dtype=torch.bool)
+    for i in range(1, k):
+        differ |= block.source(i) != first
+    return differ.cpu().numpy()
+
+
+def _variance(block: Block) -> torch.Tensor:
+    """K times the variance over the models: of their differences to the first, so that equal entries give exactly 0."""
+    k = len(block.inputs.sources)
+    first = block.source(0)
+    apart = [block.source(i).sub_(first) for i in range(1, k)]
+    mean = torch.zeros_like(first)
+    for difference in apart:
+        mean.add_(difference)
+    mean.div_(k)
+    total = mean.square()
+    for difference in apart:
+        total.add_(difference.sub_(mean).square_())
+    return total
 
 
 def nearswap(inputs: Inputs) -> Combine:
