@@ -14,7 +14,7 @@ from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder, write_json
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merge.card import model_card
-from paretomerge.merge.job import Job, Plan
+from paretomerge.merge.job import HELD_BYTES, Job, Plan
 from paretomerge.merge.methods.inputs import BLOCK, Inputs
 from paretomerge.merge.plan import make_plan
 from paretomerge.recipe import Recipe
@@ -22,9 +22,6 @@ from paretomerge.recipe import Recipe
 _WARM_HEAP = 31 << 20
 """Bytes allocated and freed at once: glibc then keeps blocks of this size on its heap, and does not give them back to the
 kernel after every operation only to fetch, and clear, them again."""
-
-HELD_BYTES = 400 << 20
-"""Inputs of the tensors in work that a method looks at more than once are kept in memory up to this size, else read again."""
 
 Emit = Callable[[Job, int, torch.Tensor], None]
 """(job, flat position of the block's first element, block as (rows, columns) in float32 or, for a copy, as stored)."""

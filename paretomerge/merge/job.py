@@ -16,6 +16,9 @@ from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merge.methods import Method
 from paretomerge.recipe import Recipe
 
+HELD_BYTES = 400 << 20
+"""Inputs of the tensors in work that a method looks at more than once are kept in memory up to this size, else read again."""
+
 Pair = tuple[str, str]
 """(model as the recipe names it, name of a tensor in it)."""
 

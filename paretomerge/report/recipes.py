@@ -20,7 +20,9 @@ def plan_table(told: Mapping[str, Any]) -> Table:
     table.add_row("reads", gigabytes(told["read"]))
     table.add_row("writes", f"{gigabytes(told['written'])}, as much free disk is needed")
     table.add_row("memory", f"about {gigabytes(told['memory'])}")
-    table.add_row("time", f"about {duration(told['seconds'])} on one core")
+    unknown = told["seconds"] is None
+    time = "not estimated: it grows with the sides of the matrices" if unknown else f"about {duration(told['seconds'])} on one core"
+    table.add_row("time", time)
     return table
 
 

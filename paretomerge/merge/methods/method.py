@@ -31,7 +31,7 @@ class Method:
     symmetric: the order in which the sources are listed does not matter; they are then put into one order.
     whole: whether whole tensors are held in memory, instead of blocks.
     looks: whether it looks at a whole tensor before it merges the first block.
-    pace: nanoseconds of one core per entry of each input, as benchmarks/merge.py measures them; for estimates.
+    pace: nanoseconds of one core per entry of each input, from benchmarks/merge.py, for estimates; None where there is none.
     check: (knobs of every source, options) -> what is wrong with them together, or None.
     """
 
@@ -44,7 +44,7 @@ class Method:
     paper: str = ""
     symmetric: bool = True
     looks: bool = True
-    pace: float = 1.0
+    pace: float | None = 4.0
     whole: bool = False
     check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str | None] | None = None
 
