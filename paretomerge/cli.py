@@ -123,7 +123,7 @@ def merge(
     recipe: RecipeFile,
     out: Path,
     overwrite: Overwrite = False,
-    threads: Annotated[int | None, typer.Option(help="Tensors merged at a time. Default: OMP_NUM_THREADS, or all cores.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Tensors merged at a time. Default: 2, or fewer by OMP_NUM_THREADS.", min=1)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB, ...")] = "5GB",
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Merge NaN and infinite weights like others.")] = False,

@@ -25,7 +25,7 @@ Settings = Mapping[str, Any]
 SHAPES = ((1009,), (37, 53), (4, 6, 31))
 """A vector, a matrix, a stack of matrices."""
 
-LARGE = (150, 517)
+LARGE = (300, 517)
 """A matrix of several blocks, for methods that do not hold whole tensors."""
 
 _EVERYTHING = 1 << 60  # elements: a tensor in one block

@@ -23,6 +23,8 @@ _WARM_HEAP = 31 << 20
 """Bytes allocated and freed at once: glibc then keeps blocks of this size on its heap, and does not give them back to the
 kernel after every operation only to fetch, and clear, them again."""
 
+_THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
+
 Emit = Callable[[Job, int, torch.Tensor], None]
 """(job, flat position of the block's first element, block as (rows, columns) in float32 or, for a copy, as stored)."""
 
@@ -40,8 +42,9 @@ def merge(
 ) -> Path:
     """Merge `recipe` into the new folder `out`: weights, config, tokenizer, recipe and model card.
 
-    The folder appears whole or not at all. card: text added to the model card. threads: tensors merged at a time, by
-    default as many as torch would use; the bytes do not depend on it. Returns the folder.
+    The folder appears whole or not at all. card: text added to the model card. shard_bytes: of the largest file. threads:
+    tensors merged at a time, by default as many as torch would use, but two; the bytes do not depend on it. device: cpu,
+    cuda or cuda:N. allow_nan: weights that are NaN or infinite are merged like others. Returns the folder.
     """
     return write(make_plan(recipe, allow_nan=allow_nan), Path(out), overwrite, shard_bytes, card, threads, device)
 
@@ -79,7 +82,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
     device = _usable(device)
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as before, torch.inference_mode():
-        count = threads or (before if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
+        count = threads or (min(before, _THREADS) if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
         if count == 1:
             for job in plan.jobs:
                 _merge_job(plan, job, emit, device, block, count)
