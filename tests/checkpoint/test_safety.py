@@ -19,7 +19,6 @@ from paretomerge.checkpoint.header import DTYPES, read_header
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import Reference, locate
 from paretomerge.errors import CheckpointError
-from paretomerge.recipe import Recipe
 
 
 def packed(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -29,15 +28,6 @@ def packed(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
 
 def entry(shape: Any = (2,), start: Any = 0, end: Any = 8, dtype: Any = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-
-
-def recipe(*models: Path | str, method: str = "linear") -> Recipe:
-    listed = [{"model": str(m), "parameters": {"weight": 1}} for m in models]
-    return Recipe.from_dict({"merge_method": method, "models": listed})
-
-
-def listed(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def copied(pico: Path, folder: Path, name: str = "ada") -> Path:

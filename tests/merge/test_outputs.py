@@ -17,6 +17,7 @@ from paretomerge.merge import engine
 from paretomerge.merge.card import licence
 from paretomerge.merge.engine import merge
 from paretomerge.recipe import Recipe
+from tests.checkpoint.test_safety import copied
 
 
 def recipe(*models: Path | str, method: str = "linear") -> Recipe:
@@ -26,11 +27,6 @@ def recipe(*models: Path | str, method: str = "linear") -> Recipe:
 
 def listed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
-    shutil.copytree(pico / name, folder)
-    return folder
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
