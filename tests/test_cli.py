@@ -82,7 +82,8 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
     study = yaml.safe_load(small.read_text()) | {"trials": 500}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     command = [sys.executable, "-u", "-m", "paretomerge.cli", "search", str(tmp_path / "study.yaml")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a job in the background is started deaf to it
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
     assert process.stdout is not None
     for line in process.stdout:
         if "2/500" in line:
