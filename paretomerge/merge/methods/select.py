@@ -50,7 +50,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
     n = inputs.size
     if n <= _DIRECT:
         every = _gathered(wanted, list(inputs.blocks()), 1)
-        return [_cut(every[i], np.arange(n), 0, k) for i, (_, k) in enumerate(wanted)]
+        return [_cut(every[i], k) for i, (_, k) in enumerate(wanted)]
     blocks = list(inputs.blocks())
     chosen = blocks[:: -(-len(blocks) // max(8, len(blocks) // 64))]
     step = max(1, sum(block.size for block in chosen) // max(_SAMPLE, n // 128))
@@ -63,7 +63,7 @@ def largest(inputs: Inputs, wanted: Sequence[tuple[Score, int]]) -> list[Cut]:
         for i, (above, found) in zip(ranges, seen, strict=True):
             score, k = wanted[i]
             if above < k <= above + found.count:
-                cuts[i] = found.cut(k - above, above, blocks, score)
+                cuts[i] = found.cut(k - above, blocks, score)
                 del open_[i]
             else:
                 open_[i].miss(ranges[i], above, found.count)
@@ -131,7 +131,7 @@ def _bracket(sample: np.ndarray, n: int, k: int) -> Range:
 
 @dataclass
 class _Found:
-    """What lies inside a range, its ends included: values and positions; or, of a single value, counts by block."""
+    """What lies inside a range, its ends included, by block: values and positions; or, of a single value, counts."""
 
     value: np.float32 | None
     values: list[np.ndarray]
@@ -142,10 +142,19 @@ class _Found:
     def count(self) -> int:
         return sum(self.counts)
 
-    def cut(self, k: int, above: int, blocks: Sequence[Block], score: Score) -> Cut:
+    def cut(self, k: int, blocks: Sequence[Block], score: Score) -> Cut:
         """The cut that keeps the `k` largest of these."""
         if self.value is None:
-            return _cut(np.concatenate(self.values), np.concatenate(self.positions), above, above + k)
+            every = np.concatenate(self.values)
+            rank = len(every) - k
+            value = np.partition(every, rank)[rank]
+            equal = k - int(np.count_nonzero(every > value))
+            for block, values, positions in zip(blocks, self.values, self.positions, strict=True):
+                places = positions[values == value]
+                if equal <= len(places):
+                    return Cut(float(value), int(places[equal - 1]) + block.start)
+                equal -= len(places)
+            raise AssertionError("the equal ones were counted before")
         if self.value == 0:
             return Cut(0.0, -1)
         for block, count in zip(blocks, self.counts, strict=True):
@@ -171,16 +180,16 @@ def _look(blocks: Sequence[Block], scores: Sequence[Score], ranges: Sequence[Ran
             inside = np.flatnonzero((magnitudes >= low) ^ over)
             found[i].counts.append(len(inside))
             found[i].values.append(magnitudes[inside])
-            found[i].positions.append(inside + block.start)
+            found[i].positions.append(inside.astype(np.uint32))  # inside the block: half the memory
     return list(zip(above, found, strict=True))
 
 
-def _cut(values: np.ndarray, positions: np.ndarray, above: int, k: int) -> Cut:
-    rank = len(values) - (k - above)
+def _cut(values: np.ndarray, k: int) -> Cut:
+    """The cut that keeps the `k` largest of all values, in their order."""
+    rank = len(values) - k
     value = np.partition(values, rank)[rank]
-    strictly = above + int(np.count_nonzero(values > value))
-    equal = positions[values == value]
-    return Cut(float(value), int(equal[k - strictly - 1]))
+    equal = np.flatnonzero(values == value)
+    return Cut(float(value), int(equal[k - int(np.count_nonzero(values > value)) - 1]))
 
 
 def _flat(magnitudes: torch.Tensor) -> np.ndarray:
