@@ -1,12 +1,11 @@
 """The header of a safetensors file: 8 bytes of length, little-endian, then JSON. Nothing in it is taken on trust."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paretomerge.checkpoint.operand import BYTES
+from paretomerge.checkpoint.operand import size_in_bytes
 from paretomerge.errors import CheckpointError, shown
 
 DTYPES = {
@@ -37,7 +36,7 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * BYTES[self.dtype]
+        return size_in_bytes(self.shape, self.dtype)
 
 
 def read_header(file: Path) -> dict[str, Header]:

@@ -24,6 +24,11 @@ def extent(shape: tuple[int, ...]) -> tuple[int, int]:
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
+def size_in_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Of a tensor as it is stored."""
+    return math.prod(shape) * BYTES[dtype]
+
+
 class Operand(Protocol):
     """A tensor to be read; `dtype` is that of its storage, as torch names it."""
 
@@ -69,7 +74,7 @@ class Stored:
         import torch
 
         # numpy asks for huge pages, torch does not: far fewer page faults
-        raw = torch.from_numpy(np.empty(math.prod(self.shape) * BYTES[self.dtype], np.uint8))
+        raw = torch.from_numpy(np.empty(size_in_bytes(self.shape, self.dtype), np.uint8))
         stored = raw.view(getattr(torch, self.dtype)).view(self.shape)
         self._fill(stored, 0)
         return stored if self.allow_nan or self.dtype not in FLOATS else finite(stored, self.label)
@@ -128,6 +133,13 @@ class Held:
         if self._kept is None:
             self._kept = InMemory(self.operand.whole())
         return self._kept.rows(first, end, device)
+
+
+def whole(operand: Operand) -> "torch.Tensor":
+    """All of a tensor, as it is stored where it is stored, else in float32."""
+    if isinstance(operand, (Stored, InMemory)):
+        return operand.whole()
+    return operand.rows(0, extent(operand.shape)[0]).view(operand.shape)
 
 
 def finite(tensor: "torch.Tensor", label: str) -> "torch.Tensor":

@@ -72,8 +72,5 @@ class Remapped:
 
         total = torch.zeros(self.shape[1], dtype=torch.float64)
         for start in range(0, self.row_map.tokens, 1024):
-            total += self._gathered_tokens(start, min(start + 1024, self.row_map.tokens))
+            total += self._gathered(start, min(start + 1024, self.row_map.tokens), "cpu").double().sum(0)
         return (total / self.row_map.tokens).to(torch.float32)
-
-    def _gathered_tokens(self, first: int, end: int) -> "torch.Tensor":
-        return self._gathered(first, end, "cpu").double().sum(0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.checksum import Checksums, Extent
 from paretomerge.checkpoint.header import DTYPES
-from paretomerge.checkpoint.operand import BYTES
+from paretomerge.checkpoint.operand import BYTES, size_in_bytes
 from paretomerge.checkpoint.reader import INDEX, SINGLE
 from paretomerge.errors import CheckpointError
 
@@ -38,10 +38,7 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
-        n = BYTES[self.dtype]
-        for side in self.shape:
-            n *= side
-        return n
+        return size_in_bytes(self.shape, self.dtype)
 
 
 @contextmanager

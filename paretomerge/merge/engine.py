@@ -1,6 +1,5 @@
 """The one loop: jobs -> blocks of merged tensors. Float32 inside, one cast at the end, no state between tensors."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from paretomerge.checkpoint.operand import BYTES, FLOATS, Held, InMemory, Stored, extent
+from paretomerge.checkpoint.operand import FLOATS, Held, Stored, extent, size_in_bytes, whole
 from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
 from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder, write_json
@@ -139,7 +138,7 @@ def _copy(plan: Plan, job: Job, emit: Emit) -> None:
     """The one source as it is; a few rows at a time, but for whole numbers, which no float32 holds."""
     operand = plan.operand(job.sources[0])
     if operand.dtype not in FLOATS:
-        emit(job, 0, operand.whole() if isinstance(operand, (Stored, InMemory)) else operand.rows(0, extent(job.shape)[0]))
+        emit(job, 0, whole(operand))
         return
     rows, columns = extent(job.shape)
     step = max(1, BLOCK // max(columns, 1))
@@ -151,7 +150,7 @@ def _copy(plan: Plan, job: Job, emit: Emit) -> None:
 def inputs_of(plan: Plan, job: Job, device: str = "cpu", held: int = 0) -> Inputs:
     """What the plan's method sees of one tensor. held: bytes of inputs that may be kept in memory between looks."""
     operands = [plan.operand(pair) for pair in job.pairs]
-    if plan.method.looks and sum(math.prod(o.shape) * BYTES[o.dtype] for o in operands) <= held:
+    if plan.method.looks and sum(size_in_bytes(o.shape, o.dtype) for o in operands) <= held:
         operands = [Held(operand) if isinstance(operand, Stored) else operand for operand in operands]
     k = len(job.sources)
     architecture = plan.template.architecture

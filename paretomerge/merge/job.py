@@ -1,6 +1,5 @@
 """What a plan is made of: the models it reads, one job for each tensor of the result, and what else the result needs."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.config import routed_config
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import BYTES, Operand
+from paretomerge.checkpoint.operand import Operand, size_in_bytes
 from paretomerge.checkpoint.remapped import Remapped
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merge.methods import Method
@@ -108,15 +107,10 @@ class Plan:
         return sum(self.weights[m].headers[t].bytes for job in self.jobs for m, t in job.pairs)
 
     def bytes_written(self) -> int:
-        return sum(size(job) for job in self.jobs)
+        return sum(size_in_bytes(job.shape, job.dtype) for job in self.jobs)
 
     def _in(self, model: str, name: str) -> str:
         return self.weights[model].architecture.stand_in(name) or name
-
-
-def size(job: Job) -> int:
-    """Bytes of a job's output."""
-    return math.prod(job.shape) * BYTES[job.dtype]
 
 
 def _with(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -42,6 +42,11 @@ class Layout:
     def architecture(self) -> Architecture:
         return self.weights[self.template_name].architecture
 
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """What sources are put in order by: local folders by where they are, however a recipe spells that."""
+        return {model: _place(model) for model in self.recipe.models}
+
     def plan(self) -> Plan:
         dtype = self.recipe.out_dtype or self.recipe.dtype
         problems = Problems()
@@ -270,7 +275,7 @@ class _Jobs:
             tensor = layout.named(name, layer)
             entries.append((pair, knob_values(method, levels, tensor, t, f"{source.model}: {tensor}")))
         if method.symmetric:  # one order for every listing: sums and random masks then agree bit for bit
-            entries.sort(key=lambda entry: (_place(entry[0][0]), entry[0][1], json.dumps(entry[1], sort_keys=True)))
+            entries.sort(key=lambda entry: (layout.places[entry[0][0]], entry[0][1], json.dumps(entry[1], sort_keys=True)))
         pairs, knobs = tuple(p for p, _ in entries), tuple(k for _, k in entries)
         base = own if deltas else None
         options = option_values(method, (piece.parameters, self.parameters, layout.recipe.parameters), out, t)
@@ -306,5 +311,4 @@ def _vocabulary_rows(model: str, weights: Weights) -> int:
 
 
 def _place(model: str) -> str:
-    """What sources are put in order by: local folders by where they are, however a recipe spells that."""
     return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))

@@ -12,7 +12,7 @@ import torch
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import InMemory, Stored, extent
+from paretomerge.checkpoint.operand import InMemory, whole
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merge.engine import cast, run
 from paretomerge.merge.job import Job, Weights
@@ -54,9 +54,7 @@ class Warm:
 
     def operand(self, name: str) -> InMemory:
         if name not in self._kept:
-            operand = self.weights.operand(name)
-            whole = operand.whole() if isinstance(operand, Stored) else operand.rows(0, extent(operand.shape)[0]).view(operand.shape)
-            self._kept[name] = InMemory(whole.to(self.device))
+            self._kept[name] = InMemory(whole(self.weights.operand(name)).to(self.device))
         return self._kept[name]
 
     def check_unchanged(self) -> None:

@@ -61,10 +61,7 @@ def model_stock(inputs: Inputs) -> Combine:
         deltas = [block.delta(i) for i in range(k)]
         products = [[(a.double() * b.double()).sum(1) for b in deltas] for a in deltas]
         t = _stock(torch.stack([torch.stack(row) for row in products])).to(deltas[0].dtype)
-        total = deltas[0]
-        for delta in deltas[1:]:
-            total.add_(delta)
-        return total.mul_((t / k)[:, None]).add_(block.base)
+        return total(deltas).mul_((t / k)[:, None]).add_(block.base)
 
     return by_row
 
@@ -80,6 +77,14 @@ def _stock(products: torch.Tensor) -> torch.Tensor:
     divisor = 1 + (k - 1) * cosine
     lost = divisor.abs() < 1e-6
     return torch.where(lost, torch.zeros_like(cosine), k * cosine / torch.where(lost, torch.ones_like(divisor), divisor))
+
+
+def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum, a new tensor."""
+    summed = tensors[0].clone()
+    for tensor in tensors[1:]:
+        summed.add_(tensor)
+    return summed
 
 
 def gram(inputs: Inputs, deltas: bool = False) -> np.ndarray:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from paretomerge.merge.methods.averaging import total
 from paretomerge.merge.methods.inputs import Block, Combine, Inputs
 from paretomerge.merge.methods.prune import masked
 from paretomerge.merge.methods.select import largest
 from paretomerge.merge.methods.sphere import in_one_piece
+from paretomerge.merge.methods.task_vectors import elected
 
 
 def sce(inputs: Inputs) -> Combine:
@@ -30,10 +32,7 @@ def sce(inputs: Inputs) -> Combine:
 
     def combine(block: Block) -> torch.Tensor:
         deltas = select(block)
-        sign = deltas[0].clone()
-        for delta in deltas[1:]:
-            sign.add_(delta)
-        sign = torch.copysign(torch.ones((), device=sign.device), sign.add_(0.0))
+        sign = elected(deltas)
         merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
         for delta, weight in zip(deltas, weights, strict=True):
             delta.mul_(sign).clamp_min_(0)
@@ -83,14 +82,11 @@ def _variance(block: Block) -> torch.Tensor:
     k = len(block.inputs.sources)
     first = block.source(0)
     apart = [block.source(i).sub_(first) for i in range(1, k)]
-    mean = torch.zeros_like(first)
+    mean = total(apart).div_(k) if apart else torch.zeros_like(first)
+    squares = mean.square()
     for difference in apart:
-        mean.add_(difference)
-    mean.div_(k)
-    total = mean.square()
-    for difference in apart:
-        total.add_(difference.sub_(mean).square_())
-    return total
+        squares.add_(difference.sub_(mean).square_())
+    return squares
 
 
 def nearswap(inputs: Inputs) -> Combine:
@@ -154,15 +150,15 @@ def _ram(inputs: Inputs, scales: list[float]) -> Combine:
     epsilon = float(inputs.options["epsilon"])
 
     def combine(block: Block) -> torch.Tensor:
-        total, alone = torch.zeros_like(block.base), torch.zeros_like(block.base)
+        summed, alone = torch.zeros_like(block.base), torch.zeros_like(block.base)
         count = torch.zeros_like(block.base)
         for i, scale in enumerate(scales):
             delta = block.delta(i)
             delta.mul_(delta.abs() > epsilon)
             count.add_(delta != 0)
-            total.add_(delta)
+            summed.add_(delta)
             alone.add_(delta.mul_(scale))
-        return torch.where(count > 1, total.div_(count.clamp_min(1)), alone).add_(block.base)
+        return torch.where(count > 1, summed.div_(count.clamp_min(1)), alone).add_(block.base)
 
     return combine
 
@@ -177,13 +173,11 @@ def consensus_ta(inputs: Inputs) -> Combine:
 
     def combine(block: Block) -> torch.Tensor:
         deltas = [block.delta(i).mul_(weight) for i, weight in enumerate(weights)]
-        total = deltas[0].clone()
-        for delta in deltas[1:]:
-            total.add_(delta)
-        count = torch.zeros_like(total)
+        summed = total(deltas)
+        count = torch.zeros_like(summed)
         for delta in deltas:
-            count.add_(delta.abs() >= total.sub(delta).abs_().mul_(own))
-        return total.mul_(count >= needed).mul_(scale).add_(block.base)
+            count.add_(delta.abs() >= summed.sub(delta).abs_().mul_(own))
+        return summed.mul_(count >= needed).mul_(scale).add_(block.base)
 
     return combine
 
@@ -198,7 +192,7 @@ def pcb(inputs: Inputs) -> Combine:
 
     def merge(block: Block) -> torch.Tensor:
         deltas = [block.delta(i) for i in range(k)]
-        total, weights = torch.zeros_like(block.base), torch.zeros_like(block.base)
+        summed, weights = torch.zeros_like(block.base), torch.zeros_like(block.base)
         for i, delta in enumerate(deltas):
             inside = _softmax(_norm(delta.square()).mul_(k))
             between = torch.zeros_like(delta)
@@ -209,9 +203,9 @@ def pcb(inputs: Inputs) -> Combine:
             if count < delta.numel():
                 score.mul_(_top(score, count))
             score.div_(score.max().clamp_min(1e-38))  # scores of a large tensor are tiny; only their ratios count
-            total.add_(delta.mul(score).mul_(float(inputs.knobs[i]["weight"])))
+            summed.add_(delta.mul(score).mul_(float(inputs.knobs[i]["weight"])))
             weights.add_(score)
-        return total.div_(weights.clamp_min(1e-12)).mul_(float(inputs.options["lambda"])).add_(block.base)
+        return summed.div_(weights.clamp_min(1e-12)).mul_(float(inputs.options["lambda"])).add_(block.base)
 
     return in_one_piece(inputs, merge)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from paretomerge.merge.methods.averaging import combination
+from paretomerge.merge.methods.averaging import combination, total
 from paretomerge.merge.methods.inputs import Block, Combine, Inputs
 from paretomerge.merge.methods.prune import Prune, band, by_rank, drop, trim
 
@@ -85,17 +85,17 @@ def elected_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
     return combine
 
 
+def elected(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sign of the sum per entry, 1 or -1; a sum of 0 counts as +."""
+    summed = total(deltas).add_(0.0)  # adding 0 turns -0 into +0
+    return torch.copysign(torch.ones((), device=summed.device), summed)
+
+
 def vote(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
     """Sum of the weighted `deltas` (written to) that have the elected sign; a negative weight has turned its delta."""
-    sign = deltas[0].clone()
-    for delta in deltas[1:]:
-        sign.add_(delta)
-    sign = torch.copysign(torch.ones((), device=sign.device), sign.add_(0.0))  # adding 0 turns -0 into +0
+    sign = elected(deltas)
     agreeing = [delta.mul_(sign).clamp_min_(0) for delta in deltas]
-    merged = agreeing[0].clone() if normalize else agreeing[0]
-    for entry in agreeing[1:]:
-        merged.add_(entry)
-    merged.mul_(sign)
+    merged = total(agreeing).mul_(sign)
     if not normalize:
         return merged
     divisor = agreeing[0].sign_().mul_(weights[0])
