@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from paretomerge.config import load_study
-from paretomerge.study.study import Event, Study
+from paretomerge.study.study import Event, Placement, Study
 
 STUDY = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "study.yaml"
 
@@ -16,9 +16,8 @@ STUDY = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "s
 def main() -> None:
     shipped, config = load_study(STUDY)
     with tempfile.TemporaryDirectory() as folder:
-        study = Study(
-            folder, shipped.space, shipped.evaluator, shipped.objectives, shipped.sampler, dtype=shipped.dtype, identity={"benchmark": True}
-        )
+        placement = Placement(shipped.dtype, shipped.device)
+        study = Study(folder, shipped.space, shipped.goals, shipped.sampler, placement=placement)
         events: list[Event] = []
         study.run(config.trials, events.append)
     totals: Counter[str] = Counter()

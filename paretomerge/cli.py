@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from paretomerge.config import StudyConfig
     from paretomerge.decide.pick import Choice
+    from paretomerge.study.budget import Budget
     from paretomerge.study.record import Trial
     from paretomerge.study.study import Study
 
@@ -45,7 +47,7 @@ def quickstart(quiet: Quiet = False) -> None:
     """Search over merges of the shipped specialists: the main job in a few minutes on a laptop. Run again to resume."""
     study_file = _shipped()
     study, config = _open(study_file)
-    _search(study, config.trials, quiet)
+    _search(study, config.limit, quiet)
     choice = _choice(None, None, False)
     trial = _show(study, choice, most=15)
     from paretomerge.decide.pick import write_pick
@@ -65,11 +67,11 @@ def quickstart(quiet: Quiet = False) -> None:
 
 @app.command()
 def search(
-    study_yaml: StudyFile, trials: Annotated[int | None, typer.Option(help="Instead of the file's.")] = None, quiet: Quiet = False
+    study_yaml: StudyFile, trials: Annotated[int | None, typer.Option(help="Instead of the file's.", min=1)] = None, quiet: Quiet = False
 ) -> None:
-    """Search until the study has its number of trials, then score the front on held-out items. Resumes by itself."""
+    """Search until the study's budget is spent, then score the front on held-out items. Resumes by itself."""
     study, config = _open(study_yaml)
-    _search(study, trials or config.trials, quiet)
+    _search(study, replace(config.limit, trials=trials) if trials else config.limit, quiet)
     _show(study, _choice(None, None, False), most=15)
 
 
@@ -77,11 +79,17 @@ def search(
 def status(study_yaml: StudyFile) -> None:
     """How far a study is."""
     study, config = _open(study_yaml)
-    done, failed = study.trials, [t for t in study.trials if t.failure]
-    told = f"{len(done)} of {config.trials} trials, {len(failed)} failed, {len(study.front())} on the front, "
-    _console().print(f"{told}hypervolume {study.hypervolume(done):.4f}", highlight=False)
-    if failed:
-        _console().print(f"latest failure: trial {failed[-1].number}: {failed[-1].failure}", highlight=False)
+    from paretomerge.study.budget import evaluated
+    from paretomerge.study.progress import tally
+
+    done = study.trials
+    told = f"{evaluated(done)} of {config.trials} trials, {tally(done)}, {len(study.front())} on the front, "
+    lines = [f"{told}hypervolume {study.hypervolume(done):.4f}"]
+    lines += [f"latest failure: trial {t.number}: {t.failure}" for t in done if t.failure][-1:]
+    lines += [f"latest infeasible: trial {t.number}: {t.broken}" for t in done if t.broken][-1:]
+    lines += [study.ended] if study.ended else []
+    for line in lines:
+        _console().print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -180,6 +188,32 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 
 
 @app.command()
+def kinship(
+    models: Annotated[list[str], typer.Argument(help="BASE MODEL..., or a study.yaml.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """How alike fine-tunes are, and which layers they moved: one reading of each checkpoint."""
+    from paretomerge.merge.kinship import profile
+    from paretomerge.merge.plan import open_weights
+    from paretomerge.report.kinship import kinship_rows, kinship_tables
+    from paretomerge.space.sources import named_sources
+
+    base, sources = models[0], named_sources(models[1:])
+    if len(models) == 1 and Path(base).suffix in (".yaml", ".yml"):
+        from paretomerge.config import load_config, study_models
+
+        base, sources = study_models(load_config(base), Path(base).resolve().parent)
+    if not sources:
+        raise ConfigError("kinship: expected a base and at least one model, or a study.yaml; got one name")
+    opened = open_weights((base, *sources.values()))
+    found, architecture = profile(base, sources, opened), opened[base].architecture
+    if as_json:
+        print(json.dumps(kinship_rows(found, architecture), indent=2))  # noqa: T201
+        return
+    _console().print(kinship_tables(found, architecture), highlight=False)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint.")],
     study: Annotated[Path, typer.Option("--study", help="The study.yaml whose tasks to run.")],
@@ -233,17 +267,22 @@ def _open(path: Path) -> "tuple[Study, StudyConfig]":
     logging.disable_progress_bar()
     from paretomerge.config import load_study
 
-    return load_study(path)
+    study, config = load_study(path)
+    _notes(tuple(study.space.notes))
+    return study, config
 
 
-def _search(study: "Study", trials: int, quiet: bool) -> None:
+def _search(study: "Study", budget: "Budget", quiet: bool) -> None:
     from paretomerge.decide.pick import Choice, choose
-    from paretomerge.study.progress import Progress
+    from paretomerge.study.progress import Progress, tally
 
     try:
+        _notes(study.known.notes)
         with Progress(study, _console(), quiet) as progress:
-            study.run(trials, progress.trial)
-            known = [t for t in study.trials if t.label and not t.failure]
+            reason = study.run(budget, progress.trial)
+            if not quiet:
+                _console().print(f"{reason} ({tally(study.trials)})", highlight=False)
+            known = [t for t in study.trials if t.is_start and not t.failure]
             sources = [t for t in known if t.label in study.space.sources]
             study.hold_out([*known, *study.front()], progress.held_out)
             study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
@@ -258,7 +297,7 @@ def _show(study: "Study", choice: "Choice", most: int | None = None) -> "Trial":
     from paretomerge.report.tables import mean, terminal_table
 
     picked = choose(study, choice)
-    known = [t for t in study.trials if t.label and not t.failure]
+    known = [t for t in study.trials if t.is_start and not t.failure]
     _console().print()
     _console().print(terminal_table(study, known, "Known starts", picked.number))
     _console().print()

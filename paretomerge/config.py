@@ -1,92 +1,44 @@
 """study.yaml -> the objects that it names. Unknown keys are refused, with the nearest known one."""
 
-import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.errors import ConfigError, unknown
+from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.evaluate.evaluator import All, Evaluator, Objective, Sparsity
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
-from paretomerge.space.weights import Dial, WeightSpace, named_sources
-from paretomerge.study.study import Study
+from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig, Strict
+from paretomerge.space.config import SpaceConfig, build_space
+from paretomerge.space.weights import WeightSpace, named_sources
+from paretomerge.study.budget import Budget
+from paretomerge.study.goals import Constraint, Goals
+from paretomerge.study.study import Placement, Study
+from paretomerge.study.warm import Asked, known_points
+
+_NOT_ASKED = {"trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"}
+"""Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DialConfig(_Strict):
-    """How finely weights or densities are split."""
-
-    bounds: tuple[float, float]
-    layer_groups: int = Field(default=1, ge=1)
-    roles: bool = False
-
-
-class SpaceConfig(_Strict):
-    """What the search may vary."""
-
-    methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
-    weight: DialConfig = DialConfig(bounds=(0.0, 1.5))
-    density: DialConfig = DialConfig(bounds=(0.1, 1.0))
-
-
-class ObjectiveConfig(_Strict):
-    """One of `task`, `function` and `sparsity`. `direction` overrides what the task says of itself."""
-
-    task: str | None = None
-    metric: str | None = None
-    function: str | None = None
-    sparsity: bool = False
-    name: str | None = None
-    direction: str | None = Field(default=None, pattern="^(maximize|minimize)$")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "ObjectiveConfig":
-        kinds = [self.task is not None, self.function is not None, self.sparsity]
-        if sum(kinds) != 1:
-            raise ValueError("expected one of `task`, `function` and `sparsity: true`")
-        return self
-
-    @property
-    def title(self) -> str:
-        if self.name:
-            return self.name
-        return self.task or ("sparsity" if self.sparsity else str(self.function).partition(":")[2])
-
-
-class EvaluateConfig(_Strict):
-    """How lm-evaluation-harness runs."""
-
-    include_path: str | None = None
-    data_root: str | None = None
-    splits: dict[str, str] | None = None
-    search_items: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-
-    @model_validator(mode="after")
-    def _both_splits(self) -> "EvaluateConfig":
-        if self.splits is not None and set(self.splits) != {"search", "held_out"}:
-            raise ValueError(f"splits: expected `search` and `held_out`, got {', '.join(self.splits)}")
-        return self
-
-
-class StudyConfig(_Strict):
+class StudyConfig(Strict):
     """A whole study.yaml. Paths start from the file's folder."""
 
     base: str
     models: list[str] = Field(min_length=2)
     space: SpaceConfig = SpaceConfig()
     objectives: list[ObjectiveConfig] = Field(min_length=1)
-    watch: list[str] = []
+    constraints: list[ConstraintConfig] = Field(default=[])
+    watch: list[str] = Field(default=[])
+    starts: list[str] = Field(default=[])
+    warm_start: list[str] = Field(default=[])
     evaluate: EvaluateConfig = EvaluateConfig()
-    sampler: dict[str, Any] = {"name": "MMMOSampler"}
+    sampler: str | dict[str, Any] = "mmmo"
     trials: int = Field(default=60, ge=1)
+    budget: BudgetConfig = BudgetConfig()
     seed: int = 0
     out: str | None = None
     storage: str | None = None
@@ -94,9 +46,36 @@ class StudyConfig(_Strict):
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
 
+    @field_validator("starts", "warm_start", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trials_once(cls, data: Any) -> Any:
+        """`budget: {trials: 60}` means `trials: 60`."""
+        budget = data.get("budget") if isinstance(data, dict) else None
+        if not isinstance(budget, dict) or budget.get("trials") is None:
+            return data
+        if "trials" in data:
+            raise ValueError("trials: expected it once, got it at the top and under `budget`; keep one of them")
+        return data | {"trials": budget["trials"], "budget": budget | {"trials": None}}
+
+    @property
+    def limit(self) -> Budget:
+        """The budget as `Study.run` takes it."""
+        return Budget(self.trials, self.budget.share, self.budget.patience)
+
+    @property
+    def scored(self) -> list[ObjectiveConfig]:
+        """Objectives, and what only constraints ask for."""
+        plain = [o.model_copy(update={"direction": None}) for o in self.objectives]
+        return [*self.objectives, *dict.fromkeys(c.scored for c in self.constraints if c.scored not in plain)]
+
     @model_validator(mode="after")
     def _distinct_names(self) -> "StudyConfig":
-        titles = [o.title for o in self.objectives] + self.watch
+        titles = [o.title for o in self.scored] + self.watch
         double = sorted({t for t in titles if titles.count(t) > 1})
         if double:
             raise ValueError(f"objectives and watch: expected different names, got {double[0]!r} twice; set `name`")
@@ -125,56 +104,97 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
     config = load_config(path)
     torch.set_num_threads(config.threads)
     folder = Path(path).resolve().parent
-    base = _model(folder, config.base)
-    space = WeightSpace(
-        base,
-        named_sources([_model(folder, model) for model in config.models]),
-        Checkpoint(base).architecture,
-        tuple(config.space.methods),
-        Dial(**config.space.weight.model_dump()),
-        Dial(**config.space.density.model_dump()),
-        config.seed,
-    )
-    harness = _harness(config, folder, {o.title: HarnessTask(o.task, o.metric) for o in config.objectives if o.task})
+    space = make_space(config, folder)
+    harness = _harness(config, folder, {o.title: HarnessTask(o.task, o.metric) for o in config.scored if o.task})
     study = Study(
-        folder / (config.out or f"runs/{Path(path).stem}"),
+        _out(config, Path(path)),
         space,
-        All(tuple(_evaluators(config, folder, harness))),
-        _objectives(config, harness),
+        Goals(
+            All(tuple(_evaluators(config, folder, harness))),
+            tuple(_objectives(config, harness)),
+            tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.constraints),
+            _harness(config, folder, {name: HarnessTask(name) for name in config.watch}),
+        ),
         make_sampler(config, space),
-        watched=_harness(config, folder, {name: HarnessTask(name) for name in config.watch}),
+        known=lambda: known_points(_asked(config, folder, space), config.starts, config.warm_start, _earlier, _record_of),
         storage=config.storage,
-        identity=config.model_dump(mode="json", exclude={"trials", "threads", "out", "storage", "watch", "device", "sampler"}),
-        dtype=config.dtype,
-        device=config.device,
+        identity=config.model_dump(mode="json", exclude=_NOT_ASKED),
+        placement=Placement(config.dtype, config.device),
     )
+    study.record.note("home", str(folder))
     return study, config
 
 
+def make_space(config: StudyConfig, folder: Path) -> WeightSpace:
+    """The space that a study.yaml in `folder` describes."""
+    base, sources = study_models(config, folder)
+    return build_space(config.space, base, sources, Checkpoint(base).architecture, config.seed, folder / "runs")
+
+
+def study_models(config: StudyConfig, folder: Path) -> tuple[str, dict[str, str]]:
+    """Base, and source's name -> model, of a study.yaml in `folder`."""
+    return _model(folder, config.base), named_sources([_model(folder, model) for model in config.models])
+
+
+def _asked(config: StudyConfig, folder: Path, space: WeightSpace | None = None) -> Asked:
+    """What the scores of a study mean, whatever file says it: models, tasks and functions by where they are."""
+
+    def scored(entry: ObjectiveConfig) -> dict[str, Any]:
+        module = folder / (str(entry.function).partition(":")[0].replace(".", "/") + ".py")
+        return entry.model_dump(mode="json", exclude={"direction"}) | ({"module": str(module.resolve())} if module.is_file() else {})
+
+    own = {key: str((folder / (getattr(config.evaluate, key) or ".")).resolve()) for key in ("include_path", "data_root")}
+    question = {
+        "base": _model(folder, config.base),
+        "models": sorted(_model(folder, model) for model in config.models),
+        "items": config.evaluate.model_dump(mode="json") | own,
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+    scores = {entry.title: scored(entry) for entry in config.scored}
+    return Asked(folder, question, scores, lambda: space or make_space(config, folder))
+
+
+def _earlier(identity: Mapping[str, Any], folder: Path) -> Asked:
+    """The same of another study, from what its record kept."""
+    try:
+        return _asked(StudyConfig.model_validate(identity), folder)
+    except ValidationError as error:
+        raise ConfigError(f"expected a study that this version reads, got {_told(error.errors()[0])}") from error
+
+
+def _record_of(path: Path) -> str:
+    """Where the study of a study.yaml keeps its record."""
+    config = load_config(path)
+    return config.storage or f"sqlite:///{_out(config, path) / 'study.db'}"
+
+
+def _out(config: StudyConfig, path: Path) -> Path:
+    """The study's folder."""
+    return path.resolve().parent / (config.out or f"runs/{path.stem}")
+
+
 def make_sampler(config: StudyConfig, space: WeightSpace) -> Any:
-    """`sampler: {name: ..., option: ...}`: ours, or any of Optuna's by its class name."""
-    import optuna
+    """`sampler: name` or `sampler: {name: ..., option: ...}`: a preset, or any of Optuna's by its class name."""
+    from paretomerge.search.presets import Problem, make
 
-    from paretomerge.search.mmmo import MMMOSampler
-
-    options = dict(config.sampler)
+    options = {"name": config.sampler} if isinstance(config.sampler, str) else dict(config.sampler)
     name = options.pop("name", None)
-    known = {n: getattr(optuna.samplers, n) for n in optuna.samplers.__all__ if n.endswith("Sampler") and n != "BaseSampler"}
-    known["MMMOSampler"] = MMMOSampler
-    if name not in known:
-        raise ConfigError(f"sampler: {unknown('name', name, known)}")
-    if name == "CmaEsSampler" and len(config.objectives) > 1:
-        raise ConfigError("sampler: CmaEsSampler takes one objective; choose NSGAIISampler or MMMOSampler for several")
-    defaults: dict[str, Any] = {"seed": config.seed}
-    if name == "MMMOSampler":
-        starts = len(space.starts())
-        defaults |= {"space": space.distributions, "conditions": space.conditions}
-        defaults |= {"n_startup": starts + 2, "reference_trials": len(space.sources)}
-    accepted = inspect.signature(known[name].__init__).parameters
-    for option in options:
-        if option not in accepted:
-            raise ConfigError(f"sampler: {unknown(f'option of {name}', option, set(accepted) - {'self'})}")
-    return known[name](**{k: v for k, v in defaults.items() if k in accepted} | options)
+    if not isinstance(name, str):
+        raise ConfigError(f"sampler: expected a name, or `name` and options, got {shown(config.sampler)}")
+    starts = list(space.starts().values())
+    problem = Problem(
+        space.distributions,
+        len(config.objectives),
+        seed=config.seed,
+        conditions=space.conditions,
+        starts=len(starts),
+        sources=len(space.sources),
+        trials=config.trials,
+        start=starts[len(space.sources)] if len(starts) > len(space.sources) else None,
+        importance=space.importance if config.space.importance else {},
+    )
+    return make(name, problem, options)
 
 
 def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -> HarnessEvaluator | None:
@@ -194,8 +214,8 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -
 
 def _evaluators(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> list[Evaluator]:
     parts: list[Evaluator] = [harness] if harness else []
-    parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.objectives if o.function]
-    return parts + ([Sparsity()] if any(o.sparsity for o in config.objectives) else [])
+    parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.scored if o.function]
+    return parts + ([Sparsity()] if any(o.sparsity for o in config.scored) else [])
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:
@@ -214,7 +234,7 @@ def _told(error: Any) -> str:
         fields: Any = StudyConfig.model_fields
         for part in error["loc"][:-1]:
             kind = fields[part].annotation if isinstance(part, str) and part in fields else None
-            kind = ObjectiveConfig if part == "objectives" else kind
+            kind = {"objectives": ObjectiveConfig, "constraints": ConstraintConfig}.get(part, kind)
             fields = getattr(kind, "model_fields", fields)
         return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown('key', error['loc'][-1], fields)}"
     got = "" if error["type"] == "missing" else f", got {error['input']!r}"

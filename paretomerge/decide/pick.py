@@ -50,9 +50,18 @@ def choose(study: Study, choice: Choice) -> Trial:
             if trial.number == choice.trial:
                 if trial.failure:
                     raise ConfigError(f"--trial {choice.trial}: this trial failed: {trial.failure}")
+                if trial.broken:
+                    raise ConfigError(f"--trial {choice.trial}: expected a feasible trial, got one that breaks {trial.broken}")
                 return trial
         raise ConfigError(f"--trial {choice.trial}: expected a number below {len(study.trials)}, got none of that number")
     front = study.front()
+    scored = [t for t in study.trials if not t.failure]
+    if not front and scored:
+        near = min(scored, key=lambda t: sum(max(excess, 0) for excess in t.constraints.values()))
+        raise ConfigError(
+            f"{study.folder}: expected a trial that keeps the constraints, got none of {len(scored)}; the nearest, trial {near.number}, "
+            f"breaks {near.broken}. Search on, or loosen them in a study with another `out`"
+        )
     if not front:
         raise ConfigError(f"{study.folder}: there is no finished trial to pick from; run `paretomerge search` first")
     values = [t.values(study.objectives) for t in front]

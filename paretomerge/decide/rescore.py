@@ -20,7 +20,7 @@ def score_checkpoint(study: Study, model: str, split: Split) -> Mapping[str, Sco
 
 def _l1(study: Study, checkpoint: Checkpoint) -> float:
     """L1 distance to the base in units of the farthest source, as the search measured it; 0 if nobody asks for it."""
-    if all(o.name != "sparsity" for o in study.objectives):
+    if "sparsity" not in study.goals.scores:
         return 0.0
     resident = study.resident
     if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):

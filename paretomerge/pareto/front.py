@@ -29,7 +29,10 @@ def contributions(values: ArrayLike, reference: ArrayLike) -> Array:
     ref = np.asarray(reference, dtype=float)
     out = np.zeros(len(points))
     inside = (points > ref).all(1)
-    if inside.any():
+    if points.shape[1] == 1:  # moocore asks for two
+        rest = np.sort(points[inside, 0])[-2:-1]
+        out[points[:, 0].argmax()] = points.max() - max([ref[0], *rest]) if inside.any() else 0.0
+    elif inside.any():
         out[inside] = moocore.hv_contributions(points[inside], ref=ref, maximise=True)
     return out
 

@@ -17,7 +17,7 @@ from paretomerge.study.record import Trial
 from paretomerge.study.study import Study
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_INK, _DIM, _FRONT, _PICK, _SOURCE = "#1f2937", "#cbd5e1", "#2563eb", "#dc2626", "#d97706"
+_INK, _DIM, _BROKEN, _FRONT, _PICK, _SOURCE = "#1f2937", "#cbd5e1", "#e9d5ff", "#2563eb", "#dc2626", "#d97706"
 
 
 def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
@@ -25,7 +25,7 @@ def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
     picked = choose(study, choice or Choice())
     trials = [t for t in study.trials if not t.failure]
     front = study.front()
-    known = [t for t in trials if t.label and t not in front]
+    known = [t for t in trials if t.is_start and t not in front]
     figures = [_scatter(study, trials, front, picked), _progress(study, trials)]
     bars = _bars(study, trials, picked)
     page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
@@ -37,6 +37,7 @@ def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
         choice=(choice or Choice()).text,
         recipe=study.recipe(picked).to_yaml(),
         failures=[(t.number, t.failure) for t in study.trials if t.failure],
+        infeasible=[(t.number, t.broken) for t in trials if not t.feasible],
         n=len(study.trials),
         seconds=_seconds(study.trials),
         versions={name: version(name) for name in ("paretomerge", "torch", "transformers", "lm_eval", "optuna", "botorch")},
@@ -53,9 +54,10 @@ def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Tria
     pairs = list(combinations(names, 2)) or [(names[0], names[0])]
     figure = plotly.subplots.make_subplots(cols=len(pairs), rows=1, horizontal_spacing=0.08)
     groups = [
-        ("other trials", _DIM, 6, [t for t in trials if t not in front and not t.label]),
-        ("known starts", _SOURCE, 9, [t for t in trials if t.label]),
-        ("front", _FRONT, 9, [t for t in front if not t.label]),
+        ("other trials", _DIM, 6, [t for t in trials if t not in front and t.feasible and not t.is_start]),
+        ("infeasible", _BROKEN, 6, [t for t in trials if not t.feasible and not t.is_start]),
+        ("known starts", _SOURCE, 9, [t for t in trials if t.is_start]),
+        ("front", _FRONT, 9, [t for t in front if not t.is_start]),
         ("picked", _PICK, 13, [picked]),
     ]
     for column, (x, y) in enumerate(pairs, 1):
@@ -84,7 +86,7 @@ def _progress(study: Study, trials: list[Trial]) -> go.Figure:
     """Hypervolume after each trial, and the level that the known starts reach alone."""
     volumes = [study.hypervolume(trials[: i + 1]) for i in range(len(trials))]
     figure = go.Figure(go.Scatter(x=[t.number + 1 for t in trials], y=volumes, line={"color": _FRONT, "shape": "hv"}, name="search"))
-    starts = [t for t in trials if t.label]
+    starts = [t for t in trials if t.is_start]
     if starts:
         figure.add_hline(study.hypervolume(starts), line={"color": _SOURCE, "dash": "dot"}, annotation_text="known starts alone")
     figure.update_xaxes(title_text="trials")
@@ -128,7 +130,7 @@ def _row(study: Study, trial: Trial, picked: Trial) -> dict[str, Any]:
     return {
         "name": title(trial),
         "picked": trial.number == picked.number,
-        "method": trial.params.get("method", study.space.methods[0]),
+        "method": trial.params.get("method") or study.recipe(trial).merge_method,
         "search": dict(trial.scores),
         "held_out": dict(trial.held_out or {}),
         "mean": mean(study, trial.scores),

@@ -11,8 +11,9 @@ from paretomerge.study.study import Study
 
 
 def title(trial: Trial) -> str:
-    """What a trial is called."""
-    return trial.label or f"trial {trial.number}"
+    """What a trial is called, and that it is infeasible where it is."""
+    name = trial.label or f"trial {trial.number}"
+    return name if not trial.broken else f"{name}, infeasible: {trial.broken}"
 
 
 def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -22,6 +23,7 @@ def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "trial": trial.number,
             "label": trial.label,
             "failure": trial.failure,
+            "constraints": dict(trial.constraints),
             "search": _numbers(trial.scores),
             "held_out": None if trial.held_out is None else _numbers(trial.held_out),
             "params": dict(trial.params),

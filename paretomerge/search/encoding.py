@@ -10,19 +10,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from paretomerge.errors import ConfigError
 
 Array = NDArray[np.float64]
-Conditions = Mapping[str, tuple[str, Sequence[Any]]]
-_INACTIVE = 1.0  # where a parameter that does not count is put, so that points that mean the same are the same
+Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
+_INACTIVE = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
 
 
 class Encoding:
     """Numbers are scaled to [0, 1]; a choice among C becomes C coordinates, one of them 1 (one-hot).
 
-    conditions: name -> (parent, values): the parameter counts only where the categorical `parent` has one of `values`.
+    conditions: name -> (parent, values) pairs: the parameter counts only where each categorical `parent` has one of its
+        `values`. A point that lacks a parameter is encoded as one where it does not count.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None) -> None:
         self.space = dict(space)
-        self.conditions = {k: v for k, v in (conditions or {}).items() if k in self.space and v[0] in self.space}
+        self.conditions = {k: [p for p in v if p[0] in self.space] for k, v in (conditions or {}).items() if k in self.space}
         self.columns: dict[str, slice] = {}
         self.d = 0
         for name, distribution in self.space.items():
@@ -45,11 +46,13 @@ class Encoding:
         x = np.zeros((len(params), self.d))
         for row, point in zip(x, params, strict=True):
             for name, distribution in self.space.items():
-                if isinstance(distribution, CategoricalDistribution):
+                if name not in point:
+                    row[self.columns[name]] = _INACTIVE
+                elif isinstance(distribution, CategoricalDistribution):
                     row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
-        return self.settle(x)
+        return self._at_rest(x)
 
     def decode(self, x: Array) -> dict[str, Any]:
         """One row `(d,)` -> parameters."""
@@ -71,11 +74,41 @@ class Encoding:
                 x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
             elif self.discrete[columns][0]:
                 x[:, columns.start] = [self._to_unit(distribution, self._from_unit(distribution, v)) for v in x[:, columns.start]]
-        for name, (parent, values) in self.conditions.items():
-            choices = self.space[parent].choices  # type: ignore[attr-defined]
-            active = np.isin(x[:, self.columns[parent]].argmax(1), [choices.index(v) for v in values])
-            x[~active, self.columns[name]] = _INACTIVE
+        return self._at_rest(x)
+
+    def _at_rest(self, x: Array) -> Array:
+        """`x` with the parameters that do not count at their one place."""
+        for name, pairs in self.conditions.items():
+            counts = np.ones(len(x), dtype=bool)
+            for parent, values in pairs:
+                choices = self.space[parent].choices  # type: ignore[attr-defined]
+                counts &= np.isin(x[:, self.columns[parent]].argmax(1), [choices.index(v) for v in values])
+            x[~counts, self.columns[name]] = _INACTIVE
         return x
+
+    def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
+        """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""
+        others = []
+        for name, distribution in self.space.items():
+            columns = self.columns[name]
+            if not self.discrete[columns][0]:
+                continue
+            if isinstance(distribution, CategoricalDistribution):
+                values = [row for row in np.eye(columns.stop - columns.start) if not np.array_equal(row, x[columns])]
+            else:
+                values = [np.array([v]) for v in self._steps(distribution, float(x[columns.start]))]
+            for value in values:
+                other = x.copy()
+                other[columns] = value
+                others.append(other)
+        if len(others) > most:
+            others = [others[i] for i in rng.choice(len(others), most, replace=False)]
+        settled = self.settle(np.asarray(others).reshape(-1, self.d))
+        return np.asarray(settled[~(settled == x).all(1)])
+
+    def _steps(self, distribution: Any, unit: float) -> list[float]:
+        step, value = distribution.step or 1, self._from_unit(distribution, unit)
+        return [self._to_unit(distribution, v) for v in (value - step, value + step) if distribution.low <= v <= distribution.high]
 
     def _to_unit(self, distribution: Any, value: float) -> float:
         low, high = distribution.low, distribution.high

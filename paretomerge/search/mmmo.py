@@ -7,225 +7,245 @@ The published program fits standardised objectives and leaves the reference poin
 zero everywhere. Here both are standardised, the reference point is explicit, and scores carry their noise.
 """
 
-import warnings
-from collections.abc import Sequence
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
-from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImprovement
-from botorch.generation.gen import gen_candidates_scipy
-from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.search_space import IntersectionSearchSpace
-from optuna.study import StudyDirection
+from optuna.samplers import BaseSampler
+from optuna.samplers._base import _process_constraints_after_trial
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
-from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import contributions, nondominated, reference_point
+from paretomerge.errors import ConfigError, unknown
+from paretomerge.pareto.front import contributions, hypervolume, nondominated, reference_point
+from paretomerge.search import candidates as look
+from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, values
 from paretomerge.search.encoding import Conditions, Encoding
-from paretomerge.search.surrogate import Surrogate
+from paretomerge.search.observations import Observations
+from paretomerge.search.surrogate import Hyperparameters, Surrogate
 
 Array = NDArray[np.float64]
-_STEPS = 20  # uphill: an ask must stay cheap beside an evaluation
-STDERR = "stderr"
-"""Trial user attribute with the standard error of each value, in the order of the objectives."""
+_WORSE = np.log(2)  # the filter may choose a point of half the best one's expected gain, not a hopeless one
+_FAILURE_NOISE = 0.1  # standard error of "it failed": as good as certain, and yet a process can bend
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parts of the sampler and their constants; the paper's are those of `MMMOSampler.as_published()`.
+
+    n_startup: trials before the first fit; what is not enqueued is drawn from a Sobol sequence.
+    weak_to_strong, elites, crossover, differential: the paper's crossing, with the 5, CR = 0.5 and F = 0.5 it takes.
+    fisher_filter, shortlist: of how many best candidates the filter takes the least known.
+    raw_samples, restarts, steps: where the acquisition is looked at, from how many it is climbed, and how far.
+    refit: hyperparameters are fitted anew when the trials have grown by this share, and kept in between.
+    """
+
+    n_startup: int = 10
+    weak_to_strong: bool = True
+    elites: int = 5
+    crossover: float = 0.5
+    differential: float = 0.5
+    fisher_filter: bool = True
+    shortlist: int = 3
+    raw_samples: int = 256
+    restarts: int = 6
+    steps: int = 20
+    refit: float = 0.1
 
 
 class MMMOSampler(BaseSampler):
     """Expected hypervolume improvement with a weak-to-strong step and a Fisher filter, for any Optuna study.
 
-    space: the parameters, if known up front (else inferred from finished trials).
-    conditions: name -> (categorical parent, values under which the parameter counts).
+    space: the parameters, if known up front (else every parameter that finished trials had).
+    conditions: name -> (categorical parent, values) pairs; under all of them the parameter counts.
     reference: worst acceptable values `(m,)` in the study's own directions; by default the worst of the first
         `reference_trials` trials less a tenth of their range: let these be the sources (`study.enqueue_trial`).
-    n_startup: trials before the first fit; what is not enqueued is drawn from a Sobol sequence.
-    elites, crossover, differential: the 5, CR = 0.5 and F = 0.5 of the paper's weak-to-strong step.
-    shortlist: how many of the best candidates the Fisher filter chooses from.
-    Every proposal is a function of the seed and the trials so far: a study that is resumed goes on as if never stopped.
+    importance: name -> relative size of what the parameter moves; its expected length-scale is divided by that.
+    constraints_func: as of Optuna's samplers; `trial.set_constraint` works as well, and without it.
+    settings: the fields of `Settings`.
+
+    Standard errors of a trial's values are read from its user attribute `stderr`. Running trials count as having come
+    out as predicted; failed ones teach where failures are. Every proposal is a function of the seed and of the trials
+    so far: a study that is resumed goes on as if never stopped, and no point is proposed twice.
     """
 
     def __init__(
         self,
-        *,
         seed: int = 0,
-        space: dict[str, BaseDistribution] | None = None,
+        *,
+        space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
         reference: Sequence[float] | None = None,
-        n_startup: int = 10,
         reference_trials: int | None = None,
-        weak_to_strong: bool = True,
-        fisher_filter: bool = True,
-        elites: int = 5,
-        crossover: float = 0.5,
-        differential: float = 0.5,
-        shortlist: int = 3,
-        raw_samples: int = 256,
-        restarts: int = 6,
+        importance: Mapping[str, float] | None = None,
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        **settings: Any,
     ) -> None:
+        known = [field.name for field in fields(Settings)]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"MMMOSampler: {unknown('setting', name, known)}")
+        self.settings = Settings(**settings)
         self._seed = seed
-        self._space = space
+        self._space = None if space is None else dict(space)
         self._conditions = conditions
         self._reference = None if reference is None else np.asarray(reference, dtype=float)
-        self.n_startup = n_startup
-        self.reference_trials = reference_trials or n_startup
-        self.weak_to_strong = weak_to_strong
-        self.fisher_filter = fisher_filter
-        self.elites = elites
-        self.crossover = crossover
-        self.differential = differential
-        self.shortlist = shortlist
-        self.raw_samples = raw_samples
-        self.restarts = restarts
-        self._intersection = IntersectionSearchSpace()
-        self._independent = RandomSampler(seed=seed)
+        self._reference_trials = reference_trials or self.settings.n_startup
+        self._importance = importance or {}
+        self._constraints_func = constraints_func
+        self._fits: dict[str, tuple[bytes, Hyperparameters]] = {}
+        self._gain: float | None = None
 
-    def reseed_rng(self) -> None:
-        self._independent.reseed_rng()
+    @classmethod
+    def as_published(cls, seed: int = 0, **options: Any) -> "MMMOSampler":
+        """The paper's constants (sec. 4.1), with units made right: 10 random starts, 10 candidates from 512 raw samples,
+        all crossed with the 5 elites, the least known of all evaluated next.
+        """
+        constants: dict[str, Any] = {"n_startup": 10, "raw_samples": 512, "restarts": 10, "shortlist": 10, "refit": 0.0}
+        return cls(seed, **(constants | options))
+
+    def expected_gain(self, study: Study) -> float | None:
+        """What the last proposal was expected to add to the hypervolume, as a share of it; None while that is unknown."""
+        return self._gain
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(self._space) if self._space else self._intersection.calculate(study)
+        """The space if it was given, else every parameter seen so far: define-by-run spaces show themselves bit by bit."""
+        if self._space is not None:
+            return dict(self._space)
+        seen = {name: d for t in Observations.of(study, trial).trials for name, d in t.distributions.items()}
+        return {name: d for name, d in sorted(seen.items()) if not d.single()}
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+        """A parameter that no finished trial had: uniform, drawn from the seed, the trial and the name."""
+        rng = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
+        encoding = Encoding({param_name: param_distribution})
+        return encoding.decode(rng.random(encoding.d))[param_name]
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """The next point of the study."""
         if not search_space:
             return {}
         encoding = Encoding(search_space, self._conditions)
-        done, running = self._trials(study, trial, search_space)
-        if len(done) < self.n_startup or not any(t.state == TrialState.COMPLETE for t in done):
-            sobol = qmc.Sobol(encoding.d, rng=np.random.default_rng(self._seed))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # its balance at powers of two does not matter here
-                return encoding.decode(encoding.settle(sobol.random(trial.number + 1)[-1:])[0])
-        y, stderr = self._outcomes(study, done)
-        x = encoding.encode([t.params for t in done])
-        pending = encoding.encode([t.params for t in running]) if running else None
-        reference = self._reference_point(study, y)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self._seed * 1_000_003 + trial.number) % 2**31)
-            rng = np.random.default_rng([self._seed, trial.number])
-            return encoding.decode(self._propose(encoding, x, y, stderr, reference, pending, rng))
+        seen = Observations.of(study, trial)
+        x, pending = encoding.encode(seen.params), encoding.encode([t.params for t in seen.running])
+        rng = np.random.default_rng([self._seed, trial.number])
+        if len(seen) + len(pending) < self.settings.n_startup or seen.complete.sum() < 2:
+            points = look.sobol(encoding, trial.number, self._seed)
+        else:
+            points = self._candidates(encoding, seen, x, pending, rng)
+        return encoding.decode(look.fresh(encoding, points, np.concatenate([x, pending]), rng)[0])
 
-    def _trials(self, study: Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Finished and failed ones that have every parameter; running ones besides `trial`."""
-        known = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and set(space) <= set(t.params)]
-        done = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
-        return done, [t for t in known if t.state == TrialState.RUNNING]
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        if self._constraints_func is not None:
+            _process_constraints_after_trial(self._constraints_func, study, trial, state)
 
-    def _outcomes(self, study: Study, done: Sequence[FrozenTrial]) -> tuple[Array, Array | None]:
-        """y `(n, m)`, maximised, and its standard errors. A failed trial counts as bad as the worst seen."""
-        signs = _signs(study)
-        complete = [t.values for t in done if t.state == TrialState.COMPLETE]
-        worst = (np.asarray(complete) * signs).min(0)
-        y = np.stack([np.asarray(t.values) * signs if t.state == TrialState.COMPLETE else worst for t in done])
-        noise = [t.user_attrs.get(STDERR) for t in done]
-        if any(n is None for n, t in zip(noise, done, strict=True) if t.state == TrialState.COMPLETE):
-            return y, None
-        return y, np.asarray([np.zeros(len(signs)) if n is None else n for n in noise], dtype=float)
+    def _candidates(self, encoding: Encoding, seen: Observations, x: Array, pending: Array, rng: np.random.Generator) -> Array:
+        """Points to evaluate next, the best first."""
+        reference = self._reference_point(seen)
+        surrogate, front, elites = self._believe(seen, x, pending, reference, self._weights(encoding))
+        acquisition = self._feasible(expected_gain(surrogate, front, reference), seen, x)
+        points = self._search(encoding, acquisition, elites, rng)
+        known = np.concatenate([x, pending])
+        points = look.fresh(encoding, points, known, rng)
+        gain = values(acquisition, points)
+        order = np.argsort(-gain, kind="stable")
+        points, gain = points[order], gain[order]
+        self._gain = _relative(gain[0], surrogate, front, reference)
+        if not self.settings.fisher_filter:
+            return points
+        short = points[: self.settings.shortlist][gain[: self.settings.shortlist] > gain[0] - _WORSE]
+        information = (surrogate.scale**2 / surrogate.predict(short)[1] ** 2).sum(1)  # Li et al. 2024, sec. 3.3
+        return np.asarray(short[np.argsort(information, kind="stable")])
 
-    def _reference_point(self, study: Study, y: Array) -> Array:
+    def _believe(
+        self, seen: Observations, x: Array, pending: Array, reference: Array, importance: Array | None
+    ) -> tuple[Surrogate, Array, Array]:
+        """The surrogate, the front that it believes in, `(k, m)`, and the elites among `x`, `(e, d)`.
+
+        The posterior mean stands for the noisy scores, so a lucky score does not become the front. Running trials count
+        as having come out as predicted (Ginsbourger et al. 2010).
+        """
+        done = seen.complete
+        y, stderr = seen.y[done], None if seen.stderr is None else seen.stderr[done]
+        surrogate = self._fit("objectives", x[done], y, stderr, importance)
+        expected = surrogate.predict(x)[0]
+        good = np.flatnonzero(seen.feasible)
+        elites = good[_ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
+        if len(pending):
+            imagined = surrogate.predict(pending)[0]
+            noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
+            everything = np.concatenate([x[done], pending]), np.concatenate([y, imagined]), noise
+            surrogate = Surrogate.fit(*everything, surrogate.hyperparameters, importance)
+        front = surrogate.predict(np.concatenate([x[good], pending]))[0] if len(good) + len(pending) else expected[:0]
+        return surrogate, front[nondominated(front)], x[elites]
+
+    def _feasible(self, inner: Acquisition, seen: Observations, x: Array) -> Acquisition:
+        """`inner` where it can be had: constraints and failures are outcomes with models of their own."""
+        told = ~np.isnan(seen.constraints).any(1) & seen.complete
+        constraints = success = None
+        if seen.constraints.shape[1] and told.sum() >= 2:
+            constraints = self._fit("constraints", x[told], seen.constraints[told], None)
+        if not seen.complete.all():
+            labels = seen.complete[:, None].astype(float)
+            success = self._fit("success", x, labels, np.full(labels.shape, _FAILURE_NOISE))
+        return Feasible(inner, constraints, success) if constraints or success else inner
+
+    def _search(self, encoding: Encoding, acquisition: Acquisition, elites: Array, rng: np.random.Generator) -> Array:
+        """Candidates from everywhere, climbed, switched and crossed; not in order."""
+        s = self.settings
+        raw = look.scatter(encoding, elites, s.raw_samples, rng)
+        start = raw[np.argsort(-values(acquisition, raw), kind="stable")[: s.restarts]]
+        points = look.climb(encoding, acquisition, start, s.steps)
+        if encoding.discrete.any():
+            switched = look.switch(encoding, acquisition, encoding.settle(points), rng)
+            points = np.concatenate([points, look.climb(encoding, acquisition, switched, s.steps)])
+        if s.weak_to_strong:
+            points = np.concatenate([points, look.cross(points, elites, s.crossover, s.differential, rng)])
+        return points
+
+    def _fit(self, what: str, x: Array, y: Array, stderr: Array | None, importance: Array | None = None) -> Surrogate:
+        """A surrogate whose hyperparameters come from the first of the trials, as many as the last refit had.
+
+        The number depends on n alone, so that a resumed study fits to the same ones.
+        """
+        n = len(y)
+        step = max(1, int(n * self.settings.refit))
+        first = max(2, n - n % step)
+        noise = None if stderr is None else stderr[:first]
+        key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (x[:first], y[:first]))).digest()
+        if self._fits.get(what, (b"", {}))[0] != key:
+            self._fits[what] = key, Surrogate.fit(x[:first], y[:first], noise, importance=importance).hyperparameters
+        return Surrogate.fit(x, y, stderr, self._fits[what][1], importance)
+
+    def _weights(self, encoding: Encoding) -> Array | None:
+        """Importance per coordinate, with a geometric mean of 1 over those that have one."""
+        known = {name: float(self._importance[name]) for name in encoding.columns if name in self._importance}
+        if not known:
+            return None
+        centre = np.exp(np.mean(np.log(list(known.values()))))
+        weights = np.ones(encoding.d)
+        for name, value in known.items():
+            weights[encoding.columns[name]] = value / centre
+        return weights
+
+    def _reference_point(self, seen: Observations) -> Array:
         if self._reference is None:
-            return reference_point(y[: self.reference_trials])
-        if len(self._reference) != y.shape[1]:
-            raise ConfigError(f"reference: expected {y.shape[1]} numbers, one per objective, got {len(self._reference)}")
-        return np.asarray(self._reference * _signs(study))
-
-    def _propose(
-        self,
-        encoding: Encoding,
-        x: Array,
-        y: Array,
-        stderr: Array | None,
-        reference: Array,
-        pending: Array | None,
-        rng: np.random.Generator,
-    ) -> Array:
-        surrogate = Surrogate.fit(x, y, stderr)
-        elites = x[_ranked(y, reference)[: self.elites]]
-        if pending is not None:
-            surrogate = surrogate.believing(x, y, stderr, pending)
-            x = np.concatenate([x, pending])
-        acquisition = _acquisition(surrogate, x, reference)
-        candidates = self._climb(encoding, acquisition, self._raw(encoding, elites, rng))
-        if self.weak_to_strong:
-            candidates = np.concatenate([candidates, self._cross(encoding, candidates, elites, rng)])
-        candidates = _new(encoding.settle(candidates), x, encoding, rng)
-        best = np.argsort(-_values(acquisition, candidates), kind="stable")
-        if not self.fisher_filter:
-            return np.asarray(candidates[best[0]])
-        short = candidates[best[: self.shortlist]]
-        information = (1 / surrogate.predict(short)[1] ** 2 * surrogate.scale**2).sum(1)  # Li et al. 2024, sec. 3.3
-        return np.asarray(short[information.argmin()])
-
-    def _raw(self, encoding: Encoding, elites: Array, rng: np.random.Generator) -> Array:
-        """Where to start climbing: half spread over the cube, half near the elites."""
-        half = self.raw_samples // 2
-        spread = rng.random((half, encoding.d))
-        near = elites[rng.integers(len(elites), size=half)]
-        moved = near + 0.15 * rng.standard_normal(near.shape) * (rng.random(near.shape) < 0.5) * ~encoding.discrete
-        return encoding.settle(np.concatenate([spread, moved]))
-
-    def _climb(self, encoding: Encoding, acquisition: Any, raw: Array) -> Array:
-        """The best raw points, moved uphill along the continuous coordinates; the discrete ones stay."""
-        start = raw[np.argsort(-_values(acquisition, raw), kind="stable")[: self.restarts]]
-        if encoding.discrete.all():
-            return np.asarray(start)
-        points, _ = gen_candidates_scipy(
-            torch.from_numpy(start[:, None]),
-            acquisition,
-            lower_bounds=0.0,
-            upper_bounds=1.0,
-            fixed_features={int(i): torch.from_numpy(start[:, None, i]) for i in np.flatnonzero(encoding.discrete)},
-            options={"maxiter": _STEPS},
-        )
-        return np.asarray(points.detach().numpy()[:, 0])
-
-    def _cross(self, encoding: Encoding, candidates: Array, elites: Array, rng: np.random.Generator) -> Array:
-        """Weak-to-strong (Li et al. 2024, sec. 3.2, eq. 5-6): v = a + F (b - d), taken per coordinate with CR."""
-        if len(elites) < 3:
-            return candidates[:0]
-        children = []
-        for candidate in candidates:
-            a, b, d = elites[rng.choice(len(elites), 3, replace=False)]
-            taken = rng.random(encoding.d) < self.crossover
-            taken[rng.integers(encoding.d)] = True
-            children.append(np.where(taken, a + self.differential * (b - d), candidate))
-        return np.asarray(children)
+            first = seen.y[: self._reference_trials][seen.complete[: self._reference_trials]]
+            return reference_point(first if len(first) else seen.y[seen.complete])
+        if len(self._reference) != len(seen.signs):
+            raise ConfigError(f"reference: expected {len(seen.signs)} numbers, one per objective, got {len(self._reference)}")
+        return np.asarray(self._reference * seen.signs)
 
 
-def _signs(study: Study) -> Array:
-    return np.array([1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions])
-
-
-class _LogExpectedHypervolumeImprovement(ExpectedHypervolumeImprovement):  # type: ignore[misc]
-    """The closed form (Yang et al. 2019), as a logarithm: its slopes do not vanish where little is to be gained."""
-
-    def forward(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
-        improvement: torch.Tensor = super().forward(X)
-        return improvement.clamp_min(1e-250).log()
-
-
-def _acquisition(surrogate: Surrogate, x: Array, reference: Array) -> Any:
-    """Expected hypervolume improvement over what the surrogate believes of the evaluated points.
-
-    The posterior mean stands for the noisy scores, so a lucky score does not become the front. Exact for one point at
-    a time; BoTorch's sampled forms cost more, and compile a kernel when first used, if there is a compiler.
-    """
-    believed = torch.from_numpy(surrogate.standardise(surrogate.predict(x)[0]))
-    worst = torch.from_numpy(surrogate.standardise(reference))
-    return _LogExpectedHypervolumeImprovement(surrogate.model, worst.tolist(), FastNondominatedPartitioning(worst, believed))
-
-
-def _values(acquisition: Any, x: Array) -> Array:
-    with torch.no_grad():
-        return np.asarray(acquisition(torch.from_numpy(x)[:, None]).numpy())
+def _relative(log_gain: float, surrogate: Surrogate, front: Array, reference: Array) -> float | None:
+    """Expected gain over the hypervolume of the front, in the standardised units of both; None above nothing."""
+    volume = hypervolume(surrogate.standardise(front), surrogate.standardise(reference)) if len(front) else 0.0
+    return float(np.exp(log_gain) / volume) if volume > 0 else None
 
 
 def _ranked(y: Array, reference: Array) -> NDArray[np.intp]:
@@ -237,10 +257,4 @@ def _ranked(y: Array, reference: Array) -> NDArray[np.intp]:
         front = left[mask]
         order.extend(front[np.argsort(-contributions(y[front], reference), kind="stable")])
         left = left[~mask]
-    return np.asarray(order)
-
-
-def _new(candidates: Array, known: Array, encoding: Encoding, rng: np.random.Generator) -> Array:
-    """Candidates that were not evaluated yet and are not running; a random point where none is left."""
-    fresh = candidates[[not np.isclose(known, c, atol=1e-6).all(1).any() for c in candidates]]
-    return fresh if len(fresh) else encoding.settle(rng.random((1, encoding.d)))
+    return np.asarray(order, dtype=np.intp)

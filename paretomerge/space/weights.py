@@ -1,159 +1,251 @@
-"""Parameter space: a weight and a density per source, group of layers and role, and the method as a choice.
+"""Parameter space: numbers per source, group of layers and role, and the method itself as a choice.
 
-Parameters are named `weight/<source>/<group>/<role>`; a level that is not split is left out of the name.
+Parameters are named `weight/<source>/<group>/<role>`; a level that is not split is left out of the name. The others are
+`method` or `method/<group>`, a method's own knobs (`gamma`, `epsilon`, ...) likewise, and `use/<source>`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from paretomerge.checkpoint.architecture import ROLES, Architecture
+from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.errors import ConfigError, unknown
+from paretomerge.merge.job import Weights
+from paretomerge.merge.kinship import Profile
 from paretomerge.merge.methods import METHODS
-from paretomerge.recipe import Recipe, Slice, Source
+from paretomerge.merge.plan import open_weights
+from paretomerge.recipe import Recipe
+from paretomerge.space.dials import Dial, Split
+from paretomerge.space.knobs import RANGES, SEARCHABLE, Setting, check_settings, readers
+from paretomerge.space.layers import ONE, Grouping, group_of
+from paretomerge.space.sources import named_sources
+from paretomerge.space.warm import point_of
+from paretomerge.space.writing import write_recipe
 
 Params = Mapping[str, Any]
+Conditions = dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]
+"""name -> (parent, values) pairs: the parameter counts where every parent has one of its values."""
 
-
-@dataclass(frozen=True)
-class Dial:
-    """How finely a number is split: bounds, groups of consecutive layers, and roles told apart or not."""
-
-    bounds: tuple[float, float]
-    layer_groups: int = 1
-    roles: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.bounds[0] < self.bounds[1]:
-            raise ConfigError(f"bounds: expected [low, high] with low < high, got {list(self.bounds)}")
+_LEAST_IMPORTANCE = 0.01  # of the largest of its kind: a part that did not move still has a length scale
 
 
 @dataclass(frozen=True)
 class WeightSpace:
     """Merges of `sources` (name -> path) over `base`; `architecture` is the base's.
 
-    Weights are free to exceed 1 and are never normalised (Akiba et al. 2024 found best sums near 2).
+    Weights are free to exceed 1 and are never normalised (Akiba et al. 2024 found best sums near 2); a negative one
+    takes a skill away. method_groups: layers with a method of their own. knobs: bounds of the methods' own knobs, or
+    fixed values. subset: whether a source can be left out. profile: of the deltas, for groups of equal mass and
+    `importance`. notes: what to tell the user about the sources.
     """
 
     base: str
     sources: Mapping[str, str]
     architecture: Architecture
     methods: tuple[str, ...] = ("task_arithmetic", "ties", "dare_ties")
-    weight: Dial = field(default_factory=lambda: Dial((0.0, 1.5)))
+    weight: Dial = field(default_factory=lambda: Dial((-0.5, 1.5)))
     density: Dial = field(default_factory=lambda: Dial((0.1, 1.0)))
     seed: int = 0
+    method_groups: Grouping = ONE
+    knobs: Mapping[str, Setting] = field(default_factory=dict)
+    subset: bool = False
+    profile: Profile | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        deltas = [m for m in METHODS.values() if m.base == "required" and m.check is None]  # della's density is bound by its epsilon
-        searchable = [m.name for m in deltas if any(k.name == "weight" and k.default is None for k in m.knobs)]
         for method in self.methods:
-            if method not in searchable:
-                raise ConfigError(f"space.methods: {unknown('searchable method', method, searchable)}")
-        for name, dial in (("weight", self.weight), ("density", self.density)):
-            if not 1 <= dial.layer_groups <= self.architecture.depth:
-                raise ConfigError(f"space.{name}.layer_groups: expected 1 to {self.architecture.depth}, got {dial.layer_groups}")
+            if method not in SEARCHABLE:
+                raise ConfigError(f"space.methods: {unknown('searchable method', method, SEARCHABLE)}")
+            if len(self.sources) < METHODS[method].models[0]:
+                raise ConfigError(f"space.methods: {method}: expected {METHODS[method].models[0]} models or more, got {len(self.sources)}")
+        if len(set(self.methods)) < len(self.methods):
+            raise ConfigError(f"space.methods: expected each method once, got {', '.join(self.methods)}")
+        if not readers("weight", self.methods):
+            raise ConfigError(f"space.methods: expected one with a weight per source among them, got {', '.join(self.methods)}")
         if not (self.density.bounds[0] > 0 and self.density.bounds[1] <= 1):
             raise ConfigError(f"space.density.bounds: expected 0 < low < high <= 1, got {list(self.density.bounds)}")
+        check_settings(self.knobs, self.methods)
+        if self.profile and (missing := [name for name in self.sources if name not in self.profile.names]):
+            raise ConfigError(f"space: expected a profile of every source, got none of {missing[0]}")
+        several = max(len(self.method_starts), *(len(split.starts) for split in self.splits.values())) > 1
+        if several and len(self.architecture.main) > 1:
+            raise ConfigError("space: expected one group, for the architecture has several stacks of layers, got more")
 
-    @property
+    @cached_property
+    def method_starts(self) -> tuple[int, ...]:
+        """First layers of the groups that have a method of their own."""
+        try:
+            starts = self.method_groups.starts(self.architecture.depth, self._layer_mass)
+        except ConfigError as error:
+            raise ConfigError(f"space.method_{error}") from error
+        return starts if len(self.methods) > 1 else (0,)
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """How weights and densities are split over the model. What only some methods read is cut where the method changes."""
+        splits = {}
+        for kind, dial in (("weight", self.weight), ("density", self.density)):
+            split = Split.of(kind, dial, self.architecture, self._layer_mass)
+            if len(self.method_starts) > 1 and 0 < len(readers(kind, self.methods)) < len(self.methods):
+                if dial.smooth:
+                    raise ConfigError(
+                        f"space.{kind}.smooth: expected methods that all read `{kind}` where layers have methods of their own"
+                    )
+                split = split.cut(self.method_starts)
+            splits[kind] = split
+        return splits
+
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter, whether or not the chosen method reads it."""
+        """Every parameter, whether or not it counts at a given point."""
         space: dict[str, BaseDistribution] = {}
         if len(self.methods) > 1:
-            space["method"] = CategoricalDistribution(self.methods)
+            space |= {name: CategoricalDistribution(self.methods) for name in self.per_method("method")}
+        for knob in self.own_knobs:
+            low, high = self.bounds(knob)
+            if low < high:
+                space |= {name: FloatDistribution(low, high) for name in self.per_method(knob)}
         for source in self.sources:
-            space |= {name: FloatDistribution(*self.weight.bounds) for name in self._names("weight", self.weight, source)}
-            if self._dense():
-                space |= {name: FloatDistribution(*self.density.bounds) for name in self._names("density", self.density, source)}
+            if self.subset:
+                space[f"use/{source}"] = CategoricalDistribution((True, False))
+            for kind, dial in (("weight", self.weight), ("density", self.density)):
+                if readers(kind, self.methods):
+                    space |= {name: FloatDistribution(*dial.bounds) for name in self.splits[kind].names(source).values()}
         return space
 
-    @property
-    def conditions(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Which parameters count only under some methods: name -> ("method", methods that read it)."""
-        if len(self.methods) == 1:
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Which parameters count only under some methods, or only where their source is used."""
+        found: Conditions = {}
+        for knob in self.own_knobs:
+            for group, name in enumerate(self.per_method(knob)):
+                found[name] = self._under(knob, group)
+        for source in self.sources:
+            used = ((f"use/{source}", (True,)),) if self.subset else ()
+            for kind, split in self.splits.items():
+                for (group, _), name in split.names(source).items():
+                    found[name] = used + self._under(kind, 0 if split.dial.smooth else group_of(self.method_starts, split.starts[group]))
+        return {name: parents for name, parents in found.items() if parents and name in self.distributions}
+
+    @cached_property
+    def importance(self) -> dict[str, float]:
+        """Name -> the size of the deltas that a parameter governs: the root of their mass, relative to the other
+        parameters of its kind (geometric mean 1). {} without a profile."""
+        if self.profile is None:
             return {}
-        names = [n for source in self.sources for n in self._names("density", self.density, source)]
-        return {name: ("method", self._dense()) for name in names} if self._dense() else {}
+        kinds: dict[str, dict[str, float]] = defaultdict(dict)
+        for name, mass in self._masses(self.profile).items():
+            kinds[name.split("/")[0]][name] = float(np.sqrt(mass))
+        found: dict[str, float] = {}
+        for sizes in kinds.values():
+            least = max(sizes.values()) * _LEAST_IMPORTANCE or 1.0
+            sizes = {name: max(size, least) for name, size in sizes.items()}
+            middle = float(np.exp(np.mean(np.log(list(sizes.values())))))
+            found |= {name: size / middle for name, size in sizes.items()}
+        return {name: found[name] for name in self.distributions}
 
     def recipe(self, params: Params) -> Recipe:
-        """The recipe of one point. Layer groups become slices, roles become filters."""
-        method = params.get("method", self.methods[0])
-        dials = {"weight": self.weight} | ({"density": self.density} if METHODS[method].has_density else {})
-        slices = []
-        for first, end in self._ranges(dials.values()):
-            sources = tuple(
-                Source(path, (first, end), {k: self._setting(params, k, d, name, first) for k, d in dials.items()})
-                for name, path in self.sources.items()
-            )
-            slices.append(Slice(sources))
-        if len(slices) == 1:
-            slices = [Slice(tuple(Source(s.model, None, s.parameters) for s in slices[0].sources))]
-        normalizes = any(knob.name == "normalize" for knob in METHODS[method].knobs)
-        return Recipe(method, tuple(slices), self.base, {"normalize": False} if normalizes else {}, seed=self.seed)
+        """The recipe of one point. Groups of layers become slices, roles filters, methods per group named steps."""
+        return write_recipe(self, params)
+
+    def warm(self, recipe: Recipe) -> dict[str, Any]:
+        """The point that gives the user's recipe; a ConfigError says which part of it is outside the space."""
+        return point_of(self, recipe, self._opened)
 
     def point(self, method: str, weights: Mapping[str, float], density: float = 1.0) -> dict[str, Any]:
-        """The parameters at which every part of a source has one weight (clipped to the bounds)."""
+        """The parameters at which every part of a source has one weight (clipped to the bounds). Where sources can be left
+        out, those of weight 0 are."""
+        values = {"method": method} | {knob: float(np.clip(RANGES[knob].start, *self.bounds(knob))) for knob in self.own_knobs}
         point: dict[str, Any] = {}
-        low, high = self.density.bounds
         for name in self.distributions:
             kind, _, rest = name.partition("/")
-            if kind == "method":
-                point[name] = method
+            source = rest.split("/")[0]
+            if kind == "use":
+                point[name] = weights[source] != 0
             elif kind == "density":
-                point[name] = min(max(density, low), high)
+                point[name] = self.density.clip(density)
             else:
-                point[name] = min(max(weights[rest.split("/")[0]], self.weight.bounds[0]), self.weight.bounds[1])
+                point[name] = self.weight.clip(weights[source]) if kind == "weight" else values[kind]
         return point
 
     def starts(self) -> dict[str, dict[str, Any]]:
-        """Known good points to begin with: each source alone, the soup, task arithmetic, TIES and DARE as published."""
-        equal = 1 / len(self.sources)
-        plain = next((m for m in self.methods if not METHODS[m].has_density), self.methods[0])
-        points = {}
-        for source in self.sources:
-            points[source] = self.point(plain, {s: float(s == source) for s in self.sources})
-        points["uniform soup"] = self.point(plain, dict.fromkeys(self.sources, equal))
+        """Known good points to begin with: each source alone, the soup, task arithmetic, the others as published."""
+        weighted = readers("weight", self.methods)
+        dense = readers("density", self.methods)
+        plain = next((m for m in weighted if m not in dense), weighted[0])
+        alone = {source: self.point(plain, {s: float(s == source) for s in self.sources}) for source in self.sources}
+        points = {"uniform soup": self.point(plain, dict.fromkeys(self.sources, 1 / len(self.sources)))}
         for scale in (0.5, 0.7):
-            points[f"task arithmetic {scale}"] = self.point(plain, dict.fromkeys(self.sources, scale))
+            points[f"{plain.replace('_', ' ')} {scale}"] = self.point(plain, dict.fromkeys(self.sources, scale))
         for method in self.methods:
-            if METHODS[method].has_density:
+            if method in dense:
                 density = 0.2 if method == "ties" else 0.5
                 points[f"{method} at density {density}"] = self.point(method, dict.fromkeys(self.sources, 0.7), density)
-        return points
+            elif method != plain:
+                points[method] = self.point(method, dict.fromkeys(self.sources, 0.7))
+        known = {self.recipe(point).key for point in alone.values()}
+        for label, point in points.items():
+            if (key := self.recipe(point).key) not in known:
+                known.add(key)
+                alone[label] = point
+        return alone
 
-    def _dense(self) -> tuple[str, ...]:
-        return tuple(m for m in self.methods if METHODS[m].has_density)
+    @property
+    def own_knobs(self) -> tuple[str, ...]:
+        """Knobs that some method reads, besides weight and density."""
+        return tuple(knob for knob in RANGES if readers(knob, self.methods))
 
-    def _names(self, kind: str, dial: Dial, source: str) -> list[str]:
-        groups = [f"/{g}" for g in range(dial.layer_groups)] if dial.layer_groups > 1 else [""]
-        roles = [f"/{r}" for r in ROLES] if dial.roles else [""]
-        return [f"{kind}/{source}{group}{role}" for group in groups for role in roles]
+    def bounds(self, knob: str) -> tuple[float, float]:
+        """Of a method's own knob; two equal numbers where it is fixed."""
+        said = self.knobs.get(knob, (RANGES[knob].low, RANGES[knob].high))
+        return (float(said[0]), float(said[1])) if isinstance(said, (tuple, list)) else (float(said), float(said))
 
-    def _setting(self, params: Params, kind: str, dial: Dial, source: str, layer: int) -> Any:
-        group = f"/{layer * dial.layer_groups // self.architecture.depth}" if dial.layer_groups > 1 else ""
-        if not dial.roles:
-            return float(params[f"{kind}/{source}{group}"])
-        entries = [
-            {"filter": pattern, "value": float(params[f"{kind}/{source}{group}/{role}"])}
-            for role in ROLES[:-1]
-            for pattern in self.architecture.filters(role)
-        ]
-        return [*entries, {"value": float(params[f"{kind}/{source}{group}/{ROLES[-1]}"])}]
+    def per_method(self, kind: str) -> list[str]:
+        """Names of what every group of layers with a method of its own has: `gamma`, or `gamma/0`, `gamma/1`, ..."""
+        groups = len(self.method_starts)
+        return [f"{kind}/{group}" for group in range(groups)] if groups > 1 else [kind]
 
-    def _ranges(self, dials: Any) -> Iterator[tuple[int, int]]:
-        depth = self.architecture.depth
-        groups = [tuple(layer * d.layer_groups // depth for d in dials) for layer in range(depth)]
-        first = 0
-        for layer in range(1, depth + 1):
-            if layer == depth or groups[layer] != groups[first]:
-                yield first, layer
-                first = layer
+    @property
+    def _layer_mass(self) -> Sequence[float] | None:
+        return None if self.profile is None else self.profile.by_layer(self.architecture).sum(1).tolist()
+
+    @cached_property
+    def _opened(self) -> Mapping[str, Weights]:
+        return open_weights((self.base, *self.sources.values()))
+
+    def _under(self, knob: str, group: int) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        """The condition that a group's method reads a knob; () where every method does."""
+        reading = readers(knob, self.methods)
+        return () if len(reading) == len(self.methods) else ((self.per_method("method")[group], reading),)
+
+    def _masses(self, profile: Profile) -> dict[str, float]:
+        """Name -> squared norm of the deltas that the parameter governs; by one pass over the tensors."""
+        masses = dict.fromkeys(self.distributions, 0.0)
+        at = {source: profile.names.index(source) for source in self.sources}
+        for tensor, name, source, share in self._governed(profile):
+            row = profile.mass[tensor]
+            if name in masses:
+                masses[name] += share * (row[at[source]] if source else sum(row[i] for i in at.values()))
+        return masses
+
+    def _governed(self, profile: Profile) -> Iterator[tuple[str, str, str, float]]:
+        """(tensor, parameter, source or '' for all, share of the tensor that it governs)."""
+        names = {kind: {source: split.names(source) for source in self.sources} for kind, split in self.splits.items()}
+        for tensor in profile.mass:
+            layer, ahead = self.architecture.layer(tensor), self.architecture.is_embedding(tensor)
+            group = group_of(self.method_starts, layer) if layer is not None else 0 if ahead else -1
+            for kind in ("method", *self.own_knobs):
+                yield tensor, self.per_method(kind)[group], "", 1.0
+            for source in self.sources:
+                yield tensor, f"use/{source}", source, 1.0
+                for kind, split in self.splits.items():
+                    for cell, share in split.shares[tensor].items():
+                        yield tensor, names[kind][source][cell], source, share
 
 
-def named_sources(models: Sequence[str]) -> dict[str, str]:
-    """Short names for paths: the last part, or the whole path where two would be alike."""
-    short = [Path(model).name for model in models]
-    return {(s if short.count(s) == 1 else m.replace("/", "_")): m for s, m in zip(short, models, strict=True)}
+__all__ = ["Conditions", "Dial", "Grouping", "Params", "WeightSpace", "named_sources"]

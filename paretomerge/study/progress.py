@@ -1,6 +1,7 @@
 """What a running study shows: a live table on a terminal, one line per trial elsewhere."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -61,19 +62,30 @@ class Progress:
             numbers = [event.trial.scores[n].value for n in self._names if n in event.trial.scores]
             mean = f"{sum(numbers) / len(numbers):.3f}" if numbers else "-"
             total = f"{sum(event.seconds.values()):.1f}"
-            note = event.trial.label or event.trial.failure[:40] or str(event.trial.params.get("method", ""))
+            broken = f"infeasible: {event.trial.broken}" if event.trial.broken else ""
+            note = event.trial.label or event.trial.failure[:40] or broken or str(event.trial.params.get("method", ""))
             table.add_row(str(event.trial.number), *values, mean, f"{event.hypervolume:.4f}", total, note)
         if not self._events:
             return Group(table)
         last = self._events[-1]
         each = (time.perf_counter() - self._start) / len(self._events)
         parts = "  ".join(f"{k} {sum(e.seconds.get(k, 0) for e in self._events):.0f}s" for k in ("ask", "merge", "evaluate", "record"))
-        failed = sum(bool(e.trial.failure) for e in self._events)
-        told = f"{last.done}/{last.total} trials  {failed} failed  {parts}  about {each * (last.total - last.done):.0f}s left"
+        told = f"{last.done}/{last.total} trials  {tally([e.trial for e in self._events])}  {parts}  "
+        told += f"about {each * (last.total - last.done):.0f}s left"
         below = Table.grid()
         below.add_row(ProgressBar(total=last.total, completed=last.done, width=60))
         below.add_row(Text(told, style="dim"))
         return Group(table, below)
+
+
+def tally(trials: Sequence[Trial]) -> str:
+    """How many trials failed, and where there are any, how many were infeasible, reused or taken over."""
+    counts = {
+        "infeasible": sum(bool(t.broken) for t in trials),
+        "reused": sum(t.same_as is not None for t in trials),
+        "taken over": sum(bool(t.warm) for t in trials),
+    }
+    return ", ".join([f"{sum(bool(t.failure) for t in trials)} failed", *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
 def trial_score(trial: Trial, name: str) -> str:
@@ -88,5 +100,9 @@ def _name(trial: Trial) -> str:
 def _line(event: Event, names: list[str]) -> str:
     scores = "  ".join(f"{n} {trial_score(event.trial, n)}" for n in names)
     told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {event.hypervolume:.4f}"
+    if event.trial.broken:
+        told += f"  infeasible: {event.trial.broken}"
     note = event.trial.label or str(event.trial.params.get("method", ""))
+    if event.trial.same_as is not None:
+        note += f" (the recipe of trial {event.trial.same_as})"
     return f"{event.done:4d}/{event.total}  {scores}  {told}  {sum(event.seconds.values()):.1f}s  {note}"

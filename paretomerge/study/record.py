@@ -21,6 +21,7 @@ from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 
 Scores = Mapping[str, Score]
+NAME = "paretomerge"  # of the study in its storage
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Trial:
     """One finished evaluation. `scores` are in the user's directions; empty where it failed, `failure` says why.
 
     label: what the point is known as, if it was not proposed (`uniform soup`). held_out: None until it was scored there.
+    constraints: each one's name -> by how much it is broken (kept where 0 or less). warm: the study and number that the
+    scores were taken over from. same_as: the trial that had the same recipe, whose scores these are. gain: what the sampler
+    expected of it, as a share of the hypervolume.
     """
 
     number: int
@@ -37,6 +41,25 @@ class Trial:
     failure: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     held_out: Scores | None = None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    warm: str = ""
+    same_as: int | None = None
+    gain: float | None = None
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is one of the points that were tried because they were known."""
+        return bool(self.label) and self.label != f"warm: {self.warm}"
+
+    @property
+    def broken(self) -> str:
+        """The constraints that are broken, and by how much, as text; empty where all are kept."""
+        return ", ".join(f"{name} (by {excess:.3g})" for name, excess in self.constraints.items() if excess > 0)
+
+    @property
+    def feasible(self) -> bool:
+        """Scored, and within the constraints: only such trials can be on the front."""
+        return not self.failure and not self.broken
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The scores as the search sees them: all maximised."""
@@ -44,23 +67,22 @@ class Trial:
 
 
 class Record:
-    """A named study in an Optuna storage.
+    """A study in an Optuna storage.
 
     storage: SQLAlchemy URL, `sqlite:///...` for a file. identity: what makes trials comparable; a record that was made
     under another identity is refused, so that two different questions are never answered from one table.
     """
 
-    def __init__(self, storage: str, name: str, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
+    def __init__(self, storage: str, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
         self.objectives = tuple(objectives)
         self.storage = storage
         if storage.startswith("sqlite:///"):
             Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _told(storage):
-            engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+        with legible(storage):
             self._study = optuna.create_study(
-                study_name=name,
-                storage=optuna.storages.RDBStorage(storage, engine_kwargs=engine),
+                study_name=NAME,
+                storage=database(storage),
                 directions=["maximize"] * len(self.objectives),
                 load_if_exists=True,
             )
@@ -70,7 +92,7 @@ class Record:
         mine = json.loads(json.dumps(identity))
         kept = self._study.user_attrs.get("identity")
         if kept is None:
-            with _told(self.storage), warnings.catch_warnings():
+            with legible(self.storage), warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self._study.set_user_attr("identity", mine)
                 self._study.set_metric_names([o.name for o in self.objectives])
@@ -81,35 +103,44 @@ class Record:
                 "Give the new one another `out`, or put the old settings back"
             )
 
-    def add(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> None:
+    def add(self, frozen: FrozenTrial) -> None:
         """Write one finished trial, whole or not at all."""
-        with _told(self.storage):
-            self._study.add_trial(self.freeze(trial, distributions, system))
+        with legible(self.storage):
+            self._study.add_trial(frozen)
 
-    def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any]) -> FrozenTrial:
-        """The trial in Optuna's form."""
+    def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any] | None = None) -> FrozenTrial:
+        """The trial in Optuna's form; `system` is what the sampler noted on it."""
         user: dict[str, Any] = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
-        if trial.failure:
-            return optuna.trial.create_trial(
-                state=TrialState.FAIL,
-                params=dict(trial.params),
-                distributions=dict(distributions),
-                user_attrs=user | {"failure": trial.failure},
-                system_attrs=dict(system),
-            )
-        user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
-        return optuna.trial.create_trial(
-            state=TrialState.COMPLETE,
-            values=trial.values(self.objectives),
+        more = {"failure": trial.failure, "warm": trial.warm, "same_as": trial.same_as, "gain": trial.gain}
+        user |= {name: value for name, value in more.items() if value not in ("", None)}
+        if not trial.failure:
+            user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
+        frozen = optuna.trial.create_trial(
+            state=TrialState.FAIL if trial.failure else TrialState.COMPLETE,
+            values=None if trial.failure else trial.values(self.objectives),
             params=dict(trial.params),
             distributions=dict(distributions),
             user_attrs=user,
-            system_attrs=dict(system),
+            system_attrs=dict(system or {}),
         )
+        for name, excess in trial.constraints.items():
+            if name not in frozen.constraints:
+                frozen.set_constraint(name, excess)
+        return frozen
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a fact about the study itself; written only where it has changed, for others may be reading."""
+        if self.noted(key) != value:
+            with legible(self.storage):
+                self._study.set_user_attr(key, value)
+
+    def noted(self, key: str) -> Any:
+        """A fact that was kept, None where there is none."""
+        return self._study.user_attrs.get(key)
 
     def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
         """Keep held-out scores of a trial; `kind` (objectives, watched) says which, so that each is scored once."""
-        with _told(self.storage):
+        with legible(self.storage):
             self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
 
     def held_out(self, number: int) -> dict[str, Scores]:
@@ -122,12 +153,23 @@ class Record:
 
     def trials(self) -> list[Trial]:
         """Every finished trial, failed ones included."""
-        attributes = self._study.user_attrs
-        return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in self.frozen()]
+        return thawed(self._study)
+
+
+def database(storage: str) -> optuna.storages.RDBStorage:
+    """An SQLAlchemy URL as Optuna's storage; writers of one SQLite file wait for each other."""
+    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(storage, engine_kwargs=engine)
+
+
+def thawed(study: optuna.Study) -> list[Trial]:
+    """The trials of a record that is open, in the order of their numbers."""
+    attributes = study.user_attrs
+    return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
 
 
 @contextmanager
-def _told(storage: str) -> Iterator[None]:
+def legible(storage: str) -> Iterator[None]:
     """A storage that fails, in one sentence: torn or foreign files, a full disk, a database that is away."""
     try:
         yield
@@ -147,6 +189,10 @@ def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         failure=user.get("failure", ""),
         seconds=user.get("seconds", {}),
         held_out={name: score for scores in held_out.values() for name, score in scores.items()} or None,
+        constraints=frozen.constraints,
+        warm=user.get("warm", ""),
+        same_as=user.get("same_as"),
+        gain=user.get("gain"),
     )
 
 

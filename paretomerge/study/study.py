@@ -1,23 +1,26 @@
 """The loop: ask, merge, evaluate, tell. Finished trials are on disk before the next is asked for."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
 
 from paretomerge.errors import ParetoMergeError, StudyError
-from paretomerge.evaluate.evaluator import Evaluator, Live, Objective, Score, Split
+from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
-from paretomerge.space.weights import WeightSpace
+from paretomerge.space.space import Space
+from paretomerge.study.budget import Budget, End, evaluated
+from paretomerge.study.goals import Goals
+from paretomerge.study.known import Known, agenda
+from paretomerge.study.optimiser import Optimiser
 from paretomerge.study.record import Record, Trial
 
 _FAILURES_IN_A_ROW = 5  # then the cause is not the candidate
@@ -25,7 +28,10 @@ _FAILURES_IN_A_ROW = 5  # then the cause is not the candidate
 
 @dataclass(frozen=True)
 class Event:
-    """What the loop tells whoever watches, once per finished trial. `seconds` includes the writing of the record."""
+    """What the loop tells whoever watches, once per trial that it made. `seconds` includes the writing of the record.
+
+    done, total: trials that count towards the budget.
+    """
 
     trial: Trial
     done: int
@@ -34,38 +40,52 @@ class Event:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How merges are held while they are scored. dtype: also of what is written; None for the base's."""
+
+    dtype: str | None = None
+    device: str = "cpu"
+
+
 class Study:
     """A search over merges of one base's fine-tunes, and its record.
 
-    space: what can be merged, and how. evaluator: its scores include every objective's name. watched: scores that are
-    only looked at, on held-out items. sampler: any Optuna sampler. folder: holds `study.db` unless `storage` says else.
+    space: what can be merged, and how. goals: what merges are scored on. sampler: any Optuna sampler. known: reads what is
+    to be tried or taken over first; called once, when a search begins. folder: holds `study.db` unless `storage` says else.
+    identity: what makes trials comparable (see Record).
     """
 
     def __init__(
         self,
         folder: str | Path,
-        space: WeightSpace,
-        evaluator: Evaluator,
-        objectives: Sequence[Objective],
+        space: Space,
+        goals: Goals,
         sampler: BaseSampler,
         *,
-        watched: Evaluator | None = None,
+        known: Callable[[], Known] = Known,
         storage: str | None = None,
         identity: Mapping[str, Any] | None = None,
-        dtype: str | None = None,
-        device: str = "cpu",
+        placement: Placement = Placement(),
     ) -> None:
         self.folder = Path(folder)
         self.space = space
-        self.evaluator = evaluator
-        self.watched = watched
-        self.objectives = tuple(objectives)
+        self.goals = goals
+        self.evaluator = goals.evaluator
+        self.watched = goals.watched
+        self.objectives = goals.objectives
         self.sampler = sampler
-        self.dtype = dtype
-        self.device = device
+        self.dtype = placement.dtype
+        self.device = placement.device
         where = storage or f"sqlite:///{self.folder / 'study.db'}"
-        self.record = Record(where, "paretomerge", self.objectives, identity or {})
+        self.record = Record(where, self.objectives, identity or {})
+        self._known = known
         self._reference: list[float] | None = None
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known before the search; read when it is first needed."""
+        return self._known()
 
     @cached_property
     def resident(self) -> ResidentModel:
@@ -75,6 +95,12 @@ class Study:
     @property
     def trials(self) -> list[Trial]:
         return self.record.trials()
+
+    @property
+    def ended(self) -> str:
+        """Why the latest run ended, where nothing has been added since; empty else."""
+        end = End.read(self.record.noted("end"))
+        return end.reason if end and end.total == len(self.trials) else ""
 
     @property
     def reference(self) -> list[float] | None:
@@ -93,8 +119,8 @@ class Study:
         return self._recipe(trial.params)
 
     def front(self) -> list[Trial]:
-        """The trials that no other dominates, by number."""
-        done = [t for t in self.trials if not t.failure]
+        """The feasible trials that no other dominates, by number."""
+        done = [t for t in self.trials if t.feasible]
         mask = nondominated([t.values(self.objectives) for t in done])
         return [t for t, on_front in zip(done, mask, strict=True) if on_front]
 
@@ -104,35 +130,50 @@ class Study:
         return list(dict.fromkeys([o.name for o in self.objectives] + list(seen)))
 
     def hypervolume(self, trials: Sequence[Trial]) -> float:
+        """Of the feasible ones among `trials`, above the reference point; in units of the scores."""
         reference = self.reference
-        values = [t.values(self.objectives) for t in trials if not t.failure]
+        values = [t.values(self.objectives) for t in trials if t.feasible]
         return hypervolume(values, reference) if values and reference else 0.0
 
-    def run(self, trials: int, watch: Callable[[Event], None] = lambda event: None) -> None:
-        """Search until the record holds `trials` trials; what is there already counts.
+    def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
+        """Search until the budget is spent; what the record holds already counts. Returns why it ended.
 
         Raises StudyError after five failures in a row, with the last one's cause. Interrupt it whenever you like.
         """
+        budget = Budget.of(budget)
+        budget.check(self.sampler)
+        end = self._search(budget, End.read(self.record.noted("end")), watch)
+        self.record.note("end", asdict(end))
+        return end.reason
+
+    def _search(self, budget: Budget, last: End | None, watch: Callable[[Event], None]) -> End:
         finished = self.trials
-        if finished:
+        optimiser = Optimiser(self.sampler, self.record, self.space.distributions)
+        if finished or self.known.scored:
             # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
             self.sampler.reseed_rng()
-        memory = self._memory(finished)
-        distributions = self.space.distributions
-        known = {self.recipe(t).key: t for t in finished if not t.failure}
-        for number in range(len(finished), trials):
+        scored = {self._key(t.params): t for t in reversed(finished) if not t.failure}
+        coming = deque(agenda(self.space.starts(), len(self.space.sources), self.known, finished, self._key))
+        while True:
             seconds: dict[str, float] = {}
-            with _clock(seconds, "ask"):
-                asked = memory.ask(distributions)
-            trial = self._try(asked.number, asked.params, asked.user_attrs.get("label", ""), seconds, known)
-            with _clock(seconds, "record"):
-                asked.set_user_attr("stderr", self._stderr(trial))
-                told = memory.tell(asked, *self._told(trial))
-                self.record.add(trial, distributions, told.system_attrs)
+            start = coming.popleft() if coming else None
+            if start and start.scores:
+                trial = self._take(start, len(finished), optimiser)
+            elif end := budget.spent(finished, None if start else last):
+                return end
+            else:
+                with _clock(seconds, "ask"):
+                    asked = optimiser.ask(start)
+                if end := budget.gainless(asked.gain, finished, last):
+                    return end
+                trial = self._try(replace(asked, seconds=seconds), seconds, scored)
+                with _clock(seconds, "record"):
+                    optimiser.tell(trial)
             finished.append(trial)
             if not trial.failure:
-                known.setdefault(self.recipe(trial).key, trial)
-            watch(Event(trial, number + 1, trials, self.hypervolume(finished), seconds))
+                scored.setdefault(self._key(trial.params), trial)
+            if not trial.warm:
+                watch(Event(trial, evaluated(finished), budget.trials, self.hypervolume(finished), seconds))
             _stop_if_hopeless(finished)
 
     def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None, *, watched: bool = False) -> None:
@@ -157,43 +198,39 @@ class Study:
         scores = dict(self.evaluator.evaluate(live, split))
         if split == "held_out" and self.watched is not None:
             scores |= self.watched.evaluate(live, split)
-        missing = [o.name for o in self.objectives if o.name not in scores]
+        missing = [name for name in self.goals.scores if name not in scores]
         if missing:
             raise StudyError(f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}")
-        return scores
+        return {name: scores[name] for name in self.goals.scores} | scores
 
-    def _try(self, number: int, params: Mapping[str, Any], label: str, seconds: dict[str, float], known: Mapping[str, Trial]) -> Trial:
-        recipe = self._recipe(params)
-        same = known.get(recipe.key)
+    def _take(self, trial: Trial, number: int, optimiser: Optimiser) -> Trial:
+        """Another study's trial, with the scores on both splits that this one needs."""
+        scores = {name: trial.scores[name] for name in self.goals.scores}
+        taken = replace(trial, number=number, scores=scores, constraints=self.goals.excesses(scores))
+        optimiser.take(taken)
+        if held_out := {name: score for name, score in (trial.held_out or {}).items() if name in scores}:
+            self.record.add_held_out(number, "objectives", held_out)
+        return taken
+
+    def _try(self, asked: Trial, seconds: dict[str, float], scored: Mapping[str, Trial]) -> Trial:
+        recipe = self._recipe(asked.params)
+        same = scored.get(recipe.key)
         if same is not None:
-            return Trial(number, params, same.scores, label, seconds=seconds)
+            return replace(asked, scores=same.scores, constraints=same.constraints, same_as=same.number)
         try:
             with _clock(seconds, "merge"):
                 merged = self.resident.load(recipe)
             with _clock(seconds, "evaluate"):
                 scores = self.score(self.live(merged.l1), "search")
         except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
-            return Trial(number, params, label=label, failure=f"{type(error).__name__}: {error}", seconds=seconds)
-        return Trial(number, params, scores, label, seconds=seconds)
+            return replace(asked, failure=f"{type(error).__name__}: {error}")
+        return replace(asked, scores=scores, constraints=self.goals.excesses(scores))
 
     def _recipe(self, params: Mapping[str, Any]) -> Recipe:
         return replace(self.space.recipe(params), dtype=self.dtype)
 
-    def _stderr(self, trial: Trial) -> list[float]:
-        return [0.0 if trial.failure else trial.scores[o.name].stderr for o in self.objectives]
-
-    def _told(self, trial: Trial) -> tuple[list[float] | None, TrialState]:
-        if trial.failure:
-            return None, TrialState.FAIL
-        return trial.values(self.objectives), TrialState.COMPLETE
-
-    def _memory(self, finished: Sequence[Trial]) -> optuna.Study:
-        """A study in memory with the trials so far and the known starts that are still to come."""
-        study = optuna.create_study(directions=["maximize"] * len(self.objectives), sampler=self.sampler)
-        study.add_trials(self.record.frozen())
-        for label, params in list(self.space.starts().items())[len(finished) :]:
-            study.enqueue_trial(params, user_attrs={"label": label})
-        return study
+    def _key(self, params: Mapping[str, Any]) -> str:
+        return self._recipe(params).key
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.space.weights import WeightSpace, named_sources
-from paretomerge.study.progress import Progress
-from paretomerge.study.study import Study
+from paretomerge.study.goals import Goals
+from paretomerge.study.known import Known
+from paretomerge.study.progress import Progress, tally
+from paretomerge.study.study import Placement, Study
 
 
 def norms(model, tokenizer):
@@ -30,13 +32,13 @@ def norms(model, tokenizer):
     }
 
 
-def make(pico, folder, function=norms, sampler=None, identity=None) -> Study:
+def make(pico, folder, function=norms, sampler=None, constraints=(), known=Known, **more) -> Study:
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
     space = WeightSpace(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture)
-    sampler = sampler or MMMOSampler(seed=0, space=space.distributions, conditions=space.conditions, n_startup=9, reference_trials=3)
-    objectives = [Objective("f/up"), Objective("f/down", maximise=False)]
-    evaluator = FunctionEvaluator("f", function)
-    return Study(folder, space, evaluator, objectives, sampler, watched=FunctionEvaluator("w", lambda m, t: 1.0), identity=identity)
+    sampler = sampler or MMMOSampler(seed=0, space=space.distributions, conditions=space.conditions, n_startup=9)
+    objectives = (Objective("f/up"), Objective("f/down", maximise=False))
+    goals = Goals(FunctionEvaluator("f", function), objectives, tuple(constraints), FunctionEvaluator("w", lambda m, t: 1.0))
+    return Study(folder, space, goals, sampler, known=known, **more)
 
 
 def told(study: Study) -> list:
@@ -138,21 +140,29 @@ def test_a_number_that_is_not_finite_is_a_failure(pico, tmp_path):
         study.run(5)
 
 
-def test_the_same_recipe_is_not_scored_twice(pico, tmp_path, monkeypatch):
+class Stubborn(optuna.samplers.RandomSampler):
+    """Proposes the middle of every range, again and again."""
+
+    def sample_independent(self, study, trial, name, distribution):
+        return 0.5 if hasattr(distribution, "low") else distribution.choices[0]
+
+
+def test_the_same_recipe_is_not_scored_twice_and_that_shows(pico, tmp_path):
     calls = []
 
     def counted(model, tokenizer):
         calls.append(1)
         return norms(model, tokenizer)
 
-    study = make(pico, tmp_path, counted, sampler=optuna.samplers.RandomSampler(seed=0))
-    starts = study.space.starts()
-    twice = {"ada": starts["ada"], "ada again": starts["ada"], "bob": starts["bob"]}
-    monkeypatch.setattr(WeightSpace, "starts", lambda self: twice)
-    study.run(3)
-    make(pico, tmp_path, counted).run(3)
-    assert len(calls) == 2
-    assert study.trials[0].scores == study.trials[1].scores != study.trials[2].scores
+    begun = make(pico, tmp_path, counted)
+    n = len(begun.space.starts())
+    study = make(pico, tmp_path, counted, sampler=Stubborn(seed=0))
+    study.run(n + 1)
+    make(pico, tmp_path, counted, sampler=Stubborn(seed=0)).run(n + 3)
+    again = [t for t in study.trials if t.same_as is not None]
+    assert len(calls) == n + 3 - len(again) and [t.number for t in again][-2:] == [n + 1, n + 2]
+    assert all(t.scores == study.trials[t.same_as].scores for t in again)
+    assert f"{len(again)} reused" in tally(study.trials)
 
 
 def test_held_out_scores_are_kept_and_watched_ones_added(pico, tmp_path):
@@ -208,8 +218,7 @@ def test_any_optuna_sampler_works_and_resumes(pico, tmp_path, name):
 
 
 def test_the_live_model_is_in_the_dtype_that_will_be_written(pico, tmp_path):
-    study = make(pico, tmp_path)
-    study.dtype = "float32"
+    study = make(pico, tmp_path, placement=Placement("float32"))
     assert study.resident.model.dtype == torch.float32
     study.run(1)
     assert study.recipe(study.trials[0]).dtype == "float32"

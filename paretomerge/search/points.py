@@ -1,0 +1,164 @@
+"""What samplers that think in points of the unit cube have in common: the archive that they read, start and finish.
+
+`PointSampler` asks a `Proposer` for points and does the rest: the first points, parameters that come and go, other
+trials that still run, points that were evaluated already.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+from scipy.stats import qmc
+
+from paretomerge.search.encoding import Conditions, Encoding
+from paretomerge.search.observations import Observations
+
+Array = NDArray[np.float64]
+_TRIES = 512  # random points looked at before a space counts as exhausted
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The n finished trials in the order of their numbers, as points of the unit cube, when trial `number` is asked for.
+
+    pending: `(p, d)`, the points of trials that still run.
+    """
+
+    encoding: Encoding
+    observations: Observations
+    pending: Array
+    number: int
+
+    @classmethod
+    def of(cls, study: Study, asking: FrozenTrial, encoding: Encoding) -> "Archive":
+        observations = Observations.of(study, asking)
+        return cls(encoding, observations, encoding.encode([t.params for t in observations.running]), asking.number)
+
+    @cached_property
+    def x(self) -> Array:
+        """`(n, d)`"""
+        return self.encoding.encode(self.observations.params)
+
+    @property
+    def y(self) -> Array:
+        """`(n, m)`, all maximised; NaN where a trial failed."""
+        return self.observations.y
+
+    @cached_property
+    def usable(self) -> NDArray[np.intp]:
+        """Indices of the trials to learn from: complete, finite, and breaking no constraint."""
+        return np.flatnonzero(self.observations.feasible & np.isfinite(self.y).all(1))
+
+    @cached_property
+    def widths(self) -> NDArray[np.intp]:
+        """How many coordinates each parameter has, in their order."""
+        return np.array([columns.stop - columns.start for columns in self.encoding.columns.values()])
+
+    def is_new(self, x: Array) -> NDArray[np.bool_]:
+        """Mask of the points `(k, d)` that were not evaluated and are not being evaluated."""
+        known = np.concatenate([self.x, self.pending])
+        return np.array([not np.isclose(known, point, rtol=0, atol=1e-6).all(1).any() for point in x], dtype=bool)
+
+
+class Proposer(Protocol):
+    """One way to choose the next point."""
+
+    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+        """Points `(k, d)`, the best first; none as long as too little is known. They need not be settled or new."""
+        ...
+
+
+class PointSampler(BaseSampler):
+    """An Optuna sampler that asks `proposer` once `n_startup` trials are known.
+
+    proposer: None goes on through the Sobol sequence for ever.
+    space: the parameters, if known up front; else all that finished trials had, and new ones at random.
+    conditions: when a parameter counts, as of `Encoding`.
+    Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed`. No point is
+    proposed twice, unless the space has no other. Every proposal is a function of the seed and the trials so far.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer | None,
+        *,
+        seed: int = 0,
+        space: Mapping[str, BaseDistribution] | None = None,
+        conditions: Conditions | None = None,
+        n_startup: int = 10,
+    ) -> None:
+        self.proposer = proposer
+        self.n_startup = n_startup
+        self._seed = seed % 2**32
+        self._space = dict(space) if space else None
+        self._conditions = conditions
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self._space:
+            return dict(self._space)
+        seen: dict[str, BaseDistribution] = {}
+        for done in Observations.of(study, trial).trials:
+            seen |= done.distributions
+        return {name: seen[name] for name in sorted(seen) if not seen[name].single()}  # a storage may forget their order
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return at_random(self._seed, study, trial, param_name, param_distribution)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """The next point of the study."""
+        if not search_space:
+            return {}
+        encoding = Encoding(search_space, self._conditions)
+        archive = Archive.of(study, trial, encoding)
+        rng = np.random.default_rng([self._seed, trial.number])
+        points = np.zeros((0, encoding.d))
+        if self.proposer is not None and len(archive.x) >= self.n_startup and len(archive.usable):
+            points = self.proposer.propose(archive, rng)
+        points = encoding.settle(np.concatenate([points, self._sobol(encoding.d, trial.number)]))
+        new = archive.is_new(points)
+        if not new.any():
+            others = encoding.settle(rng.random((_TRIES, encoding.d)))
+            points, new = np.concatenate([others, points]), np.concatenate([archive.is_new(others), new])
+        return encoding.decode(points[new.argmax()])
+
+    def _sobol(self, d: int, number: int) -> Array:
+        """Point `number` of the sequence, `(1, d)`."""
+        sequence = qmc.Sobol(d, rng=np.random.default_rng(self._seed))
+        if number:
+            sequence.fast_forward(number)
+        return np.asarray(sequence.random(1))
+
+
+def at_random(seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+    """A value of one parameter, a function of the seed, the trial's number and the name: a resume changes nothing."""
+    rng = np.random.default_rng([seed % 2**32, trial.number, zlib.crc32(name.encode())])
+    return RandomSampler(seed=int(rng.integers(2**31))).sample_independent(study, trial, name, distribution)
+
+
+def best_first(y: Array) -> NDArray[np.intp]:
+    """Indices of `y` `(n, m)`, maximised: front after front, inside a front by crowding distance, the loneliest first."""
+    ranks = np.asarray(moocore.pareto_rank(y, maximise=True))
+    crowding = np.zeros(len(y))
+    for rank in np.unique(ranks):
+        crowding[ranks == rank] = _crowding(y[ranks == rank])
+    return np.lexsort((-crowding, ranks))
+
+
+def _crowding(y: Array) -> Array:
+    """Deb et al. 2002 (NSGA-II), sec. III-B: per objective the gap between the neighbours; infinite at the ends."""
+    distance = np.zeros(len(y))
+    for values in y.T:
+        order = values.argsort(kind="stable")
+        spread = max(float(np.ptp(values)), 1e-12)
+        distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
+        distance[order[[0, -1]]] = np.inf
+    return distance

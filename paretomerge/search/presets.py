@@ -1,0 +1,229 @@
+"""The one table of samplers: what `sampler: nsga2` in a study.yaml, the benchmarks and the documentation mean by a name.
+
+A preset knows how long a search is and what is known before it: Optuna's own defaults are made for hundreds of trials.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from math import comb
+from types import MappingProxyType
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+
+from paretomerge.errors import ConfigError, unknown
+from paretomerge.search.encoding import Conditions
+from paretomerge.search.evolver import Evolver
+from paretomerge.search.kinship import Kinship
+from paretomerge.search.m2n2 import M2N2
+from paretomerge.search.points import PointSampler
+from paretomerge.search.quadratic import Quadratic
+from paretomerge.search.scalarised import cma
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a preset is fitted to.
+
+    space, conditions: as for `Encoding`. objectives: m. starts: trials that are enqueued before the first proposal, the
+    first `sources` of them the sources alone. trials: how many evaluations there will be. start: a good point, if known.
+    importance: relative size of what a parameter moves.
+    """
+
+    space: Mapping[str, BaseDistribution]
+    objectives: int
+    seed: int = 0
+    conditions: Conditions = field(default_factory=dict)
+    starts: int = 0
+    sources: int = 0
+    trials: int = 60
+    start: Mapping[str, Any] | None = None
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plain_seed(self) -> int:
+        """`seed`, not negative: what generators take."""
+        return self.seed % 2**32
+
+    @property
+    def n_startup(self) -> int:
+        """Trials before a model of the scores is first trusted."""
+        return self.starts + 2 if self.starts else 10
+
+
+Build = Callable[[Problem, Options], BaseSampler]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row: the short name, problem and options -> sampler, how it proposes in one line, where that comes from."""
+
+    name: str
+    build: Build
+    rule: str
+    paper: str
+
+
+def make(name: str, problem: Problem, options: Options | None = None) -> BaseSampler:
+    """The sampler of that name, a preset's or a class of `optuna.samplers`, with the user's options.
+
+    Raises ConfigError for a name, an option or a value of one that it does not know.
+    """
+    if name in PRESETS:
+        build = PRESETS[name].build
+    elif name == "MMMOSampler":
+        build = PRESETS["mmmo"].build
+    elif name in _optuna_names():
+        if name == "CmaEsSampler" and problem.objectives > 1:
+            raise ConfigError("sampler: CmaEsSampler takes one objective; for several choose `cma`, which shows it their weighted sum")
+        build = _optuna(name)
+    else:
+        raise ConfigError(f"sampler: {unknown('name', name, [*PRESETS, 'MMMOSampler', *_optuna_names()])}")
+    try:
+        return build(problem, options or {})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"sampler: {name}: {error}") from error
+
+
+def _optuna_names() -> list[str]:
+    return [name for name in optuna.samplers.__all__ if name.endswith("Sampler") and name != "BaseSampler"]
+
+
+def _called(name: str, function: Callable[..., Any], defaults: Options, options: Options) -> Any:
+    """`function` with the options, and with those of `defaults` that it takes; one that takes `**` checks its own."""
+    accepted = inspect.signature(function).parameters
+    if not any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
+        _check(name, options, accepted)
+        defaults = {key: value for key, value in defaults.items() if key in accepted}
+    return function(**{**defaults, **options})
+
+
+def _check(name: str, options: Options, accepted: Iterable[str]) -> None:
+    known = set(accepted)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"sampler: {unknown(f'option of {name}', option, known)}")
+
+
+def _optuna(name: str, defaults: Callable[[Problem], dict[str, Any]] = lambda problem: {}) -> Build:
+    """A class of `optuna.samplers`."""
+
+    def build(problem: Problem, options: Options) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # our choice, not the user's
+            made: BaseSampler = _called(name, getattr(optuna.samplers, name), {"seed": problem.plain_seed} | defaults(problem), options)
+        return made
+
+    return build
+
+
+def _proposer(kind: type[Any] | None, defaults: Callable[[Problem], dict[str, Any]] = lambda problem: {}) -> Build:
+    """A `PointSampler` with a proposer of that kind, or with none; an option is the one's or the other's."""
+    name = kind.__name__ if kind else "qmc"
+    own = {f.name for f in fields(kind)} if kind else set()
+
+    def build(problem: Problem, options: Options) -> BaseSampler:
+        outer: dict[str, Any] = {"seed": problem.plain_seed, "n_startup": problem.n_startup}
+        _check(name, options, own | set(outer))
+        proposer = kind(**{**defaults(problem), **{k: v for k, v in options.items() if k in own}}) if kind else None
+        outer |= {key: value for key, value in options.items() if key not in own}
+        return PointSampler(proposer, space=problem.space, conditions=problem.conditions, **outer)
+
+    return build
+
+
+def _mmmo(problem: Problem, options: Options) -> BaseSampler:
+    from paretomerge.search.mmmo import MMMOSampler
+
+    defaults = {
+        "seed": problem.plain_seed,
+        "space": dict(problem.space),
+        "conditions": problem.conditions,
+        "n_startup": problem.n_startup,
+        "reference_trials": problem.sources or None,
+        "importance": problem.importance,
+    }
+    made: BaseSampler = _called("MMMOSampler", MMMOSampler, defaults, options)
+    return made
+
+
+def _cma(problem: Problem, options: Options) -> BaseSampler:
+    weights = options.get("weights")
+    if isinstance(weights, (list, tuple)) and len(weights) != problem.objectives:
+        raise ConfigError(f"sampler: cma: weights: expected {problem.objectives} numbers, one per objective, got {len(weights)}")
+    made: BaseSampler = _called("cma", cma, {"seed": problem.plain_seed, "space": problem.space, "start": problem.start}, options)
+    return made
+
+
+def _llm(problem: Problem, options: Options) -> BaseSampler:
+    """`inner`, another preset's name, proposes when it is not the language model's turn."""
+    from paretomerge.endpoint import Endpoint
+    from paretomerge.search.llm import LLMSampler
+
+    accepted = {*inspect.signature(LLMSampler).parameters, *inspect.signature(Endpoint).parameters} - {"connection"}
+    _check("llm", options, accepted)
+    inner = options.get("inner", "mmmo")
+    if inner == "llm":
+        raise ConfigError("sampler: llm: inner: expected the name of another sampler, got 'llm'")
+    rest = {key: value for key, value in options.items() if key != "inner"}
+    defaults = {"seed": problem.plain_seed, "space": dict(problem.space), "conditions": problem.conditions}
+    return LLMSampler(make(inner, problem), **{**defaults, **rest})
+
+
+def _population(problem: Problem) -> dict[str, Any]:
+    """A third of the trials, so that there are at least two generations of children."""
+    return {"population_size": min(max(problem.trials // 3, 10), 50)}
+
+
+def _nsga3(problem: Problem) -> dict[str, Any]:
+    """No more reference directions than members."""
+    size, m = _population(problem)["population_size"], problem.objectives
+    parts = max((p for p in range(1, size + 1) if comb(p + m - 1, m - 1) <= size), default=1)
+    return {"population_size": size, "dividing_parameter": parts if m > 1 else 1}
+
+
+def _tpe(problem: Problem) -> dict[str, Any]:
+    return {"multivariate": True, "group": True, "n_startup_trials": problem.n_startup}
+
+
+def _gp(problem: Problem) -> dict[str, Any]:
+    return {"n_startup_trials": problem.n_startup, "warn_independent_sampling": False}
+
+
+def _evolver(problem: Problem) -> dict[str, Any]:
+    return {"population": min(max(problem.trials // 5, 8), 40)}
+
+
+def _m2n2(problem: Problem) -> dict[str, Any]:
+    return {"members": min(max(problem.trials // 4, 8), 20)}
+
+
+_TABLE = (
+    Preset("mmmo", _mmmo, "expected hypervolume improvement, weak-to-strong, Fisher filter", "Li et al. 2024, arXiv 2407.00487"),
+    Preset("random", _optuna("RandomSampler"), "every parameter uniformly at random", "Bergstra & Bengio 2012, JMLR 13"),
+    Preset("qmc", _proposer(None), "a scrambled Sobol sequence: fills the space evenly", "Sobol 1967; Owen 1998"),
+    Preset("nsga2", _optuna("NSGAIISampler", _population), "genetic, by front and crowding", "Deb et al. 2002, IEEE TEVC 6(2)"),
+    Preset("nsga3", _optuna("NSGAIIISampler", _nsga3), "genetic, by front and directions", "Deb & Jain 2014, IEEE TEVC 18(4)"),
+    Preset("tpe", _optuna("TPESampler", _tpe), "ratio of the densities of good and bad points", "Ozaki et al. 2022, JAIR 73"),
+    Preset("gp", _optuna("GPSampler", _gp), "Gaussian processes, expected hypervolume improvement", "Optuna's GPSampler"),
+    Preset("cma", _cma, "CMA-ES on a weighted sum or Tchebycheff scalar", "Hansen & Ostermeier 2001; Akiba et al. 2025, arXiv 2403.13187"),
+    Preset("map", _proposer(Quadratic), "a quadratic per objective, NSGA-III on them", "Li et al. 2024, arXiv 2406.07529"),
+    Preset("kinship", _proposer(Kinship), "means of the best pairs, and of the best and its least kin", "Hu et al. 2024, arXiv 2410.12613"),
+    Preset(
+        "evolver",
+        _proposer(Evolver, _evolver),
+        "differential evolution, children against their parents",
+        "Du et al. 2024, arXiv 2406.12208; Kukkonen & Lampinen 2005",
+    ),
+    Preset("m2n2", _proposer(M2N2, _m2n2), "examples as shared resources, mates that complement", "Abrantes et al. 2025, arXiv 2508.16204"),
+    Preset("llm", _llm, "a language model reads the log and proposes", "Liu et al. 2023, arXiv 2310.12541"),
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _TABLE})
+"""Short name -> preset."""

@@ -1,0 +1,48 @@
+"""What merges are asked for: scores to improve, scores to keep within bounds, scores that are only looked at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paretomerge.evaluate.evaluator import Evaluator, Objective, Score
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on the score named `score`, in the user's own direction: one of `at_least` and `at_most`."""
+
+    score: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What it says, which is also its name in the record: `sort at least 0.8`."""
+        if self.at_least is not None:
+            return f"{self.score} at least {self.at_least:g}"
+        return f"{self.score} at most {self.at_most:g}"
+
+    def excess(self, value: float) -> float:
+        """By how much a score breaks the bound: Optuna's sense of a constraint, kept where this is 0 or less."""
+        if self.at_least is not None:
+            return self.at_least - value
+        assert self.at_most is not None
+        return value - self.at_most
+
+
+@dataclass(frozen=True)
+class Goals:
+    """evaluator: its scores include those of every objective and constraint. watched: scored on held-out items only."""
+
+    evaluator: Evaluator
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    watched: Evaluator | None = None
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that every trial needs, the objectives' first."""
+        return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.score for c in self.constraints)]))
+
+    def excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """Each constraint's name -> by how much it is broken (kept where 0 or less)."""
+        return {c.text: c.excess(scores[c.score].value) for c in self.constraints}

@@ -1,0 +1,55 @@
+"""The sampler, asked on a copy of the record in memory: asking costs no disk, telling writes the trial in one piece."""
+
+import math
+from collections.abc import Mapping
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from paretomerge.study.record import Record, Trial
+
+
+class Optimiser:
+    """ask, then tell: the sampler sees in memory exactly what the record will hold."""
+
+    def __init__(self, sampler: BaseSampler, record: Record, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._sampler = sampler
+        self._record = record
+        self._distributions = dict(distributions)
+        self._study = optuna.create_study(directions=["maximize"] * len(record.objectives), sampler=sampler)
+        self._study.add_trials(record.frozen())
+        self._asked: optuna.Trial | None = None
+
+    def ask(self, start: Trial | None = None) -> Trial:
+        """The next point: that of `start`, or what the sampler proposes, with the gain that it expects where it tells."""
+        if start is not None:
+            self._study.enqueue_trial(dict(start.params))
+        self._asked = self._study.ask(self._distributions)
+        if start is not None:
+            return Trial(self._asked.number, self._asked.params, label=start.label)
+        return Trial(self._asked.number, self._asked.params, gain=self._gain())
+
+    def tell(self, trial: Trial) -> None:
+        """The outcome of what was asked: to the sampler, then to the record."""
+        assert self._asked is not None
+        frozen = self._record.freeze(trial, self._distributions)
+        for name, value in frozen.user_attrs.items():
+            self._asked.set_user_attr(name, value)
+        for name, value in frozen.constraints.items():
+            self._asked.set_constraint(name, value)
+        values = None if frozen.state == TrialState.FAIL else frozen.values
+        told = self._study.tell(self._asked, values, frozen.state)
+        self._record.add(self._record.freeze(trial, self._distributions, told.system_attrs))
+
+    def take(self, trial: Trial) -> None:
+        """A trial that another study has scored."""
+        frozen = self._record.freeze(trial, self._distributions)
+        self._study.add_trial(frozen)
+        self._record.add(frozen)
+
+    def _gain(self) -> float | None:
+        told = getattr(self._sampler, "expected_gain", None)
+        gain = None if told is None else told(self._study)
+        return None if gain is None or not math.isfinite(gain) else float(gain)

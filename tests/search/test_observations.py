@@ -1,0 +1,62 @@
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from paretomerge.search.observations import Observations
+
+SPACE = {"a": FloatDistribution(0, 1)}
+
+
+def a_study() -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trial(create_trial(params={"a": 0.1}, distributions=SPACE, values=[1.0, 2.0], user_attrs={"stderr": [0.1, 0.2]}))
+    study.add_trial(create_trial(params={"a": 0.2}, distributions=SPACE, state=TrialState.FAIL))
+    study.add_trial(create_trial(params={"a": 0.3}, distributions=SPACE, values=[3.0, 4.0], constraints={"size": 0.5}))
+    study.add_trial(
+        create_trial(
+            params={"a": 0.4},
+            distributions=SPACE,
+            values=[5.0, 6.0],
+            user_attrs={"stderr": [0.3, 0.4], "scores": {"x": [5.0, 0.3, 3, "101"], "y": [6.0, 0.4, 2, [0.5, 1.5]]}},
+            constraints={"size": -0.5},
+        )
+    )
+    study.add_trial(create_trial(params={}, distributions={}, state=TrialState.FAIL))
+    return study
+
+
+def test_values_are_maximised_and_failures_have_none():
+    seen = Observations.of(a_study())
+    assert len(seen) == 4 and seen.complete.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(seen.y, [[1, -2], [np.nan, np.nan], [3, -4], [5, -6]])
+    assert [p["a"] for p in seen.params] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_standard_error_that_is_not_told_is_the_median_of_the_others():
+    seen = Observations.of(a_study())
+    np.testing.assert_allclose(seen.stderr[[0, 2, 3]], [[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]])
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trial(create_trial(params={"a": 0.1}, distributions=SPACE, values=[1.0, 2.0]))
+    assert Observations.of(study).stderr is None
+
+
+def test_constraints_decide_what_is_feasible():
+    seen = Observations.of(a_study())
+    np.testing.assert_array_equal(seen.constraints[:, 0], [np.nan, np.nan, 0.5, -0.5])
+    assert seen.feasible.tolist() == [True, False, False, True]
+
+
+def test_items_are_outcomes_per_example():
+    items = Observations.of(a_study()).items
+    assert items[0] == [None, None]
+    assert [i.tolist() for i in items[3]] == [[1.0, 0.0, 1.0], [0.5, 1.5]]
+
+
+def test_running_trials_are_known_but_not_the_one_that_asks():
+    study = optuna.create_study(directions=["maximize"])
+    for _ in range(2):
+        study.ask(SPACE)
+    asking = study.trials[-1]
+    assert [t.number for t in Observations.of(study, asking).running] == [0]
+    assert len(Observations.of(study)) == 0 and Observations.of(study).y.shape == (0, 1)

@@ -1,0 +1,90 @@
+"""The contract of a space finds what is wrong with one."""
+
+from dataclasses import replace
+from functools import cached_property
+
+import pytest
+
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import ConfigError
+from paretomerge.recipe import Recipe
+from paretomerge.space.weights import Dial, Grouping, WeightSpace, named_sources
+from paretomerge.testing import check_space
+
+
+class StartsOutside(WeightSpace):
+    def starts(self):
+        return {label: {name: 9.0 if name == "weight/bob" else v for name, v in point.items()} for label, point in super().starts().items()}
+
+
+class StartsWithoutSources(WeightSpace):
+    def starts(self):
+        return dict(reversed(super().starts().items()))
+
+
+class ForgottenCondition(WeightSpace):
+    @cached_property
+    def conditions(self):
+        return {"weight/ada": (("method", ("ties",)),)}  # it counts under every method
+
+
+class UnknownParent(WeightSpace):
+    @cached_property
+    def conditions(self):
+        return {"density/ada": (("methods", ("ties",)),)}
+
+
+class DeafParameter(WeightSpace):
+    def recipe(self, params):
+        return super().recipe({**params, "weight/cyd": 0.5})
+
+
+class Fickle(WeightSpace):
+    calls = 0
+
+    def recipe(self, params):
+        type(self).calls += 1
+        return replace(super().recipe(params), seed=self.calls)
+
+
+class Shallow(WeightSpace):
+    def recipe(self, params):
+        piece = super().recipe(params).slices[0]
+        return Recipe("passthrough", (replace(piece, sources=(replace(piece.sources[0], layer_range=(0, 2), parameters={}),)),), self.base)
+
+
+class WarmElsewhere(WeightSpace):
+    def warm(self, recipe):
+        return super().warm(recipe) | {"weight/ada": 0.123}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (StartsOutside, "start 'ada': weight/bob = 9.0 is outside"),
+        (StartsWithoutSources, "expected the sources first"),
+        (ForgottenCondition, "weight/ada does not count at .* and changes the recipe"),
+        (UnknownParent, "depends on methods, which is no choice"),
+        (DeafParameter, "weight/cyd counts at .* points, and changes no recipe"),
+        (Fickle, "the recipe differs the second time"),
+        (Shallow, "expected a recipe of 4 layers, got 2"),
+        (WarmElsewhere, "warm leads to another recipe"),
+    ],
+)
+def test_each_law_can_fail(pico, kind, told):
+    sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
+    space = kind(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture, methods=("task_arithmetic", "ties"))
+    with pytest.raises((AssertionError, ConfigError), match=told):
+        check_space(space, points=6)
+
+
+def test_encoder_decoders_and_layers_that_are_shared(pico):
+    architecture = Checkpoint(str(pico / "base")).architecture
+    flat = replace(architecture, stacks=())
+    with pytest.raises(ConfigError, match="expected 1 to 1, the model's layers, got 2"):
+        WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat, weight=Dial((0, 1), Grouping(2)))
+    one = WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat)
+    assert len(one.recipe(one.point("ties", {"ada": 1.0})).slices) == 1
+    two = replace(architecture, stacks=(architecture.stacks[0], replace(architecture.stacks[0], prefix="decoder.layers.")))
+    with pytest.raises(ConfigError, match="several stacks"):
+        WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, two, weight=Dial((0, 1), Grouping(2)))

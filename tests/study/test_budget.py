@@ -1,0 +1,88 @@
+"""Stopping for want of gain."""
+
+import optuna
+import pytest
+
+from paretomerge.errors import ConfigError
+from paretomerge.study.budget import Budget, End
+from paretomerge.study.known import Known
+from paretomerge.study.record import Trial
+from tests.study.test_study import make, told
+
+
+class Fading(optuna.samplers.RandomSampler):
+    """Expects half as much gain with every trial, in a way that a resumed study repeats."""
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_independent(self, study, trial, name, distribution):
+        self._rng.rng.seed(1000 * trial.number + sum(name.encode()))
+        return super().sample_independent(study, trial, name, distribution)
+
+    def expected_gain(self, study):
+        n = len(study.get_trials(deepcopy=False)) - 8  # the starts
+        return None if n < 3 else 0.5**n
+
+
+def test_stops_when_little_is_expected_and_goes_on_with_a_greater_budget(pico, tmp_path):
+    budget = Budget(40, until=0.03, patience=3)
+    study = make(pico, tmp_path, sampler=Fading(seed=0))
+    reason = study.run(budget)
+    low = [t.number for t in study.trials if t.gain is not None and t.gain < 0.03]
+    n = len(study.trials)
+    assert low == [n - 2, n - 1]  # the third was asked for, and not evaluated
+    assert reason == f"stopped after {n} trials: expected gain below 3 % for 3 asks"
+    again = make(pico, tmp_path, sampler=Fading(seed=0))
+    assert again.ended == reason and again.run(budget) == reason and len(again.trials) == n
+    assert again.run(Budget(n - 3)) == f"finished {n} trials"
+    more = make(pico, tmp_path, sampler=Fading(seed=0))
+    assert more.run(Budget(n + 1)) == f"finished {n + 1} trials"
+    assert make(pico, tmp_path, sampler=Fading(seed=0)).ended == f"finished {n + 1} trials"
+
+
+def test_a_new_start_is_tried_after_a_stop(pico, tmp_path):
+    budget = Budget(40, until=0.03, patience=3)
+    stopped = make(pico, tmp_path, sampler=Fading(seed=0))
+    stopped.run(budget)
+    n = len(stopped.trials)
+    mine = stopped.space.point("ties", {"ada": 0.1, "bob": 0.2, "cyd": 0.3})
+    study = make(pico, tmp_path, sampler=Fading(seed=0), known=lambda: Known({"mine.yml": mine}))
+    study.run(budget)
+    assert study.trials[n].label == "mine.yml"
+
+
+def test_a_stop_counts_anew_after_the_budget_was_raised(pico, tmp_path):
+    study = make(pico, tmp_path, sampler=Fading(seed=0))
+    study.run(Budget(40, until=0.03, patience=3))
+    n = len(study.trials)
+    assert study.run(Budget(50, until=0.03, patience=3)).startswith(f"stopped after {n + 2} trials")
+    assert study.run(Budget(50, until=0.03, patience=3)).startswith(f"stopped after {n + 2} trials") and len(study.trials) == n + 2
+
+
+def test_an_interrupted_study_stops_where_the_whole_one_does(pico, tmp_path):
+    budget = Budget(40, until=0.03, patience=4)
+    whole = make(pico, tmp_path / "whole", sampler=Fading(seed=0))
+    reason = whole.run(budget)
+    n = len(whole.trials)
+    for k in (9, n - 2, n - 1):
+        make(pico, tmp_path / "parts", sampler=Fading(seed=0)).run(Budget(k, until=0.03, patience=4))
+    parts = make(pico, tmp_path / "parts", sampler=Fading(seed=0))
+    assert parts.run(budget) == reason and told(parts) == told(whole)
+
+
+def test_a_sampler_that_expects_nothing_is_refused_with_the_cure(pico, tmp_path):
+    study = make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0))
+    with pytest.raises(ConfigError, match=r"got RandomSampler; choose MMMOSampler or leave `until` out"):
+        study.run(Budget(9, until=0.01))
+    assert not study.trials
+
+
+@pytest.mark.parametrize("gain", [None, 0.01, 1.0])
+def test_unknown_and_sufficient_gains_break_the_row(gain):
+    finished = [Trial(i, {}, gain=g) for i, g in enumerate([0.0, 0.0, gain, 0.0])]
+    assert Budget(9, 0.01, 3).gainless(0.0, finished, None) is None
+    assert Budget(9, 0.01, 2).gainless(0.0, finished, None) is not None
+    assert Budget(9, None, 1).gainless(0.0, finished, None) is None
+    stopped = End("", 4, True, {"trials": 9, "until": 0.01, "patience": 3})
+    assert Budget(9, 0.01, 2).gainless(0.0, finished, stopped) is None

@@ -1,0 +1,111 @@
+"""Constraints: scored with the others, told to the sampler in Optuna's way, kept in the record."""
+
+import json
+import warnings
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from paretomerge.decide.pick import Choice, choose
+from paretomerge.errors import ConfigError
+from paretomerge.pareto.front import nondominated
+from paretomerge.report.html import write_report
+from paretomerge.report.tables import rows, terminal_table
+from paretomerge.study.goals import Constraint
+from paretomerge.study.progress import Progress, tally
+from tests.study.test_study import make, told
+
+numbers = st.floats(-1e6, 1e6)
+
+
+@given(numbers, numbers)
+def test_a_bound_is_kept_where_its_excess_is_not_above_zero(value, bound):
+    assert (Constraint("a", at_least=bound).excess(value) <= 0) == (value >= bound)
+    assert (Constraint("a", at_most=bound).excess(value) <= 0) == (value <= bound)
+
+
+def median_bound(pico, folder):
+    """A bound on f/up that some of ten trials keep and some break."""
+    study = make(pico, folder)
+    study.run(10)
+    return sorted(t.scores["f/up"].value for t in study.trials)[5]
+
+
+@pytest.fixture(scope="module")
+def bound(pico, tmp_path_factory):
+    return median_bound(pico, tmp_path_factory.mktemp("free"))
+
+
+def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(pico, tmp_path, bound, capsys):
+    study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=bound)])
+    with Progress(study, Console(width=200)) as progress:
+        study.run(11, progress.trial)
+    assert "infeasible: f/up at least" in capsys.readouterr().out
+    trials = study.trials
+    broken = [t for t in trials if t.scores["f/up"].value < bound]
+    assert 0 < len(broken) < 11 and [t.number for t in broken] == [t.number for t in trials if not t.feasible]
+    kept = [t for t in trials if t.feasible]
+    mask = nondominated([t.values(study.objectives) for t in kept])
+    assert [t.number for t in study.front()] == [t.number for t, on in zip(kept, mask, strict=True) if on]
+    assert study.hypervolume(trials) == study.hypervolume(kept) >= 0
+    assert choose(study, Choice()).feasible
+    with pytest.raises(ConfigError, match=r"breaks f/up at least .* \(by "):
+        choose(study, Choice(trial=broken[0].number))
+    assert f"{len(broken)} infeasible" in tally(trials)
+    assert "Infeasible trials" in write_report(study, tmp_path / "r.html").read_text()
+    assert json.loads(json.dumps(rows(trials)))[broken[0].number]["constraints"]
+    console = Console(width=200, record=True)
+    console.print(terminal_table(study, trials, "All"))
+    assert "infeasible: f/up at least" in console.export_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = optuna.load_study(study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db")
+    assert {t.number for t in loaded.best_trials} == {t.number for t in study.front()}  # Optuna reads the same
+
+
+def test_a_resumed_study_knows_its_constraints(pico, tmp_path, bound):
+    constraints = [Constraint("f/up", at_least=bound), Constraint("f/down", at_most=1e9)]
+    whole = make(pico, tmp_path / "whole", constraints=constraints)
+    whole.run(10)
+    for n in (2, 9, 10):
+        make(pico, tmp_path / "parts", constraints=constraints).run(n)
+    parts = make(pico, tmp_path / "parts", constraints=constraints)
+    assert told(parts) == told(whole)
+    assert [t.constraints for t in parts.trials] == [t.constraints for t in whole.trials]
+    assert set(whole.trials[0].constraints) == {c.text for c in constraints}
+
+
+@pytest.mark.parametrize("name", ["NSGAIISampler", "TPESampler"])
+def test_samplers_see_in_memory_what_the_record_holds(pico, tmp_path, bound, name):
+    seen = []
+
+    class Watching(getattr(optuna.samplers, name)):
+        def sample_relative(self, study, trial, space):
+            seen.append([(t.constraints, t.user_attrs) for t in study.get_trials(deepcopy=False) if t.number != trial.number])
+            return super().sample_relative(study, trial, space)
+
+    study = make(pico, tmp_path, sampler=Watching(seed=0), constraints=[Constraint("f/up", at_least=bound)])
+    study.run(10)
+    assert seen[-1] == [(t.constraints, t.user_attrs) for t in study.record.frozen()[:-1]]
+    assert all(constraints and user["scores"]["f/down"][3] == "10" for constraints, user in seen[-1])
+
+
+def test_a_constraint_that_nothing_keeps(pico, tmp_path):
+    study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=1e6)])
+    study.run(11)
+    assert not study.front() and study.hypervolume(study.trials) == 0 and study.reference is not None
+    near = min(study.trials, key=lambda t: -t.scores["f/up"].value)
+    with pytest.raises(ConfigError, match=rf"got none of 11; the nearest, trial {near.number}, breaks f/up at least 1e\+06"):
+        choose(study, Choice())
+
+
+def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp_path):
+    from paretomerge.errors import StudyError
+
+    study = make(pico, tmp_path, constraints=[Constraint("g", at_least=0)])
+    with pytest.raises(StudyError, match=r"last 5 trials failed.*expected a score named 'g'"):
+        study.run(9)
+    assert all(t.failure and not t.constraints and not t.feasible for t in study.trials)
