@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from paretomerge.study.record import Trial
+from paretomerge.study.record import Scores, Trial
 from paretomerge.study.study import Event, Study
 
 
@@ -46,7 +46,7 @@ class Progress:
 
     def held_out(self, trial: Trial) -> None:
         """A trial has been scored on its held-out items."""
-        told = f"held-out  {_name(trial)}  " + "  ".join(f"{n} {trial_score(trial, n)}" for n in self._names)
+        told = f"held-out  {_name(trial)}  " + "  ".join(f"{n} {score_text(trial.held_out or {}, n)}" for n in self._names)
         if self._live:
             self._live.update(Group(self._table(), Text(f"scoring the front on held-out items: {_name(trial)}")))
         elif not self._quiet:
@@ -58,7 +58,7 @@ class Progress:
             table.add_column(heading, justify="right")
         table.add_column("", style="dim")
         for event in self._events[-self._ROWS :]:
-            values = [trial_score(event.trial, n) for n in self._names]
+            values = [score_text(event.trial.scores, n) for n in self._names]
             numbers = [event.trial.scores[n].value for n in self._names if n in event.trial.scores]
             mean = f"{sum(numbers) / len(numbers):.3f}" if numbers else "-"
             total = f"{sum(event.seconds.values()):.1f}"
@@ -88,9 +88,9 @@ def tally(trials: Sequence[Trial]) -> str:
     return ", ".join([f"{sum(bool(t.failure) for t in trials)} failed", *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
-def trial_score(trial: Trial, name: str) -> str:
-    """A score on the search items as text; `-` where there is none."""
-    return f"{trial.scores[name].value:.3f}" if name in trial.scores else "-"
+def score_text(scores: Scores, name: str) -> str:
+    """A score as text; `-` where there is none."""
+    return f"{scores[name].value:.3f}" if name in scores else "-"
 
 
 def _name(trial: Trial) -> str:
@@ -98,7 +98,7 @@ def _name(trial: Trial) -> str:
 
 
 def _line(event: Event, names: list[str]) -> str:
-    scores = "  ".join(f"{n} {trial_score(event.trial, n)}" for n in names)
+    scores = "  ".join(f"{n} {score_text(event.trial.scores, n)}" for n in names)
     told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {event.hypervolume:.4f}"
     if event.trial.broken:
         told += f"  infeasible: {event.trial.broken}"

@@ -187,7 +187,8 @@ class Study:
                 for kind, evaluator in evaluators.items():
                     if evaluator in missing:
                         self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
-                watch(trial)
+                scored = self.record.held_out(trial.number)
+                watch(replace(trial, held_out={name: score for scores in scored.values() for name, score in scores.items()}))
 
     def live(self, l1: float) -> Live:
         """The resident model as evaluators see it."""

@@ -177,6 +177,14 @@ def test_held_out_scores_are_kept_and_watched_ones_added(pico, tmp_path):
     assert study.objectives_and_watched() == ["f/up", "f/down", "w"]
 
 
+def test_what_is_shown_as_held_out_was_measured_there(pico, tmp_path, capsys):
+    study = make(pico, tmp_path, lambda model, tokenizer, split: {"up": 0.25 if split == "search" else 0.75, "down": 0.0})
+    study.run(1)
+    with Progress(study, Console(width=120)) as progress:
+        study.hold_out(study.trials, progress.held_out)
+    assert "0.750" in capsys.readouterr().out
+
+
 def test_trials_of_another_question_are_refused(pico, tmp_path):
     make(pico, tmp_path, identity={"seed": 0, "space": [1, 2]}).run(1)
     make(pico, tmp_path, identity={"space": [1, 2], "seed": 0})
