@@ -115,11 +115,11 @@ def _candidates() -> Mapping[str, tuple[Callable[[Array, Array, Array], Predicto
     return {
         "ridge, degree 2, one per method": (polynomial(2, 0.1), True),
         "ridge, degree 3, one per method": (polynomial(3, 1.0), True),
-        "GP, squared exponential, ARD, one per method": (process(shape="rbf", learn_map=False), True),
-        "GP, Matérn 5/2, ARD, one per method": (process(learn_map=False), True),
-        "GP, Matérn 5/2, ARD, method a coordinate": (process(learn_map=False), False),
-        "GP, squared exponential, learned map, method a coordinate": (process(shape="rbf"), False),
-        "GP, Matérn 5/2, learned map, method a coordinate (shipped)": (process(), False),
+        "GP, squared exponential, ARD, one per method": (process(shape="rbf"), True),
+        "GP, Matérn 5/2, ARD, one per method": (process(), True),
+        "GP, squared exponential, learned map, method a coordinate": (process(shape="rbf", learn_map=True), False),
+        "GP, Matérn 5/2, learned map, method a coordinate": (process(learn_map=True), False),
+        "GP, Matérn 5/2, ARD, method a coordinate (shipped)": (process(), False),
     }
 
 

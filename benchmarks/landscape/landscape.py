@@ -1,4 +1,4 @@
-"""The landscape as an optimiser sees it: parameters in, scores and standard errors out, in well under a millisecond."""
+"""The landscape as an optimiser sees it: parameters in, scores and standard errors out, in two milliseconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """A Gaussian process on the logits of the scores: the surrogate of one task (Rasmussen & Williams 2006, chapters 2 and 5).
 
-f(x) = b + w . x + g(x A), where w and b are normal and g has a Matern 5/2 (or squared exponential) covariance. A learned
-matrix A in place of one length scale per coordinate lets the process see that only sums and differences of weights
-matter, which merging makes plausible: a merge is a sum. The logit of a score has a known noise, that of a binomial count;
-how much of it there is is learned, because all merges answer the same items.
+f(x) = b + w . x + g(x A), where w and b are normal and g has a Matern 5/2 (or squared exponential) covariance. A is
+diagonal: one length scale per coordinate. It may be a full matrix, learned, which lets the process see that sums and
+differences of weights matter, a merge being a sum; with few merges that is better, with these not (docs/landscape.md). The
+logit of a score has a known noise, that of a binomial count; how much of it there is is learned, because all merges answer
+the same items.
 """
 
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _affine(x: Array) -> Array:
     return np.concatenate([np.ones((len(x), 1)), 2 * x - 1], axis=1)
 
 
-def fit(x: Array, z: Array, v: Array, *, shape: Shape = "matern", learn_map: bool = True, points: int = 800, steps: int = 80) -> Process:
+def fit(x: Array, z: Array, v: Array, *, shape: Shape = "matern", learn_map: bool = False, points: int = 800, steps: int = 80) -> Process:
     """The settings of highest posterior density on at most `points` of the data, chosen at random with a fixed seed.
 
     learn_map: a full matrix A, entries N(0, 1) a priori; else a diagonal one, log-normal.

@@ -46,7 +46,7 @@ class Settings:
     """
 
     n_startup: int = 10
-    weak_to_strong: bool = True
+    weak_to_strong: bool = False
     elites: int = 5
     crossover: float = 0.5
     differential: float = 0.5
@@ -107,6 +107,7 @@ class MMMOSampler(BaseSampler):
         all crossed with the 5 elites, the least known of all evaluated next.
         """
         constants: dict[str, Any] = {"n_startup": 10, "raw_samples": 512, "restarts": 10, "shortlist": 10, "refit": 0.0}
+        constants["weak_to_strong"] = True
         return cls(seed, **(constants | options))
 
     def expected_gain(self, study: Study) -> float | None:

@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 Hyperparameters = Mapping[str, torch.Tensor]
 _FIT_ITERATIONS = 40  # a capped fit costs a third to a sixth, for the same hypervolume
 _SHORTEST = 0.025  # length-scale
+_LEAST_VARIANCE = 1e-12
 _LEAST_NOISE = 1e-6  # of the standardised variance: scores of few items can repeat exactly
 
 
@@ -42,27 +43,24 @@ class Surrogate:
         known: hyperparameters of an earlier fit to the same outcomes, to be used instead of a new fit.
         importance: `(d,)`, by which the length-scale that is expected of a coordinate is divided; by default alike.
         """
-        m = y.shape[1]
         centre, scale = y.mean(0), y.std(0, ddof=1)
         scale = np.where(scale > 1e-12, scale, 1.0)
-        standard = torch.from_numpy((y - centre) / scale)
-        noise = None
-        if stderr is not None:
-            noise = torch.from_numpy(np.clip((stderr / scale) ** 2, _LEAST_NOISE, None))
+        noise = None if stderr is None else torch.from_numpy(np.clip((stderr / scale) ** 2, _LEAST_NOISE, None))
+        kernel = _kernel(x.shape[1], y.shape[1], importance)
         with warnings.catch_warnings():
             # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
             for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
                 warnings.simplefilter("ignore", category)
-            kernel = _kernel(x.shape[1], m, importance)
+            standard = torch.from_numpy((y - centre) / scale)
             model = SingleTaskGP(torch.from_numpy(x), standard, train_Yvar=noise, covar_module=kernel, outcome_transform=None)
             if known is None:
                 likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
                 fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}})
-            else:
-                with torch.no_grad():
-                    for name, parameter in model.named_parameters():
-                        parameter.copy_(known[name])
-                model.eval()
+        if known is not None:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(known[name])
+            model.eval()
         return cls(model, centre, scale)
 
     @property
@@ -72,12 +70,16 @@ class Surrogate:
     def standardise(self, y: Array) -> Array:
         return np.asarray((y - self.centre) / self.scale)
 
+    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean and standard deviation `(n, m)` at `x` `(n, d)`, standardised, without observation noise."""
+        posterior = self.model.posterior(x)
+        return posterior.mean, posterior.variance.clamp_min(_LEAST_VARIANCE).sqrt()
+
     def predict(self, x: Array) -> tuple[Array, Array]:
-        """Posterior mean and standard deviation `(n, m)` in the user's units, without observation noise."""
+        """Posterior mean and standard deviation `(n, m)` in the units of y."""
         with torch.no_grad():
-            posterior = self.model.posterior(torch.from_numpy(x))
-        mean, deviation = posterior.mean.numpy(), posterior.variance.clamp_min(0).sqrt().numpy()
-        return mean * self.scale + self.centre, deviation * self.scale
+            mean, deviation = self.moments(torch.from_numpy(x))
+        return mean.numpy() * self.scale + self.centre, deviation.numpy() * self.scale
 
 
 class Quadratic(Kernel):  # type: ignore[misc]

@@ -208,8 +208,8 @@ def test_weak_to_strong_is_a_switch(monkeypatch):
     calls = []
     monkeypatch.setattr(candidates, "cross", lambda points, *arguments: calls.append(1) or cross(points, *arguments))
     run(MMMOSampler(seed=0, n_startup=5), 7)
-    assert len(calls) == 2
-    run(MMMOSampler(seed=0, n_startup=5, weak_to_strong=False), 7)
+    assert len(calls) == 0
+    run(MMMOSampler(seed=0, n_startup=5, weak_to_strong=True), 7)
     assert len(calls) == 2
 
 
