@@ -115,11 +115,17 @@ class MMMOSampler(BaseSampler):
         return self._gain
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The space if it was given, else every parameter seen so far: define-by-run spaces show themselves bit by bit."""
+        """The space if it was given, else every parameter seen so far: define-by-run spaces show themselves bit by bit.
+
+        A parameter whose range has changed between trials is left to `sample_independent`.
+        """
         if self._space is not None:
             return dict(self._space)
-        seen = {name: d for t in Observations.of(study, trial).trials for name, d in t.distributions.items()}
-        return {name: d for name, d in sorted(seen.items()) if not d.single()}
+        seen: dict[str, list[BaseDistribution]] = {}
+        for done in Observations.of(study, trial).trials:
+            for name, distribution in done.distributions.items():
+                seen.setdefault(name, []).append(distribution)
+        return {name: d[0] for name, d in sorted(seen.items()) if all(other == d[0] for other in d) and not d[0].single()}
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """A parameter that no finished trial had: uniform, drawn from the seed, the trial and the name."""
@@ -218,7 +224,8 @@ class MMMOSampler(BaseSampler):
         step = max(1, int(n * self.settings.refit))
         first = max(2, n - n % step)
         noise = None if stderr is None else stderr[:first]
-        key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in (x[:first], y[:first]))).digest()
+        told = [a for a in (x[:first], y[:first], noise, importance) if a is not None]
+        key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in told)).digest()
         if self._fits.get(what, (b"", {}))[0] != key:
             self._fits[what] = key, Surrogate.fit(x[:first], y[:first], noise, importance=importance).hyperparameters
         return Surrogate.fit(x, y, stderr, self._fits[what][1], importance)

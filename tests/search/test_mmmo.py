@@ -158,6 +158,16 @@ def test_define_by_run_spaces_show_themselves():
     assert np.median([abs(t.params["density"] - 0.3) for t in late if "density" in t.params]) < 0.15
 
 
+def test_a_parameter_whose_range_changes_is_left_out_of_the_model():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=3))
+    for i in range(8):
+        trial = study.ask()
+        x = trial.suggest_float("x", 0, 1)
+        trial.suggest_float("wide", 0, 1 if i < 4 else 2)
+        study.tell(trial, [x, 1 - x])
+    assert set(study.sampler.infer_relative_search_space(study, study.ask())) == {"x"}
+
+
 def test_no_point_comes_twice_until_the_space_is_used_up(caplog):
     space = {"a": CategoricalDistribution(("u", "v", "w")), "b": IntDistribution(0, 3)}
     study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=4, space=space))
