@@ -1,6 +1,5 @@
-"""Where to look for the acquisition's best point: spread, near the elites, uphill, crossed; and never where one was."""
+"""Where to look for the acquisition's best point: spread, near the elites, uphill, switched, crossed."""
 
-import logging
 import math
 import warnings
 
@@ -8,7 +7,6 @@ import numpy as np
 import torch
 from botorch.generation.gen import gen_candidates_scipy
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from paretomerge.search.acquisition import Acquisition, values
 from paretomerge.search.encoding import Encoding
@@ -16,15 +14,6 @@ from paretomerge.search.encoding import Encoding
 Array = NDArray[np.float64]
 _MOVED = 20  # coordinates moved at a time, on average, near an elite: more lead nowhere in wide spaces
 _REACH = (0.01, 0.3)  # standard deviations of such moves
-_log = logging.getLogger(__name__)
-
-
-def sobol(encoding: Encoding, number: int, seed: int) -> Array:
-    """The points `(8, d)` from the given place of a scrambled Sobol sequence on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # its balance at powers of two does not matter here
-        sequence = qmc.Sobol(encoding.d, rng=np.random.default_rng(seed))
-        return encoding.settle(sequence.random(number + 8)[number:])
 
 
 def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator) -> Array:
@@ -38,7 +27,9 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
 
 
 def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
-    """`start` `(n, d)`, each moved uphill along the continuous coordinates; the discrete ones stay."""
+    """`start` `(n, d)`, each moved uphill along the continuous coordinates; the discrete ones stay, and what does not count
+    has no slope.
+    """
     if encoding.discrete.all() or not len(start):
         return start
     fixed = {int(i): torch.from_numpy(start[:, None, i]) for i in np.flatnonzero(encoding.discrete)}
@@ -80,23 +71,3 @@ def cross(candidates: Array, elites: Array, crossover: float, differential: floa
         taken[rng.integers(candidate.size)] = True
         children.append(np.where(taken, a + differential * (b - d), candidate))
     return np.asarray(children)
-
-
-def fresh(encoding: Encoding, candidates: Array, known: Array, rng: np.random.Generator) -> Array:
-    """The settled candidates that are not among `known` `(n, d)`; a random new point where all of them are.
-
-    A finite space can be used up: then a point comes again, and a warning says so.
-    """
-    candidates = encoding.settle(candidates)
-    new = candidates[_unseen(candidates, known)]
-    for _ in range(20):
-        if len(new):
-            return new
-        drawn = encoding.settle(rng.random((64, encoding.d)))
-        new = drawn[_unseen(drawn, known)][:1]
-    _log.warning("every point that was drawn has been evaluated before; the space may be used up")
-    return candidates[:1]
-
-
-def _unseen(points: Array, known: Array) -> NDArray[np.bool_]:
-    return np.array([not np.isclose(known, p, atol=1e-6).all(1).any() for p in points], dtype=bool)

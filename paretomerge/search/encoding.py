@@ -1,6 +1,6 @@
 """Between Optuna's parameters and the unit cube `(n, d)` that the surrogate sees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Encoding:
                     row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
-        return self._at_rest(x)
+        return np.asarray(self.at_rest(x))
 
     def decode(self, x: Array) -> dict[str, Any]:
         """One row `(d,)` -> parameters."""
@@ -74,17 +74,25 @@ class Encoding:
                 x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
             elif self.discrete[columns][0]:
                 x[:, columns.start] = [self._to_unit(distribution, self._from_unit(distribution, v)) for v in x[:, columns.start]]
-        return self._at_rest(x)
+        return np.asarray(self.at_rest(x))
 
-    def _at_rest(self, x: Array) -> Array:
-        """`x` with the parameters that do not count at their one place."""
+    def activity(self, x: Any) -> Iterator[tuple[slice, Any]]:
+        """For settled points `(..., d)`, arrays or tensors: (columns, 1 where the parameter counts and 0 elsewhere)."""
         for name, pairs in self.conditions.items():
-            counts = np.ones(len(x), dtype=bool)
+            counts: Any = 1.0
             for parent, values in pairs:
                 choices = self.space[parent].choices  # type: ignore[attr-defined]
-                counts &= np.isin(x[:, self.columns[parent]].argmax(1), [choices.index(v) for v in values])
-            x[~counts, self.columns[name]] = _INACTIVE
-        return x
+                first = self.columns[parent].start
+                counts = counts * sum(x[..., first + choices.index(value)] for value in values)
+            yield self.columns[name], counts
+
+    def at_rest(self, x: Any) -> Any:
+        """`x` with the parameters that do not count at their one place; a copy, through which gradients flow."""
+        rested = x.clone() if hasattr(x, "clone") else x.copy()
+        for columns, counts in self.activity(x):
+            for column in range(columns.start, columns.stop):
+                rested[..., column] = counts * x[..., column] + (1 - counts) * _INACTIVE
+        return rested
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
         """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""
@@ -125,3 +133,18 @@ class Encoding:
             value = low + round((value - low) / distribution.step) * distribution.step
         value = min(max(value, low), high)
         return round(value) if isinstance(distribution, IntDistribution) else float(value)
+
+
+def inferred_conditions(points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]) -> Conditions:
+    """What define-by-run trials show: a parameter that they had exactly under some choices of another counts under these."""
+    found: dict[str, list[tuple[str, Sequence[Any]]]] = {}
+    for name in space:
+        having = [point for point in points if name in point]
+        lacking = [point for point in points if name not in point]
+        for parent in space if lacking else ():
+            if parent != name and isinstance(space[parent], CategoricalDistribution) and all(parent in point for point in having):
+                values = list(dict.fromkeys(point[parent] for point in having))
+                if not any(point.get(parent) in values for point in lacking if parent in point):
+                    found[name] = [(parent, values)]
+                    break
+    return found

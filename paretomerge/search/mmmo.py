@@ -8,7 +8,6 @@ zero everywhere. Here both are standardised, the reference point is explicit, an
 """
 
 import hashlib
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.samplers._base import _process_constraints_after_trial
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,7 +25,8 @@ from paretomerge.search import candidates as look
 from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, values
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
-from paretomerge.search.surrogate import Hyperparameters, Surrogate
+from paretomerge.search.points import Archive, PointSampler
+from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate
 
 Array = NDArray[np.float64]
 _WORSE = np.log(2)  # the filter may choose a point of half the best one's expected gain, not a hopeless one
@@ -43,6 +42,7 @@ class Settings:
     fisher_filter, shortlist: of how many best candidates the filter takes the least known.
     raw_samples, restarts, steps: where the acquisition is looked at, from how many it is climbed, and how far.
     refit: hyperparameters are fitted anew when the trials have grown by this share, and kept in between.
+    known_noise: trials' standard errors are used where they are told. parabola: the processes have one.
     """
 
     n_startup: int = 10
@@ -56,9 +56,20 @@ class Settings:
     restarts: int = 6
     steps: int = 20
     refit: float = 0.1
+    known_noise: bool = True
+    parabola: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(getattr(Settings, field.name))
+            allowed = (int, float) if kind is float else kind
+            least = 1 if kind is int else 0
+            if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)) or not value >= least:
+                expected = "true or false" if kind is bool else f"a number of at least {least}"
+                raise ConfigError(f"MMMOSampler: {field.name}: expected {expected}, got {value!r}")
 
 
-class MMMOSampler(BaseSampler):
+class MMMOSampler(PointSampler):
     """Expected hypervolume improvement with a weak-to-strong step and a Fisher filter, for any Optuna study.
 
     space: the parameters, if known up front (else every parameter that finished trials had).
@@ -91,103 +102,75 @@ class MMMOSampler(BaseSampler):
             if name not in known:
                 raise ConfigError(f"MMMOSampler: {unknown('setting', name, known)}")
         self.settings = Settings(**settings)
-        self._seed = seed
-        self._space = None if space is None else dict(space)
-        self._conditions = conditions
+        super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=self.settings.n_startup)
         self._reference = None if reference is None else np.asarray(reference, dtype=float)
         self._reference_trials = reference_trials or self.settings.n_startup
-        self._importance = importance or {}
+        self._importance = dict(importance or {})
+        if wrong := [name for name, value in self._importance.items() if not 0 < value < np.inf]:
+            raise ConfigError(f"MMMOSampler: importance: expected positive numbers, got {self._importance[wrong[0]]} for {wrong[0]}")
         self._constraints_func = constraints_func
         self._fits: dict[str, tuple[bytes, Hyperparameters]] = {}
         self._gain: float | None = None
 
     @classmethod
     def as_published(cls, seed: int = 0, **options: Any) -> "MMMOSampler":
-        """The paper's constants (sec. 4.1), with units made right: 10 random starts, 10 candidates from 512 raw samples,
-        all crossed with the 5 elites, the least known of all evaluated next.
+        """The paper's constants (sec. 4.1), with units made right: 10 Sobol starts, 10 candidates from 512 raw samples, each
+        crossed with the 5 elites, and of the ten best of all, the least known evaluated next.
         """
-        constants: dict[str, Any] = {"n_startup": 10, "raw_samples": 512, "restarts": 10, "shortlist": 10, "refit": 0.0}
-        constants["weak_to_strong"] = True
+        constants = {"raw_samples": 512, "restarts": 10, "weak_to_strong": True, "shortlist": 10, "refit": 0.0}
         return cls(seed, **(constants | options))
 
     def expected_gain(self, study: Study) -> float | None:
         """What the last proposal was expected to add to the hypervolume, as a share of it; None while that is unknown."""
         return self._gain
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The space if it was given, else every parameter seen so far: define-by-run spaces show themselves bit by bit.
-
-        A parameter whose range has changed between trials is left to `sample_independent`.
-        """
-        if self._space is not None:
-            return dict(self._space)
-        seen: dict[str, list[BaseDistribution]] = {}
-        for done in Observations.of(study, trial).trials:
-            for name, distribution in done.distributions.items():
-                seen.setdefault(name, []).append(distribution)
-        return {name: d[0] for name, d in sorted(seen.items()) if all(other == d[0] for other in d) and not d[0].single()}
-
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """A parameter that no finished trial had: uniform, drawn from the seed, the trial and the name."""
-        rng = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
-        encoding = Encoding({param_name: param_distribution})
-        return encoding.decode(rng.random(encoding.d))[param_name]
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """The next point of the study."""
-        if not search_space:
-            return {}
-        encoding = Encoding(search_space, self._conditions)
-        seen = Observations.of(study, trial)
-        x, pending = encoding.encode(seen.params), encoding.encode([t.params for t in seen.running])
-        rng = np.random.default_rng([self._seed, trial.number])
-        if len(seen) + len(pending) < self.settings.n_startup or seen.complete.sum() < 2:
-            points = look.sobol(encoding, trial.number, self._seed)
-        else:
-            points = self._candidates(encoding, seen, x, pending, rng)
-        return encoding.decode(look.fresh(encoding, points, np.concatenate([x, pending]), rng)[0])
-
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         if self._constraints_func is not None:
             _process_constraints_after_trial(self._constraints_func, study, trial, state)
 
-    def _candidates(self, encoding: Encoding, seen: Observations, x: Array, pending: Array, rng: np.random.Generator) -> Array:
-        """Points to evaluate next, the best first."""
+    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+        """New points `(k, d)` to evaluate next, the best first."""
+        encoding, seen, x = archive.encoding, archive.observations, archive.x
+        self._gain = None
+        if seen.complete.sum() < 2:
+            return x[:0]
         reference = self._reference_point(seen)
-        surrogate, front, elites = self._believe(seen, x, pending, reference, self._weights(encoding))
+        surrogate, front, elites = self._believe(archive, reference)
         acquisition = self._feasible(expected_gain(surrogate, front, reference), seen, x)
-        points = self._search(encoding, acquisition, elites, rng)
-        known = np.concatenate([x, pending])
-        points = look.fresh(encoding, points, known, rng)
-        gain = values(acquisition, points)
-        order = np.argsort(-gain, kind="stable")
-        points, gain = points[order], gain[order]
-        self._gain = _relative(gain[0], surrogate, front, reference)
-        if not self.settings.fisher_filter:
+        points = encoding.settle(self._search(encoding, acquisition, elites, rng))
+        points = points[archive.is_new(points)]
+        if not len(points):
             return points
-        short = points[: self.settings.shortlist][gain[: self.settings.shortlist] > gain[0] - _WORSE]
-        information = (surrogate.scale**2 / surrogate.predict(short)[1] ** 2).sum(1)  # Li et al. 2024, sec. 3.3
-        return np.asarray(short[np.argsort(information, kind="stable")])
+        gain = values(acquisition, points)
+        short = np.argsort(-gain, kind="stable")
+        if self.settings.fisher_filter:
+            short = short[: self.settings.shortlist]
+            short = short[gain[short] > gain[short[0]] - _WORSE]
+            information = (surrogate.scale**2 / surrogate.predict(points[short])[1] ** 2).sum(1)  # Li et al. 2024, sec. 3.3
+            short = short[np.argsort(information, kind="stable")]
+        self._gain = _relative(gain[short[0]], surrogate, front, reference)
+        return np.asarray(points[short])
 
-    def _believe(
-        self, seen: Observations, x: Array, pending: Array, reference: Array, importance: Array | None
-    ) -> tuple[Surrogate, Array, Array]:
+    def _believe(self, archive: Archive, reference: Array) -> tuple[Surrogate, Array, Array]:
         """The surrogate, the front that it believes in, `(k, m)`, and the elites among `x`, `(e, d)`.
 
         The posterior mean stands for the noisy scores, so a lucky score does not become the front. Running trials count
         as having come out as predicted (Ginsbourger et al. 2010).
         """
+        seen, x, pending = archive.observations, archive.x, archive.pending
         done = seen.complete
-        y, stderr = seen.y[done], None if seen.stderr is None else seen.stderr[done]
-        surrogate = self._fit("objectives", x[done], y, stderr, importance)
+        y = seen.y[done]
+        stderr = seen.stderr[done] if seen.stderr is not None and self.settings.known_noise else None
+        shape = Shape(self._weights(archive.encoding), self.settings.parabola)
+        surrogate = self._fit("objectives", x[done], y, stderr, shape)
         expected = surrogate.predict(x)[0]
-        good = np.flatnonzero(seen.feasible)
+        good = archive.usable
         elites = good[_ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
         if len(pending):
             imagined = surrogate.predict(pending)[0]
             noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
             everything = np.concatenate([x[done], pending]), np.concatenate([y, imagined]), noise
-            surrogate = Surrogate.fit(*everything, surrogate.hyperparameters, importance)
+            surrogate = Surrogate.fit(*everything, shape, surrogate.hyperparameters)
         front = surrogate.predict(np.concatenate([x[good], pending]))[0] if len(good) + len(pending) else expected[:0]
         return surrogate, front[nondominated(front)], x[elites]
 
@@ -215,7 +198,7 @@ class MMMOSampler(BaseSampler):
             points = np.concatenate([points, look.cross(points, elites, s.crossover, s.differential, rng)])
         return points
 
-    def _fit(self, what: str, x: Array, y: Array, stderr: Array | None, importance: Array | None = None) -> Surrogate:
+    def _fit(self, what: str, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN) -> Surrogate:
         """A surrogate whose hyperparameters come from the first of the trials, as many as the last refit had.
 
         The number depends on n alone, so that a resumed study fits to the same ones.
@@ -224,11 +207,11 @@ class MMMOSampler(BaseSampler):
         step = max(1, int(n * self.settings.refit))
         first = max(2, n - n % step)
         noise = None if stderr is None else stderr[:first]
-        told = [a for a in (x[:first], y[:first], noise, importance) if a is not None]
+        told = [a for a in (x[:first], y[:first], noise, shape.importance) if a is not None]
         key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in told)).digest()
         if self._fits.get(what, (b"", {}))[0] != key:
-            self._fits[what] = key, Surrogate.fit(x[:first], y[:first], noise, importance=importance).hyperparameters
-        return Surrogate.fit(x, y, stderr, self._fits[what][1], importance)
+            self._fits[what] = key, Surrogate.fit(x[:first], y[:first], noise, shape).hyperparameters
+        return Surrogate.fit(x, y, stderr, shape, self._fits[what][1])
 
     def _weights(self, encoding: Encoding) -> Array | None:
         """Importance per coordinate, with a geometric mean of 1 over those that have one."""

@@ -49,23 +49,23 @@ class Observations:
 
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
-        """Mask `(n,)` of the trials that have values."""
-        return np.array([t.state == TrialState.COMPLETE for t in self.trials], dtype=bool)
+        """Mask `(n,)` of the trials that have values, all of them finite."""
+        return np.array([t.state == TrialState.COMPLETE and np.isfinite(t.values).all() for t in self.trials], dtype=bool)
 
     @cached_property
     def y(self) -> Array:
         """`(n, m)`, all maximised; NaN where a trial failed."""
         m = len(self.signs)
-        rows = [t.values if t.state == TrialState.COMPLETE else [np.nan] * m for t in self.trials]
+        rows = [t.values if good else [np.nan] * m for t, good in zip(self.trials, self.complete, strict=True)]
         return np.asarray(self.signs * np.array(rows, dtype=float).reshape(-1, m))
 
     @cached_property
     def stderr(self) -> Array | None:
         """`(n, m)`, or None where no trial tells; one that does not tell gets the median of those that do."""
-        told = [t.user_attrs.get(STDERR) for t in self.trials]
         m = len(self.signs)
-        known = np.array([s if s is not None and len(s) == m else [np.nan] * m for s in told], dtype=float).reshape(-1, m)
-        known[~self.complete] = np.nan
+        told = [np.atleast_1d(t.user_attrs.get(STDERR, np.nan)).astype(float) for t in self.trials]
+        known = np.array([s if s.shape == (m,) else np.full(m, np.nan) for s in told]).reshape(-1, m)
+        known[~self.complete | ~np.isfinite(known).all(1)] = np.nan
         if np.isnan(known).all(0).any():
             return None
         return np.where(np.isnan(known), np.nanmedian(known, axis=0), known)

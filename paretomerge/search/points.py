@@ -4,6 +4,7 @@
 trials that still run, points that were evaluated already.
 """
 
+import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from paretomerge.search.encoding import Conditions, Encoding
+from paretomerge.search.encoding import Conditions, Encoding, inferred_conditions
 from paretomerge.search.observations import Observations
 
 Array = NDArray[np.float64]
+_log = logging.getLogger(__name__)
 _TRIES = 512  # random points looked at before a space counts as exhausted
 
 
@@ -55,8 +57,8 @@ class Archive:
 
     @cached_property
     def usable(self) -> NDArray[np.intp]:
-        """Indices of the trials to learn from: complete, finite, and breaking no constraint."""
-        return np.flatnonzero(self.observations.feasible & np.isfinite(self.y).all(1))
+        """Indices of the trials to learn from: complete, and breaking no constraint."""
+        return np.flatnonzero(self.observations.feasible)
 
     @cached_property
     def widths(self) -> NDArray[np.intp]:
@@ -81,8 +83,9 @@ class PointSampler(BaseSampler):
     """An Optuna sampler that asks `proposer` once `n_startup` trials are known.
 
     proposer: None goes on through the Sobol sequence for ever.
-    space: the parameters, if known up front; else all that finished trials had, and new ones at random.
-    conditions: when a parameter counts, as of `Encoding`.
+    space: the parameters, if known up front; else all that finished trials had, and new ones at random. So are those whose
+        range changes between trials.
+    conditions: when a parameter counts, as of `Encoding`; without them and a space, what the trials show.
     Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed`. No point is
     proposed twice, unless the space has no other. Every proposal is a function of the seed and the trials so far.
     """
@@ -105,10 +108,12 @@ class PointSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self._space:
             return dict(self._space)
-        seen: dict[str, BaseDistribution] = {}
+        seen: dict[str, list[BaseDistribution]] = {}
         for done in Observations.of(study, trial).trials:
-            seen |= done.distributions
-        return {name: seen[name] for name in sorted(seen) if not seen[name].single()}  # a storage may forget their order
+            for name, distribution in done.distributions.items():
+                seen.setdefault(name, []).append(distribution)
+        same = {name: every[0] for name, every in seen.items() if all(other == every[0] for other in every)}
+        return {name: same[name] for name in sorted(same) if not same[name].single()}  # a storage may forget their order
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         return at_random(self._seed, study, trial, param_name, param_distribution)
@@ -117,7 +122,7 @@ class PointSampler(BaseSampler):
         """The next point of the study."""
         if not search_space:
             return {}
-        encoding = Encoding(search_space, self._conditions)
+        encoding = Encoding(search_space, self._known_conditions(study, trial, search_space))
         archive = Archive.of(study, trial, encoding)
         rng = np.random.default_rng([self._seed, trial.number])
         points = np.zeros((0, encoding.d))
@@ -128,7 +133,14 @@ class PointSampler(BaseSampler):
         if not new.any():
             others = encoding.settle(rng.random((_TRIES, encoding.d)))
             points, new = np.concatenate([others, points]), np.concatenate([archive.is_new(others), new])
+        if not new.any():
+            _log.warning("every point that was drawn has been evaluated before; the space may be used up")
         return encoding.decode(points[new.argmax()])
+
+    def _known_conditions(self, study: Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Conditions:
+        if self._conditions is not None or self._space:
+            return self._conditions or {}
+        return inferred_conditions(Observations.of(study, trial).params, space)
 
     def _sobol(self, d: int, number: int) -> Array:
         """Point `number` of the sequence, `(1, d)`."""

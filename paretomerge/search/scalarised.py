@@ -79,8 +79,8 @@ class Scalarised(BaseSampler):
         """A single-objective copy of the study in memory, and `trial` in it under the same number."""
         sampler = self._inner(seed=int(np.random.default_rng([self._seed, trial.number]).integers(2**31)))
         known = Observations.of(study)
-        finite = np.flatnonzero(np.isfinite(known.y).all(1))
-        scalars = dict(zip((known.trials[i].number for i in finite), self.scalars(known.y[finite], known.signs), strict=True))
+        usable = np.flatnonzero(known.feasible)  # what breaks a constraint is shown as failed
+        scalars = dict(zip((known.trials[i].number for i in usable), self.scalars(known.y[usable], known.signs), strict=True))
         view = _quiet_study(sampler)
         view.add_trials([_copied(t, scalars) for t in sorted(study.get_trials(deepcopy=False), key=lambda t: t.number)])
         return view, view.get_trials(deepcopy=False)[trial.number]

@@ -27,6 +27,21 @@ _LEAST_NOISE = 1e-6  # of the standardised variance: scores of few items can rep
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What is expected of the outcomes as functions.
+
+    importance: `(d,)`, by which the length-scale that is expected of a coordinate is divided; None where all are alike.
+    parabola: whether they are one in each coordinate, and something else besides.
+    """
+
+    importance: Array | None = None
+    parabola: bool = True
+
+
+PLAIN = Shape()
+
+
+@dataclass(frozen=True)
 class Surrogate:
     """m Gaussian processes on standardised outcomes. `centre` and `scale` `(m,)` lead back to the units of y."""
 
@@ -36,17 +51,16 @@ class Surrogate:
 
     @classmethod
     def fit(
-        cls, x: Array, y: Array, stderr: Array | None, known: Hyperparameters | None = None, importance: Array | None = None
+        cls, x: Array, y: Array, stderr: Array | None, shape: "Shape | None" = None, known: Hyperparameters | None = None
     ) -> "Surrogate":
         """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)` known or None (then inferred).
 
         known: hyperparameters of an earlier fit to the same outcomes, to be used instead of a new fit.
-        importance: `(d,)`, by which the length-scale that is expected of a coordinate is divided; by default alike.
         """
         centre, scale = y.mean(0), y.std(0, ddof=1)
         scale = np.where(scale > 1e-12, scale, 1.0)
         noise = None if stderr is None else torch.from_numpy(np.clip((stderr / scale) ** 2, _LEAST_NOISE, None))
-        kernel = _kernel(x.shape[1], y.shape[1], importance)
+        kernel = _kernel(x.shape[1], y.shape[1], shape or PLAIN)
         with warnings.catch_warnings():
             # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
             for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
@@ -98,7 +112,7 @@ class Quadratic(Kernel):  # type: ignore[misc]
         return features
 
 
-def _kernel(d: int, m: int, importance: Array | None) -> Kernel:
+def _kernel(d: int, m: int, shape: Shape) -> Kernel:
     """A parabola plus what is left of it.
 
     A score as a function of merge weights is close to a parabola near its top (the premise of MAP, Li et al. 2024b), which
@@ -106,10 +120,11 @@ def _kernel(d: int, m: int, importance: Array | None) -> Kernel:
     length-scales grow with the square root of d (Hvarfner et al. 2024).
     """
     batch = torch.Size([m] if m > 1 else [])
-    scaled = torch.zeros(d, dtype=torch.float64) if importance is None else torch.from_numpy(importance).log()
+    scaled = torch.zeros(d, dtype=torch.float64) if shape.importance is None else torch.from_numpy(shape.importance).log()
     prior = LogNormalPrior(loc=2**0.5 + math.log(d) / 2 - scaled, scale=3**0.5)
     shortest = GreaterThan(_SHORTEST, transform=None, initial_value=prior.mode.clamp_min(2 * _SHORTEST))
     rest = MaternKernel(nu=2.5, ard_num_dims=d, batch_shape=batch, lengthscale_prior=prior, lengthscale_constraint=shortest)
-    return ScaleKernel(rest, batch_shape=batch, outputscale_prior=GammaPrior(1.5, 1.5)) + ScaleKernel(
-        Quadratic(batch_shape=batch), batch_shape=batch, outputscale_prior=GammaPrior(1.0, 0.2)
-    )
+    rest = ScaleKernel(rest, batch_shape=batch, outputscale_prior=GammaPrior(1.5, 1.5))
+    if not shape.parabola:
+        return rest
+    return rest + ScaleKernel(Quadratic(batch_shape=batch), batch_shape=batch, outputscale_prior=GammaPrior(1.0, 0.2))

@@ -201,6 +201,39 @@ def test_an_unknown_setting_is_told_with_the_nearest():
         MMMOSampler(fisher_fliter=False)
 
 
+@pytest.mark.parametrize("wrong", [{"restarts": 0}, {"n_startup": "x"}, {"fisher_filter": 1}, {"refit": -0.1}, {"elites": True}])
+def test_a_setting_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected"):
+        MMMOSampler(**wrong)
+
+
+def test_an_importance_that_means_nothing_is_refused():
+    with pytest.raises(ConfigError, match="positive numbers, got 0"):
+        MMMOSampler(importance={"a": 0})
+
+
+def test_odd_values_and_errors_do_not_stop_it():
+    """An infinite value is a failure; a standard error that is no number is one that is not told; a seed may be negative."""
+    study = optuna.create_study(directions=["maximize"], sampler=MMMOSampler(seed=-1, n_startup=3))
+    for i in range(9):
+        trial = study.ask({"x": FloatDistribution(0, 1)})
+        trial.set_user_attr("stderr", [0.1, [0.1], [np.inf], None][i % 4])
+        study.tell(trial, -np.inf if i == 4 else trial.params["x"])
+    assert len(study.trials) == 9
+
+
+def test_define_by_run_never_repeats_a_point():
+    """What does not count under a choice does not make a point new."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=4))
+    for _ in range(14):
+        trial = study.ask()
+        kind = trial.suggest_categorical("kind", ["p", "q", "r"])
+        w = trial.suggest_float("w", 0, 1) if kind == "q" else 0.5
+        study.tell(trial, [w, {"p": 2, "q": 1, "r": 0}[kind] - w])
+    late = [tuple(t.params.items()) for t in study.trials[4:]]
+    assert len(set(late)) == len(late)
+
+
 def test_the_published_constants():
     paper = MMMOSampler.as_published(seed=4, shortlist=5)
     assert paper.settings.shortlist == 5 and paper.settings.raw_samples == 512
