@@ -199,7 +199,7 @@ def main() -> int:
     elif arguments.command == "ablation":
         section, text = "ablation", standings.ablation(_found())
     else:
-        section, text = "results", standings.results(_found())
+        section, text = "results", standings.results(_found(), peers.names())
     print(text)
     if arguments.write:
         write(section, text)

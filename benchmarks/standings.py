@@ -97,10 +97,13 @@ def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | 
     return Row(problem, budget, shares)
 
 
-def results(found: Mapping[str, Cells]) -> str:
-    """The published tables of all peers; parts of ours that are switched have theirs (`ablation`)."""
+def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
+    """The published tables of all peers; parts of ours that are switched have theirs (`ablation`).
+
+    known: every peer that there is; who is among them and was not measured is named.
+    """
     peers = _order({peer for cells in found.values() for peer, _ in cells if " " not in peer})
-    parts = [_summary(found, peers)]
+    parts = [_summary(found, peers), _missing(found, _order({*peers, *known}))]
     for budget in BUDGETS:
         rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers))]
         if rows:
@@ -152,6 +155,18 @@ def _summary(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
     head = ["evaluations", "rows", "first", "second", "third", "worse", "first, share", "first or tied"]
     reached = [text for peer in ("nsga2", "cma") if (text := _reached(found, peer))]
     return "\n\n".join([f"Where `{OURS}` stands:", _markdown(head, lines), *reached])
+
+
+def _missing(found: Mapping[str, Cells], known: Sequence[str]) -> str:
+    """Who is not in which rows: a first place among few is worth less."""
+    lines = []
+    for budget in BUDGETS:
+        rows = [r for name, cells in found.items() if (r := row(name, cells, budget, known))]
+        absent = {peer: sum(peer not in r.shares for r in rows) for peer in known}
+        texts = [f"{peer} ({count} of {len(rows)} rows)" for peer, count in absent.items() if count]
+        if rows and texts:
+            lines.append(f"- at {budget} evaluations: {', '.join(texts)}")
+    return "Not measured yet, and so not ranked:\n\n" + "\n".join(lines) if lines else "Every peer is in every row."
 
 
 def _reached(found: Mapping[str, Cells], peer: str) -> str:

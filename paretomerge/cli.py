@@ -116,10 +116,11 @@ def pick(
     """Write one merge of the front as a Hugging Face checkpoint."""
     study, _ = _open(study_yaml)
     choice = _choice(prefer, trial, knee)
-    from paretomerge.decide.pick import choose, write_pick
+    from paretomerge.decide.pick import check_out, choose, write_pick
     from paretomerge.report.tables import terminal_table
 
     chosen = choose(study, choice)
+    check_out(out, overwrite)
     study.hold_out([chosen], watched=True)
     chosen = next(t for t in study.trials if t.number == chosen.number)
     write_pick(study, chosen, out, choice, overwrite)
@@ -292,20 +293,20 @@ def _search(study: "Study", budget: "Budget", quiet: bool) -> None:
 
 
 def _show(study: "Study", choice: "Choice", most: int | None = None) -> "Trial":
-    """The known starts and the front (its `most` best by mean) as tables; returns the picked trial."""
+    """The known starts and the front (its `most` best) as tables; returns the picked trial."""
     from paretomerge.decide.pick import choose
-    from paretomerge.report.tables import mean, terminal_table
+    from paretomerge.report.tables import best_first, terminal_table
 
     picked = choose(study, choice)
     known = [t for t in study.trials if t.is_start and not t.failure]
     _console().print()
     _console().print(terminal_table(study, known, "Known starts", picked.number))
     _console().print()
-    best_first = sorted(study.front(), key=lambda t: -(mean(study, t.scores) or 0))
-    shown = best_first[:most]
+    ranked = best_first(study, study.front())
+    shown = ranked[:most]
     if picked not in shown:
         shown.append(picked)
-    heading = f"Pareto front, {len(shown)} of {len(best_first)} by search mean (→ {choice.text})"
+    heading = f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
     _console().print(terminal_table(study, shown, heading, picked.number))
     return picked
 
@@ -339,7 +340,7 @@ def _bytes(text: str) -> int:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False, emoji=False)  # what users and errors say is no markup
 
 
 def _short(path: Path) -> str:

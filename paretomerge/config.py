@@ -1,5 +1,7 @@
 """study.yaml -> the objects that it names. Unknown keys are refused, with the nearest known one."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,24 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.evaluate.evaluator import All, Evaluator, Objective, Sparsity
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
-from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig, Strict
-from paretomerge.space.config import SpaceConfig, build_space
-from paretomerge.space.weights import WeightSpace, named_sources
+from paretomerge.recipe import under
+from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig
+from paretomerge.space.config import SpaceConfig, Strict, build_space
+from paretomerge.space.sources import digest, named_sources
+from paretomerge.space.weights import WeightSpace
 from paretomerge.study.budget import Budget
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
-_NOT_ASKED = {"trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"}
+_NOT_ASKED: Any = dict.fromkeys(
+    ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
+) | {"evaluate": {"batch_size"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
 
@@ -68,10 +75,16 @@ class StudyConfig(Strict):
         return Budget(self.trials, self.budget.share, self.budget.patience)
 
     @property
+    def bounds(self) -> list[ConstraintConfig]:
+        """The constraints; one without a name has that of the objective with the same score."""
+        named = {o.model_copy(update={"name": None, "direction": None}): o.title for o in reversed(self.objectives)}
+        return [c if c.name else c.model_copy(update={"name": named.get(c.scored)}) for c in self.constraints]
+
+    @property
     def scored(self) -> list[ObjectiveConfig]:
         """Objectives, and what only constraints ask for."""
-        plain = [o.model_copy(update={"direction": None}) for o in self.objectives]
-        return [*self.objectives, *dict.fromkeys(c.scored for c in self.constraints if c.scored not in plain)]
+        plain = {o.model_copy(update={"name": o.title, "direction": None}) for o in self.objectives}
+        return [*self.objectives, *dict.fromkeys(c.scored for c in self.bounds if c.scored not in plain)]
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "StudyConfig":
@@ -105,6 +118,7 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
     torch.set_num_threads(config.threads)
     folder = Path(path).resolve().parent
     space = make_space(config, folder)
+    files = _files(config, folder)
     harness = _harness(config, folder, {o.title: HarnessTask(o.task, o.metric) for o in config.scored if o.task})
     study = Study(
         _out(config, Path(path)),
@@ -112,13 +126,13 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
         Goals(
             All(tuple(_evaluators(config, folder, harness))),
             tuple(_objectives(config, harness)),
-            tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.constraints),
+            tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.bounds),
             _harness(config, folder, {name: HarnessTask(name) for name in config.watch}),
         ),
         make_sampler(config, space),
-        known=lambda: known_points(_asked(config, folder, space), config.starts, config.warm_start, _earlier, _record_of),
-        storage=config.storage,
-        identity=config.model_dump(mode="json", exclude=_NOT_ASKED),
+        known=lambda: known_points(_asked(config, folder, files, space), config.starts, config.warm_start, _earlier, _record_of),
+        storage=_storage(config, folder),
+        identity=config.model_dump(mode="json", exclude=_NOT_ASKED) | files,
         placement=Placement(config.dtype, config.device),
     )
     study.record.note("home", str(folder))
@@ -136,29 +150,54 @@ def study_models(config: StudyConfig, folder: Path) -> tuple[str, dict[str, str]
     return _model(folder, config.base), named_sources([_model(folder, model) for model in config.models])
 
 
-def _asked(config: StudyConfig, folder: Path, space: WeightSpace | None = None) -> Asked:
-    """What the scores of a study mean, whatever file says it: models, tasks and functions by where they are."""
-
-    def scored(entry: ObjectiveConfig) -> dict[str, Any]:
+def _files(config: StudyConfig, folder: Path) -> dict[str, Any]:
+    """What the files hold that trials depend on: local models, functions beside the study.yaml, tasks of the user's own."""
+    base, sources = study_models(config, folder)
+    scores = {}
+    for entry in config.scored:
         module = folder / (str(entry.function).partition(":")[0].replace(".", "/") + ".py")
-        return entry.model_dump(mode="json", exclude={"direction"}) | ({"module": str(module.resolve())} if module.is_file() else {})
+        if entry.function and module.is_file():
+            scores[entry.title] = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
+        elif entry.task and config.evaluate.include_path:
+            scores[entry.title] = task_digest(folder / config.evaluate.include_path, entry.task)
+    return {"files of base": digest(base), "files of models": sorted(map(digest, sources.values())), "files of scores": scores}
 
-    own = {key: str((folder / (getattr(config.evaluate, key) or ".")).resolve()) for key in ("include_path", "data_root")}
+
+def task_digest(folder: Path, task: str) -> str:
+    """Of the YAML and Python files of a folder of tasks, less those that define another task alone."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml", ".py")):
+        content = file.read_bytes()
+        defined = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
+        if defined is None or defined[1].strip(b"\"'") == task.encode():
+            found.update(f"{file.relative_to(folder)} {len(content)} ".encode() + content)
+    return found.hexdigest()[:16]
+
+
+def _asked(config: StudyConfig, folder: Path, files: Mapping[str, Any], space: WeightSpace | None = None) -> Asked:
+    """What the scores of a study mean, whatever file says it: models and data by where they are, and what `_files` found."""
+    scored = files.get("files of scores", {})
+    items = config.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    if config.evaluate.include_path:  # other tasks name no files
+        items |= {key: str((folder / (getattr(config.evaluate, key) or ".")).resolve()) for key in ("include_path", "data_root")}
     question = {
         "base": _model(folder, config.base),
         "models": sorted(_model(folder, model) for model in config.models),
-        "items": config.evaluate.model_dump(mode="json") | own,
+        "files of base": files.get("files of base"),
+        "files of models": files.get("files of models"),
+        "items": items,
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    scores = {entry.title: scored(entry) for entry in config.scored}
+    scores = {e.title: e.model_dump(mode="json", exclude={"direction", "name"}) | {"files": scored.get(e.title)} for e in config.scored}
     return Asked(folder, question, scores, lambda: space or make_space(config, folder))
 
 
 def _earlier(identity: Mapping[str, Any], folder: Path) -> Asked:
     """The same of another study, from what its record kept."""
     try:
-        return _asked(StudyConfig.model_validate(identity), folder)
+        settings = {key: value for key, value in identity.items() if key in StudyConfig.model_fields}
+        return _asked(StudyConfig.model_validate(settings), folder, identity)
     except ValidationError as error:
         raise ConfigError(f"expected a study that this version reads, got {_told(error.errors()[0])}") from error
 
@@ -166,7 +205,13 @@ def _earlier(identity: Mapping[str, Any], folder: Path) -> Asked:
 def _record_of(path: Path) -> str:
     """Where the study of a study.yaml keeps its record."""
     config = load_config(path)
-    return config.storage or f"sqlite:///{_out(config, path) / 'study.db'}"
+    return _storage(config, path.resolve().parent) or f"sqlite:///{_out(config, path) / 'study.db'}"
+
+
+def _storage(config: StudyConfig, folder: Path) -> str | None:
+    """The URL, a file's path being made absolute."""
+    kind, _, file = (config.storage or "").partition(":///")
+    return f"{kind}:///{folder / file}" if kind == "sqlite" and file and not file.startswith(":memory:") else config.storage
 
 
 def _out(config: StudyConfig, path: Path) -> Path:
@@ -215,7 +260,7 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -
 def _evaluators(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> list[Evaluator]:
     parts: list[Evaluator] = [harness] if harness else []
     parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.scored if o.function]
-    return parts + ([Sparsity()] if any(o.sparsity for o in config.scored) else [])
+    return parts + [Sparsity(o.title) for o in config.scored if o.sparsity]
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:
@@ -224,8 +269,10 @@ def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[O
 
 
 def _model(folder: Path, model: str) -> str:
-    """A local path is made absolute; anything else is a Hub name."""
-    return str((folder / model).resolve()) if (folder / model).exists() or model.startswith(".") else model
+    """Local paths, of a model and its adapter, are made absolute; anything else is a Hub name."""
+    name = under(folder, model)
+    parts = [name] if is_folder(name) else name.split("+")
+    return "+".join(str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts)
 
 
 def _told(error: Any) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.test_config import write
+
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
@@ -124,6 +126,29 @@ def test_merge_writes_a_checkpoint(pico, tmp_path):
     again = paretomerge("merge", "r.yml", "out", cwd=tmp_path, ok=False)
     assert again.returncode == 1 and "--overwrite" in again.stderr
     paretomerge("merge", "r.yml", "out", "--overwrite", cwd=tmp_path)
+
+
+def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(pico, tmp_path):
+    from paretomerge.cli import pick
+    from paretomerge.config import load_study
+    from paretomerge.errors import CheckpointError
+
+    study, _ = load_study(write(tmp_path, pico))
+    study.run(1)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        pick(tmp_path / "study.yaml", tmp_path, trial=0)
+    assert study.trials[0].held_out is None
+    pick(tmp_path / "study.yaml", tmp_path / "out", trial=0)
+    assert study.trials[0].held_out and (tmp_path / "out" / "config.json").is_file()
+
+
+def test_what_a_trial_says_of_its_failure_is_printed_as_it_is(pico, tmp_path):
+    file = write(tmp_path, pico)
+    (tmp_path / "mine.py").write_text(
+        "def other(model, tokenizer): return 1\ndef score(model, tokenizer): raise ValueError('[/a/b] [enforce fail] :key:')\n"
+    )
+    assert "[/a/b] [enforce fail] :key:" in paretomerge("search", file, "--trials", "1", ok=False).stdout
+    assert "[/a/b] [enforce fail] :key:" in paretomerge("status", file).stdout
 
 
 def test_help_names_every_command():

@@ -1,8 +1,11 @@
+import os
+import shutil
+
 import pytest
 import yaml
 
-from paretomerge.config import load_config, load_study
-from paretomerge.errors import ConfigError, ParetoMergeError
+from paretomerge.config import load_config, load_study, study_models, task_digest
+from paretomerge.errors import ConfigError, ParetoMergeError, StudyError
 from paretomerge.search.mmmo import MMMOSampler
 
 
@@ -44,7 +47,7 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"modles": []}, "did you mean 'models'"),
         ({"space": {"method": ["ties"]}}, "did you mean 'methods'"),
         ({"space": {"methods": ["tie"]}}, "unknown searchable method 'tie'"),
-        ({"space": {"weight": {"bounds": [1, 0]}}}, "low < high"),
+        ({"space": {"weight": {"bounds": [1, 0]}}}, "space.weight.bounds: .*low < high"),
         ({"models": ["one"]}, "models"),
         ({"models": None}, "models: Field required"),
         ({"objectives": [{"task": "a", "function": "b:c"}]}, "expected one of `task`"),
@@ -72,3 +75,120 @@ def test_no_file_and_no_yaml(tmp_path):
     (tmp_path / "study.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="expected YAML"):
         load_config(tmp_path / "study.yaml")
+
+
+@pytest.fixture
+def own(tmp_path, pico):
+    """The pico models beside a study.yaml, to be changed."""
+    for name in ("base", "ada", "bob"):
+        shutil.copytree(pico / name, tmp_path / name)
+    return {"base": "base", "models": ["ada", "bob"]}
+
+
+@pytest.mark.parametrize(("model", "told"), [("base", "files of base changed"), ("bob", "files of models changed")])
+def test_trials_of_models_that_were_trained_again_are_refused(tmp_path, pico, own, model, told):
+    path = write(tmp_path, pico, **own)
+    study, _ = load_study(path)
+    study.run(1)
+    for file in (tmp_path / model).glob("*.safetensors"):
+        os.utime(file, (1, 1))
+    load_study(path)  # a copy with other times is the same model
+    for file in (tmp_path / model).glob("*.safetensors"):
+        file.unlink()
+    for file in (*(pico / "cyd").glob("*.safetensors"), *(pico / "cyd").glob("*.index.json")):
+        shutil.copy(file, tmp_path / model)
+    with pytest.raises(StudyError, match=told):
+        load_study(path)
+
+
+def test_trials_of_a_function_that_was_edited_are_refused(tmp_path, pico):
+    path = write(tmp_path, pico)
+    study, _ = load_study(path)
+    study.run(1)
+    module = tmp_path / "mine.py"
+    module.write_text(module.read_text().replace("1.0", "3.0"))
+    with pytest.raises(StudyError, match="files of scores changed"):
+        load_study(path)
+
+
+def test_trials_of_a_task_that_was_edited_are_refused_and_other_tasks_may_come(tmp_path, specialists):
+    shutil.copytree(specialists / "tasks", tmp_path / "tasks")
+    names = {entry.stem for entry in (tmp_path / "tasks").glob("*.yaml")}
+    assert {"sort", "copy"} <= names
+    before = task_digest(tmp_path / "tasks", "sort")
+    copied = tmp_path / "tasks" / "copy.yaml"
+    copied.write_text(copied.read_text() + "# another\n")
+    assert task_digest(tmp_path / "tasks", "sort") == before
+    sort = tmp_path / "tasks" / "sort.yaml"
+    sort.write_text(sort.read_text() + "# another\n")
+    assert task_digest(tmp_path / "tasks", "sort") != before
+
+
+def test_the_batch_size_may_change(tmp_path, pico):
+    study, _ = load_study(write(tmp_path, pico))
+    study.run(1)
+    assert len(load_study(write(tmp_path, pico, evaluate={"batch_size": 2}))[0].trials) == 1
+    with pytest.raises(StudyError, match="evaluate changed"):
+        load_study(write(tmp_path, pico, evaluate={"search_items": 2}))
+
+
+def test_studies_in_two_folders_share_scores_of_the_same_function(tmp_path, pico):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    study, _ = load_study(write(tmp_path / "one", pico))
+    study.run(2)
+    later = write(tmp_path / "two", pico, warm_start="../one/runs/study", evaluate={"batch_size": 2})
+    assert len(load_study(later)[0].known.scored) == 2
+    module = tmp_path / "two" / "mine.py"
+    module.write_text(module.read_text().replace("1.0", "3.0"))
+    (note,) = load_study(write_config(later, out="again"))[0].known.notes
+    assert "score 'score'" in note and "score 'other'" in note
+
+
+def write_config(path, **changes):
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize("model", ["ada+bob", "./ada+./bob", "ada+ABS/bob"])
+def test_adapters_start_from_the_file_s_folder_too(tmp_path, pico, own, model):
+    config = load_config(write(tmp_path, pico, **own | {"models": ["ada", model.replace("ABS", str(tmp_path))]}))
+    assert study_models(config, tmp_path)[1]["bob"] == f"{tmp_path}/ada+{tmp_path}/bob"
+
+
+def test_the_same_model_twice_is_refused_however_it_is_spelt(tmp_path, pico, own):
+    path = write(tmp_path, pico, **own | {"models": ["ada", "bob", "./bob/../ada"]})
+    with pytest.raises(ConfigError, match="models: expected each once"):
+        load_study(path)
+
+
+def test_a_missing_folder_is_named_with_where_it_was_looked_for(tmp_path, pico, own, monkeypatch):
+    monkeypatch.chdir(pico)  # where there is a `cyd`, which is not meant
+    config = load_config(write(tmp_path, pico, **own | {"models": ["ada", "./cyd"]}))
+    assert study_models(config, tmp_path)[1]["cyd"] == f"{tmp_path}/cyd"
+
+
+def test_a_path_with_a_plus_and_hub_names_stay_whole(tmp_path, pico, own):
+    shutil.move(tmp_path / "bob", tmp_path / "bob+1")
+    config = load_config(write(tmp_path, pico, **own | {"models": ["owner/name@main+ada", "bob+1"]}))
+    assert study_models(config, tmp_path)[1] == {"ada": f"owner/name@main+{tmp_path}/ada", "bob+1": f"{tmp_path}/bob+1"}
+
+
+def test_storage_starts_from_the_file_s_folder(tmp_path, pico, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    load_study(write(tmp_path, pico, storage="sqlite:///x.db"))[0].run(1)
+    assert (tmp_path / "x.db").is_file() and not list((tmp_path / "cwd").iterdir())
+    load_study(write(tmp_path, pico, storage=f"sqlite:///{tmp_path}/y.db"))
+    assert (tmp_path / "y.db").is_file()
+    later = write(tmp_path, pico, storage=None, out="later")
+    earlier = write_config(shutil.copy(later, tmp_path / "earlier.yaml"), storage="sqlite:///x.db")
+    assert len(load_study(write_config(later, warm_start=earlier.name))[0].known.scored) == 1
+
+
+def test_a_constraint_without_a_name_is_on_the_objective_of_the_same_score(tmp_path, pico):
+    objectives = [{"function": "mine:score", "name": "mine", "direction": "minimize"}, {"function": "mine:other"}]
+    constraints = [{"function": "mine:score", "at_least": 0}, {"function": "mine:other", "name": "own", "at_most": 3}]
+    study, config = load_study(write(tmp_path, pico, objectives=objectives, constraints=constraints))
+    assert [c.score for c in study.goals.constraints] == ["mine", "own"]
+    assert [o.title for o in config.scored] == ["mine", "other", "own"]

@@ -63,7 +63,7 @@ def test_bad_values_say_what_is_wrong(tmp_path, pico, changes, told):
 
 
 def test_what_may_change_while_a_study_goes_on(tmp_path, pico):
-    load_study(write(tmp_path, pico))
+    load_study(write(tmp_path, pico))[0].run(1)
     more = {"budget": {"trials": 70, "until": "1%"}, "starts": ["r.yml"], "warm_start": "runs/other"}
     study, config = load_study(write(tmp_path, pico, **more))
     assert config.starts == ["r.yml"] and config.warm_start == ["runs/other"]  # read when a search begins, not before

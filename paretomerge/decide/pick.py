@@ -1,9 +1,11 @@
 """Picking one trial of the front, and writing it out."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from paretomerge.checkpoint.writer import new_folder
 from paretomerge.errors import ConfigError, unknown
 from paretomerge.merge.engine import merge
 from paretomerge.pareto.front import knee, preferred
@@ -60,7 +62,7 @@ def choose(study: Study, choice: Choice) -> Trial:
         near = min(scored, key=lambda t: sum(max(excess, 0) for excess in t.constraints.values()))
         raise ConfigError(
             f"{study.folder}: expected a trial that keeps the constraints, got none of {len(scored)}; the nearest, trial {near.number}, "
-            f"breaks {near.broken}. Search on, or loosen them in a study with another `out`"
+            f"breaks {near.broken}. Search on, or loosen them in another study"
         )
     if not front:
         raise ConfigError(f"{study.folder}: there is no finished trial to pick from; run `paretomerge search` first")
@@ -77,6 +79,16 @@ def choose(study: Study, choice: Choice) -> Trial:
     if not sum(weights) > 0:
         raise ConfigError("--prefer: expected a weight above 0, got none")
     return front[preferred(values, weights)]
+
+
+class _GivenUp(Exception):  # noqa: N818  no error, but the way out
+    """A folder that was begun only to see that it can be."""
+
+
+def check_out(out: Path, overwrite: bool = False) -> None:
+    """Raise CheckpointError where `write_pick` could not write `out`, before time is spent on scoring; nothing is left there."""
+    with suppress(_GivenUp), new_folder(out, overwrite):
+        raise _GivenUp
 
 
 def write_pick(study: Study, trial: Trial, out: Path, choice: Choice, overwrite: bool = False) -> Path:

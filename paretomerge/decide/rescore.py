@@ -1,6 +1,6 @@
 """A checkpoint on disk, scored as a stranger would load it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
@@ -14,14 +14,28 @@ def score_checkpoint(study: Study, model: str, split: Split) -> Mapping[str, Sco
 
     checkpoint = Checkpoint(model)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder).to(study.device).eval()
-    live = Live(loaded, AutoTokenizer.from_pretrained(checkpoint.folder), {"sparsity": -_l1(study, checkpoint)})
+    live = Live(loaded, AutoTokenizer.from_pretrained(checkpoint.folder), _Facts(study, checkpoint))
     return study.score(live, split)
 
 
+class _Facts(Mapping[str, float]):
+    """What came with a merge, measured on a checkpoint when an evaluator asks for it: that reads every tensor."""
+
+    def __init__(self, study: Study, checkpoint: Checkpoint) -> None:
+        self._measures = {"sparsity": lambda: -_l1(study, checkpoint)}
+
+    def __getitem__(self, name: str) -> float:
+        return self._measures[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._measures)
+
+    def __len__(self) -> int:
+        return len(self._measures)
+
+
 def _l1(study: Study, checkpoint: Checkpoint) -> float:
-    """L1 distance to the base in units of the farthest source, as the search measured it; 0 if nobody asks for it."""
-    if "sparsity" not in study.goals.scores:
-        return 0.0
+    """L1 distance to the base in units of the farthest source, as the search measured it."""
     resident = study.resident
     if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
         raise CheckpointError(f"{checkpoint.name}: expected the base's tensors, got others; sparsity cannot be measured")

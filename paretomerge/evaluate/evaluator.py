@@ -25,6 +25,8 @@ class Score:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise EvaluationError(f"expected a finite score, got {self.value}")
+        if not 0 <= self.stderr < math.inf:
+            raise EvaluationError(f"expected a standard error of 0 or more, got {self.stderr}")
 
     @classmethod
     def mean_of(cls, items: Sequence[float]) -> "Score":
@@ -63,11 +65,14 @@ class Evaluator(Protocol):
         """Score on the examples that are searched on, or on those that are held out."""
 
 
+@dataclass(frozen=True)
 class Sparsity:
     """MM-MO's third objective as a score: minus the L1 distance to the base, in units of the farthest source."""
 
+    name: str = "sparsity"
+
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
-        return {"sparsity": Score(live.facts["sparsity"])}
+        return {self.name: Score(live.facts["sparsity"])}
 
 
 @dataclass(frozen=True)

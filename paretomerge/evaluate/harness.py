@@ -72,7 +72,17 @@ class HarnessEvaluator:
         return {name: bool(part.task.higher_is_better().get(part.metric, True)) for name, part in loaded.items()}
 
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
-        loaded = self._prepare(split)
+        try:
+            loaded = self._prepare(split)
+            self._respond(live, loaded)
+            return {name: _score(part) for name, part in loaded.items()}
+        except EvaluationError:
+            raise
+        except Exception as error:  # templates, filters and metrics are code of the tasks' own
+            raise EvaluationError(f"{', '.join(self.tasks)}: the harness raised {type(error).__name__}: {error}") from error
+
+    def _respond(self, live: Live, loaded: Mapping[str, _Loaded]) -> None:
+        """Put the model's responses on every request."""
         if self._lm is None or self._lm.model is not live.model:
             from lm_eval.models.huggingface import HFLM
 
@@ -89,7 +99,6 @@ class HarnessEvaluator:
                 responses = getattr(self._lm, kind)(instances, disable_tqdm=True)
             for instance, response in zip(instances, responses, strict=True):
                 instance.resps.append(response)
-        return {name: _score(part) for name, part in loaded.items()}
 
     def _prepare(self, split: Split) -> dict[str, _Loaded]:
         if split not in self._loaded:

@@ -167,13 +167,7 @@ class Recipe:
 
     def relative_to(self, folder: Path) -> "Recipe":
         """The recipe with model paths (and adapters) that exist under `folder` made to point there."""
-
-        def at(model: str) -> str:
-            if _beside(folder, model):
-                return str(folder / model)
-            return "+".join(str(folder / part) if _beside(folder, part) else part for part in model.split("+"))
-
-        return self.renamed(at)
+        return self.renamed(lambda model: under(folder, model))
 
     def renamed(self, at: Callable[[str], str]) -> "Recipe":
         """The recipe with every model's name `m` replaced by `at(m)`; names of steps stay."""
@@ -183,6 +177,13 @@ class Recipe:
             return model if model in steps else at(model)
 
         return replace(_renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps))
+
+
+def under(folder: Path, model: str) -> str:
+    """A model's name, with what exists under `folder`, itself or the sides of its plus sign, made to point there."""
+    if _beside(folder, model):
+        return str(folder / model)
+    return "+".join(str(folder / part) if _beside(folder, part) else part for part in model.split("+"))
 
 
 def _beside(folder: Path, name: str) -> bool:

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file that opens without a network."""
 
 import html
+import math
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -12,12 +13,15 @@ import plotly.io
 import plotly.subplots
 
 from paretomerge.decide.pick import Choice, choose
-from paretomerge.report.tables import mean, title
+from paretomerge.report.tables import best_first, title
 from paretomerge.study.record import Trial
 from paretomerge.study.study import Study
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _INK, _DIM, _BROKEN, _FRONT, _PICK, _SOURCE = "#1f2937", "#cbd5e1", "#e9d5ff", "#2563eb", "#dc2626", "#d97706"
+
+_ACROSS, _PANEL, _GAP = 3, 320, 80  # panels in a row; pixels of a panel, and between rows, where the axes' titles stand
+_MARGIN, _LEGEND = 50, 64  # pixels above and below the panels, and from them down to the legend
 
 
 def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
@@ -31,7 +35,8 @@ def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
     page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
         objectives=[o.name for o in study.objectives],
         watched=[n for n in study.objectives_and_watched() if n not in {o.name for o in study.objectives}],
-        front=[_row(study, t, picked) for t in sorted(front, key=lambda t: -(mean(study, t.scores) or 0))],
+        front=[_row(study, t, picked) for t in best_first(study, front)],
+        averaged=study.goals.averaged,
         known=[_row(study, t, picked) for t in known],
         picked=_row(study, picked, picked),
         choice=(choice or Choice()).text,
@@ -52,7 +57,9 @@ def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Tria
     """Every pair of objectives: all trials pale, known starts in amber, the front in blue, the pick in red."""
     names = [o.name for o in study.objectives]
     pairs = list(combinations(names, 2)) or [(names[0], names[0])]
-    figure = plotly.subplots.make_subplots(cols=len(pairs), rows=1, horizontal_spacing=0.08)
+    columns, rows = min(len(pairs), _ACROSS), math.ceil(len(pairs) / _ACROSS)
+    inside = rows * _PANEL + (rows - 1) * _GAP
+    figure = plotly.subplots.make_subplots(cols=columns, rows=rows, horizontal_spacing=0.08, vertical_spacing=_GAP / inside)
     groups = [
         ("other trials", _DIM, 6, [t for t in trials if t not in front and t.feasible and not t.is_start]),
         ("infeasible", _BROKEN, 6, [t for t in trials if not t.feasible and not t.is_start]),
@@ -60,7 +67,8 @@ def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Tria
         ("front", _FRONT, 9, [t for t in front if not t.is_start]),
         ("picked", _PICK, 13, [picked]),
     ]
-    for column, (x, y) in enumerate(pairs, 1):
+    for i, (x, y) in enumerate(pairs):
+        place = {"row": i // _ACROSS + 1, "col": i % _ACROSS + 1}
         for name, colour, size, members in groups:
             figure.add_scatter(
                 x=[t.scores[x].value for t in members],
@@ -73,13 +81,12 @@ def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Tria
                 marker={"color": colour, "size": size},
                 name=name,
                 legendgroup=name,
-                showlegend=column == 1,
-                row=1,
-                col=column,
+                showlegend=i == 0,
+                **place,
             )
-        figure.update_xaxes(title_text=x, row=1, col=column)
-        figure.update_yaxes(title_text=y, row=1, col=column)
-    return _styled(figure, "Objectives, on the search items (one standard error)", 420)
+        figure.update_xaxes(title_text=x, **place)
+        figure.update_yaxes(title_text=y, **place)
+    return _styled(figure, "Objectives, on the search items (one standard error)", inside + 2 * _MARGIN)
 
 
 def _progress(study: Study, trials: list[Trial]) -> go.Figure:
@@ -121,8 +128,8 @@ def _styled(figure: go.Figure, heading: str, height: int) -> go.Figure:
         height=height,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "color": _INK},
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        legend={"orientation": "h", "y": -0.2},
+        margin={"l": 60, "r": 20, "t": _MARGIN, "b": _MARGIN},
+        legend={"orientation": "h", "y": -_LEGEND / (height - 2 * _MARGIN)},
     )
 
 
@@ -133,8 +140,8 @@ def _row(study: Study, trial: Trial, picked: Trial) -> dict[str, Any]:
         "method": trial.params.get("method") or study.recipe(trial).merge_method,
         "search": dict(trial.scores),
         "held_out": dict(trial.held_out or {}),
-        "mean": mean(study, trial.scores),
-        "held_out_mean": mean(study, trial.held_out),
+        "mean": study.goals.mean(trial.scores),
+        "held_out_mean": study.goals.mean(trial.held_out),
     }
 
 

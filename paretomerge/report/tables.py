@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from paretomerge.evaluate.evaluator import Score
+from paretomerge.pareto.front import normalised
 from paretomerge.study.record import Trial
 from paretomerge.study.study import Study
 
@@ -32,24 +35,27 @@ def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     ]
 
 
-def mean(study: Study, scores: Any) -> float | None:
-    """The plain mean of the objectives' scores; None where one is missing."""
-    values = [scores[o.name].value for o in study.objectives if scores and o.name in scores]
-    return sum(values) / len(values) if len(values) == len(study.objectives) else None
+def best_first(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """By the mean of the search scores, each objective turned to be maximised and scaled to [0, 1] over `trials`."""
+    if not trials:
+        return []
+    means = normalised([t.values(study.objectives) for t in trials]).mean(1)
+    return [trials[i] for i in np.argsort(-means, kind="stable")]
 
 
 def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Table:
     """Held-out scores where they are known, search scores beside them; `marked` is the picked trial's number."""
     table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for name in (*(o.name for o in study.objectives), "mean"):
-        table.add_column(f"{name}\n[dim]search[/] held", justify="right", min_width=11)
+    goals = study.goals
+    for name in (*(o.name for o in study.objectives), *(["mean"] if goals.averaged else [])):
+        table.add_column(Text.assemble(f"{name}\n", ("search", "dim"), " held"), justify="right", min_width=11)
     for trial in trials:
         held_out = trial.held_out or {}
         cells = [_pair(_value(trial.scores.get(o.name)), _value(held_out.get(o.name))) for o in study.objectives]
-        cells.append(_pair(mean(study, trial.scores), mean(study, held_out)))
+        cells += [_pair(goals.mean(trial.scores), goals.mean(held_out))] if goals.averaged else []
         name = ("→ " if trial.number == marked else "  ") + title(trial)
-        table.add_row(name, *cells, style="bold green" if trial.number == marked else None)
+        table.add_row(Text(name), *cells, style="bold green" if trial.number == marked else None)
     errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
     if errors:
         table.caption = f"standard errors of the held-out scores: at most {max(errors):.3f}"
@@ -61,10 +67,10 @@ def _value(score: Score | None) -> float | None:
     return None if score is None else score.value
 
 
-def _pair(search: float | None, held_out: float | None) -> str:
+def _pair(search: float | None, held_out: float | None) -> Text:
     """Search score, dimmed, and held-out score, five places each."""
     left, right = (f"{'-':>5}" if value is None else f"{value:5.3f}" for value in (search, held_out))
-    return f"[dim]{left}[/] {right}"
+    return Text.assemble((left, "dim"), f" {right}")
 
 
 def _numbers(scores: Any) -> dict[str, dict[str, float]]:

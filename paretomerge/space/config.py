@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,10 +16,13 @@ from paretomerge.merge.kinship import Profile, by_kinship, profile, twins
 from paretomerge.space.dials import Dial
 from paretomerge.space.knobs import Setting
 from paretomerge.space.layers import Grouping
+from paretomerge.space.sources import digest
 from paretomerge.space.weights import WeightSpace
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A section of a study.yaml: unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -34,7 +38,7 @@ def _grammar(value: Any) -> Any:
 Groups = Annotated[Any, AfterValidator(_grammar)]
 
 
-class DialConfig(_Strict):
+class DialConfig(Strict):
     """How finely weights or densities are split. `layer_groups: 4` is an older name of `groups: 4`."""
 
     bounds: tuple[float, float]
@@ -51,9 +55,12 @@ class DialConfig(_Strict):
             raise ValueError("expected one of `groups` and `layer_groups`, got both")
         return {"groups" if key == "layer_groups" else key: value for key, value in data.items()}
 
-    @property
-    def dial(self) -> Dial:
-        return Dial(self.bounds, Grouping.read(self.groups), self.roles, self.smooth)
+    def dial(self, kind: str) -> Dial:
+        """kind: `weight` or `density`, for errors."""
+        try:
+            return Dial(self.bounds, Grouping.read(self.groups), self.roles, self.smooth)
+        except ConfigError as error:
+            raise ConfigError(f"space.{kind}.{error}") from error
 
 
 class WeightConfig(DialConfig):
@@ -64,7 +71,7 @@ class DensityConfig(DialConfig):
     bounds: tuple[float, float] = (0.1, 1.0)
 
 
-class SpaceConfig(_Strict):
+class SpaceConfig(Strict):
     """What the search may vary."""
 
     methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
@@ -97,25 +104,30 @@ def build_space(
             notes.append(f"{twin} is left out: the cosine of its delta to that of {kept} is {cosine:.3f}, above {config.twins:g}")
         deltas = deltas.of(tuple(name for name in deltas.names if name not in dropped))
         deltas = deltas.of(by_kinship(deltas)) if config.order == "kinship" else deltas
-    return WeightSpace(
+    space = WeightSpace(
         base,
         deltas.sources if deltas else sources,
         architecture,
         tuple(config.methods),
-        config.weight.dial,
-        config.density.dial,
+        config.weight.dial("weight"),
+        config.density.dial("density"),
         seed,
         method_groups=Grouping.read(config.method_groups),
         knobs=config.knobs,
         subset=config.subset,
         profile=deltas,
-        notes=tuple(notes),
     )
+    if not space.holds_sources:
+        notes.append(
+            "no point of the space is a source alone, for which weights 0 and 1, density 1 and a method that takes one model "
+            "would have to be in it: the first trials, and the reference point after them, are only near the sources"
+        )
+    return replace(space, notes=tuple(notes))
 
 
 def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> Profile:
     """The delta profile, kept in `folder` for the next time; another one where a model's files have changed since."""
-    files = [_stamps(model) for model in (base, *sources.values())]
+    files = [digest(model) for model in (base, *sources.values())]
     key = hashlib.sha256(json.dumps([base, dict(sources), files]).encode()).hexdigest()[:12]
     file = folder / f"deltas-{key}.json"
     if file.is_file():
@@ -129,9 +141,3 @@ def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> Profile
     unfinished.write_text(made.to_json(), encoding="utf-8")
     unfinished.replace(file)
     return made
-
-
-def _stamps(model: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of a local model's weights, its adapter's included; what comes from the Hub does not change."""
-    found = [file for part in model.split("+") if Path(part).is_dir() for file in sorted(Path(part).glob("*.safetensors"))]
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]

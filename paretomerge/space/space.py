@@ -41,7 +41,8 @@ class Space(Protocol):
         ...
 
     def starts(self) -> Mapping[str, Mapping[str, Any]]:
-        """Label -> known good point to begin with; each source alone first."""
+        """Label -> known good point to begin with; each source alone first, under its name, or as `near` it where the space
+        holds no such point."""
         ...
 
     def warm(self, recipe: Recipe) -> Mapping[str, Any]:

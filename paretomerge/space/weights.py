@@ -25,7 +25,7 @@ from paretomerge.space.knobs import RANGES, SEARCHABLE, Setting, check_settings,
 from paretomerge.space.layers import ONE, Grouping, group_of
 from paretomerge.space.sources import named_sources
 from paretomerge.space.warm import point_of
-from paretomerge.space.writing import write_recipe
+from paretomerge.space.writing import PLAIN, write_recipe
 
 Params = Mapping[str, Any]
 Conditions = dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]
@@ -175,10 +175,10 @@ class WeightSpace:
 
     def starts(self) -> dict[str, dict[str, Any]]:
         """Known good points to begin with: each source alone, the soup, task arithmetic, the others as published."""
-        weighted = readers("weight", self.methods)
         dense = readers("density", self.methods)
-        plain = next((m for m in weighted if m not in dense), weighted[0])
-        alone = {source: self.point(plain, {s: float(s == source) for s in self.sources}) for source in self.sources}
+        plain = self._plain
+        name = "{}" if self.holds_sources else "near {}"
+        alone = {name.format(source): self.point(plain, {s: float(s == source) for s in self.sources}) for source in self.sources}
         points = {"uniform soup": self.point(plain, dict.fromkeys(self.sources, 1 / len(self.sources)))}
         for scale in (0.5, 0.7):
             points[f"{plain.replace('_', ' ')} {scale}"] = self.point(plain, dict.fromkeys(self.sources, scale))
@@ -194,6 +194,20 @@ class WeightSpace:
                 known.add(key)
                 alone[label] = point
         return alone
+
+    @property
+    def holds_sources(self) -> bool:
+        """Whether each source alone is a point of the space; where it is not, the start in its place is called `near` it."""
+        method = PLAIN if self.subset and METHODS[self._plain].models[0] > 1 else self._plain
+        weights = [1.0] if self.subset else [0.0, 1.0]
+        whole = not readers("density", (method,)) or self.density.clip(1.0) == 1.0
+        return METHODS[method].models[0] == 1 and whole and all(self.weight.clip(weight) == weight for weight in weights)
+
+    @property
+    def _plain(self) -> str:
+        """The method of the plain starts: one that gives a single model back, and needs no density for it, if there is one."""
+        dense = readers("density", self.methods)
+        return min(readers("weight", self.methods), key=lambda method: (METHODS[method].models[0] > 1, method in dense))
 
     @property
     def own_knobs(self) -> tuple[str, ...]:

@@ -43,6 +43,17 @@ class Goals:
         """Names of the scores that every trial needs, the objectives' first."""
         return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.score for c in self.constraints)]))
 
+    @property
+    def averaged(self) -> bool:
+        """Whether a mean of the objectives' scores says how good they are: not where one of them is minimised."""
+        return all(o.maximise for o in self.objectives)
+
+    def mean(self, scores: Mapping[str, Score] | None) -> float | None:
+        """The plain mean of the objectives' scores; None where one is missing, or where it would mislead."""
+        if not self.averaged or not scores or any(o.name not in scores for o in self.objectives):
+            return None
+        return sum(scores[o.name].value for o in self.objectives) / len(self.objectives)
+
     def excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
         """Each constraint's name -> by how much it is broken (kept where 0 or less)."""
         return {c.text: c.excess(scores[c.score].value) for c in self.constraints}

@@ -20,6 +20,7 @@ class Progress:
     _ROWS = 10
 
     def __init__(self, study: Study, console: Console, quiet: bool = False) -> None:
+        self._goals = study.goals
         self._names = [o.name for o in study.objectives]
         self._console = console
         self._quiet = quiet
@@ -42,7 +43,7 @@ class Progress:
         if self._live:
             self._live.update(self._table())
         elif not self._quiet:
-            self._console.print(_line(event, self._names), highlight=False, soft_wrap=True)
+            self._console.print(Text(_line(event, self._names)), soft_wrap=True)
 
     def held_out(self, trial: Trial) -> None:
         """A trial has been scored on its held-out items."""
@@ -50,21 +51,22 @@ class Progress:
         if self._live:
             self._live.update(Group(self._table(), Text(f"scoring the front on held-out items: {_name(trial)}")))
         elif not self._quiet:
-            self._console.print(told, highlight=False, soft_wrap=True)
+            self._console.print(Text(told), soft_wrap=True)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for heading in ("trial", *self._names, "mean", "hypervolume", "s"):
-            table.add_column(heading, justify="right")
+        averaged = self._goals.averaged
+        for heading in ("trial", *self._names, *(["mean"] if averaged else []), "hypervolume", "s"):
+            table.add_column(Text(heading), justify="right")
         table.add_column("", style="dim")
         for event in self._events[-self._ROWS :]:
             values = [score_text(event.trial.scores, n) for n in self._names]
-            numbers = [event.trial.scores[n].value for n in self._names if n in event.trial.scores]
-            mean = f"{sum(numbers) / len(numbers):.3f}" if numbers else "-"
+            mean = self._goals.mean(event.trial.scores)
+            values += [f"{mean:.3f}" if mean is not None else "-"] if averaged else []
             total = f"{sum(event.seconds.values()):.1f}"
             broken = f"infeasible: {event.trial.broken}" if event.trial.broken else ""
             note = event.trial.label or event.trial.failure[:40] or broken or str(event.trial.params.get("method", ""))
-            table.add_row(str(event.trial.number), *values, mean, f"{event.hypervolume:.4f}", total, note)
+            table.add_row(str(event.trial.number), *values, f"{event.hypervolume:.4f}", total, Text(note))
         if not self._events:
             return Group(table)
         last = self._events[-1]

@@ -69,8 +69,9 @@ class Trial:
 class Record:
     """A study in an Optuna storage.
 
-    storage: SQLAlchemy URL, `sqlite:///...` for a file. identity: what makes trials comparable; a record that was made
-    under another identity is refused, so that two different questions are never answered from one table.
+    storage: SQLAlchemy URL, `sqlite:///...` for a file. identity: what makes trials comparable; a record with trials of
+    another identity is refused, so that two different questions are never answered from one table, and one without any
+    trial begins anew.
     """
 
     def __init__(self, storage: str, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
@@ -79,29 +80,35 @@ class Record:
         if storage.startswith("sqlite:///"):
             Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with legible(storage):
-            self._study = optuna.create_study(
-                study_name=NAME,
-                storage=database(storage),
-                directions=["maximize"] * len(self.objectives),
-                load_if_exists=True,
-            )
-        self._check(identity)
-
-    def _check(self, identity: Mapping[str, Any]) -> None:
         mine = json.loads(json.dumps(identity))
-        kept = self._study.user_attrs.get("identity")
-        if kept is None:
-            with legible(self.storage), warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_user_attr("identity", mine)
-                self._study.set_metric_names([o.name for o in self.objectives])
-        elif kept != mine:
+        with legible(storage):
+            self._study = self._open()
+            kept = self.noted("identity")
+            if kept not in (None, mine) and not self.frozen():
+                optuna.delete_study(study_name=NAME, storage=database(storage))
+                self._study, kept = self._open(), None
+            if kept is None:
+                self._begin(mine)
+        if kept not in (None, mine):
             changed = sorted(key for key in {*kept, *mine} if kept.get(key) != mine.get(key))
             raise StudyError(
-                f"{self.storage}: holds trials of another study: {', '.join(changed)} changed since. "
-                "Give the new one another `out`, or put the old settings back"
+                f"{storage}: holds trials of another study: {', '.join(changed)} changed since. "
+                "Give the new one another `out` (another `storage` where that is set), or put the old settings back"
             )
+
+    def _open(self) -> optuna.Study:
+        return optuna.create_study(
+            study_name=NAME,
+            storage=database(self.storage),
+            directions=["maximize"] * len(self.objectives),
+            load_if_exists=True,
+        )
+
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_user_attr("identity", identity)
+            self._study.set_metric_names([o.name for o in self.objectives])
 
     def add(self, frozen: FrozenTrial) -> None:
         """Write one finished trial, whole or not at all."""

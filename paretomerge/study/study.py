@@ -1,5 +1,7 @@
 """The loop: ask, merge, evaluate, tell. Finished trials are on disk before the next is asked for."""
 
+import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ParetoMergeError, StudyError
@@ -53,7 +56,7 @@ class Study:
 
     space: what can be merged, and how. goals: what merges are scored on. sampler: any Optuna sampler. known: reads what is
     to be tried or taken over first; called once, when a search begins. folder: holds `study.db` unless `storage` says else.
-    identity: what makes trials comparable (see Record).
+    identity: what makes trials comparable (see Record); by default the models, the parameters and the goals.
     """
 
     def __init__(
@@ -78,9 +81,21 @@ class Study:
         self.dtype = placement.dtype
         self.device = placement.device
         where = storage or f"sqlite:///{self.folder / 'study.db'}"
-        self.record = Record(where, self.objectives, identity or {})
+        self.record = Record(where, self.objectives, identity or self._question)
         self._known = known
         self._reference: list[float] | None = None
+
+    @property
+    def _question(self) -> dict[str, Any]:
+        distributions = json.dumps({name: distribution_to_json(d) for name, d in self.space.distributions.items()}, sort_keys=True)
+        return {
+            "base": self.space.base,
+            "sources": dict(self.space.sources),
+            "distributions": hashlib.sha256(distributions.encode()).hexdigest()[:16],
+            "objectives": [asdict(objective) for objective in self.objectives],
+            "constraints": [constraint.text for constraint in self.goals.constraints],
+            "dtype": self.dtype,
+        }
 
     @cached_property
     def known(self) -> Known:

@@ -8,29 +8,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from paretomerge.merge.engine import merged_tensors
+from paretomerge.merge.job import Weights
 from paretomerge.merge.plan import make_plan, open_weights
-from paretomerge.recipe import Recipe
+from paretomerge.recipe import Recipe, Slice, Source
 from paretomerge.space.space import Space
 
 Params = Mapping[str, Any]
 
 _CLOSE = 1e-6
+_ROUNDING = 0.01  # of bfloat16
 
 
 def check_space(space: Space, points: int = 20, seed: int = 0) -> None:
     """The laws of every space, at its starts and at random points.
 
     - Conditions name parameters of the space, and values that their parents have.
-    - Every start is inside; the first are the sources, one each.
+    - Every start is inside; the first are the sources, one each: what bears a source's name gives its tensors, and what the
+      space can only come `near` says so.
     - Every point gives a recipe that can be planned and has the base's depth, the same one each time, also through YAML.
     - A parameter that does not count changes nothing in the recipe; one that counts changes it.
     - `warm` leads from the recipe of a point to a point of that recipe.
     """
     _check_conditions(space)
     starts = space.starts()
-    assert list(starts)[: len(space.sources)] == list(space.sources), f"starts: expected the sources first, got {list(starts)}"
+    first = [label.removeprefix("near ") for label in list(starts)[: len(space.sources)]]
+    assert first == list(space.sources), f"starts: expected the sources first, got {list(starts)}"
     for label, start in starts.items():
         assert set(start) == set(space.distributions), f"start {label!r}: expected every parameter and no other"
         for name, value in start.items():
@@ -48,6 +54,7 @@ def check_space(space: Space, points: int = 20, seed: int = 0) -> None:
         back = space.recipe(space.warm(recipe))
         assert same_recipe(recipe, back), f"{point}: warm leads to another recipe:\n{recipe.to_yaml()}\n{back.to_yaml()}"
     _check_what_counts(space, drawn, rng)
+    _check_sources(space, starts, weights)
 
 
 def counts(space: Space, name: str, point: Params) -> bool:
@@ -68,6 +75,16 @@ def _check_conditions(space: Space) -> None:
             choices = getattr(space.distributions.get(parent), "choices", None)
             assert choices, f"conditions: {name} depends on {parent}, which is no choice of the space"
             assert values and set(values) <= set(choices), f"conditions: {name} needs {parent} in {values}, whose choices are {choices}"
+
+
+def _check_sources(space: Space, starts: Mapping[str, Params], weights: Mapping[str, Weights]) -> None:
+    for source, path in space.sources.items():
+        if source in starts:
+            alone = Recipe("task_arithmetic", (Slice((Source(path, None, {"weight": 1.0}),)),), space.base)
+            merged = dict(merged_tensors(make_plan(space.recipe(starts[source]), weights)))
+            for name, tensor in merged_tensors(make_plan(alone, weights)):
+                same = torch.allclose(merged[name].float(), tensor.float(), rtol=_ROUNDING, atol=_CLOSE)
+                assert same, f"start {source!r}: {name} is not that of the source; call a start that is only near one `near {source}`"
 
 
 def _check_what_counts(space: Space, drawn: Sequence[Params], rng: np.random.Generator) -> None:

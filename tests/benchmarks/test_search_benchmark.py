@@ -253,6 +253,7 @@ def test_tables():
     }
     text = results(found)
     assert "| 100 | 2 | 1 | 1 | 0 | 0 | 50% |" in text and "**0.850 ± 0.071**" in text and "fisher" not in text
+    assert "- at 100 evaluations: gp (2 of 2 rows)" in results(found, ["mmmo", "gp", "nsga2"])
     assert "| mmmo -fisher_filter |" in ablation(found) and "+0.0500 (" in ablation(found)
     assert "Nothing measured yet" in results({})
 

@@ -1,7 +1,7 @@
 import pytest
 
-from paretomerge.decide.pick import Choice, choose, write_pick
-from paretomerge.errors import ConfigError
+from paretomerge.decide.pick import Choice, check_out, choose, write_pick
+from paretomerge.errors import CheckpointError, ConfigError
 from tests.study.test_study import make
 
 
@@ -39,3 +39,14 @@ def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
     out = write_pick(study, study.trials[up.number], tmp_path / "out", Choice(prefer={"f/up": 1.0}))
     card = (out / "README.md").read_text()
     assert f"Trial {up.number}" in card and "--prefer f/up=1" in card and "| f/up | " in card
+
+
+def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path):
+    check_out(tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "kept").touch()
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        check_out(tmp_path / "old")
+    check_out(tmp_path / "old", overwrite=True)
+    assert [p.name for p in tmp_path.rglob("*")] == ["old", "kept"]

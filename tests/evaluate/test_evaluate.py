@@ -105,12 +105,24 @@ def test_what_is_missing_is_told_before_anything_is_scored(specialists, build, t
         build(specialists)
 
 
+def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(specialists, tmp_path):
+    (tmp_path / "broken.py").write_text("def process_results(doc, results):\n    raise KeyError('lost')\n")
+    text = (specialists / "tasks" / "copy.yaml").read_text().replace("task: copy", "task: broken")
+    (tmp_path / "broken.yaml").write_text(text + "\nprocess_results: !function broken.process_results\n")
+    evaluator = harness(specialists, "broken", include_path=tmp_path)
+    with pytest.raises(EvaluationError, match="broken: the harness raised KeyError: 'lost'"):
+        evaluator.evaluate(live(specialists / "models" / "mirror"), "search")
+
+
 def test_score_of_items():
     score = Score.mean_of([1, 0, 1, 1])
     assert (score.value, score.n, score.items) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
     assert score.stderr == pytest.approx(0.25)
     with pytest.raises(EvaluationError, match="finite"):
         Score(float("nan"))
+    for stderr in (float("nan"), float("inf"), -0.1):
+        with pytest.raises(EvaluationError, match="standard error of 0 or more"):
+            Score(1.0, stderr)
 
 
 def test_only_the_objective_knows_which_way_is_up():
@@ -126,6 +138,7 @@ def test_functions_return_numbers_scores_or_dicts(pico):
     both = FunctionEvaluator("f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"})
     assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
     assert All((Sparsity(), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
+    assert Sparsity("near").evaluate(model, "search") == {"near": Score(-0.5)}
 
 
 def test_functions_that_fail_are_named(pico, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from pydantic import ValidationError
@@ -6,6 +7,7 @@ from pydantic import ValidationError
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.space.config import SpaceConfig, build_space
+from paretomerge.space.sources import digest
 from tests.conftest import EXPERTS
 
 
@@ -84,5 +86,25 @@ def test_bad_settings(settings, told):
 
 
 def test_bounds_that_are_no_bounds(pico, tmp_path):
-    with pytest.raises(ConfigError, match="low < high"):
+    with pytest.raises(ConfigError, match=r"space\.weight\.bounds: .*low < high"):
         build(pico, tmp_path, weight={"bounds": [float("nan"), 1]})
+    with pytest.raises(ConfigError, match=r"space\.density\.smooth: "):
+        build(pico, tmp_path, density={"smooth": True})
+
+
+def test_a_space_without_its_sources_tells(pico, tmp_path):
+    (note,) = build(pico, tmp_path, weight={"bounds": [0.2, 0.8]}).notes
+    assert "only near the sources" in note
+    assert not build(pico, tmp_path).notes
+
+
+def test_a_digest_follows_the_weights_and_not_the_folder(pico, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pico / "bob", copy)
+    assert digest(str(copy)) == digest(str(pico / "bob")) != digest(str(pico / "cyd"))
+    assert digest("owner/name") == "" and digest(f"{pico / 'ada'}+{copy}") not in (digest(str(pico / "ada")), digest(str(copy)), "")
+    file = sorted(copy.glob("*.safetensors"))[-1]
+    torn = bytearray(file.read_bytes())
+    torn[-1] ^= 1
+    file.write_bytes(torn)
+    assert digest(str(copy)) != digest(str(pico / "bob"))

@@ -22,6 +22,11 @@ class StartsWithoutSources(WeightSpace):
         return dict(reversed(super().starts().items()))
 
 
+class NotTheSource(WeightSpace):
+    def starts(self):
+        return {label: point | {"weight/bob": 0.5} if label == "bob" else point for label, point in super().starts().items()}
+
+
 class ForgottenCondition(WeightSpace):
     @cached_property
     def conditions(self):
@@ -63,6 +68,7 @@ class WarmElsewhere(WeightSpace):
     [
         (StartsOutside, "start 'ada': weight/bob = 9.0 is outside"),
         (StartsWithoutSources, "expected the sources first"),
+        (NotTheSource, "start 'bob': .* is not that of the source"),
         (ForgottenCondition, "weight/ada does not count at .* and changes the recipe"),
         (UnknownParent, "depends on methods, which is no choice"),
         (DeafParameter, "weight/cyd counts at .* points, and changes no recipe"),
@@ -76,6 +82,12 @@ def test_each_law_can_fail(pico, kind, told):
     space = kind(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture, methods=("task_arithmetic", "ties"))
     with pytest.raises((AssertionError, ConfigError), match=told):
         check_space(space, points=6)
+
+
+def test_a_space_that_only_comes_near_its_sources_may_say_so(pico):
+    sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
+    architecture = Checkpoint(str(pico / "base")).architecture
+    check_space(WeightSpace(str(pico / "base"), sources, architecture, methods=("ties",), weight=Dial((0.2, 0.8))), points=6)
 
 
 def test_encoder_decoders_and_layers_that_are_shared(pico):

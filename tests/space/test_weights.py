@@ -55,6 +55,31 @@ def test_every_start_is_inside_and_the_first_are_the_sources(pico):
     assert all(torch.equal(merged[name], bob.tensor(name)) for name in bob.headers)
 
 
+@pytest.mark.parametrize(
+    ("settings", "exact"),
+    [
+        ({"methods": ("consensus_ta", "task_arithmetic")}, True),
+        ({"methods": ("consensus_ta", "pcb", "ties")}, True),
+        ({"methods": ("consensus_ta",)}, False),
+        ({"methods": ("pcb",)}, False),
+        ({"methods": ("pcb",), "subset": True, "density": Dial((0.1, 0.5))}, True),
+        ({"methods": ("consensus_ta",), "subset": True, "weight": Dial((0.2, 1))}, True),
+        ({"weight": Dial((0.2, 0.8))}, False),
+        ({"weight": Dial((0.2, 1.5))}, False),
+        ({"methods": ("ties",), "density": Dial((0.1, 0.5))}, False),
+        *(({"methods": (method,)}, True) for method in SEARCHABLE if method not in ("consensus_ta", "pcb", "sce")),
+    ],
+)
+def test_a_start_that_bears_a_source_s_name_is_that_source(pico, settings, exact):
+    full = space(pico, **settings)
+    names = ["ada", "bob", "cyd"] if exact else ["near ada", "near bob", "near cyd"]
+    assert list(full.starts())[:3] == names and full.holds_sources is exact
+    recipe = full.recipe(full.starts()[names[1]])
+    bob = Checkpoint(str(pico / "bob"))
+    same = [torch.allclose(tensor.float(), bob.tensor(name).float(), rtol=0.01) for name, tensor in merged_tensors(make_plan(recipe))]
+    assert all(same) is exact
+
+
 def test_the_method_is_in_the_recipe(pico):
     full = space(pico)
     for method in ("task_arithmetic", "ties", "dare_ties"):
@@ -98,6 +123,12 @@ def test_bad_settings(pico, settings, told):
 
 def test_sources_of_one_name_keep_their_paths():
     assert named_sources(["a/x", "b/x", "c/y"]) == {"a_x": "a/x", "b_x": "b/x", "y": "c/y"}
+
+
+@pytest.mark.parametrize("models", [["a/x", "a/x"], ["a/b/x", "a_b/x"]])
+def test_no_source_is_lost_under_another_s_name(models):
+    with pytest.raises(ConfigError, match="models: expected each once"):
+        named_sources(models)
 
 
 @pytest.mark.parametrize("method", SEARCHABLE)

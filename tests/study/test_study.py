@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -16,10 +17,11 @@ from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.search.mmmo import MMMOSampler
-from paretomerge.space.weights import WeightSpace, named_sources
-from paretomerge.study.goals import Goals
+from paretomerge.space.weights import Dial, WeightSpace, named_sources
+from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.known import Known
 from paretomerge.study.progress import Progress, tally
+from paretomerge.study.record import Record
 from paretomerge.study.study import Placement, Study
 
 
@@ -192,6 +194,31 @@ def test_trials_of_another_question_are_refused(pico, tmp_path):
         make(pico, tmp_path, identity={"seed": 0, "space": [1, 3]})
 
 
+def test_a_record_without_trials_begins_anew(pico, tmp_path):
+    make(pico, tmp_path, identity={"space": [1, 2]}).record.note("home", "elsewhere")
+    study = make(pico, tmp_path, identity={"space": [1, 3]})
+    assert study.record.noted("identity") == {"space": [1, 3]} and study.record.noted("home") is None
+    one = Record(study.record.storage, study.objectives[:1], {"objectives": 1})  # another number of objectives, too
+    assert len(one._study.directions) == 1
+    make(pico, tmp_path, identity={"space": [1, 3]}).run(1)
+    with pytest.raises(StudyError, match="another `storage` where that is set"):
+        make(pico, tmp_path, identity={"space": [1, 2]})
+
+
+def test_without_an_identity_the_question_is_compared(pico, tmp_path):
+    make(pico, tmp_path).run(1)
+    make(pico, tmp_path)
+    with pytest.raises(StudyError, match="constraints changed since"):
+        make(pico, tmp_path, constraints=[Constraint("f/up", at_least=0)])
+    study = make(pico, tmp_path)
+    narrow = replace(study.space, weight=Dial((0.0, 1.0)))
+    with pytest.raises(StudyError, match="distributions changed since"):
+        Study(tmp_path, narrow, study.goals, study.sampler)
+    renamed = replace(study.space, sources={"ada": str(pico / "cyd"), "bob": str(pico / "bob"), "cyd": str(pico / "ada")})
+    with pytest.raises(StudyError, match="holds trials of another study: sources changed since"):
+        Study(tmp_path, renamed, study.goals, study.sampler)
+
+
 def test_a_broken_record_is_told(pico, tmp_path):
     (tmp_path / "study.db").write_bytes(b"this is no database, not even a little one" * 100)
     with pytest.raises(StudyError, match="move it away"):
@@ -232,6 +259,17 @@ def test_the_live_model_is_in_the_dtype_that_will_be_written(pico, tmp_path):
     assert study.recipe(study.trials[0]).dtype == "float32"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_failure_says_is_shown_as_it_is(pico, tmp_path, capsys, terminal):
+    """Square brackets are no markup, colons no emoji."""
+
+    told = "[/a] [enforce fail] :key:"
+    study = make(pico, tmp_path)
+    with Progress(study, Console(width=300, force_terminal=terminal)) as progress:
+        study.run(1, lambda event: progress.trial(replace(event, trial=replace(event.trial, label="", failure=told))))
+    assert told in capsys.readouterr().out
+
+
 def test_progress_on_terminals_and_elsewhere(pico, tmp_path, capsys):
     plain, terminal = Console(width=120), Console(width=120, force_terminal=True)
     with Progress(make(pico, tmp_path / "a"), plain) as progress:
@@ -241,7 +279,8 @@ def test_progress_on_terminals_and_elsewhere(pico, tmp_path, capsys):
     study = make(pico, tmp_path / "b")
     with Progress(study, terminal) as progress:
         study.run(3, progress.trial)
-    assert "3/3 trials" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3/3 trials" in shown and "mean" not in shown  # one of its objectives is minimised
     with Progress(study, plain, quiet=True) as progress:
         study.run(4, progress.trial)
     assert capsys.readouterr().out == ""
