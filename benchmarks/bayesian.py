@@ -6,7 +6,6 @@
 - `ap-bmm`: like AP-BMM (arXiv 2512.09972): 8 Sobol starts, qNEHVI, candidates ranked again by the gaps in the front.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from meter import Cube, Meter, starts
 from numpy.typing import NDArray
 from problems import Problem
 
-from paretomerge.pareto.front import contributions, nondominated
+from paretomerge.pareto.front import nondominated, ranked
 
 Array = NDArray[np.float64]
 
@@ -118,7 +117,7 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
         else:
             options = {"q": 10, "sequential": True, "num_restarts": 10, "raw_samples": 512}
             candidates = optimize_acqf(acquisition, cube.bounds, **options)[0].numpy()
-        crossed = _crossed(candidates, cube.x[_best(meter.y, problem.reference)[:5]], rng)
+        crossed = _crossed(candidates, cube.x[ranked(meter.y, problem.reference)[:5]], rng)
         with torch.no_grad():
             information = (1 / model.posterior(torch.from_numpy(crossed)).variance).sum(1).numpy()
         cube(crossed[np.argsort(information, kind="stable")[:5]])
@@ -133,14 +132,3 @@ def _crossed(candidates: Array, elites: Array, rng: np.random.Generator) -> Arra
         taken[rng.integers(len(row))] = True
         row[taken] = np.clip(a + 0.5 * (b - d), 0, 1)[taken]
     return out
-
-
-def _best(y: Array, reference: Array) -> Sequence[int]:
-    """The front by hypervolume contribution, then the front of the rest, and so on."""
-    left, order = np.arange(len(y)), []
-    while len(left):
-        mask = nondominated(y[left])
-        front = left[mask]
-        order.extend(front[np.argsort(-contributions(y[front], reference), kind="stable")].tolist())
-        left = left[~mask]
-    return order

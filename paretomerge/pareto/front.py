@@ -1,5 +1,7 @@
 """Dominance, hypervolume and picks; arrays `(n, m)`, all m objectives maximised. moocore does the hard parts."""
 
+from collections.abc import Iterator
+
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +37,23 @@ def contributions(values: ArrayLike, reference: ArrayLike) -> Array:
     elif inside.any():
         out[inside] = moocore.hv_contributions(points[inside], ref=ref, maximise=True)
     return out
+
+
+def fronts(values: ArrayLike) -> Iterator[NDArray[np.intp]]:
+    """Indices of the nondominated points, then of those that are so among the rest, and so on."""
+    points = np.asarray(values, dtype=float)
+    left = np.arange(len(points))
+    while len(left):
+        mask = nondominated(points[left])
+        yield left[mask]
+        left = left[~mask]
+
+
+def ranked(values: ArrayLike, reference: ArrayLike) -> NDArray[np.intp]:
+    """Indices `(n,)`, the best first: front after front, inside a front by hypervolume contribution."""
+    points = np.asarray(values, dtype=float)
+    order = [front[np.argsort(-contributions(points[front], reference), kind="stable")] for front in fronts(points)]
+    return np.concatenate([np.zeros(0, dtype=np.intp), *order])
 
 
 def reference_point(values: ArrayLike, margin: float = 0.1) -> Array:

@@ -6,7 +6,6 @@ Each acts on `(b, 1, d)` tensors and returns `(b,)`, as BoTorch's acquisition fu
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +128,3 @@ def values(acquisition: Acquisition, x: Array) -> Array:
     """The acquisition of the points `(n, d)`."""
     with torch.no_grad():
         return np.asarray(acquisition(torch.from_numpy(x)[:, None]).numpy())
-
-
-__all__: list[Any] = ["Acquisition", "Feasible", "expected_gain", "values"]

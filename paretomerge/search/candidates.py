@@ -27,9 +27,7 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
 
 
 def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
-    """`start` `(n, d)`, each moved uphill along the continuous coordinates; the discrete ones stay, and what does not count
-    has no slope.
-    """
+    """`start` `(n, d)`, each moved uphill along the continuous coordinates; the discrete ones stay."""
     if encoding.discrete.all() or not len(start):
         return start
     fixed = {int(i): torch.from_numpy(start[:, None, i]) for i in np.flatnonzero(encoding.discrete)}

@@ -1,6 +1,6 @@
 """Between Optuna's parameters and the unit cube `(n, d)` that the surrogate sees."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Encoding:
                     row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
-        return np.asarray(self.at_rest(x))
+        return self._at_rest(x)
 
     def decode(self, x: Array) -> dict[str, Any]:
         """One row `(d,)` -> parameters."""
@@ -74,24 +74,18 @@ class Encoding:
                 x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
             elif self.discrete[columns][0]:
                 x[:, columns.start] = [self._to_unit(distribution, self._from_unit(distribution, v)) for v in x[:, columns.start]]
-        return np.asarray(self.at_rest(x))
+        return self._at_rest(x)
 
-    def activity(self, x: Any) -> Iterator[tuple[slice, Any]]:
-        """For settled points `(..., d)`, arrays or tensors: (columns, 1 where the parameter counts and 0 elsewhere)."""
+    def _at_rest(self, x: Array) -> Array:
+        """`x` with the parameters that do not count at their one place."""
+        rested = x.copy()
         for name, pairs in self.conditions.items():
-            counts: Any = 1.0
+            counts = np.ones(len(x))
             for parent, values in pairs:
                 choices = self.space[parent].choices  # type: ignore[attr-defined]
                 first = self.columns[parent].start
-                counts = counts * sum(x[..., first + choices.index(value)] for value in values)
-            yield self.columns[name], counts
-
-    def at_rest(self, x: Any) -> Any:
-        """`x` with the parameters that do not count at their one place; a copy, through which gradients flow."""
-        rested = x.clone() if hasattr(x, "clone") else x.copy()
-        for columns, counts in self.activity(x):
-            for column in range(columns.start, columns.stop):
-                rested[..., column] = counts * x[..., column] + (1 - counts) * _INACTIVE
+                counts *= x[:, [first + choices.index(value) for value in values]].sum(1)
+            rested[:, self.columns[name]] = np.where(counts[:, None] > 0, x[:, self.columns[name]], _INACTIVE)
         return rested
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:

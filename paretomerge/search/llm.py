@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.endpoint import Endpoint, EndpointError, Message
 from paretomerge.errors import ConfigError, shown
-from paretomerge.pareto.front import nondominated
+from paretomerge.pareto.front import fronts
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
 
@@ -254,11 +254,9 @@ def _converse(endpoint: Endpoint, messages: list[Message], answers: Answers) -> 
 
 def _best(seen: Observations) -> Iterator[int]:
     """Indices of the feasible trials, front after front."""
-    left = np.flatnonzero(seen.feasible)
-    while len(left):
-        mask = nondominated(seen.y[left])
-        yield from left[mask].tolist()
-        left = left[~mask]
+    usable = np.flatnonzero(seen.feasible)
+    for front in fronts(seen.y[usable]):
+        yield from usable[front].tolist()
 
 
 def _outcome(seen: Observations, i: int) -> list[str]:

@@ -20,7 +20,7 @@ from optuna.samplers._base import _process_constraints_after_trial
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, unknown
-from paretomerge.pareto.front import contributions, hypervolume, nondominated, reference_point
+from paretomerge.pareto.front import hypervolume, nondominated, ranked, reference_point
 from paretomerge.search import candidates as look
 from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, values
 from paretomerge.search.encoding import Conditions, Encoding
@@ -165,7 +165,7 @@ class MMMOSampler(PointSampler):
         surrogate = self._fit("objectives", x[done], y, stderr, shape)
         expected = surrogate.predict(x)[0]
         good = archive.usable
-        elites = good[_ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
+        elites = good[ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
         if len(pending):
             imagined = surrogate.predict(pending)[0]
             noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
@@ -237,15 +237,3 @@ def _relative(log_gain: float, surrogate: Surrogate, front: Array, reference: Ar
     """Expected gain over the hypervolume of the front, in the standardised units of both; None above nothing."""
     volume = hypervolume(surrogate.standardise(front), surrogate.standardise(reference)) if len(front) else 0.0
     return float(np.exp(log_gain) / volume) if volume > 0 else None
-
-
-def _ranked(y: Array, reference: Array) -> NDArray[np.intp]:
-    """Best first: by front after front, inside a front by hypervolume contribution."""
-    left = np.arange(len(y))
-    order: list[np.intp] = []
-    while len(left):
-        mask = nondominated(y[left])
-        front = left[mask]
-        order.extend(front[np.argsort(-contributions(y[front], reference), kind="stable")])
-        left = left[~mask]
-    return np.asarray(order, dtype=np.intp)

@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import contributions, nondominated, reference_point
+from paretomerge.pareto.front import nondominated, ranked, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.known import Known
@@ -74,7 +74,5 @@ def _best(values: Mapping[int, Any]) -> list[int]:
     numbers, points = np.array(list(values)), np.array(list(values.values()), dtype=float)
     if not len(numbers):
         return []
-    front = np.flatnonzero(nondominated(points))
-    if len(front) > 1:
-        front = front[np.argsort(-contributions(points[front], reference_point(points)), kind="stable")]
-    return [int(number) for number in numbers[front]]
+    best = ranked(points, reference_point(points))[: nondominated(points).sum()]
+    return [int(number) for number in numbers[best]]

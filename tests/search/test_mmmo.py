@@ -10,20 +10,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import hypervolume
+from paretomerge.pareto.front import hypervolume, ranked
 from paretomerge.search import candidates
 from paretomerge.search.candidates import cross
-from paretomerge.search.mmmo import MMMOSampler, _ranked
+from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.search.surrogate import Surrogate
-
-SPACE = {
-    "method": CategoricalDistribution(("plain", "sparse")),
-    "w": FloatDistribution(0.0, 1.5),
-    "density": FloatDistribution(0.1, 1.0),
-    "rank": IntDistribution(1, 64, log=True),
-    "step": FloatDistribution(0.0, 1.0, step=0.25),
-}
-CONDITIONS = {"density": [("method", ("sparse",))]}
+from tests.search.test_encoding import CONDITIONS, SPACE
 
 
 def two_objectives(x: float, y: float) -> tuple[float, float]:
@@ -289,9 +281,9 @@ def test_a_wrong_reference_is_told():
 
 def test_elites_are_front_after_front():
     y = np.array([[0.1, 0.1], [1.0, 0.0], [0.6, 0.6], [0.0, 1.0], [0.5, 0.5]])
-    assert _ranked(y, np.array([-0.1, -0.1]))[0] == 2
-    assert set(_ranked(y, np.array([-0.1, -0.1]))[:3]) == {1, 2, 3}
-    assert _ranked(y, np.array([-0.1, -0.1])).tolist()[3:] == [4, 0]
+    assert ranked(y, np.array([-0.1, -0.1]))[0] == 2
+    assert set(ranked(y, np.array([-0.1, -0.1]))[:3]) == {1, 2, 3}
+    assert ranked(y, np.array([-0.1, -0.1])).tolist()[3:] == [4, 0]
 
 
 def test_the_surrogate_knows_what_it_was_told_and_that_it_knows_less_elsewhere():
