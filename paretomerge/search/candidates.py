@@ -9,7 +9,7 @@ from botorch.generation.gen import gen_candidates_scipy
 from numpy.typing import NDArray
 
 from paretomerge.search.acquisition import Acquisition, values
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import AT_REST, Encoding
 
 Array = NDArray[np.float64]
 _MOVED = 20  # coordinates moved at a time, on average, near an elite: more lead nowhere in wide spaces
@@ -27,14 +27,20 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
 
 
 def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
-    """`start` `(n, d)`, each moved uphill along the continuous coordinates; the discrete ones stay."""
+    """`start` `(n, d)`, each moved uphill along the continuous coordinates that count; all others stay."""
     if encoding.discrete.all() or not len(start):
         return start
     fixed = {int(i): torch.from_numpy(start[:, None, i]) for i in np.flatnonzero(encoding.discrete)}
+
+    def rested(points: torch.Tensor) -> torch.Tensor:
+        """The acquisition without a slope along what does not count: such moves are taken back, and must not steer."""
+        counting = torch.from_numpy(encoding.counting(points.detach()[:, 0].numpy()))[:, None]
+        return acquisition(torch.where(counting, points, AT_REST))
+
     with warnings.catch_warnings(record=True):  # a line search that gives up says so, and has still climbed
         points, _ = gen_candidates_scipy(
             torch.from_numpy(start[:, None]),
-            acquisition,
+            rested,
             lower_bounds=0.0,
             upper_bounds=1.0,
             fixed_features=fixed,

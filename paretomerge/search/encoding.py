@@ -11,7 +11,7 @@ from paretomerge.errors import ConfigError
 
 Array = NDArray[np.float64]
 Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
-_INACTIVE = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
+AT_REST = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
 
 
 class Encoding:
@@ -47,12 +47,12 @@ class Encoding:
         for row, point in zip(x, params, strict=True):
             for name, distribution in self.space.items():
                 if name not in point:
-                    row[self.columns[name]] = _INACTIVE
+                    row[self.columns[name]] = AT_REST
                 elif isinstance(distribution, CategoricalDistribution):
                     row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
-        return self._at_rest(x)
+        return np.where(self.counting(x), x, AT_REST)
 
     def decode(self, x: Array) -> dict[str, Any]:
         """One row `(d,)` -> parameters."""
@@ -74,19 +74,18 @@ class Encoding:
                 x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
             elif self.discrete[columns][0]:
                 x[:, columns.start] = [self._to_unit(distribution, self._from_unit(distribution, v)) for v in x[:, columns.start]]
-        return self._at_rest(x)
+        return np.where(self.counting(x), x, AT_REST)
 
-    def _at_rest(self, x: Array) -> Array:
-        """`x` with the parameters that do not count at their one place."""
-        rested = x.copy()
+    def counting(self, x: Array) -> NDArray[np.bool_]:
+        """Mask `(n, d)` of the coordinates that mean something where the points' choices are as they are."""
+        mask = np.ones(x.shape, dtype=bool)
         for name, pairs in self.conditions.items():
-            counts = np.ones(len(x))
             for parent, values in pairs:
                 choices = self.space[parent].choices  # type: ignore[attr-defined]
                 first = self.columns[parent].start
-                counts *= x[:, [first + choices.index(value) for value in values]].sum(1)
-            rested[:, self.columns[name]] = np.where(counts[:, None] > 0, x[:, self.columns[name]], _INACTIVE)
-        return rested
+                chosen = x[:, [first + choices.index(value) for value in values]].sum(1) > 0
+                mask[:, self.columns[name]] &= chosen[:, None]
+        return mask
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
         """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""

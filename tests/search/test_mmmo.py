@@ -1,4 +1,3 @@
-import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from optuna.trial import TrialState
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, ranked
 from paretomerge.search import candidates
-from paretomerge.search.candidates import cross
 from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.search.surrogate import Surrogate
 from tests.search.test_encoding import CONDITIONS, SPACE
@@ -240,24 +238,12 @@ def test_the_fisher_filter_is_a_switch():
 
 
 def test_weak_to_strong_is_a_switch(monkeypatch):
-    calls = []
+    calls, cross = [], candidates.cross
     monkeypatch.setattr(candidates, "cross", lambda points, *arguments: calls.append(1) or cross(points, *arguments))
     run(MMMOSampler(seed=0, n_startup=5), 7)
     assert len(calls) == 0
     run(MMMOSampler(seed=0, n_startup=5, weak_to_strong=True), 7)
     assert len(calls) == 2
-
-
-def test_weak_to_strong_takes_coordinates_from_elites():
-    """v = a + F (b - d) in at least one coordinate, the candidate in the others."""
-    elites = np.array([[0.1] * 4, [0.4] * 4, [0.9] * 4])
-    children = cross(np.full((200, 4), 0.77), elites, 0.5, 0.5, np.random.default_rng(0))
-    possible = {a + 0.5 * (b - d) for a, b, d in itertools.permutations((0.1, 0.4, 0.9), 3)}
-    taken = ~np.isclose(children, 0.77)
-    assert taken.any(1).all() and not taken.all(1).all()
-    assert 0.5 < taken.mean() < 0.7  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
-    assert all(min(abs(v - p) for p in possible) < 1e-9 for v in children[taken])
-    assert len(cross(np.full((2, 4), 0.77), elites[:2], 0.5, 0.5, np.random.default_rng(0))) == 0
 
 
 def test_mixed_and_conditional_spaces():

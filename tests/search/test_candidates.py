@@ -1,0 +1,37 @@
+import itertools
+
+import numpy as np
+import torch
+
+from paretomerge.search.candidates import climb, cross
+from paretomerge.search.encoding import Encoding
+from tests.search.test_encoding import CONDITIONS, SPACE
+
+
+def test_a_climb_is_not_steered_by_what_does_not_count():
+    """The valley along w + 2 density is followed where density counts; where it does not, w alone is climbed to its best."""
+    encoding = Encoding(SPACE, CONDITIONS)
+    w, density = encoding.columns["w"].start, encoding.columns["density"].start
+
+    def acquisition(x: torch.Tensor) -> torch.Tensor:
+        return -((x[:, 0, w] + 2 * x[:, 0, density] - 1.5) ** 2) - 1e-3 * (x[:, 0, w] - 0.9) ** 2
+
+    point = {"w": 0.15, "density": 0.3, "rank": 8, "step": 0.5}
+    start = encoding.encode([point | {"method": "plain"}, point | {"method": "sparse"}])
+    plain, sparse = climb(encoding, acquisition, start, 50)
+    assert np.isclose(plain[w], 0.5, atol=1e-2) and plain[density] == start[0, density]
+    assert sparse[density] != start[1, density] and np.isclose(sparse[w] + 2 * sparse[density], 1.5, atol=1e-2)
+    still = np.flatnonzero(encoding.discrete)
+    assert np.array_equal(plain[still], start[0, still]) and np.array_equal(sparse[still], start[1, still])
+
+
+def test_weak_to_strong_takes_coordinates_from_elites():
+    """v = a + F (b - d) in at least one coordinate, the candidate in the others."""
+    elites = np.array([[0.1] * 4, [0.4] * 4, [0.9] * 4])
+    children = cross(np.full((200, 4), 0.77), elites, 0.5, 0.5, np.random.default_rng(0))
+    possible = {a + 0.5 * (b - d) for a, b, d in itertools.permutations((0.1, 0.4, 0.9), 3)}
+    taken = ~np.isclose(children, 0.77)
+    assert taken.any(1).all() and not taken.all(1).all()
+    assert 0.5 < taken.mean() < 0.7  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
+    assert all(min(abs(v - p) for p in possible) < 1e-9 for v in children[taken])
+    assert len(cross(np.full((2, 4), 0.77), elites[:2], 0.5, 0.5, np.random.default_rng(0))) == 0
