@@ -5,7 +5,8 @@
     ├── CheckpointError    files on disk that are missing, unsafe, torn or of the wrong shape
     ├── ConfigError        a study.yaml or a command-line argument that cannot be followed
     ├── EvaluationError    a task, metric or scoring function that is missing or fails
-    └── StudyError         a record of trials that cannot be read or does not belong to this study
+    ├── StudyError         a record of trials that cannot be read or does not belong to this study
+    └── EndpointError      a language model's server that is away, slow, or answers something else (`endpoint.py`)
 
 Each message says what was expected, what was found, and how to cure it. `Problems` gathers several into one error.
 """

@@ -1,6 +1,7 @@
 """The sampler, asked on a copy of the record in memory: asking costs no disk, telling writes the trial in one piece."""
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import optuna
@@ -19,6 +20,9 @@ class Optimiser:
         self._record = record
         self._distributions = dict(distributions)
         self._study = optuna.create_study(directions=["maximize"] * len(record.objectives), sampler=sampler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names([o.name for o in record.objectives])
         self._study.add_trials(record.frozen())
         self._asked: optuna.Trial | None = None
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
@@ -153,12 +154,14 @@ class Study:
     def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
         """Search until the budget is spent; what the record holds already counts. Returns why it ended.
 
-        Raises StudyError after five failures in a row, with the last one's cause. Interrupt it whenever you like.
+        Raises StudyError after five failures in a row, with the last one's cause, and where another process searches in
+        the same folder. Interrupt it whenever you like.
         """
         budget = Budget.of(budget)
         budget.check(self.sampler)
-        end = self._search(budget, End.read(self.record.noted("end")), watch)
-        self.record.note("end", asdict(end))
+        with _alone(self.folder):
+            end = self._search(budget, End.read(self.record.noted("end")), watch)
+            self.record.note("end", asdict(end))
         return end.reason
 
     def _search(self, budget: Budget, last: End | None, watch: Callable[[Event], None]) -> End:
@@ -247,6 +250,21 @@ class Study:
 
     def _key(self, params: Mapping[str, Any]) -> str:
         return self._recipe(params).key
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes would number their trials alike, and each would search without what the other finds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "study.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(f"{folder}: expected to search here alone, got another process that does; wait for it or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

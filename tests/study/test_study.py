@@ -284,3 +284,24 @@ def test_progress_on_terminals_and_elsewhere(pico, tmp_path, capsys):
     with Progress(study, plain, quiet=True) as progress:
         study.run(4, progress.trial)
     assert capsys.readouterr().out == ""
+
+
+def test_two_processes_do_not_search_in_one_folder(pico, tmp_path):
+    first, second = make(pico, tmp_path / "s"), make(pico, tmp_path / "s")
+
+    def meanwhile(event):
+        with pytest.raises(StudyError, match="got another process that does; wait for it or stop it"):
+            second.run(6)
+
+    first.run(4, meanwhile)
+    assert len(second.trials) == 4
+    second.run(5)
+    assert len(first.trials) == 5
+
+
+def test_a_sampler_is_told_what_the_objectives_are_called(pico, tmp_path):
+    class Curious(optuna.samplers.RandomSampler):
+        def after_trial(self, study, *rest):
+            assert study.metric_names == ["f/up", "f/down"]
+
+    make(pico, tmp_path / "s", sampler=Curious(seed=0)).run(4)
