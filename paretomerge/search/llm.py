@@ -8,13 +8,12 @@ answers is checked key by key, told back to it once if wrong, and then left for 
 import json
 import logging
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from paretomerge.endpoint import Endpoint, EndpointError, Message
 from paretomerge.errors import ConfigError, shown
 from paretomerge.pareto.front import fronts
+from paretomerge.search.answers import Answers, described
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
 
@@ -38,12 +38,8 @@ TASK = (
 
 _REASON = 300  # characters of a reason
 _FAULTS = 10  # told to the model at once
-_NEAR = 1e-3  # of each range: nearer than this is the same point, and as near as the log is rounded
 _PATIENCE = 3  # failures in a row before it is left alone for a while
 _LONGEST_REST = 64  # trials
-_LONGEST_ANSWER = 50_000  # characters that are looked through, from the end
-
-_OBJECT = re.compile(r'\{\s*"')  # how an object begins that is not empty
 
 _log = logging.getLogger(__name__)
 
@@ -153,66 +149,10 @@ class LLMSampler(BaseSampler):
             "to improve the front: better than known ones in some objective, or a trade-off that is not there yet. No known point again."
         )
         conditions = Encoding(space, self._conditions).conditions
-        described = "\n".join(f"- {json.dumps(name)}: {_described(d, conditions.get(name, ()))}" for name, d in space.items())
+        parameters = "\n".join(f"- {json.dumps(name)}: {described(d, conditions.get(name, ()))}" for name, d in space.items())
         log = "\n".join(log_lines(study, seen, space, self._log_size))
-        content = f"Parameters:\n{described}\n\nTrials so far (of many, the best and the latest), as tab-separated values:\n{log}"
+        content = f"Parameters:\n{parameters}\n\nTrials so far (of many, the best and the latest), as tab-separated values:\n{log}"
         return [{"role": "system", "content": f"{self._task}\n{rules}"}, {"role": "user", "content": content}]
-
-
-class Answers:
-    """Checks a model's answers against the space and the points that are known (finished, running or waiting).
-
-    A parameter that does not count may be left out. Nothing is rounded or moved into its range.
-    """
-
-    def __init__(self, space: dict[str, BaseDistribution], conditions: Conditions | None, trials: Sequence[FrozenTrial]) -> None:
-        self.space = space
-        self._encoding = Encoding(space, conditions)
-        points = [t.system_attrs.get("fixed_params", {}) | t.params for t in trials]
-        self._known = self._encoding.encode([p for p in points if self._whole(p)])
-
-    def check(self, text: str) -> tuple[dict[str, Any], list[str]]:
-        """The point in an answer, and what is wrong with it; the point is empty if anything is."""
-        answer = last_object(text)
-        if answer is None:
-            return {}, ["no JSON object was found in the answer"]
-        faults = [f"{name[:100]!a} is not a parameter" for name in answer if name not in self.space]
-        values = {name: _value(answer[name], d) for name, d in self.space.items() if name in answer}
-        point = {name: value[0] for name, value in values.items() if value is not None}
-        for name, distribution in self.space.items():
-            if name in point or not self._counts(name, point):
-                continue
-            got = f"got {shown(answer[name])}" if name in answer else "it is missing"
-            faults.append(f"{json.dumps(name)}: expected {_described(distribution)}; {got}")
-        if faults:
-            return {}, faults
-        x = self._encoding.encode([point])
-        at_rest = self._encoding.decode(x[0])
-        if (np.abs(self._known - x).max(1, initial=0.0) < _NEAR).any():
-            return {}, ["this point is known already; choose another"]
-        return {name: point[name] if self._counts(name, point) else at_rest[name] for name in self.space}, []
-
-    def _counts(self, name: str, point: Mapping[str, Any]) -> bool:
-        """Whether every parent has a value under which `name` counts."""
-        return all(parent in point and point[parent] in values for parent, values in self._encoding.conditions.get(name, ()))
-
-    def _whole(self, point: Mapping[str, Any]) -> bool:
-        """Whether a known point has its place in this space: nothing missing, and no value of ranges that were other ones."""
-        return all(_value(point[n], d) is not None if n in point else not self._counts(n, point) for n, d in self.space.items())
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object in a text that may have prose, thoughts or a code fence around it."""
-    decoder, found, end = json.JSONDecoder(), None, 0
-    text = text[-_LONGEST_ANSWER:]
-    while start := _OBJECT.search(text, end):
-        try:
-            found, end = decoder.raw_decode(text, start.start())
-        except RecursionError:
-            break  # nothing that deep is an answer, and each level would be tried anew
-        except ValueError:
-            end = start.start() + 1
-    return found
 
 
 def log_lines(study: Study, seen: Observations, space: dict[str, BaseDistribution], size: int) -> list[str]:
@@ -267,32 +207,6 @@ def _outcome(seen: Observations, i: int) -> list[str]:
     spread = [""] * len(seen.signs) if seen.stderr is None else [f"±{e:.1g}" for e in seen.stderr[i]]
     number = str(trial.number) if seen.feasible[i] else f"{trial.number} (infeasible)"
     return [number, *(f"{value:.4g}{e}" for value, e in zip(trial.values, spread, strict=True))]
-
-
-def _described(distribution: BaseDistribution, pairs: Sequence[tuple[str, Sequence[Any]]] = ()) -> str:
-    """What values a parameter takes, and when it counts."""
-    d: Any = distribution
-    if isinstance(d, CategoricalDistribution):
-        text = f"one of {json.dumps(list(d.choices), default=str)}"
-    else:
-        kind = "a whole number" if isinstance(d, IntDistribution) else "a number"
-        step = f" in steps of {d.step:g}" if d.step not in (None, 1) else ""
-        text = f"{kind} from {d.low:.12g} to {d.high:.12g}{step}{' (think in logarithms)' if d.log else ''}"
-    when = " and ".join(f"{json.dumps(parent)} is one of {json.dumps(list(values), default=str)}" for parent, values in pairs)
-    return f"{text}; counts only where {when}" if when else text
-
-
-def _value(value: Any, distribution: BaseDistribution) -> tuple[Any] | None:
-    """`(value,)` in the parameter's own type if it is one that the parameter can take, exactly; else None."""
-    d: Any = distribution
-    if isinstance(d, CategoricalDistribution):
-        alike = [c for c in d.choices if isinstance(c, bool) == isinstance(value, bool) and c == value]
-        return (alike[0],) if alike else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not d.low <= value <= d.high:  # NaN is in no range
-        return None
-    if d.step is not None and abs((steps := (value - d.low) / d.step) - round(steps)) > 1e-8:
-        return None
-    return (round(value) if isinstance(d, IntDistribution) else float(value),)
 
 
 def _rounded(value: Any, distribution: BaseDistribution) -> str:
