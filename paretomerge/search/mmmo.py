@@ -26,7 +26,7 @@ from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain,
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
-from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate
+from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate, best_shape
 
 Array = NDArray[np.float64]
 _WORSE = np.log(2)  # the filter may choose a point of half the best one's expected gain, not a hopeless one
@@ -42,7 +42,8 @@ class Settings:
     fisher_filter, shortlist: of how many best candidates the filter takes the least known.
     raw_samples, restarts, steps: where the acquisition is looked at, from how many it is climbed, and how far.
     refit: hyperparameters are fitted anew when the trials have grown by this share, and kept in between.
-    known_noise: trials' standard errors are used where they are told. parabola: the processes have one.
+    known_noise: trials' standard errors are used where they are told. parabola: the processes have one, unless the trials
+        speak for smooth ones without.
     """
 
     n_startup: int = 10
@@ -109,7 +110,7 @@ class MMMOSampler(PointSampler):
         if wrong := [name for name, value in self._importance.items() if not 0 < value < np.inf]:
             raise ConfigError(f"MMMOSampler: importance: expected positive numbers, got {self._importance[wrong[0]]} for {wrong[0]}")
         self._constraints_func = constraints_func
-        self._fits: dict[str, tuple[bytes, Hyperparameters]] = {}
+        self._fits: dict[str, tuple[bytes, Shape, Hyperparameters]] = {}
         self._gain: float | None = None
 
     @classmethod
@@ -161,8 +162,8 @@ class MMMOSampler(PointSampler):
         done = seen.complete
         y = seen.y[done]
         stderr = seen.stderr[done] if seen.stderr is not None and self.settings.known_noise else None
-        shape = Shape(self._weights(archive.encoding), self.settings.parabola)
-        surrogate = self._fit("objectives", x[done], y, stderr, shape)
+        shapes = [Shape(self._weights(archive.encoding), parabola) for parabola in ((True, False) if self.settings.parabola else (False,))]
+        surrogate = self._fit("objectives", x[done], y, stderr, shapes)
         expected = surrogate.predict(x)[0]
         good = archive.usable
         elites = good[ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
@@ -170,7 +171,7 @@ class MMMOSampler(PointSampler):
             imagined = surrogate.predict(pending)[0]
             noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
             everything = np.concatenate([x[done], pending]), np.concatenate([y, imagined]), noise
-            surrogate = Surrogate.fit(*everything, shape, surrogate.hyperparameters)
+            surrogate = Surrogate.fit(*everything, surrogate.shape, surrogate.hyperparameters)
         front = surrogate.predict(np.concatenate([x[good], pending]))[0] if len(good) + len(pending) else expected[:0]
         return surrogate, front[nondominated(front)], x[elites]
 
@@ -198,8 +199,8 @@ class MMMOSampler(PointSampler):
             points = np.concatenate([points, look.cross(points, elites, s.crossover, s.differential, rng)])
         return points
 
-    def _fit(self, what: str, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN) -> Surrogate:
-        """A surrogate whose hyperparameters come from the first of the trials, as many as the last refit had.
+    def _fit(self, what: str, x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape] = (PLAIN,)) -> Surrogate:
+        """A surrogate whose shape and hyperparameters come from the first of the trials, as many as the last refit had.
 
         The number depends on n alone, so that a resumed study fits to the same ones.
         """
@@ -207,11 +208,13 @@ class MMMOSampler(PointSampler):
         step = max(1, int(n * self.settings.refit))
         first = max(2, n - n % step)
         noise = None if stderr is None else stderr[:first]
-        told = [a for a in (x[:first], y[:first], noise, shape.importance) if a is not None]
+        told = [a for a in (x[:first], y[:first], noise, shapes[0].importance) if a is not None]
         key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in told)).digest()
-        if self._fits.get(what, (b"", {}))[0] != key:
-            self._fits[what] = key, Surrogate.fit(x[:first], y[:first], noise, shape).hyperparameters
-        return Surrogate.fit(x, y, stderr, shape, self._fits[what][1])
+        if what not in self._fits or self._fits[what][0] != key:
+            fitted = best_shape(x[:first], y[:first], noise, shapes)
+            self._fits[what] = key, fitted.shape, fitted.hyperparameters
+        _, shape, hyperparameters = self._fits[what]
+        return Surrogate.fit(x, y, stderr, shape, hyperparameters)
 
     def _weights(self, encoding: Encoding) -> Array | None:
         """Importance per coordinate, with a geometric mean of 1 over those that have one."""

@@ -12,7 +12,6 @@ from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, ranked
 from paretomerge.search import candidates
 from paretomerge.search.mmmo import MMMOSampler
-from paretomerge.search.surrogate import Surrogate
 from tests.search.test_encoding import CONDITIONS, SPACE
 
 
@@ -270,21 +269,3 @@ def test_elites_are_front_after_front():
     assert ranked(y, np.array([-0.1, -0.1]))[0] == 2
     assert set(ranked(y, np.array([-0.1, -0.1]))[:3]) == {1, 2, 3}
     assert ranked(y, np.array([-0.1, -0.1])).tolist()[3:] == [4, 0]
-
-
-def test_the_surrogate_knows_what_it_was_told_and_that_it_knows_less_elsewhere():
-    rng = np.random.default_rng(0)
-    x = rng.random((15, 2)) * 0.5
-    y = np.stack([100 * x[:, 0], -x[:, 1]], 1)
-    surrogate = Surrogate.fit(x, y, np.full(y.shape, 1e-3))
-    mean, near = surrogate.predict(x)
-    np.testing.assert_allclose(mean[:, 0], y[:, 0], atol=3)
-    far = surrogate.predict(np.array([[1.0, 1.0]]))[1]
-    assert (far > near.max(0)).all()
-    np.testing.assert_allclose(surrogate.standardise(y).mean(0), 0, atol=1e-9)
-
-
-def test_a_constant_objective_does_not_break_the_fit():
-    x = np.random.default_rng(0).random((8, 2))
-    mean, _ = Surrogate.fit(x, np.stack([x[:, 0], np.ones(8)], 1), None).predict(x)
-    np.testing.assert_allclose(mean[:, 1], 1, atol=1e-3)
