@@ -147,7 +147,8 @@ def _others(knob: Knob) -> list[Any]:
         return [not knob.default]
     if knob.default is None:
         return []
-    return [type(knob.default)(knob.default * 2)] if knob.default * 2 <= knob.high else [knob.default / 2]
+    other = knob.default * 2 or 1  # twice 0 is 0
+    return [type(knob.default)(other)] if other <= knob.high else [knob.default / 2]
 
 
 def _is_share(knob: Knob) -> bool:

@@ -202,6 +202,12 @@ DEVIATIONS: dict[str, Deviation] = {
         "the same recipe gives the same bytes; the number kept is the same",
         "{merge_method: ties, base_model: $grid, models: [{model: $steps}], parameters: {weight: 1, density: 0.5}, dtype: float32}",
     ),
+    "scale-about": Deviation(
+        "has no `about` in passthrough and ignores it",
+        "scales what a tensor has beyond `about`",
+        "in norms that multiply by 1 + weight (Gemma), about -1 the scale is that of the norm; routes with scales need it there",
+        "{merge_method: passthrough, models: [{model: $ada, parameters: {scale: 0.5, about: -1}}], dtype: float32}",
+    ),
     "arithmetic": Deviation(
         "computes in `dtype`: bfloat16 is rounded after each step",
         "computes in float32 and rounds once, at the end",

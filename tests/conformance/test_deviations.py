@@ -136,6 +136,14 @@ def test_equal_magnitudes(ask, ours, checkpoints):
     assert not torch.equal(*kept)
 
 
+def test_scale_about(ask, ours, checkpoints):
+    row = DEVIATIONS["scale-about"]
+    source = weights(checkpoints / "ada")[UP.format(0)]
+    mine, theirs = (weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out))
+    torch.testing.assert_close(mine, 0.5 * (source + 1) - 1)
+    torch.testing.assert_close(theirs, 0.5 * source)
+
+
 def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
     row = DEVIATIONS["arithmetic"]
     sources = [weights(checkpoints / f"{name}-bf16")[UP.format(0)].double() for name in ("ada", "bob", "base")]

@@ -215,12 +215,12 @@ _ROWS = (
     Method(
         "passthrough",
         "averaging",
-        (Knob("scale", default=1.0, per_source=True),),
+        (Knob("scale", default=1.0, per_source=True), Knob("about", default=0.0, per_source=True)),
         base="none",
         models=(1, 1),
         looks=False,
         pace=4.5,
-        rule="one source's tensor times scale: layer stacking",
+        rule="one source's tensor, what it has beyond `about` times scale: layer stacking",
         paper="Akiba et al. 2024, arXiv 2403.13187",
     ),
     Method(

@@ -37,8 +37,11 @@ def linear(inputs: Inputs) -> Combine:
 
 
 def passthrough(inputs: Inputs) -> Combine:
-    """The one source, times `scale`."""
-    return combination([float(inputs.knobs[0]["scale"])])
+    """The one source, times `scale`; with `about`, what it has beyond that value is scaled."""
+    scale, about = float(inputs.knobs[0]["scale"]), float(inputs.knobs[0]["about"])
+    if about == 0:
+        return combination([scale])
+    return lambda block: block.source(0).mul_(scale).add_(about * (1 - scale))
 
 
 def slerp(inputs: Inputs) -> Combine:

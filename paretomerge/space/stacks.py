@@ -1,0 +1,59 @@
+"""Data-flow space: which layer of which model comes next, and at what scale (Akiba et al. 2024, arXiv 2403.13187, sec. 3.2)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+from paretomerge.checkpoint.stream import Fold
+from paretomerge.errors import RecipeError
+from paretomerge.recipe import Recipe, Slice, Source
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer of a route. scale: what the stream is multiplied by on its way into it, above 0."""
+
+    model: str
+    layer: int
+    scale: float = 1.0
+
+
+Route = Sequence[Step]
+
+
+def route_recipe(route: Route, fold: Fold | None, seed: int = 0) -> Recipe:
+    """The route as a plain passthrough, the scales folded into what layers add to the stream.
+
+    The embedding is that of the first layer's model, final norm and head those of the last one's, as mergekit has it.
+    fold: where layers write the stream; may be None where all scales are 1.
+    """
+    if not route:
+        raise RecipeError("route: expected one layer or more, got none")
+    if wrong := [step for step in route if not 0 < step.scale < math.inf]:
+        raise RecipeError(f"route: expected scales above 0, got {wrong[0].scale} into layer {wrong[0].layer} of {wrong[0].model}")
+    if fold is None and any(step.scale != 1 for step in route):
+        raise RecipeError("route: expected scales of 1 without a fold, got others")
+    slices: list[Slice] = []
+    runs: list[tuple[Step, int, float]] = []  # the first step, how many layers, and the scale of the stream in them
+    for step, carried in zip(route, accumulate((step.scale for step in route), mul), strict=True):
+        if runs and step == Step(runs[-1][0].model, runs[-1][0].layer + runs[-1][1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, carried)
+        else:
+            runs.append((step, 1, carried))
+    for first, length, carried in runs:
+        source = Source(first.model, (first.layer, first.layer + length), _folded(fold, carried))
+        slices.append(Slice((source,)))
+    return Recipe("passthrough", tuple(slices), seed=seed)
+
+
+def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
+    """The settings of layers that work on the stream divided by `carried`."""
+    if fold is None or carried == 1:
+        return {}
+    reads = [{"filter": part, "value": carried} for part in fold.reads]
+    adds = [{"filter": part, "value": 1 / carried} for part in fold.adds]
+    about = [{"filter": part, "value": fold.about} for part in fold.adds] if fold.about else []
+    return {"scale": [*reads, *adds, {"value": 1.0}]} | ({"about": [*about, {"value": 0.0}]} if about else {})
