@@ -47,6 +47,14 @@ class Layout:
         """What sources are put in order by: local folders by where they are, however a recipe spells that."""
         return {model: _place(model) for model in self.recipe.models}
 
+    @cached_property
+    def shapes(self) -> Mapping[str, set[tuple[int, ...]]]:
+        """Name, as of layer 0 -> the shapes that the template has there, in whichever layer."""
+        found: dict[str, set[tuple[int, ...]]] = {}
+        for name, header in self.weights[self.template_name].headers.items():
+            found.setdefault(self._in_layer_0(name, self.architecture), set()).add(header.shape)
+        return found
+
     def plan(self) -> Plan:
         dtype = self.recipe.out_dtype or self.recipe.dtype
         problems = Problems()
@@ -281,9 +289,10 @@ class _Jobs:
         options = option_values(method, (piece.parameters, self.parameters, layout.recipe.parameters), out, t)
         if method.check and (wrong := method.check(knobs, options)):
             raise RecipeError(f"{out}: {method.name}: {wrong}")
-        return Job(out, self._shape(out, pairs + ((base,) if base else ())), dtype, base, pairs, knobs, options)
+        return Job(out, self._shape(out, name, pairs + ((base,) if base else ())), dtype, base, pairs, knobs, options)
 
-    def _shape(self, out: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
+    def _shape(self, out: str, name: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
+        """The one shape of all inputs, which the result's config can hold: one that the template has in such a place."""
         weights = self.layout.weights
         shapes = [_sized(weights, pair, self.vocabulary) for pair in pairs]
         if len(set(shapes)) > 1:
@@ -291,6 +300,12 @@ class _Jobs:
             tokens = weights[pairs[0][0]].architecture.vocabulary_axis(pairs[0][1], shapes[0]) is not None
             cure = "give `tokenizer_source: union` or `base`" if tokens else "do the models come from one base?"
             raise CheckpointError(f"{out}: expected one shape, got {told}; {cure}")
+        model, tensor = pairs[0]
+        known = self.layout.shapes.get(name, {shapes[0]})
+        axis = weights[model].architecture.vocabulary_axis(tensor, weights[model].headers[tensor].shape)
+        if shapes[0] not in known and (self.vocabulary is None or axis is None):
+            wanted = " or ".join(str(list(shape)) for shape in sorted(known))
+            raise CheckpointError(f"{out}: expected {wanted}, as in {self.layout.template_name}, got {list(shapes[0])} of {model}")
         return shapes[0]
 
 

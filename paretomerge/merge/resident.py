@@ -13,9 +13,10 @@ import torch
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import InMemory, whole
-from paretomerge.errors import CheckpointError, RecipeError
+from paretomerge.errors import RecipeError
 from paretomerge.merge.engine import cast, run
 from paretomerge.merge.job import Job, Weights
+from paretomerge.merge.live import live_names
 from paretomerge.merge.methods.inputs import BLOCK
 from paretomerge.merge.plan import make_plan, open_weights
 from paretomerge.recipe import Recipe
@@ -92,10 +93,8 @@ class ResidentModel:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.dtype))
         self.model.to(device).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self._live = self.model.state_dict(keep_vars=False)
-        missing = [name for name in self.checkpoints[base].headers if name not in self._live]
-        if missing:
-            raise CheckpointError(f"{base}: {missing[0]!r} has no place of that name in the loaded model; it cannot be replaced in place")
+        state = self.model.state_dict(keep_vars=False)
+        self._live = {name: state[live] for name, live in live_names(self.model, self.checkpoints[base].headers).items()}
         self._farthest: float | None = None
 
     def load(self, recipe: Recipe) -> Merged:

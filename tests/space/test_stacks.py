@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.stream import FOLDS, fold_of
@@ -11,6 +11,7 @@ from paretomerge.merge.engine import merge
 from paretomerge.recipe import Recipe
 from paretomerge.space.stacks import Step, route_recipe
 from tests.architectures import ARCHITECTURES, run
+from tests.conftest import pico_config, pico_states, save_pico
 
 FAMILIES = sorted(name for name, build in ARCHITECTURES.items() if build().config.model_type in FOLDS)
 ROUTE = (("a", 0, 1.0), ("b", 1, 0.6), ("b", 2, 1.0), ("a", 1, 1.7), ("b", 1, 1.0), ("b", 1, 0.8), ("a", 2, 1.2))
@@ -66,6 +67,25 @@ def test_a_route_through_one_model_in_order_is_that_model(pico, tmp_path):
     merge(recipe, tmp_path / "out")
     ours, theirs = Checkpoint(str(tmp_path / "out")), Checkpoint(str(pico / "ada"))
     assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.headers) and ours.config == theirs.config
+
+
+@pytest.mark.parametrize(("width", "told"), [(32, r"layers\.1.*expected \[16\], as in .*, got \[32\] of .*other"), (16, "lm_head")])
+def test_layers_of_another_width_and_heads_of_other_tokens_are_refused(width, told, pico, tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(**{**pico_config(width=width).to_dict(), "vocab_size": 40}))
+    model.save_pretrained(tmp_path / "other")
+    steps = [Step(str(pico / "ada"), 0), Step(str(tmp_path / "other"), 1)]
+    with pytest.raises(CheckpointError, match=told):
+        merge(route_recipe(steps, None), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_one_width_and_other_depths_give_layers(pico, tmp_path):
+    save_pico(tmp_path / "deep", pico_states(seed=1, layers=6)["bob"], layers=6)
+    steps = [Step(str(pico / "ada"), 0), Step(str(tmp_path / "deep"), 5), Step(str(tmp_path / "deep"), 2), Step(str(pico / "ada"), 3)]
+    model = written(route_recipe(steps, None), tmp_path / "out")
+    assert model.config.num_hidden_layers == 4
+    deep = Checkpoint(str(tmp_path / "deep")).tensor("model.layers.5.mlp.up_proj.weight")
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, deep.float())
 
 
 def test_layers_that_go_on_share_a_slice_and_its_scale():

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.checkpoint.stream import fold_of
+from paretomerge.errors import CheckpointError, ParetoMergeError, RecipeError
+from paretomerge.merge.engine import merge
+from paretomerge.merge.routed import RoutedModel
+from paretomerge.recipe import Recipe
+from paretomerge.space.stacks import Step, route_recipe
+from tests.architectures import run
+from tests.conftest import pico_states, save_pico
+from tests.space.test_stacks import FAMILIES, ROUTE, sources
+
+SHORT = ROUTE[:3]
+ORDERED = ("qwen2",)
+"""Families whose config.json knows kinds of layers in one order alone: with these settings not all routes can be written."""
+
+
+def recipe_of(models: dict[str, str], steps) -> Recipe:
+    return route_recipe([Step(models[m], layer, scale) for m, layer, scale in steps], fold_of(Checkpoint(models["a"]).config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_live_route_is_the_written_checkpoint(family, tmp_path):
+    models = sources(family, tmp_path)
+    live = RoutedModel(list(models.values()))
+    for name, steps in {"long": ROUTE, "short": SHORT, "reversed": ROUTE[::-1], "again": ROUTE}.items():
+        recipe = recipe_of(models, steps)
+        try:
+            merge(recipe, tmp_path / name)
+        except CheckpointError as error:
+            assert family in ORDERED and "expected layers in a pattern that config.json can say" in str(error)
+            with pytest.raises(CheckpointError, match=r"pattern that config\.json can say"):
+                live.load(recipe)
+            continue
+        written = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        assert torch.equal(run(live.load(recipe)), run(written))
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory) -> dict[str, str]:
+    return sources("llama", tmp_path_factory.mktemp("llamas"))
+
+
+def test_layers_are_referred_to_and_not_copied(llamas):
+    live = RoutedModel(list(llamas.values()))
+    live.load(recipe_of(llamas, ROUTE))
+    layers = live.model.model.layers
+    scaled, plain = ("self_attn.o_proj.weight", "mlp.down_proj.weight"), ("self_attn.q_proj.weight", "mlp.up_proj.weight")
+    for name in plain:  # b's layer 1 comes three times
+        assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 1
+    for name in scaled:
+        assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 3
+    candidates = (SHORT, ROUTE[::-1], ROUTE, SHORT[::-1])
+    for steps in candidates:
+        live.load(recipe_of(llamas, steps))
+    kept = {parameter.data_ptr() for parameter in live._resident.values()}
+    for steps in candidates:
+        live.load(recipe_of(llamas, steps))
+        reached = {p.data_ptr() for p in live.model.parameters()}
+        assert len(reached - kept) <= 2 * len(steps)
+    assert {parameter.data_ptr() for parameter in live._resident.values()} == kept  # nothing was added for a candidate
+    others = [shell for shell in live._shells.values() if shell is not live._shell]
+    assert others and all(p.is_meta for shell in others for p in shell.model.parameters())
+
+
+def test_generation_with_a_cache_is_generation_without(llamas):
+    live = RoutedModel(list(llamas.values()))
+    tokens = torch.tensor([[5, 9, 11], [7, 3, 4]])
+    for steps in (SHORT, ROUTE, (*ROUTE, *ROUTE)):
+        model = live.load(recipe_of(llamas, steps))
+        settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "attention_mask": torch.ones_like(tokens)}
+        assert torch.equal(model.generate(tokens, use_cache=True, **settings), model.generate(tokens, use_cache=False, **settings))
+
+
+def test_only_routes_are_followed(llamas):
+    recipe = Recipe.from_dict({"merge_method": "linear", "models": [{"model": llamas["a"], "parameters": {"weight": 1}}]})
+    with pytest.raises(RecipeError, match="expected a route through layers"):
+        RoutedModel(list(llamas.values())).load(recipe)
+
+
+def test_models_of_other_widths_are_refused(llamas, tmp_path):
+    save_pico(tmp_path / "wide", pico_states(width=32)["ada"], width=32)
+    mixed = route_recipe([Step(llamas["a"], 0), Step(str(tmp_path / "wide"), 1)], None)
+    with pytest.raises(ParetoMergeError, match="expected"):
+        RoutedModel([llamas["a"], str(tmp_path / "wide")]).load(mixed)
