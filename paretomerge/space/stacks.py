@@ -14,7 +14,7 @@ from paretomerge.recipe import Recipe, Slice, Source
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of a route. scale: what the stream is multiplied by on its way into it, above 0."""
+    """One layer of a route. scale: what the stream is multiplied by on its way from the layer before, above 0."""
 
     model: str
     layer: int
@@ -34,6 +34,8 @@ def route_recipe(route: Route, fold: Fold | None, seed: int = 0) -> Recipe:
         raise RecipeError("route: expected one layer or more, got none")
     if wrong := [step for step in route if not 0 < step.scale < math.inf]:
         raise RecipeError(f"route: expected scales above 0, got {wrong[0].scale} into layer {wrong[0].layer} of {wrong[0].model}")
+    if route[0].scale != 1:  # nothing comes before; and where the stream is smallest, the norms' epsilon would make the fold inexact
+        raise RecipeError(f"route: expected a scale of 1 into the first layer, got {route[0].scale}")
     if fold is None and any(step.scale != 1 for step in route):
         raise RecipeError("route: expected scales of 1 without a fold, got others")
     slices: list[Slice] = []

@@ -19,7 +19,9 @@ ORDERED = ("qwen2",)
 
 
 def recipe_of(models: dict[str, str], steps) -> Recipe:
-    return route_recipe([Step(models[m], layer, scale) for m, layer, scale in steps], fold_of(Checkpoint(models["a"]).config))
+    scales = [1.0, *(scale for *_, scale in steps[1:])]
+    route = [Step(models[model], layer, scale) for (model, layer, _), scale in zip(steps, scales, strict=True)]
+    return route_recipe(route, fold_of(Checkpoint(models["a"]).config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

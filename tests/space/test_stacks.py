@@ -100,14 +100,19 @@ def test_layers_that_go_on_share_a_slice_and_its_scale():
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_scales_that_cannot_be(scale):
     with pytest.raises(RecipeError, match="expected scales above 0, got"):
-        route_recipe([Step("a", 0, scale)], FOLDS["llama"])
+        route_recipe([Step("a", 0), Step("a", 1, scale)], FOLDS["llama"])
+
+
+def test_the_first_layer_has_no_scale():
+    with pytest.raises(RecipeError, match=r"expected a scale of 1 into the first layer, got 2\.0"):
+        route_recipe([Step("a", 0, 2.0), Step("a", 1)], FOLDS["llama"])
 
 
 def test_nothing_and_scales_without_a_fold_are_refused():
     with pytest.raises(RecipeError, match="expected one layer or more"):
         route_recipe([], None)
     with pytest.raises(RecipeError, match="expected scales of 1"):
-        route_recipe([Step("a", 0, 2.0)], None)
+        route_recipe([Step("a", 0), Step("a", 1, 2.0)], None)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "bloom", "gemma3n_text", None])
