@@ -52,6 +52,11 @@ def is_folder(name: str) -> bool:
         return False
 
 
+def place(model: str) -> str:
+    """A model by where it is, however a recipe spells that: local folders and adapters by their absolute paths."""
+    return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))
+
+
 def own(path: Path) -> Path:
     """`path`, if it does not link out of its folder. The Hub's cache links from its snapshots to its blobs, which is as good."""
     home, real = path.parent.resolve(), path.resolve()

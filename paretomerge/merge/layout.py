@@ -4,12 +4,11 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.operand import FLOATS
-from paretomerge.checkpoint.reference import is_folder
+from paretomerge.checkpoint.reference import place
 from paretomerge.checkpoint.tokenizer import chat_template, tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, Problems, RecipeError
@@ -45,7 +44,7 @@ class Layout:
     @cached_property
     def places(self) -> dict[str, str]:
         """What sources are put in order by: local folders by where they are, however a recipe spells that."""
-        return {model: _place(model) for model in self.recipe.models}
+        return {model: place(model) for model in self.recipe.models}
 
     @cached_property
     def shapes(self) -> Mapping[str, set[tuple[int, ...]]]:
@@ -323,7 +322,3 @@ def _vocabulary_rows(model: str, weights: Weights) -> int:
     if not sizes:
         raise CheckpointError(f"{model}: expected an embedding with a row per token, got none; leave `tokenizer_source` out")
     return max(sizes)
-
-
-def _place(model: str) -> str:
-    return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))

@@ -59,3 +59,29 @@ def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
     adds = [{"filter": part, "value": 1 / carried} for part in fold.adds]
     about = [{"filter": part, "value": fold.about} for part in fold.adds] if fold.about else []
     return {"scale": [*reads, *adds, {"value": 1.0}]} | ({"about": [*about, {"value": 0.0}]} if about else {})
+
+
+def recipe_route(recipe: Recipe, fold: Fold | None) -> list[Step]:
+    """The route that `route_recipe` wrote as `recipe`. Raises RecipeError for any other recipe."""
+    route: list[Step] = []
+    before = 1.0
+    for i, piece in enumerate(recipe.slices):
+        (source, *others), where = piece.sources, f"slices[{i}]"
+        if recipe.merge_method != "passthrough" or others or source.layer_range is None or recipe.steps or recipe.modules:
+            raise RecipeError(f"{where}: expected layers of one model, passed through, got {recipe.merge_method} of {source.model}")
+        carried = _carried(source.parameters, fold)
+        if dict(source.parameters) != _folded(fold, carried) or piece.parameters or recipe.parameters:
+            raise RecipeError(f"{where}: {source.model}: expected scales that a route folds into its layers, got others")
+        first, end = source.layer_range
+        route += [Step(source.model, first, carried / before), *(Step(source.model, layer) for layer in range(first + 1, end))]
+        before = carried
+    return route
+
+
+def _carried(parameters: Mapping[str, Any], fold: Fold | None) -> float:
+    """The scale of the stream that layers with these settings work on."""
+    scales = parameters.get("scale")
+    if fold is None or not isinstance(scales, (list, tuple)):
+        return 1.0
+    divided = [entry.get("value") for entry in scales if isinstance(entry, Mapping) and entry.get("filter") == fold.adds[0]]
+    return 1 / divided[0] if divided and isinstance(divided[0], float) and divided[0] > 0 else 1.0

@@ -8,13 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import FloatDistribution
 
-from paretomerge.checkpoint.reference import is_folder
+from paretomerge.checkpoint.reference import place
 from paretomerge.errors import ConfigError
 from paretomerge.merge.job import Job, Plan, Weights
 from paretomerge.merge.methods import METHODS
@@ -52,8 +51,8 @@ def point_of(space: "WeightSpace", recipe: Recipe, opened: Mapping[str, Weights]
     """
     if recipe.tokenizer or recipe.tokenizer_source or recipe.chat_template:
         raise ConfigError("expected the base's tokenizer and chat template, got `tokenizer`, `tokenizer_source` or `chat_template`")
-    spelt = {_place(path): path for path in (space.base, *space.sources.values())}
-    ours = recipe.renamed(lambda model: spelt.get(_place(model), model))
+    spelt = {place(path): path for path in (space.base, *space.sources.values())}
+    ours = recipe.renamed(lambda model: spelt.get(place(model), model))
     if ours.base_model != space.base and not (ours.base_model is None and ours.merge_method == AVERAGE):
         raise ConfigError(f"base_model: expected {space.base}, got {recipe.base_model or 'none'}")
     if strange := [model for model in ours.files if model not in spelt.values()]:
@@ -241,8 +240,3 @@ def _one(values: Mapping[str, float], what: str) -> float | None:
         if abs(other - value) > _SAME:
             raise ConfigError(f"{what}: expected one value where the space has one, got {value:g} in {first} and {other:g} in {tensor}")
     return value
-
-
-def _place(model: str) -> str:
-    """A model by where it is, however a recipe spells that."""
-    return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))
