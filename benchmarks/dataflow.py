@@ -59,11 +59,11 @@ def exactness() -> None:
         route = random_route(names, depth, rng)
         scales = [step.scale for step in route]
         plain, folded = route_recipe([Step(s.model, s.layer) for s in route], None), route_recipe(route, fold)
-        exact = logits(live["float32"].load(plain), tokens, scales)
+        exact = logits(live["float32"].load(plain).model, tokens, scales)
         found = {
-            "folded, float32": logits(live["float32"].load(folded), tokens),
-            "folded, bfloat16": logits(live["bfloat16"].load(folded), tokens),
-            "explicit, bfloat16": logits(live["bfloat16"].load(plain), tokens, scales),
+            "folded, float32": logits(live["float32"].load(folded).model, tokens),
+            "folded, bfloat16": logits(live["bfloat16"].load(folded).model, tokens),
+            "explicit, bfloat16": logits(live["bfloat16"].load(plain).model, tokens, scales),
         }
         for name, got in found.items():
             errors[name].append(((got - exact).abs().max() / exact.abs().max()).item())

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,13 +12,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError, shown, unknown
-from paretomerge.evaluate.evaluator import All, Evaluator, Objective, Sparsity
+from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
 from paretomerge.recipe import under
 from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig
 from paretomerge.space.config import SpaceConfig, Strict, build_space
+from paretomerge.space.routes import EditSpace
 from paretomerge.space.sources import digest, named_sources
+from paretomerge.space.space import Space
 from paretomerge.space.weights import WeightSpace
 from paretomerge.study.budget import Budget
 from paretomerge.study.goals import Constraint, Goals
@@ -139,7 +141,7 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
     return study, config
 
 
-def make_space(config: StudyConfig, folder: Path) -> WeightSpace:
+def make_space(config: StudyConfig, folder: Path) -> WeightSpace | EditSpace:
     """The space that a study.yaml in `folder` describes."""
     base, sources = study_models(config, folder)
     return build_space(config.space, base, sources, Checkpoint(base).architecture, config.seed, folder / "runs")
@@ -174,7 +176,7 @@ def task_digest(folder: Path, task: str) -> str:
     return found.hexdigest()[:16]
 
 
-def _asked(config: StudyConfig, folder: Path, files: Mapping[str, Any], space: WeightSpace | None = None) -> Asked:
+def _asked(config: StudyConfig, folder: Path, files: Mapping[str, Any], space: Space | None = None) -> Asked:
     """What the scores of a study mean, whatever file says it: models and data by where they are, and what `_files` found."""
     scored = files.get("files of scores", {})
     items = config.evaluate.model_dump(mode="json", exclude={"batch_size"})
@@ -219,7 +221,7 @@ def _out(config: StudyConfig, path: Path) -> Path:
     return path.resolve().parent / (config.out or f"runs/{path.stem}")
 
 
-def make_sampler(config: StudyConfig, space: WeightSpace) -> Any:
+def make_sampler(config: StudyConfig, space: Space) -> Any:
     """`sampler: name` or `sampler: {name: ..., option: ...}`: a preset, or any of Optuna's by its class name."""
     from paretomerge.search.presets import Problem, make
 
@@ -237,7 +239,7 @@ def make_sampler(config: StudyConfig, space: WeightSpace) -> Any:
         sources=len(space.sources),
         trials=config.trials,
         start=starts[len(space.sources)] if len(starts) > len(space.sources) else None,
-        importance=space.importance if config.space.importance else {},
+        importance=space.importance if config.space.importance and isinstance(space, WeightSpace) else {},
     )
     return make(name, problem, options)
 
@@ -260,11 +262,11 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -
 def _evaluators(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> list[Evaluator]:
     parts: list[Evaluator] = [harness] if harness else []
     parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.scored if o.function]
-    return parts + [Sparsity(o.title) for o in config.scored if o.sparsity]
+    return parts + [Fact("sparsity" if o.sparsity else str(o.size), o.title) for o in config.scored if o.sparsity or o.size]
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:
-    told = harness.directions() if harness else {}
+    told = (harness.directions() if harness else {}) | {o.title: False for o in config.objectives if o.size}
     return [Objective(o.title, told.get(o.title, True) if o.direction is None else o.direction == "maximize") for o in config.objectives]
 
 
@@ -282,6 +284,7 @@ def _told(error: Any) -> str:
         for part in error["loc"][:-1]:
             kind = fields[part].annotation if isinstance(part, str) and part in fields else None
             kind = {"objectives": ObjectiveConfig, "constraints": ConstraintConfig}.get(part, kind)
+            kind = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)  # of `RoutesConfig | None`
             fields = getattr(kind, "model_fields", fields)
         return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown('key', error['loc'][-1], fields)}"
     got = "" if error["type"] == "missing" else f", got {error['input']!r}"

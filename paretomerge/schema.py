@@ -1,7 +1,7 @@
 """The sections of a study.yaml, as data: unknown keys are refused, values are checked, nothing is opened."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,27 +9,28 @@ from paretomerge.space.config import Strict
 
 
 class ObjectiveConfig(Strict):
-    """One of `task`, `function` and `sparsity`. `direction` overrides what the task says of itself."""
+    """One of `task`, `function`, `sparsity` and `size`. `direction` overrides what the task says of itself."""
 
     task: str | None = None
     metric: str | None = None
     function: str | None = None
     sparsity: bool = False
+    size: Literal["layers", "parameters"] | None = None
     name: str | None = None
     direction: str | None = Field(default=None, pattern="^(maximize|minimize)$")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ObjectiveConfig":
-        kinds = [self.task is not None, self.function is not None, self.sparsity]
+        kinds = [self.task is not None, self.function is not None, self.sparsity, self.size is not None]
         if sum(kinds) != 1:
-            raise ValueError("expected one of `task`, `function` and `sparsity: true`")
+            raise ValueError("expected one of `task`, `function`, `sparsity: true` and `size`")
         return self
 
     @property
     def title(self) -> str:
         if self.name:
             return self.name
-        return self.task or ("sparsity" if self.sparsity else str(self.function).partition(":")[2])
+        return self.task or self.size or ("sparsity" if self.sparsity else str(self.function).partition(":")[2])
 
 
 class ConstraintConfig(ObjectiveConfig):

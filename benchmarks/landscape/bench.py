@@ -48,7 +48,7 @@ class Bench:
     def measure(self, params: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which search items `(m, items)` the merge gets right."""
         merged = self._resident.load(recipe(params))
-        live = Live(self._resident.model, self._resident.tokenizer, {"sparsity": -merged.l1})
+        live = Live(merged.model, self._resident.tokenizer, merged.facts)
         scores = self._evaluator.evaluate(live, "search")
         return np.array([scores[task].items for task in _TASKS]) > 0.5
 

@@ -1,10 +1,13 @@
 """A checkpoint on disk, scored as a stranger would load it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
 
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
 from paretomerge.evaluate.evaluator import Live, Score, Split
+from paretomerge.merge.resident import ResidentModel
 from paretomerge.study.study import Study
 
 
@@ -22,7 +25,12 @@ class _Facts(Mapping[str, float]):
     """What came with a merge, measured on a checkpoint when an evaluator asks for it: that reads every tensor."""
 
     def __init__(self, study: Study, checkpoint: Checkpoint) -> None:
-        self._measures = {"sparsity": lambda: -_l1(study, checkpoint)}
+        self._measures: dict[str, Callable[[], float]] = {
+            "layers": lambda: checkpoint.architecture.depth,
+            "parameters": lambda: sum(prod(header.shape) for header in checkpoint.headers.values()),
+        }
+        if isinstance(study.resident, ResidentModel):
+            self._measures["sparsity"] = partial(_sparsity, study.resident, checkpoint)
 
     def __getitem__(self, name: str) -> float:
         return self._measures[name]()
@@ -34,9 +42,8 @@ class _Facts(Mapping[str, float]):
         return len(self._measures)
 
 
-def _l1(study: Study, checkpoint: Checkpoint) -> float:
-    """L1 distance to the base in units of the farthest source, as the search measured it."""
-    resident = study.resident
+def _sparsity(resident: ResidentModel, checkpoint: Checkpoint) -> float:
+    """Minus the L1 distance to the base in units of the farthest source, as the search measured it."""
     if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
         raise CheckpointError(f"{checkpoint.name}: expected the base's tensors, got others; sparsity cannot be measured")
-    return sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers) / resident.farthest
+    return -sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers) / resident.farthest

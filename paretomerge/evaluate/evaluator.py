@@ -51,7 +51,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Live:
-    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (`sparsity`)."""
+    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `Fact`)."""
 
     model: Any
     tokenizer: Any
@@ -66,13 +66,18 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True)
-class Sparsity:
-    """MM-MO's third objective as a score: minus the L1 distance to the base, in units of the farthest source."""
+class Fact:
+    """What a merge tells of itself as a score: `sparsity` (MM-MO's third objective: minus the L1 distance to the base, in
+    units of the farthest source), `layers` or `parameters`. name: of the score, by default the fact's.
+    """
 
-    name: str = "sparsity"
+    fact: str
+    name: str = ""
 
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
-        return {self.name: Score(live.facts["sparsity"])}
+        if self.fact not in live.facts:
+            raise EvaluationError(f"expected a merge that has {self.fact}, got a route through layers, which has none")
+        return {self.name or self.fact: Score(live.facts[self.fact])}
 
 
 @dataclass(frozen=True)

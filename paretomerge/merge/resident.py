@@ -5,6 +5,7 @@ While searching, a candidate never touches the disk: it is written into the tens
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import InMemory, whole
 from paretomerge.errors import RecipeError
 from paretomerge.merge.engine import cast, run
-from paretomerge.merge.job import Job, Weights
+from paretomerge.merge.job import Job, Plan, Weights
 from paretomerge.merge.live import live_names
 from paretomerge.merge.methods.inputs import BLOCK
 from paretomerge.merge.plan import make_plan, open_weights
@@ -64,13 +65,18 @@ class Warm:
 
 @dataclass(frozen=True)
 class Merged:
-    """What the merge saw on its way.
-
-    l1: L1 norm of (merged - base) over that of the farthest source, as written, after the cast (MM-MO's sparsity
-    objective in units that do not depend on the model's size; Li et al. 2024, sec. 3.4).
+    """A merge that is loaded. facts: `layers` and `parameters` of what would be written, and for merges in place `sparsity`:
+    minus the L1 norm of (merged - base) over that of the farthest source, as written, after the cast (MM-MO's objective in
+    units that do not depend on the model's size; Li et al. 2024, sec. 3.4).
     """
 
-    l1: float
+    model: "PreTrainedModel"
+    facts: Mapping[str, float]
+
+    @classmethod
+    def of(cls, plan: Plan, model: "PreTrainedModel", **facts: float) -> "Merged":
+        """What the plan tells, and `facts`."""
+        return cls(model, {"layers": len(plan.route), "parameters": sum(prod(job.shape) for job in plan.jobs), **facts})
 
 
 class ResidentModel:
@@ -117,7 +123,7 @@ class ResidentModel:
             moved[job.name] += self._distance(live, job.name, start)
 
         run(plan, put, device=self.device)
-        return Merged(l1=sum(moved.values()) / self.farthest)
+        return Merged.of(plan, self.model, sparsity=-sum(moved.values()) / self.farthest)
 
     @property
     def farthest(self) -> float:

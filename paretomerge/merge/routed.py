@@ -20,6 +20,7 @@ from paretomerge.merge.engine import merged_tensors
 from paretomerge.merge.job import Job, Pair, Plan, Weights
 from paretomerge.merge.live import live_names
 from paretomerge.merge.plan import make_plan, open_weights
+from paretomerge.merge.resident import Merged
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,11 +32,9 @@ _SHELLS = 32  # models without weights that are kept, one per depth and kinds of
 class RoutedModel:
     """`model` (a transformers model in eval mode) with `tokenizer`, to follow one route after another.
 
-    sources: models whose layers routes take, kept in memory in `dtype`, by default the first one's. `model` is another object
-    after a route of another depth.
+    sources: models whose layers routes take, kept in memory in `dtype`, by default the first one's. A route of another depth
+    has another model object.
     """
-
-    model: "PreTrainedModel"
 
     def __init__(self, sources: Sequence[str], dtype: str | None = None, device: str = "cpu") -> None:
         self.checkpoints: dict[str, Weights] = open_weights(sources)
@@ -54,7 +53,7 @@ class RoutedModel:
         made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
         return made
 
-    def load(self, recipe: Recipe) -> "PreTrainedModel":
+    def load(self, recipe: Recipe) -> Merged:
         """Follow a route. The tensors are those that `merge` would write, bit for bit, where `dtype` is the recipe's."""
         if recipe.merge_method != "passthrough":
             raise RecipeError(f"expected a route through layers (passthrough), got {recipe.merge_method}; load it in place")
@@ -64,8 +63,8 @@ class RoutedModel:
             self._shell.empty()  # what was computed for the last route goes with it
         computed = dict(merged_tensors(plan, only={job.name for job in plan.jobs if not _is_reference(job)}))
         shell.fill({j.name: self._placed(computed[j.name]) if j.name in computed else self._resident_of(j.sources[0]) for j in plan.jobs})
-        self._shell, self.model = shell, shell.model
-        return self.model
+        self._shell = shell
+        return Merged.of(plan, shell.model)
 
     def _resident_of(self, pair: Pair) -> nn.Parameter:
         if pair not in self._resident:

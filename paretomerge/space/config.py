@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.errors import ConfigError
+from paretomerge.checkpoint.stream import fold_of
+from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merge.kinship import Profile, by_kinship, profile, twins
+from paretomerge.merge.plan import open_weights
 from paretomerge.space.dials import Dial
 from paretomerge.space.knobs import Setting
 from paretomerge.space.layers import Grouping
+from paretomerge.space.routes import EditSpace
 from paretomerge.space.sources import digest
 from paretomerge.space.weights import WeightSpace
 
@@ -71,9 +74,18 @@ class DensityConfig(DialConfig):
     bounds: tuple[float, float] = (0.1, 1.0)
 
 
-class SpaceConfig(Strict):
-    """What the search may vary."""
+class RoutesConfig(Strict):
+    """Routes through layers. blocks: by default the layers of the shallowest model, at most 8. scale: `false` for none."""
 
+    blocks: int | None = Field(default=None, ge=1)
+    scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
+    most: int = Field(default=2, ge=1)
+
+
+class SpaceConfig(Strict):
+    """What the search may vary: weights, or with `routes` the way through the layers."""
+
+    routes: RoutesConfig | None = None
     methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
     method_groups: Groups = 1
     weight: WeightConfig = WeightConfig()
@@ -84,6 +96,12 @@ class SpaceConfig(Strict):
     order: Literal["given", "kinship"] = "given"
     importance: bool = False
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SpaceConfig":
+        if self.routes is not None and (others := sorted(self.model_fields_set - {"routes"})):
+            raise ValueError(f"expected nothing beside `routes`, got {', '.join(others)}: weights are not searched along routes")
+        return self
+
     @property
     def profiled(self) -> bool:
         """Whether the deltas must be looked at before anything else."""
@@ -93,8 +111,10 @@ class SpaceConfig(Strict):
 
 def build_space(
     config: SpaceConfig, base: str, sources: Mapping[str, str], architecture: Architecture, seed: int, folder: Path
-) -> WeightSpace:
+) -> WeightSpace | EditSpace:
     """The space over `sources` (name -> path). folder: where the delta profile is kept, if one is needed."""
+    if config.routes is not None:
+        return _routes(config.routes, base, sources, seed)
     deltas = kept_profile(folder, base, sources) if config.profiled else None
     notes: list[str] = []
     if deltas:
@@ -123,6 +143,25 @@ def build_space(
             "would have to be in it: the first trials, and the reference point after them, are only near the sources"
         )
     return replace(space, notes=tuple(notes))
+
+
+def _routes(config: RoutesConfig, base: str, sources: Mapping[str, str], seed: int) -> EditSpace:
+    opened = open_weights(tuple(sources.values()))
+    depths = {name: opened[path].architecture.depth for name, path in sources.items()}
+    fold, notes = None, []
+    if config.scale:
+        try:
+            folds = {fold_of(opened[path].config) for path in sources.values()}
+            if len(folds) > 1:
+                raise ConfigError("space.routes: expected models of one family, got several")
+            fold = folds.pop()
+        except CheckpointError as error:
+            notes.append(f"scales of the stream are left out: {error}")
+    blocks = config.blocks or min(8, *depths.values())
+    try:
+        return EditSpace(base, sources, depths, fold, blocks, config.scale or (0.5, 2.0), config.most, seed, tuple(notes))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("space.", "space.routes.", 1)) from error
 
 
 def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> Profile:

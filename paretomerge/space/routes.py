@@ -44,6 +44,10 @@ class EditSpace:
     seed: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def routed(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         shallow = min(self.depths[name] for name in self.sources)
         if not 1 <= self.blocks <= shallow:

@@ -22,6 +22,11 @@ class Space(Protocol):
         ...
 
     @property
+    def routed(self) -> bool:
+        """Whether recipes are routes through layers, of any depth; else they are merged in place, in the base's."""
+        ...
+
+    @property
     def distributions(self) -> Mapping[str, BaseDistribution]:
         """Every parameter, whether or not it counts at a given point."""
         ...

@@ -57,6 +57,10 @@ class WeightSpace:
     profile: Profile | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def routed(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         for method in self.methods:
             if method not in SEARCHABLE:

@@ -17,7 +17,8 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.evaluate.evaluator import Live, Score, Split
-from paretomerge.merge.resident import ResidentModel
+from paretomerge.merge.resident import Merged, ResidentModel
+from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
@@ -104,9 +105,12 @@ class Study:
         return self._known()
 
     @cached_property
-    def resident(self) -> ResidentModel:
+    def resident(self) -> ResidentModel | RoutedModel:
         """The live model; loaded when it is first needed."""
-        return ResidentModel(self.space.base, tuple(self.space.sources.values()), self.dtype, self.device)
+        sources = tuple(self.space.sources.values())
+        if self.space.routed:
+            return RoutedModel(sources, self.dtype, self.device)
+        return ResidentModel(self.space.base, sources, self.dtype, self.device)
 
     @property
     def trials(self) -> list[Trial]:
@@ -201,16 +205,16 @@ class Study:
             known = self.record.held_out(trial.number)
             missing = [e for kind, e in evaluators.items() if kind not in known]
             if missing:
-                live = self.live(self.resident.load(self.recipe(trial)).l1)
+                live = self.live(self.resident.load(self.recipe(trial)))
                 for kind, evaluator in evaluators.items():
                     if evaluator in missing:
                         self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
                 scored = self.record.held_out(trial.number)
                 watch(replace(trial, held_out={name: score for scores in scored.values() for name, score in scores.items()}))
 
-    def live(self, l1: float) -> Live:
-        """The resident model as evaluators see it."""
-        return Live(self.resident.model, self.resident.tokenizer, {"sparsity": -l1})
+    def live(self, merged: Merged) -> Live:
+        """The loaded merge as evaluators see it."""
+        return Live(merged.model, self.resident.tokenizer, merged.facts)
 
     def score(self, live: Live, split: Split) -> dict[str, Score]:
         """Objectives on the split, and on held-out items the watched tasks too."""
@@ -240,7 +244,7 @@ class Study:
             with _clock(seconds, "merge"):
                 merged = self.resident.load(recipe)
             with _clock(seconds, "evaluate"):
-                scores = self.score(self.live(merged.l1), "search")
+                scores = self.score(self.live(merged), "search")
         except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
             return replace(asked, failure=f"{type(error).__name__}: {error}")
         return replace(asked, scores=scores, constraints=self.goals.excesses(scores))

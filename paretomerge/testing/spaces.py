@@ -23,13 +23,14 @@ _CLOSE = 1e-6
 _ROUNDING = 0.01  # of bfloat16
 
 
-def check_space(space: Space, points: int = 20, seed: int = 0, *, any_depth: bool = False) -> None:
-    """The laws of every space, at its starts and at random points. any_depth: recipes need not have the base's.
+def check_space(space: Space, points: int = 20, seed: int = 0) -> None:
+    """The laws of every space, at its starts and at random points.
 
     - Conditions name parameters of the space, and values that their parents have.
     - Every start is inside; the first are the sources, one each: what bears a source's name gives its tensors, and what the
       space can only come `near` says so.
-    - Every point gives a recipe that can be planned and has the base's depth, the same one each time, also through YAML.
+    - Every point gives a recipe that can be planned and, unless it is a route, has the base's depth; the same one each time, also
+      through YAML.
     - A parameter that does not count changes nothing in the recipe; one that counts changes it.
     - `warm` leads from the recipe of a point to a point of that recipe.
     """
@@ -48,7 +49,7 @@ def check_space(space: Space, points: int = 20, seed: int = 0, *, any_depth: boo
         recipe = space.recipe(point)
         route = make_plan(recipe, weights).route
         depth = weights[space.base].architecture.depth
-        assert len(route) == depth or any_depth, f"{point}: expected a recipe of {depth} layers, got {len(route)}"
+        assert len(route) == depth or space.routed, f"{point}: expected a recipe of {depth} layers, got {len(route)}"
         assert recipe.key == space.recipe(dict(point)).key, f"{point}: the recipe differs the second time"
         assert recipe.key == Recipe.from_yaml(recipe.to_yaml()).key, f"{point}: the recipe changes on its way through YAML"
         back = space.recipe(space.warm(recipe))

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import All, Live, Objective, Score, Sparsity
+from paretomerge.evaluate.evaluator import All, Fact, Live, Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
 
@@ -137,8 +137,8 @@ def test_functions_return_numbers_scores_or_dicts(pico):
     assert FunctionEvaluator("f", lambda m, t, split: Score(1, 0.1, 5)).evaluate(model, "search") == {"f": Score(1, 0.1, 5)}
     both = FunctionEvaluator("f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"})
     assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
-    assert All((Sparsity(), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
-    assert Sparsity("near").evaluate(model, "search") == {"near": Score(-0.5)}
+    assert All((Fact("sparsity"), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
+    assert Fact("sparsity", "near").evaluate(model, "search") == {"near": Score(-0.5)}
 
 
 def test_functions_that_fail_are_named(pico, tmp_path):

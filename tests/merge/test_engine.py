@@ -137,10 +137,14 @@ def test_an_unlisted_base_is_a_source_of_a_linear_merge(pico):
 def test_sparsity_is_in_units_of_the_farthest_source(pico):
     resident = ResidentModel(str(pico / "base"), [str(pico / e) for e in ("ada", "bob", "cyd")], dtype="float32")
     space = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {p}/{e}, parameters: {{weight: {w}}}}}]"
-    l1 = {(e, w): resident.load(Recipe.from_yaml(space.format(p=pico, e=e, w=w))).l1 for e in ("ada", "bob", "cyd") for w in (0, 0.5, 1)}
-    assert l1["ada", 0] == 0
-    assert max(l1.values()) == pytest.approx(1, rel=1e-4)
-    assert l1["bob", 0.5] == pytest.approx(l1["bob", 1] / 2, rel=1e-3)
+    sparsity = {
+        (e, w): resident.load(Recipe.from_yaml(space.format(p=pico, e=e, w=w))).facts["sparsity"]
+        for e in ("ada", "bob", "cyd")
+        for w in (0, 0.5, 1)
+    }
+    assert sparsity["ada", 0] == 0
+    assert min(sparsity.values()) == pytest.approx(-1, rel=1e-4)
+    assert sparsity["bob", 0.5] == pytest.approx(sparsity["bob", 1] / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_a_live_route_is_the_written_checkpoint(family, tmp_path):
                 live.load(recipe)
             continue
         written = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
-        assert torch.equal(run(live.load(recipe)), run(written))
+        merged = live.load(recipe)
+        assert torch.equal(run(merged.model), run(written))
+        assert merged.facts == {"layers": len(steps), "parameters": sum(p.numel() for p in written.parameters())}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,7 @@ def llamas(tmp_path_factory) -> dict[str, str]:
 
 def test_layers_are_referred_to_and_not_copied(llamas):
     live = RoutedModel(list(llamas.values()))
-    live.load(recipe_of(llamas, ROUTE))
-    layers = live.model.model.layers
+    layers = live.load(recipe_of(llamas, ROUTE)).model.model.layers
     scaled, plain = ("self_attn.o_proj.weight", "mlp.down_proj.weight"), ("self_attn.q_proj.weight", "mlp.up_proj.weight")
     for name in plain:  # b's layer 1 comes three times
         assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 1
@@ -60,8 +61,9 @@ def test_layers_are_referred_to_and_not_copied(llamas):
         live.load(recipe_of(llamas, steps))
     kept = {parameter.data_ptr() for parameter in live._resident.values()}
     for steps in candidates:
-        live.load(recipe_of(llamas, steps))
-        reached = {p.data_ptr() for p in live.model.parameters()}
+        merged = live.load(recipe_of(llamas, steps))
+        assert merged.facts["layers"] == len(steps)
+        reached = {p.data_ptr() for p in merged.model.parameters()}
         assert len(reached - kept) <= 2 * len(steps)
     assert {parameter.data_ptr() for parameter in live._resident.values()} == kept  # nothing was added for a candidate
     others = [shell for shell in live._shells.values() if shell is not live._shell]
@@ -72,7 +74,7 @@ def test_generation_with_a_cache_is_generation_without(llamas):
     live = RoutedModel(list(llamas.values()))
     tokens = torch.tensor([[5, 9, 11], [7, 3, 4]])
     for steps in (SHORT, ROUTE, (*ROUTE, *ROUTE)):
-        model = live.load(recipe_of(llamas, steps))
+        model = live.load(recipe_of(llamas, steps)).model
         settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "attention_mask": torch.ones_like(tokens)}
         assert torch.equal(model.generate(tokens, use_cache=True, **settings), model.generate(tokens, use_cache=False, **settings))
 

@@ -20,7 +20,7 @@ def space_of(pico, names=("ada", "bob", "cyd"), **more) -> EditSpace:
 
 @pytest.mark.parametrize("more", [{}, {"fold": None}, {"blocks": 2}, {"blocks": 3, "most": 3}, {"names": ("bob",)}])
 def test_the_contract(pico, more):
-    check_space(space_of(pico, **more), any_depth=True)
+    check_space(space_of(pico, **more))
 
 
 def layers(space: EditSpace, **edits) -> list[tuple[str, int, float]]:

@@ -294,7 +294,7 @@ def test_random_points_of_the_specialists_load_into_a_live_model(specialists, ki
             for name, d in full.distributions.items()
         }
         recipe = replace(full.recipe(point), dtype="float32")
-        assert (live.load(recipe).l1 > 0) == any(point.get(f"use/{source}", True) for source in sources)
+        assert (live.load(recipe).facts["sparsity"] < 0) == any(point.get(f"use/{source}", True) for source in sources)
         name = "model.layers.2.mlp.up_proj.weight"
         assert torch.equal(live.model.state_dict()[name], dict(merged_tensors(make_plan(recipe), only=[name]))[name])
-    assert live.load(replace(full.recipe(full.point(full.methods[0], dict.fromkeys(sources, 0.0))), dtype="float32")).l1 == 0
+    assert live.load(replace(full.recipe(full.point(full.methods[0], dict.fromkeys(sources, 0.0))), dtype="float32")).facts["sparsity"] == 0
