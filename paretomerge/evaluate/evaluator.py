@@ -28,6 +28,12 @@ class Score:
         if not 0 <= self.stderr < math.inf:
             raise EvaluationError(f"expected a standard error of 0 or more, got {self.stderr}")
 
+    @property
+    def text(self) -> str:
+        """For people: three decimals, but counts (of layers, of parameters) as they are."""
+        counted = self.n == 1 and self.stderr == 0 and self.value == int(self.value)
+        return f"{int(self.value):,}" if counted else f"{self.value:.3f}"
+
     @classmethod
     def mean_of(cls, items: Sequence[float]) -> "Score":
         """The mean of per-example outcomes with the standard error of a mean."""

@@ -52,8 +52,8 @@ def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: 
         table.add_column(Text.assemble(f"{name}\n", ("search", "dim"), " held"), justify="right", min_width=11)
     for trial in trials:
         held_out = trial.held_out or {}
-        cells = [_pair(_value(trial.scores.get(o.name)), _value(held_out.get(o.name))) for o in study.objectives]
-        cells += [_pair(goals.mean(trial.scores), goals.mean(held_out))] if goals.averaged else []
+        cells = [_pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name))) for o in study.objectives]
+        cells += [_pair(*(_mean_text(goals.mean(scores)) for scores in (trial.scores, held_out)))] if goals.averaged else []
         name = ("→ " if trial.number == marked else "  ") + title(trial)
         table.add_row(Text(name), *cells, style="bold green" if trial.number == marked else None)
     errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
@@ -63,14 +63,17 @@ def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: 
     return table
 
 
-def _value(score: Score | None) -> float | None:
-    return None if score is None else score.value
+def _text(score: Score | None) -> str:
+    return "-" if score is None else score.text
 
 
-def _pair(search: float | None, held_out: float | None) -> Text:
+def _mean_text(mean: float | None) -> str:
+    return "-" if mean is None else f"{mean:.3f}"
+
+
+def _pair(search: str, held_out: str) -> Text:
     """Search score, dimmed, and held-out score, five places each."""
-    left, right = (f"{'-':>5}" if value is None else f"{value:5.3f}" for value in (search, held_out))
-    return Text.assemble((left, "dim"), f" {right}")
+    return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
 
 
 def _numbers(scores: Any) -> dict[str, dict[str, float]]:

@@ -92,7 +92,7 @@ def tally(trials: Sequence[Trial]) -> str:
 
 def score_text(scores: Scores, name: str) -> str:
     """A score as text; `-` where there is none."""
-    return f"{scores[name].value:.3f}" if name in scores else "-"
+    return scores[name].text if name in scores else "-"
 
 
 def _name(trial: Trial) -> str:

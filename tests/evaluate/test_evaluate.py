@@ -154,3 +154,17 @@ def test_functions_that_fail_are_named(pico, tmp_path):
             FunctionEvaluator.load("f", path)
     (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
     assert FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path).evaluate(live(pico / "ada"), "search")["f"].value == 7
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        (Score(1.0, 0.0, 200), "1.000"),
+        (Score(0.5, 0.01, 9), "0.500"),
+        (Score(1e6), "1,000,000"),
+        (Score(24.0), "24"),
+        (Score(-0.25), "-0.250"),
+    ],
+)
+def test_counts_are_shown_as_counts(score, text):
+    assert score.text == text
