@@ -150,7 +150,9 @@ def table() -> None:
             _row(name, [f"{scores[n]:.3f}" for n in names], f"{mean:.3f}", "", f"{volume:.3f}", [f"{scores[w]:.3f}" for w in config.watch])
         )
     for name in SEARCHES:
-        found = [seed[name] for seed in seeds]
+        found = [seed[name] for seed in seeds if name in seed]
+        if len(found) < len(seeds):
+            continue  # not measured, or not on every seed
         cell = {c: _spread([f["knee"][c] for f in found]) for c in columns}
         means, best = ([statistics.mean(f[pick][n] for n in names) for f in found] for pick in ("knee", "best mean"))
         volumes = _spread([hypervolume(f["front"], reference) / scale for f in found])
