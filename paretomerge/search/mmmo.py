@@ -26,7 +26,7 @@ from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain,
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
-from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate, best_shape
+from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate, best_fit
 
 Array = NDArray[np.float64]
 _WORSE = np.log(2)  # the filter may choose a point of half the best one's expected gain, not a hopeless one
@@ -211,7 +211,7 @@ class MMMOSampler(PointSampler):
         told = [a for a in (x[:first], y[:first], noise, shapes[0].importance) if a is not None]
         key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in told)).digest()
         if what not in self._fits or self._fits[what][0] != key:
-            fitted = best_shape(x[:first], y[:first], noise, shapes)
+            fitted = best_fit(x[:first], y[:first], noise, shapes)
             self._fits[what] = key, fitted.shape, fitted.hyperparameters
         _, shape, hyperparameters = self._fits[what]
         return Surrogate.fit(x, y, stderr, shape, hyperparameters)

@@ -125,7 +125,7 @@ class Quadratic(Kernel):  # type: ignore[misc]
         return features
 
 
-def best_shape(x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape]) -> Surrogate:
+def best_fit(x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape]) -> Surrogate:
     """A fit of the first shape, or of another that foresees the trials better beyond doubt; arguments as of `fit`."""
     first, *others = (Surrogate.fit(x, y, stderr, shape) for shape in shapes)
     best = max(others, key=Surrogate.foresight, default=first)

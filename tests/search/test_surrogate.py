@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from paretomerge.search.surrogate import Shape, Surrogate, best_shape
+from paretomerge.search.surrogate import Shape, Surrogate, best_fit
 
 BOTH = (Shape(parabola=True), Shape(parabola=False))
 
@@ -52,6 +52,6 @@ def test_a_smooth_process_is_believed_only_beyond_doubt():
     waves = np.sin(6 * x[:, :1]) * np.cos(4 * x[:, 1:2])
     bowl = -((x - 0.4) ** 2).sum(1, keepdims=True)
     noise = 0.05 * np.random.default_rng(0).standard_normal((40, 1))
-    assert best_shape(x, bowl + noise, np.full((40, 1), 0.05), BOTH).shape.parabola
-    assert not best_shape(x, waves, None, BOTH).shape.parabola
-    assert best_shape(x, waves, None, BOTH[:1]).shape.parabola
+    assert best_fit(x, bowl + noise, np.full((40, 1), 0.05), BOTH).shape.parabola
+    assert not best_fit(x, waves, None, BOTH).shape.parabola
+    assert best_fit(x, waves, None, BOTH[:1]).shape.parabola
