@@ -81,28 +81,26 @@ def switch(folder: Path) -> None:
     live, fold, rng = RoutedModel(names), fold_of(Checkpoint(names[0]).config), np.random.default_rng(0)
     for name in names:  # the sources are read from disk once
         live.load(route_recipe([Step(name, layer) for layer in range(layers)], None))
-    taken: dict[str, list[float]] = {"a depth seen before": [], "another depth": []}
+    taken: dict[str, list[float]] = {
+        f"{what}, {depth}": [] for what in ("no scales", "scales") for depth in ("a depth seen before", "another")
+    }
     depths = {layers}
-    while min(map(len, taken.values())) < TIMED:
+    for number in range(6 * TIMED):
         route = random_route(names, layers, rng)
-        route = route[:layers] if rng.random() < 0.5 else route
-        recipe = route_recipe(route, fold)
+        route = route if number % 3 else route[:layers]
+        if number % 2:
+            route = [Step(step.model, step.layer) for step in route]
+        recipe, seen = route_recipe(route, fold), "a depth seen before" if len(route) in depths else "another"
         since = time.perf_counter()
         live.load(recipe)
-        taken["a depth seen before" if len(route) in depths else "another depth"].append(1000 * (time.perf_counter() - since))
+        taken[f"{'no scales' if number % 2 else 'scales'}, {seen}"].append(1000 * (time.perf_counter() - since))
         depths.add(len(route))
-        if len(depths) > 12:
-            depths = {layers}
-            live = _fresh(live)
+        if number % TIMED == 0:  # forget the shells, so that depths are new again
+            live._shells.clear()
+            depths = {len(route)}
     print("| a change of route, 24 layers, 0.5 B | median, ms | worst, ms |\n|---|---:|---:|")
     for name, values in taken.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {max(values):.0f} |")
-
-
-def _fresh(live: RoutedModel) -> RoutedModel:
-    """The same sources in memory, no shells."""
-    live._shells.clear()
-    return live
+        print(f"| {name} ({len(values)}) | {statistics.median(values):.0f} | {max(values):.0f} |")
 
 
 def main() -> None:

@@ -127,7 +127,8 @@ def routed_config(config: Mapping[str, Any], route: Route, dtype: str) -> dict[s
     if not route or (straight and all(source is config for source, _ in route)):
         return result
     # A rule's outcome for a layer moves with the layer, so what a config leaves to its class is written out first.
-    full = {id(c): _PerLayer.of(c, len(route), not straight) for c in (config, *(source for source, _ in route))}
+    each = {id(c): c for c in (config, *(source for source, _ in route))}
+    full = {key: _PerLayer.of(c, len(route), not straight) for key, c in each.items()}
     own = full[id(config)]
     wanted = own.follow([(full[id(source)], layer) for source, layer in route])
     if straight and wanted == own:

@@ -187,14 +187,15 @@ def merged_tensors(plan: Plan, block: int | None = None, only: Iterable[str] | N
 
 
 def _merged(plan: Plan, job: Job, block: int | None) -> torch.Tensor:
-    pieces: list[torch.Tensor] = []
+    merged = torch.empty(job.shape, dtype=getattr(torch, job.dtype))
+    flat = merged.view(-1)
 
-    def keep(job: Job, _: int, piece: torch.Tensor) -> None:
-        pieces.append(cast(plan, job, piece).reshape(-1))
+    def keep(job: Job, start: int, piece: torch.Tensor) -> None:
+        flat[start : start + piece.numel()] = cast(plan, job, piece).reshape(-1)
 
     with _single_threaded(), torch.inference_mode():
         _merge_job(plan, job, keep, "cpu", block)
-    return torch.cat(pieces).view(job.shape) if pieces else torch.empty(job.shape, dtype=getattr(torch, job.dtype))
+    return merged
 
 
 @contextmanager
