@@ -32,6 +32,7 @@ class Layout:
     method: Method
     weights: Mapping[str, Weights]
     notes: tuple[str, ...]
+    allow_nan: bool = False
 
     @property
     def template_name(self) -> str:
@@ -78,7 +79,8 @@ class Layout:
         used = {model: self.weights[model] for model in needed(self.recipe)}
         untied = any(self.architecture.ties(job.name) for job in jobs)
         told = dtype or self.weights[self.template_name].dtype
-        plan = Plan(self.recipe, self.method, used, ordered, told, tuple(route), vocabulary, (*self.notes, *self._left_out()), untied)
+        notes = (*self.notes, *self._left_out())
+        plan = Plan(self.recipe, self.method, used, ordered, told, tuple(route), vocabulary, notes, untied, self.allow_nan)
         with problems.noted():
             assert problems or plan.config
         problems.settle()

@@ -1,7 +1,6 @@
 """From a recipe to a plan: all meaning checked against headers before a weight is read, and every error told at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reader import Checkpoint
@@ -56,4 +55,4 @@ def make_plan(recipe: Recipe, weights: Mapping[str, Weights] | None = None, allo
     if problems or method is None:
         problems.settle()
         raise AssertionError("an unknown method was noted")
-    return replace(Layout(recipe, method, opened, notes).plan(), allow_nan=allow_nan)
+    return Layout(recipe, method, opened, notes, allow_nan).plan()

@@ -63,14 +63,18 @@ def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
 
 def recipe_route(recipe: Recipe, fold: Fold | None) -> list[Step]:
     """The route that `route_recipe` wrote as `recipe`. Raises RecipeError for any other recipe."""
+    beside = [f"`{part}`" for part in ("modules", "steps", "parameters") if getattr(recipe, part)]
+    if recipe.merge_method != "passthrough" or beside:
+        got = recipe.merge_method if recipe.merge_method != "passthrough" else " and ".join(beside)
+        raise RecipeError(f"expected layers of one model, passed through, got {got}")
     route: list[Step] = []
     before = 1.0
     for i, piece in enumerate(recipe.slices):
         (source, *others), where = piece.sources, f"slices[{i}]"
-        if recipe.merge_method != "passthrough" or others or source.layer_range is None or recipe.steps or recipe.modules:
-            raise RecipeError(f"{where}: expected layers of one model, passed through, got {recipe.merge_method} of {source.model}")
+        if others or source.layer_range is None:
+            raise RecipeError(f"{where}: expected layers of one model, got all of {source.model}, or of several models")
         carried = _carried(source.parameters, fold)
-        if dict(source.parameters) != _folded(fold, carried) or piece.parameters or recipe.parameters:
+        if dict(source.parameters) != _folded(fold, carried) or piece.parameters:
             raise RecipeError(f"{where}: {source.model}: expected scales that a route folds into its layers, got others")
         first, end = source.layer_range
         route += [Step(source.model, first, carried / before), *(Step(source.model, layer) for layer in range(first + 1, end))]

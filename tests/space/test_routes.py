@@ -72,6 +72,10 @@ def test_recipes_that_are_no_routes_are_told(pico):
     merged = Recipe.from_dict({"merge_method": "linear", "models": [{"model": str(pico / "ada"), "parameters": {"weight": 1}}]})
     with pytest.raises(ConfigError, match="expected layers of one model, passed through, got linear"):
         space_of(pico).warm(merged)
+    slices = [{"sources": [{"model": str(pico / "ada"), "layer_range": [0, 4]}]}]
+    apart = Recipe.from_dict({"merge_method": "passthrough", "modules": {"default": {"slices": slices}}})
+    with pytest.raises(ConfigError, match="passed through, got `modules`"):
+        space_of(pico).warm(apart)
     odd = {"merge_method": "passthrough", "slices": [{"sources": [{"model": str(pico / "ada"), "layer_range": [0, 4]}]}]}
     odd["slices"][0]["sources"][0]["parameters"] = {"scale": 0.5}
     with pytest.raises(ConfigError, match="expected scales that a route folds"):
