@@ -1,119 +1,197 @@
-"""Routes through layers: how exact the fold is on the specialists, and what a change of route takes.
+"""What routes through layers are worth: parameters alone, routes alone, both, on specialists of eight layers, at equal budgets.
 
-python benchmarks/dataflow.py exactness            # folded scales against explicit ones, float32 and bfloat16
-python benchmarks/dataflow.py switch FOLDER        # two random 0.5 B models of 24 layers, made in FOLDER (4 GB)
+    python examples/specialists/train.py --out FOLDER/models --layers 8 --drop 0.1 --base-steps 650     # some ten minutes
+    python benchmarks/dataflow.py run FOLDER --seeds 0 1 2 3 4            # 1 to 4 minutes a search on one core
+    python benchmarks/dataflow.py table                                   # from results/dataflow/
+
+A search is a study.yaml in FOLDER and goes on where it was interrupted. All have 60 evaluations, their known starts included.
+Search scores (300 items a task) choose each front; the hypervolume is that of its held-out scores (600 other items), above the
+worst source per objective less a tenth of the range, as a share of what perfect scores would have.
 """
 
 import argparse
+import json
 import statistics
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import workloads
+import yaml
 
-from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.checkpoint.stream import fold_of
-from paretomerge.merge.routed import RoutedModel
-from paretomerge.space.stacks import Step, route_recipe
+from paretomerge.config import load_study
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.study.record import Trial
+from paretomerge.study.study import Study
 
-MODELS = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "models"
-ROUTES = 20
-TIMED = 15
-
-
-def random_route(models: list[str], layers: int, rng: np.random.Generator) -> list[Step]:
-    """From the layers in order, each from any model: a few skipped, repeated and scaled."""
-    route: list[Step] = []
-    for layer in range(layers):
-        for _ in range(int(rng.choice([0, 1, 1, 1, 1, 2]))):
-            scaled = route and rng.random() < 0.5
-            route.append(Step(str(rng.choice(models)), layer, float(np.exp(rng.normal(0, 0.3))) if scaled else 1.0))
-    return route or [Step(models[0], 0)]
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ROOT / "examples" / "specialists" / "tasks"
+RESULTS = ROOT / "benchmarks" / "results" / "dataflow"
+SKILLS = ("sort", "reverse", "translate")
+BUDGET, FIRST = 60, 40
+PARAMETERS = {"methods": ["task_arithmetic", "ties", "dare_ties"], "weight": {"bounds": [0, 1.5]}}
+EDITS: dict[str, Any] = {"routes": {"blocks": 8}}
+INDICATORS: dict[str, Any] = {"routes": {"blocks": 8, "form": "indicators"}}
+SIZE = {"size": "layers"}
 
 
-def logits(model: Any, tokens: torch.Tensor, scales: list[float] | None = None) -> torch.Tensor:
-    """Of the model, with the stream multiplied on its way into each layer where scales are given."""
-    handles = []
-    for layer, scale in zip(model.model.layers, scales or [], strict=False):
-        handles.append(layer.register_forward_pre_hook(lambda module, args, scale=scale: (args[0] * scale, *args[1:])))
-    with torch.no_grad():
-        found: torch.Tensor = model(tokens).logits.float()
-    for handle in handles:
-        handle.remove()
-    return found
+def two_levels(sampler: str) -> dict[str, Any]:
+    return {"space": PARAMETERS, "trials": FIRST, "then": {**EDITS, "trials": BUDGET - FIRST, "sampler": sampler}}
 
 
-def exactness() -> None:
-    """Largest difference of a logit over the largest logit: median and worst of the routes."""
-    names = [str(MODELS / name) for name in ("order", "mirror", "scribe")]
-    first = Checkpoint(names[0])
-    fold, depth = fold_of(first.config), first.architecture.depth
-    rng = np.random.default_rng(0)
-    tokens = torch.randint(3, int(first.config["vocab_size"]), (8, 24), generator=torch.Generator().manual_seed(0))
-    errors: dict[str, list[float]] = {"folded, float32": [], "folded, bfloat16": [], "explicit, bfloat16": []}
-    live = {dtype: RoutedModel(names, dtype) for dtype in ("float32", "bfloat16")}
-    for _ in range(ROUTES):
-        route = random_route(names, depth, rng)
-        scales = [step.scale for step in route]
-        plain, folded = route_recipe([Step(s.model, s.layer) for s in route], None), route_recipe(route, fold)
-        exact = logits(live["float32"].load(plain).model, tokens, scales)
-        found = {
-            "folded, float32": logits(live["float32"].load(folded).model, tokens),
-            "folded, bfloat16": logits(live["bfloat16"].load(folded).model, tokens),
-            "explicit, bfloat16": logits(live["bfloat16"].load(plain).model, tokens, scales),
-        }
-        for name, got in found.items():
-            errors[name].append(((got - exact).abs().max() / exact.abs().max()).item())
-    print("| against explicit scales in float32 | median | worst |\n|---|---:|---:|")
-    for name, values in errors.items():
-        print(f"| {name} | {statistics.median(values):.1e} | {max(values):.1e} |")
+SEARCHES: dict[str, dict[str, Any]] = {
+    "parameters alone, MM-MO": {"space": PARAMETERS},
+    "hierarchy, MM-MO": two_levels("mmmo"),
+    "hierarchy, MM-MO then policy": two_levels("policy"),
+    "routes alone, random edits": {"space": EDITS, "sampler": "random"},
+    "routes alone, MM-MO": {"space": EDITS},
+    "routes alone, policy": {"space": EDITS, "sampler": "policy"},
+    "routes alone, CMA-ES": {"space": EDITS, "sampler": "cma"},
+    "routes alone, NSGA-II": {"space": EDITS, "sampler": "nsga2"},
+    "indicators, CMA-ES": {"space": INDICATORS, "sampler": "cma"},
+    "indicators, policy": {"space": INDICATORS, "sampler": "policy"},
+    "hierarchy with size, MM-MO": two_levels("mmmo") | {"objectives": [SIZE]},
+}
+"""What the table calls a search -> what its study.yaml has beside the common part. Layers are an objective of the last alone."""
 
 
-def switch(folder: Path) -> None:
-    """Milliseconds from a recipe to a live model that follows it, for routes never seen, and for the same depth again."""
-    if not folder.exists():
-        workloads.make(folder, "0.5")
-    names = [str(folder / name) for name in ("a", "b")]
-    layers = workloads.SHAPES["0.5"].layers
-    live, fold, rng = RoutedModel(names), fold_of(Checkpoint(names[0]).config), np.random.default_rng(0)
-    for name in names:  # the sources are read from disk once
-        live.load(route_recipe([Step(name, layer) for layer in range(layers)], None))
-    taken: dict[str, list[float]] = {
-        f"{what}, {depth}": [] for what in ("no scales", "scales") for depth in ("a depth seen before", "another")
+def study_of(folder: Path, name: str, seed: int) -> tuple[Study, Any]:
+    """The study of one search, in a folder of its own."""
+    here = folder / "studies" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    here.mkdir(parents=True, exist_ok=True)
+    models = [str((folder / "models" / model).resolve()) for model in ("order", "mirror", "scribe")]
+    common = {
+        "base": str((folder / "models" / "base").resolve()),
+        "models": models,
+        "evaluate": {
+            "include_path": str(TASKS),
+            "data_root": str(ROOT),
+            "splits": {"search": "search", "held_out": "held_out"},
+            "search_items": 300,
+            "batch_size": 128,
+        },
+        "trials": BUDGET,
+        "seed": seed,
+        "dtype": "float32",
     }
-    depths = {layers}
-    for number in range(6 * TIMED):
-        route = random_route(names, layers, rng)
-        route = route if number % 3 else route[:layers]
-        if number % 2:
-            route = [Step(step.model, step.layer) for step in route]
-        recipe, seen = route_recipe(route, fold), "a depth seen before" if len(route) in depths else "another"
-        since = time.perf_counter()
-        live.load(recipe)
-        taken[f"{'no scales' if number % 2 else 'scales'}, {seen}"].append(1000 * (time.perf_counter() - since))
-        depths.add(len(route))
-        if number % TIMED == 0:  # forget the shells, so that depths are new again
-            live._shells.clear()
-            depths = {len(route)}
-    print("| a change of route, 24 layers, 0.5 B | median, ms | worst, ms |\n|---|---:|---:|")
-    for name, values in taken.items():
-        print(f"| {name} ({len(values)}) | {statistics.median(values):.0f} | {max(values):.0f} |")
+    more = SEARCHES[name]
+    objectives = [{"task": skill} for skill in SKILLS] + more.get("objectives", [])
+    (here / "study.yaml").write_text(yaml.safe_dump(common | more | {"objectives": objectives}))
+    return load_study(here / "study.yaml")
+
+
+def measured(study: Study, limit: Any) -> dict[str, Any]:
+    """Run a search and score on held-out items what the table needs: its front, its known starts, the best of each depth."""
+    study.run(limit)
+    done = [t for t in study.trials if t.feasible]
+    starts, shortest = [t for t in done if t.is_start], best_by_depth(study, done)
+    study.hold_out([*study.front(), *starts, *shortest])
+    numbers = {name: {t.number for t in some} for name, some in (("front", study.front()), ("starts", starts), ("depths", shortest))}
+    by_number = {t.number: t for t in study.trials}
+    found = {name: [told(study, by_number[n]) for n in sorted(some)] for name, some in numbers.items()}
+    return found | {"failed": sum(bool(t.failure) for t in study.trials), "second": sum(t.level for t in study.trials)}
+
+
+def told(study: Study, trial: Trial) -> dict[str, Any]:
+    held_out = trial.held_out or {}
+    return {
+        "label": trial.label,
+        "layers": depth(study, trial),
+        "level": trial.level,
+        "search": [trial.scores[s].value for s in SKILLS],
+        "held_out": [held_out[s].value for s in SKILLS],
+    }
+
+
+def best_by_depth(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats in the mean of the search scores with as many layers or fewer."""
+    pairs = [(-depth(study, t), statistics.mean(t.scores[s].value for s in SKILLS)) for t in trials]
+    return [t for t, on in zip(trials, nondominated(pairs), strict=True) if on]
+
+
+def depth(study: Study, trial: Trial) -> int:
+    """Layers of a trial's merge: those of its slices, or of the base where it is merged in place."""
+    ranges = [piece.sources[0].layer_range for piece in study.recipe(trial).slices]
+    return sum(r[1] - r[0] for r in ranges if r) or 8
+
+
+def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
+    """Write `results/dataflow/seed-N.json`."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        path = RESULTS / f"seed-{seed}.json"
+        for name in searches:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            if name not in found:
+                study, config = study_of(folder, name, seed)
+                found[name] = measured(study, config.limit)
+                path.write_text(json.dumps(found, indent=1) + "\n")
+                print(f"seed {seed}  {name}: {len(found[name]['front'])} on the front", flush=True)
+
+
+def table() -> None:
+    """Print the tables of docs/routes.md."""
+    seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
+    plain = next(s[name] for s in seeds for name in s)["starts"]
+    sources = [t["held_out"] for t in plain if t["label"] in ("order", "mirror", "scribe")]
+    reference = reference_point(sources)
+    scale = hypervolume([[1.0] * len(SKILLS)], reference)
+
+    def volume(trials: Sequence[dict[str, Any]]) -> float:
+        return hypervolume([t["held_out"] for t in trials], reference) / scale
+
+    print("| search | seeds | hypervolume | best mean | layers at 95 % of it |\n|---|---:|---:|---:|---:|")
+    print(row("the sources", [volume([t for t in plain if t["label"] in ("order", "mirror", "scribe")])], [best(plain)], []))
+    stacks = next((s["routes alone, random edits"]["starts"] for s in seeds if "routes alone, random edits" in s), [])
+    print(row("static stacking (known starts)", [volume(stacks)], [best(stacks)], []))
+    for name in SEARCHES:
+        found = [s[name] for s in seeds if name in s]
+        if found:
+            means = [best([*f["front"], *f["depths"]]) for f in found]
+            short = [fewest(f["depths"], 0.95 * m) for f, m in zip(found, means, strict=True)]
+            print(row(name, [volume(f["front"]) for f in found], means, short))
+    print("\n| best held-out mean with at most so many layers | " + " | ".join(map(str, range(4, 10))) + " |\n|---|" + "---:|" * 6)
+    for name in SEARCHES:
+        found = [s[name] for s in seeds if name in s]
+        if found:
+            cells = [[best([t for t in f["depths"] if t["layers"] <= n]) for f in found] for n in range(4, 10)]
+            print(f"| {name} | " + " | ".join(f"{statistics.mean(c):.3f}" for c in cells) + " |")
+
+
+def best(trials: Sequence[dict[str, Any]]) -> float:
+    """The held-out mean of whoever has the best mean of the search scores; 0 where there is nobody."""
+    if not trials:
+        return 0.0
+    return float(np.mean(max(trials, key=lambda t: float(np.mean(t["search"])))["held_out"]))
+
+
+def fewest(trials: Sequence[dict[str, Any]], least: float) -> float:
+    """Layers of the shortest whose held-out mean reaches `least`."""
+    return min((t["layers"] for t in trials if np.mean(t["held_out"]) >= least), default=float("nan"))
+
+
+def row(name: str, volumes: Sequence[float], means: Sequence[float], short: Sequence[float]) -> str:
+    return f"| {name} | {len(volumes)} | {spread(volumes)} | {spread(means)} | {spread(short, 1) if short else ''} |"
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    commands.add_parser("exactness")
-    commands.add_parser("switch").add_argument("folder", type=Path)
+    measuring = commands.add_parser("run")
+    measuring.add_argument("folder", type=Path)
+    measuring.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    measuring.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
+    commands.add_parser("table")
     arguments = parser.parse_args()
-    if arguments.what == "exactness":
-        exactness()
+    if arguments.what == "run":
+        run(arguments.folder, arguments.seeds, arguments.searches)
     else:
-        switch(arguments.folder)
+        table()
 
 
 if __name__ == "__main__":

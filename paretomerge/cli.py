@@ -83,7 +83,7 @@ def status(study_yaml: StudyFile) -> None:
     from paretomerge.study.progress import tally
 
     done = study.trials
-    told = f"{evaluated(done)} of {config.trials} trials, {tally(done)}, {len(study.front())} on the front, "
+    told = f"{evaluated(done)} of {config.limit.trials} trials, {tally(done)}, {len(study.front())} on the front, "
     lines = [f"{told}hypervolume {study.hypervolume(done):.4f}"]
     lines += [f"latest failure: trial {t.number}: {t.failure}" for t in done if t.failure][-1:]
     lines += [f"latest infeasible: trial {t.number}: {t.broken}" for t in done if t.broken][-1:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from optuna.samplers import BaseSampler
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretomerge.checkpoint.reader import Checkpoint
@@ -15,21 +16,22 @@ from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
-from paretomerge.recipe import under
-from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig
-from paretomerge.space.config import SpaceConfig, Strict, build_space
-from paretomerge.space.routes import EditSpace
+from paretomerge.recipe import Recipe, under
+from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig, ThenConfig
+from paretomerge.space.config import SpaceConfig, Strict, build_space, route_space
+from paretomerge.space.routes import RouteSpace
 from paretomerge.space.sources import digest, named_sources
 from paretomerge.space.space import Space
 from paretomerge.space.weights import WeightSpace
 from paretomerge.study.budget import Budget
 from paretomerge.study.goals import Constraint, Goals
+from paretomerge.study.hierarchy import Then
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
 _NOT_ASKED: Any = dict.fromkeys(
     ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
-) | {"evaluate": {"batch_size"}}
+) | {"evaluate": {"batch_size"}, "then": {"trials", "sampler"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
 
@@ -48,6 +50,7 @@ class StudyConfig(Strict):
     sampler: str | dict[str, Any] = "mmmo"
     trials: int = Field(default=60, ge=1)
     budget: BudgetConfig = BudgetConfig()
+    then: ThenConfig | None = None
     seed: int = 0
     out: str | None = None
     storage: str | None = None
@@ -74,7 +77,7 @@ class StudyConfig(Strict):
     @property
     def limit(self) -> Budget:
         """The budget as `Study.run` takes it."""
-        return Budget(self.trials, self.budget.share, self.budget.patience)
+        return Budget(self.trials + (self.then.trials if self.then else 0), self.budget.share, self.budget.patience)
 
     @property
     def bounds(self) -> list[ConstraintConfig]:
@@ -87,6 +90,19 @@ class StudyConfig(Strict):
         """Objectives, and what only constraints ask for."""
         plain = {o.model_copy(update={"name": o.title, "direction": None}) for o in self.objectives}
         return [*self.objectives, *dict.fromkeys(c.scored for c in self.bounds if c.scored not in plain)]
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> "StudyConfig":
+        if self.then is None:
+            return self
+        if self.space.routes is not None:
+            raise ValueError("then: expected a first level that merges in place, got `space.routes`; leave `then` out")
+        if sparse := [o.title for o in self.scored if o.sparsity]:
+            raise ValueError(f"then: expected scores that routes have, got {sparse[0]!r}, a sparsity")
+        names = [o.title for o in self.objectives]
+        if strange := [name for name in self.then.prefer or {} if name not in names]:
+            raise ValueError(f"then.prefer: {unknown('objective', strange[0], names)}")
+        return self
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "StudyConfig":
@@ -136,12 +152,13 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
         storage=_storage(config, folder),
         identity=config.model_dump(mode="json", exclude=_NOT_ASKED) | files,
         placement=Placement(config.dtype, config.device),
+        then=_then(config, space) if config.then else None,
     )
     study.record.note("home", str(folder))
     return study, config
 
 
-def make_space(config: StudyConfig, folder: Path) -> WeightSpace | EditSpace:
+def make_space(config: StudyConfig, folder: Path) -> WeightSpace | RouteSpace:
     """The space that a study.yaml in `folder` describes."""
     base, sources = study_models(config, folder)
     return build_space(config.space, base, sources, Checkpoint(base).architecture, config.seed, folder / "runs")
@@ -221,24 +238,52 @@ def _out(config: StudyConfig, path: Path) -> Path:
     return path.resolve().parent / (config.out or f"runs/{path.stem}")
 
 
-def make_sampler(config: StudyConfig, space: Space) -> Any:
-    """`sampler: name` or `sampler: {name: ..., option: ...}`: a preset, or any of Optuna's by its class name."""
+def _then(config: StudyConfig, space: Space) -> Then:
+    """The second level; what is wrong with its settings is told before the first begins."""
+    settings = config.then
+    assert settings is not None
+
+    def routes(pool: Mapping[str, Recipe]) -> Space:
+        try:
+            return route_space(settings.routes, space.base, space.sources, config.seed, pool)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("space.", "then.", 1)) from error
+
+    def sampler(space: Space) -> BaseSampler:
+        made: BaseSampler = make_sampler(config, space, settings)
+        return made
+
+    then = Then(config.trials, routes, sampler, settings.front or Then.front, _preference(config, settings))
+    then.sampler(then.space({}))
+    return then
+
+
+def _preference(config: StudyConfig, settings: ThenConfig) -> tuple[float, ...] | None:
+    return tuple(settings.prefer.get(o.title, 0.0) for o in config.objectives) if settings.prefer else None
+
+
+def make_sampler(config: StudyConfig, space: Space, then: ThenConfig | None = None) -> Any:
+    """`sampler: name` or `sampler: {name: ..., option: ...}`: a preset, or any of Optuna's by its class name. then: for the second
+    level, which begins with the sources and the pool, each alone.
+    """
     from paretomerge.search.presets import Problem, make
 
-    options = {"name": config.sampler} if isinstance(config.sampler, str) else dict(config.sampler)
+    chosen = then.sampler if then and then.sampler else config.sampler
+    options = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"sampler: expected a name, or `name` and options, got {shown(config.sampler)}")
-    starts = list(space.starts().values())
+        raise ConfigError(f"sampler: expected a name, or `name` and options, got {shown(chosen)}")
+    starts = list(space.starts().values())[: len(space.sources) if then else None]
+    sources = len(config.models) if then else len(space.sources)
     problem = Problem(
         space.distributions,
         len(config.objectives),
         seed=config.seed,
         conditions=space.conditions,
         starts=len(starts),
-        sources=len(space.sources),
-        trials=config.trials,
-        start=starts[len(space.sources)] if len(starts) > len(space.sources) else None,
+        sources=sources,
+        trials=then.trials if then else config.trials,
+        start=starts[sources] if len(starts) > sources else None,
         importance=space.importance if config.space.importance and isinstance(space, WeightSpace) else {},
     )
     return make(name, problem, options)

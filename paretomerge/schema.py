@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paretomerge.space.config import Strict
+from paretomerge.space.config import RoutesConfig, Strict
 
 
 class ObjectiveConfig(Strict):
@@ -75,6 +75,26 @@ class BudgetConfig(Strict):
 
 def _share(percentage: str) -> float:
     return float(percentage.strip().rstrip("% ")) / 100
+
+
+class ThenConfig(Strict):
+    """A second level: `trials` more, on routes through the models and `front` merges of the first level's front, or the one that a
+    preference picks. sampler: the first level's unless another is named.
+    """
+
+    routes: RoutesConfig = RoutesConfig()
+    trials: int = Field(default=60, ge=1)
+    front: int | None = Field(default=None, ge=1)
+    prefer: dict[str, float] | None = None
+    sampler: str | dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> "ThenConfig":
+        if self.front is not None and self.prefer is not None:
+            raise ValueError("expected one of `front` and `prefer`, got both")
+        if self.prefer is not None and (min(self.prefer.values(), default=0) < 0 or not sum(self.prefer.values()) > 0):
+            raise ValueError(f"prefer: expected weights of 0 or more, one of them above 0, got {self.prefer}")
+        return self
 
 
 class EvaluateConfig(Strict):

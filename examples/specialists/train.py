@@ -38,7 +38,11 @@ MIXTURE = {  # how often each skill is drawn: the slow ones more, so that none i
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast; sizes of the network. The defaults made the checkpoints in this folder."""
+    """How long and how fast; sizes of the network. The defaults made the checkpoints in this folder.
+
+    drop: how often a step goes without a layer (stochastic depth, Huang et al. 2016): such models bear routes that skip or
+    repeat layers, as large ones do and small ones else do not.
+    """
 
     seed: int = 0
     base_steps: int = 400
@@ -50,6 +54,7 @@ class Training:
     width: int = 128
     heads: int = 4
     own_share: float = 0.7
+    drop: float = 0.0
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -108,8 +113,11 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=min(50, steps // 4))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 10)
+    layers = list(model.model.layers)
     model.train()
     for _ in range(steps):
+        if training.drop:
+            model.model.layers = torch.nn.ModuleList([layer for layer in layers if rng.random() >= training.drop] or layers[:1])
         names = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=training.batch)
         names = [rng.choice(own) if own and rng.random() < training.own_share else name for name in names]
         ids, labels = encode(tokenizer, [draw_item(name, "train", rng) for name in names])
@@ -120,6 +128,7 @@ def train(
         optimizer.step()
         warm.step()
         cosine.step()
+    model.model.layers = torch.nn.ModuleList(layers)
 
 
 @torch.no_grad()
@@ -178,6 +187,8 @@ def main() -> None:
     parser.add_argument("--expert-steps", type=int, default=Training.expert_steps)
     parser.add_argument("--own-share", type=float, default=Training.own_share)
     parser.add_argument("--expert-rate", type=float, default=Training.expert_rate)
+    parser.add_argument("--layers", type=int, default=Training.layers)
+    parser.add_argument("--drop", type=float, default=Training.drop)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the same sums in the same order on every machine
     training = replace(
@@ -187,6 +198,8 @@ def main() -> None:
         expert_steps=arguments.expert_steps,
         expert_rate=arguments.expert_rate,
         own_share=arguments.own_share,
+        layers=arguments.layers,
+        drop=arguments.drop,
     )
     train_all(training, arguments.out)
     write_items(HERE / "tasks" / "data", search=600, held_out=600)

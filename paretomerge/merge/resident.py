@@ -56,7 +56,8 @@ class Warm:
 
     def operand(self, name: str) -> InMemory:
         if name not in self._kept:
-            self._kept[name] = InMemory(whole(self.weights.operand(name)).to(self.device))
+            operand = self.weights.operand(name)
+            self._kept[name] = InMemory(whole(operand).to(self.device, getattr(torch, operand.dtype)))
         return self._kept[name]
 
     def check_unchanged(self) -> None:

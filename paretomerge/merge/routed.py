@@ -7,8 +7,10 @@ ones of the sources; only those that a scale divides are computed, and they go w
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +21,9 @@ from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merge.engine import merged_tensors
 from paretomerge.merge.job import Job, Pair, Plan, Weights
 from paretomerge.merge.live import live_names
+from paretomerge.merge.nested import Step
 from paretomerge.merge.plan import make_plan, open_weights
-from paretomerge.merge.resident import Merged
+from paretomerge.merge.resident import Merged, Warm
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,12 +35,24 @@ _SHELLS = 32  # models without weights that are kept, one per depth and kinds of
 class RoutedModel:
     """`model` (a transformers model in eval mode) with `tokenizer`, to follow one route after another.
 
-    sources: models whose layers routes take, kept in memory in `dtype`, by default the first one's. A route of another depth
-    has another model object.
+    sources: models whose layers routes take, kept in memory in `dtype`, by default the first one's. recipes: by the name that
+    routes call them by, merges whose layers they may take, too: each is merged once. already: models that are open, by name.
+    A route of another depth has another model object.
     """
 
-    def __init__(self, sources: Sequence[str], dtype: str | None = None, device: str = "cpu") -> None:
-        self.checkpoints: dict[str, Weights] = open_weights(sources)
+    def __init__(
+        self,
+        sources: Sequence[str],
+        dtype: str | None = None,
+        device: str = "cpu",
+        recipes: Mapping[str, Recipe] = MappingProxyType({}),
+        already: Mapping[str, Weights] = MappingProxyType({}),
+    ) -> None:
+        opened = open_weights(sources, already)
+        self.checkpoints: dict[str, Weights] = {n: w if isinstance(w, Warm) else Warm(w, device) for n, w in opened.items()}
+        for name, recipe in recipes.items():
+            self.checkpoints[name] = Warm(Step(make_plan(recipe, self.checkpoints)), device)
+        self._steps = {step.name: step for name, recipe in recipes.items() for step in recipe.as_steps(name)}
         self.device = device
         first = self.checkpoints[sources[0]]
         self.dtype = dtype or first.dtype
@@ -57,7 +72,9 @@ class RoutedModel:
         """Follow a route. The tensors are those that `merge` would write, bit for bit, where `dtype` is the recipe's."""
         if recipe.merge_method != "passthrough":
             raise RecipeError(f"expected a route through layers (passthrough), got {recipe.merge_method}; load it in place")
-        plan = make_plan(recipe, self.checkpoints)
+        if strange := [step.name for step in recipe.steps if step != self._steps.get(step.name)]:
+            raise RecipeError(f"expected steps that are resident, {', '.join(map(str, self._steps)) or 'none'}, got another: {strange[0]}")
+        plan = make_plan(replace(recipe, steps=()), self.checkpoints)
         shell = self._shell_of(plan)
         if self._shell is not None:
             self._shell.empty()  # what was computed for the last route goes with it
@@ -69,7 +86,7 @@ class RoutedModel:
     def _resident_of(self, pair: Pair) -> nn.Parameter:
         if pair not in self._resident:
             model, name = pair
-            self._resident[pair] = self._placed(whole(self.checkpoints[model].operand(name)))
+            self._resident[pair] = self._placed(whole(self.checkpoints[model].operand(name)))  # the tensor itself, in its own dtype
         return self._resident[pair]
 
     def _placed(self, tensor: torch.Tensor) -> nn.Parameter:

@@ -178,6 +178,16 @@ class Recipe:
 
         return replace(_renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps))
 
+    def as_steps(self, name: str) -> tuple["Recipe", ...]:
+        """The recipe as a step of another one, under `name`, after its own steps, whose names then begin with that."""
+        own = {step.name: f"{name}/{step.name}" for step in self.steps}
+
+        def at(model: str) -> str:
+            return own.get(model, model)
+
+        before = tuple(replace(_renamed(step, at), name=own[step.name]) for step in self.steps)
+        return (*before, replace(_renamed(self, at), name=name, steps=()))
+
 
 def under(folder: Path, model: str) -> str:
     """A model's name, with what exists under `folder`, itself or the sides of its plus sign, made to point there."""

@@ -17,8 +17,8 @@ AT_REST = 0.5  # where a parameter that does not count is put, so that points th
 class Encoding:
     """Numbers are scaled to [0, 1]; a choice among C becomes C coordinates, one of them 1 (one-hot).
 
-    conditions: name -> (parent, values) pairs: the parameter counts only where each categorical `parent` has one of its
-        `values`. A point that lacks a parameter is encoded as one where it does not count.
+    conditions: name -> (parent, values) pairs: the parameter counts only where each `parent`, a choice or an integer, has one
+        of its `values`. A point that lacks a parameter is encoded as one where it does not count.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None) -> None:
@@ -81,11 +81,15 @@ class Encoding:
         mask = np.ones(x.shape, dtype=bool)
         for name, pairs in self.conditions.items():
             for parent, values in pairs:
-                choices = self.space[parent].choices  # type: ignore[attr-defined]
-                first = self.columns[parent].start
-                chosen = x[:, [first + choices.index(value) for value in values]].sum(1) > 0
-                mask[:, self.columns[name]] &= chosen[:, None]
+                mask[:, self.columns[name]] &= self._has(x, parent, values)[:, None]
         return mask
+
+    def _has(self, x: Array, name: str, values: Sequence[Any]) -> NDArray[np.bool_]:
+        """Mask `(n,)` of the points whose parameter has one of the values."""
+        distribution, columns = self.space[name], self.columns[name]
+        if isinstance(distribution, CategoricalDistribution):
+            return np.asarray(x[:, [columns.start + distribution.choices.index(value) for value in values]].sum(1) > 0)
+        return np.isin([self._from_unit(distribution, float(unit)) for unit in x[:, columns.start]], list(values))
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
         """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""

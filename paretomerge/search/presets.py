@@ -126,13 +126,13 @@ def _optuna(name: str, defaults: Callable[[Problem], dict[str, Any]] = lambda pr
 def _proposer(kind: type[Any] | None, defaults: Callable[[Problem], dict[str, Any]] = lambda problem: {}) -> Build:
     """A `PointSampler` with a proposer of that kind, or with none; an option is the one's or the other's."""
     name = kind.__name__ if kind else "qmc"
-    own = {f.name for f in fields(kind)} if kind else set()
+    own = {f.name for f in fields(kind) if f.init} if kind else set()
 
     def build(problem: Problem, options: Options) -> BaseSampler:
         outer: dict[str, Any] = {"seed": problem.plain_seed, "n_startup": problem.n_startup}
         _check(name, options, own | set(outer))
         proposer = kind(**{**defaults(problem), **{k: v for k, v in options.items() if k in own}}) if kind else None
-        outer |= {key: value for key, value in options.items() if key not in own}
+        outer |= {key: value for key, value in options.items() if key in outer or key not in own}
         return PointSampler(proposer, space=problem.space, conditions=problem.conditions, **outer)
 
     return build
@@ -200,6 +200,12 @@ def _evolver(problem: Problem) -> dict[str, Any]:
     return {"population": min(max(problem.trials // 5, 8), 40)}
 
 
+def _policy(problem: Problem, options: Options) -> BaseSampler:
+    from paretomerge.search.policy import Policy  # and with it torch
+
+    return _proposer(Policy, lambda problem: {"starts": problem.n_startup, "seed": problem.plain_seed})(problem, options)
+
+
 def _m2n2(problem: Problem) -> dict[str, Any]:
     return {"members": min(max(problem.trials // 4, 8), 20)}
 
@@ -222,6 +228,7 @@ _TABLE = (
         "Du et al. 2024, arXiv 2406.12208; Kukkonen & Lampinen 2005",
     ),
     Preset("m2n2", _proposer(M2N2, _m2n2), "examples as shared resources, mates that complement", "Abrantes et al. 2025, arXiv 2508.16204"),
+    Preset("policy", _policy, "a recurrent network decides one by one, trained by PPO", "HM3, arXiv 2409.18893"),
     Preset("llm", _llm, "a language model reads the log and proposes", "Liu et al. 2023, arXiv 2310.12541"),
 )
 

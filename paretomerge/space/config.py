@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -15,10 +16,13 @@ from paretomerge.checkpoint.stream import fold_of
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merge.kinship import Profile, by_kinship, profile, twins
 from paretomerge.merge.plan import open_weights
+from paretomerge.recipe import Recipe
 from paretomerge.space.dials import Dial
+from paretomerge.space.edits import EditSpace
+from paretomerge.space.indicators import IndicatorSpace
 from paretomerge.space.knobs import Setting
 from paretomerge.space.layers import Grouping
-from paretomerge.space.routes import EditSpace
+from paretomerge.space.routes import RouteSpace
 from paretomerge.space.sources import digest
 from paretomerge.space.weights import WeightSpace
 
@@ -75,11 +79,23 @@ class DensityConfig(DialConfig):
 
 
 class RoutesConfig(Strict):
-    """Routes through layers. blocks: by default the layers of the shallowest model, at most 8. scale: `false` for none."""
+    """Routes through layers. blocks: by default the layers of the shallowest model, at most 8. scale: `false` for none.
 
+    most: times that an edit repeats a block. repeats: rounds of the indicators.
+    """
+
+    form: Literal["edits", "indicators"] = "edits"
     blocks: int | None = Field(default=None, ge=1)
     scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
-    most: int = Field(default=2, ge=1)
+    most: int | None = Field(default=None, ge=1)
+    repeats: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> "RoutesConfig":
+        other = {"edits": "repeats", "indicators": "most"}[self.form]
+        if getattr(self, other) is not None:
+            raise ValueError(f"expected no `{other}` beside `form: {self.form}`")
+        return self
 
 
 class SpaceConfig(Strict):
@@ -111,10 +127,10 @@ class SpaceConfig(Strict):
 
 def build_space(
     config: SpaceConfig, base: str, sources: Mapping[str, str], architecture: Architecture, seed: int, folder: Path
-) -> WeightSpace | EditSpace:
+) -> WeightSpace | RouteSpace:
     """The space over `sources` (name -> path). folder: where the delta profile is kept, if one is needed."""
     if config.routes is not None:
-        return _routes(config.routes, base, sources, seed)
+        return route_space(config.routes, base, sources, seed)
     deltas = kept_profile(folder, base, sources) if config.profiled else None
     notes: list[str] = []
     if deltas:
@@ -145,9 +161,13 @@ def build_space(
     return replace(space, notes=tuple(notes))
 
 
-def _routes(config: RoutesConfig, base: str, sources: Mapping[str, str], seed: int) -> EditSpace:
-    opened = open_weights(tuple(sources.values()))
+def route_space(
+    config: RoutesConfig, base: str, sources: Mapping[str, str], seed: int, recipes: Mapping[str, Recipe] = MappingProxyType({})
+) -> RouteSpace:
+    """Routes through `sources` (name -> path) and merges of the base's depth (name -> recipe)."""
+    opened = open_weights((base, *sources.values()))
     depths = {name: opened[path].architecture.depth for name, path in sources.items()}
+    depths |= dict.fromkeys(recipes, opened[base].architecture.depth)
     fold, notes = None, []
     if config.scale:
         try:
@@ -157,9 +177,14 @@ def _routes(config: RoutesConfig, base: str, sources: Mapping[str, str], seed: i
             fold = folds.pop()
         except CheckpointError as error:
             notes.append(f"scales of the stream are left out: {error}")
-    blocks = config.blocks or min(8, *depths.values())
+    common: Any = {"fold": fold, "blocks": config.blocks or min(8, *depths.values()), "seed": seed, "notes": tuple(notes)}
+    common |= {"recipes": recipes}
+    sources = {**sources, **{name: name for name in recipes}}
+    common |= {"scale": config.scale} if config.scale else {}
     try:
-        return EditSpace(base, sources, depths, fold, blocks, config.scale or (0.5, 2.0), config.most, seed, tuple(notes))
+        if config.form == "indicators":
+            return IndicatorSpace(base, sources, depths, **common, repeats=config.repeats or 1)
+        return EditSpace(base, sources, depths, **common, most=config.most or 2)
     except ConfigError as error:
         raise ConfigError(str(error).replace("space.", "space.routes.", 1)) from error
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from types import MappingProxyType
 from typing import Any
 
 from paretomerge.checkpoint.stream import Fold
@@ -24,11 +25,12 @@ class Step:
 Route = Sequence[Step]
 
 
-def route_recipe(route: Route, fold: Fold | None, seed: int = 0) -> Recipe:
+def route_recipe(route: Route, fold: Fold | None, seed: int = 0, recipes: Mapping[str, Recipe] = MappingProxyType({})) -> Recipe:
     """The route as a plain passthrough, the scales folded into what layers add to the stream.
 
     The embedding is that of the first layer's model, final norm and head those of the last one's, as mergekit has it.
-    fold: where layers write the stream; may be None where all scales are 1.
+    fold: where layers write the stream; may be None where all scales are 1. recipes: those of models that are merges themselves,
+    by the name that the route calls them by.
     """
     if not route:
         raise RecipeError("route: expected one layer or more, got none")
@@ -48,7 +50,8 @@ def route_recipe(route: Route, fold: Fold | None, seed: int = 0) -> Recipe:
     for first, length, carried in runs:
         source = Source(first.model, (first.layer, first.layer + length), _folded(fold, carried))
         slices.append(Slice((source,)))
-    return Recipe("passthrough", tuple(slices), seed=seed)
+    used = [name for name in recipes if any(step.model == name for step in route)]
+    return Recipe("passthrough", tuple(slices), seed=seed, steps=tuple(step for name in used for step in recipes[name].as_steps(name)))
 
 
 def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
@@ -63,7 +66,7 @@ def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
 
 def recipe_route(recipe: Recipe, fold: Fold | None) -> list[Step]:
     """The route that `route_recipe` wrote as `recipe`. Raises RecipeError for any other recipe."""
-    beside = [f"`{part}`" for part in ("modules", "steps", "parameters") if getattr(recipe, part)]
+    beside = [f"`{part}`" for part in ("modules", "parameters") if getattr(recipe, part)]
     if recipe.merge_method != "passthrough" or beside:
         got = recipe.merge_method if recipe.merge_method != "passthrough" else " and ".join(beside)
         raise RecipeError(f"expected layers of one model, passed through, got {got}")

@@ -61,13 +61,15 @@ class Budget:
             return last
         return None
 
-    def gainless(self, gain: float | None, finished: Sequence[Trial], last: End | None) -> End | None:
-        """Whether the study stops at a proposal of that expected gain. A study that went on after a stop counts anew."""
+    def gainless(self, gain: float | None, finished: Sequence[Trial], last: End | None, level: int = 0) -> End | None:
+        """Whether the study stops at a proposal of that expected gain. One that went on after a stop counts anew, and so does each
+        level.
+        """
         if self.until is None:
             return None
         since = last.total if last and last.stopped else 0
         row = 0
-        for expected in (gain, *(t.gain for t in reversed(finished[since:]))):
+        for expected in (gain, *(t.gain for t in reversed(finished[since:]) if t.level == level)):
             if expected is None or expected >= self.until:
                 break
             row += 1

@@ -21,8 +21,8 @@ _MOST_STARTS = 10  # of a front: each costs an evaluation
 @dataclass(frozen=True)
 class Earlier:
     """name: as the user calls it. identity: as its record keeps it. home: the folder that its paths started from when it was
-    last opened; "" where the record does not say. trials: those that have scores. best: its front, the greatest hypervolume
-    contribution first.
+    last opened; "" where the record does not say. trials: those of the first level that have scores. best: its front, the greatest
+    hypervolume contribution first.
     """
 
     name: str
@@ -44,9 +44,15 @@ class Earlier:
             except KeyError as error:
                 raise ConfigError(f"expected a study of paretomerge, got {storage} without one") from error
             attributes, frozen, trials = study.user_attrs, study.get_trials(deepcopy=False), thawed(study)
-        values = {t.number: t.values for t in frozen if trials[t.number].feasible}
+        values = {t.number: t.values for t in frozen if trials[t.number].feasible and not trials[t.number].level}
         best = [trials[number] for number in _best(values)]
-        return cls(name, attributes.get("identity", {}), attributes.get("home", ""), tuple(t for t in trials if not t.failure), tuple(best))
+        return cls(
+            name,
+            attributes.get("identity", {}),
+            attributes.get("home", ""),
+            tuple(t for t in trials if not t.failure and not t.level),
+            tuple(best),
+        )
 
     def known(self, space: Space, recipe: Callable[[Mapping[str, Any]], Recipe], changed: str) -> Known:
         """Its trials in `space`'s parameters, `recipe` being its own: with their scores, or where something has `changed`

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -13,17 +13,31 @@ from paretomerge.study.record import Record, Trial
 
 
 class Optimiser:
-    """ask, then tell: the sampler sees in memory exactly what the record will hold."""
+    """ask, then tell: the sampler sees in memory exactly what the record will hold of its level.
 
-    def __init__(self, sampler: BaseSampler, record: Record, distributions: Mapping[str, BaseDistribution]) -> None:
+    beforehand: trials that are shown to it first, and belong to another level.
+    """
+
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        record: Record,
+        distributions: Mapping[str, BaseDistribution],
+        level: int = 0,
+        beforehand: Sequence[Trial] = (),
+    ) -> None:
         self._sampler = sampler
         self._record = record
+        self._level = level
         self._distributions = dict(distributions)
         self._study = optuna.create_study(directions=["maximize"] * len(record.objectives), sampler=sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([o.name for o in record.objectives])
-        self._study.add_trials(record.frozen())
+        known = record.frozen()
+        self._study.add_trials([record.freeze(trial, self._distributions) for trial in beforehand])
+        self._study.add_trials([trial for trial in known if trial.user_attrs.get("level", 0) == level])
+        self._ahead = len(known) - len(self._study.get_trials(deepcopy=False))  # numbers in the record, less those in memory
         self._asked: optuna.Trial | None = None
 
     def ask(self, start: Trial | None = None) -> Trial:
@@ -31,9 +45,10 @@ class Optimiser:
         if start is not None:
             self._study.enqueue_trial(dict(start.params))
         self._asked = self._study.ask(self._distributions)
+        number = self._asked.number + self._ahead
         if start is not None:
-            return Trial(self._asked.number, self._asked.params, label=start.label)
-        return Trial(self._asked.number, self._asked.params, gain=self._gain())
+            return Trial(number, self._asked.params, label=start.label, level=self._level)
+        return Trial(number, self._asked.params, gain=self._gain(), level=self._level)
 
     def tell(self, trial: Trial) -> None:
         """The outcome of what was asked: to the sampler, then to the record."""

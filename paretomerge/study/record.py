@@ -31,7 +31,7 @@ class Trial:
     label: what the point is known as, if it was not proposed (`uniform soup`). held_out: None until it was scored there.
     constraints: each one's name -> by how much it is broken (kept where 0 or less). warm: the study and number that the
     scores were taken over from. same_as: the trial that had the same recipe, whose scores these are. gain: what the sampler
-    expected of it, as a share of the hypervolume.
+    expected of it, as a share of the hypervolume. level: 1 where it belongs to a study's second level (see `Then`).
     """
 
     number: int
@@ -45,6 +45,7 @@ class Trial:
     warm: str = ""
     same_as: int | None = None
     gain: float | None = None
+    level: int = 0
 
     @property
     def is_start(self) -> bool:
@@ -119,7 +120,7 @@ class Record:
         """The trial in Optuna's form; `system` is what the sampler noted on it."""
         user: dict[str, Any] = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
         more = {"failure": trial.failure, "warm": trial.warm, "same_as": trial.same_as, "gain": trial.gain}
-        user |= {name: value for name, value in more.items() if value not in ("", None)}
+        user |= {name: value for name, value in more.items() if value not in ("", None)} | ({"level": trial.level} if trial.level else {})
         if not trial.failure:
             user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
         frozen = optuna.trial.create_trial(
@@ -200,6 +201,7 @@ def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         warm=user.get("warm", ""),
         same_as=user.get("same_as"),
         gain=user.get("gain"),
+        level=user.get("level", 0),
     )
 
 

@@ -24,10 +24,12 @@ from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End, evaluated
 from paretomerge.study.goals import Goals
+from paretomerge.study.hierarchy import Then, pool_name, scored_already
 from paretomerge.study.known import Known, agenda
 from paretomerge.study.optimiser import Optimiser
 from paretomerge.study.record import Record, Trial
 
+_POOL = "pool"  # numbers of the trials that the second level takes from, in the record
 _FAILURES_IN_A_ROW = 5  # then the cause is not the candidate
 
 
@@ -58,7 +60,7 @@ class Study:
 
     space: what can be merged, and how. goals: what merges are scored on. sampler: any Optuna sampler. known: reads what is
     to be tried or taken over first; called once, when a search begins. folder: holds `study.db` unless `storage` says else.
-    identity: what makes trials comparable (see Record); by default the models, the parameters and the goals.
+    identity: what makes trials comparable (see Record); by default the models, the parameters and the goals. then: a second level.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Study:
         storage: str | None = None,
         identity: Mapping[str, Any] | None = None,
         placement: Placement = Placement(),
+        then: Then | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.space = space
@@ -84,6 +87,7 @@ class Study:
         self.device = placement.device
         where = storage or f"sqlite:///{self.folder / 'study.db'}"
         self.record = Record(where, self.objectives, identity or self._question)
+        self.then = then
         self._known = known
         self._reference: list[float] | None = None
 
@@ -112,6 +116,27 @@ class Study:
             return RoutedModel(sources, self.dtype, self.device)
         return ResidentModel(self.space.base, sources, self.dtype, self.device)
 
+    @cached_property
+    def pool(self) -> dict[str, Recipe]:
+        """The merges of the first level that the second takes from, by name; known once the first has ended."""
+        numbers = self.record.noted(_POOL)
+        if numbers is None:
+            raise StudyError(f"{self.folder}: expected a second level that has begun, got none yet; run `paretomerge search` on")
+        trials = self.trials
+        return {pool_name(number): self.recipe(trials[number]) for number in numbers}
+
+    @cached_property
+    def routes(self) -> Space:
+        """The space of the second level."""
+        assert self.then is not None
+        return self.then.space(self.pool)
+
+    @cached_property
+    def routed(self) -> RoutedModel:
+        """The live model of the second level; it shares the sources' tensors with the first one's."""
+        sources = tuple(self.space.sources.values())
+        return RoutedModel(sources, self.dtype, self.device, self.pool, self.resident.checkpoints)
+
     @property
     def trials(self) -> list[Trial]:
         return self.record.trials()
@@ -136,7 +161,13 @@ class Study:
 
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial, in the dtype that was scored."""
-        return self._recipe(trial.params)
+        return self._recipe(trial.params, trial.level)
+
+    def load(self, trial: Trial) -> Live:
+        """The merge of a trial, loaded, as evaluators see it."""
+        holder = self.routed if trial.level else self.resident
+        merged = holder.load(self.recipe(trial))
+        return Live(merged.model, holder.tokenizer, merged.facts)
 
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by number."""
@@ -170,12 +201,29 @@ class Study:
 
     def _search(self, budget: Budget, last: End | None, watch: Callable[[Event], None]) -> End:
         finished = self.trials
-        optimiser = Optimiser(self.sampler, self.record, self.space.distributions)
+        if self.then is None:
+            return self._explore(_Level(0, self.space, self.sampler), budget, budget.trials, finished, last, watch)
+        if self.record.noted(_POOL) is None:
+            first = replace(budget, trials=min(self.then.after, budget.trials))
+            end = self._explore(_Level(0, self.space, self.sampler), first, budget.trials, finished, last, watch)
+            if evaluated(finished) >= budget.trials:
+                return end
+            feasible = [t for t in finished if t.feasible]
+            self.record.note(_POOL, self.then.chosen(feasible, self.objectives, self.reference or ()))
+        level = _Level(1, self.routes, self.then.sampler(self.routes), tuple(scored_already(self.routes, self.trials)))
+        budget.check(level.sampler)
+        return self._explore(level, budget, budget.trials, finished, last, watch)
+
+    def _explore(
+        self, level: "_Level", budget: Budget, total: int, finished: list[Trial], last: End | None, watch: Callable[[Event], None]
+    ) -> End:
+        """One level, to its end; `finished` grows. total: trials of all levels."""
+        optimiser = Optimiser(level.sampler, self.record, level.space.distributions, level.number, level.beforehand)
         if finished or self.known.scored:
             # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
-            self.sampler.reseed_rng()
-        scored = {self._key(t.params): t for t in reversed(finished) if not t.failure}
-        coming = deque(agenda(self.space.starts(), len(self.space.sources), self.known, finished, self._key))
+            level.sampler.reseed_rng()
+        scored = {self.recipe(t).key: t for t in reversed(finished) if not t.failure}
+        coming = deque(self._coming(level, finished))
         while True:
             seconds: dict[str, float] = {}
             start = coming.popleft() if coming else None
@@ -186,17 +234,29 @@ class Study:
             else:
                 with _clock(seconds, "ask"):
                     asked = optimiser.ask(start)
-                if end := budget.gainless(asked.gain, finished, last):
+                if end := budget.gainless(asked.gain, finished, last, level.number):
                     return end
                 trial = self._try(replace(asked, seconds=seconds), seconds, scored)
                 with _clock(seconds, "record"):
                     optimiser.tell(trial)
             finished.append(trial)
             if not trial.failure:
-                scored.setdefault(self._key(trial.params), trial)
+                scored.setdefault(self.recipe(trial).key, trial)
             if not trial.warm:
-                watch(Event(trial, evaluated(finished), budget.trials, self.hypervolume(finished), seconds))
+                watch(Event(trial, evaluated(finished), total, self.hypervolume(finished), seconds))
             _stop_if_hopeless(finished)
+
+    def _coming(self, level: "_Level", finished: Sequence[Trial]) -> list[Trial]:
+        """What comes before the sampler's own proposals. In the second level: sources that the first could not score."""
+        if not level.number:
+            return agenda(self.space.starts(), len(self.space.sources), self.known, finished, lambda params: self._recipe(params).key)
+        told = {
+            *(t.label for t in level.beforehand),
+            *(pool_name(t.number) for t in level.beforehand),
+            *(t.label for t in finished if t.level),
+        }
+        starts = level.space.starts()
+        return [Trial(-1, starts[name], label=name, level=1) for name in level.space.sources if name not in told]
 
     def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None, *, watched: bool = False) -> None:
         """Score `trials` on the held-out items, with the watched tasks if `watched`; what is known is not scored again."""
@@ -205,7 +265,7 @@ class Study:
             known = self.record.held_out(trial.number)
             missing = [e for kind, e in evaluators.items() if kind not in known]
             if missing:
-                live = self.live(self.resident.load(self.recipe(trial)))
+                live = self.load(trial)
                 for kind, evaluator in evaluators.items():
                     if evaluator in missing:
                         self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
@@ -236,24 +296,30 @@ class Study:
         return taken
 
     def _try(self, asked: Trial, seconds: dict[str, float], scored: Mapping[str, Trial]) -> Trial:
-        recipe = self._recipe(asked.params)
-        same = scored.get(recipe.key)
+        same = scored.get(self.recipe(asked).key)
         if same is not None:
             return replace(asked, scores=same.scores, constraints=same.constraints, same_as=same.number)
         try:
             with _clock(seconds, "merge"):
-                merged = self.resident.load(recipe)
+                live = self.load(asked)
             with _clock(seconds, "evaluate"):
-                scores = self.score(self.live(merged), "search")
+                scores = self.score(live, "search")
         except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
             return replace(asked, failure=f"{type(error).__name__}: {error}")
         return replace(asked, scores=scores, constraints=self.goals.excesses(scores))
 
-    def _recipe(self, params: Mapping[str, Any]) -> Recipe:
-        return replace(self.space.recipe(params), dtype=self.dtype)
+    def _recipe(self, params: Mapping[str, Any], level: int = 0) -> Recipe:
+        return replace((self.routes if level else self.space).recipe(params), dtype=self.dtype)
 
-    def _key(self, params: Mapping[str, Any]) -> str:
-        return self._recipe(params).key
+
+@dataclass(frozen=True)
+class _Level:
+    """beforehand: what its sampler is shown first."""
+
+    number: int
+    space: Space
+    sampler: BaseSampler
+    beforehand: tuple[Trial, ...] = ()
 
 
 @contextmanager

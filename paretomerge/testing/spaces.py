@@ -73,9 +73,11 @@ def _check_conditions(space: Space) -> None:
         assert name in space.distributions, f"conditions: {name} is no parameter of the space"
         assert parents, f"conditions: {name} has none; leave it out"
         for parent, values in parents:
-            choices = getattr(space.distributions.get(parent), "choices", None)
-            assert choices, f"conditions: {name} depends on {parent}, which is no choice of the space"
-            assert values and set(values) <= set(choices), f"conditions: {name} needs {parent} in {values}, whose choices are {choices}"
+            told = space.distributions.get(parent)
+            assert isinstance(told, (CategoricalDistribution, IntDistribution)), (
+                f"conditions: {name} depends on {parent}, which is no choice and no integer of the space"
+            )
+            assert values and all(_inside(told, v) for v in values), f"conditions: {name} needs {parent} in {values}, outside {told}"
 
 
 def _check_sources(space: Space, starts: Mapping[str, Params], weights: Mapping[str, Weights]) -> None:

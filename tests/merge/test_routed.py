@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -90,3 +92,42 @@ def test_models_of_other_widths_are_refused(llamas, tmp_path):
     mixed = route_recipe([Step(llamas["a"], 0), Step(str(tmp_path / "wide"), 1)], None)
     with pytest.raises(ParetoMergeError, match="expected"):
         RoutedModel([llamas["a"], str(tmp_path / "wide")]).load(mixed)
+
+
+POOL = {
+    "one": {"merge_method": "dare_ties", "seed": 3},
+    "two": {"merge_method": "linear"},
+}
+
+
+def pool(models, dtype) -> dict[str, Recipe]:
+    """Two merges of the models, one of which has a step of its own."""
+    listed = [{"model": path, "parameters": {"weight": 0.6, "density": 0.5}} for path in models.values()]
+    one = Recipe.from_dict({**POOL["one"], "base_model": models["a"], "models": listed, "dtype": dtype})
+    plain = [{"model": name, "parameters": {"weight": 0.5}} for name in ("inner", models["b"])]
+    two = Recipe.from_dict({**POOL["two"], "models": plain, "dtype": dtype})
+    return {"one": one, "two": replace(two, steps=(replace(one, name="inner"),))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merges_are_models_among_others(llamas, tmp_path, dtype):
+    recipes = pool(llamas, dtype)
+    live = RoutedModel(list(llamas.values()), dtype, recipes=recipes)
+    steps = [Step("one", 0), Step("two", 1), Step(llamas["b"], 1, 0.8), Step("one", 2, 1.2)]
+    recipe = replace(route_recipe(steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes), dtype=dtype)
+    assert [step.name for step in recipe.steps] == ["one", "two/inner", "two"]
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    written = AutoModelForCausalLM.from_pretrained(merge(recipe, tmp_path / "out")).eval()
+    assert torch.equal(run(live.load(recipe).model), run(written))
+    alone = merge(recipes["two"], tmp_path / "two")
+    depth = Checkpoint(alone).architecture.depth
+    whole = replace(route_recipe([Step("two", n) for n in range(depth)], None, recipes=recipes), dtype=dtype)
+    assert torch.equal(run(live.load(whole).model), run(AutoModelForCausalLM.from_pretrained(alone).eval()))
+
+
+def test_a_step_that_is_not_resident_is_told(llamas):
+    recipes = pool(llamas, "float32")
+    live = RoutedModel(list(llamas.values()), recipes={"one": recipes["one"]})
+    other = route_recipe([Step("one", 0)], None, recipes={"one": replace(recipes["one"], seed=4)})
+    with pytest.raises(RecipeError, match="expected steps that are resident, one, got another: one"):
+        live.load(other)

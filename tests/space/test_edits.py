@@ -6,7 +6,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.stream import FOLDS
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes import AS_ROUTED, EditSpace
+from paretomerge.space.edits import AS_ROUTED, EditSpace
 from paretomerge.space.sources import named_sources
 from paretomerge.space.stacks import Step, route_recipe
 from paretomerge.testing import check_space
@@ -20,7 +20,7 @@ def space_of(pico, names=("ada", "bob", "cyd"), **more) -> EditSpace:
 
 @pytest.mark.parametrize("more", [{}, {"fold": None}, {"blocks": 2}, {"blocks": 3, "most": 3}, {"names": ("bob",)}])
 def test_the_contract(pico, more):
-    check_space(space_of(pico, **more))
+    check_space(space_of(pico, **more), points=40)
 
 
 def layers(space: EditSpace, **edits) -> list[tuple[str, int, float]]:

@@ -1,0 +1,48 @@
+"""Two levels in one study (HM3, arXiv 2409.18893): merged parameters first, then routes through the sources and the best merges."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from optuna.samplers import BaseSampler
+
+from paretomerge.evaluate.evaluator import Objective
+from paretomerge.pareto.front import preferred, ranked
+from paretomerge.recipe import Recipe
+from paretomerge.space.space import Space
+from paretomerge.study.record import Trial
+
+
+@dataclass(frozen=True)
+class Then:
+    """The second level. after: trials of the first.
+
+    front: at most so many of the first level's front enter the pool, those that add most to the hypervolume first.
+    prefer: `(m,)` weights of the objectives, in place of `front`: the one merge that this preference picks (HM3's form).
+    space: of the pool's recipes by name. sampler: of that space.
+    """
+
+    after: int
+    space: Callable[[Mapping[str, Recipe]], Space]
+    sampler: Callable[[Space], BaseSampler]
+    front: int = 4
+    prefer: tuple[float, ...] | None = None
+
+    def chosen(self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float]) -> list[int]:
+        """Numbers of the trials that enter the pool, in their order. The sources are in it anyway."""
+        values = [t.values(objectives) for t in trials]
+        if not trials:
+            return []
+        best = [preferred(values, self.prefer)] if self.prefer else ranked(values, reference)[: self.front].tolist()
+        return sorted(trials[i].number for i in best)
+
+
+def pool_name(number: int) -> str:
+    """What a merge of the first level is called in the second, and in recipes that take from it."""
+    return f"trial-{number}"
+
+
+def scored_already(space: Space, trials: Sequence[Trial]) -> list[Trial]:
+    """The second level's starts that the first has scored: each source alone, and each member of the pool."""
+    first = {pool_name(t.number): t for t in trials} | {t.label: t for t in trials if t.label}
+    starts = space.starts()
+    return [replace(first[name], params=starts[name], level=1) for name in space.sources if name in first and not first[name].failure]

@@ -1,0 +1,127 @@
+"""A study of two levels, from its file to the written pick: merges in place, then routes through the models and the best merges."""
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from paretomerge.config import load_study
+from paretomerge.decide.pick import Choice, write_pick
+from paretomerge.decide.rescore import score_checkpoint
+from paretomerge.errors import ConfigError, StudyError
+from paretomerge.merge.resident import ResidentModel
+from paretomerge.report.html import write_report
+from paretomerge.report.tables import rows
+from tests.test_config import write
+
+SCORE = """
+import torch
+def score(model, tokenizer):
+    tokens = torch.arange(12).reshape(2, 6) + 3
+    with torch.no_grad():
+        return model(tokens).logits.float().std().item()
+"""
+FIRST, SECOND = 9, 7
+
+
+def told(tmp_path, pico, then, **more):
+    (tmp_path / "spread_of_logits.py").write_text(SCORE)
+    objectives = [{"function": "spread_of_logits:score"}, {"size": "layers"}]
+    space = {"methods": ["task_arithmetic", "dare_ties"]}
+    settings = {"objectives": objectives, "space": space, "trials": FIRST, "then": then, "sampler": "evolver", "dtype": "float32"}
+    return write(tmp_path, pico, **settings | more)
+
+
+def opened(tmp_path, pico, then=None, **more):
+    return load_study(told(tmp_path, pico, {"routes": {"blocks": 4}, "trials": SECOND, "front": 2} | (then or {}), **more))
+
+
+@pytest.fixture
+def finished(tmp_path, pico):
+    study, config = opened(tmp_path, pico)
+    study.run(config.limit)
+    return study
+
+
+def test_from_the_file_to_the_pick(finished, tmp_path):
+    trials = finished.trials
+    assert not [t.failure for t in trials if t.failure]
+    assert [t.level for t in trials] == [0] * FIRST + [1] * SECOND and [t.number for t in trials] == list(range(FIRST + SECOND))
+    assert list(finished.routes.sources) == ["ada", "bob", *finished.pool]
+    assert len({finished.recipe(t).key for t in trials}) == len({t.number for t in trials if t.same_as is None})
+    through = [t for t in trials if t.level and any(step.name in finished.pool for step in finished.recipe(t).steps)]
+    assert through, "no route goes through a merge of the first level"
+    trial = through[0]
+    write_pick(finished, trial, tmp_path / "picked", Choice(trial=trial.number))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "picked").config.num_hidden_layers == trial.scores["layers"].value
+    again = score_checkpoint(finished, str(tmp_path / "picked"), "search")
+    assert {name: s.value for name, s in again.items()} == {name: s.value for name, s in trial.scores.items()}
+
+
+def test_one_front_and_one_report_for_both(finished, tmp_path):
+    front = finished.front()
+    finished.hold_out(front)
+    assert {t.level for t in front} <= {0, 1} and all(t.held_out for t in finished.front())
+    write_report(finished, tmp_path / "report.html")
+    assert rows(finished.trials)[-1]["params"].keys() >= {"lead", "follow"}
+
+
+def test_what_is_known_is_not_scored_again(finished):
+    """Sources and the pool's members are starts of the second level, and have scores from the first."""
+    alone = {finished.recipe(t).key for t in finished.trials if t.level}
+    starts = finished.routes.starts()
+    assert not [name for name in finished.routes.sources if finished._recipe(starts[name], 1).key in alone]
+
+
+@pytest.mark.parametrize("stop", [4, FIRST, FIRST + 2])
+def test_a_study_that_was_interrupted_goes_on_as_it_was(finished, tmp_path, pico, stop):
+    (tmp_path / "again").mkdir()
+    study, _ = opened(tmp_path / "again", pico)
+    study.run(stop)
+    study, config = opened(tmp_path / "again", pico)
+    study.run(config.limit)
+    assert [t.params for t in study.trials] == [t.params for t in finished.trials]
+    assert [t.scores for t in study.trials] == [t.scores for t in finished.trials]
+
+
+def test_levels_share_the_sources_in_memory(finished):
+    assert isinstance(finished.resident, ResidentModel)
+    for name in finished.space.sources.values():
+        assert finished.routed.checkpoints[name] is finished.resident.checkpoints[name]
+
+
+def test_a_preference_picks_the_one_merge(tmp_path, pico):
+    study, config = opened(tmp_path, pico, {"front": None, "prefer": {"score": 1.0}})
+    study.run(config.limit)
+    best = max((t for t in study.trials if not t.level), key=lambda t: t.scores["score"].value)
+    assert list(study.pool) == [f"trial-{best.number}"]
+
+
+def test_the_first_level_alone_has_no_pool(tmp_path, pico):
+    study, _ = opened(tmp_path, pico)
+    study.run(FIRST)
+    with pytest.raises(StudyError, match="second level that has begun"):
+        _ = study.pool
+    assert len(study.front()) >= 1
+
+
+def test_another_study_begins_with_the_first_level_of_this_one(finished, tmp_path, pico):
+    (tmp_path / "next").mkdir()
+    study, _ = load_study(told(tmp_path / "next", pico, None, warm_start=["../study.yaml"]))
+    assert len(study.known.scored) == FIRST
+
+
+@pytest.mark.parametrize(
+    ("then", "more", "message"),
+    [
+        ({"front": 2, "prefer": {"score": 1}}, {}, "one of `front` and `prefer`"),
+        ({"front": None, "prefer": {"scor": 1}}, {}, "then.prefer: .*did you mean 'score'"),
+        ({"front": None, "prefer": {"score": 0}}, {}, "one of them above 0"),
+        ({"routes": {"blocks": 9}}, {}, "then.routes.blocks: expected 1 to 4"),
+        ({"sampler": "polcy"}, {}, "did you mean 'policy'"),
+        ({"fronts": 2}, {}, "did you mean 'front'"),
+        ({}, {"space": {"routes": {}}}, "a first level that merges in place"),
+        ({}, {"objectives": [{"function": "spread_of_logits:score"}, {"sparsity": True}]}, "scores that routes have, got 'sparsity'"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_search(tmp_path, pico, then, more, message):
+    with pytest.raises(ConfigError, match=message):
+        opened(tmp_path, pico, then, **more)
