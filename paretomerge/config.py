@@ -16,6 +16,7 @@ from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
+from paretomerge.evaluate.speed import Speed
 from paretomerge.recipe import Recipe, under
 from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig, ThenConfig
 from paretomerge.space.config import SpaceConfig, Strict, build_space, route_space
@@ -307,7 +308,12 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -
 def _evaluators(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> list[Evaluator]:
     parts: list[Evaluator] = [harness] if harness else []
     parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.scored if o.function]
-    return parts + [Fact("sparsity" if o.sparsity else str(o.size), o.title) for o in config.scored if o.sparsity or o.size]
+    for o in config.scored:
+        if o.size == "seconds_per_token":
+            parts.append(Speed(o.title))
+        elif o.sparsity or o.size:
+            parts.append(Fact("sparsity" if o.sparsity else str(o.size), o.title))
+    return parts
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:

@@ -15,7 +15,7 @@ class ObjectiveConfig(Strict):
     metric: str | None = None
     function: str | None = None
     sparsity: bool = False
-    size: Literal["layers", "parameters"] | None = None
+    size: Literal["layers", "parameters", "seconds_per_token"] | None = None
     name: str | None = None
     direction: str | None = Field(default=None, pattern="^(maximize|minimize)$")
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,10 +50,7 @@ class Shards:
         self._stamps = {file: _Stamp.of(file) for file in {h.file for h in headers.values()} if file.exists()}
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+        weakref.finalize(self, _close, self._open)  # unlike __del__, before the interpreter takes `os` away at its end
 
     def operand(self, name: str) -> Stored:
         header = self.headers[name]
@@ -72,6 +70,11 @@ class Shards:
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from error
             return self._open[file]
+
+
+def _close(descriptors: Mapping[Path, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 class Checkpoint:

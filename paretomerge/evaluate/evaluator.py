@@ -30,9 +30,11 @@ class Score:
 
     @property
     def text(self) -> str:
-        """For people: three decimals, but counts (of layers, of parameters) as they are."""
+        """For people: three decimals, but counts (of layers, of parameters) as they are, and what is smaller with two digits."""
         counted = self.n == 1 and self.stderr == 0 and self.value == int(self.value)
-        return f"{int(self.value):,}" if counted else f"{self.value:.3f}"
+        if counted:
+            return f"{int(self.value):,}"
+        return f"{self.value:.2g}" if 0 < abs(self.value) < 0.001 else f"{self.value:.3f}"
 
     @classmethod
     def mean_of(cls, items: Sequence[float]) -> "Score":

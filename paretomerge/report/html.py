@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 import plotly.subplots
@@ -31,7 +32,7 @@ def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
     front = study.front()
     known = [t for t in trials if t.is_start and t not in front]
     figures = [_scatter(study, trials, front, picked), _progress(study, trials)]
-    bars = _bars(study, trials, picked)
+    bars = [*_sizes(study, trials, picked), *_bars(study, trials, picked)]
     page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
         objectives=[o.name for o in study.objectives],
         watched=[n for n in study.objectives_and_watched() if n not in {o.name for o in study.objectives}],
@@ -99,6 +100,35 @@ def _progress(study: Study, trials: list[Trial]) -> go.Figure:
     figure.update_xaxes(title_text="trials")
     figure.update_yaxes(title_text="hypervolume")
     return _styled(figure, "Hypervolume over the search", 320)
+
+
+def _sizes(study: Study, trials: list[Trial], picked: Trial) -> list[go.Figure]:
+    """Quality against size, pruned and stacked models on one plot: the mean of what is maximised over each thing that is minimised,
+    and the best of what is no larger as a staircase.
+    """
+    sizes = [o.name for o in study.objectives if not o.maximise]
+    quality = [o.name for o in study.objectives if o.maximise]
+    if not quality:
+        return []
+    made = []
+    for size in sizes:
+        levels = {"merged in place": [t for t in trials if not t.level], "routes": [t for t in trials if t.level]}
+        figure = go.Figure()
+        points = {t.number: (t.scores[size].value, float(np.mean([t.scores[n].value for n in quality]))) for t in trials}
+        for (name, members), symbol in zip(levels.items(), ("circle", "diamond"), strict=True):
+            if members:
+                x, y = zip(*(points[t.number] for t in members), strict=True)
+                names = [html.escape(title(t)) for t in members]
+                figure.add_scatter(x=x, y=y, mode="markers", name=name, text=names, marker={"symbol": symbol, "color": _DIM, "size": 7})
+        order = sorted(points.values())
+        best = np.maximum.accumulate([mean for _, mean in order])
+        figure.add_scatter(x=[x for x, _ in order], y=best, mode="lines", name="best so far", line={"color": _FRONT, "shape": "hv"})
+        at = points[picked.number]
+        figure.add_scatter(x=at[:1], y=at[1:], mode="markers", name="picked", marker={"color": _PICK, "size": 13})
+        figure.update_xaxes(title_text=size)
+        figure.update_yaxes(title_text=f"mean of {', '.join(quality)}")
+        made.append(_styled(figure, f"Quality against {size}, search items", 420))
+    return made
 
 
 def _bars(study: Study, trials: list[Trial], picked: Trial) -> list[go.Figure]:

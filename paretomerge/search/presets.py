@@ -203,7 +203,9 @@ def _evolver(problem: Problem) -> dict[str, Any]:
 def _policy(problem: Problem, options: Options) -> BaseSampler:
     from paretomerge.search.policy import Policy  # and with it torch
 
-    return _proposer(Policy, lambda problem: {"starts": problem.n_startup, "seed": problem.plain_seed})(problem, options)
+    known = problem.starts or problem.n_startup  # where starts are known, a random point would tell little
+    build = _proposer(Policy, lambda problem: {"starts": known, "seed": problem.plain_seed})
+    return build(problem, {"n_startup": known, **options})
 
 
 def _m2n2(problem: Problem) -> dict[str, Any]:
