@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from paretomerge.config import load_study
-from paretomerge.study.study import Event, Placement, Study
+from paretomerge.study.loop import Event
+from paretomerge.study.study import Placement, Study
 
 STUDY = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "study.yaml"
 

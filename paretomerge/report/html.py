@@ -112,17 +112,18 @@ def _sizes(study: Study, trials: list[Trial], picked: Trial) -> list[go.Figure]:
         return []
     made = []
     for size in sizes:
-        levels = {"merged in place": [t for t in trials if not t.level], "routes": [t for t in trials if t.level]}
+        routed = [t for t in trials if t.level or study.space.routed]
+        levels = {"merged in place": [t for t in trials if t not in routed], "routes": routed}
         figure = go.Figure()
         points = {t.number: (t.scores[size].value, float(np.mean([t.scores[n].value for n in quality]))) for t in trials}
-        for (name, members), symbol in zip(levels.items(), ("circle", "diamond"), strict=True):
+        for (name, members), symbol, colour in zip(levels.items(), ("circle", "diamond"), (_SOURCE, _FRONT), strict=True):
             if members:
                 x, y = zip(*(points[t.number] for t in members), strict=True)
                 names = [html.escape(title(t)) for t in members]
-                figure.add_scatter(x=x, y=y, mode="markers", name=name, text=names, marker={"symbol": symbol, "color": _DIM, "size": 7})
+                figure.add_scatter(x=x, y=y, mode="markers", name=name, text=names, marker={"symbol": symbol, "color": colour, "size": 8})
         order = sorted(points.values())
         best = np.maximum.accumulate([mean for _, mean in order])
-        figure.add_scatter(x=[x for x, _ in order], y=best, mode="lines", name="best so far", line={"color": _FRONT, "shape": "hv"})
+        figure.add_scatter(x=[x for x, _ in order], y=best, mode="lines", name="best with as little", line={"color": _DIM, "shape": "hv"})
         at = points[picked.number]
         figure.add_scatter(x=at[:1], y=at[1:], mode="markers", name="picked", marker={"color": _PICK, "size": 13})
         figure.update_xaxes(title_text=size)
@@ -137,7 +138,8 @@ def _bars(study: Study, trials: list[Trial], picked: Trial) -> list[go.Figure]:
     shown = [t for t in [*sources, picked] if t.held_out]
     if not shown:
         return []
-    names = study.objectives_and_watched()
+    minimised = {o.name for o in study.objectives if not o.maximise}  # layers, seconds: of other units
+    names = [name for name in study.objectives_and_watched() if name not in minimised]
     figure = go.Figure()
     shades = ["#fcd34d", "#fbbf24", "#d97706", "#92400e"]
     for i, trial in enumerate(shown):
@@ -167,7 +169,7 @@ def _row(study: Study, trial: Trial, picked: Trial) -> dict[str, Any]:
     return {
         "name": title(trial),
         "picked": trial.number == picked.number,
-        "method": trial.params.get("method") or study.recipe(trial).merge_method,
+        "method": trial.params.get("method") or ("route" if trial.level else study.recipe(trial).merge_method),
         "search": dict(trial.scores),
         "held_out": dict(trial.held_out or {}),
         "mean": study.goals.mean(trial.scores),

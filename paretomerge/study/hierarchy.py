@@ -11,6 +11,9 @@ from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.record import Trial
 
+POOL = "pool"
+"""Where a record notes the numbers of the trials that the second level takes from."""
+
 
 @dataclass(frozen=True)
 class Then:

@@ -10,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from paretomerge.study.loop import Event
 from paretomerge.study.record import Scores, Trial
-from paretomerge.study.study import Event, Study
+from paretomerge.study.study import Study
 
 
 class Progress:

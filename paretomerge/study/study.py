@@ -1,9 +1,7 @@
-"""The loop: ask, merge, evaluate, tell. Finished trials are on disk before the next is asked for."""
+"""A study: its spaces, its goals, its record; what has been found, and merges of it loaded and scored."""
 
 import hashlib
 import json
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,36 +13,19 @@ from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import ParetoMergeError, StudyError
+from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.merge.resident import Merged, ResidentModel
 from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
-from paretomerge.study.budget import Budget, End, evaluated
+from paretomerge.study.budget import Budget, End
 from paretomerge.study.goals import Goals
-from paretomerge.study.hierarchy import Then, pool_name, scored_already
-from paretomerge.study.known import Known, agenda
-from paretomerge.study.optimiser import Optimiser
+from paretomerge.study.hierarchy import POOL, Then, pool_name
+from paretomerge.study.known import Known
+from paretomerge.study.loop import Event, Loop
 from paretomerge.study.record import Record, Trial
-
-_POOL = "pool"  # numbers of the trials that the second level takes from, in the record
-_FAILURES_IN_A_ROW = 5  # then the cause is not the candidate
-
-
-@dataclass(frozen=True)
-class Event:
-    """What the loop tells whoever watches, once per trial that it made. `seconds` includes the writing of the record.
-
-    done, total: trials that count towards the budget.
-    """
-
-    trial: Trial
-    done: int
-    total: int
-    hypervolume: float
-    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ class Study:
     @cached_property
     def pool(self) -> dict[str, Recipe]:
         """The merges of the first level that the second takes from, by name; known once the first has ended."""
-        numbers = self.record.noted(_POOL)
+        numbers = self.record.noted(POOL)
         if numbers is None:
             raise StudyError(f"{self.folder}: expected a second level that has begun, got none yet; run `paretomerge search` on")
         trials = self.trials
@@ -195,68 +176,9 @@ class Study:
         budget = Budget.of(budget)
         budget.check(self.sampler)
         with _alone(self.folder):
-            end = self._search(budget, End.read(self.record.noted("end")), watch)
+            end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()
             self.record.note("end", asdict(end))
         return end.reason
-
-    def _search(self, budget: Budget, last: End | None, watch: Callable[[Event], None]) -> End:
-        finished = self.trials
-        if self.then is None:
-            return self._explore(_Level(0, self.space, self.sampler), budget, budget.trials, finished, last, watch)
-        if self.record.noted(_POOL) is None:
-            first = replace(budget, trials=min(self.then.after, budget.trials))
-            end = self._explore(_Level(0, self.space, self.sampler), first, budget.trials, finished, last, watch)
-            if evaluated(finished) >= budget.trials:
-                return end
-            feasible = [t for t in finished if t.feasible]
-            self.record.note(_POOL, self.then.chosen(feasible, self.objectives, self.reference or ()))
-        level = _Level(1, self.routes, self.then.sampler(self.routes), tuple(scored_already(self.routes, self.trials)))
-        budget.check(level.sampler)
-        return self._explore(level, budget, budget.trials, finished, last, watch)
-
-    def _explore(
-        self, level: "_Level", budget: Budget, total: int, finished: list[Trial], last: End | None, watch: Callable[[Event], None]
-    ) -> End:
-        """One level, to its end; `finished` grows. total: trials of all levels."""
-        optimiser = Optimiser(level.sampler, self.record, level.space.distributions, level.number, level.beforehand)
-        if finished or self.known.scored:
-            # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
-            level.sampler.reseed_rng()
-        scored = {self.recipe(t).key: t for t in reversed(finished) if not t.failure}
-        coming = deque(self._coming(level, finished))
-        while True:
-            seconds: dict[str, float] = {}
-            start = coming.popleft() if coming else None
-            if start and start.scores:
-                trial = self._take(start, len(finished), optimiser)
-            elif end := budget.spent(finished, None if start else last):
-                return end
-            else:
-                with _clock(seconds, "ask"):
-                    asked = optimiser.ask(start)
-                if end := budget.gainless(asked.gain, finished, last, level.number):
-                    return end
-                trial = self._try(replace(asked, seconds=seconds), seconds, scored)
-                with _clock(seconds, "record"):
-                    optimiser.tell(trial)
-            finished.append(trial)
-            if not trial.failure:
-                scored.setdefault(self.recipe(trial).key, trial)
-            if not trial.warm:
-                watch(Event(trial, evaluated(finished), total, self.hypervolume(finished), seconds))
-            _stop_if_hopeless(finished)
-
-    def _coming(self, level: "_Level", finished: Sequence[Trial]) -> list[Trial]:
-        """What comes before the sampler's own proposals. In the second level: sources that the first could not score."""
-        if not level.number:
-            return agenda(self.space.starts(), len(self.space.sources), self.known, finished, lambda params: self._recipe(params).key)
-        told = {
-            *(t.label for t in level.beforehand),
-            *(pool_name(t.number) for t in level.beforehand),
-            *(t.label for t in finished if t.level),
-        }
-        starts = level.space.starts()
-        return [Trial(-1, starts[name], label=name, level=1) for name in level.space.sources if name not in told]
 
     def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None, *, watched: bool = False) -> None:
         """Score `trials` on the held-out items, with the watched tasks if `watched`; what is known is not scored again."""
@@ -286,40 +208,12 @@ class Study:
             raise StudyError(f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}")
         return {name: scores[name] for name in self.goals.scores} | scores
 
-    def _take(self, trial: Trial, number: int, optimiser: Optimiser) -> Trial:
-        """Another study's trial, with the scores on both splits that this one needs."""
-        scores = {name: trial.scores[name] for name in self.goals.scores}
-        taken = replace(trial, number=number, scores=scores, constraints=self.goals.excesses(scores))
-        optimiser.take(taken)
-        if held_out := {name: score for name, score in (trial.held_out or {}).items() if name in scores}:
-            self.record.add_held_out(number, "objectives", held_out)
-        return taken
-
-    def _try(self, asked: Trial, seconds: dict[str, float], scored: Mapping[str, Trial]) -> Trial:
-        same = scored.get(self.recipe(asked).key)
-        if same is not None:
-            return replace(asked, scores=same.scores, constraints=same.constraints, same_as=same.number)
-        try:
-            with _clock(seconds, "merge"):
-                live = self.load(asked)
-            with _clock(seconds, "evaluate"):
-                scores = self.score(live, "search")
-        except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
-            return replace(asked, failure=f"{type(error).__name__}: {error}")
-        return replace(asked, scores=scores, constraints=self.goals.excesses(scores))
+    def key(self, params: Mapping[str, Any]) -> str:
+        """Which points of the first level's space are the same merge."""
+        return self._recipe(params).key
 
     def _recipe(self, params: Mapping[str, Any], level: int = 0) -> Recipe:
         return replace((self.routes if level else self.space).recipe(params), dtype=self.dtype)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """beforehand: what its sampler is shown first."""
-
-    number: int
-    space: Space
-    sampler: BaseSampler
-    beforehand: tuple[Trial, ...] = ()
 
 
 @contextmanager
@@ -335,16 +229,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 4)
-
-
-def _stop_if_hopeless(finished: Sequence[Trial]) -> None:
-    last = finished[-_FAILURES_IN_A_ROW:]
-    if len(last) == _FAILURES_IN_A_ROW and all(t.failure for t in last):
-        raise StudyError(f"the last {_FAILURES_IN_A_ROW} trials failed; the latest with: {last[-1].failure}")

@@ -60,7 +60,8 @@ def test_one_front_and_one_report_for_both(finished, tmp_path):
     front = finished.front()
     finished.hold_out(front)
     assert {t.level for t in front} <= {0, 1} and all(t.held_out for t in finished.front())
-    write_report(finished, tmp_path / "report.html")
+    page = write_report(finished, tmp_path / "report.html").read_text()
+    assert "Quality against layers" in page and "merged in place" in page and ">route<" in page
     assert rows(finished.trials)[-1]["params"].keys() >= {"lead", "follow"}
 
 
