@@ -90,6 +90,8 @@ class ThenConfig(Strict):
 
     @model_validator(mode="after")
     def _one_pool(self) -> "ThenConfig":
+        if self.routes.match is not None:
+            raise ValueError("routes.match: expected none, for the second level does not begin with hand-overs")
         if self.front is not None and self.prefer is not None:
             raise ValueError("expected one of `front` and `prefer`, got both")
         if self.prefer is not None and (min(self.prefer.values(), default=0) < 0 or not sum(self.prefer.values()) > 0):

@@ -52,6 +52,8 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"space": {"routes": {"blocks": 9}}}, "space.routes.blocks: expected 1 to 4"),
         ({"space": {"routes": {"scale": [1.1, 2]}}}, "space.routes.scale: expected 0 < low < 1 < high"),
         ({"space": {"routes": {"block": 2}}}, "did you mean 'blocks'"),
+        ({"space": {"routes": {"match": "none.txt"}}}, "space.routes.match: expected a text, got none.txt"),
+        ({"space": {"routes": {"match": "mine.py", "scale": False}}}, "expected scales where `match` is set"),
         ({"space": {"routes": {"repeats": 2}}}, "expected no `repeats` beside `form: edits`"),
         ({"space": {"routes": {"form": "indicators", "most": 2}}}, "expected no `most` beside `form: indicators`"),
         ({"objectives": [{"size": "layer"}]}, "layers"),

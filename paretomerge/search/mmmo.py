@@ -1,7 +1,8 @@
 """MM-MO: multi-objective Bayesian optimisation for model merging (Li et al. 2024, arXiv 2407.00487), mended.
 
-Three steps make a proposal, each a switch: the acquisition's best points; the weak-to-strong crossing of them with
-evaluated elites (sec. 3.2); the Fisher filter, which of the best keeps the one that the surrogate knows least (3.3).
+Three steps make a proposal: the acquisition's best points; the weak-to-strong crossing of them with evaluated elites (sec.
+3.2); the Fisher filter, which of the best keeps the one that the surrogate knows least (3.3). The latter two are switches, and
+off: docs/search-benchmark.md has what they bring.
 
 The published program fits standardised objectives and leaves the reference point in raw units, so its improvement is
 zero everywhere. Here both are standardised, the reference point is explicit, and scores carry their noise.
@@ -51,7 +52,7 @@ class Settings:
     elites: int = 5
     crossover: float = 0.5
     differential: float = 0.5
-    fisher_filter: bool = True
+    fisher_filter: bool = False
     shortlist: int = 3
     raw_samples: int = 256
     restarts: int = 6
@@ -71,7 +72,7 @@ class Settings:
 
 
 class MMMOSampler(PointSampler):
-    """Expected hypervolume improvement with a weak-to-strong step and a Fisher filter, for any Optuna study.
+    """Expected hypervolume improvement, with MM-MO's steps as switches, for any Optuna study.
 
     space: the parameters, if known up front (else every parameter that finished trials had).
     conditions: name -> (categorical parent, values) pairs; under all of them the parameter counts.
@@ -118,7 +119,8 @@ class MMMOSampler(PointSampler):
         """The paper's constants (sec. 4.1), with units made right: 10 Sobol starts, 10 candidates from 512 raw samples, each
         crossed with the 5 elites, and of the ten best of all, the least known evaluated next.
         """
-        constants = {"raw_samples": 512, "restarts": 10, "weak_to_strong": True, "shortlist": 10, "refit": 0.0}
+        steps = {"weak_to_strong": True, "fisher_filter": True, "shortlist": 10}
+        constants = {"raw_samples": 512, "restarts": 10, "refit": 0.0} | steps
         return cls(seed, **(constants | options))
 
     def expected_gain(self, study: Study) -> float | None:

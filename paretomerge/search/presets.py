@@ -213,7 +213,7 @@ def _m2n2(problem: Problem) -> dict[str, Any]:
 
 
 _TABLE = (
-    Preset("mmmo", _mmmo, "expected hypervolume improvement, weak-to-strong, Fisher filter", "Li et al. 2024, arXiv 2407.00487"),
+    Preset("mmmo", _mmmo, "expected hypervolume improvement; MM-MO, mended", "Li et al. 2024, arXiv 2407.00487"),
     Preset("random", _optuna("RandomSampler"), "every parameter uniformly at random", "Bergstra & Bengio 2012, JMLR 13"),
     Preset("qmc", _proposer(None), "a scrambled Sobol sequence: fills the space evenly", "Sobol 1967; Owen 1998"),
     Preset("nsga2", _optuna("NSGAIISampler", _population), "genetic, by front and crowding", "Deb et al. 2002, IEEE TEVC 6(2)"),

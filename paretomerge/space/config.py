@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ from paretomerge.space.edits import EditSpace
 from paretomerge.space.indicators import IndicatorSpace
 from paretomerge.space.knobs import Setting
 from paretomerge.space.layers import Grouping
-from paretomerge.space.routes import RouteSpace
+from paretomerge.space.routes import RouteSpace, hand_over
 from paretomerge.space.sources import digest
 from paretomerge.space.weights import WeightSpace
 
@@ -81,7 +82,8 @@ class DensityConfig(DialConfig):
 class RoutesConfig(Strict):
     """Routes through layers. blocks: by default the layers of the shallowest model, at most 8. scale: `false` for none.
 
-    most: times that an edit repeats a block. repeats: rounds of the indicators.
+    most: times that an edit repeats a block. repeats: rounds of the indicators. match: a text, beside the study.yaml; hand-overs begin
+    with the scales that match the models' streams on its first lines.
     """
 
     form: Literal["edits", "indicators"] = "edits"
@@ -89,12 +91,15 @@ class RoutesConfig(Strict):
     scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
     most: int | None = Field(default=None, ge=1)
     repeats: int | None = Field(default=None, ge=1)
+    match: str | None = None
 
     @model_validator(mode="after")
     def _own_settings(self) -> "RoutesConfig":
         other = {"edits": "repeats", "indicators": "most"}[self.form]
         if getattr(self, other) is not None:
             raise ValueError(f"expected no `{other}` beside `form: {self.form}`")
+        if self.match is not None and not self.scale:
+            raise ValueError("expected scales where `match` is set, got `scale: false`")
         return self
 
 
@@ -130,7 +135,8 @@ def build_space(
 ) -> WeightSpace | RouteSpace:
     """The space over `sources` (name -> path). folder: where the delta profile is kept, if one is needed."""
     if config.routes is not None:
-        return route_space(config.routes, base, sources, seed)
+        routes = route_space(config.routes, base, sources, seed)
+        return replace(routes, matched=kept_scales(folder, config.routes.match, routes)) if config.routes.match else routes
     deltas = kept_profile(folder, base, sources) if config.profiled else None
     notes: list[str] = []
     if deltas:
@@ -187,6 +193,32 @@ def route_space(
         return EditSpace(base, sources, depths, **common, most=config.most or 2)
     except ConfigError as error:
         raise ConfigError(str(error).replace("space.", "space.routes.", 1)) from error
+
+
+def kept_scales(folder: Path, text: str, space: RouteSpace) -> dict[str, float]:
+    """Scales of the hand-overs half-way, by their labels, that match the streams on a text; kept in `folder` for the next time."""
+    from paretomerge.merge.matching import matching_scale, streams
+    from paretomerge.merge.routed import RoutedModel
+
+    try:
+        content = (folder.parent / text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"space.routes.match: expected a text, got {text}: {error}") from error
+    lines = [line for line in content.splitlines() if line.strip()]
+    if not lines or space.fold is None:
+        raise ConfigError(f"space.routes.match: expected a text with a line in it and a family with a fold, got {text}")
+    asked = [dict(space.sources), space.half, space.blocks, [digest(path) for path in space.sources.values()], lines]
+    file = folder / f"scales-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json"
+    if file.is_file():
+        kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    live = RoutedModel(tuple(space.sources.values()), "float32")
+    found = streams(live, space.sources, space.depths, lines)
+    at = {name: space.layers(name, space.half).start for name in found}
+    scales = {hand_over(a, b): matching_scale(found[a][at[a]], found[b][at[b]]) for a, b in permutations(found, 2) if space.half}
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
+    return scales
 
 
 def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> Profile:

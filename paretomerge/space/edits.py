@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes import RouteSpace
+from paretomerge.space.routes import RouteSpace, hand_over
 from paretomerge.space.stacks import Step
 
 Params = Mapping[str, Any]
@@ -76,11 +76,13 @@ class EditSpace(RouteSpace):
 
     def starts(self) -> dict[str, dict[str, Any]]:
         """Each source alone; then the simplest stacks: hand-overs half-way, and each source with its middle repeated."""
-        names, half = list(self.sources), self.blocks // 2
+        names, half = list(self.sources), self.half
         starts = {name: self._plain(name) for name in names}
-        if half:
-            for one, other in permutations(names, 2):
-                starts[f"{one}, then {other}"] = self._plain(one) | {"hand_over": half, "follow": other}
+        for one, other in permutations(names, 2) if half else ():
+            label = hand_over(one, other)
+            starts[label] = self._plain(one) | {"hand_over": half, "follow": other}
+            if self.fold is not None:
+                starts[label][f"scale/{half}"] = self.entering(label)
         if self.most > 1:
             starts |= {f"{name}, middle twice": self._plain(name) | {f"times/{half}": 2} for name in names}
         return starts

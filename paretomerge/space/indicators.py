@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes import RouteSpace
+from paretomerge.space.routes import RouteSpace, hand_over
 from paretomerge.space.stacks import Step
 
 Params = Mapping[str, Any]
@@ -63,13 +63,16 @@ class IndicatorSpace(RouteSpace):
 
     def starts(self) -> dict[str, dict[str, Any]]:
         """Each source alone; then hand-overs half-way, where the order of the models allows them."""
-        names, half = list(self.sources), self.blocks // 2
+        names, half = list(self.sources), self.half
         starts = {name: self._used({(1, name, b) for b in range(self.blocks)}) for name in names}
         for one, other in permutations(names, 2) if half else ():
             again = 1 if names.index(one) < names.index(other) else 2
             if again <= self.repeats:
                 taken = {(1, one, b) for b in range(half)} | {(again, other, b) for b in range(half, self.blocks)}
-                starts[f"{one}, then {other}"] = self._used(taken)
+                label = hand_over(one, other)
+                starts[label] = self._used(taken)
+                if self.fold is not None:
+                    starts[label][f"scale/{again}/{other}/{half}"] = self.entering(label)
         return starts
 
     def warm(self, recipe: Recipe) -> dict[str, Any]:

@@ -17,13 +17,19 @@ Params = Mapping[str, Any]
 _SAME = 1e-9  # scales are products and quotients of each other
 
 
+def hand_over(one: str, other: str) -> str:
+    """What a start is called that goes from one source to another half-way."""
+    return f"{one}, then {other}"
+
+
 @dataclass(frozen=True)
 class RouteSpace(ABC):
     """Routes through `sources` (name -> path) of `depths` layers (by name), each cut into `blocks` of layers.
 
     Block b of a model of L layers has its layers b L / blocks to (b + 1) L / blocks, so deep and shallow models can follow each
     other. scale: bounds of what the stream is multiplied by on its way into a block; without a `fold` there is none.
-    recipes: path -> recipe of those sources that are merges themselves.
+    recipes: path -> recipe of those sources that are merges themselves. matched: label of a start that is a hand-over -> the scale
+    that it begins with, by default 1.
     """
 
     base: str
@@ -35,6 +41,7 @@ class RouteSpace(ABC):
     seed: int = 0
     notes: tuple[str, ...] = ()
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    matched: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shallow = min(self.depths[name] for name in self.sources)
@@ -93,6 +100,11 @@ class RouteSpace(ABC):
             raise ConfigError(f"expected layers of the study's models, got {unknown[0]}")
         return [Step(spelt[place(step.model)], step.layer, step.scale) for step in route]
 
+    @property
+    def half(self) -> int:
+        """The block where starts hand over."""
+        return self.blocks // 2
+
     def stands(self, route: Sequence[Step], start: int, name: str, b: int, scaled: bool = True) -> bool:
         """Whether a route (of names) has block b of a source at `start`, with a scale at most into its first layer."""
         layers = self.layers(name, b)
@@ -106,6 +118,10 @@ class RouteSpace(ABC):
         if self.fold is None or not low - _SAME <= scale <= high + _SAME:
             raise ConfigError(f"{name}: expected {low} to {high}, got {scale:g}")
         return min(max(scale, low), high)
+
+    def entering(self, label: str) -> float:
+        """The scale of a start, within the bounds."""
+        return min(max(self.matched.get(label, 1.0), self.scale[0]), self.scale[1])
 
     def left_over(self, route: Sequence[Step], taken: int) -> None:
         """Raise ConfigError where a route (of names) does not end at `taken`."""

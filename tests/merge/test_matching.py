@@ -54,5 +54,7 @@ def test_streams_are_those_into_each_layer(pico):
     assert len(found) == model.config.num_hidden_layers
     for layer, stream in enumerate(found):
         expected = torch.cat([s[layer][0] for s in states]).double().numpy()
-        assert np.allclose(stream.mean, expected.mean(0), atol=1e-6) and np.allclose(stream.covariance, np.cov(expected.T, bias=True), atol=1e-6)
+        assert np.allclose(stream.mean, expected.mean(0), atol=1e-6) and np.allclose(
+            stream.covariance, np.cov(expected.T, bias=True), atol=1e-6
+        )
     assert not model.model.layers[0]._forward_pre_hooks

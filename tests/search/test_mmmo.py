@@ -226,12 +226,13 @@ def test_define_by_run_never_repeats_a_point():
 def test_the_published_constants():
     paper = MMMOSampler.as_published(seed=4, shortlist=5)
     assert paper.settings.shortlist == 5 and paper.settings.raw_samples == 512
+    assert paper.settings.fisher_filter and paper.settings.weak_to_strong
     assert volume(run(MMMOSampler.as_published(reference=[0, 0]), 18)) > 0.4
 
 
 def test_the_fisher_filter_is_a_switch():
-    with_it = run(MMMOSampler(seed=0, n_startup=5), 9)
-    without = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=False), 9)
+    with_it = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=True), 9)
+    without = run(MMMOSampler(seed=0, n_startup=5), 9)
     assert [t.params for t in with_it.trials[:5]] == [t.params for t in without.trials[:5]]
     assert [t.params for t in with_it.trials[5:]] != [t.params for t in without.trials[5:]]
 

@@ -128,6 +128,18 @@ def test_a_trial_that_comes_in_late_is_learnt_from_in_its_place():
     assert again.ask(SPACE).params == other.ask(SPACE).params
 
 
+def test_the_number_of_threads_changes_nothing():
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append([t.params for t in searched(9).trials])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [({"updates": 0}, "updates of 1 or more"), ({"surprise": -1}, "surprise of 0 or more"), ({"decay": 0.0}, "0 < decay")],

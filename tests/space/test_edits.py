@@ -88,3 +88,9 @@ def test_recipes_that_are_no_routes_are_told(pico):
 def test_settings_that_cannot_be(pico, wrong, told):
     with pytest.raises(ConfigError, match=told):
         space_of(pico, **wrong)
+
+
+def test_hand_overs_begin_with_the_scale_that_matches(pico):
+    space = space_of(pico, ("ada", "bob"), matched={"ada, then bob": 0.8, "bob, then ada": 9.0})
+    assert space.starts()["ada, then bob"]["scale/2"] == 0.8 and space.starts()["bob, then ada"]["scale/2"] == 1.4
+    check_space(space, points=40)
