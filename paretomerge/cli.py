@@ -269,7 +269,7 @@ def _open(path: Path) -> "tuple[Study, StudyConfig]":
     from paretomerge.config import load_study
 
     study, config = load_study(path)
-    _notes(tuple(study.space.notes))
+    _notes((*study.space.notes, *(study.then.notes if study.then else ())))
     return study, config
 
 

@@ -254,13 +254,10 @@ def _then(config: StudyConfig, space: Space) -> Then:
         made: BaseSampler = make_sampler(config, space, settings)
         return made
 
-    then = Then(config.trials, routes, sampler, settings.front or Then.front, _preference(config, settings))
-    then.sampler(then.space({}))
-    return then
-
-
-def _preference(config: StudyConfig, settings: ThenConfig) -> tuple[float, ...] | None:
-    return tuple(settings.prefer.get(o.title, 0.0) for o in config.objectives) if settings.prefer else None
+    sources_alone = routes({})
+    sampler(sources_alone)
+    prefer = tuple(settings.prefer.get(o.title, 0.0) for o in config.objectives) if settings.prefer else None
+    return Then(config.trials, routes, sampler, settings.front or Then.front, prefer, tuple(sources_alone.notes))
 
 
 def make_sampler(config: StudyConfig, space: Space, then: ThenConfig | None = None) -> Any:

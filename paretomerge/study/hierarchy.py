@@ -21,7 +21,7 @@ class Then:
 
     front: at most so many of the first level's front enter the pool, those that add most to the hypervolume first.
     prefer: `(m,)` weights of the objectives, in place of `front`: the one merge that this preference picks (HM3's form).
-    space: of the pool's recipes by name. sampler: of that space.
+    space: of the pool's recipes by name. sampler: of that space. notes: what to tell the user about the space.
     """
 
     after: int
@@ -29,6 +29,7 @@ class Then:
     sampler: Callable[[Space], BaseSampler]
     front: int = 4
     prefer: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def chosen(self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float]) -> list[int]:
         """Numbers of the trials that enter the pool, in their order. The sources are in it anyway."""

@@ -66,7 +66,7 @@ class Progress:
             values += [f"{mean:.3f}" if mean is not None else "-"] if averaged else []
             total = f"{sum(event.seconds.values()):.1f}"
             broken = f"infeasible: {event.trial.broken}" if event.trial.broken else ""
-            note = event.trial.label or event.trial.failure[:40] or broken or str(event.trial.params.get("method", ""))
+            note = event.trial.label or event.trial.failure[:40] or broken or _kind(event.trial)
             table.add_row(str(event.trial.number), *values, f"{event.hypervolume:.4f}", total, Text(note))
         if not self._events:
             return Group(table)
@@ -100,12 +100,16 @@ def _name(trial: Trial) -> str:
     return trial.label or f"trial {trial.number}"
 
 
+def _kind(trial: Trial) -> str:
+    return "route" if trial.level else str(trial.params.get("method", ""))
+
+
 def _line(event: Event, names: list[str]) -> str:
     scores = "  ".join(f"{n} {score_text(event.trial.scores, n)}" for n in names)
     told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {event.hypervolume:.4f}"
     if event.trial.broken:
         told += f"  infeasible: {event.trial.broken}"
-    note = event.trial.label or str(event.trial.params.get("method", ""))
+    note = event.trial.label or _kind(event.trial)
     if event.trial.same_as is not None:
         note += f" (the recipe of trial {event.trial.same_as})"
     return f"{event.done:4d}/{event.total}  {scores}  {told}  {sum(event.seconds.values()):.1f}s  {note}"

@@ -126,3 +126,9 @@ def test_another_study_begins_with_the_first_level_of_this_one(finished, tmp_pat
 def test_what_cannot_be_is_told_before_the_search(tmp_path, pico, then, more, message):
     with pytest.raises(ConfigError, match=message):
         opened(tmp_path, pico, then, **more)
+
+
+def test_what_routes_cannot_do_is_noted_before_the_search(tmp_path, pico, monkeypatch):
+    monkeypatch.setattr("paretomerge.checkpoint.stream.FOLDS", {})
+    study, _ = opened(tmp_path, pico)
+    assert "scales of the stream are left out: llama" in study.then.notes[0]
