@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ParetoMergeError, StudyError
+from paretomerge.space.routes import hand_over
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End, evaluated
 from paretomerge.study.hierarchy import POOL, pool_name, scored_already
@@ -104,14 +105,18 @@ class Loop:
             _stop_if_hopeless(finished)
 
     def _coming(self, level: Level) -> list[Trial]:
-        """What comes before the sampler's own proposals. In the second level: sources that the first could not score."""
+        """What comes before the sampler's own proposals. In the second level: sources that the first could not score, then hand-overs
+        from each member of the pool to the next, which are near each other.
+        """
         study = self.study
         if not level.number:
             return agenda(level.space.starts(), len(level.space.sources), study.known, self.finished, study.key)
         told = {name for t in level.beforehand for name in (t.label, pool_name(t.number))}
         told |= {t.label for t in self.finished if t.level}
+        members = list(study.pool)
+        near = [hand_over(one, other) for one, other in zip(members, members[1:] + members[:1], strict=True)]
         starts = level.space.starts()
-        return [Trial(-1, starts[name], label=name, level=1) for name in level.space.sources if name not in told]
+        return [Trial(-1, starts[name], label=name, level=1) for name in (*level.space.sources, *near) if name in starts.keys() - told]
 
     def _take(self, trial: Trial, number: int, optimiser: Optimiser) -> Trial:
         """Another study's trial, with the scores on both splits that this one needs."""
