@@ -15,8 +15,8 @@ from paretomerge.errors import ConfigError, ParetoMergeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paretomerge.config import StudyConfig
     from paretomerge.decide.pick import Choice
+    from paretomerge.schema import StudyConfig
     from paretomerge.study.budget import Budget
     from paretomerge.study.record import Trial
     from paretomerge.study.study import Study
@@ -201,7 +201,8 @@ def kinship(
 
     base, sources = models[0], named_sources(models[1:])
     if len(models) == 1 and Path(base).suffix in (".yaml", ".yml"):
-        from paretomerge.config import load_config, study_models
+        from paretomerge.config import study_models
+        from paretomerge.schema import load_config
 
         base, sources = study_models(load_config(base), Path(base).resolve().parent)
     if not sources:

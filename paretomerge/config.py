@@ -1,30 +1,28 @@
-"""study.yaml -> the objects that it names. Unknown keys are refused, with the nearest known one."""
+"""study.yaml -> the objects that it names."""
 
 import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from optuna.samplers import BaseSampler
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import is_folder
-from paretomerge.errors import ConfigError, shown, unknown
+from paretomerge.errors import ConfigError, shown
 from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
 from paretomerge.evaluate.speed import Speed
 from paretomerge.recipe import Recipe, under
-from paretomerge.schema import BudgetConfig, ConstraintConfig, EvaluateConfig, ObjectiveConfig, ThenConfig
-from paretomerge.space.config import SpaceConfig, Strict, build_space, route_space
+from paretomerge.schema import StudyConfig, ThenConfig, load_config, told
+from paretomerge.space.config import build_space, route_space
 from paretomerge.space.routes import RouteSpace
 from paretomerge.space.sources import digest, named_sources
 from paretomerge.space.space import Space
 from paretomerge.space.weights import WeightSpace
-from paretomerge.study.budget import Budget
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.hierarchy import Then
 from paretomerge.study.study import Placement, Study
@@ -34,99 +32,6 @@ _NOT_ASKED: Any = dict.fromkeys(
     ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
 ) | {"evaluate": {"batch_size"}, "then": {"trials", "sampler"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
-
-
-class StudyConfig(Strict):
-    """A whole study.yaml. Paths start from the file's folder."""
-
-    base: str
-    models: list[str] = Field(min_length=2)
-    space: SpaceConfig = SpaceConfig()
-    objectives: list[ObjectiveConfig] = Field(min_length=1)
-    constraints: list[ConstraintConfig] = Field(default=[])
-    watch: list[str] = Field(default=[])
-    starts: list[str] = Field(default=[])
-    warm_start: list[str] = Field(default=[])
-    evaluate: EvaluateConfig = EvaluateConfig()
-    sampler: str | dict[str, Any] = "mmmo"
-    trials: int = Field(default=60, ge=1)
-    budget: BudgetConfig = BudgetConfig()
-    then: ThenConfig | None = None
-    seed: int = 0
-    out: str | None = None
-    storage: str | None = None
-    dtype: str | None = Field(default=None, pattern="^(float32|float16|bfloat16)$")
-    device: str = "cpu"
-    threads: int = Field(default=1, ge=1)
-
-    @field_validator("starts", "warm_start", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _trials_once(cls, data: Any) -> Any:
-        """`budget: {trials: 60}` means `trials: 60`."""
-        budget = data.get("budget") if isinstance(data, dict) else None
-        if not isinstance(budget, dict) or budget.get("trials") is None:
-            return data
-        if "trials" in data:
-            raise ValueError("trials: expected it once, got it at the top and under `budget`; keep one of them")
-        return data | {"trials": budget["trials"], "budget": budget | {"trials": None}}
-
-    @property
-    def limit(self) -> Budget:
-        """The budget as `Study.run` takes it."""
-        return Budget(self.trials + (self.then.trials if self.then else 0), self.budget.share, self.budget.patience)
-
-    @property
-    def bounds(self) -> list[ConstraintConfig]:
-        """The constraints; one without a name has that of the objective with the same score."""
-        named = {o.model_copy(update={"name": None, "direction": None}): o.title for o in reversed(self.objectives)}
-        return [c if c.name else c.model_copy(update={"name": named.get(c.scored)}) for c in self.constraints]
-
-    @property
-    def scored(self) -> list[ObjectiveConfig]:
-        """Objectives, and what only constraints ask for."""
-        plain = {o.model_copy(update={"name": o.title, "direction": None}) for o in self.objectives}
-        return [*self.objectives, *dict.fromkeys(c.scored for c in self.bounds if c.scored not in plain)]
-
-    @model_validator(mode="after")
-    def _levels_fit(self) -> "StudyConfig":
-        if self.then is None:
-            return self
-        if self.space.routes is not None:
-            raise ValueError("then: expected a first level that merges in place, got `space.routes`; leave `then` out")
-        if sparse := [o.title for o in self.scored if o.sparsity]:
-            raise ValueError(f"then: expected scores that routes have, got {sparse[0]!r}, a sparsity")
-        names = [o.title for o in self.objectives]
-        if strange := [name for name in self.then.prefer or {} if name not in names]:
-            raise ValueError(f"then.prefer: {unknown('objective', strange[0], names)}")
-        return self
-
-    @model_validator(mode="after")
-    def _distinct_names(self) -> "StudyConfig":
-        titles = [o.title for o in self.scored] + self.watch
-        double = sorted({t for t in titles if titles.count(t) > 1})
-        if double:
-            raise ValueError(f"objectives and watch: expected different names, got {double[0]!r} twice; set `name`")
-        return self
-
-
-def load_config(path: str | Path) -> StudyConfig:
-    """Read and check a study.yaml."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: expected a study.yaml, got no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected YAML, got {error}") from error
-    try:
-        return StudyConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_told(e) for e in error.errors())) from error
 
 
 def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
@@ -219,7 +124,7 @@ def _earlier(identity: Mapping[str, Any], folder: Path) -> Asked:
         settings = {key: value for key, value in identity.items() if key in StudyConfig.model_fields}
         return _asked(StudyConfig.model_validate(settings), folder, identity)
     except ValidationError as error:
-        raise ConfigError(f"expected a study that this version reads, got {_told(error.errors()[0])}") from error
+        raise ConfigError(f"expected a study that this version reads, got {told(error.errors()[0])}") from error
 
 
 def _record_of(path: Path) -> str:
@@ -323,17 +228,3 @@ def _model(folder: Path, model: str) -> str:
     name = under(folder, model)
     parts = [name] if is_folder(name) else name.split("+")
     return "+".join(str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts)
-
-
-def _told(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        fields: Any = StudyConfig.model_fields
-        for part in error["loc"][:-1]:
-            kind = fields[part].annotation if isinstance(part, str) and part in fields else None
-            kind = {"objectives": ObjectiveConfig, "constraints": ConstraintConfig}.get(part, kind)
-            kind = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)  # of `RoutesConfig | None`
-            fields = getattr(kind, "model_fields", fields)
-        return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown('key', error['loc'][-1], fields)}"
-    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
-    return f"{where or 'study'}: {error['msg'].removeprefix('Value error, ')}{got if len(got) < 100 else ''}"

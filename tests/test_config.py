@@ -4,8 +4,9 @@ import shutil
 import pytest
 import yaml
 
-from paretomerge.config import load_config, load_study, study_models, task_digest
+from paretomerge.config import load_study, study_models, task_digest
 from paretomerge.errors import ConfigError, ParetoMergeError, StudyError
+from paretomerge.schema import load_config
 from paretomerge.search.mmmo import MMMOSampler
 
 

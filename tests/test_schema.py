@@ -2,8 +2,9 @@
 
 import pytest
 
-from paretomerge.config import load_config, load_study
+from paretomerge.config import load_study
 from paretomerge.errors import ConfigError, ParetoMergeError
+from paretomerge.schema import load_config
 from paretomerge.study.budget import Budget
 from paretomerge.study.goals import Constraint
 from tests.test_config import write
