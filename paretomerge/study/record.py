@@ -81,10 +81,10 @@ class Record:
         if storage.startswith("sqlite:///"):
             Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        mine = json.loads(json.dumps(identity))
+        mine = _without_unset(json.loads(json.dumps(identity)))
         with legible(storage):
             self._study = self._open()
-            kept = self.noted("identity")
+            kept = _without_unset(self.noted("identity"))
             if kept not in (None, mine) and not self.frozen():
                 optuna.delete_study(study_name=NAME, storage=database(storage))
                 self._study, kept = self._open(), None
@@ -185,6 +185,13 @@ def legible(storage: str) -> Iterator[None]:
         told = str(error.__cause__ or error).splitlines()[0]
         cure = "free some space" if "full" in told else "if the file is broken, move it away to start afresh"
         raise StudyError(f"{storage}: expected a study's record that can be read and written, got: {told}; {cure}") from error
+
+
+def _without_unset(value: Any) -> Any:
+    """Settings that are not set say nothing: records outlive the coming of new ones."""
+    if isinstance(value, Mapping):
+        return {key: _without_unset(inner) for key, inner in value.items() if inner is not None}
+    return [_without_unset(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:

@@ -305,3 +305,11 @@ def test_a_sampler_is_told_what_the_objectives_are_called(pico, tmp_path):
             assert study.metric_names == ["f/up", "f/down"]
 
     make(pico, tmp_path / "s", sampler=Curious(seed=0)).run(4)
+
+
+def test_a_record_outlives_settings_that_nobody_sets(pico, tmp_path):
+    """A later version has more of them; what is set counts as ever."""
+    make(pico, tmp_path, identity={"space": {"groups": 1}, "seed": 0}).run(1)
+    make(pico, tmp_path, identity={"space": {"groups": 1, "new": None}, "seed": 0, "newer": None})
+    with pytest.raises(StudyError, match="space changed"):
+        make(pico, tmp_path, identity={"space": {"groups": 1, "new": 2}, "seed": 0})
