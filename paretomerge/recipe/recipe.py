@@ -180,7 +180,7 @@ class Recipe:
 
     def as_steps(self, name: str) -> tuple["Recipe", ...]:
         """The recipe as a step of another one, under `name`, after its own steps, whose names then begin with that."""
-        own = {step.name: f"{name}/{step.name}" for step in self.steps}
+        own = {step.name: f"{name}-{step.name}" for step in self.steps}
 
         def at(model: str) -> str:
             return own.get(model, model)

@@ -115,7 +115,7 @@ def test_merges_are_models_among_others(llamas, tmp_path, dtype):
     live = RoutedModel(list(llamas.values()), dtype, recipes=recipes)
     steps = [Step("one", 0), Step("two", 1), Step(llamas["b"], 1, 0.8), Step("one", 2, 1.2)]
     recipe = replace(route_recipe(steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes), dtype=dtype)
-    assert [step.name for step in recipe.steps] == ["one", "two/inner", "two"]
+    assert [step.name for step in recipe.steps] == ["one", "two-inner", "two"]
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     written = AutoModelForCausalLM.from_pretrained(merge(recipe, tmp_path / "out")).eval()
     assert torch.equal(run(live.load(recipe).model), run(written))
