@@ -1,12 +1,12 @@
 """Two levels in one study (HM3, arXiv 2409.18893): merged parameters first, then routes through the sources and the best merges."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import Objective
-from paretomerge.pareto.front import preferred, ranked
+from paretomerge.pareto.front import nondominated, preferred, ranked
 from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.record import Trial
@@ -31,13 +31,18 @@ class Then:
     prefer: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
 
-    def chosen(self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float]) -> list[int]:
-        """Numbers of the trials that enter the pool, in their order. The sources are in it anyway."""
+    def chosen(
+        self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float], sources: Collection[str]
+    ) -> list[int]:
+        """Numbers of the feasible `trials` that enter the pool, in their order; never a source, which is a model there anyway."""
         values = [t.values(objectives) for t in trials]
-        if not trials:
+        front = [(t, v) for t, v, best in zip(trials, values, nondominated(values), strict=True) if best]
+        if self.prefer and front:
+            front = [front[preferred([v for _, v in front], self.prefer)]]
+        merges = [(t, v) for t, v in front if t.label not in sources]
+        if not merges:
             return []
-        best = [preferred(values, self.prefer)] if self.prefer else ranked(values, reference)[: self.front].tolist()
-        return sorted(trials[i].number for i in best)
+        return sorted(merges[i][0].number for i in ranked([v for _, v in merges], reference)[: self.front])
 
 
 def pool_name(number: int) -> str:

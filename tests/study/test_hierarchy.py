@@ -7,9 +7,12 @@ from paretomerge.config import load_study
 from paretomerge.decide.pick import Choice, write_pick
 from paretomerge.decide.rescore import score_checkpoint
 from paretomerge.errors import ConfigError, StudyError
+from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.report.html import write_report
 from paretomerge.report.tables import rows
+from paretomerge.study.hierarchy import Then
+from paretomerge.study.record import Trial
 from tests.test_config import write
 
 SCORE = """
@@ -132,3 +135,17 @@ def test_what_routes_cannot_do_is_noted_before_the_search(tmp_path, pico, monkey
     monkeypatch.setattr("paretomerge.checkpoint.stream.FOLDS", {})
     study, _ = opened(tmp_path, pico)
     assert "scales of the stream are left out: llama" in study.then.notes[0]
+
+
+def test_the_pool_is_of_the_front_without_the_sources():
+    objectives = [Objective("a"), Objective("b")]
+    points = {"ada": (1.0, 0.0), "": (0.8, 0.7), "soup": (0.5, 0.9), "worse": (0.4, 0.4)}
+    trials = [Trial(n, {}, {"a": Score(a), "b": Score(b)}, label) for n, (label, (a, b)) in enumerate(points.items())]
+
+    def pool(**settings):
+        then = Then(9, lambda recipes: None, lambda space: None, **settings)
+        return then.chosen(trials, objectives, (-0.1, -0.1), {"ada", "bob"})
+
+    assert pool() == [1, 2] and pool(front=1) == [1]  # neither a source nor what another dominates
+    assert pool(prefer=(0.1, 0.9)) == [2] and pool(prefer=(1.0, 0.0)) == []
+    assert Then(9, lambda recipes: None, lambda space: None).chosen([], objectives, (), ()) == []
