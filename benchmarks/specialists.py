@@ -76,7 +76,7 @@ class Scorer:
         """kind: `search`, `held_out` (objectives), `watched` (held-out)."""
         recipe = replace(recipe, dtype=self.study.dtype)
         if (recipe.key, kind) not in self.known:
-            live = self.study.live(self.study.resident.load(recipe))
+            live = self.study.live(recipe)
             evaluator = self.study.watched if kind == "watched" else self.study.evaluator
             assert evaluator is not None
             self.known[recipe.key, kind] = dict(evaluator.evaluate(live, "search" if kind == "search" else "held_out"))

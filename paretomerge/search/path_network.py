@@ -72,20 +72,20 @@ class Paths:
         self.kinds = [sorted(set(kinds)).index(kind) for kind in kinds]
         self.first = [encoding.columns[name].start for name in self.names]
 
-    def decisions(self, x: Array) -> Decisions:
-        """x `(b, d)`, settled."""
-        counting = self.encoding.counting(x)
-        choices = np.zeros((len(x), len(self.names)), dtype=np.int64)
+    def decisions(self, x: Array, places: Sequence[int] | None = None) -> Decisions:
+        """x `(b, d)`, settled as far as the decisions at `places` (by default all) depend on it."""
+        places = range(len(self.names)) if places is None else places
+        choices = np.zeros((len(x), len(places)), dtype=np.int64)
         numbers = np.zeros(choices.shape)
-        for k, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
-            part = x[:, self.encoding.columns[name]]
+        for column, k in enumerate(places):
+            part, size = x[:, self.encoding.columns[self.names[k]]], self.sizes[k]
             if part.shape[1] > 1:
-                choices[:, k] = part.argmax(1)
+                choices[:, column] = part.argmax(1)
             elif size:
-                choices[:, k] = np.rint(part[:, 0] * (size - 1))
+                choices[:, column] = np.rint(part[:, 0] * (size - 1))
             else:
-                numbers[:, k] = part[:, 0]
-        counts = counting[:, self.first]
+                numbers[:, column] = part[:, 0]
+        counts = self.encoding.counting(x)[:, [self.first[k] for k in places]]
         choices, numbers = np.where(counts, choices, 0), np.where(counts, numbers, 0.0)
         return Decisions(torch.as_tensor(choices), torch.as_tensor(numbers), torch.as_tensor(counts))
 
@@ -141,8 +141,9 @@ class PathNetwork(nn.Module):
         return Reading(logs.masked_fill(off, 0.0), entropy.masked_fill(off, 0.0), self.critic(states)[..., 0], decisions.counts)
 
     def walk(self, preferences: Array, rng: np.random.Generator, surprise: float = 0.0) -> Array:
-        """Settled points `(b, d)`, drawn decision by decision; preferences `(b, m)`. surprise: how
-        often a decision is taken at random.
+        """Settled points `(b, d)`, drawn decision by decision; preferences `(b, m)`.
+
+        surprise: how often a decision is taken at random.
         """
         paths, b = self.paths, len(preferences)
         x = np.zeros((b, paths.encoding.d))
@@ -158,9 +159,7 @@ class PathNetwork(nn.Module):
                 drawn = rng.beta(beta.concentration1.numpy(), beta.concentration0.numpy())
                 values = np.where(rng.random(b) < surprise, rng.random(b), drawn).clip(_INSIDE, 1 - _INSIDE)
             paths.put(x, k, values)
-            told = paths.decisions(x)
-            one = Decisions(told.choices[:, k : k + 1], told.numbers[:, k : k + 1], told.counts[:, k : k + 1])
-            states, hidden = self.cell(self._told(one, [k]), hidden)
+            states, hidden = self.cell(self._told(paths.decisions(x, [k]), [k]), hidden)
             state = states[:, 0]
         return paths.encoding.settle(x)
 

@@ -216,8 +216,7 @@ def kept_scales(folder: Path, text: str, space: RouteSpace) -> dict[str, float]:
     found = streams(live, space.sources, space.depths, lines)
     at = {name: space.layers(name, space.half).start for name in found}
     scales = {hand_over(a, b): matching_scale(found[a][at[a]], found[b][at[b]]) for a, b in permutations(found, 2) if space.half}
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
+    _keep(file, json.dumps(scales, indent=1) + "\n")
     return scales
 
 
@@ -232,8 +231,13 @@ def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> Profile
         except (ConfigError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from error
     made = profile(base, sources)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(made.to_json(), encoding="utf-8")
-    unfinished.replace(file)
+    _keep(file, made.to_json())
     return made
+
+
+def _keep(file: Path, text: str) -> None:
+    """Write a file that appears whole, in a folder that need not be there yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -50,8 +50,9 @@ def pool_name(number: int) -> str:
     return f"trial-{number}"
 
 
-def scored_already(space: Space, trials: Sequence[Trial]) -> list[Trial]:
-    """The second level's starts that the first has scored: each source alone, and each member of the pool."""
+def scored_already(space: Space, trials: Sequence[Trial]) -> dict[str, Trial]:
+    """The second level's starts that the first has scored, by name: each source alone, and each member of the pool."""
     first = {pool_name(t.number): t for t in trials} | {t.label: t for t in trials if t.label}
     starts = space.starts()
-    return [replace(first[name], params=starts[name], level=1) for name in space.sources if name in first and not first[name].failure]
+    scored = {name: first[name] for name in space.sources if name in first and not first[name].failure}
+    return {name: replace(trial, params=starts[name], level=1) for name, trial in scored.items()}

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from optuna.samplers import BaseSampler
@@ -13,7 +13,7 @@ from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.space.routes import hand_over
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End, evaluated
-from paretomerge.study.hierarchy import POOL, pool_name, scored_already
+from paretomerge.study.hierarchy import POOL, scored_already
 from paretomerge.study.known import agenda
 from paretomerge.study.optimiser import Optimiser
 from paretomerge.study.record import Trial
@@ -40,12 +40,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Level:
-    """Where a study searches for a while. beforehand: what its sampler is shown first."""
+    """Where a study searches for a while. beforehand: start's name -> trial that its sampler is shown first."""
 
     number: int
     space: Space
     sampler: BaseSampler
-    beforehand: tuple[Trial, ...] = ()
+    beforehand: Mapping[str, Trial] = field(default_factory=dict)
 
 
 class Loop:
@@ -69,14 +69,14 @@ class Loop:
                 return end
             feasible = [t for t in self.finished if t.feasible]
             study.record.note(POOL, study.then.chosen(feasible, study.objectives, study.reference or (), study.space.sources))
-        second = Level(1, study.routes, study.then.sampler(study.routes), tuple(scored_already(study.routes, self.finished)))
+        second = Level(1, study.routes, study.then.sampler(study.routes), scored_already(study.routes, self.finished))
         self.budget.check(second.sampler)
         return self._explore(second, self.budget)
 
     def _explore(self, level: Level, budget: Budget) -> End:
         """One level, to its end."""
         study, finished = self.study, self.finished
-        optimiser = Optimiser(level.sampler, study.record, level.space.distributions, level.number, level.beforehand)
+        optimiser = Optimiser(level.sampler, study.record, level.space.distributions, level.number, tuple(level.beforehand.values()))
         if finished or study.known.scored:
             # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
             level.sampler.reseed_rng()
@@ -111,8 +111,7 @@ class Loop:
         study = self.study
         if not level.number:
             return agenda(level.space.starts(), len(level.space.sources), study.known, self.finished, study.key)
-        told = {name for t in level.beforehand for name in (t.label, pool_name(t.number))}
-        told |= {t.label for t in self.finished if t.level}
+        told = {*level.beforehand, *(t.label for t in self.finished if t.level)}
         members = list(study.pool)
         near = [hand_over(one, other) for one, other in zip(members, members[1:] + members[:1], strict=True)]
         starts = level.space.starts()

@@ -119,8 +119,8 @@ class Record:
     def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any] | None = None) -> FrozenTrial:
         """The trial in Optuna's form; `system` is what the sampler noted on it."""
         user: dict[str, Any] = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
-        more = {"failure": trial.failure, "warm": trial.warm, "same_as": trial.same_as, "gain": trial.gain}
-        user |= {name: value for name, value in more.items() if value not in ("", None)} | ({"level": trial.level} if trial.level else {})
+        more = {"failure": trial.failure, "warm": trial.warm, "same_as": trial.same_as, "gain": trial.gain, "level": trial.level or None}
+        user |= {name: value for name, value in more.items() if value not in ("", None)}
         if not trial.failure:
             user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
         frozen = optuna.trial.create_trial(

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live, Score, Split
-from paretomerge.merge.resident import Merged, ResidentModel
+from paretomerge.merge.resident import ResidentModel
 from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
@@ -146,8 +146,12 @@ class Study:
 
     def load(self, trial: Trial) -> Live:
         """The merge of a trial, loaded, as evaluators see it."""
-        holder = self.routed if trial.level else self.resident
-        merged = holder.load(self.recipe(trial))
+        return self.live(self.recipe(trial), trial.level)
+
+    def live(self, recipe: Recipe, level: int = 0) -> Live:
+        """A recipe of either level, loaded, as evaluators see it."""
+        holder = self.routed if level else self.resident
+        merged = holder.load(recipe)
         return Live(merged.model, holder.tokenizer, merged.facts)
 
     def front(self) -> list[Trial]:
@@ -193,10 +197,6 @@ class Study:
                         self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
                 scored = self.record.held_out(trial.number)
                 watch(replace(trial, held_out={name: score for scores in scored.values() for name, score in scores.items()}))
-
-    def live(self, merged: Merged) -> Live:
-        """The loaded merge as evaluators see it."""
-        return Live(merged.model, self.resident.tokenizer, merged.facts)
 
     def score(self, live: Live, split: Split) -> dict[str, Score]:
         """Objectives on the split, and on held-out items the watched tasks too."""
