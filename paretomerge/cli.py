@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from paretomerge.decide.pick import Choice
+    from paretomerge.evaluate.evaluator import Split
     from paretomerge.schema import StudyConfig
     from paretomerge.study.budget import Budget
     from paretomerge.study.record import Trial
@@ -223,18 +225,39 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Score a checkpoint with a study's tasks: what the study recorded, reproduced from disk."""
-    if split not in ("search", "held_out"):
-        raise ConfigError(f"--split: expected search or held_out, got {split!r}")
     opened, _ = _open(study)
     from paretomerge.decide.rescore import score_checkpoint
 
-    scores = score_checkpoint(opened, model, "search" if split == "search" else "held_out")
+    scores = score_checkpoint(opened, model, _split(split))
     if as_json:
         told = {name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.items} for name, s in scores.items()}
         print(json.dumps(told))  # noqa: T201
         return
     for name, score in scores.items():
         _console().print(f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}", highlight=False)
+
+
+@app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="A trial's number, a known start's name, or a checkpoint.", show_default=False)],
+    other: Annotated[str, typer.Argument(help="Likewise.", show_default=False)],
+    study: Annotated[Path, typer.Option("--study", help="The study.yaml whose tasks to run.")],
+    task: Annotated[list[str], typer.Option("--task", help="A score's name; may be given again. Default: all.")] = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Two models on the same items: the paired difference, its 95 % interval, and McNemar's test."""
+    opened, _ = _open(study)
+    from dataclasses import asdict
+
+    from paretomerge.decide.compare import compare as compared
+    from paretomerge.report.tables import comparison_table
+
+    found = compared(opened, one, other, task, _split(split))
+    if as_json:
+        print(json.dumps([asdict(c) | {"difference": c.difference} for c in found], indent=2))  # noqa: T201
+        return
+    _console().print(comparison_table(found, one, other), highlight=False)
 
 
 @app.command()
@@ -288,6 +311,7 @@ def _search(study: "Study", budget: "Budget", quiet: bool) -> None:
             sources = [t for t in known if t.label in study.space.sources]
             study.hold_out([*known, *study.front()], progress.held_out)
             study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
+        _notes(study.goals.notes)
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
         raise typer.Exit(130) from None
@@ -324,7 +348,13 @@ def _choice(prefer: str | None, trial: int | None, knee: bool) -> "Choice":
     return Choice.parse(prefer, trial, knee)
 
 
-def _notes(notes: tuple[str, ...]) -> None:
+def _split(name: str) -> "Split":
+    if name not in ("search", "held_out"):
+        raise ConfigError(f"--split: expected search or held_out, got {name!r}")
+    return "search" if name == "search" else "held_out"
+
+
+def _notes(notes: Iterable[str]) -> None:
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError, shown
 from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
-from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
+from paretomerge.evaluate.harness import HarnessEvaluator
+from paretomerge.evaluate.judge import Judge
+from paretomerge.evaluate.limit import Limited
+from paretomerge.evaluate.outcomes import Outcomes
+from paretomerge.evaluate.perplexity import Perplexity
 from paretomerge.evaluate.speed import Speed
+from paretomerge.evaluate.tasks import HarnessTask
 from paretomerge.recipe import Recipe, under
 from paretomerge.schema import StudyConfig, ThenConfig, load_config, told
 from paretomerge.space.config import build_space, route_space
@@ -28,9 +33,10 @@ from paretomerge.study.hierarchy import Then
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
+_NEVER_ASKED = ("batch_size", "cache", "time_limit")
 _NOT_ASKED: Any = dict.fromkeys(
     ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
-) | {"evaluate": {"batch_size"}, "then": {"trials", "sampler"}}
+) | {"evaluate": set(_NEVER_ASKED), "then": {"trials", "sampler"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
 
@@ -48,10 +54,10 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
         _out(config, Path(path)),
         space,
         Goals(
-            All(tuple(_evaluators(config, folder, harness))),
+            _evaluator(config, folder, harness),
             tuple(_objectives(config, harness)),
             tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.bounds),
-            _harness(config, folder, {name: HarnessTask(name) for name in config.watch}),
+            _harness(config, folder, {name: HarnessTask(name) for name in config.watch}, harness.searched if harness else ()),
         ),
         make_sampler(config, space),
         known=lambda: known_points(_asked(config, folder, files, space), config.starts, config.warm_start, _earlier, _record_of),
@@ -85,6 +91,8 @@ def _files(config: StudyConfig, folder: Path) -> dict[str, Any]:
             scores[entry.title] = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
         elif entry.task and config.evaluate.include_path:
             scores[entry.title] = task_digest(folder / config.evaluate.include_path, entry.task)
+        elif (data := entry.perplexity or (entry.judge and entry.judge.prompts)) and (folder / data).is_file():
+            scores[entry.title] = hashlib.sha256((folder / data).read_bytes()).hexdigest()[:16]
     return {"files of base": digest(base), "files of models": sorted(map(digest, sources.values())), "files of scores": scores}
 
 
@@ -102,7 +110,7 @@ def task_digest(folder: Path, task: str) -> str:
 def _asked(config: StudyConfig, folder: Path, files: Mapping[str, Any], space: Space | None = None) -> Asked:
     """What the scores of a study mean, whatever file says it: models and data by where they are, and what `_files` found."""
     scored = files.get("files of scores", {})
-    items = config.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    items = config.evaluate.model_dump(mode="json", exclude=set(_NEVER_ASKED))
     if config.evaluate.include_path:  # other tasks name no files
         items |= {key: str((folder / (getattr(config.evaluate, key) or ".")).resolve()) for key in ("include_path", "data_root")}
     question = {
@@ -192,7 +200,7 @@ def make_sampler(config: StudyConfig, space: Space, then: ThenConfig | None = No
     return make(name, problem, options)
 
 
-def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -> HarnessEvaluator | None:
+def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask], searched: Iterable[str] = ()) -> HarnessEvaluator | None:
     if not tasks:
         return None
     settings = config.evaluate
@@ -204,22 +212,31 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask]) -
         search_items=settings.search_items,
         batch_size=settings.batch_size,
         seed=config.seed,
+        searched=searched,
+        kept=Outcomes(folder / settings.cache) if settings.cache else None,
     )
 
 
-def _evaluators(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> list[Evaluator]:
+def _evaluator(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> Evaluator:
+    """Everything that a trial needs, as one."""
     parts: list[Evaluator] = [harness] if harness else []
-    parts += [FunctionEvaluator.load(o.title, o.function, folder) for o in config.scored if o.function]
     for o in config.scored:
-        if o.size == "seconds_per_token":
+        if o.function:
+            parts.append(FunctionEvaluator.load(o.title, o.function, folder))
+        elif o.perplexity:
+            parts.append(Perplexity(o.title, folder / o.perplexity, o.metric or "perplexity"))
+        elif o.judge:
+            parts.append(Judge(o.title, folder / o.judge.prompts, o.judge.criteria, o.judge.base_url, o.judge.model, o.judge.max_tokens))
+        elif o.size == "seconds_per_token":
             parts.append(Speed(o.title))
         elif o.sparsity or o.size:
             parts.append(Fact("sparsity" if o.sparsity else str(o.size), o.title))
-    return parts
+    whole = All(tuple(parts))
+    return Limited(whole, config.evaluate.time_limit) if config.evaluate.time_limit else whole
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:
-    told = (harness.directions() if harness else {}) | {o.title: False for o in config.objectives if o.size}
+    told = (harness.directions() if harness else {}) | {o.title: False for o in config.objectives if o.lower_is_better}
     return [Objective(o.title, told.get(o.title, True) if o.direction is None else o.direction == "maximize") for o in config.objectives]
 
 

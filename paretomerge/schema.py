@@ -12,12 +12,24 @@ from paretomerge.space.config import RoutesConfig, SpaceConfig, Strict
 from paretomerge.study.budget import Budget
 
 
+class JudgeConfig(Strict):
+    """A language model that grades answers to the prompts of a file; the endpoint's defaults are the environment's."""
+
+    prompts: str
+    criteria: str = Field(min_length=1)
+    base_url: str | None = None
+    model: str | None = None
+    max_tokens: int = Field(default=256, ge=1)
+
+
 class ObjectiveConfig(Strict):
-    """One of `task`, `function`, `sparsity` and `size`. `direction` overrides what the task says of itself."""
+    """One of `task`, `function`, `perplexity`, `judge`, `sparsity` and `size`. `direction` overrides what the score says of itself."""
 
     task: str | None = None
     metric: str | None = None
     function: str | None = None
+    perplexity: str | None = None
+    judge: JudgeConfig | None = None
     sparsity: bool = False
     size: Literal["layers", "parameters", "seconds_per_token"] | None = None
     name: str | None = None
@@ -25,16 +37,25 @@ class ObjectiveConfig(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ObjectiveConfig":
-        kinds = [self.task is not None, self.function is not None, self.sparsity, self.size is not None]
-        if sum(kinds) != 1:
-            raise ValueError("expected one of `task`, `function`, `sparsity: true` and `size`")
+        kinds = {"task": self.task, "function": self.function, "perplexity": self.perplexity, "judge": self.judge, "size": self.size}
+        if sum(kind is not None for kind in kinds.values()) + self.sparsity != 1:
+            raise ValueError(f"expected one of {', '.join(f'`{kind}`' for kind in kinds)} and `sparsity: true`")
+        if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
+            raise ValueError("metric: expected perplexity or bits_per_byte")
         return self
 
     @property
     def title(self) -> str:
         if self.name:
             return self.name
-        return self.task or self.size or ("sparsity" if self.sparsity else str(self.function).partition(":")[2])
+        kinds = {"sparsity": self.sparsity, "judge": self.judge, self.metric or "perplexity": self.perplexity}
+        of_kind = next((title for title, used in kinds.items() if used), None)
+        return self.task or self.size or of_kind or str(self.function).partition(":")[2]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Of the kinds that know it without being loaded."""
+        return bool(self.size or self.perplexity)
 
 
 class ConstraintConfig(ObjectiveConfig):
@@ -111,6 +132,8 @@ class EvaluateConfig(Strict):
     splits: dict[str, str] | None = None
     search_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
+    cache: str | None = None
+    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _both_splits(self) -> "EvaluateConfig":

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live
-from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
+from paretomerge.evaluate.harness import HarnessEvaluator
+from paretomerge.evaluate.tasks import HarnessTask
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.recipe import Recipe
 

@@ -59,11 +59,15 @@ class Objective:
 
 @dataclass(frozen=True)
 class Live:
-    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `Fact`)."""
+    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `Fact`).
+
+    key: the same for merges that are the same, in any study; "" where that is not known.
+    """
 
     model: Any
     tokenizer: Any
     facts: Mapping[str, float]
+    key: str = ""
 
 
 class Evaluator(Protocol):
@@ -93,6 +97,11 @@ class All:
     """Several evaluators as one."""
 
     parts: tuple[Evaluator, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What users should know of how their merges are scored."""
+        return [note for part in self.parts for note in getattr(part, "notes", ())]
 
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
         return {name: score for part in self.parts for name, score in part.evaluate(live, split).items()}

@@ -27,7 +27,7 @@ from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain,
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
-from paretomerge.search.surrogate import PLAIN, Hyperparameters, Shape, Surrogate, best_fit
+from paretomerge.search.surrogate import PLAIN, Shape, Surrogate
 
 Array = NDArray[np.float64]
 _WORSE = np.log(2)  # the filter may choose a point of half the best one's expected gain, not a hopeless one
@@ -39,15 +39,18 @@ class Settings:
     """The parts of the sampler and their constants; the paper's are those of `MMMOSampler.as_published()`.
 
     n_startup: trials before the first fit; what is not enqueued is drawn from a Sobol sequence.
+    centre: of a study without enqueued trials, the first is the middle of the space: with many parameters it is nearer to
+        everything than any point drawn.
     weak_to_strong, elites, crossover, differential: the paper's crossing, with the 5, CR = 0.5 and F = 0.5 it takes.
     fisher_filter, shortlist: of how many best candidates the filter takes the least known.
     raw_samples, restarts, steps: where the acquisition is looked at, from how many it is climbed, and how far.
     refit: hyperparameters are fitted anew when the trials have grown by this share, and kept in between.
-    known_noise: trials' standard errors are used where they are told. parabola: the processes have one, unless the trials
-        speak for smooth ones without.
+    known_noise: trials' standard errors are used where they are told. parabola: processes with one are
+        mixed with smooth ones, objective by objective, as each foresees the trials.
     """
 
     n_startup: int = 10
+    centre: bool = True
     weak_to_strong: bool = False
     elites: int = 5
     crossover: float = 0.5
@@ -104,14 +107,15 @@ class MMMOSampler(PointSampler):
             if name not in known:
                 raise ConfigError(f"MMMOSampler: {unknown('setting', name, known)}")
         self.settings = Settings(**settings)
-        super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=self.settings.n_startup)
+        n_startup, centre = self.settings.n_startup, self.settings.centre
+        super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=n_startup, centre=centre)
         self._reference = None if reference is None else np.asarray(reference, dtype=float)
         self._reference_trials = reference_trials or self.settings.n_startup
         self._importance = dict(importance or {})
         if wrong := [name for name, value in self._importance.items() if not 0 < value < np.inf]:
             raise ConfigError(f"MMMOSampler: importance: expected positive numbers, got {self._importance[wrong[0]]} for {wrong[0]}")
         self._constraints_func = constraints_func
-        self._fits: dict[str, tuple[bytes, Shape, Hyperparameters]] = {}
+        self._fits: dict[str, tuple[bytes, Surrogate]] = {}
         self._gain: float | None = None
 
     @classmethod
@@ -119,7 +123,7 @@ class MMMOSampler(PointSampler):
         """The paper's constants (sec. 4.1), with units made right: 10 Sobol starts, 10 candidates from 512 raw samples, each
         crossed with the 5 elites, and of the ten best of all, the least known evaluated next.
         """
-        steps = {"weak_to_strong": True, "fisher_filter": True, "shortlist": 10}
+        steps = {"centre": False, "weak_to_strong": True, "fisher_filter": True, "shortlist": 10}
         constants = {"raw_samples": 512, "restarts": 10, "refit": 0.0} | steps
         return cls(seed, **(constants | options))
 
@@ -173,7 +177,7 @@ class MMMOSampler(PointSampler):
             imagined = surrogate.predict(pending)[0]
             noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
             everything = np.concatenate([x[done], pending]), np.concatenate([y, imagined]), noise
-            surrogate = Surrogate.fit(*everything, surrogate.shape, surrogate.hyperparameters)
+            surrogate = surrogate.again(*everything)
         front = surrogate.predict(np.concatenate([x[good], pending]))[0] if len(good) + len(pending) else expected[:0]
         return surrogate, front[nondominated(front)], x[elites]
 
@@ -213,10 +217,8 @@ class MMMOSampler(PointSampler):
         told = [a for a in (x[:first], y[:first], noise, shapes[0].importance) if a is not None]
         key = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in told)).digest()
         if what not in self._fits or self._fits[what][0] != key:
-            fitted = best_fit(x[:first], y[:first], noise, shapes)
-            self._fits[what] = key, fitted.shape, fitted.hyperparameters
-        _, shape, hyperparameters = self._fits[what]
-        return Surrogate.fit(x, y, stderr, shape, hyperparameters)
+            self._fits[what] = key, Surrogate.average(x[:first], y[:first], noise, shapes)
+        return self._fits[what][1].again(x, y, stderr)
 
     def _weights(self, encoding: Encoding) -> Array | None:
         """Importance per coordinate, with a geometric mean of 1 over those that have one."""

@@ -86,6 +86,7 @@ class PointSampler(BaseSampler):
     space: the parameters, if known up front; else all that finished trials had, and new ones at random. So are those whose
         range changes between trials.
     conditions: when a parameter counts, as of `Encoding`; without them and a space, what the trials show.
+    centre: whether the study's first trial, if it is not enqueued, is the middle of the space.
     Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed`. No point is
     proposed twice, unless the space has no other. Every proposal is a function of the seed and the trials so far.
     """
@@ -98,9 +99,11 @@ class PointSampler(BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
+        centre: bool = False,
     ) -> None:
         self.proposer = proposer
         self.n_startup = n_startup
+        self._centre = centre
         self._seed = seed % 2**32
         self._space = dict(space) if space else None
         self._conditions = conditions
@@ -128,7 +131,7 @@ class PointSampler(BaseSampler):
         points = np.zeros((0, encoding.d))
         if self.proposer is not None and len(archive.x) >= self.n_startup and len(archive.usable):
             points = self.proposer.propose(archive, rng)
-        points = encoding.settle(np.concatenate([points, self._sobol(encoding.d, trial.number)]))
+        points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, trial.number)]))
         new = archive.is_new(points)
         if not new.any():
             others = encoding.settle(rng.random((_TRIES, encoding.d)))
@@ -142,8 +145,10 @@ class PointSampler(BaseSampler):
             return self._conditions or {}
         return inferred_conditions(Observations.of(study, trial).params, space)
 
-    def _sobol(self, d: int, number: int) -> Array:
+    def _drawn(self, d: int, number: int) -> Array:
         """Point `number` of the sequence, `(1, d)`."""
+        if self._centre and number == 0:
+            return np.full((1, d), 0.5)
         sequence = qmc.Sobol(d, rng=np.random.default_rng(self._seed))
         if number:
             sequence.fast_forward(number)

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Hyperparameters = Mapping[str, torch.Tensor]
 _FIT_ITERATIONS = 40  # a capped fit costs a third to a sixth, for the same hypervolume
 _SHORTEST = 0.025  # length-scale
-_DOUBT = 5.0  # nats: with few trials leave-one-out likes what is smooth, and smooth processes lead on less well
+_LEAST_SHARE = 0.02  # against that of the best shape; below, it is not worth its time
 _LEAST_VARIANCE = 1e-12
 _LEAST_NOISE = 1e-6  # of the standardised variance: scores of few items can repeat exactly
 
@@ -43,47 +43,30 @@ PLAIN = Shape()
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """m Gaussian processes on standardised outcomes. `centre` and `scale` `(m,)` lead back to the units of y."""
+class Processes:
+    """Gaussian processes of one shape, for `outcomes` (column numbers of y), as one batch; `share` `(k,)` is what each has of what is
+    believed of its outcome.
+    """
 
     model: SingleTaskGP
-    centre: Array
-    scale: Array
     shape: Shape
-
-    @classmethod
-    def fit(cls, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN, known: Hyperparameters | None = None) -> "Surrogate":
-        """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)` known or None (then inferred).
-
-        known: hyperparameters of an earlier fit to the same outcomes, to be used instead of a new fit.
-        """
-        centre, scale = y.mean(0), y.std(0, ddof=1)
-        scale = np.where(scale > 1e-12, scale, 1.0)
-        noise = None if stderr is None else torch.from_numpy(np.clip((stderr / scale) ** 2, _LEAST_NOISE, None))
-        kernel = _kernel(x.shape[1], y.shape[1], shape)
-        with warnings.catch_warnings():
-            # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
-            for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
-                warnings.simplefilter("ignore", category)
-            standard = torch.from_numpy((y - centre) / scale)
-            model = SingleTaskGP(torch.from_numpy(x), standard, train_Yvar=noise, covar_module=kernel, outcome_transform=None)
-            if known is None:
-                likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
-                fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}})
-        if known is not None:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(known[name])
-            model.eval()
-        return cls(model, centre, scale, shape)
+    outcomes: tuple[int, ...]
+    share: Array
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        return {name: value.detach() for name, value in self.model.named_parameters()}
 
-    def foresight(self) -> float:
-        """Log density that the other trials give to each trial, added up, the mean over the outcomes: leave-one-out in closed
-        form (Rasmussen & Williams 2006, eq. 5.10 to 5.12).
+    def hyperparameters_of(self, outcomes: Sequence[int]) -> Hyperparameters:
+        """Of some of them; a batch of one has no dimension for it."""
+        places = [self.outcomes.index(k) for k in outcomes]
+        if len(self.outcomes) == 1:
+            return self.hyperparameters
+        return {name: value[places if len(places) > 1 else places[0]] for name, value in self.hyperparameters.items()}
+
+    def foresight(self) -> Array:
+        """Log density that the other trials give to each trial, added up, per outcome: leave-one-out in closed form
+        (Rasmussen & Williams 2006, eq. 5.10 to 5.12).
         """
         with torch.no_grad():
             x, y = self.model.train_inputs[0], self.model.train_targets
@@ -92,21 +75,99 @@ class Surrogate:
             variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
             error = variance * (precision @ (y - self.model.mean_module(x))[..., None])[..., 0]
             density = -(error**2 / variance + (2 * math.pi * variance).log()) / 2
-            return float(density.sum(-1).mean())
+            return np.atleast_1d(density.sum(-1).numpy())
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Gaussian processes on m standardised outcomes, of one shape or of several whose beliefs are mixed. `centre` and `scale`
+    `(m,)` lead back to the units of y.
+    """
+
+    processes: tuple[Processes, ...]
+    centre: Array
+    scale: Array
+
+    @classmethod
+    def fit(cls, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN) -> "Surrogate":
+        """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)` known or None (then inferred)."""
+        return cls._of(x, y, stderr, [_Kind(shape, tuple(range(y.shape[1])), np.ones(y.shape[1]))])
+
+    def again(self, x: Array, y: Array, stderr: Array | None) -> "Surrogate":
+        """With other trials, the same shapes, shares and hyperparameters."""
+        return self._of(x, y, stderr, [_Kind(p.shape, p.outcomes, p.share, p.hyperparameters) for p in self.processes])
+
+    @classmethod
+    def average(cls, x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape]) -> "Surrogate":
+        """Each outcome by all shapes, in proportion to the density with which each foresees its trials (pseudo-BMA, Yao et al.
+        2018, sec. 3.3): with few trials that density cannot tell which one is right.
+        """
+        fits = [cls.fit(x, y, stderr, shape) for shape in shapes]
+        density = np.array([fit.processes[0].foresight() for fit in fits])
+        share = np.exp(density - density.max(0))
+        share[share < _LEAST_SHARE] = 0.0
+        share /= share.sum(0)
+        kinds = []
+        for (p,), of_each in zip((fit.processes for fit in fits), share, strict=True):
+            if mine := tuple(int(k) for k in np.flatnonzero(of_each)):
+                kinds.append(_Kind(p.shape, mine, of_each[list(mine)], p.hyperparameters_of(mine)))
+        return cls._of(x, y, stderr, kinds)
+
+    @classmethod
+    def _of(cls, x: Array, y: Array, stderr: Array | None, kinds: Sequence["_Kind"]) -> "Surrogate":
+        centre, scale = y.mean(0), y.std(0, ddof=1)
+        scale = np.where(scale > 1e-12, scale, 1.0)
+        noise = None if stderr is None else np.clip((stderr / scale) ** 2, _LEAST_NOISE, None)
+        return cls(tuple(kind.processes(x, (y - centre) / scale, noise) for kind in kinds), centre, scale)
 
     def standardise(self, y: Array) -> Array:
         return np.asarray((y - self.centre) / self.scale)
 
     def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior mean and standard deviation `(n, m)` at `x` `(n, d)`, standardised, without observation noise."""
-        posterior = self.model.posterior(x)
-        return posterior.mean, posterior.variance.clamp_min(_LEAST_VARIANCE).sqrt()
+        mean = second = torch.zeros((), dtype=x.dtype)
+        for p in self.processes:
+            posterior = p.model.posterior(x)
+            place = torch.zeros(len(p.outcomes), len(self.centre), dtype=x.dtype)
+            place[range(len(p.outcomes)), list(p.outcomes)] = torch.from_numpy(p.share)
+            mean = mean + posterior.mean @ place
+            second = second + (posterior.variance + posterior.mean**2) @ place
+        return mean, (second - mean**2).clamp_min(_LEAST_VARIANCE).sqrt()
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and standard deviation `(n, m)` in the units of y."""
         with torch.no_grad():
             mean, deviation = self.moments(torch.from_numpy(x))
         return mean.numpy() * self.scale + self.centre, deviation.numpy() * self.scale
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Which processes to make. known: hyperparameters of an earlier fit to the same outcomes; None for a new fit."""
+
+    shape: Shape
+    outcomes: tuple[int, ...]
+    share: Array
+    known: Hyperparameters | None = None
+
+    def processes(self, x: Array, y: Array, noise: Array | None) -> Processes:
+        """y, noise `(n, m)`: standardised, of which `outcomes` are taken."""
+        kernel = _kernel(x.shape[1], len(self.outcomes), self.shape)
+        own, told = (None if v is None else torch.from_numpy(v[:, self.outcomes]) for v in (y, noise))
+        with warnings.catch_warnings():
+            # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
+            for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
+                warnings.simplefilter("ignore", category)
+            model = SingleTaskGP(torch.from_numpy(x), own, train_Yvar=told, covar_module=kernel, outcome_transform=None)
+            if self.known is None:
+                likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+                fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}})
+        if self.known is not None:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(self.known[name])
+            model.eval()
+        return Processes(model, self.shape, self.outcomes, self.share)
 
 
 class Quadratic(Kernel):  # type: ignore[misc]
@@ -123,13 +184,6 @@ class Quadratic(Kernel):  # type: ignore[misc]
         z = 2 * x - 1
         features: torch.Tensor = torch.cat([z, z**2], -1) / x.shape[-1] ** 0.5
         return features
-
-
-def best_fit(x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape]) -> Surrogate:
-    """A fit of the first shape, or of another that foresees the trials better beyond doubt; arguments as of `fit`."""
-    first, *others = (Surrogate.fit(x, y, stderr, shape) for shape in shapes)
-    best = max(others, key=Surrogate.foresight, default=first)
-    return best if others and best.foresight() > first.foresight() + _DOUBT else first
 
 
 def _kernel(d: int, m: int, shape: Shape) -> Kernel:

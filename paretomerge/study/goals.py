@@ -39,6 +39,11 @@ class Goals:
     watched: Evaluator | None = None
 
     @property
+    def notes(self) -> list[str]:
+        """What users should know of how their merges are scored."""
+        return [note for evaluator in (self.evaluator, self.watched) for note in getattr(evaluator, "notes", ())]
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that every trial needs, the objectives' first."""
         return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.score for c in self.constraints)]))

@@ -21,7 +21,7 @@ from paretomerge.study.record import Trial
 if TYPE_CHECKING:
     from paretomerge.study.study import Study
 
-_FAILURES_IN_A_ROW = 5  # then the cause is not the candidate
+_FAILURES_IN_A_ROW = 10  # then the cause is not the candidate
 
 
 @dataclass(frozen=True)

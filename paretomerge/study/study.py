@@ -19,6 +19,7 @@ from paretomerge.merge.resident import ResidentModel
 from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
+from paretomerge.space.sources import digest
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End
 from paretomerge.study.goals import Goals
@@ -90,6 +91,12 @@ class Study:
         return self._known()
 
     @cached_property
+    def _weights(self) -> str:
+        """Which weights the names of models stand for."""
+        found = [digest(model) for model in (self.space.base, *self.space.sources.values())]
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+
+    @cached_property
     def resident(self) -> ResidentModel | RoutedModel:
         """The live model; loaded when it is first needed."""
         sources = tuple(self.space.sources.values())
@@ -152,7 +159,7 @@ class Study:
         """A recipe of either level, loaded, as evaluators see it."""
         holder = self.routed if level else self.resident
         merged = holder.load(recipe)
-        return Live(merged.model, holder.tokenizer, merged.facts)
+        return Live(merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}")
 
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by number."""
@@ -174,7 +181,7 @@ class Study:
     def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
         """Search until the budget is spent; what the record holds already counts. Returns why it ended.
 
-        Raises StudyError after five failures in a row, with the last one's cause, and where another process searches in
+        Raises StudyError after ten failures in a row, with the last one's cause, and where another process searches in
         the same folder. Interrupt it whenever you like.
         """
         budget = Budget.of(budget)

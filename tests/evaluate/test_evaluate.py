@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import All, Fact, Live, Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
-from paretomerge.evaluate.harness import HarnessEvaluator, HarnessTask
+from paretomerge.evaluate.harness import HarnessEvaluator
+from paretomerge.evaluate.tasks import HarnessTask
 
 SPLITS = {"search": "search", "held_out": "held_out"}
 
@@ -44,18 +45,44 @@ def test_search_and_held_out_items_are_different_and_repeatable(specialists):
     evaluator = harness(specialists, "sort", "reverse")
     first, again = evaluator.evaluate(model, "search"), evaluator.evaluate(model, "search")
     assert first == again and first["sort"].n == 40
-    prompts = {split: {i.args[0] for i in evaluator._prepare(split)["sort"].task.instances} for split in ("search", "held_out")}
+    prompts = {split: {r[0].args[0] for r in evaluator.items(split)["sort"].requests} for split in ("search", "held_out")}
     assert not prompts["search"] & prompts["held_out"]
     assert first["reverse"].value > 0.8 > harness(specialists, "shift").evaluate(model, "search")["shift"].value
 
 
 def test_one_split_can_be_cut_in_two(specialists):
     evaluator = harness(specialists, "sort", splits=None, search_items=100)
-    documents = {s: {i.doc["prompt"] for i in evaluator._prepare(s)["sort"].task.instances} for s in ("search", "held_out")}
+    documents = {s: {r[0].doc["prompt"] for r in evaluator.items(s)["sort"].requests} for s in ("search", "held_out")}
     assert len(documents["search"]) == 100 and len(documents["held_out"]) == 500
     assert not documents["search"] & documents["held_out"]
     other = harness(specialists, "sort", splits=None, search_items=100, seed=1)
-    assert {i.doc["prompt"] for i in other._prepare("search")["sort"].task.instances} != documents["search"]
+    assert {r[0].doc["prompt"] for r in other.items("search")["sort"].requests} != documents["search"]
+
+
+def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
+    """Items are told by what they ask and want: a copy under another split, or in another task, is the same item."""
+    import json
+
+    data = specialists / "tasks" / "data" / "reverse"
+    lines = {split: (data / f"{split}.jsonl").read_text().splitlines() for split in ("search", "held_out")}
+    mixed = [*lines["held_out"][:50], *lines["search"][:7], *lines["search"][39:42]]  # of the last three, one is searched on
+    for name, rows in (("search", lines["search"]), ("held_out", mixed)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("examples/specialists/tasks/data/reverse/", "")
+    (tmp_path / "reverse.yaml").write_text(text)
+    other = text.replace("task: reverse", "task: other").replace("search: search.jsonl", "search: held_out.jsonl")
+    (tmp_path / "other.yaml").write_text(other)
+    evaluator = harness(specialists, "reverse", include_path=tmp_path, data_root=tmp_path)
+    assert len(evaluator.items("held_out")["reverse"]) == 52
+    assert evaluator.notes == ["reverse: 8 of 60 held-out items are searched on too, and left out"]
+    watched = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=1, searched=evaluator.searched)
+    assert len(watched.items("held_out")["other"]) == 51  # its own first item is searched on besides
+    assert {json.loads(line)["prompt"] for line in lines["search"][:40]} == {
+        requests[0].doc["prompt"] for requests in evaluator.items("search")["reverse"].requests
+    }
+    with pytest.raises(EvaluationError, match="other: expected held-out items that are not searched on"):
+        everything = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=60)
+        everything.items("held_out")
 
 
 def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_path):

@@ -231,8 +231,8 @@ def test_the_published_constants():
 
 
 def test_the_fisher_filter_is_a_switch():
-    with_it = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=True), 9)
-    without = run(MMMOSampler(seed=0, n_startup=5), 9)
+    with_it = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=True), 14)
+    without = run(MMMOSampler(seed=0, n_startup=5), 14)
     assert [t.params for t in with_it.trials[:5]] == [t.params for t in without.trials[:5]]
     assert [t.params for t in with_it.trials[5:]] != [t.params for t in without.trials[5:]]
 

@@ -106,6 +106,6 @@ def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp
     from paretomerge.errors import StudyError
 
     study = make(pico, tmp_path, constraints=[Constraint("g", at_least=0)])
-    with pytest.raises(StudyError, match=r"last 5 trials failed.*expected a score named 'g'"):
-        study.run(9)
+    with pytest.raises(StudyError, match=r"last 10 trials failed.*expected a score named 'g'"):
+        study.run(12)
     assert all(t.failure and not t.constraints and not t.feasible for t in study.trials)

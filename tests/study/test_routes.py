@@ -53,7 +53,7 @@ def test_fewer_layers_are_better_unless_told(study):
 def test_a_route_has_no_sparsity(tmp_path, pico):
     study, _ = load_study(write(tmp_path, pico, space={"routes": {}}, objectives=[{"function": "mine:score"}, {"sparsity": True}]))
     with pytest.raises(ParetoMergeError, match="a merge that has sparsity, got a route"):
-        study.run(6)
+        study.run(12)
 
 
 def test_families_without_a_fold_are_searched_without_scales(tmp_path, pico, monkeypatch):

@@ -128,18 +128,18 @@ def test_a_failing_candidate_is_a_failed_trial_with_its_reason(pico, tmp_path):
     assert [t.failure for t in make(pico, tmp_path).trials] == [t.failure for t in study.trials]
 
 
-def test_five_failures_in_a_row_stop_the_search_with_the_cause(pico, tmp_path):
+def test_ten_failures_in_a_row_stop_the_search_with_the_cause(pico, tmp_path):
     def never(model, tokenizer):
         raise ValueError("broken task")
 
-    with pytest.raises(StudyError, match=r"last 5 trials failed.*broken task"):
+    with pytest.raises(StudyError, match=r"last 10 trials failed.*broken task"):
         make(pico, tmp_path, never).run(20)
 
 
 def test_a_number_that_is_not_finite_is_a_failure(pico, tmp_path):
     study = make(pico, tmp_path, lambda m, t: {"up": float("nan"), "down": 1.0})
     with pytest.raises(StudyError, match="finite"):
-        study.run(5)
+        study.run(10)
 
 
 class Stubborn(optuna.samplers.RandomSampler):

@@ -1,0 +1,69 @@
+import contextlib
+import signal
+import threading
+import time
+
+import pytest
+
+from paretomerge.config import load_study
+from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.evaluator import All, Live
+from paretomerge.evaluate.function import FunctionEvaluator
+from paretomerge.evaluate.limit import Limited
+from tests.test_config import write
+
+LIVE = Live(None, None, {})
+
+
+def stubborn(model, tokenizer, split):
+    """Hangs, and catches every error that it is sent."""
+    while split == "search":
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+    return 1.0
+
+
+def test_what_hangs_is_stopped_and_the_alarm_is_put_back():
+    def mine(*_):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGALRM, mine)
+    try:
+        with pytest.raises(EvaluationError, match=r"within 0\.1 s \(`evaluate.time_limit`\), got none"):
+            Limited(FunctionEvaluator("f", stubborn), 0.1).evaluate(LIVE, "search")
+        assert signal.getsignal(signal.SIGALRM) is mine and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_is_done_in_time_is_scored_and_held_out_items_take_theirs():
+    limited = Limited(All((FunctionEvaluator("f", lambda model, tokenizer: 3.0),)), 30)
+    assert limited.evaluate(LIVE, "search")["f"].value == 3.0
+    slow = Limited(FunctionEvaluator("f", lambda m, t: time.sleep(0.05) or 1.0), 0.01)
+    assert slow.evaluate(LIVE, "held_out")["f"].value == 1.0
+
+
+def test_elsewhere_than_in_the_main_thread_it_is_told():
+    told = []
+
+    def run():
+        with pytest.raises(EvaluationError, match="main thread"):
+            Limited(FunctionEvaluator("f", stubborn), 1).evaluate(LIVE, "search")
+        told.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert told
+
+
+def test_a_trial_that_hangs_has_failed_and_the_search_goes_on(tmp_path, pico):
+    path = write(tmp_path, pico, evaluate={"time_limit": 0.5}, objectives=[{"function": "hanging:score"}])
+    (tmp_path / "hanging.py").write_text(
+        "import time\n\nseen = []\n\n\ndef score(model, tokenizer):\n    seen.append(1)\n"
+        "    time.sleep(60 if len(seen) == 3 else 0)\n    return 1.0\n"
+    )
+    study, _ = load_study(path)
+    study.run(5)
+    assert [bool(t.failure) for t in study.trials] == [False, False, True, False, False]
+    assert "time_limit" in study.trials[2].failure
