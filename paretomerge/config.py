@@ -16,7 +16,6 @@ from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import Judge
-from paretomerge.evaluate.limit import Limited
 from paretomerge.evaluate.outcomes import Outcomes
 from paretomerge.evaluate.perplexity import Perplexity
 from paretomerge.evaluate.speed import Speed
@@ -30,10 +29,11 @@ from paretomerge.space.space import Space
 from paretomerge.space.weights import WeightSpace
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.hierarchy import Then
+from paretomerge.study.racing import Racing
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
-_NEVER_ASKED = ("batch_size", "cache", "time_limit")
+_NEVER_ASKED = ("batch_size", "cache", "time_limit", "race")
 _NOT_ASKED: Any = dict.fromkeys(
     ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
 ) | {"evaluate": set(_NEVER_ASKED), "then": {"trials", "sampler"}}
@@ -58,6 +58,8 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
             tuple(_objectives(config, harness)),
             tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.bounds),
             _harness(config, folder, {name: HarnessTask(name) for name in config.watch}, harness.searched if harness else ()),
+            config.evaluate.time_limit,
+            _racing(config),
         ),
         make_sampler(config, space),
         known=lambda: known_points(_asked(config, folder, files, space), config.starts, config.warm_start, _earlier, _record_of),
@@ -217,6 +219,11 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask], s
     )
 
 
+def _racing(config: StudyConfig) -> Racing | None:
+    settings = config.evaluate
+    return Racing(settings.tolerance or Racing.tolerance, seed=config.seed) if settings.race else None
+
+
 def _evaluator(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> Evaluator:
     """Everything that a trial needs, as one."""
     parts: list[Evaluator] = [harness] if harness else []
@@ -231,8 +238,7 @@ def _evaluator(config: StudyConfig, folder: Path, harness: HarnessEvaluator | No
             parts.append(Speed(o.title))
         elif o.sparsity or o.size:
             parts.append(Fact("sparsity" if o.sparsity else str(o.size), o.title))
-    whole = All(tuple(parts))
-    return Limited(whole, config.evaluate.time_limit) if config.evaluate.time_limit else whole
+    return All(tuple(parts))
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:

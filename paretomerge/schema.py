@@ -87,15 +87,19 @@ class BudgetConfig(Strict):
 
     @field_validator("until", mode="before")
     @classmethod
-    def _percentage(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value.strip()) and 0 < _share(value) < 1):
-            raise ValueError("expected a percentage of the hypervolume above 0 and below 100, such as 1%")
-        return value
+    def _until(cls, value: Any) -> Any:
+        return value if value is None else _percentage(value)
 
     @property
     def share(self) -> float | None:
         """`until` as a fraction."""
         return None if self.until is None else _share(self.until)
+
+
+def _percentage(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value.strip()) and 0 < _share(value) < 1):
+        raise ValueError("expected a percentage of the hypervolume above 0 and below 100, such as 1%")
+    return value
 
 
 def _share(percentage: str) -> float:
@@ -133,7 +137,18 @@ class EvaluateConfig(Strict):
     search_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     cache: str | None = None
+    race: bool | str = False
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @field_validator("race", mode="before")
+    @classmethod
+    def _tolerance(cls, value: Any) -> Any:
+        return value if isinstance(value, bool) else _percentage(value)
+
+    @property
+    def tolerance(self) -> float | None:
+        """`race` as a fraction of the hypervolume; None where it is off or has no figure."""
+        return _share(self.race) if isinstance(self.race, str) else None
 
     @model_validator(mode="after")
     def _both_splits(self) -> "EvaluateConfig":

@@ -1,9 +1,9 @@
 """The seam between weights and numbers: Score, Objective, Evaluator."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from paretomerge.errors import EvaluationError
 
@@ -77,6 +77,20 @@ class Evaluator(Protocol):
         """Score on the examples that are searched on, or on those that are held out."""
 
 
+@runtime_checkable
+class Itemised(Evaluator, Protocol):
+    """An evaluator whose scores are made of items that can be had a few at a time."""
+
+    def items(self, split: Split) -> Mapping[str, Sized]:
+        """Score's name -> its items."""
+
+    def outcomes(self, live: Live, split: Split, wanted: Mapping[str, Sequence[int]]) -> Mapping[str, list[Any]]:
+        """Score's name -> the outcome of each wanted item, by its place."""
+
+    def score(self, split: Split, name: str, outcomes: Sequence[Any]) -> Score:
+        """What outcomes make together."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """What a merge tells of itself as a score: `sparsity` (MM-MO's third objective: minus the L1 distance to the base, in
@@ -105,3 +119,8 @@ class All:
 
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
         return {name: score for part in self.parts for name, score in part.evaluate(live, split).items()}
+
+
+def parts_of(evaluator: Evaluator) -> tuple[Evaluator, ...]:
+    """The evaluators that it is made of; itself, where it is one."""
+    return evaluator.parts if isinstance(evaluator, All) else (evaluator,)

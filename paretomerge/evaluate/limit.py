@@ -2,42 +2,26 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Evaluator, Live, Score, Split
 
 
 class _TimeUp(BaseException):
     """Raised wherever the program happens to be; no `except Exception` of a task or a user holds it up."""
 
 
-@dataclass(frozen=True)
-class Limited:
-    """`inner`, stopped after so many seconds where merges are searched among; held-out items may take their time.
+@contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Raises EvaluationError once so many seconds have passed; None for no limit.
 
     It works by the alarm of Unix, in the main thread: code that sleeps, waits or computes in Python stops at once, a single call
     into a library when it returns.
     """
-
-    inner: Evaluator
-    seconds: float
-
-    @property
-    def notes(self) -> list[str]:
-        return list(getattr(self.inner, "notes", ()))
-
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
-        if split != "search":
-            return self.inner.evaluate(live, split)
-        with _within(self.seconds):
-            return self.inner.evaluate(live, split)
-
-
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         raise EvaluationError("time_limit: expected to run in the main thread of a Unix process, got another; leave it out")
 

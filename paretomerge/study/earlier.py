@@ -44,13 +44,13 @@ class Earlier:
             except KeyError as error:
                 raise ConfigError(f"expected a study of paretomerge, got {storage} without one") from error
             attributes, frozen, trials = study.user_attrs, study.get_trials(deepcopy=False), thawed(study)
-        values = {t.number: t.values for t in frozen if trials[t.number].feasible and not trials[t.number].level}
+        values = {t.number: t.values for t in frozen if trials[t.number].feasible and trials[t.number].final and not trials[t.number].level}
         best = [trials[number] for number in _best(values)]
         return cls(
             name,
             attributes.get("identity", {}),
             attributes.get("home", ""),
-            tuple(t for t in trials if not t.failure and not t.level),
+            tuple(t for t in trials if not t.failure and t.final and not t.level),
             tuple(best),
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paretomerge.evaluate.evaluator import Evaluator, Objective, Score
+from paretomerge.study.racing import Racing
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,17 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Goals:
-    """evaluator: its scores include those of every objective and constraint. watched: scored on held-out items only."""
+    """evaluator: its scores include those of every objective and constraint. watched: scored on held-out items only.
+
+    time_limit: seconds that scoring a candidate on the search items may take. racing: whether, and how, it may be left half-scored.
+    """
 
     evaluator: Evaluator
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...] = ()
     watched: Evaluator | None = None
+    time_limit: float | None = None
+    racing: Racing | None = None
 
     @property
     def notes(self) -> list[str]:

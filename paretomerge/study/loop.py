@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ParetoMergeError, StudyError
+from paretomerge.evaluate.evaluator import Live, Score
+from paretomerge.evaluate.limit import within
 from paretomerge.space.routes import hand_over
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End, evaluated
 from paretomerge.study.hierarchy import POOL, scored_already
 from paretomerge.study.known import agenda
 from paretomerge.study.optimiser import Optimiser
+from paretomerge.study.racing import Race
 from paretomerge.study.record import Trial
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class Loop:
         self.last = last
         self.watch = watch
         self.finished = study.trials
+        self.race = Race(study, study.goals.racing) if study.goals.racing else None
 
     def run(self) -> End:
         """Both levels, or the one that there is."""
@@ -67,7 +71,9 @@ class Loop:
             end = self._explore(first, replace(self.budget, trials=min(study.then.after, self.budget.trials)))
             if evaluated(self.finished) >= self.budget.trials:
                 return end
-            feasible = [t for t in self.finished if t.feasible]
+            study.settle()
+            self.finished = study.trials
+            feasible = [t for t in self.finished if t.feasible and t.final]
             study.record.note(POOL, study.then.chosen(feasible, study.objectives, study.reference or (), study.space.sources))
         second = Level(1, study.routes, study.then.sampler(study.routes), scored_already(study.routes, self.finished))
         self.budget.check(second.sampler)
@@ -130,15 +136,21 @@ class Loop:
     def _try(self, asked: Trial, seconds: dict[str, float], scored: Mapping[str, Trial]) -> Trial:
         same = scored.get(self.study.recipe(asked).key)
         if same is not None:
-            return replace(asked, scores=same.scores, constraints=same.constraints, same_as=same.number)
+            return replace(asked, scores=same.scores, constraints=same.constraints, same_as=same.number, final=same.final)
         try:
             with _clock(seconds, "merge"):
                 live = self.study.load(asked)
-            with _clock(seconds, "evaluate"):
-                scores = self.study.score(live, "search")
+            with _clock(seconds, "evaluate"), within(self.study.goals.time_limit):
+                scores, final = self._score(asked, live)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:  # torch tells of full memory by RuntimeError
             return replace(asked, failure=f"{type(error).__name__}: {error}")
-        return replace(asked, scores=scores, constraints=self.study.goals.excesses(scores))
+        return replace(asked, scores=scores, constraints=self.study.goals.excesses(scores), final=final)
+
+    def _score(self, asked: Trial, live: Live) -> tuple[dict[str, Score], bool]:
+        """Scores, and whether of all items: known starts are never left."""
+        if self.race is None or asked.label:
+            return self.study.score(live, "search"), True
+        return self.race.score(live, self.finished)
 
 
 @contextmanager

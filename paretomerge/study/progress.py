@@ -85,6 +85,7 @@ def tally(trials: Sequence[Trial]) -> str:
     """How many trials failed, and where there are any, how many were infeasible, reused or taken over."""
     counts = {
         "infeasible": sum(bool(t.broken) for t in trials),
+        "left early": sum(not t.final for t in trials),
         "reused": sum(t.same_as is not None for t in trials),
         "taken over": sum(bool(t.warm) for t in trials),
     }
@@ -110,6 +111,8 @@ def _line(event: Event, names: list[str]) -> str:
     if event.trial.broken:
         told += f"  infeasible: {event.trial.broken}"
     note = event.trial.label or _kind(event.trial)
+    if not event.trial.final:
+        note += " (left early: estimates)"
     if event.trial.same_as is not None:
         note += f" (the recipe of trial {event.trial.same_as})"
     return f"{event.done:4d}/{event.total}  {scores}  {told}  {sum(event.seconds.values()):.1f}s  {note}"

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Trial:
     label: what the point is known as, if it was not proposed (`uniform soup`). held_out: None until it was scored there.
     constraints: each one's name -> by how much it is broken (kept where 0 or less). warm: the study and number that the
     scores were taken over from. same_as: the trial that had the same recipe, whose scores these are. gain: what the sampler
-    expected of it, as a share of the hypervolume. level: 1 where it belongs to a study's second level (see `Then`).
+    expected of it, as a share of the hypervolume. final: False where it was left before all its items were scored (see `Race`), and its
+    scores are estimates. level: 1 where it belongs to a study's second level (see `Then`).
     """
 
     number: int
@@ -46,6 +47,7 @@ class Trial:
     same_as: int | None = None
     gain: float | None = None
     level: int = 0
+    final: bool = True
 
     @property
     def is_start(self) -> bool:
@@ -120,6 +122,7 @@ class Record:
         """The trial in Optuna's form; `system` is what the sampler noted on it."""
         user: dict[str, Any] = {"label": trial.label, "seconds": dict(trial.seconds), "scores": _pack(trial.scores)}
         more = {"failure": trial.failure, "warm": trial.warm, "same_as": trial.same_as, "gain": trial.gain, "level": trial.level or None}
+        more["final"] = None if trial.final else False
         user |= {name: value for name, value in more.items() if value not in ("", None)}
         if not trial.failure:
             user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
@@ -151,6 +154,11 @@ class Record:
         with legible(self.storage):
             self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
 
+    def settle(self, trial: Trial) -> None:
+        """Keep the scores on all items of a trial that had been left; its sampler goes on with what it was told."""
+        with legible(self.storage):
+            self._study.set_user_attr(f"settled/{trial.number}", [_pack(trial.scores), dict(trial.constraints)])
+
     def held_out(self, number: int) -> dict[str, Scores]:
         """kind -> held-out scores of a trial."""
         return _held_out(self._study.user_attrs, number)
@@ -173,7 +181,8 @@ def database(storage: str) -> optuna.storages.RDBStorage:
 def thawed(study: optuna.Study) -> list[Trial]:
     """The trials of a record that is open, in the order of their numbers."""
     attributes = study.user_attrs
-    return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
+    trials = [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
+    return [_settled(trial, attributes.get(f"settled/{trial.number}")) for trial in trials]
 
 
 @contextmanager
@@ -209,7 +218,12 @@ def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         same_as=user.get("same_as"),
         gain=user.get("gain"),
         level=user.get("level", 0),
+        final=user.get("final", True),
     )
+
+
+def _settled(trial: Trial, kept: Any) -> Trial:
+    return replace(trial, scores=_unpack(kept[0]), constraints=kept[1], final=True) if kept else trial
 
 
 def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:

@@ -162,10 +162,15 @@ class Study:
         return Live(merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}")
 
     def front(self) -> list[Trial]:
-        """The feasible trials that no other dominates, by number."""
-        done = [t for t in self.trials if t.feasible]
-        mask = nondominated([t.values(self.objectives) for t in done])
-        return [t for t, on_front in zip(done, mask, strict=True) if on_front]
+        """The feasible trials that no other dominates, by number; what was left half-scored is not among them."""
+        return self._nondominated([t for t in self.trials if t.feasible and t.final])
+
+    def settle(self) -> None:
+        """Score on all items what a race has left and what may yet be on the front, until nothing is."""
+        while left := [t for t in self._nondominated([t for t in self.trials if t.feasible]) if not t.final]:
+            for trial in left:
+                scores = self.score(self.load(trial), "search")
+                self.record.settle(replace(trial, scores=scores, constraints=self.goals.excesses(scores)))
 
     def objectives_and_watched(self) -> list[str]:
         """Names of the objectives, then of whatever else was scored on held-out items."""
@@ -175,7 +180,7 @@ class Study:
     def hypervolume(self, trials: Sequence[Trial]) -> float:
         """Of the feasible ones among `trials`, above the reference point; in units of the scores."""
         reference = self.reference
-        values = [t.values(self.objectives) for t in trials if t.feasible]
+        values = [t.values(self.objectives) for t in trials if t.feasible and t.final]
         return hypervolume(values, reference) if values and reference else 0.0
 
     def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
@@ -188,6 +193,7 @@ class Study:
         budget.check(self.sampler)
         with _alone(self.folder):
             end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()
+            self.settle()
             self.record.note("end", asdict(end))
         return end.reason
 
@@ -218,6 +224,10 @@ class Study:
     def key(self, params: Mapping[str, Any]) -> str:
         """Which points of the first level's space are the same merge."""
         return self._recipe(params).key
+
+    def _nondominated(self, trials: Sequence[Trial]) -> list[Trial]:
+        mask = nondominated([t.values(self.objectives) for t in trials])
+        return [t for t, on_front in zip(trials, mask, strict=True) if on_front]
 
     def _recipe(self, params: Mapping[str, Any], level: int = 0) -> Recipe:
         return replace((self.routes if level else self.space).recipe(params), dtype=self.dtype)
