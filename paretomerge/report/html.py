@@ -13,13 +13,15 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.subplots
 
+from paretomerge.decide.optimism import optimism
 from paretomerge.decide.pick import Choice, choose
 from paretomerge.report.tables import best_first, title
 from paretomerge.study.record import Trial
 from paretomerge.study.study import Study
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_INK, _DIM, _BROKEN, _FRONT, _PICK, _SOURCE = "#1f2937", "#cbd5e1", "#e9d5ff", "#2563eb", "#dc2626", "#d97706"
+_INK, _DIM, _LEFT, _BROKEN = "#1f2937", "#cbd5e1", "#99f6e4", "#e9d5ff"
+_FRONT, _PICK, _SOURCE = "#2563eb", "#dc2626", "#d97706"
 
 _ACROSS, _PANEL, _GAP = 3, 320, 80  # panels in a row; pixels of a panel, and between rows, where the axes' titles stand
 _MARGIN, _LEGEND = 50, 64  # pixels above and below the panels, and from them down to the legend
@@ -42,6 +44,7 @@ def write_report(study: Study, out: Path, choice: Choice | None = None) -> Path:
         picked=_row(study, picked, picked),
         choice=(choice or Choice()).text,
         recipe=study.recipe(picked).to_yaml(),
+        optimism=optimism(study),
         failures=[(t.number, t.failure) for t in study.trials if t.failure],
         infeasible=[(t.number, t.broken) for t in trials if not t.feasible],
         n=len(study.trials),
@@ -62,7 +65,8 @@ def _scatter(study: Study, trials: list[Trial], front: list[Trial], picked: Tria
     inside = rows * _PANEL + (rows - 1) * _GAP
     figure = plotly.subplots.make_subplots(cols=columns, rows=rows, horizontal_spacing=0.08, vertical_spacing=_GAP / inside)
     groups = [
-        ("other trials", _DIM, 6, [t for t in trials if t not in front and t.feasible and not t.is_start]),
+        ("other trials", _DIM, 6, [t for t in trials if t not in front and t.feasible and t.final and not t.is_start]),
+        ("left early", _LEFT, 6, [t for t in trials if t not in front and t.feasible and not t.final]),
         ("infeasible", _BROKEN, 6, [t for t in trials if not t.feasible and not t.is_start]),
         ("known starts", _SOURCE, 9, [t for t in trials if t.is_start]),
         ("front", _FRONT, 9, [t for t in front if not t.is_start]),
