@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError, shown
+from paretomerge.evaluate.backend import Backend
 from paretomerge.evaluate.evaluator import All, Evaluator, Fact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
@@ -216,7 +217,14 @@ def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask], s
         seed=config.seed,
         searched=searched,
         kept=Outcomes(folder / settings.cache) if settings.cache else None,
+        backend=_backend(settings.backend),
     )
+
+
+def _backend(settings: str | dict[str, Any] | None) -> Backend | None:
+    if settings is None or isinstance(settings, str):
+        return Backend(settings) if settings else None
+    return Backend(settings["name"], {key: value for key, value in settings.items() if key != "name"})
 
 
 def _racing(config: StudyConfig) -> Racing | None:

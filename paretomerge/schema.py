@@ -137,6 +137,7 @@ class EvaluateConfig(Strict):
     search_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     cache: str | None = None
+    backend: str | dict[str, Any] | None = None
     race: bool | str = False
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -144,6 +145,13 @@ class EvaluateConfig(Strict):
     @classmethod
     def _tolerance(cls, value: Any) -> Any:
         return value if isinstance(value, bool) else _percentage(value)
+
+    @field_validator("backend")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not isinstance(value.get("name"), str):
+            raise ValueError("expected the name of a model of lm-evaluation-harness, or `name` and its arguments")
+        return value
 
     @property
     def tolerance(self) -> float | None:

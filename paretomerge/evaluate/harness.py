@@ -4,10 +4,12 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.backend import Backend
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.evaluate.outcomes import Outcomes
 from paretomerge.evaluate.tasks import HarnessTask, Items, TaskLoader, quiet
@@ -23,7 +25,7 @@ class HarnessEvaluator:
     splits: the data set's split for `search` and for `held_out`. Without it, `search_items` documents of the split that
         the harness tests on are searched on and the rest are held out, drawn with `seed`.
     searched: contents of items that are searched on elsewhere. What is searched on, here or there, is never held out.
-    kept: outcomes of items, by merge, that need not be had again.
+    kept: outcomes of items, by merge, that need not be had again. backend: another model of the harness, in place of the live one.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class HarnessEvaluator:
         seed: int = 0,
         searched: Iterable[str] = (),
         kept: Outcomes | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.tasks = dict(tasks)
         self.batch_size = batch_size
@@ -46,8 +49,10 @@ class HarnessEvaluator:
         self._loader.check(self.tasks)
         self._elsewhere = frozenset(searched)
         self._kept = kept
+        self._backend = backend
         self._loaded: dict[str, dict[str, Items]] = {}
         self._lm: Any = None
+        self._tokenizer: Any = None
         self.items("search")  # so that a missing data set or metric is told before anything is merged
 
     @property
@@ -103,27 +108,31 @@ class HarnessEvaluator:
         """Put the model's responses on the instances."""
         if not instances:
             return
-        if self._lm is None or self._lm.tokenizer is not live.tokenizer:
-            from paretomerge.evaluate.language_model import ResidentLM
-
-            with quiet():
-                self._lm = ResidentLM(live.model, live.tokenizer, self.batch_size)
-        self._lm.take(live.model)
         # one list per kind of request, over all tasks, equal requests once: batches are of like lengths
         requests: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for instance in instances:
             instance.resps, instance.filtered_resps = [], {}
             for repeat in range(instance.repeats):
                 requests[instance.request_type][repr((instance.args, repeat))].append(instance)
-        for kind, same in requests.items():
-            with quiet():
-                responses = getattr(self._lm, kind)([each[0] for each in same.values()], disable_tqdm=True)
-            for each, response in zip(same.values(), responses, strict=True):
-                for instance in each:
-                    instance.resps.append(response)
+        with quiet(), self._backend.model(live, self.batch_size) if self._backend else nullcontext(self._resident(live)) as model:
+            for kind, same in requests.items():
+                responses = getattr(model, kind)([each[0] for each in same.values()], disable_tqdm=True)
+                for each, response in zip(same.values(), responses, strict=True):
+                    for instance in each:
+                        instance.resps.append(response)
+        self._tokenizer = live.tokenizer
+
+    def _resident(self, live: Live) -> Any:
+        """The live model as the harness sees it."""
+        if self._lm is None or self._lm.tokenizer is not live.tokenizer:
+            from paretomerge.evaluate.language_model import ResidentLM
+
+            self._lm = ResidentLM(live.model, live.tokenizer, self.batch_size)
+        self._lm.take(live.model)
+        return self._lm
 
     def _length(self, text: str) -> int:
-        return len(self._lm.tok_encode(text, add_special_tokens=False))
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _apart(self, name: str, items: Items) -> Items:
         """Held-out items, less those that are searched on."""

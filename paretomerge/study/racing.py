@@ -7,7 +7,7 @@ models so, by bounds on single scores).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 _LEAST_KNOWN = 4  # merges scored on all items, before anything can be told of others
 _REFIT = 1.25  # by how much more of them the models are fitted anew
 _DRAWS = 64
+_SETTLED = 0.25  # of the tolerance: many small gains add up, and the best of them are worth their items
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Racing:
     begin with; growth: by what the items of the least certain score are multiplied then. seed: of their order.
     """
 
-    tolerance: float = 0.005
+    tolerance: float = 0.02
     first: int = 24
     growth: float = 1.5
     seed: int = 0
@@ -81,6 +82,29 @@ class Race:
             name = self._least_certain(told, sizes, known, front, worst)
             sizes[name] = min(len(known[name].order), math.ceil(sizes[name] * self._settings.growth))
 
+    def settle(self) -> None:
+        """Score on all items, the most promising first, whoever was left and is expected to add a quarter of the tolerance."""
+        study = self._study
+        while study.reference is not None:
+            trials = [t for t in study.trials if t.feasible]
+            whole, left = [t for t in trials if t.final], [t for t in trials if not t.final]
+            if not whole or not left:
+                return
+            front, worst = self._front(whole), np.asarray(study.reference)
+            gains = [expected_gain(*self._believed(t, whole), front, worst) for t in left]
+            if max(gains) < self._settings.tolerance * _SETTLED:
+                return
+            best = left[int(np.argmax(gains))]
+            scores = study.score(study.load(best), "search")
+            study.record.settle(replace(best, scores=scores, constraints=study.goals.excesses(scores)))
+
+    def _believed(self, trial: Trial, whole: Sequence[Trial]) -> tuple[Array, Array]:
+        """The estimates of a trial that was left, and their errors less that of the items themselves, which all trials share."""
+        objectives = self._study.objectives
+        stderr = np.array([trial.scores[o.name].stderr for o in objectives])
+        shared = np.mean([[t.scores[o.name].stderr ** 2 for o in objectives] for t in whole], 0)
+        return np.array(trial.values(objectives)), np.sqrt(np.maximum(stderr**2 - shared, 0.0))
+
     def _models(self, trials: Sequence[Trial]) -> dict[str, _Known]:
         """Of every score whose items are known of enough merges; fitted to the first of them, as many as the last refit had."""
         count = _LEAST_KNOWN
@@ -119,16 +143,11 @@ class Race:
         return np.asarray(values[nondominated(values)])
 
     def _gain(self, told: Mapping[str, Estimate], exact: Mapping[str, Score], front: Array, worst: Array) -> float:
-        """Expected hypervolume that the candidate adds, as a share of the front's, over what its scores may turn out to be."""
+        """What the candidate is expected to add, over what its scores may turn out to be."""
         objectives = self._study.objectives
         mean = np.array([o.inside((told.get(o.name) or exact[o.name]).value) for o in objectives])
         error = np.array([told[o.name].stderr if o.name in told else 0.0 for o in objectives])
-        draws = mean + error * norm.ppf(qmc.Sobol(len(mean), rng=0).random(_DRAWS).clip(1e-6, 1 - 1e-6))
-        now = hypervolume(front, worst)
-        if now <= 0:
-            return math.inf
-        better = [v for v in draws if (v > worst).all() and not (front >= v).all(1).any()]
-        return sum(hypervolume(np.vstack([front, v]), worst) - now for v in better) / _DRAWS / now
+        return expected_gain(mean, error, front, worst)
 
     def _least_certain(
         self, told: Mapping[str, Estimate], sizes: Mapping[str, int], known: Mapping[str, _Known], front: Array, worst: Array
@@ -144,6 +163,16 @@ class Race:
 
     def _ordered(self, scores: Mapping[str, Score]) -> dict[str, Score]:
         return {name: scores[name] for name in self._study.goals.scores} | dict(scores)
+
+
+def expected_gain(mean: Array, error: Array, front: Array, worst: Array) -> float:
+    """Expected hypervolume that independent normal values `(m,)` add to the front `(k, m)`, as a share of the front's."""
+    now = hypervolume(front, worst)
+    if now <= 0:
+        return math.inf
+    draws = mean + error * norm.ppf(qmc.Sobol(len(mean), rng=0).random(_DRAWS).clip(1e-6, 1 - 1e-6))
+    better = [v for v in draws if (v > worst).all() and not (front >= v).all(1).any()]
+    return sum(hypervolume(np.vstack([front, v]), worst) - now for v in better) / _DRAWS / now
 
 
 def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:

@@ -26,6 +26,7 @@ from paretomerge.study.goals import Goals
 from paretomerge.study.hierarchy import POOL, Then, pool_name
 from paretomerge.study.known import Known
 from paretomerge.study.loop import Event, Loop
+from paretomerge.study.racing import Race
 from paretomerge.study.record import Record, Trial
 
 
@@ -163,14 +164,14 @@ class Study:
 
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by number; what was left half-scored is not among them."""
-        return self._nondominated([t for t in self.trials if t.feasible and t.final])
+        done = [t for t in self.trials if t.feasible and t.final]
+        mask = nondominated([t.values(self.objectives) for t in done])
+        return [t for t, on_front in zip(done, mask, strict=True) if on_front]
 
     def settle(self) -> None:
-        """Score on all items what a race has left and what may yet be on the front, until nothing is."""
-        while left := [t for t in self._nondominated([t for t in self.trials if t.feasible]) if not t.final]:
-            for trial in left:
-                scores = self.score(self.load(trial), "search")
-                self.record.settle(replace(trial, scores=scores, constraints=self.goals.excesses(scores)))
+        """Score on all items what a race has left and what may yet add to the front."""
+        if self.goals.racing is not None:
+            Race(self, self.goals.racing).settle()
 
     def objectives_and_watched(self) -> list[str]:
         """Names of the objectives, then of whatever else was scored on held-out items."""
@@ -224,10 +225,6 @@ class Study:
     def key(self, params: Mapping[str, Any]) -> str:
         """Which points of the first level's space are the same merge."""
         return self._recipe(params).key
-
-    def _nondominated(self, trials: Sequence[Trial]) -> list[Trial]:
-        mask = nondominated([t.values(self.objectives) for t in trials])
-        return [t for t, on_front in zip(trials, mask, strict=True) if on_front]
 
     def _recipe(self, params: Mapping[str, Any], level: int = 0) -> Recipe:
         return replace((self.routes if level else self.space).recipe(params), dtype=self.dtype)

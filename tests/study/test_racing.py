@@ -5,10 +5,10 @@ from scipy.special import expit
 from paretomerge.config import load_study
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import All, Fact, Objective, Score
-from paretomerge.pareto.front import nondominated
+from paretomerge.pareto.front import hypervolume
 from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.study.goals import Goals
-from paretomerge.study.racing import Racing, stratified_order
+from paretomerge.study.racing import Racing, expected_gain, stratified_order
 from paretomerge.study.study import Study
 from tests.study.test_study import make
 from tests.test_config import write
@@ -74,9 +74,19 @@ def test_hopeless_candidates_are_left_and_the_front_is_scored_on_everything(pico
         assert all(t.scores[name].items is None and t.scores[name].stderr > 0 for name in ITEMS)
     front = study.front()
     assert front and all(t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front)
-    everything = [t for t in trials if t.feasible]
-    mask = nondominated([t.values(study.objectives) for t in everything])
-    assert all(t.final for t, on_front in zip(everything, mask, strict=True) if on_front)  # nothing that was left may be better
+    values, worst = np.array([t.values(study.objectives) for t in front]), np.array(study.reference)
+    for t in left:  # nobody who was left is expected to add much
+        assert expected_gain(np.array(t.values(study.objectives)), np.zeros(2), values, worst) < 0.005
+
+
+def test_gains_are_those_of_drawing():
+    front, worst = np.array([[1.0, 0.2], [0.5, 0.6]]), np.zeros(2)
+    mean, error = np.array([0.7, 0.5]), np.array([0.1, 0.2])
+    draws = mean + error * np.random.default_rng(0).standard_normal((4000, 2))
+    now = hypervolume(front, worst)
+    plain = np.mean([hypervolume(np.vstack([front, v.clip(0)]), worst) - now for v in draws]) / now
+    assert expected_gain(mean, error, front, worst) == pytest.approx(plain, rel=0.1)
+    assert expected_gain(np.array([0.4, 0.5]), np.zeros(2), front, worst) == 0
 
 
 def test_estimates_are_near_what_all_items_say(pico, tmp_path):
