@@ -159,6 +159,12 @@ class EvaluateConfig(Strict):
         return _share(self.race) if isinstance(self.race, str) else None
 
     @model_validator(mode="after")
+    def _race_with_the_live_model(self) -> "EvaluateConfig":
+        if self.race and self.backend:
+            raise ValueError("race: expected the live model, got a `backend`, which would load each merge again for every few items")
+        return self
+
+    @model_validator(mode="after")
     def _both_splits(self) -> "EvaluateConfig":
         if self.splits is not None and set(self.splits) != {"search", "held_out"}:
             raise ValueError(f"splits: expected `search` and `held_out`, got {', '.join(self.splits)}")

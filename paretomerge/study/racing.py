@@ -114,7 +114,7 @@ class Race:
             return {}
         if self._known[0] != count:
             first = trials[:count]
-            names = [name for name in first[0].scores if all(t.scores[name].items is not None for t in first)]
+            names = [name for name in self._study.goals.scores if all(t.scores[name].items is not None for t in first)]
             tables = {name: [t.scores[name].items for t in first] for name in names}
             self._known = (
                 count,

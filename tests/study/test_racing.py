@@ -144,5 +144,7 @@ def test_study_yaml_says_whether_and_how(tmp_path, pico):
     assert load_study(write(tmp_path, pico))[0].goals.racing is None
     assert load_study(write(tmp_path, pico, evaluate={"race": True}, seed=3))[0].goals.racing == Racing(seed=3)
     assert load_study(write(tmp_path, pico, evaluate={"race": "2%"}))[0].goals.racing == Racing(0.02)
+    with pytest.raises(ConfigError, match="race: expected the live model"):
+        load_study(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
     with pytest.raises(ConfigError, match="expected a percentage of the hypervolume"):
         load_study(write(tmp_path, pico, evaluate={"race": "2"}))
