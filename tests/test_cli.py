@@ -50,6 +50,16 @@ def test_search_status_front(small):
 
 
 @pytest.mark.slow
+def test_compare(small):
+    (found,) = json.loads(paretomerge("compare", "scribe", "mirror", "--study", small, "--task", "reverse", "--json").stdout)
+    assert found["n"] == 600 and found["difference"] < -0.3 and found["p"] < 1e-4 and found["only_other"] > found["only_one"]
+    shown = paretomerge("compare", "scribe", "mirror", "--study", small).stdout
+    assert "scribe − mirror" in shown and "right alone" in shown and len(shown.splitlines()) == 6  # watched tasks too
+    wrong = paretomerge("compare", "scribe", "miror", "--study", small, ok=False)
+    assert wrong.returncode == 1 and "or one of: order, mirror, scribe" in wrong.stderr
+
+
+@pytest.mark.slow
 def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(small, tmp_path):
     """Also under lm-eval's own command line, in another process, on the held-out items."""
     from paretomerge.config import load_study

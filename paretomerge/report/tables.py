@@ -67,12 +67,13 @@ def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: 
 def comparison_table(found: Sequence[Comparison], one: str, other: str) -> Table:
     """A line per task; what chance would not explain (p < 0.05) is bold."""
     table = Table(title=f"{one} − {other}", title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    heads = ("", one, other, "difference", "95 % interval", "only one is right", "p", "n")
+    heads = ("", one, other, "difference, 95 %", "right alone", "p", "n")
     for name in heads:
         table.add_column(Text(name, overflow="fold"), justify="left" if not name else "right")
     for c in found:
         wins = "" if c.only_one is None else f"{c.only_one} : {c.only_other}"
-        cells = (f"{c.one:.3f}", f"{c.other:.3f}", f"{c.difference:+.3f}", f"{c.low:+.3f} to {c.high:+.3f}", wins, _chance(c.p), str(c.n))
+        apart = f"{c.difference:+.3f} ± {c.high - c.difference:.3f}"
+        cells = (f"{c.one:.3f}", f"{c.other:.3f}", apart, wins, _chance(c.p), str(c.n))
         table.add_row(Text(c.task), *cells, style="bold" if c.p < 0.05 else None)
     return table
 
