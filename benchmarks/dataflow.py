@@ -9,7 +9,6 @@ Search scores (300 items a task) choose each front; the hypervolume is that of i
 worst source per objective less a tenth of the range, as a share of what perfect scores would have.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from seeds import arguments, spread
 
 from paretomerge.config import load_study
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
@@ -175,22 +175,10 @@ def row(name: str, volumes: Sequence[float], means: Sequence[float], short: Sequ
     return f"| {name} | {len(volumes)} | {spread(volumes)} | {spread(means)} | {spread(short, 1) if short else ''} |"
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    measuring = commands.add_parser("run")
-    measuring.add_argument("folder", type=Path)
-    measuring.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    measuring.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        run(arguments.folder, arguments.seeds, arguments.searches)
+    given = arguments(__doc__, "searches", SEARCHES)
+    if given.what == "run":
+        run(given.folder, given.seeds, given.chosen)
     else:
         table()
 

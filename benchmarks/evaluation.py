@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from paretomerge.evaluate.evaluator import Live
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.language_model import ResidentLM
-from paretomerge.evaluate.tasks import HarnessTask
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIALISTS = ROOT / "examples" / "specialists"
@@ -37,7 +37,7 @@ def specialists() -> None:
     since = time.perf_counter()
     tasks = {name: HarnessTask(name) for name in ("sort", "reverse", "translate")}
     splits = {"search": "search", "held_out": "held_out"}
-    evaluator = HarnessEvaluator(tasks, include_path=SPECIALISTS / "tasks", data_root=ROOT, splits=splits, batch_size=128)
+    evaluator = HarnessEvaluator(tasks, TaskLoader(SPECIALISTS / "tasks", ROOT, splits), batch_size=128)
     built = time.perf_counter() - since
     live = Live(model, tokenizer, {})
     evaluator.evaluate(live, "search")

@@ -5,7 +5,6 @@ in one file. Items asked are those of all trials, known starts and settled ones 
 scores on held-out items, above the worst source per objective less a tenth of the range, as a share of what perfect scores would have.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from seeds import arguments, spread
 
 from paretomerge.config import load_study
 from paretomerge.pareto.front import hypervolume, knee, reference_point
@@ -86,21 +86,10 @@ def table() -> None:
         print(f"| {kind} | {len(pairs)} | {share:.0%} | {left:.0f} | {spread(volumes)} | {spread(knees)} |")
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    measuring = commands.add_parser("run")
-    measuring.add_argument("folder", type=Path)
-    measuring.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    measuring.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.what == "run":
-        run(arguments.folder, arguments.seeds, arguments.kinds)
+    given = arguments(__doc__, "kinds", KINDS)
+    if given.what == "run":
+        run(given.folder, given.seeds, given.chosen)
     else:
         table()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from seeds import spread
 
 from paretomerge.config import load_study, make_sampler
 from paretomerge.evaluate.evaluator import Score
@@ -153,19 +154,14 @@ def table() -> None:
         found = [seed[name] for seed in seeds if name in seed]
         if len(found) < len(seeds):
             continue  # not measured, or not on every seed
-        cell = {c: _spread([f["knee"][c] for f in found]) for c in columns}
+        cell = {c: spread([f["knee"][c] for f in found]) for c in columns}
         means, best = ([statistics.mean(f[pick][n] for n in names) for f in found] for pick in ("knee", "best mean"))
-        volumes = _spread([hypervolume(f["front"], reference) / scale for f in found])
-        print(_row(f"{name}, knee", [cell[n] for n in names], _spread(means), _spread(best), volumes, [cell[w] for w in config.watch]))
+        volumes = spread([hypervolume(f["front"], reference) / scale for f in found])
+        print(_row(f"{name}, knee", [cell[n] for n in names], spread(means), spread(best), volumes, [cell[w] for w in config.watch]))
 
 
 def _row(name: str, objectives: list[str], mean: str, best: str, volume: str, watched: list[str]) -> str:
     return f"| {' | '.join([name, *objectives, mean, best, volume, *watched])} |"
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from paretomerge.evaluate.judge import Judge
 from paretomerge.evaluate.outcomes import Outcomes
 from paretomerge.evaluate.perplexity import Perplexity
 from paretomerge.evaluate.speed import Speed
-from paretomerge.evaluate.tasks import HarnessTask
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 from paretomerge.recipe import Recipe, under
 from paretomerge.schema import StudyConfig, ThenConfig, load_config, told
 from paretomerge.space.config import build_space, route_space
@@ -34,10 +34,10 @@ from paretomerge.study.racing import Racing
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
-_NEVER_ASKED = ("batch_size", "cache", "time_limit", "race")
+_NEVER_ASKED = {"batch_size", "cache", "time_limit", "race"}
 _NOT_ASKED: Any = dict.fromkeys(
     ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
-) | {"evaluate": set(_NEVER_ASKED), "then": {"trials", "sampler"}}
+) | {"evaluate": _NEVER_ASKED, "then": {"trials", "sampler"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
 
@@ -58,7 +58,7 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
             _evaluator(config, folder, harness),
             tuple(_objectives(config, harness)),
             tuple(Constraint(c.title, c.at_least, c.at_most) for c in config.bounds),
-            _harness(config, folder, {name: HarnessTask(name) for name in config.watch}, harness.searched if harness else ()),
+            _harness(config, folder, {name: HarnessTask(name) for name in config.watch}, harness),
             config.evaluate.time_limit,
             _racing(config),
         ),
@@ -113,7 +113,7 @@ def task_digest(folder: Path, task: str) -> str:
 def _asked(config: StudyConfig, folder: Path, files: Mapping[str, Any], space: Space | None = None) -> Asked:
     """What the scores of a study mean, whatever file says it: models and data by where they are, and what `_files` found."""
     scored = files.get("files of scores", {})
-    items = config.evaluate.model_dump(mode="json", exclude=set(_NEVER_ASKED))
+    items = config.evaluate.model_dump(mode="json", exclude=_NEVER_ASKED)
     if config.evaluate.include_path:  # other tasks name no files
         items |= {key: str((folder / (getattr(config.evaluate, key) or ".")).resolve()) for key in ("include_path", "data_root")}
     question = {
@@ -203,19 +203,23 @@ def make_sampler(config: StudyConfig, space: Space, then: ThenConfig | None = No
     return make(name, problem, options)
 
 
-def _harness(config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask], searched: Iterable[str] = ()) -> HarnessEvaluator | None:
+def _harness(
+    config: StudyConfig, folder: Path, tasks: dict[str, HarnessTask], beside: HarnessEvaluator | None = None
+) -> HarnessEvaluator | None:
     if not tasks:
         return None
     settings = config.evaluate
     return HarnessEvaluator(
         tasks,
-        include_path=folder / settings.include_path if settings.include_path else None,
-        data_root=(folder / settings.data_root).resolve() if settings.data_root else folder,
-        splits=settings.splits,
-        search_items=settings.search_items,
+        TaskLoader(
+            folder / settings.include_path if settings.include_path else None,
+            (folder / settings.data_root).resolve() if settings.data_root else folder,
+            settings.splits,
+            settings.search_items,
+            config.seed,
+        ),
         batch_size=settings.batch_size,
-        seed=config.seed,
-        searched=searched,
+        beside=beside,
         kept=Outcomes(folder / settings.cache) if settings.cache else None,
         backend=_backend(settings.backend),
     )

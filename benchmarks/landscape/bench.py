@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live
 from paretomerge.evaluate.harness import HarnessEvaluator
-from paretomerge.evaluate.tasks import HarnessTask
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.recipe import Recipe
 
@@ -40,9 +40,7 @@ class Bench:
         self._resident = ResidentModel(str(SPECIALISTS / "models" / "base"), models, "float32")
         self._evaluator = HarnessEvaluator(
             {task: HarnessTask(task) for task in _TASKS},
-            include_path=SPECIALISTS / "tasks",
-            data_root=REPOSITORY,
-            splits={"search": "search", "held_out": "held_out"},
+            TaskLoader(SPECIALISTS / "tasks", REPOSITORY, {"search": "search", "held_out": "held_out"}),
             batch_size=128,
         )
 

@@ -3,9 +3,8 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import EvaluationError
@@ -20,34 +19,27 @@ _BOOTSTRAPS = 100  # for the standard error of metrics that are not means
 class HarnessEvaluator:
     """Scores `tasks` (name of the score -> task) with lm-evaluation-harness, all or some of their items.
 
-    include_path: folder with task YAMLs. data_root: the folder that relative `data_files` in them start from (the harness: the
-        current one).
-    splits: the data set's split for `search` and for `held_out`. Without it, `search_items` documents of the split that
-        the harness tests on are searched on and the rest are held out, drawn with `seed`.
-    searched: contents of items that are searched on elsewhere. What is searched on, here or there, is never held out.
-    kept: outcomes of items, by merge, that need not be had again. backend: another model of the harness, in place of the live one.
+    loader: where tasks and their splits come from. beside: what is searched on there is, like what is searched on here, never
+    held out. kept: outcomes of items, by merge, that need not be had again. backend: another model of the harness, in place of the
+    live one.
     """
 
     def __init__(
         self,
         tasks: Mapping[str, HarnessTask],
+        loader: TaskLoader,
         *,
-        include_path: Path | None = None,
-        data_root: Path | None = None,
-        splits: Mapping[str, str] | None = None,
-        search_items: int | None = None,
         batch_size: int = 16,
-        seed: int = 0,
-        searched: Iterable[str] = (),
+        beside: "HarnessEvaluator | None" = None,
         kept: Outcomes | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.tasks = dict(tasks)
         self.batch_size = batch_size
         self.notes: list[str] = []
-        self._loader = TaskLoader(include_path, data_root, splits, search_items, seed)
+        self._loader = loader
         self._loader.check(self.tasks)
-        self._elsewhere = frozenset(searched)
+        self._beside = beside
         self._kept = kept
         self._backend = backend
         self._loaded: dict[str, dict[str, Items]] = {}
@@ -58,7 +50,8 @@ class HarnessEvaluator:
     @property
     def searched(self) -> frozenset[str]:
         """Contents of all items that are searched on."""
-        return self._elsewhere.union(*(items.contents for items in self.items("search").values()))
+        elsewhere = self._beside.searched if self._beside else frozenset[str]()
+        return elsewhere.union(*(items.contents for items in self.items("search").values()))
 
     def directions(self) -> dict[str, bool]:
         """Name -> whether higher is better, as the tasks say."""
@@ -69,7 +62,8 @@ class HarnessEvaluator:
         if split not in self._loaded:
             loaded = {name: self._loader.load(name, spec, split) for name, spec in self.tasks.items()}
             if split == "held_out":
-                loaded = {name: self._apart(name, items) for name, items in loaded.items()}
+                searched = self.searched
+                loaded = {name: self._apart(name, items, searched) for name, items in loaded.items()}
             self._loaded[split] = loaded
         return self._loaded[split]
 
@@ -134,9 +128,9 @@ class HarnessEvaluator:
     def _length(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _apart(self, name: str, items: Items) -> Items:
+    def _apart(self, name: str, items: Items, searched: frozenset[str]) -> Items:
         """Held-out items, less those that are searched on."""
-        apart = items.without(self.searched)
+        apart = items.without(searched)
         if not len(apart):
             raise EvaluationError(f"{name}: expected held-out items that are not searched on, got none; see `splits` and `search_items`")
         if lost := len(items) - len(apart):

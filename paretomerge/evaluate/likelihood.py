@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.padding import padded_left, padded_right
 
 Tokens = tuple[int, ...]
 Wanted = tuple[int, Tokens]  # the number of a request, and its answer
@@ -67,7 +68,7 @@ class Likelihoods:
     def _alone(self, jobs: Sequence[Job]) -> None:
         """Sequences side by side, padded on the right."""
         rows = [job.prefix for job in jobs]
-        ids = _padded(rows, self._model.device)
+        ids = padded_right(rows, self._model.device)
         starts = [len(row) - max(len(answer) for _, answer in job.wanted[0]) for row, job in zip(rows, jobs, strict=True)]
         keep = {"logits_to_keep": ids.shape[1] - min(starts)} if self._keeps else {}
         logits = self._model(ids, **keep).logits
@@ -79,14 +80,13 @@ class Likelihoods:
     def _shared(self, jobs: Sequence[Job]) -> None:
         """Contexts side by side, padded on the left; then everything that follows any of them, from the contexts' cache."""
         device = self._model.device
-        ids = _padded([job.prefix for job in jobs], device, left=True)
-        lengths = torch.tensor([len(job.prefix) for job in jobs], device=device)
-        mask = (torch.arange(ids.shape[1], device=device) >= ids.shape[1] - lengths[:, None]).long()
+        ids, mask, places = padded_left([job.prefix for job in jobs], device)
+        lengths = mask.sum(1)
         keep = {"logits_to_keep": 1} if self._keeps else {}
-        state = self._model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=True, **keep)
+        state = self._model(ids, attention_mask=mask, position_ids=places, use_cache=True, **keep)
         owner = torch.tensor([g for g, job in enumerate(jobs) for _ in job.suffixes], device=device)
         suffixes = [suffix for job in jobs for suffix in job.suffixes]
-        follow = _padded(suffixes, device)
+        follow = padded_right(suffixes, device)
         present = torch.arange(follow.shape[1], device=device) < torch.tensor([len(s) for s in suffixes], device=device)[:, None]
         cache = state.past_key_values
         cache.batch_select_indices(owner)
@@ -120,9 +120,3 @@ def _worth(prefix: Tokens, suffixes: dict[Tokens, list[Wanted]]) -> bool:
     """Whether one reading of the context saves enough."""
     follow = sum(map(len, suffixes))
     return len(prefix) + follow <= _WORTH * (len(prefix) * len(suffixes) + follow)
-
-
-def _padded(rows: Sequence[Tokens], device: Any, left: bool = False) -> torch.Tensor:
-    """`(rows, longest)`; what is put in is token 0, which nothing looks at."""
-    longest = max(map(len, rows))
-    return torch.tensor([(0,) * (longest - len(row)) + row if left else row + (0,) * (longest - len(row)) for row in rows], device=device)

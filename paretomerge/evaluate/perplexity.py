@@ -58,16 +58,18 @@ class Perplexity:
         """Summed negative log-likelihood of all tokens but the first, per window."""
         import torch
 
+        from paretomerge.evaluate.padding import padded_right
+
         losses: list[float] = []
         rows = max(1, _TOKENS // len(windows[0]))
         with torch.inference_mode():
             for i in range(0, len(windows), rows):
                 batch = windows[i : i + rows]
-                width = max(map(len, batch))
-                ids = torch.tensor([[*w, *[0] * (width - len(w))] for w in batch], device=model.device)
+                ids = padded_right(batch, model.device)
                 chances = model(ids).logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
                 counted = (
-                    torch.arange(width - 1, device=model.device) < torch.tensor([len(w) - 1 for w in batch], device=model.device)[:, None]
+                    torch.arange(ids.shape[1] - 1, device=model.device)
+                    < torch.tensor([len(w) - 1 for w in batch], device=model.device)[:, None]
                 )
                 losses += (-chances * counted).sum(1).tolist()
         return losses

@@ -95,13 +95,19 @@ class Items:
 
 @dataclass
 class TaskLoader:
-    """Finds tasks by name and loads their items. Arguments as of HarnessEvaluator."""
+    """Finds tasks by name and loads their items.
 
-    include_path: Path | None
-    data_root: Path | None
-    splits: Mapping[str, str] | None
-    search_items: int | None
-    seed: int
+    include_path: folder with task YAMLs. data_root: the folder that relative `data_files` in them start from (the harness: the
+        current one).
+    splits: the data set's split for `search` and for `held_out`. Without it, `search_items` documents of the split that
+        the harness tests on are searched on and the rest are held out, drawn with `seed`.
+    """
+
+    include_path: Path | None = None
+    data_root: Path | None = None
+    splits: Mapping[str, str] | None = None
+    search_items: int | None = None
+    seed: int = 0
     _manager: Any = field(default=None, repr=False)
 
     def check(self, tasks: Mapping[str, HarnessTask]) -> None:

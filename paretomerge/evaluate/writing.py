@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.padding import padded_left
 
 _PLAIN = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),
@@ -35,12 +36,11 @@ class Writer:
     @torch.no_grad()
     def answers(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> dict[int, list[int]]:
         """Number of a prompt -> the tokens written."""
-        device, longest = self._model.device, max(len(ids) for _, ids in prompts)
-        ids = torch.tensor([[0] * (longest - len(tokens)) + list(tokens) for _, tokens in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(tokens)) + [1] * len(tokens) for _, tokens in prompts], device=device)
+        device = self._model.device
+        ids, mask, positions = padded_left([tokens for _, tokens in prompts], device)
         written: dict[int, list[int]] = {number: [] for number, _ in prompts}
         live = [number for number, _ in prompts]  # the rows of the batch; one that is finished may stay in it for a while
-        state = self._model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=True)
+        state = self._model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
         open_rows = set(live)
         for _ in range(self._most):
             best, token = state.logits[:, -1].max(-1)

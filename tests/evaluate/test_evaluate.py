@@ -11,7 +11,7 @@ from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import All, Fact, Live, Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
-from paretomerge.evaluate.tasks import HarnessTask
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
 SPLITS = {"search": "search", "held_out": "held_out"}
 
@@ -22,7 +22,9 @@ def live(model: Path) -> Live:
 
 def harness(folder: Path, *names: str, **settings) -> HarnessEvaluator:
     defaults = {"include_path": folder / "tasks", "data_root": folder.parent.parent, "splits": SPLITS, "search_items": 40, "batch_size": 16}
-    return HarnessEvaluator({n: HarnessTask(n) for n in names}, **(defaults | settings))
+    chosen = defaults | settings
+    of_loader = {name: chosen.pop(name) for name in list(chosen) if name in TaskLoader.__dataclass_fields__}
+    return HarnessEvaluator({n: HarnessTask(n) for n in names}, TaskLoader(**of_loader), **chosen)
 
 
 def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
@@ -75,7 +77,7 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     evaluator = harness(specialists, "reverse", include_path=tmp_path, data_root=tmp_path)
     assert len(evaluator.items("held_out")["reverse"]) == 52
     assert evaluator.notes == ["reverse: 8 of 60 held-out items are searched on too, and left out"]
-    watched = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=1, searched=evaluator.searched)
+    watched = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=1, beside=evaluator)
     assert len(watched.items("held_out")["other"]) == 51  # its own first item is searched on besides
     assert {json.loads(line)["prompt"] for line in lines["search"][:40]} == {
         requests[0].doc["prompt"] for requests in evaluator.items("search")["reverse"].requests
@@ -120,9 +122,7 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
         (lambda s: harness(s, "sort", splits=None, search_items=600), "some of the 600 items are held out"),
         (lambda s: harness(s, "sort", data_root=s), "relative data_files start from"),
         (
-            lambda s: HarnessEvaluator(
-                {"sort": HarnessTask("sort", "accuracy")}, include_path=s / "tasks", data_root=s.parent.parent, splits=SPLITS
-            ),
+            lambda s: HarnessEvaluator({"sort": HarnessTask("sort", "accuracy")}, TaskLoader(s / "tasks", s.parent.parent, SPLITS)),
             "unknown metric of task sort 'accuracy'",
         ),
     ],
