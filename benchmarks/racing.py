@@ -1,8 +1,9 @@
 """What racing saves on the specialists: `python benchmarks/racing.py run FOLDER --seeds 0 1 2 3 4`, then `table`.
 
-The shipped study, 60 trials, with every search item, with half or a quarter of them, and with `evaluate.race`; item outcomes are kept
-in one file. Items asked are those of all trials, known starts and settled ones included; the hypervolume is that of the front's
-scores on held-out items, above the worst source per objective less a tenth of the range, as a share of what perfect scores would have.
+The shipped study, 60 trials, with every search item, with half or a quarter of them, and with `evaluate.race`, for its three tasks and
+for the first two and the first alone; item outcomes are kept in one file. Items asked are those of all trials, known starts included;
+the hypervolume is that of the front's scores on held-out items, above the worst source per objective less a tenth of the range, as a
+share of what perfect scores would have.
 """
 
 import json
@@ -20,15 +21,20 @@ from paretomerge.pareto.front import hypervolume, knee, reference_point
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "examples" / "specialists"
 RESULTS = ROOT / "benchmarks" / "results" / "racing"
-KINDS: dict[str, dict[str, Any]] = {
-    "every item": {},
-    "half the items": {"search_items": 300},
-    "a quarter of the items": {"search_items": 150},
-    "race: 1%": {"race": "1%"},
-    "race: 2%": {"race": "2%"},
-    "race: 4%": {"race": "4%"},
+HALF, RACE = {"search_items": 300}, {"race": True}
+KINDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "every item": (3, {}),
+    "half the items": (3, HALF),
+    "a quarter of the items": (3, {"search_items": 150}),
+    "race": (3, RACE),
+    "race over half the items": (3, HALF | RACE),
+    "two objectives, every item": (2, {}),
+    "two objectives, race": (2, RACE),
+    "one objective, every item": (1, {}),
+    "one objective, race": (1, RACE),
 }
-"""What the table calls a search -> what its `evaluate` has more."""
+"""What the table calls a search -> how many of the three tasks it has, and what its `evaluate` has more."""
+WHOLE = {objectives: kind for kind, (objectives, more) in KINDS.items() if not more}
 
 
 def run(folder: Path, seeds: Sequence[int], kinds: Sequence[str]) -> None:
@@ -46,12 +52,13 @@ def run(folder: Path, seeds: Sequence[int], kinds: Sequence[str]) -> None:
 
 def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
     """One search, and its front on held-out items."""
-    here = folder / f"{kind.replace(' ', '-').replace(':', '').replace('%', '')}-{seed}"
+    here = folder / f"{kind.replace(' ', '-').replace(',', '')}-{seed}"
     here.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load((SHIPPED / "study.yaml").read_text())
     settings |= {"base": str(SHIPPED / settings["base"]), "models": [str(SHIPPED / model) for model in settings["models"]]}
     settings["evaluate"] |= {"include_path": str(SHIPPED / "tasks"), "data_root": str(ROOT), "cache": str(folder / "items.db")}
-    settings |= {"seed": seed, "watch": [], "evaluate": settings["evaluate"] | KINDS[kind]}
+    objectives, more = KINDS[kind]
+    settings |= {"seed": seed, "watch": [], "evaluate": settings["evaluate"] | more, "objectives": settings["objectives"][:objectives]}
     (here / "study.yaml").write_text(yaml.safe_dump(settings))
     study, config = load_study(here / "study.yaml")
     study.run(config.limit)
@@ -74,13 +81,14 @@ def table() -> None:
     seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
     print("| | seeds | items asked | trials left early | held-out hypervolume | knee's held-out mean |\n|---|---:|---:|---:|---:|---:|")
     for kind in KINDS:
-        pairs = [(s[kind], s["every item"]) for s in seeds if kind in s and "every item" in s]
+        whole = WHOLE[KINDS[kind][0]]
+        pairs = [(s[kind], s[whole]) for s in seeds if kind in s and whole in s]
         if not pairs:
             continue
         reference = reference_point(pairs[0][1]["sources"])
         scale = hypervolume([[1.0] * len(reference)], reference)
         volumes = [hypervolume(f["front"], reference) / scale for f, _ in pairs]
-        share = statistics.mean(f["items"] / whole["items"] for f, whole in pairs)
+        share = statistics.mean(f["items"] / w["items"] for f, w in pairs)
         left = statistics.mean(f["left"] for f, _ in pairs)
         knees = [statistics.mean(f["knee"]) for f, _ in pairs]
         print(f"| {kind} | {len(pairs)} | {share:.0%} | {left:.0f} | {spread(volumes)} | {spread(knees)} |")

@@ -233,7 +233,7 @@ def _backend(settings: str | dict[str, Any] | None) -> Backend | None:
 
 def _racing(config: StudyConfig) -> Racing | None:
     settings = config.evaluate
-    return Racing(settings.tolerance or Racing.tolerance, seed=config.seed) if settings.race else None
+    return Racing(settings.confidence or Racing.confidence, seed=config.seed) if settings.race else None
 
 
 def _evaluator(config: StudyConfig, folder: Path, harness: HarnessEvaluator | None) -> Evaluator:

@@ -88,7 +88,7 @@ class BudgetConfig(Strict):
     @field_validator("until", mode="before")
     @classmethod
     def _until(cls, value: Any) -> Any:
-        return value if value is None else _percentage(value)
+        return value if value is None else _percentage(value, "of the hypervolume", "1%")
 
     @property
     def share(self) -> float | None:
@@ -96,9 +96,9 @@ class BudgetConfig(Strict):
         return None if self.until is None else _share(self.until)
 
 
-def _percentage(value: Any) -> Any:
+def _percentage(value: Any, what: str, example: str) -> Any:
     if not (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value.strip()) and 0 < _share(value) < 1):
-        raise ValueError("expected a percentage of the hypervolume above 0 and below 100, such as 1%")
+        raise ValueError(f"expected a percentage {what} above 0 and below 100, such as {example}")
     return value
 
 
@@ -143,8 +143,8 @@ class EvaluateConfig(Strict):
 
     @field_validator("race", mode="before")
     @classmethod
-    def _tolerance(cls, value: Any) -> Any:
-        return value if isinstance(value, bool) else _percentage(value)
+    def _sure(cls, value: Any) -> Any:
+        return value if isinstance(value, bool) else _percentage(value, "of confidence", "95%")
 
     @field_validator("backend")
     @classmethod
@@ -154,8 +154,8 @@ class EvaluateConfig(Strict):
         return value
 
     @property
-    def tolerance(self) -> float | None:
-        """`race` as a fraction of the hypervolume; None where it is off or has no figure."""
+    def confidence(self) -> float | None:
+        """`race` as a probability; None where it is off or has no figure."""
         return _share(self.race) if isinstance(self.race, str) else None
 
     @model_validator(mode="after")

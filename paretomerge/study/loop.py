@@ -71,8 +71,6 @@ class Loop:
             end = self._explore(first, replace(self.budget, trials=min(study.then.after, self.budget.trials)))
             if evaluated(self.finished) >= self.budget.trials:
                 return end
-            study.settle()
-            self.finished = study.trials
             feasible = [t for t in self.finished if t.feasible and t.final]
             study.record.note(POOL, study.then.chosen(feasible, study.objectives, study.reference or (), study.space.sources))
         second = Level(1, study.routes, study.then.sampler(study.routes), scored_already(study.routes, self.finished))

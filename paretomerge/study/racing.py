@@ -1,22 +1,21 @@
-"""Racing: a candidate is scored on more and more items, and left where finishing is not expected to add to the front.
+"""Racing: a candidate is scored on more and more items, and left once the front surely dominates it.
 
-Fewer items for the same front: what a candidate would score on all is told from some by an item-response model of those that were
-scored on all (`evaluate/estimators.py`), and the expected gain in hypervolume says whether to go on (Maron and Moore 1997 raced
-models so, by bounds on single scores).
+All trials are asked the same items in the same order, so a candidate and the front are compared pair by pair on the items that it
+has seen so far, as races of models are run (Maron and Moore 1997; Birattari et al. 2002 with paired tests). What it would score on
+all items is then told by an item-response model of the trials that were scored on all (`evaluate/estimators.py`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, qmc
 
 from paretomerge.evaluate.estimators import Estimate, Estimator, Responses, by_difficulty
 from paretomerge.evaluate.evaluator import Itemised, Live, Score, parts_of
-from paretomerge.pareto.front import hypervolume, nondominated
+from paretomerge.pareto.front import nondominated
 from paretomerge.study.record import Trial
 
 if TYPE_CHECKING:
@@ -25,17 +24,16 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 _LEAST_KNOWN = 4  # merges scored on all items, before anything can be told of others
 _REFIT = 1.25  # by how much more of them the models are fitted anew
-_DRAWS = 64
-_SETTLED = 0.25  # of the tolerance: many small gains add up, and the best of them are worth their items
+_DRAWS = 512
 
 
 @dataclass(frozen=True)
 class Racing:
-    """tolerance: the expected gain, as a share of the hypervolume, below which a candidate is left. first: items of each score to
-    begin with; growth: by what the items of the least certain score are multiplied then. seed: of their order.
+    """confidence: the probability of being dominated above which a candidate is left. first: items of each score to begin with;
+    growth: by what the items of the least decided score are multiplied then. seed: of their order.
     """
 
-    tolerance: float = 0.02
+    confidence: float = 0.95
     first: int = 24
     growth: float = 1.5
     seed: int = 0
@@ -43,10 +41,11 @@ class Racing:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of one score: the estimator, and the order in which its items are asked."""
+    """What is known of one score: the estimator, the order in which its items are asked, and the range of their outcomes."""
 
     estimate: Estimator
     order: NDArray[np.intp]
+    unit: float
 
 
 class Race:
@@ -58,14 +57,15 @@ class Race:
 
     def score(self, live: Live, finished: Sequence[Trial]) -> tuple[dict[str, Score], bool]:
         """Scores on the search items, and whether they are of all; where they are not, the candidate was left, and they are estimates."""
-        goals, whole = self._study.goals, [t for t in finished if t.feasible and t.final]
-        known = self._models([t for t in finished if not t.failure and t.final])
-        itemised = [part for part in parts_of(goals.evaluator) if isinstance(part, Itemised)]
+        whole = [t for t in finished if not t.failure and t.final]
+        known = self._models(whole)
+        itemised = [part for part in parts_of(self._study.goals.evaluator) if isinstance(part, Itemised)]
         raced = {name: part for part in itemised for name in part.items("search") if name in known}
-        if not raced or self._study.reference is None or not whole:
+        rivals = self._rivals([t for t in whole if t.feasible], raced)
+        if not raced or not rivals:
             return self._study.score(live, "search"), True
         exact = self._others(live, itemised, raced)
-        front, worst = self._front(whole), np.asarray(self._study.reference)
+        rng = np.random.default_rng([self._settings.seed, len(finished)])
         outcomes: dict[str, list[float]] = {name: [] for name in raced}
         sizes = {name: min(self._settings.first, len(known[name].order)) for name in raced}
         while True:
@@ -73,37 +73,41 @@ class Race:
                 wanted = known[name].order[len(outcomes[name]) : sizes[name]]
                 if len(wanted):
                     outcomes[name] += [float(x) for x in part.outcomes(live, "search", {name: wanted.tolist()})[name]]
-            if all(sizes[name] == len(known[name].order) for name in raced):
+            open_ = [name for name in raced if sizes[name] < len(known[name].order)]
+            if not open_:
                 scores = {name: self._whole(part, name, known[name].order, outcomes[name]) for name, part in raced.items()}
                 return self._ordered(exact | scores), True
-            told = {name: known[name].estimate(known[name].order[: sizes[name]], np.array(outcomes[name])) for name in raced}
-            if self._gain(told, exact, front, worst) < self._settings.tolerance:
-                return self._ordered(exact | {name: _estimated(told[name], outcomes[name], known[name]) for name in raced}), False
-            name = self._least_certain(told, sizes, known, front, worst)
+            beaten = self._beaten(outcomes, exact, known, rivals, rng)
+            if np.logical_and.reduce(list(beaten.values())).any(1).mean() > self._settings.confidence:
+                return self._ordered(exact | {name: _estimated(outcomes[name], known[name]) for name in raced}), False
+            name = least_decided(beaten, open_)
             sizes[name] = min(len(known[name].order), math.ceil(sizes[name] * self._settings.growth))
 
-    def settle(self) -> None:
-        """Score on all items, the most promising first, whoever was left and is expected to add a quarter of the tolerance."""
-        study = self._study
-        while study.reference is not None:
-            trials = [t for t in study.trials if t.feasible]
-            whole, left = [t for t in trials if t.final], [t for t in trials if not t.final]
-            if not whole or not left:
-                return
-            front, worst = self._front(whole), np.asarray(study.reference)
-            gains = [expected_gain(*self._believed(t, whole), front, worst) for t in left]
-            if max(gains) < self._settings.tolerance * _SETTLED:
-                return
-            best = left[int(np.argmax(gains))]
-            scores = study.score(study.load(best), "search")
-            study.record.settle(replace(best, scores=scores, constraints=study.goals.excesses(scores)))
+    def _rivals(self, trials: Sequence[Trial], raced: Mapping[str, Any]) -> list[Trial]:
+        """The front, as far as it has outcomes to compare with."""
+        values = [t.values(self._study.objectives) for t in trials]
+        front = [t for t, on in zip(trials, nondominated(values), strict=True) if on] if values else []
+        return [t for t in front if all(t.scores[name].items is not None for name in raced)]
 
-    def _believed(self, trial: Trial, whole: Sequence[Trial]) -> tuple[Array, Array]:
-        """The estimates of a trial that was left, and their errors less that of the items themselves, which all trials share."""
-        objectives = self._study.objectives
-        stderr = np.array([trial.scores[o.name].stderr for o in objectives])
-        shared = np.mean([[t.scores[o.name].stderr ** 2 for o in objectives] for t in whole], 0)
-        return np.array(trial.values(objectives)), np.sqrt(np.maximum(stderr**2 - shared, 0.0))
+    def _beaten(
+        self,
+        outcomes: Mapping[str, Sequence[float]],
+        exact: Mapping[str, Score],
+        known: Mapping[str, _Known],
+        rivals: Sequence[Trial],
+        rng: np.random.Generator,
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Objective -> in which of the draws `(draws, r)` each of the r rivals is at least as good in it, on all items."""
+        beaten = {}
+        for o in self._study.objectives:
+            if o.name in outcomes:
+                seen, order = np.array(outcomes[o.name]), known[o.name].order
+                theirs = np.array([t.scores[o.name].items for t in rivals], dtype=float)[:, order[: len(seen)]]
+                gaps = drawn_gaps((theirs - seen).T, len(order), known[o.name].unit, rng)
+            else:
+                gaps = np.array([[t.scores[o.name].value - exact[o.name].value for t in rivals]] * _DRAWS)
+            beaten[o.name] = (gaps if o.maximise else -gaps) >= 0
+        return beaten
 
     def _models(self, trials: Sequence[Trial]) -> dict[str, _Known]:
         """Of every score whose items are known of enough merges; fitted to the first of them, as many as the last refit had."""
@@ -125,7 +129,8 @@ class Race:
     def _model(self, table: Array) -> _Known:
         bounded = table.min() >= 0 and table.max() <= 1
         starts = table[: len(self._study.space.sources)].sum(0)
-        return _Known(Responses(table).corrected if bounded else by_difficulty(table), stratified_order(starts, self._settings.seed))
+        estimate = Responses(table).corrected if bounded else by_difficulty(table)
+        return _Known(estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)))
 
     def _others(self, live: Live, itemised: Sequence[Itemised], raced: Mapping[str, Any]) -> dict[str, Score]:
         """The scores that are not raced, whole."""
@@ -138,25 +143,6 @@ class Race:
                 scores |= other.evaluate(live, "search")
         return scores
 
-    def _front(self, trials: Sequence[Trial]) -> Array:
-        values = np.array([t.values(self._study.objectives) for t in trials])
-        return np.asarray(values[nondominated(values)])
-
-    def _gain(self, told: Mapping[str, Estimate], exact: Mapping[str, Score], front: Array, worst: Array) -> float:
-        """What the candidate is expected to add, over what its scores may turn out to be."""
-        objectives = self._study.objectives
-        mean = np.array([o.inside((told.get(o.name) or exact[o.name]).value) for o in objectives])
-        error = np.array([told[o.name].stderr if o.name in told else 0.0 for o in objectives])
-        return expected_gain(mean, error, front, worst)
-
-    def _least_certain(
-        self, told: Mapping[str, Estimate], sizes: Mapping[str, int], known: Mapping[str, _Known], front: Array, worst: Array
-    ) -> str:
-        """The score that more items tell most about: the largest standard error, in units of the front's range."""
-        span = {o.name: max(float(s), 1e-12) for o, s in zip(self._study.objectives, front.max(0) - worst, strict=True)}
-        left = [name for name in told if sizes[name] < len(known[name].order)]
-        return max(left, key=lambda name: told[name].stderr / span.get(name, math.inf))
-
     def _whole(self, part: Itemised, name: str, order: NDArray[np.intp], outcomes: Sequence[float]) -> Score:
         """In the order of the data."""
         return part.score("search", name, [outcomes[i] for i in np.argsort(order)])
@@ -165,14 +151,31 @@ class Race:
         return {name: scores[name] for name in self._study.goals.scores} | dict(scores)
 
 
-def expected_gain(mean: Array, error: Array, front: Array, worst: Array) -> float:
-    """Expected hypervolume that independent normal values `(m,)` add to the front `(k, m)`, as a share of the front's."""
-    now = hypervolume(front, worst)
-    if now <= 0:
-        return math.inf
-    draws = mean + error * norm.ppf(qmc.Sobol(len(mean), rng=0).random(_DRAWS).clip(1e-6, 1 - 1e-6))
-    better = [v for v in draws if (v > worst).all() and not (front >= v).all(1).any()]
-    return sum(hypervolume(np.vstack([front, v]), worst) - now for v in better) / _DRAWS / now
+def drawn_gaps(gaps: Array, total: int, unit: float, rng: np.random.Generator) -> Array:
+    """What the mean gaps to r rivals over all `total` items may be, from those on n of them, `(n, r)`: draws `(draws, r)`.
+
+    The Bayesian bootstrap (Rubin 1981) of the items, the same for all rivals, narrowed as n nears `total` (items are not put back).
+    Two imagined items, with a gap of a unit each way, keep items without gaps from being a certainty.
+    """
+    n, r = gaps.shape
+    if n == total:
+        return np.repeat(gaps.mean(0)[None], _DRAWS, 0)
+    padded = np.vstack([gaps, np.full(r, unit), np.full(r, -unit)])
+    drawn = rng.dirichlet(np.ones(n + 2), _DRAWS) @ padded
+    return np.asarray(gaps.mean(0) + math.sqrt(1 - n / total) * (drawn - padded.mean(0)))
+
+
+def least_decided(beaten: Mapping[str, NDArray[np.bool_]], names: Sequence[str]) -> str:
+    """Of the scores `names`, the one that more items can decide most about: even odds against a rival who is likely ahead in the rest."""
+    chances = {name: drawn.mean(0) for name, drawn in beaten.items()}
+
+    def undecided(name: str) -> float:
+        if name not in chances:
+            return -1.0  # no objective: it only bounds or is looked at
+        others = [c for other, c in chances.items() if other != name]
+        return float((chances[name] * (1 - chances[name]) * np.prod(others, 0)).max())
+
+    return max(names, key=undecided)
 
 
 def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
@@ -186,7 +189,7 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
     return np.argsort(place, kind="stable")
 
 
-def _estimated(told: Estimate, outcomes: Sequence[float], known: _Known) -> Score:
+def _estimated(outcomes: Sequence[float], known: _Known) -> Score:
     """With both errors: of taking the mean over all items from some, and of those items for all that could be asked."""
-    spread = float(np.var(outcomes)) / len(known.order)
-    return Score(told.value, math.sqrt(told.stderr**2 + spread), len(outcomes))
+    told: Estimate = known.estimate(known.order[: len(outcomes)], np.array(outcomes))
+    return Score(told.value, math.hypot(told.stderr, math.sqrt(float(np.var(outcomes)) / len(known.order))), len(outcomes))

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,6 @@ class Record:
         with legible(self.storage):
             self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
 
-    def settle(self, trial: Trial) -> None:
-        """Keep the scores on all items of a trial that had been left; its sampler goes on with what it was told."""
-        with legible(self.storage):
-            self._study.set_user_attr(f"settled/{trial.number}", [_pack(trial.scores), dict(trial.constraints)])
-
     def held_out(self, number: int) -> dict[str, Scores]:
         """kind -> held-out scores of a trial."""
         return _held_out(self._study.user_attrs, number)
@@ -181,8 +176,7 @@ def database(storage: str) -> optuna.storages.RDBStorage:
 def thawed(study: optuna.Study) -> list[Trial]:
     """The trials of a record that is open, in the order of their numbers."""
     attributes = study.user_attrs
-    trials = [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
-    return [_settled(trial, attributes.get(f"settled/{trial.number}")) for trial in trials]
+    return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
 
 
 @contextmanager
@@ -220,10 +214,6 @@ def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         level=user.get("level", 0),
         final=user.get("final", True),
     )
-
-
-def _settled(trial: Trial, kept: Any) -> Trial:
-    return replace(trial, scores=_unpack(kept[0]), constraints=kept[1], final=True) if kept else trial
 
 
 def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:

@@ -26,7 +26,6 @@ from paretomerge.study.goals import Goals
 from paretomerge.study.hierarchy import POOL, Then, pool_name
 from paretomerge.study.known import Known
 from paretomerge.study.loop import Event, Loop
-from paretomerge.study.racing import Race
 from paretomerge.study.record import Record, Trial
 
 
@@ -168,11 +167,6 @@ class Study:
         mask = nondominated([t.values(self.objectives) for t in done])
         return [t for t, on_front in zip(done, mask, strict=True) if on_front]
 
-    def settle(self) -> None:
-        """Score on all items what a race has left and what may yet add to the front."""
-        if self.goals.racing is not None:
-            Race(self, self.goals.racing).settle()
-
     def objectives_and_watched(self) -> list[str]:
         """Names of the objectives, then of whatever else was scored on held-out items."""
         seen = {name: None for t in self.trials if t.held_out for name in t.held_out}
@@ -194,7 +188,6 @@ class Study:
         budget.check(self.sampler)
         with _alone(self.folder):
             end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()
-            self.settle()
             self.record.note("end", asdict(end))
         return end.reason
 

@@ -5,10 +5,9 @@ from scipy.special import expit
 from paretomerge.config import load_study
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import All, Fact, Objective, Score
-from paretomerge.pareto.front import hypervolume
 from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.study.goals import Goals
-from paretomerge.study.racing import Racing, expected_gain, stratified_order
+from paretomerge.study.racing import Racing, drawn_gaps, least_decided, stratified_order
 from paretomerge.study.study import Study
 from tests.study.test_study import make
 from tests.test_config import write
@@ -50,10 +49,10 @@ class Quiz:
         return {name: self.score(split, name, found) for name, found in self.outcomes(live, split, everything).items()}
 
 
-def raced(pico, folder, racing=RACING, more=(), names=("one", "two")) -> tuple[Study, Quiz]:
+def raced(pico, folder, racing=RACING, more=(), names=("one", "two"), maximise=True) -> tuple[Study, Quiz]:
     plain, quiz = make(pico, folder / "unused"), Quiz()
     sampler = MMMOSampler(seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9)
-    goals = Goals(All((quiz, *more)), tuple(Objective(name) for name in names), racing=racing)
+    goals = Goals(All((quiz, *more)), tuple(Objective(name, maximise) for name in names), racing=racing)
     return Study(folder, plain.space, goals, sampler), quiz
 
 
@@ -61,7 +60,7 @@ def told(study):
     return [(t.number, dict(t.params), t.scores, t.final) for t in study.trials]
 
 
-def test_hopeless_candidates_are_left_and_the_front_is_scored_on_everything(pico, tmp_path):
+def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pico, tmp_path):
     study, quiz = raced(pico, tmp_path)
     study.run(20)
     trials = study.trials
@@ -74,19 +73,63 @@ def test_hopeless_candidates_are_left_and_the_front_is_scored_on_everything(pico
         assert all(t.scores[name].items is None and t.scores[name].stderr > 0 for name in ITEMS)
     front = study.front()
     assert front and all(t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front)
-    values, worst = np.array([t.values(study.objectives) for t in front]), np.array(study.reference)
-    for t in left:  # nobody who was left is expected to add much
-        assert expected_gain(np.array(t.values(study.objectives)), np.zeros(2), values, worst) < 0.005
 
 
-def test_gains_are_those_of_drawing():
-    front, worst = np.array([[1.0, 0.2], [0.5, 0.6]]), np.zeros(2)
-    mean, error = np.array([0.7, 0.5]), np.array([0.1, 0.2])
-    draws = mean + error * np.random.default_rng(0).standard_normal((4000, 2))
-    now = hypervolume(front, worst)
-    plain = np.mean([hypervolume(np.vstack([front, v.clip(0)]), worst) - now for v in draws]) / now
-    assert expected_gain(mean, error, front, worst) == pytest.approx(plain, rel=0.1)
-    assert expected_gain(np.array([0.4, 0.5]), np.zeros(2), front, worst) == 0
+def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
+    study, quiz = raced(pico, tmp_path)
+    study.run(24)
+    left = [t for t in study.trials if not t.final]
+    whole = [quiz.evaluate(study.load(t), "search") for t in left]
+    front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
+    beaten = [any(all(f[k] >= scores[name].value for k, name in enumerate(ITEMS)) for f in front) for scores in whole]
+    assert len(left) >= 4 and sum(beaten) >= len(left) - 1
+
+
+def test_fewer_is_better_where_the_user_says_so(pico, tmp_path):
+    """The same race with both scores turned round leaves others."""
+    study, quiz = raced(pico, tmp_path, maximise=False)
+    study.run(24)
+    left = [t for t in study.trials if not t.final]
+    front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
+    beaten = [
+        any(all(f[k] <= quiz.evaluate(study.load(t), "search")[name].value for k, name in enumerate(ITEMS)) for f in front) for t in left
+    ]
+    assert left and sum(beaten) >= len(left) - 1
+
+
+@pytest.mark.parametrize("n", [20, 100, 190])
+def test_gaps_on_all_items_lie_within_what_some_say(n):
+    """The probability that is stated of a sign is how often it comes true."""
+    rng = np.random.default_rng(n)
+    stated, came = [], []
+    for _ in range(300):
+        right = rng.random((2, 200)) < expit(rng.normal(size=200) + np.array([[rng.normal(0, 0.6)], [0.0]]))
+        gaps = (right[0].astype(float) - right[1])[:, None]
+        stated.append((drawn_gaps(gaps[:n], 200, 1.0, rng) > 0).mean())
+        came.append(gaps.mean() > 0)
+    stated, came = np.array(stated), np.array(came)
+    for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.01)):
+        there = (stated >= low) & (stated < high)
+        assert there.sum() > 10 and abs(stated[there].mean() - came[there].mean()) < 0.12
+
+
+def test_gaps_to_rivals_are_drawn_together_and_few_equal_items_are_no_certainty():
+    rng = np.random.default_rng(0)
+    one = rng.integers(-1, 2, (30, 1)).astype(float)
+    drawn = drawn_gaps(np.hstack([one, one + 0.1]), 100, 1.0, rng)
+    assert np.allclose(drawn[:, 1] - drawn[:, 0], 0.1, atol=0.03)
+    assert 0.3 < (drawn_gaps(np.zeros((24, 1)), 600, 1.0, rng) > 0).mean() < 0.7
+    assert (drawn_gaps(one, 30, 1.0, rng) == one.mean()).all()
+
+
+def test_items_go_to_the_score_that_decides():
+    sure, even = np.ones((10, 2), dtype=bool), np.tile([[True], [False]], (5, 2))
+    assert least_decided({"a": sure, "b": even}, ["a", "b"]) == "b"
+    assert least_decided({"a": even, "b": even}, ["b"]) == "b"
+    assert least_decided({"a": sure, "b": even}, ["watched", "a"]) == "a"  # a bound alone decides nothing
+    behind = ~sure
+    beaten = {"a": np.hstack([even[:, :1], sure[:, :1]]), "b": np.hstack([behind[:, :1], even[:, :1]])}
+    assert least_decided(beaten, ["a", "b"]) == "b"  # even odds in `a` are against one who is behind in `b`
 
 
 def test_estimates_are_near_what_all_items_say(pico, tmp_path):
@@ -125,8 +168,8 @@ def test_scores_that_have_no_items_are_had_at_once(pico, tmp_path):
     assert all(t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0 for t in study.trials)
 
 
-def test_without_tolerance_nothing_is_left(pico, tmp_path):
-    study, quiz = raced(pico, tmp_path, Racing(tolerance=-1.0))
+def test_where_nothing_is_sure_enough_nobody_is_left(pico, tmp_path):
+    study, quiz = raced(pico, tmp_path, Racing(confidence=1.0))
     study.run(12)
     assert all(t.final for t in study.trials) and quiz.asked == 500 * 12
 
@@ -143,8 +186,8 @@ def test_every_beginning_of_the_order_has_the_strata_in_proportion():
 def test_study_yaml_says_whether_and_how(tmp_path, pico):
     assert load_study(write(tmp_path, pico))[0].goals.racing is None
     assert load_study(write(tmp_path, pico, evaluate={"race": True}, seed=3))[0].goals.racing == Racing(seed=3)
-    assert load_study(write(tmp_path, pico, evaluate={"race": "2%"}))[0].goals.racing == Racing(0.02)
+    assert load_study(write(tmp_path, pico, evaluate={"race": "90%"}))[0].goals.racing == Racing(0.9)
     with pytest.raises(ConfigError, match="race: expected the live model"):
         load_study(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
-    with pytest.raises(ConfigError, match="expected a percentage of the hypervolume"):
+    with pytest.raises(ConfigError, match="expected a percentage of confidence"):
         load_study(write(tmp_path, pico, evaluate={"race": "2"}))
