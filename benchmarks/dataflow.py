@@ -35,13 +35,17 @@ INDICATORS: dict[str, Any] = {"routes": {"blocks": 8, "form": "indicators"}}
 SIZE = {"size": "layers"}
 
 
-def two_levels(sampler: str, first: int = FIRST) -> dict[str, Any]:
-    return {"space": PARAMETERS, "trials": first, "then": {**EDITS, "trials": BUDGET - first, "sampler": sampler}}
+def two_levels(sampler: str, first: int = FIRST, budget: int = BUDGET, **routes: Any) -> dict[str, Any]:
+    then = {"routes": EDITS["routes"] | routes, "trials": budget - first, "sampler": sampler}
+    return {"space": PARAMETERS, "trials": first, "then": then}
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "parameters alone, MM-MO": {"space": PARAMETERS},
     "hierarchy, MM-MO": two_levels("mmmo"),
+    "hierarchy without scales, MM-MO": two_levels("mmmo", scale=False, most=1),
+    "hierarchy 50 + 10, MM-MO": two_levels("mmmo", 50),
+    "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
     "routes alone, random edits": {"space": EDITS, "sampler": "random"},
     "routes alone, MM-MO": {"space": EDITS},
     "routes alone, policy": {"space": EDITS, "sampler": "policy"},
@@ -69,6 +73,7 @@ def study_of(folder: Path, name: str, seed: int) -> tuple[Study, Any]:
             "splits": {"search": "search", "held_out": "held_out"},
             "search_items": 300,
             "batch_size": 128,
+            "cache": str((folder / "items.db").resolve()),
         },
         "trials": BUDGET,
         "seed": seed,

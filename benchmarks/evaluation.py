@@ -25,6 +25,16 @@ from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 ROOT = Path(__file__).resolve().parent.parent
 SPECIALISTS = ROOT / "examples" / "specialists"
 ROUNDS, ITEMS, BATCH = 3, 12, 16
+KINDS = {
+    "four endings": (0, 80, 25),
+    "five shots, short answers": (0, 400, 4),
+    "five shots, one token": (0, 400, 1),
+    "the same five shots for all, short answers": (330, 70, 4),
+    "the same five shots for all, one token": (330, 70, 1),
+    "written answers": (0, 60, 0),
+    "written answers, the same five shots for all": (330, 60, 0),
+}
+"""Requests -> characters that all prompts begin with, of the prompt behind them, and of an answer (0: it is written)."""
 
 
 def specialists() -> None:
@@ -58,13 +68,14 @@ def requests(kind: str) -> tuple[str, list[Any]]:
     def text(n: int) -> str:
         return "".join(rng.choices("abcdefghijkl", k=n))
 
-    if kind == "written answers":
+    head, length, answer = KINDS[kind]
+    shots = text(head)
+    if not answer:
         settings = {"until": ["e", "kk", "ab"], "max_gen_toks": 48}
-        return "generate_until", [SimpleNamespace(args=(text(rng.randint(20, 60)), settings)) for _ in range(ITEMS)]
-    length, answer = {"four endings": (80, 25), "five shots, short answers": (400, 4), "five shots, one token": (400, 1)}[kind]
+        return "generate_until", [SimpleNamespace(args=(shots + text(rng.randint(length // 2, length)), settings)) for _ in range(ITEMS)]
     found = []
     for _ in range(ITEMS):
-        context = text(length + rng.randint(-length // 5, length // 5))
+        context = shots + text(length + rng.randint(-length // 5, length // 5))
         found += [SimpleNamespace(args=(context, letter + text(answer - 1))) for letter in "abcd"]
     return "loglikelihood", found
 
@@ -78,7 +89,7 @@ def against() -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     theirs, ours = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH), ResidentLM(model, tokenizer, BATCH)
     print("| requests | times as fast as the harness's `hf` | largest difference of a log-probability |\n|---|---:|---:|")
-    for kind in ("four endings", "five shots, short answers", "five shots, one token", "written answers"):
+    for kind in KINDS:
         method, asked = requests(kind)
         told = [getattr(lm, method)(asked, disable_tqdm=True) for lm in (theirs, ours)]
         seconds = [[timed(getattr(lm, method), asked) for lm in (theirs, ours)] for _ in range(ROUNDS)]

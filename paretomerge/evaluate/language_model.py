@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from paretomerge.evaluate.likelihood import Job, Likelihoods
+from paretomerge.evaluate.reading import goes_on, grouped
 from paretomerge.evaluate.writing import Writer, greedy_alone
 
 Batch = Sequence[Any]
@@ -54,7 +55,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         """The answers' texts, up to the first of their stop strings."""
         asked = [(str(request.args[0]), normalize_gen_kwargs(request.args[1], self.max_gen_toks)) for request in requests]
         alone = [greedy_alone(self.model, settings) and self.think_end_token is None for _, settings in asked]
-        if not all(alone):  # sampling, beams, penalties: transformers knows them all
+        if not all(alone) or not goes_on(self.model):  # sampling, beams, penalties, states: transformers knows them all
             answers: list[str] = super().generate_until(requests, disable_tqdm=True)
             return answers
         groups: dict[str, list[int]] = {}
@@ -71,13 +72,14 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         stop = handle_stop_sequences(settings.get("until"), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
         longest = self.max_length - settings["max_gen_toks"]
         assert longest > 0, f"expected max_gen_toks below the model's {self.max_length} tokens, got {settings['max_gen_toks']}"
-        encoded = sorted(((i, self.tok_encode(text)[-longest:]) for i, text in prompts), key=lambda pair: (-len(pair[1]), pair[0]))
-        for batch in self._batches(encoded):
-            done: dict[int, list[int]] = {}
-            writer = Writer(self.model, self.tokenizer, stop, settings["max_gen_toks"])
-            self._within_memory(lambda part, writer=writer, done=done: done.update(writer.answers(part)), batch)  # type: ignore[misc]
-            for i, _ in batch:
-                yield i, postprocess_generated_text(self.tok_decode(done[i]), stop, None)
+        encoded = [(i, tuple(self.tok_encode(text)[-longest:])) for i, text in prompts]
+        writer = Writer(self.model, self.tokenizer, stop, settings["max_gen_toks"])
+        for group in grouped([tokens for _, tokens in encoded]):
+            for batch in self._batches([encoded[n] for n in group]):
+                done: dict[int, list[int]] = {}
+                self._within_memory(lambda part, done=done: done.update(writer.answers(part)), batch)  # type: ignore[misc]
+                for i, _ in batch:
+                    yield i, postprocess_generated_text(self.tok_decode(done[i]), stop, None)
 
     def _batches(self, jobs: Sequence[Any]) -> Iterator[Batch]:
         """As many rows as fit: after a batch that found no memory, fewer."""

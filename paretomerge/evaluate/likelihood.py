@@ -1,6 +1,7 @@
-"""Log-probabilities of answers: equal sequences run once, and a context with several answers runs once for all of them."""
+"""Log-probabilities of answers: equal sequences run once, a context with several answers runs once for all of them, and so does what
+many contexts begin with.
+"""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.padding import padded_left, padded_right
+from paretomerge.evaluate.padding import padded_right
+from paretomerge.evaluate.reading import Tokens, common, goes_on, grouped, last_alone, read, repeated
 
-Tokens = tuple[int, ...]
 Wanted = tuple[int, Tokens]  # the number of a request, and its answer
 _WORTH = 2 / 3  # of the tokens: a second forward pass has a price of its own
 
@@ -38,14 +39,17 @@ class Likelihoods:
     def __init__(self, model: Any, requests: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int, dtype: Any = None) -> None:
         self.answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
         self._model, self._dtype = model, dtype
-        known = inspect.signature(model.forward).parameters
-        self._keeps = "logits_to_keep" in known
-        self._continues = {"position_ids", "past_key_values"} <= known.keys() and not getattr(model, "_is_stateful", False)
+        self._goes_on = goes_on(model)
         alone, shared = self._sorted(requests, longest)
-        self.runs: list[tuple[Callable[[Sequence[Job]], None], list[Job]]] = [(self._alone, alone), (self._shared, shared)]
+        self.runs: list[tuple[Callable[[Sequence[Job]], None], list[Job]]] = [(self._alone, jobs) for jobs in self._together(alone)]
+        self.runs += [(self._shared, jobs) for jobs in self._together(shared)]
+
+    def _together(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """What is to be read side by side."""
+        return [[jobs[i] for i in group] for group in grouped([job.prefix for job in jobs])]
 
     def _sorted(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int) -> tuple[list[Job], list[Job]]:
-        """Jobs of one row each, and jobs of a context with several; the longest first, so that memory runs out at once or never."""
+        """Jobs of one row each, and jobs of a context with several."""
         contexts: dict[Tokens, dict[Tokens, list[Wanted]]] = {}
         for i, (context, answer) in enumerate(requests):
             inputs = tuple((*context, *answer)[-(longest + 1) : -1])
@@ -54,46 +58,42 @@ class Likelihoods:
         alone: dict[Tokens, list[Wanted]] = {}
         shared = []
         for prefix, suffixes in contexts.items():
-            if self._continues and _worth(prefix, suffixes):
+            if self._goes_on and _worth(prefix, suffixes):
                 shared.append(Job(prefix, tuple(suffixes), tuple(map(tuple, suffixes.values()))))
                 continue
             for suffix, wanted in suffixes.items():
                 alone.setdefault(prefix + suffix, []).extend(wanted)
-        single = [Job(inputs, ((),), (tuple(wanted),)) for inputs, wanted in alone.items()]
-        for jobs in (single, shared):
-            jobs.sort(key=lambda job: (-len(job.prefix), job.prefix))
-        return single, shared
+        return [Job(inputs, ((),), (tuple(wanted),)) for inputs, wanted in alone.items()], shared
 
     @torch.no_grad()
     def _alone(self, jobs: Sequence[Job]) -> None:
         """Sequences side by side, padded on the right."""
         rows = [job.prefix for job in jobs]
-        ids = padded_right(rows, self._model.device)
         starts = [len(row) - max(len(answer) for _, answer in job.wanted[0]) for row, job in zip(rows, jobs, strict=True)]
-        keep = {"logits_to_keep": ids.shape[1] - min(starts)} if self._keeps else {}
-        logits = self._model(ids, **keep).logits
-        offset = ids.shape[1] - logits.shape[1]
+        head = common(list(zip(rows, starts, strict=True))) if self._goes_on else ()
+        more = {"past_key_values": repeated(self._model, head, len(rows)), "use_cache": True} if head else {}
+        ids = padded_right([row[len(head) :] for row in rows], self._model.device)
+        width = len(head) + ids.shape[1]
+        logits = self._model(ids, **more, **last_alone(self._model, width - min(starts))).logits
+        offset = width - logits.shape[1]
         placed = [(r, len(row) - offset, wanted) for r, (row, job) in enumerate(zip(rows, jobs, strict=True)) for wanted in job.wanted[0]]
         self._settle(logits, placed)
 
     @torch.no_grad()
     def _shared(self, jobs: Sequence[Job]) -> None:
-        """Contexts side by side, padded on the left; then everything that follows any of them, from the contexts' cache."""
+        """Contexts side by side; then everything that follows any of them, from the contexts' cache."""
         device = self._model.device
-        ids, mask, places = padded_left([job.prefix for job in jobs], device)
-        lengths = mask.sum(1)
-        keep = {"logits_to_keep": 1} if self._keeps else {}
-        state = self._model(ids, attention_mask=mask, position_ids=places, use_cache=True, **keep)
+        reading = read(self._model, [job.prefix for job in jobs])
+        lengths = reading.mask.sum(1)
         owner = torch.tensor([g for g, job in enumerate(jobs) for _ in job.suffixes], device=device)
         suffixes = [suffix for job in jobs for suffix in job.suffixes]
         follow = padded_right(suffixes, device)
         present = torch.arange(follow.shape[1], device=device) < torch.tensor([len(s) for s in suffixes], device=device)[:, None]
-        cache = state.past_key_values
-        cache.batch_select_indices(owner)
+        reading.cache.batch_select_indices(owner)
         positions = lengths[owner][:, None] + torch.arange(follow.shape[1], device=device)
-        seen = torch.cat([mask[owner], present.long()], 1)
-        rest = self._model(follow, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True).logits
-        logits = torch.cat([state.logits[owner, -1:], rest], 1)
+        seen = torch.cat([reading.mask[owner], present.long()], 1)
+        rest = self._model(follow, attention_mask=seen, position_ids=positions, past_key_values=reading.cache, use_cache=True).logits
+        logits = torch.cat([reading.logits[owner, -1:], rest], 1)
         wanted = [each for job in jobs for each in job.wanted]
         self._settle(logits, [(r, len(suffixes[r]) + 1, want) for r, several in enumerate(wanted) for want in several])
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.padding import padded_left
+from paretomerge.evaluate.reading import Tokens, read
 
 _PLAIN = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),
@@ -34,16 +34,15 @@ class Writer:
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> dict[int, list[int]]:
+    def answers(self, prompts: Sequence[tuple[int, Tokens]]) -> dict[int, list[int]]:
         """Number of a prompt -> the tokens written."""
-        device = self._model.device
-        ids, mask, positions = padded_left([tokens for _, tokens in prompts], device)
+        reading = read(self._model, [tokens for _, tokens in prompts])
+        logits, cache, mask = reading.logits, reading.cache, reading.mask
         written: dict[int, list[int]] = {number: [] for number, _ in prompts}
         live = [number for number, _ in prompts]  # the rows of the batch; one that is finished may stay in it for a while
-        state = self._model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
         open_rows = set(live)
         for _ in range(self._most):
-            best, token = state.logits[:, -1].max(-1)
+            best, token = logits[:, -1].max(-1)
             if best.isnan().any():
                 raise EvaluationError("expected logits, got NaN: the merged weights overflow")
             for number, found in zip(live, token.tolist(), strict=True):
@@ -52,14 +51,14 @@ class Writer:
             open_rows -= self._finished({number: written[number] for number in open_rows})
             if not open_rows:
                 break
-            cache = state.past_key_values
             if 2 * len(open_rows) <= len(live):
-                kept = torch.tensor([row for row, number in enumerate(live) if number in open_rows], device=device)
+                kept = torch.tensor([row for row, number in enumerate(live) if number in open_rows], device=mask.device)
                 cache.batch_select_indices(kept)
                 token, mask, live = token[kept], mask[kept], [number for number in live if number in open_rows]
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
             position = mask.sum(1, keepdim=True) - 1
             state = self._model(token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+            logits, cache = state.logits, state.past_key_values
         return written
 
     def _finished(self, written: Mapping[int, Sequence[int]]) -> set[int]:
