@@ -11,6 +11,8 @@ from pathlib import Path
 from paretomerge.endpoint import Endpoint, EndpointError
 from paretomerge.errors import EvaluationError, shown
 from paretomerge.evaluate.evaluator import Live, Score, Split
+from paretomerge.evaluate.memory import Room
+from paretomerge.evaluate.reading import grouped
 from paretomerge.evaluate.writing import Writer
 
 _AT_ONCE = 8  # requests to the judge
@@ -41,6 +43,7 @@ class Judge:
     model: str | None = None
     most: int = 256
     _grades: dict[str, float] = field(default_factory=dict, repr=False)
+    _room: Room = field(default_factory=lambda: Room(_BATCH), repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -68,16 +71,13 @@ class Judge:
         tokenizer = live.tokenizer
         if getattr(tokenizer, "chat_template", None):
             chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            encoded = [
-                tokenizer.encode(tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
-                for c in chats
-            ]
+            texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+            encoded = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
         else:
-            encoded = [tokenizer.encode(prompt) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+            encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
         writer, written = Writer(live.model, tokenizer, [], self.most), dict[int, list[int]]()
-        for start in range(0, len(order), _BATCH):
-            written |= writer.answers([(i, encoded[i]) for i in order[start : start + _BATCH]])
+        for group in grouped(encoded):
+            self._room.run(lambda batch: written.update(writer.answers(batch)), [(i, encoded[i]) for i in group])
         return [tokenizer.decode(written[i], skip_special_tokens=True) for i in range(len(prompts))]
 
     def _grade(self, item: Mapping[str, str], answer: str) -> float:

@@ -3,18 +3,16 @@ are finished leave the batch. What comes back is what the harness's own `hf` mod
 string that is a special token, behind which that one writes on for as long as others in the batch do.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from paretomerge.evaluate.likelihood import Job, Likelihoods
+from paretomerge.evaluate.likelihood import Likelihoods
+from paretomerge.evaluate.memory import Room
 from paretomerge.evaluate.reading import goes_on, grouped
 from paretomerge.evaluate.writing import Writer, greedy_alone
-
-Batch = Sequence[Any]
 
 
 class ResidentLM(HFLM):  # type: ignore[misc]
@@ -25,7 +23,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self._room = batch_size
+        self._room = Room(batch_size)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
 
     def take(self, model: Any) -> None:
@@ -47,8 +45,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         """(log-probability, whether it is the greedy answer) of each continuation, in the order of the requests."""
         work = Likelihoods(self.model, [(context, answer) for _, context, answer in requests], self.max_length, self.softmax_dtype)
         for run, jobs in work.runs:
-            for batch in self._batches(jobs):
-                self._within_memory(run, batch)
+            self._room.run(run, jobs, lambda job: job.rows)
         return work.answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -74,44 +71,8 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         assert longest > 0, f"expected max_gen_toks below the model's {self.max_length} tokens, got {settings['max_gen_toks']}"
         encoded = [(i, tuple(self.tok_encode(text)[-longest:])) for i, text in prompts]
         writer = Writer(self.model, self.tokenizer, stop, settings["max_gen_toks"])
+        done: dict[int, list[int]] = {}
         for group in grouped([tokens for _, tokens in encoded]):
-            for batch in self._batches([encoded[n] for n in group]):
-                done: dict[int, list[int]] = {}
-                self._within_memory(lambda part, done=done: done.update(writer.answers(part)), batch)  # type: ignore[misc]
-                for i, _ in batch:
-                    yield i, postprocess_generated_text(self.tok_decode(done[i]), stop, None)
-
-    def _batches(self, jobs: Sequence[Any]) -> Iterator[Batch]:
-        """As many rows as fit: after a batch that found no memory, fewer."""
-        begin = 0
-        while begin < len(jobs):
-            end, rows = begin, 0
-            while end < len(jobs) and (end == begin or rows + _rows(jobs[end]) <= self._room):
-                rows += _rows(jobs[end])
-                end += 1
-            yield jobs[begin:end]
-            begin = end
-
-    def _within_memory(self, run: Callable[[Batch], Any], batch: Batch) -> None:
-        """Run a batch; where memory is short, half at a time."""
-        try:
-            run(batch)
-            return
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not _out_of_memory(error):
-                raise
-        half = (len(batch) + 1) // 2
-        self._room = min(self._room, half)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._within_memory(run, batch[:half])
-        self._within_memory(run, batch[half:])
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether it tells of memory; on a CPU, torch has no class of error for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error) or "out of memory" in str(error)
-
-
-def _rows(job: Any) -> int:
-    return job.rows if isinstance(job, Job) else 1
+            self._room.run(lambda batch: done.update(writer.answers(batch)), [encoded[n] for n in group])
+        for i, tokens in done.items():
+            yield i, postprocess_generated_text(self.tok_decode(tokens), stop, None)

@@ -26,6 +26,7 @@ class Perplexity:
         except (OSError, UnicodeDecodeError) as error:
             raise EvaluationError(f"{name}: expected a text file in UTF-8, got {path}: {error}") from error
         self._windows: tuple[Any, dict[Split, list[tuple[list[int], int]]]] | None = None
+        self._room: Any = None
 
     def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
         windows = self._cut(live)[split]
@@ -58,18 +59,12 @@ class Perplexity:
         """Summed negative log-likelihood of all tokens but the first, per window."""
         import torch
 
-        from paretomerge.evaluate.padding import padded_right
+        from paretomerge.evaluate.likelihood import Likelihoods
+        from paretomerge.evaluate.memory import Room
 
-        losses: list[float] = []
-        rows = max(1, _TOKENS // len(windows[0]))
-        with torch.inference_mode():
-            for i in range(0, len(windows), rows):
-                batch = windows[i : i + rows]
-                ids = padded_right(batch, model.device)
-                chances = model(ids).logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-                counted = (
-                    torch.arange(ids.shape[1] - 1, device=model.device)
-                    < torch.tensor([len(w) - 1 for w in batch], device=model.device)[:, None]
-                )
-                losses += (-chances * counted).sum(1).tolist()
-        return losses
+        size = len(windows[0])
+        work = Likelihoods(model, [(window[:1], window[1:]) for window in windows], size, torch.float32)
+        self._room = self._room or Room(max(1, _TOKENS // size))
+        for run, jobs in work.runs:
+            self._room.run(run, jobs)
+        return [-chance for chance, _ in work.answers]

@@ -1,4 +1,4 @@
-"""Where to look for the acquisition's best point: spread, near the elites, uphill, switched, crossed."""
+"""Where to look for the acquisition's best point: spread, near the elites, between them, uphill, switched, crossed."""
 
 import math
 import warnings
@@ -14,6 +14,8 @@ from paretomerge.search.encoding import AT_REST, Encoding
 Array = NDArray[np.float64]
 _MOVED = 20  # coordinates moved at a time, on average, near an elite: more lead nowhere in wide spaces
 _REACH = (0.01, 0.3)  # standard deviations of such moves
+_CHOICES = 0.5  # of the coordinates: above, elites are mated and redrawn, too; below, that brought nothing
+_ROUNDS = 4  # of switches, one choice or step at a time
 
 
 def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator) -> Array:
@@ -23,7 +25,28 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
     share = min(0.5, _MOVED / encoding.d)
     reach = np.exp(rng.uniform(math.log(_REACH[0]), math.log(_REACH[1]), (len(near), 1)))
     moved = near + reach * rng.standard_normal(near.shape) * (rng.random(near.shape) < share) * ~encoding.discrete
+    if encoding.discrete.mean() > _CHOICES:
+        moved = redrawn(encoding, mated(encoding, moved, elites, rng), rng)
     return encoding.settle(np.concatenate([spread, moved]))
+
+
+def mated(encoding: Encoding, points: Array, elites: Array, rng: np.random.Generator) -> Array:
+    """Every other of `points` `(n, d)` with about half of its discrete parameters from an elite: choices have no way between them."""
+    points = points.copy()
+    for point, other in zip(points[::2], elites[rng.integers(len(elites), size=len(points[::2]))], strict=True):
+        for columns in encoding.discrete_columns:
+            if rng.random() < 0.5:
+                point[columns] = other[columns]
+    return points
+
+
+def redrawn(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array:
+    """`points` `(n, d)` with none, one, two, ... of their discrete parameters at random, half as often each time."""
+    points, places = points.copy(), encoding.discrete_columns
+    for point, changes in zip(points, rng.geometric(0.5, len(points)) - 1, strict=True):
+        for i in rng.choice(len(places), min(int(changes), len(places)), replace=False):
+            point[places[i]] = rng.random(places[i].stop - places[i].start)
+    return points
 
 
 def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
@@ -50,14 +73,22 @@ def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int
 
 
 def switch(encoding: Encoding, acquisition: Acquisition, points: Array, rng: np.random.Generator) -> Array:
-    """`points` `(n, d)`, each with the one discrete parameter changed that helps most; those that nothing helps are left out."""
+    """`points` `(n, d)`, each with one discrete parameter after the other changed as it helps most; those that nothing helps are left
+    out.
+    """
     better = []
-    for point in points:
-        neighbours = encoding.neighbours(point, rng)
-        if len(neighbours):
-            ranked = values(acquisition, np.concatenate([point[None], neighbours]))
-            if (best := int(ranked.argmax())) > 0:
-                better.append(neighbours[best - 1])
+    for start in points:
+        point = start
+        for _ in range(_ROUNDS):
+            neighbours = encoding.neighbours(point, rng)
+            if not len(neighbours):
+                break
+            best = int(values(acquisition, np.concatenate([point[None], neighbours])).argmax())
+            if best == 0:
+                break
+            point = neighbours[best - 1]
+        if point is not start:
+            better.append(point)
     return np.asarray(better).reshape(-1, encoding.d)
 
 

@@ -41,6 +41,12 @@ class Encoding:
             mask[self.columns[name]] = not isinstance(distribution, FloatDistribution) or distribution.step is not None
         return mask
 
+    @property
+    def discrete_columns(self) -> list[slice]:
+        """The coordinates of each choice or integer."""
+        discrete = self.discrete
+        return [columns for columns in self.columns.values() if discrete[columns.start]]
+
     def encode(self, params: Sequence[Mapping[str, Any]]) -> Array:
         """`(n, d)`, inactive parameters at their one place."""
         x = np.zeros((len(params), self.d))

@@ -55,10 +55,12 @@ class EditSpace(RouteSpace):
 
     @cached_property
     def conditions(self) -> dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]:
-        """A block's model and scale count where it is used; the first block is used where nothing else is."""
-        used = tuple(range(1, self.most + 1))
+        """A block's model and scale count where it is used, who follows where there is a hand-over."""
+        used, before = tuple(range(1, self.most + 1)), tuple(range(1, self.blocks))
         names = [name for name in self.distributions if name.startswith(("from/", "scale/"))]
-        return {name: ((f"times/{name.partition('/')[2]}", used),) for name in names}
+        found: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]
+        found = {name: ((f"times/{name.partition('/')[2]}", used),) for name in names}
+        return found | ({"follow": (("hand_over", before),)} if "follow" in self.distributions else {})
 
     def route(self, params: Params) -> list[Step]:
         """The layers of one point."""

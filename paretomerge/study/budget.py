@@ -9,6 +9,8 @@ from optuna.samplers import BaseSampler
 from paretomerge.errors import ConfigError
 from paretomerge.study.record import Trial
 
+_KNOWN_IN_A_ROW = 100  # then a space of finitely many merges may be used up
+
 
 @dataclass(frozen=True)
 class End:
@@ -27,7 +29,7 @@ class End:
 
 @dataclass(frozen=True)
 class Budget:
-    """trials: at most so many; what was taken over from other studies is not counted.
+    """trials: at most so many; what was taken over from other studies, or is the same merge as an earlier trial, is not counted.
 
     until: stop earlier, when the sampler has expected less than this share of the hypervolume for `patience` proposals in a
     row. The last of them is not evaluated.
@@ -57,6 +59,8 @@ class Budget:
         own = evaluated(finished)
         if own >= self.trials:
             return self._end(f"finished {own} trials", finished)
+        if len(finished) >= _KNOWN_IN_A_ROW and all(t.same_as is not None for t in finished[-_KNOWN_IN_A_ROW:]):
+            return self._end(f"finished {own} trials: the last {_KNOWN_IN_A_ROW} proposals were merges that had been scored", finished)
         if last and last.stopped and last.total == len(finished) and not self._exceeds(Budget(**last.budget)):
             return last
         return None
@@ -87,5 +91,5 @@ class Budget:
 
 
 def evaluated(trials: Sequence[Trial]) -> int:
-    """How many trials count: those that a study made itself."""
-    return sum(not t.warm for t in trials)
+    """How many trials count: merges that a study made itself, each once."""
+    return sum(not t.warm and t.same_as is None for t in trials)

@@ -2,8 +2,9 @@ import itertools
 
 import numpy as np
 import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from paretomerge.search.candidates import climb, cross
+from paretomerge.search.candidates import climb, cross, mated, redrawn, switch
 from paretomerge.search.encoding import Encoding
 from tests.search.test_encoding import CONDITIONS, SPACE
 
@@ -35,3 +36,26 @@ def test_weak_to_strong_takes_coordinates_from_elites():
     assert 0.5 < taken.mean() < 0.7  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
     assert all(min(abs(v - p) for p in possible) < 1e-9 for v in children[taken])
     assert len(cross(np.full((2, 4), 0.77), elites[:2], 0.5, 0.5, np.random.default_rng(0))) == 0
+
+
+def test_choices_are_drawn_anew_and_taken_from_other_elites():
+    space = {"a": CategoricalDistribution(("x", "y", "z")), "n": IntDistribution(0, 9), "w": FloatDistribution(0, 1)}
+    encoding, rng = Encoding(space), np.random.default_rng(0)
+    elites = encoding.encode([{"a": "x", "n": 2, "w": 0.1}, {"a": "y", "n": 7, "w": 0.9}])
+    points = np.repeat(elites[:1], 400, 0)
+    new = encoding.settle(redrawn(encoding, points, rng))
+    kept = (new[:, encoding.columns["a"]] == elites[0, encoding.columns["a"]]).all(1)
+    assert 0.5 < kept.mean() < 0.9 and (new[:, encoding.columns["w"]] == elites[0, -1]).all()
+    assert {encoding.decode(row)["a"] for row in new} == {"x", "y", "z"} and (points == elites[0]).all()
+    children = [encoding.decode(row) for row in mated(encoding, points, elites[1:], rng)]
+    assert {(c["a"], c["n"]) for c in children} == {("x", 2), ("x", 7), ("y", 2), ("y", 7)}
+
+
+def test_several_choices_are_switched_one_after_the_other():
+    """Only all three together are best, and each alone helps."""
+    space = {name: CategoricalDistribution(("no", "yes")) for name in "abc"}
+    encoding = Encoding(space)
+    wanted = torch.from_numpy(encoding.encode([dict.fromkeys("abc", "yes")]))
+    start = encoding.encode([dict.fromkeys("abc", "no")])
+    found = switch(encoding, lambda x: -(x[:, 0] - wanted).pow(2).sum(1), start, np.random.default_rng(0))
+    assert [encoding.decode(row) for row in found] == [dict.fromkeys("abc", "yes")]

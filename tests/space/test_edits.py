@@ -6,6 +6,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.stream import FOLDS
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
+from paretomerge.search.encoding import Encoding
 from paretomerge.space.edits import AS_ROUTED, EditSpace
 from paretomerge.space.sources import named_sources
 from paretomerge.space.stacks import Step, route_recipe
@@ -94,3 +95,13 @@ def test_hand_overs_begin_with_the_scale_that_matches(pico):
     space = space_of(pico, ("ada", "bob"), matched={"ada, then bob": 0.8, "bob, then ada": 9.0})
     assert space.starts()["ada, then bob"]["scale/2"] == 0.8 and space.starts()["bob, then ada"]["scale/2"] == 1.4
     check_space(space, points=40)
+
+
+def test_who_follows_counts_where_there_is_a_hand_over(pico):
+    space = space_of(pico)
+    encoding = Encoding(space.distributions, space.conditions)
+    name = next(iter(space.sources))
+    alone = space.starts()[name]
+    others = [alone | {"follow": other} for other in space.sources]
+    assert len({row.tobytes() for row in encoding.encode(others)}) == 1
+    assert len({row.tobytes() for row in encoding.encode([point | {"hand_over": 1} for point in others])}) == 3
