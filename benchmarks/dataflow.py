@@ -4,7 +4,8 @@
     python benchmarks/dataflow.py run FOLDER --seeds 0 1 2 3 4            # 1 to 4 minutes a search on one core
     python benchmarks/dataflow.py table                                   # from results/dataflow/
 
-A search is a study.yaml in FOLDER and goes on where it was interrupted. All have 60 evaluations, their known starts included.
+A search is a study.yaml in FOLDER and goes on where it was interrupted. All have 60 evaluations, their known starts included,
+but for those that say 120; item outcomes are kept in one file.
 Search scores (300 items a task) choose each front; the hypervolume is that of its held-out scores (600 other items), above the
 worst source per objective less a tenth of the range, as a share of what perfect scores would have.
 """
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "examples" / "specialists" / "tasks"
 RESULTS = ROOT / "benchmarks" / "results" / "dataflow"
 SKILLS = ("sort", "reverse", "translate")
-BUDGET, FIRST = 60, 40
+BUDGET, FIRST, LARGER = 60, 40, 120
 PARAMETERS = {"methods": ["task_arithmetic", "ties", "dare_ties"], "weight": {"bounds": [0, 1.5]}}
 EDITS: dict[str, Any] = {"routes": {"blocks": 8}}
 INDICATORS: dict[str, Any] = {"routes": {"blocks": 8, "form": "indicators"}}
@@ -46,6 +47,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hierarchy without scales, MM-MO": two_levels("mmmo", scale=False, most=1),
     "hierarchy 50 + 10, MM-MO": two_levels("mmmo", 50),
     "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
+    "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER},
+    "hierarchy 100 + 20 without scales, MM-MO": two_levels("mmmo", 100, LARGER, scale=False, most=1),
     "routes alone, random edits": {"space": EDITS, "sampler": "random"},
     "routes alone, MM-MO": {"space": EDITS},
     "routes alone, policy": {"space": EDITS, "sampler": "policy"},

@@ -1,7 +1,7 @@
 """What racing saves on the specialists: `python benchmarks/racing.py run FOLDER --seeds 0 1 2 3 4`, then `table`.
 
 The shipped study, 60 trials, with every search item, with half or a quarter of them, and with `evaluate.race`, for its three tasks and
-for the first two and the first alone; item outcomes are kept in one file. Items asked are those of all trials, known starts included;
+for the first two; item outcomes are kept in one file. Items asked are those of all trials, known starts included;
 the hypervolume is that of the front's scores on held-out items, above the worst source per objective less a tenth of the range, as a
 share of what perfect scores would have.
 """
@@ -30,8 +30,6 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "race over half the items": (3, HALF | RACE),
     "two objectives, every item": (2, {}),
     "two objectives, race": (2, RACE),
-    "one objective, every item": (1, {}),
-    "one objective, race": (1, RACE),
 }
 """What the table calls a search -> how many of the three tasks it has, and what its `evaluate` has more."""
 WHOLE = {objectives: kind for kind, (objectives, more) in KINDS.items() if not more}

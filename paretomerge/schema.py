@@ -144,7 +144,9 @@ class EvaluateConfig(Strict):
     @field_validator("race", mode="before")
     @classmethod
     def _sure(cls, value: Any) -> Any:
-        return value if isinstance(value, bool) else _percentage(value, "of confidence", "95%")
+        if not isinstance(value, bool) and _share(_percentage(value, "of confidence", "95%")) < 0.5:
+            raise ValueError(f"expected a confidence of 50% or more, such as 95%, got {value}")
+        return value
 
     @field_validator("backend")
     @classmethod

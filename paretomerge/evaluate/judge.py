@@ -12,7 +12,7 @@ from paretomerge.endpoint import Endpoint, EndpointError
 from paretomerge.errors import EvaluationError, shown
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.evaluate.memory import Room
-from paretomerge.evaluate.reading import grouped
+from paretomerge.evaluate.reading import goes_on, grouped
 from paretomerge.evaluate.writing import Writer
 
 _AT_ONCE = 8  # requests to the judge
@@ -75,6 +75,10 @@ class Judge:
             encoded = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
         else:
             encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
+        if not goes_on(live.model):
+            raise EvaluationError(
+                f"{self.name}: expected a model that goes on from a cache of keys and values, got {live.model.config.model_type}"
+            )
         writer, written = Writer(live.model, tokenizer, [], self.most), dict[int, list[int]]()
         for group in grouped(encoded):
             self._room.run(lambda batch: written.update(writer.answers(batch)), [(i, encoded[i]) for i in group])

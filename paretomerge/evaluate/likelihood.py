@@ -83,7 +83,8 @@ class Likelihoods:
     def _shared(self, jobs: Sequence[Job]) -> None:
         """Contexts side by side; then everything that follows any of them, from the contexts' cache."""
         device = self._model.device
-        reading = read(self._model, [job.prefix for job in jobs])
+        ahead = max(len(suffix) for job in jobs for suffix in job.suffixes)
+        reading = read(self._model, [job.prefix for job in jobs], ahead)
         lengths = reading.mask.sum(1)
         owner = torch.tensor([g for g, job in enumerate(jobs) for _ in job.suffixes], device=device)
         suffixes = [suffix for job in jobs for suffix in job.suffixes]

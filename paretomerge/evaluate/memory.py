@@ -15,7 +15,7 @@ class Room:
     def run(self, work: Callable[[Any], Any], jobs: Sequence[Any], rows_of: Callable[[Any], int] = lambda job: 1) -> None:
         """Give `work` all jobs, batch by batch. Raises what it raises where a batch of one finds no memory."""
         for batch in self._batches(jobs, rows_of):
-            self._halving(work, batch)
+            self._halving(work, batch, rows_of)
 
     def _batches(self, jobs: Sequence[Any], rows_of: Callable[[Any], int]) -> Iterator[Sequence[Any]]:
         begin = 0
@@ -27,7 +27,7 @@ class Room:
             yield jobs[begin:end]
             begin = end
 
-    def _halving(self, work: Callable[[Any], Any], batch: Sequence[Any]) -> None:
+    def _halving(self, work: Callable[[Any], Any], batch: Sequence[Any], rows_of: Callable[[Any], int]) -> None:
         try:
             work(batch)
             return
@@ -35,11 +35,11 @@ class Room:
             if len(batch) == 1 or not _out_of_memory(error):
                 raise
         half = (len(batch) + 1) // 2
-        self.rows = min(self.rows, half)
+        self.rows = min(self.rows, sum(map(rows_of, batch[:half])))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._halving(work, batch[:half])
-        self._halving(work, batch[half:])
+        self._halving(work, batch[:half], rows_of)
+        self._halving(work, batch[half:], rows_of)
 
 
 def _out_of_memory(error: BaseException) -> bool:

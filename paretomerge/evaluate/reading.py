@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from paretomerge.evaluate.padding import padded_left
 
@@ -28,7 +29,9 @@ class Reading:
 
 def goes_on(model: Any) -> bool:
     """Whether a model can go on from its cache, row by row at positions of their own."""
-    return {"position_ids", "past_key_values"} <= _accepts(model) and not getattr(model, "_is_stateful", False)
+    if getattr(model, "_is_stateful", False) or not {"position_ids", "past_key_values"} <= _accepts(model):
+        return False
+    return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)  # not of convolutions
 
 
 def last_alone(model: Any, positions: int = 1) -> dict[str, int]:
@@ -36,11 +39,11 @@ def last_alone(model: Any, positions: int = 1) -> dict[str, int]:
     return {"logits_to_keep": positions} if "logits_to_keep" in _accepts(model) else {}
 
 
-def read(model: Any, rows: Sequence[Tokens]) -> Reading:
-    """Read `rows`, padded on the left behind what they all begin with."""
+def read(model: Any, rows: Sequence[Tokens], ahead: int) -> Reading:
+    """Read `rows`, padded on the left behind what they all begin with. ahead: tokens that are going to follow at most."""
     head = common([(row, len(row) - 1) for row in rows])
     window = _window(model)
-    if window is not None and max(map(len, rows)) > window:
+    if window is not None and max(map(len, rows)) + ahead > window:
         head = ()  # windows count places: padding between the head and a row would push the head out of sight too early
     ids, mask, places = padded_left([row[len(head) :] for row in rows], model.device)
     cache = repeated(model, head, len(rows)) if head else None
@@ -101,5 +104,5 @@ def _accepts(model: Any) -> set[str]:
 def _window(model: Any) -> int | None:
     """Places that the shortest attention window sees, if there is any."""
     config = model.config.get_text_config()
-    known = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((w for w in known if w), default=None)
+    known = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    return min((w for w in known if isinstance(w, int) and w > 0), default=None)

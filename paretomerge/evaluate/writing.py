@@ -36,7 +36,7 @@ class Writer:
     @torch.no_grad()
     def answers(self, prompts: Sequence[tuple[int, Tokens]]) -> dict[int, list[int]]:
         """Number of a prompt -> the tokens written."""
-        reading = read(self._model, [tokens for _, tokens in prompts])
+        reading = read(self._model, [tokens for _, tokens in prompts], self._most)
         logits, cache, mask = reading.logits, reading.cache, reading.mask
         written: dict[int, list[int]] = {number: [] for number, _ in prompts}
         live = [number for number, _ in prompts]  # the rows of the batch; one that is finished may stay in it for a while

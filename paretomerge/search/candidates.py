@@ -41,11 +41,15 @@ def mated(encoding: Encoding, points: Array, elites: Array, rng: np.random.Gener
 
 
 def redrawn(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array:
-    """`points` `(n, d)` with none, one, two, ... of their discrete parameters at random, half as often each time."""
+    """`points` `(n, d)` with none, one, two, ... of their discrete parameters at random, half as often each time; and with all that are
+    at rest, should they begin to count.
+    """
     points, places = points.copy(), encoding.discrete_columns
     for point, changes in zip(points, rng.geometric(0.5, len(points)) - 1, strict=True):
-        for i in rng.choice(len(places), min(int(changes), len(places)), replace=False):
-            point[places[i]] = rng.random(places[i].stop - places[i].start)
+        chosen = set(rng.choice(len(places), min(int(changes), len(places)), replace=False).tolist())
+        for i, columns in enumerate(places):
+            if i in chosen or (columns.stop - columns.start > 1 and (point[columns] == AT_REST).all()):
+                point[columns] = rng.random(columns.stop - columns.start)
     return points
 
 

@@ -51,18 +51,21 @@ class Budget:
                 f"budget.until: expected a sampler that tells its expected gain, got {got}; choose MMMOSampler or leave `until` out"
             )
 
-    def spent(self, finished: Sequence[Trial], last: End | None) -> End | None:
+    def spent(self, finished: Sequence[Trial], last: End | None, begun: int = 0) -> End | None:
         """Whether nothing more is to be evaluated, before the sampler is asked.
 
-        last: how the latest run ended. A study that stopped for want of gain stays so until its budget grows.
+        last: how the latest run ended. A study that stopped for want of gain, or of merges that are new, stays so until its budget
+        grows. begun: how many trials there were when this run, or this level of it, began.
         """
         own = evaluated(finished)
         if own >= self.trials:
             return self._end(f"finished {own} trials", finished)
-        if len(finished) >= _KNOWN_IN_A_ROW and all(t.same_as is not None for t in finished[-_KNOWN_IN_A_ROW:]):
-            return self._end(f"finished {own} trials: the last {_KNOWN_IN_A_ROW} proposals were merges that had been scored", finished)
         if last and last.stopped and last.total == len(finished) and not self._exceeds(Budget(**last.budget)):
             return last
+        row = finished[begun:][-_KNOWN_IN_A_ROW:]
+        if len(row) == _KNOWN_IN_A_ROW and all(t.same_as is not None for t in row):
+            told = f"finished {own} trials: the last {_KNOWN_IN_A_ROW} proposals were merges that had been scored"
+            return self._end(told, finished, stopped=True)
         return None
 
     def gainless(self, gain: float | None, finished: Sequence[Trial], last: End | None, level: int = 0) -> End | None:
@@ -86,7 +89,7 @@ class Budget:
         return End(reason, len(finished), stopped, asdict(self))
 
     def _exceeds(self, other: "Budget") -> bool:
-        lower = self.until is None or (other.until is not None and self.until < other.until)
+        lower = other.until is not None and (self.until is None or self.until < other.until)
         return lower or self.trials > other.trials or self.patience > other.patience
 
 

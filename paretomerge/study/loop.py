@@ -85,13 +85,13 @@ class Loop:
             # Optuna's samplers keep their random state to themselves: seeded anew, they would draw the first points again
             level.sampler.reseed_rng()
         scored = {study.recipe(t).key: t for t in reversed(finished) if not t.failure}
-        coming = deque(self._coming(level))
+        coming, begun = deque(self._coming(level)), len(finished)
         while True:
             seconds: dict[str, float] = {}
             start = coming.popleft() if coming else None
             if start and start.scores:
                 trial = self._take(start, len(finished), optimiser)
-            elif end := budget.spent(finished, None if start else self.last):
+            elif end := budget.spent(finished, None if start else self.last, begun):
                 return end
             else:
                 with _clock(seconds, "ask"):

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from paretomerge.study.budget import evaluated
 from paretomerge.study.loop import Event
 from paretomerge.study.record import Scores, Trial
 from paretomerge.study.study import Study
@@ -71,7 +72,7 @@ class Progress:
         if not self._events:
             return Group(table)
         last = self._events[-1]
-        each = (time.perf_counter() - self._start) / len(self._events)
+        each = (time.perf_counter() - self._start) / max(1, evaluated([e.trial for e in self._events]))
         parts = "  ".join(f"{k} {sum(e.seconds.get(k, 0) for e in self._events):.0f}s" for k in ("ask", "merge", "evaluate", "record"))
         told = f"{last.done}/{last.total} trials  {tally([e.trial for e in self._events])}  {parts}  "
         told += f"about {each * (last.total - last.done):.0f}s left"

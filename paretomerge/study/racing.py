@@ -1,4 +1,4 @@
-"""Racing: a candidate is scored on more and more items, and left once the front surely dominates it.
+"""Racing: a candidate is scored on more and more items, and left once the front dominates it with enough probability.
 
 All trials are asked the same items in the same order, so a candidate and the front are compared pair by pair on the items that it
 has seen so far, as races of models are run (Maron and Moore 1997; Birattari et al. 2002 with paired tests). What it would score on
@@ -29,8 +29,9 @@ _DRAWS = 512
 
 @dataclass(frozen=True)
 class Racing:
-    """confidence: the probability of being dominated above which a candidate is left. first: items of each score to begin with;
-    growth: by what the items of the least decided score are multiplied then. seed: of their order.
+    """confidence: the probability of being dominated above which a candidate is left, at each of the looks: of those that nearly tie
+    with the front more are left wrongly. first: items of each score to begin with; growth: by what the items of the least decided
+    score are multiplied then. seed: of their order.
     """
 
     confidence: float = 0.95
@@ -61,7 +62,7 @@ class Race:
         known = self._models(whole)
         itemised = [part for part in parts_of(self._study.goals.evaluator) if isinstance(part, Itemised)]
         raced = {name: part for part in itemised for name in part.items("search") if name in known}
-        rivals = self._rivals([t for t in whole if t.feasible], raced)
+        rivals = self._rivals([t for t in whole if t.feasible], {name: len(known[name].order) for name in raced})
         if not raced or not rivals:
             return self._study.score(live, "search"), True
         exact = self._others(live, itemised, raced)
@@ -83,11 +84,11 @@ class Race:
             name = least_decided(beaten, open_)
             sizes[name] = min(len(known[name].order), math.ceil(sizes[name] * self._settings.growth))
 
-    def _rivals(self, trials: Sequence[Trial], raced: Mapping[str, Any]) -> list[Trial]:
-        """The front, as far as it has outcomes to compare with."""
+    def _rivals(self, trials: Sequence[Trial], items: Mapping[str, int]) -> list[Trial]:
+        """The front, as far as it has outcomes to compare with. items: score's name -> their number."""
         values = [t.values(self._study.objectives) for t in trials]
         front = [t for t, on in zip(trials, nondominated(values), strict=True) if on] if values else []
-        return [t for t in front if all(t.scores[name].items is not None for name in raced)]
+        return [t for t in front if all(len(t.scores[name].items or ()) == n for name, n in items.items())]
 
     def _beaten(
         self,
@@ -130,7 +131,7 @@ class Race:
         bounded = table.min() >= 0 and table.max() <= 1
         starts = table[: len(self._study.space.sources)].sum(0)
         estimate = Responses(table).corrected if bounded else by_difficulty(table)
-        return _Known(estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)))
+        return _Known(estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)) or 1.0)
 
     def _others(self, live: Live, itemised: Sequence[Itemised], raced: Mapping[str, Any]) -> dict[str, Score]:
         """The scores that are not raced, whole."""

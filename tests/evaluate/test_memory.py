@@ -28,6 +28,9 @@ def test_what_follows_a_batch_without_memory_is_smaller_at_once():
     assert [len(batch) for batch in done] == [4] * 10 and room.rows == 4
     room.run(work_with(5, done), [1] * 4)
     assert len(done) == 11
+    wide = Room(16)
+    wide.run(work_with(12, [], lambda job: job), [4] * 8, lambda job: job)
+    assert wide.rows == 8
 
 
 def test_one_that_finds_no_memory_alone_and_other_errors_are_raised():

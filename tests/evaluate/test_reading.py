@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, Lfm2Config, Lfm2ForCausalLM, MistralForCausalLM
 
 from paretomerge.evaluate.reading import common, goes_on, grouped, read
 from paretomerge.evaluate.writing import Writer
@@ -45,7 +46,7 @@ def test_prompts_with_a_common_head_are_answered_as_if_alone(name):
 def test_a_head_is_read_once_and_only_last_positions_are_told():
     model = Counting(ARCHITECTURES["llama"]())
     with torch.no_grad():
-        reading = read(model, [HEAD + tail for tail in tails()])
+        reading = read(model, [HEAD + tail for tail in tails()], 4)
         alone = model.inner(torch.tensor([HEAD + tails()[1]])).logits[0, -1]
     assert model.shapes == [(1, 10), (6, 6)]
     assert reading.logits.shape[:2] == (6, 1) and reading.mask.sum(1).tolist() == [13, 16, 11, 14, 12, 15]
@@ -56,8 +57,33 @@ def test_where_windows_are_short_padding_comes_first():
     model = Counting(ARCHITECTURES["mistral"]())
     model.config.sliding_window = 12
     with torch.no_grad():
-        read(model, [HEAD + tail for tail in tails()])
+        read(model, [HEAD + tail for tail in tails()], 4)
     assert model.shapes == [(6, 16)]
+
+
+def windowed(name):
+    """With places for a prompt, not for what follows it as well."""
+    if name == "gpt_neo":
+        sizes = {"vocab_size": 48, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+        return GPTNeoForCausalLM(GPTNeoConfig(**sizes, window_size=16, attention_types=[[["global", "local"], 1]])).eval()
+    return MistralForCausalLM(replaced(ARCHITECTURES[name]().config, sliding_window=16)).eval()
+
+
+def replaced(config, **more):
+    return type(config)(**{**config.to_dict(), **more})
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt_neo"])
+def test_what_follows_counts_against_the_window(name):
+    torch.manual_seed(0)
+    model = windowed(name)
+    model.generation_config.eos_token_id = None
+    prompts = [(i, HEAD + tail) for i, tail in enumerate(tails())]
+    together = Writer(model, None, [], 12).answers(prompts)
+    assert together == {k: v for prompt in prompts for k, v in Writer(model, None, [], 12).answers([prompt]).items()}
+    requests = [(HEAD + tail, (*answer, 5, 6, 7, 8)) for tail in tails(1) for answer in ((3, 4, 5), (9, 9), (4,))]
+    for found, (context, answer) in zip(likelihoods(model, requests, 64, 6).answers, requests, strict=True):
+        assert found[0] == pytest.approx(one_by_one(model, context, list(answer), 64)[0], rel=1e-4, abs=1e-4)
 
 
 def test_models_that_keep_a_state_are_not_gone_on_with():
@@ -65,6 +91,12 @@ def test_models_that_keep_a_state_are_not_gone_on_with():
     assert goes_on(model)
     model._is_stateful = True
     assert not goes_on(model)
+    sizes = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    convolutions = Lfm2ForCausalLM(Lfm2Config(**sizes, num_key_value_heads=1, layer_types=["conv", "full_attention"]))
+    assert not goes_on(convolutions)
+    requests = [(HEAD + tail, (7, 8)) for tail in tails()]
+    for found, (context, answer) in zip(likelihoods(convolutions.eval(), requests).answers, requests, strict=True):
+        assert found[0] == pytest.approx(one_by_one(convolutions, context, list(answer))[0], rel=1e-4, abs=1e-4)
 
 
 def test_what_is_common_must_be_worth_a_pass():

@@ -59,3 +59,14 @@ def test_several_choices_are_switched_one_after_the_other():
     start = encoding.encode([dict.fromkeys("abc", "no")])
     found = switch(encoding, lambda x: -(x[:, 0] - wanted).pow(2).sum(1), start, np.random.default_rng(0))
     assert [encoding.decode(row) for row in found] == [dict.fromkeys("abc", "yes")]
+
+
+def test_a_choice_that_begins_to_count_is_had_with_every_value():
+    space = {"on": CategoricalDistribution((False, True)), "who": CategoricalDistribution(("a", "b", "c"))}
+    encoding, rng = Encoding(space, {"who": [("on", [True])]}), np.random.default_rng(0)
+    off = encoding.encode([{"on": False}])
+    found = [encoding.decode(row) for row in encoding.neighbours(off[0], rng)]
+    assert sorted(point["who"] for point in found) == ["a", "b", "c"] and all(point["on"] for point in found)
+    drawn = encoding.settle(redrawn(encoding, np.repeat(off, 200, 0), rng))
+    woken = [point["who"] for point in map(encoding.decode, drawn) if point["on"]]
+    assert set(woken) == {"a", "b", "c"} and (drawn[drawn[:, 0] == 1] == off).all()

@@ -86,3 +86,13 @@ def test_unknown_and_sufficient_gains_break_the_row(gain):
     assert Budget(9, None, 1).gainless(0.0, finished, None) is None
     stopped = End("", 4, True, {"trials": 9, "until": 0.01, "patience": 3})
     assert Budget(9, 0.01, 2).gainless(0.0, finished, stopped) is None
+
+
+def test_known_merges_in_a_row_end_a_run_until_its_budget_grows():
+    finished = [Trial(n, {}, same_as=0) for n in range(100)]
+    end = Budget(60).spent(finished, None)
+    assert end is not None and end.stopped and end.reason.startswith("finished 0 trials: the last 100 proposals")
+    assert Budget(60).spent(finished, end, begun=100) == end
+    assert Budget(61).spent(finished, end, begun=100) is None
+    assert Budget(60).spent(finished, None, begun=100) is None  # the second level has made none of them
+    assert Budget(60).spent([*finished[1:], Trial(100, {})], None) is None

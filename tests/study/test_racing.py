@@ -122,6 +122,23 @@ def test_gaps_to_rivals_are_drawn_together_and_few_equal_items_are_no_certainty(
     assert (drawn_gaps(one, 30, 1.0, rng) == one.mean()).all()
 
 
+def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
+    """As long as nobody solves an item, items without gaps say nothing of the next ones."""
+
+    class Hard(Quiz):
+        def outcomes(self, live, split, wanted):
+            found = super().outcomes(live, split, wanted)
+            late = self.asked > 500 * 9
+            return {n: [x if late and at >= 100 else 0.0 for x, at in zip(found[n], wanted[n], strict=True)] for n in found}
+
+    plain, quiz = make(pico, tmp_path / "unused"), Hard()
+    sampler = MMMOSampler(seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9)
+    study = Study(tmp_path, plain.space, Goals(All((quiz,)), (Objective("one"), Objective("two")), racing=RACING), sampler)
+    study.run(12)
+    assert sum(t.scores["one"].value > 0 for t in study.trials) >= 2 and len(study.front()) >= 1
+    assert next(t for t in study.trials if not t.label).final
+
+
 def test_items_go_to_the_score_that_decides():
     sure, even = np.ones((10, 2), dtype=bool), np.tile([[True], [False]], (5, 2))
     assert least_decided({"a": sure, "b": even}, ["a", "b"]) == "b"
@@ -189,5 +206,7 @@ def test_study_yaml_says_whether_and_how(tmp_path, pico):
     assert load_study(write(tmp_path, pico, evaluate={"race": "90%"}))[0].goals.racing == Racing(0.9)
     with pytest.raises(ConfigError, match="race: expected the live model"):
         load_study(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
+    with pytest.raises(ConfigError, match="expected a confidence of 50% or more, such as 95%, got 2%"):
+        load_study(write(tmp_path, pico, evaluate={"race": "2%"}))
     with pytest.raises(ConfigError, match="expected a percentage of confidence"):
         load_study(write(tmp_path, pico, evaluate={"race": "2"}))
