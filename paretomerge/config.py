@@ -160,7 +160,7 @@ def _then(config: StudyConfig, space: Space) -> Then:
     settings = config.then
     assert settings is not None
 
-    def routes(pool: Mapping[str, Recipe]) -> Space:
+    def routes(pool: Mapping[str, Recipe]) -> RouteSpace:
         try:
             return route_space(settings.routes, space.base, space.sources, config.seed, pool)
         except ConfigError as error:

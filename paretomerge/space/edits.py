@@ -89,6 +89,10 @@ class EditSpace(RouteSpace):
             starts |= {f"{name}, middle twice": self._plain(name) | {f"times/{half}": 2} for name in names}
         return starts
 
+    def shorter(self, name: str) -> dict[str, Any] | None:
+        """A source without its middle block."""
+        return self._plain(name) | {f"times/{self.half}": 0} if self.half else None
+
     def warm(self, recipe: Recipe) -> dict[str, Any]:
         """The point that gives the user's recipe; a ConfigError says what in it is outside the space."""
         route = self.named(recipe)

@@ -22,6 +22,11 @@ def hand_over(one: str, other: str) -> str:
     return f"{one}, then {other}"
 
 
+def without_middle(one: str) -> str:
+    """What a start is called that leaves out a source's middle block."""
+    return f"{one}, middle left out"
+
+
 @dataclass(frozen=True)
 class RouteSpace(ABC):
     """Routes through `sources` (name -> path) of `depths` layers (by name), each cut into `blocks` of layers.
@@ -67,6 +72,10 @@ class RouteSpace(ABC):
     @abstractmethod
     def starts(self) -> Mapping[str, Mapping[str, Any]]:
         """Label -> known good point; each source alone first."""
+
+    def shorter(self, name: str) -> Mapping[str, Any] | None:
+        """The point that is a source without its middle block; None where the space has none."""
+        return None
 
     @abstractmethod
     def warm(self, recipe: Recipe) -> Mapping[str, Any]:

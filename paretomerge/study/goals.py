@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paretomerge.evaluate.evaluator import Evaluator, Objective, Score
+from paretomerge.evaluate.evaluator import Evaluator, Fact, Objective, Score, parts_of
+from paretomerge.evaluate.speed import Speed
 from paretomerge.study.racing import Racing
 
 
@@ -53,6 +54,12 @@ class Goals:
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that every trial needs, the objectives' first."""
         return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.score for c in self.constraints)]))
+
+    @property
+    def sized(self) -> bool:
+        """Whether a score is about how large a merge is."""
+        sizes = {p.name or p.fact for p in parts_of(self.evaluator) if isinstance(p, Fact) and p.fact != "sparsity"}
+        return bool(sizes & {*self.scores}) or any(isinstance(p, Speed) and p.name in self.scores for p in parts_of(self.evaluator))
 
     @property
     def averaged(self) -> bool:

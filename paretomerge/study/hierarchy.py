@@ -8,6 +8,7 @@ from optuna.samplers import BaseSampler
 from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import nondominated, preferred, ranked
 from paretomerge.recipe import Recipe
+from paretomerge.space.routes import RouteSpace
 from paretomerge.space.space import Space
 from paretomerge.study.record import Trial
 
@@ -25,7 +26,7 @@ class Then:
     """
 
     after: int
-    space: Callable[[Mapping[str, Recipe]], Space]
+    space: Callable[[Mapping[str, Recipe]], RouteSpace]
     sampler: Callable[[Space], BaseSampler]
     front: int = 4
     prefer: tuple[float, ...] | None = None

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.evaluate.evaluator import Live, Score
 from paretomerge.evaluate.limit import within
-from paretomerge.space.routes import hand_over
+from paretomerge.space.routes import hand_over, without_middle
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End, evaluated
 from paretomerge.study.hierarchy import POOL, scored_already
@@ -110,7 +110,8 @@ class Loop:
 
     def _coming(self, level: Level) -> list[Trial]:
         """What comes before the sampler's own proposals. In the second level: sources that the first could not score, then hand-overs
-        from each member of the pool to the next, which are near each other.
+        from each member of the pool to the next, which are near each other; and where size matters, the members without their
+        middle blocks: all that came before are equally deep, and say nothing of what a layer is worth.
         """
         study = self.study
         if not level.number:
@@ -118,8 +119,11 @@ class Loop:
         told = {*level.beforehand, *(t.label for t in self.finished if t.level)}
         members = list(study.pool)
         near = [hand_over(one, other) for one, other in zip(members, members[1:] + members[:1], strict=True)]
-        starts = level.space.starts()
-        return [Trial(-1, starts[name], label=name, level=1) for name in (*level.space.sources, *near) if name in starts.keys() - told]
+        starts = dict(level.space.starts())
+        shorter = [without_middle(name) for name in members] if study.goals.sized else []
+        starts |= {label: point for label, name in zip(shorter, members, strict=False) if (point := study.routes.shorter(name))}
+        wanted = [name for name in (*level.space.sources, *near, *shorter) if name in starts.keys() - told]
+        return [Trial(-1, starts[name], label=name, level=1) for name in wanted]
 
     def _take(self, trial: Trial, number: int, optimiser: Optimiser) -> Trial:
         """Another study's trial, with the scores on both splits that this one needs."""

@@ -19,6 +19,7 @@ from paretomerge.merge.resident import ResidentModel
 from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.recipe import Recipe
+from paretomerge.space.routes import RouteSpace
 from paretomerge.space.sources import digest
 from paretomerge.space.space import Space
 from paretomerge.study.budget import Budget, End
@@ -114,7 +115,7 @@ class Study:
         return {pool_name(number): self.recipe(trials[number]) for number in numbers}
 
     @cached_property
-    def routes(self) -> Space:
+    def routes(self) -> RouteSpace:
         """The space of the second level."""
         assert self.then is not None
         return self.then.space(self.pool)

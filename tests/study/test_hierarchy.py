@@ -68,6 +68,16 @@ def test_one_front_and_one_report_for_both(finished, tmp_path):
     assert rows(finished.trials)[-1]["params"].keys() >= {"lead", "follow"}
 
 
+def test_where_size_matters_the_pool_is_tried_with_fewer_layers(finished, tmp_path, pico):
+    shorter = {t.label: t for t in finished.trials if t.label.endswith("middle left out")}
+    assert list(shorter) == [f"{name}, middle left out" for name in finished.pool]
+    assert {t.scores["layers"].value for t in shorter.values()} == {3}
+    (tmp_path / "plain").mkdir()
+    study, config = opened(tmp_path / "plain", pico, objectives=[{"function": "spread_of_logits:score"}])
+    study.run(config.limit)
+    assert not [t for t in study.trials if t.label.endswith("middle left out")]
+
+
 def test_what_is_known_is_not_scored_again(finished):
     """Sources and the pool's members are starts of the second level, and have scores from the first."""
     alone = {finished.recipe(t).key for t in finished.trials if t.level}
