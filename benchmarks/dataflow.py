@@ -44,8 +44,6 @@ def two_levels(sampler: str, first: int = FIRST, budget: int = BUDGET, **routes:
 SEARCHES: dict[str, dict[str, Any]] = {
     "parameters alone, MM-MO": {"space": PARAMETERS},
     "hierarchy, MM-MO": two_levels("mmmo"),
-    "hierarchy without scales, MM-MO": two_levels("mmmo", scale=False, most=1),
-    "hierarchy 50 + 10, MM-MO": two_levels("mmmo", 50),
     "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
     "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER},
     "hierarchy 100 + 20 without scales, MM-MO": two_levels("mmmo", 100, LARGER, scale=False, most=1),
