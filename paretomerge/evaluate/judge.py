@@ -12,7 +12,7 @@ from paretomerge.endpoint import Endpoint, EndpointError
 from paretomerge.errors import EvaluationError, shown
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.evaluate.memory import Room
-from paretomerge.evaluate.reading import goes_on, grouped
+from paretomerge.evaluate.reading import goes_on
 from paretomerge.evaluate.writing import Writer
 
 _AT_ONCE = 8  # requests to the judge
@@ -79,9 +79,7 @@ class Judge:
             raise EvaluationError(
                 f"{self.name}: expected a model that goes on from a cache of keys and values, got {live.model.config.model_type}"
             )
-        writer, written = Writer(live.model, tokenizer, [], self.most), dict[int, list[int]]()
-        for group in grouped(encoded):
-            self._room.run(lambda batch: written.update(writer.answers(batch)), [(i, encoded[i]) for i in group])
+        written = Writer(live.model, tokenizer, [], self.most).all_answers(list(enumerate(encoded)), self._room)
         return [tokenizer.decode(written[i], skip_special_tokens=True) for i in range(len(prompts))]
 
     def _grade(self, item: Mapping[str, str], answer: str) -> float:

@@ -11,7 +11,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from paretomerge.evaluate.likelihood import Likelihoods
 from paretomerge.evaluate.memory import Room
-from paretomerge.evaluate.reading import goes_on, grouped
+from paretomerge.evaluate.reading import goes_on
 from paretomerge.evaluate.writing import Writer, greedy_alone
 
 
@@ -71,8 +71,5 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         assert longest > 0, f"expected max_gen_toks below the model's {self.max_length} tokens, got {settings['max_gen_toks']}"
         encoded = [(i, tuple(self.tok_encode(text)[-longest:])) for i, text in prompts]
         writer = Writer(self.model, self.tokenizer, stop, settings["max_gen_toks"])
-        done: dict[int, list[int]] = {}
-        for group in grouped([tokens for _, tokens in encoded]):
-            self._room.run(lambda batch: done.update(writer.answers(batch)), [encoded[n] for n in group])
-        for i, tokens in done.items():
+        for i, tokens in writer.all_answers(encoded, self._room).items():
             yield i, postprocess_generated_text(self.tok_decode(tokens), stop, None)

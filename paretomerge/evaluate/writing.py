@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.reading import Tokens, read
+from paretomerge.evaluate.memory import Room
+from paretomerge.evaluate.reading import Tokens, grouped, read
 
 _PLAIN = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),
@@ -32,6 +33,13 @@ class Writer:
         self._tail = max((len(text.encode()) for text in self._stop), default=0) + 1  # tokens that surely cover a stop string
         ends = model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    def all_answers(self, prompts: Sequence[tuple[int, Tokens]], room: Room) -> dict[int, list[int]]:
+        """`answers`, batch by batch: what begins alike together, the longest first."""
+        written: dict[int, list[int]] = {}
+        for group in grouped([tokens for _, tokens in prompts]):
+            room.run(lambda batch: written.update(self.answers(batch)), [prompts[i] for i in group])
+        return written
 
     @torch.no_grad()
     def answers(self, prompts: Sequence[tuple[int, Tokens]]) -> dict[int, list[int]]:

@@ -112,21 +112,25 @@ class Encoding:
                 other = x.copy()
                 other[columns] = value
                 others.append(other)
-        others = [awake for other in others for awake in self._awake(x, other)]
+        others = self._awake(x, others)
         if len(others) > most:
             others = [others[i] for i in rng.choice(len(others), most, replace=False)]
         settled = self.settle(np.asarray(others).reshape(-1, self.d))
         return np.asarray(settled[~(settled == x).all(1)])
 
-    def _awake(self, x: Array, other: Array) -> list[Array]:
-        """`other`, once for each value of a choice that counts in it and did not in `x`: at rest it would always be the first one."""
-        awake = [other]
-        counting = self.counting(other[None])[0]
+    def _awake(self, x: Array, others: list[Array]) -> list[Array]:
+        """`others`, each once for every value of a choice that counts in it and did not in `x`: at rest it would always be the first."""
         for columns in self.discrete_columns:
             width = columns.stop - columns.start
-            if width > 1 and counting[columns.start] and (x[columns] == AT_REST).all():
-                awake = [np.concatenate([one[: columns.start], row, one[columns.stop :]]) for one in awake for row in np.eye(width)]
-        return awake
+            if width > 1 and others and (x[columns] == AT_REST).all():
+                counting = self.counting(np.asarray(others))[:, columns.start]
+                rows: list[list[Array]] = [list(np.eye(width)) if awake else [x[columns]] for awake in counting]
+                others = [
+                    np.concatenate([other[: columns.start], row, other[columns.stop :]])
+                    for other, several in zip(others, rows, strict=True)
+                    for row in several
+                ]
+        return others
 
     def _steps(self, distribution: Any, unit: float) -> list[float]:
         step, value = distribution.step or 1, self._from_unit(distribution, unit)

@@ -58,8 +58,10 @@ class Goals:
     @property
     def sized(self) -> bool:
         """Whether a score is about how large a merge is."""
-        sizes = {p.name or p.fact for p in parts_of(self.evaluator) if isinstance(p, Fact) and p.fact != "sparsity"}
-        return bool(sizes & {*self.scores}) or any(isinstance(p, Speed) and p.name in self.scores for p in parts_of(self.evaluator))
+        parts = parts_of(self.evaluator)
+        sizes = {p.name or p.fact for p in parts if isinstance(p, Fact) and p.fact != "sparsity"}
+        sizes |= {p.name for p in parts if isinstance(p, Speed)}
+        return not sizes.isdisjoint(self.scores)
 
     @property
     def averaged(self) -> bool:

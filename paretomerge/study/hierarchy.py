@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import Objective
-from paretomerge.pareto.front import nondominated, preferred, ranked
+from paretomerge.pareto.front import preferred, ranked
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes import RouteSpace
 from paretomerge.space.space import Space
-from paretomerge.study.record import Trial
+from paretomerge.study.record import Trial, on_front
 
 POOL = "pool"
 """Where a record notes the numbers of the trials that the second level takes from."""
@@ -36,14 +36,13 @@ class Then:
         self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float], sources: Collection[str]
     ) -> list[int]:
         """Numbers of the feasible `trials` that enter the pool, in their order; never a source, which is a model there anyway."""
-        values = [t.values(objectives) for t in trials]
-        front = [(t, v) for t, v, best in zip(trials, values, nondominated(values), strict=True) if best]
+        front = on_front(trials, objectives)
         if self.prefer and front:
-            front = [front[preferred([v for _, v in front], self.prefer)]]
-        merges = [(t, v) for t, v in front if t.label not in sources]
+            front = [front[preferred([t.values(objectives) for t in front], self.prefer)]]
+        merges = [t for t in front if t.label not in sources]
         if not merges:
             return []
-        return sorted(merges[i][0].number for i in ranked([v for _, v in merges], reference)[: self.front])
+        return sorted(merges[i].number for i in ranked([t.values(objectives) for t in merges], reference)[: self.front])
 
 
 def pool_name(number: int) -> str:

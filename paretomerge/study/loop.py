@@ -119,11 +119,11 @@ class Loop:
         told = {*level.beforehand, *(t.label for t in self.finished if t.level)}
         members = list(study.pool)
         near = [hand_over(one, other) for one, other in zip(members, members[1:] + members[:1], strict=True)]
-        starts = dict(level.space.starts())
-        shorter = [without_middle(name) for name in members] if study.goals.sized else []
-        starts |= {label: point for label, name in zip(shorter, members, strict=False) if (point := study.routes.shorter(name))}
-        wanted = [name for name in (*level.space.sources, *near, *shorter) if name in starts.keys() - told]
-        return [Trial(-1, starts[name], label=name, level=1) for name in wanted]
+        known = level.space.starts()
+        starts = {name: known[name] for name in (*level.space.sources, *near) if name in known}
+        if study.goals.sized:
+            starts |= {without_middle(name): point for name in members if (point := study.routes.shorter(name))}
+        return [Trial(-1, point, label=name, level=1) for name, point in starts.items() if name not in told]
 
     def _take(self, trial: Trial, number: int, optimiser: Optimiser) -> Trial:
         """Another study's trial, with the scores on both splits that this one needs."""

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from paretomerge.evaluate.estimators import Estimate, Estimator, Responses, by_difficulty
 from paretomerge.evaluate.evaluator import Itemised, Live, Score, parts_of
-from paretomerge.pareto.front import nondominated
-from paretomerge.study.record import Trial
+from paretomerge.study.record import Trial, on_front
 
 if TYPE_CHECKING:
     from paretomerge.study.study import Study
@@ -86,8 +85,7 @@ class Race:
 
     def _rivals(self, trials: Sequence[Trial], items: Mapping[str, int]) -> list[Trial]:
         """The front, as far as it has outcomes to compare with. items: score's name -> their number."""
-        values = [t.values(self._study.objectives) for t in trials]
-        front = [t for t, on in zip(trials, nondominated(values), strict=True) if on] if values else []
+        front = on_front(trials, self._study.objectives)
         return [t for t in front if all(len(t.scores[name].items or ()) == n for name, n in items.items())]
 
     def _beaten(

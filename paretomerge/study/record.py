@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.pareto.front import nondominated
 
 Scores = Mapping[str, Score]
 NAME = "paretomerge"  # of the study in its storage
@@ -67,6 +68,12 @@ class Trial:
     def values(self, objectives: Sequence[Objective]) -> list[float]:
         """The scores as the search sees them: all maximised."""
         return [o.inside(self.scores[o.name].value) for o in objectives]
+
+
+def on_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Those of `trials` that no other of them dominates, in their order."""
+    mask = nondominated([t.values(objectives) for t in trials])
+    return [t for t, best in zip(trials, mask, strict=True) if best]
 
 
 class Record:

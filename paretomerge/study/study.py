@@ -17,7 +17,7 @@ from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.merge.routed import RoutedModel
-from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.front import hypervolume, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes import RouteSpace
 from paretomerge.space.sources import digest
@@ -27,7 +27,7 @@ from paretomerge.study.goals import Goals
 from paretomerge.study.hierarchy import POOL, Then, pool_name
 from paretomerge.study.known import Known
 from paretomerge.study.loop import Event, Loop
-from paretomerge.study.record import Record, Trial
+from paretomerge.study.record import Record, Trial, on_front
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ class Study:
 
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by number; what was left half-scored is not among them."""
-        done = [t for t in self.trials if t.feasible and t.final]
-        mask = nondominated([t.values(self.objectives) for t in done])
-        return [t for t, on_front in zip(done, mask, strict=True) if on_front]
+        return on_front([t for t in self.trials if t.feasible and t.final], self.objectives)
 
     def objectives_and_watched(self) -> list[str]:
         """Names of the objectives, then of whatever else was scored on held-out items."""
