@@ -83,7 +83,7 @@ def run(cells: Sequence[tuple[str, str, int]], evaluations: int, jobs: int) -> i
             seconds = statistics.mean(cell.seconds)
             print(f"[{done}/{len(cells)}] {problem}, {peer}, seed {seed}: {cell.share[-1]:.4f}, {seconds:.3f} s per ask", flush=True)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     return failed
 
 

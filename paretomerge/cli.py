@@ -1,27 +1,15 @@
 """The command line: reads arguments, calls one function, prints. `paretomerge --help`."""
 
 import json
-import os
-import re
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from paretomerge import terminal
 from paretomerge.errors import ConfigError, ParetoMergeError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from paretomerge.decide.pick import Choice
-    from paretomerge.evaluate.evaluator import Split
-    from paretomerge.schema import StudyConfig
-    from paretomerge.study.budget import Budget
-    from paretomerge.study.record import Trial
-    from paretomerge.study.study import Study
 
 app = typer.Typer(
     help="Merge fine-tunes of one base model, search for the best merges, and pick from the Pareto front.",
@@ -47,19 +35,20 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 @app.command()
 def quickstart(quiet: Quiet = False) -> None:
     """Search over merges of the shipped specialists: the main job in a few minutes on a laptop. Run again to resume."""
-    study_file = _shipped()
-    study, config = _open(study_file)
-    _search(study, config.limit, quiet)
-    choice = _choice(None, None, False)
-    trial = _show(study, choice, most=15)
-    from paretomerge.decide.pick import write_pick
+    study_file = terminal.shipped()
+    study, config = terminal.open_study(study_file)
+    terminal.search(study, config.limit, quiet)
+    from paretomerge.decide.pick import Choice, write_pick
+    from paretomerge.report.html import write_report
 
+    choice = Choice()
+    trial = terminal.show(study, most=15)
     picked = write_pick(study, trial, study.folder / "picked", choice, overwrite=True)
-    _report(study, study.folder / "report.html", choice)
-    shown = _short(study_file)
-    _console().print(
-        f"\nThe picked merge is an ordinary checkpoint: {_short(picked)}\n"
-        f"The report: {_short(study.folder / 'report.html')}\n\n"
+    write_report(study, study.folder / "report.html", choice)
+    shown = terminal.short(study_file)
+    terminal.console().print(
+        f"\nThe picked merge is an ordinary checkpoint: {terminal.short(picked)}\n"
+        f"The report: {terminal.short(study.folder / 'report.html')}\n\n"
         f"Next:  paretomerge pick {shown} --prefer translate=0.7,reverse=0.3 --out my-merge\n"
         f"       paretomerge evaluate my-merge --study {shown}",
         highlight=False,
@@ -72,15 +61,15 @@ def search(
     study_yaml: StudyFile, trials: Annotated[int | None, typer.Option(help="Instead of the file's.", min=1)] = None, quiet: Quiet = False
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out items. Resumes by itself."""
-    study, config = _open(study_yaml)
-    _search(study, replace(config.limit, trials=trials) if trials else config.limit, quiet)
-    _show(study, _choice(None, None, False), most=15)
+    study, config = terminal.open_study(study_yaml)
+    terminal.search(study, replace(config.limit, trials=trials) if trials else config.limit, quiet)
+    terminal.show(study, most=15)
 
 
 @app.command()
 def status(study_yaml: StudyFile) -> None:
     """How far a study is."""
-    study, config = _open(study_yaml)
+    study, config = terminal.open_study(study_yaml)
     from paretomerge.study.budget import evaluated
     from paretomerge.study.progress import tally
 
@@ -91,15 +80,15 @@ def status(study_yaml: StudyFile) -> None:
     lines += [f"latest infeasible: trial {t.number}: {t.broken}" for t in done if t.broken][-1:]
     lines += [study.ended] if study.ended else []
     for line in lines:
-        _console().print(line, highlight=False, soft_wrap=True)
+        terminal.console().print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def front(study_yaml: StudyFile, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """The Pareto front: scores on the search items and on held-out ones."""
-    study, _ = _open(study_yaml)
+    study, _ = terminal.open_study(study_yaml)
     if not as_json:
-        _show(study, _choice(None, None, False))
+        terminal.show(study)
         return
     from paretomerge.report.tables import rows
 
@@ -116,17 +105,17 @@ def pick(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one merge of the front as a Hugging Face checkpoint."""
-    study, _ = _open(study_yaml)
-    choice = _choice(prefer, trial, knee)
-    from paretomerge.decide.pick import check_out, choose, write_pick
+    study, _ = terminal.open_study(study_yaml)
+    from paretomerge.decide.pick import Choice, check_out, choose, write_pick
     from paretomerge.report.tables import terminal_table
 
+    choice = Choice.parse(prefer, trial, knee)
     chosen = choose(study, choice)
     check_out(out, overwrite)
     study.hold_out([chosen], watched=True)
     chosen = next(t for t in study.trials if t.number == chosen.number)
     write_pick(study, chosen, out, choice, overwrite)
-    _console().print(terminal_table(study, [chosen], f"{choice.text} → {out}", chosen.number))
+    terminal.console().print(terminal_table(study, [chosen], f"{choice.text} → {out}", chosen.number))
 
 
 @app.command()
@@ -143,13 +132,13 @@ def merge(
     from paretomerge.merge.plan import make_plan
     from paretomerge.recipe import Recipe
 
-    shard_bytes = _bytes(shard_size)
+    shard_bytes = terminal.bytes_of(shard_size)
     plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
-    _notes(plan.notes)
+    terminal.note(plan.notes)
     from paretomerge.merge.engine import write
 
     write(plan, out, overwrite=overwrite, shard_bytes=shard_bytes, threads=threads, device=device)
-    _console().print(f"wrote {_short(out)}", highlight=False, soft_wrap=True)
+    terminal.console().print(f"wrote {terminal.short(out)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,7 +151,7 @@ def plan(recipe: RecipeFile, as_json: Annotated[bool, typer.Option("--json", hel
     from paretomerge.recipe import Recipe
 
     made = make_plan(Recipe.load(recipe), download=False)
-    _notes(made.notes)
+    terminal.note(made.notes)
     told = {
         "method": made.recipe.merge_method,
         "models": list(made.recipe.files),
@@ -176,7 +165,7 @@ def plan(recipe: RecipeFile, as_json: Annotated[bool, typer.Option("--json", hel
         return
     from paretomerge.report.recipes import plan_table
 
-    _console().print(plan_table(told))
+    terminal.console().print(plan_table(told))
 
 
 @app.command()
@@ -187,7 +176,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
     if as_json:
         print(json.dumps(method_rows(), indent=2))  # noqa: T201
         return
-    _console().print(methods_table())
+    terminal.console().print(methods_table())
 
 
 @app.command()
@@ -214,7 +203,7 @@ def kinship(
     if as_json:
         print(json.dumps(kinship_rows(found, architecture), indent=2))  # noqa: T201
         return
-    _console().print(kinship_tables(found, architecture), highlight=False)
+    terminal.console().print(kinship_tables(found, architecture), highlight=False)
 
 
 @app.command()
@@ -225,16 +214,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Score a checkpoint with a study's tasks: what the study recorded, reproduced from disk."""
-    opened, _ = _open(study)
+    opened, _ = terminal.open_study(study)
     from paretomerge.decide.rescore import score_checkpoint
 
-    scores = score_checkpoint(opened, model, _split(split))
+    scores = score_checkpoint(opened, model, terminal.split_of(split))
     if as_json:
         told = {name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.items} for name, s in scores.items()}
         print(json.dumps(told))  # noqa: T201
         return
     for name, score in scores.items():
-        _console().print(f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}", highlight=False)
+        terminal.console().print(f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}", highlight=False)
 
 
 @app.command()
@@ -247,17 +236,17 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Two models on the same items: the paired difference, its 95 % interval, and McNemar's test."""
-    opened, _ = _open(study)
+    opened, _ = terminal.open_study(study)
     from dataclasses import asdict
 
     from paretomerge.decide.compare import compare as compared
     from paretomerge.report.tables import comparison_table
 
-    found = compared(opened, one, other, task, _split(split))
+    found = compared(opened, one, other, task, terminal.split_of(split))
     if as_json:
         print(json.dumps([asdict(c) | {"difference": c.difference} for c in found], indent=2))  # noqa: T201
         return
-    _console().print(comparison_table(found, one, other), highlight=False)
+    terminal.console().print(comparison_table(found, one, other), highlight=False)
 
 
 @app.command()
@@ -269,9 +258,12 @@ def report(
     trial: Number = None,
 ) -> None:
     """Write the study as one HTML file."""
-    study, _ = _open(study_yaml)
-    written = _report(study, out or study.folder / "report.html", _choice(prefer, trial, knee))
-    _console().print(f"wrote {_short(written)}", highlight=False, soft_wrap=True)
+    study, _ = terminal.open_study(study_yaml)
+    from paretomerge.decide.pick import Choice
+    from paretomerge.report.html import write_report
+
+    written = write_report(study, out or study.folder / "report.html", Choice.parse(prefer, trial, knee))
+    terminal.console().print(f"wrote {terminal.short(written)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -283,111 +275,6 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-
-
-def _open(path: Path) -> "tuple[Study, StudyConfig]":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    from paretomerge.config import load_study
-
-    study, config = load_study(path)
-    _notes((*study.space.notes, *(study.then.notes if study.then else ())))
-    return study, config
-
-
-def _search(study: "Study", budget: "Budget", quiet: bool) -> None:
-    from paretomerge.decide.pick import Choice, choose
-    from paretomerge.study.progress import Progress, tally
-
-    try:
-        _notes(study.known.notes)
-        with Progress(study, _console(), quiet) as progress:
-            reason = study.run(budget, progress.trial)
-            if not quiet:
-                _console().print(f"{reason} ({tally(study.trials)})", highlight=False)
-            known = [t for t in study.trials if t.is_start and not t.failure]
-            sources = [t for t in known if t.label in study.space.sources]
-            study.hold_out([*known, *study.front()], progress.held_out)
-            study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
-        _notes(study.goals.notes)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
-        raise typer.Exit(130) from None
-
-
-def _show(study: "Study", choice: "Choice", most: int | None = None) -> "Trial":
-    """The known starts and the front (its `most` best) as tables; returns the picked trial."""
-    from paretomerge.decide.pick import choose
-    from paretomerge.report.tables import best_first, terminal_table
-
-    picked = choose(study, choice)
-    known = [t for t in study.trials if t.is_start and not t.failure]
-    _console().print()
-    _console().print(terminal_table(study, known, "Known starts", picked.number))
-    _console().print()
-    ranked = best_first(study, study.front())
-    shown = ranked[:most]
-    if picked not in shown:
-        shown.append(picked)
-    heading = f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
-    _console().print(terminal_table(study, shown, heading, picked.number))
-    return picked
-
-
-def _report(study: "Study", out: Path, choice: "Choice") -> Path:
-    from paretomerge.report.html import write_report
-
-    return write_report(study, out, choice)
-
-
-def _choice(prefer: str | None, trial: int | None, knee: bool) -> "Choice":
-    from paretomerge.decide.pick import Choice
-
-    return Choice.parse(prefer, trial, knee)
-
-
-def _split(name: str) -> "Split":
-    if name not in ("search", "held_out"):
-        raise ConfigError(f"--split: expected search or held_out, got {name!r}")
-    return "search" if name == "search" else "held_out"
-
-
-def _notes(notes: Iterable[str]) -> None:
-    for note in notes:
-        sys.stderr.write(f"note: {note}\n")
-
-
-def _bytes(text: str) -> int:
-    """5GB, 500MB, 2000000: decimal units, as the Hub counts."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
-    if not found or (size := int(float(found[1]) * units[found[2] or ""])) < 1:
-        raise ConfigError(f"--shard-size: expected a size like 5GB or 500MB, got {text!r}")
-    return size
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(markup=False, emoji=False)  # what users and errors say is no markup
-
-
-def _short(path: Path) -> str:
-    """Relative to the current folder where that is shorter."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _shipped() -> Path:
-    relative = Path("examples") / "specialists" / "study.yaml"
-    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
-        if (root / relative).is_file():
-            return root / relative
-    raise ConfigError(f"quickstart: expected {relative} here; run it from a clone of the repository")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Everything is bounded: one answer takes `timeout` seconds at most, whatever the 
 import json
 import os
 import queue
+import re
 import threading
 import time
 import urllib.request
@@ -29,6 +30,8 @@ Message = Mapping[str, str]
 _MOST_BYTES = 1 << 20
 _QUOTED = 200  # characters of a server's own words in an error
 _SECRET = 8  # characters; shorter keys (`x`, `EMPTY`) only please a local server, and occur in any text
+_LONGEST_ANSWER = 50_000  # characters that are looked through, from the end
+_OBJECT = re.compile(r'\{\s*"')  # how an object begins that is not empty
 _RETRIES = 2
 _PAUSE = 0.5  # seconds before the first retry, doubled each time, where the server does not say
 
@@ -213,3 +216,17 @@ def _wait_of(headers: HTTPMessage, otherwise: float) -> float:
     except (ValueError, TypeError):  # absent, or nonsense; a date without a zone cannot be subtracted from
         return otherwise
     return max(wait, 0.0)
+
+
+def last_object(text: str) -> dict[str, Any] | None:
+    """The last JSON object in a text that may have prose, thoughts or a code fence around it."""
+    decoder, found, end = json.JSONDecoder(), None, 0
+    text = text[-_LONGEST_ANSWER:]
+    while start := _OBJECT.search(text, end):
+        try:
+            found, end = decoder.raw_decode(text, start.start())
+        except RecursionError:
+            break  # nothing that deep is an answer, and each level would be tried anew
+        except ValueError:
+            end = start.start() + 1
+    return found

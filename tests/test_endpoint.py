@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from paretomerge.endpoint import BASE_URL, KEY, MODELS, Endpoint, EndpointError
+from paretomerge.endpoint import BASE_URL, KEY, MODELS, Endpoint, EndpointError, last_object
 from paretomerge.errors import ConfigError
 from tests.openai_server import completion, hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
 
@@ -248,3 +250,17 @@ def test_nobody_listens():
         url = server.url
     with pytest.raises(EndpointError, match=r"127.0.0.1.*refused"):
         Endpoint(url, "any").chat(HELLO)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.text(), st.text())
+def test_the_last_object_is_found_whatever_stands_around_it(before, after):
+    assert last_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5} or "{" in before
+    last_object(before)
+
+
+@pytest.mark.parametrize("text", ["{" * 10**6, '{"a":' * 10**5, '{"' * 10**5, '{"a":[' * 10**5, "{" + '"a":{},' * 10**5])
+def test_a_long_answer_does_not_take_long(text):
+    start = time.process_time()
+    last_object(text)
+    assert time.process_time() - start < 2

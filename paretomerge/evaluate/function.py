@@ -1,11 +1,12 @@
 """The user's own Python function as an evaluator: `my_module:score`."""
 
-import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from paretomerge.errors import EvaluationError
@@ -25,16 +26,21 @@ class FunctionEvaluator:
 
     @classmethod
     def load(cls, name: str, path: str, folder: Path | None = None) -> "FunctionEvaluator":
-        """`path` is `module:function`; the module is looked for in `folder` first."""
+        """`path` is `module:function`; the module is looked for in `folder` first, and a file there is read anew: studies in several
+        folders may call theirs alike.
+        """
         module_name, _, attribute = path.partition(":")
         if not attribute:
             raise EvaluationError(f"function: expected module:function, got {path!r}")
-        if folder is not None and str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+        if folder is not None:
+            sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+        file = folder / f"{module_name}.py" if folder else None
         try:
-            function = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
-            raise EvaluationError(f"function {path!r}: {error}; expected a function in a module beside study.yaml or installed") from error
+            module = _read(file) if file and file.is_file() else importlib.import_module(module_name)
+            function = getattr(module, attribute)
+        except Exception as error:  # the module is the user's, and may raise anything
+            told = f"{type(error).__name__}: {error}; expected a function in a module beside study.yaml or installed"
+            raise EvaluationError(f"function {path!r}: {told}") from error
         if not callable(function):
             raise EvaluationError(f"function {path!r}: expected a function, got {type(function).__name__}")
         return cls(name, function)
@@ -55,3 +61,13 @@ class FunctionEvaluator:
         if isinstance(value, Real):
             return Score(float(value))
         raise EvaluationError(f"{self.name}: expected a number, a Score or a dict of them, got {type(value).__name__}")
+
+
+def _read(file: Path) -> ModuleType:
+    """The module in a file, under a name that is the file's alone."""
+    name = f"{file.stem}@{file.parent.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from paretomerge.endpoint import Endpoint, EndpointError
+from paretomerge.endpoint import Endpoint, EndpointError, last_object
 from paretomerge.errors import EvaluationError, shown
 from paretomerge.evaluate.evaluator import Live, Score, Split
 from paretomerge.evaluate.memory import Room
@@ -98,11 +98,7 @@ class Judge:
 
 def _read(name: str, reply: str) -> float:
     """The number in a reply that may have words around its object."""
-    begin, end = reply.find("{"), reply.rfind("}")
-    try:
-        score = json.loads(reply[begin : end + 1])["score"]
-        if isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= _BEST:
-            return float(score)
-    except (json.JSONDecodeError, KeyError, TypeError):
-        pass
+    score = (last_object(reply) or {}).get("score")
+    if isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= _BEST:
+        return float(score)
     raise EvaluationError(f'{name}: expected {{"score": 0 to {_BEST}}} from the judge, got {shown(reply)}')

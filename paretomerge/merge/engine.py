@@ -167,15 +167,19 @@ def inputs_of(plan: Plan, job: Job, device: str = "cpu", held: int = 0) -> Input
     )
 
 
-def cast(plan: Plan, job: Job, block: torch.Tensor) -> torch.Tensor:
-    """A merged block in the job's dtype; weights that got too large for it, or for float32, are an error."""
-    result = block.to(getattr(torch, job.dtype))
+def cast(plan: Plan, job: Job, block: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """A merged block in the job's dtype; weights that got too large for it, or for float32, are an error. out: flat memory that
+    gets it, of whatever dtype.
+    """
+    dtype = getattr(torch, job.dtype)
+    straight = out if out is not None and out.dtype == dtype else None  # one pass less over the block
+    result = block.to(dtype) if straight is None else straight.copy_(block.reshape(-1))
     if not plan.allow_nan and result.is_floating_point() and not torch.isfinite(result.sum()) and not torch.isfinite(result).all():
         largest = block.abs().max().item()
         raise CheckpointError(
             f"{job.name}: expected values that {job.dtype} can hold, got {largest:.3g}; are the weights of the recipe meant so?"
         )
-    return result
+    return result if out is None or out is straight else out.copy_(result.reshape(-1))
 
 
 def merged_tensors(plan: Plan, block: int | None = None, only: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -191,7 +195,7 @@ def _merged(plan: Plan, job: Job, block: int | None) -> torch.Tensor:
     flat = merged.view(-1)
 
     def keep(job: Job, start: int, piece: torch.Tensor) -> None:
-        flat[start : start + piece.numel()] = cast(plan, job, piece).reshape(-1)
+        cast(plan, job, piece, flat[start : start + piece.numel()])
 
     with _single_threaded(), torch.inference_mode():
         _merge_job(plan, job, keep, "cpu", block)

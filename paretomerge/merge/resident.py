@@ -115,12 +115,10 @@ class ResidentModel:
             raise RecipeError(f"{strange[0]}: expected the tensors of the base, got another; write it out with `paretomerge merge`")
         if plan.untied:
             raise RecipeError("expected a head that is tied as in the base, got one of its own; write it out with `paretomerge merge`")
-        dtype = getattr(torch, self.dtype)
         moved = dict.fromkeys((job.name for job in plan.jobs), 0.0)
 
         def put(job: Job, start: int, block: torch.Tensor) -> None:
-            live = self._live[job.name].view(-1)[start : start + block.numel()]
-            live.copy_(cast(plan, job, block).to(dtype if block.is_floating_point() else block.dtype).reshape(-1))
+            live = cast(plan, job, block, self._live[job.name].view(-1)[start : start + block.numel()])
             moved[job.name] += self._distance(live, job.name, start)
 
         run(plan, put, device=self.device)

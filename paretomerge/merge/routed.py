@@ -1,7 +1,7 @@
 """A live model made of layers that stay where they are: a route refers to the layers of its sources, and copies nothing.
 
 While searching in data-flow space every candidate has its own number and order of layers. Their tensors are the resident
-ones of the sources; only those that a scale divides are computed, and they go with the candidate.
+ones of the sources; only those that a scale divides are computed, where the last candidate's were.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import nn
 
 from paretomerge.checkpoint.operand import whole
 from paretomerge.errors import CheckpointError, RecipeError
-from paretomerge.merge.engine import merged_tensors
+from paretomerge.merge.engine import cast, run
 from paretomerge.merge.job import Job, Pair, Plan, Weights
 from paretomerge.merge.live import live_names
 from paretomerge.merge.nested import Step
@@ -58,6 +58,7 @@ class RoutedModel:
         self.dtype = dtype or first.dtype
         self._folder = first.folder
         self._resident: dict[Pair, nn.Parameter] = {}
+        self._computed: list[nn.Parameter] = []
         self._shells: OrderedDict[str, _Shell] = OrderedDict()
         self._shell: _Shell | None = None
 
@@ -77,11 +78,27 @@ class RoutedModel:
         plan = make_plan(replace(recipe, steps=()), self.checkpoints)
         shell = self._shell_of(plan)
         if self._shell is not None:
-            self._shell.empty()  # what was computed for the last route goes with it
-        computed = dict(merged_tensors(plan, only={job.name for job in plan.jobs if not _is_reference(job)}))
-        shell.fill({j.name: self._placed(computed[j.name]) if j.name in computed else self._resident_of(j.sources[0]) for j in plan.jobs})
+            self._shell.empty()  # what was computed for the last route is computed over
+        computed = self._compute(plan, tuple(job for job in plan.jobs if not _is_reference(job)))
+        shell.fill({j.name: computed[j.name] if j.name in computed else self._resident_of(j.sources[0]) for j in plan.jobs})
         self._shell = shell
         return Merged.of(plan, shell.model)
+
+    def _compute(self, plan: Plan, jobs: tuple[Job, ...]) -> dict[str, nn.Parameter]:
+        """What no source has as it stands, on the device, in the memory that the last route's had: fresh memory costs as much as
+        the arithmetic.
+        """
+        spare, self._computed, computed = self._computed, [], {}
+        for job in jobs:
+            at = next((i for i, old in enumerate(spare) if old.shape == job.shape), None)
+            computed[job.name] = self._placed(torch.empty(job.shape, device=self.device)) if at is None else spare.pop(at)
+            self._computed.append(computed[job.name])
+
+        def put(job: Job, start: int, block: torch.Tensor) -> None:
+            cast(plan, job, block, computed[job.name].view(-1)[start : start + block.numel()])
+
+        run(replace(plan, jobs=jobs), put, device=self.device)
+        return computed
 
     def _resident_of(self, pair: Pair) -> nn.Parameter:
         if pair not in self._resident:

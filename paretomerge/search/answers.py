@@ -1,7 +1,6 @@
 """What a language model answers, read and checked against the space before anything is believed."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +8,11 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
+from paretomerge.endpoint import last_object
 from paretomerge.errors import shown
 from paretomerge.search.encoding import Conditions, Encoding
 
 _NEAR = 1e-3  # of each range: nearer than this is the same point, and as near as the log is rounded
-_LONGEST_ANSWER = 50_000  # characters that are looked through, from the end
-_OBJECT = re.compile(r'\{\s*"')  # how an object begins that is not empty
 
 
 class Answers:
@@ -57,20 +55,6 @@ class Answers:
     def _whole(self, point: Mapping[str, Any]) -> bool:
         """Whether a known point has its place in this space: nothing missing, and no value of ranges that were other ones."""
         return all(_value(point[n], d) is not None if n in point else not self._counts(n, point) for n, d in self.space.items())
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object in a text that may have prose, thoughts or a code fence around it."""
-    decoder, found, end = json.JSONDecoder(), None, 0
-    text = text[-_LONGEST_ANSWER:]
-    while start := _OBJECT.search(text, end):
-        try:
-            found, end = decoder.raw_decode(text, start.start())
-        except RecursionError:
-            break  # nothing that deep is an answer, and each level would be tried anew
-        except ValueError:
-            end = start.start() + 1
-    return found
 
 
 def described(distribution: BaseDistribution, pairs: Sequence[tuple[str, Sequence[Any]]] = ()) -> str:

@@ -179,8 +179,29 @@ def test_functions_that_fail_are_named(pico, tmp_path):
     for path, told in (("no_colon", "module:function"), ("not_there:f", "No module"), ("json:f", "no attribute|cannot|has no")):
         with pytest.raises(EvaluationError, match=told):
             FunctionEvaluator.load("f", path)
-    (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
-    assert FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path).evaluate(live(pico / "ada"), "search")["f"].value == 7
+    (tmp_path / "half.py").write_text("def score(")
+    with pytest.raises(EvaluationError, match="half:score': SyntaxError"):
+        FunctionEvaluator.load("f", "half:score", tmp_path)
+
+
+def test_functions_of_two_folders_may_be_called_alike(tmp_path):
+    for number in (7, 8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "json.py").write_text(
+            "from dataclasses import dataclass\n\n@dataclass\nclass Wrapped:\n    value: int\n\n"
+            f"def score(model, tokenizer):\n    return Wrapped({number}).value\n"
+        )
+    found = {n: FunctionEvaluator.load("f", "json:score", tmp_path / str(n)) for n in (7, 8)}
+    assert [f.function(None, None) for f in found.values()] == [7, 8]
+    assert sys.modules["json"] is json
+
+
+def test_a_function_may_import_what_lies_beside_it_and_is_read_anew(tmp_path):
+    (tmp_path / "helper_of_mine.py").write_text("VALUE = 7\n")
+    for more in (0, 10):
+        (tmp_path / "mine.py").write_text(f"from helper_of_mine import VALUE\n\ndef score(model, tokenizer):\n    return VALUE + {more}\n")
+        assert FunctionEvaluator.load("f", "mine:score", tmp_path).function(None, None) == 7 + more
 
 
 @pytest.mark.parametrize(

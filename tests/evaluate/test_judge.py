@@ -16,7 +16,7 @@ def prompts(path, n=8, **more):
 
 
 def test_answers_are_graded_once_and_the_halves_are_apart(tmp_path, pico):
-    with serve(says('Well: {"score": 7}')) as server:
+    with serve(says('{"thought": "{short}"} so: {"score": 7}')) as server:
         judge = Judge("good", prompts(tmp_path / "p.jsonl", reference="ref"), "short and right", server.url, "any", 6)
         model = live(pico / "ada")
         score = judge.evaluate(model, "search")["good"]
