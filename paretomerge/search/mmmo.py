@@ -45,8 +45,9 @@ class Settings:
     fisher_filter, shortlist: of how many best candidates the filter takes the least known.
     raw_samples, restarts, steps: where the acquisition is looked at, from how many it is climbed, and how far.
     refit: hyperparameters are fitted anew when the trials have grown by this share, and kept in between.
-    known_noise: trials' standard errors are used where they are told. parabola: processes with one are
-        mixed with smooth ones, objective by objective, as each foresees the trials.
+    known_noise: trials' standard errors are used where they are told. repeatable: where they are not, a trial would come out the
+        same again, so that nothing is to be gained next to it. parabola: processes with one are mixed with smooth ones,
+        objective by objective, as each foresees the trials.
     """
 
     n_startup: int = 10
@@ -62,6 +63,7 @@ class Settings:
     steps: int = 20
     refit: float = 0.1
     known_noise: bool = True
+    repeatable: bool = True
     parabola: bool = True
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class MMMOSampler(PointSampler):
         """The paper's constants (sec. 4.1), with units made right: 10 Sobol starts, 10 candidates from 512 raw samples, each
         crossed with the 5 elites, and of the ten best of all, the least known evaluated next.
         """
-        steps = {"centre": False, "weak_to_strong": True, "fisher_filter": True, "shortlist": 10}
+        steps = {"centre": False, "weak_to_strong": True, "fisher_filter": True, "shortlist": 10, "repeatable": False}
         constants = {"raw_samples": 512, "restarts": 10, "refit": 0.0} | steps
         return cls(seed, **(constants | options))
 
@@ -168,7 +170,8 @@ class MMMOSampler(PointSampler):
         done = seen.complete
         y = seen.y[done]
         stderr = seen.stderr[done] if seen.stderr is not None and self.settings.known_noise else None
-        shapes = [Shape(self._weights(archive.encoding), parabola) for parabola in ((True, False) if self.settings.parabola else (False,))]
+        weights, repeatable = self._weights(archive.encoding), self.settings.repeatable
+        shapes = [Shape(weights, parabola, repeatable) for parabola in ((True, False) if self.settings.parabola else (False,))]
         surrogate = self._fit("objectives", x[done], y, stderr, shapes)
         expected = surrogate.predict(x)[0]
         good = archive.usable

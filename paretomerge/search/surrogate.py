@@ -2,8 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,12 @@ class Shape:
 
     importance: `(d,)`, by which the length-scale that is expected of a coordinate is divided; None where all are alike.
     parabola: whether they are one in each coordinate and something rougher besides (Matern 5/2), or just smooth (RBF).
+    repeatable: whether a trial would come out the same again, where its noise is not told.
     """
 
     importance: Array | None = None
     parabola: bool = True
+    repeatable: bool = True
 
 
 PLAIN = Shape()
@@ -45,13 +49,32 @@ PLAIN = Shape()
 @dataclass(frozen=True)
 class Processes:
     """Gaussian processes of one shape, for `outcomes` (column numbers of y), as one batch; `share` `(k,)` is what each has of what is
-    believed of its outcome.
+    believed of its outcome. told: whether the trials' noise was, and is not inferred.
     """
 
     model: SingleTaskGP
     shape: Shape
     outcomes: tuple[int, ...]
     share: Array
+    told: bool
+
+    @cached_property
+    def foreseeing(self) -> SingleTaskGP:
+        """The process that says what is still to be learnt at a point.
+
+        Where a trial would come out otherwise again, `model` itself: to go back to what looks good tells whether it is. Else the noise
+        that was inferred is roughness, and a point next to a trial would seem to add what is not known of that trial. So it is a
+        process through what `model` believes of the trials: the same means, no doubt where a trial was (reinterpolation,
+        Forrester et al. 2006).
+        """
+        if self.told or not self.shape.repeatable:
+            return self.model
+        inputs = self.model.train_inputs[0]
+        x = inputs[0] if inputs.dim() == 3 else inputs  # one copy per outcome
+        with _quietly(), torch.no_grad():
+            believed = self.model.eval().posterior(x).mean
+            modules = {"covar_module": self.model.covar_module, "mean_module": self.model.mean_module}
+            return SingleTaskGP(x, believed, torch.full_like(believed, _LEAST_NOISE), outcome_transform=None, **modules).eval()
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -127,7 +150,7 @@ class Surrogate:
         """Posterior mean and standard deviation `(n, m)` at `x` `(n, d)`, standardised, without observation noise."""
         mean = second = torch.zeros((), dtype=x.dtype)
         for p in self.processes:
-            posterior = p.model.posterior(x)
+            posterior = p.foreseeing.posterior(x)
             place = torch.zeros(len(p.outcomes), len(self.centre), dtype=x.dtype)
             place[range(len(p.outcomes)), list(p.outcomes)] = torch.from_numpy(p.share)
             mean = mean + posterior.mean @ place
@@ -154,10 +177,7 @@ class _Kind:
         """y, noise `(n, m)`: standardised, of which `outcomes` are taken."""
         kernel = _kernel(x.shape[1], len(self.outcomes), self.shape)
         own, told = (None if v is None else torch.from_numpy(v[:, self.outcomes]) for v in (y, noise))
-        with warnings.catch_warnings():
-            # a capped fit says that it stopped early; near-equal points and constant scores are part of the work
-            for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
-                warnings.simplefilter("ignore", category)
+        with _quietly():
             model = SingleTaskGP(torch.from_numpy(x), own, train_Yvar=told, covar_module=kernel, outcome_transform=None)
             if self.known is None:
                 likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
@@ -167,7 +187,16 @@ class _Kind:
                 for name, parameter in model.named_parameters():
                     parameter.copy_(self.known[name])
             model.eval()
-        return Processes(model, self.shape, self.outcomes, self.share)
+        return Processes(model, self.shape, self.outcomes, self.share, noise is not None)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """A capped fit says that it stopped early; near-equal points and constant scores are part of the work."""
+    with warnings.catch_warnings():
+        for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 class Quadratic(Kernel):  # type: ignore[misc]

@@ -26,6 +26,19 @@ def test_a_constant_objective_does_not_break_the_fit():
 
 
 @pytest.mark.parametrize("m", [1, 2])
+def test_where_noise_is_not_told_a_trial_leaves_no_doubt_and_the_mean_is_the_same(m):
+    rng = np.random.default_rng(0)
+    x, elsewhere = rng.random((12, 2)), rng.random((5, 2))
+    y = np.stack([np.sin(5 * x[:, 0]), x[:, 1] ** 2], 1)[:, :m] + 0.2 * rng.standard_normal((12, m))
+    untold, told = Surrogate.fit(x, y, None), Surrogate.fit(x, y, np.full(y.shape, 0.2))
+    assert (untold.predict(x)[1] < 0.01).all() and (told.predict(x)[1] > 0.02).all()
+    assert (untold.predict(elsewhere)[1] > untold.predict(x)[1].max()).all()
+    with torch.no_grad():
+        fitted = untold.processes[0].model.posterior(torch.from_numpy(elsewhere)).mean.numpy()
+    np.testing.assert_allclose(untold.predict(elsewhere)[0], fitted * untold.scale + untold.centre, atol=1e-3)
+
+
+@pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("told", [True, False])
 def test_foresight_is_what_the_others_say_of_each_trial(m, told):
     rng = np.random.default_rng(0)
