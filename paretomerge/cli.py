@@ -71,11 +71,11 @@ def status(study_yaml: StudyFile) -> None:
     """How far a study is."""
     study, config = terminal.open_study(study_yaml)
     from paretomerge.study.budget import evaluated
-    from paretomerge.study.progress import tally
+    from paretomerge.study.progress import tally, volume_text
 
     done = study.trials
     told = f"{evaluated(done)} of {config.limit.trials} trials, {tally(done)}, {len(study.front())} on the front, "
-    lines = [f"{told}hypervolume {study.hypervolume(done):.4f}"]
+    lines = [f"{told}hypervolume {volume_text(study.hypervolume(done))}"]
     lines += [f"latest failure: trial {t.number}: {t.failure}" for t in done if t.failure][-1:]
     lines += [f"latest infeasible: trial {t.number}: {t.broken}" for t in done if t.broken][-1:]
     lines += [study.ended] if study.ended else []

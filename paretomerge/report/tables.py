@@ -1,9 +1,12 @@
 """Tables of a study's trials: rows of plain data, and their look on a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +15,8 @@ from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import normalised
 from paretomerge.study.record import Trial
 from paretomerge.study.study import Study
+
+_ANY_WIDTH = 10_000
 
 
 def title(trial: Trial) -> str:
@@ -44,23 +49,42 @@ def best_first(study: Study, trials: Sequence[Trial]) -> list[Trial]:
     return [trials[i] for i in np.argsort(-means, kind="stable")]
 
 
-def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Table:
-    """Held-out scores where they are known, search scores beside them; `marked` is the picked trial's number."""
+@dataclass(frozen=True)
+class Fitting:
+    """The wide table where the terminal has room for it, else the narrow one."""
+
+    wide: Table
+    narrow: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update(max_width=_ANY_WIDTH), self.wide).maximum
+        yield self.wide if needed <= options.max_width else self.narrow
+
+
+def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Fitting:
+    """Held-out scores where they are known, search scores beside them; on a narrow terminal in their place alone. `marked` is the
+    picked trial's number.
+    """
+    return Fitting(*(_scores_table(study, trials, heading, marked, both) for both in (True, False)))
+
+
+def _scores_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None, both: bool) -> Table:
     table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     goals = study.goals
     for name in (*(o.name for o in study.objectives), *(["mean"] if goals.averaged else [])):
-        table.add_column(Text.assemble(f"{name}\n", ("search", "dim"), " held"), justify="right", min_width=11)
+        head = Text.assemble(f"{name}\n", ("search", "dim"), " held") if both else Text(name, overflow="fold")
+        table.add_column(head, justify="right", min_width=11 if both else 6)
     for trial in trials:
         held_out = trial.held_out or {}
-        cells = [_pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name))) for o in study.objectives]
-        cells += [_pair(*(_mean_text(goals.mean(scores)) for scores in (trial.scores, held_out)))] if goals.averaged else []
+        cells = [_pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name)), both) for o in study.objectives]
+        cells += [_pair(_mean_text(goals.mean(trial.scores)), _mean_text(goals.mean(held_out)), both)] if goals.averaged else []
         name = ("→ " if trial.number == marked else "  ") + title(trial)
         table.add_row(Text(name), *cells, style="bold green" if trial.number == marked else None)
     errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
-    if errors:
-        table.caption = f"standard errors of the held-out scores: at most {max(errors):.3f}"
-        table.caption_justify = "left"
+    told = [f"standard errors of the held-out scores: at most {max(errors):.3f}"] if errors else []
+    told += [] if both else ["held-out scores; in brackets those of the search items"]
+    table.caption, table.caption_justify = "\n".join(told) or None, "left"
     return table
 
 
@@ -90,9 +114,11 @@ def _mean_text(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.3f}"
 
 
-def _pair(search: str, held_out: str) -> Text:
-    """Search score, dimmed, and held-out score, five places each."""
-    return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
+def _pair(search: str, held_out: str, both: bool) -> Text:
+    """Search score, dimmed, and held-out score, five places each; or one of them."""
+    if both:
+        return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
+    return Text(f"({search})", "dim") if held_out == "-" else Text(held_out)
 
 
 def _numbers(scores: Any) -> dict[str, dict[str, float]]:

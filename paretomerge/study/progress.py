@@ -68,7 +68,7 @@ class Progress:
             total = f"{sum(event.seconds.values()):.1f}"
             broken = f"infeasible: {event.trial.broken}" if event.trial.broken else ""
             note = event.trial.label or event.trial.failure[:40] or broken or _kind(event.trial)
-            table.add_row(str(event.trial.number), *values, f"{event.hypervolume:.4f}", total, Text(note))
+            table.add_row(str(event.trial.number), *values, volume_text(event.hypervolume), total, Text(note))
         if not self._events:
             return Group(table)
         last = self._events[-1]
@@ -93,6 +93,11 @@ def tally(trials: Sequence[Trial]) -> str:
     return ", ".join([f"{sum(bool(t.failure) for t in trials)} failed", *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
+def volume_text(volume: float) -> str:
+    """A hypervolume; that of many objectives with small ranges is far below 1."""
+    return f"{volume:.4f}" if volume >= 0.001 or not volume else f"{volume:.2e}"
+
+
 def score_text(scores: Scores, name: str) -> str:
     """A score as text; `-` where there is none."""
     return scores[name].text if name in scores else "-"
@@ -108,7 +113,7 @@ def _kind(trial: Trial) -> str:
 
 def _line(event: Event, names: list[str]) -> str:
     scores = "  ".join(f"{n} {score_text(event.trial.scores, n)}" for n in names)
-    told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {event.hypervolume:.4f}"
+    told = f"FAILED {event.trial.failure}" if event.trial.failure else f"hypervolume {volume_text(event.hypervolume)}"
     if event.trial.broken:
         told += f"  infeasible: {event.trial.broken}"
     note = event.trial.label or _kind(event.trial)

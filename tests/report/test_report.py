@@ -51,6 +51,22 @@ def test_labels_are_no_markup(pico, tmp_path):
     assert "./[a] [/b]" in console.export_text()
 
 
+def test_a_narrow_terminal_shows_every_objective(pico, tmp_path):
+    study = make(pico, tmp_path)
+    study.objectives = tuple(Objective(f"skill_{i}") for i in range(6))
+    known, unknown = scored(study, [-i / 7 for i in range(6)], [0.625] * 6)
+    trials = [replace(known, held_out={o.name: Score(i / 9) for i, o in enumerate(study.objectives)}), unknown]
+    shown = {}
+    for width in (72, 120):
+        console = Console(width=width, record=True)
+        console.print(terminal_table(study, trials, "All"))
+        shown[width] = console.export_text()
+        assert max(map(len, shown[width].splitlines())) <= width and "…" not in shown[width]
+        assert all(text in shown[width] for text in ("skill_5", "0.111", "0.556", "0.625"))
+    assert "-0.143 0.111" in shown[120] and "in brackets" not in shown[120]
+    assert "-0.143" not in shown[72] and "(0.625)" in shown[72] and "in brackets those of the search items" in shown[72]
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 6])
 def test_every_pair_of_objectives_has_a_panel_three_in_a_row(pico, tmp_path, count):
     study = make(pico, tmp_path)

@@ -21,7 +21,7 @@ from paretomerge.space.weights import Dial, WeightSpace, named_sources
 from paretomerge.study.budget import evaluated
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.known import Known
-from paretomerge.study.progress import Progress, tally
+from paretomerge.study.progress import Progress, tally, volume_text
 from paretomerge.study.record import Record
 from paretomerge.study.study import Placement, Study
 
@@ -315,3 +315,7 @@ def test_a_record_outlives_settings_that_nobody_sets(pico, tmp_path):
     make(pico, tmp_path, identity={"space": {"groups": 1, "new": None}, "seed": 0, "newer": None})
     with pytest.raises(StudyError, match="space changed"):
         make(pico, tmp_path, identity={"space": {"groups": 1, "new": 2}, "seed": 0})
+
+
+def test_the_hypervolume_of_many_objectives_is_no_row_of_zeros():
+    assert [volume_text(v) for v in (0.0, 0.5, 0.001, 8e-12)] == ["0.0000", "0.5000", "0.0010", "8.00e-12"]
