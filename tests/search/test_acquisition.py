@@ -6,7 +6,7 @@ import torch
 
 from paretomerge.pareto.front import hypervolume
 from paretomerge.search.acquisition import Feasible, _ByBoxes, _ByDirections, expected_gain, values
-from paretomerge.search.surrogate import Surrogate
+from paretomerge.search.surrogate import Shape, Surrogate
 
 
 def fitted(m: int, n: int = 20, d: int = 2) -> tuple[Surrogate, np.ndarray]:
@@ -33,6 +33,18 @@ def test_the_closed_form_is_what_sampling_says(m):
     for x in np.random.default_rng(1).random((4, 2)):
         expected = sampled_gain(surrogate, front, reference, x)
         assert np.exp(values(acquisition, x[None]))[0] == pytest.approx(expected, rel=0.15, abs=3e-3)
+
+
+def test_nothing_is_gained_at_a_trial_unless_it_may_come_out_otherwise():
+    rng = np.random.default_rng(0)
+    x = rng.random((15, 2))
+    y = np.stack([np.sin(5 * x[:, 0]), -(x[:, 1] ** 2)], 1) + 0.2 * rng.standard_normal((15, 2))
+    between, most = rng.random((200, 2)), {}
+    for repeatable in (True, False):
+        surrogate = Surrogate.fit(x, y, None, Shape(repeatable=repeatable))
+        acquisition = expected_gain(surrogate, surrogate.predict(x)[0], y.min(0) - 0.1)
+        most[repeatable] = np.exp(values(acquisition, x).max() - values(acquisition, between).max())
+    assert most[True] < 0.01 < 0.1 < most[False], most
 
 
 @pytest.mark.parametrize("m", [2, 3, 4])
