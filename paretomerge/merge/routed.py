@@ -85,14 +85,15 @@ class RoutedModel:
         return Merged.of(plan, shell.model)
 
     def _compute(self, plan: Plan, jobs: tuple[Job, ...]) -> dict[str, nn.Parameter]:
-        """What no source has as it stands, on the device, in the memory that the last route's had: fresh memory costs as much as
-        the arithmetic.
+        """What no source has as it stands, on the device, in memory that earlier routes had: fresh memory costs as much as the
+        arithmetic. So much is kept as the longest route needs.
         """
-        spare, self._computed, computed = self._computed, [], {}
+        spare, computed = list(self._computed), {}
         for job in jobs:
             at = next((i for i, old in enumerate(spare) if old.shape == job.shape), None)
-            computed[job.name] = self._placed(torch.empty(job.shape, device=self.device)) if at is None else spare.pop(at)
-            self._computed.append(computed[job.name])
+            if at is None:
+                self._computed.append(self._placed(torch.empty(job.shape, device=self.device)))
+            computed[job.name] = self._computed[-1] if at is None else spare.pop(at)
 
         def put(job: Job, start: int, block: torch.Tensor) -> None:
             cast(plan, job, block, computed[job.name].view(-1)[start : start + block.numel()])

@@ -58,16 +58,19 @@ def test_layers_are_referred_to_and_not_copied(llamas):
         assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 1
     for name in scaled:
         assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 3
-    candidates = (SHORT, ROUTE[::-1], ROUTE, SHORT[::-1])
+    unscaled = [(model, layer, 1.0) for model, layer, _ in ROUTE]  # nothing is computed for it
+    candidates = (SHORT, ROUTE[::-1], ROUTE, unscaled, SHORT[::-1])
     for steps in candidates:
         live.load(recipe_of(llamas, steps))
     kept = {parameter.data_ptr() for parameter in live._resident.values()}
+    computed = {parameter.data_ptr() for parameter in live._computed}
     for steps in candidates:
         merged = live.load(recipe_of(llamas, steps))
         assert merged.facts["layers"] == len(steps)
         reached = {p.data_ptr() for p in merged.model.parameters()}
         assert len(reached - kept) <= 2 * len(steps)
     assert {parameter.data_ptr() for parameter in live._resident.values()} == kept  # nothing was added for a candidate
+    assert {parameter.data_ptr() for parameter in live._computed} == computed
     others = [shell for shell in live._shells.values() if shell is not live._shell]
     assert others and all(p.is_meta for shell in others for p in shell.model.parameters())
 
