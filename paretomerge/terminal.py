@@ -82,8 +82,8 @@ def split_of(name: str) -> "Split":
 
 
 def note(notes: Iterable[str]) -> None:
-    for note in notes:
-        sys.stderr.write(f"note: {note}\n")
+    for text in notes:
+        sys.stderr.write(f"note: {text}\n")
 
 
 def bytes_of(text: str) -> int:

@@ -62,7 +62,7 @@ class Processes:
     def foreseeing(self) -> SingleTaskGP:
         """The process that says what is still to be learnt at a point.
 
-        Where a trial would come out otherwise again, `model` itself: to go back to what looks good tells whether it is. Else the noise
+        Where a trial would come out otherwise again, `model` itself, for going back can tell. Else the noise
         that was inferred is roughness, and a point next to a trial would seem to add what is not known of that trial. So it is a
         process through what `model` believes of the trials: the same means, no doubt where a trial was (reinterpolation,
         Forrester et al. 2006).

@@ -179,6 +179,8 @@ def test_functions_that_fail_are_named(pico, tmp_path):
     for path, told in (("no_colon", "module:function"), ("not_there:f", "No module"), ("json:f", "no attribute|cannot|has no")):
         with pytest.raises(EvaluationError, match=told):
             FunctionEvaluator.load("f", path)
+    (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
+    assert FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path).evaluate(live(pico / "ada"), "search")["f"].value == 7
     (tmp_path / "half.py").write_text("def score(")
     with pytest.raises(EvaluationError, match="half:score': SyntaxError"):
         FunctionEvaluator.load("f", "half:score", tmp_path)
