@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = ROOT / "examples" / "specialists" / "tasks"
 RESULTS = ROOT / "benchmarks" / "results" / "dataflow"
 SKILLS = ("sort", "reverse", "translate")
+LAYERS = 8
 BUDGET, FIRST, LARGER = 60, 40, 120
 PARAMETERS = {"methods": ["task_arithmetic", "ties", "dare_ties"], "weight": {"bounds": [0, 1.5]}}
-EDITS: dict[str, Any] = {"routes": {"blocks": 8}}
-INDICATORS: dict[str, Any] = {"routes": {"blocks": 8, "form": "indicators"}}
+EDITS: dict[str, Any] = {"routes": {"blocks": LAYERS}}
+INDICATORS: dict[str, Any] = {"routes": {"blocks": LAYERS, "form": "indicators"}}
 SIZE = {"size": "layers"}
 
 
@@ -120,7 +121,7 @@ def best_by_depth(study: Study, trials: Sequence[Trial]) -> list[Trial]:
 def depth(study: Study, trial: Trial) -> int:
     """Layers of a trial's merge: those of its slices, or of the base where it is merged in place."""
     ranges = [piece.sources[0].layer_range for piece in study.recipe(trial).slices]
-    return sum(r[1] - r[0] for r in ranges if r) or 8
+    return sum(r[1] - r[0] for r in ranges if r) or LAYERS
 
 
 def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:

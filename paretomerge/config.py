@@ -31,6 +31,7 @@ from paretomerge.space.weights import WeightSpace
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.hierarchy import Then
 from paretomerge.study.racing import Racing
+from paretomerge.study.record import located
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
@@ -145,9 +146,7 @@ def _record_of(path: Path) -> str:
 
 
 def _storage(config: StudyConfig, folder: Path) -> str | None:
-    """The URL, a file's path being made absolute."""
-    kind, _, file = (config.storage or "").partition(":///")
-    return f"{kind}:///{folder / file}" if kind == "sqlite" and file and not file.startswith(":memory:") else config.storage
+    return located(config.storage, folder) if config.storage else None
 
 
 def _out(config: StudyConfig, path: Path) -> Path:

@@ -45,7 +45,7 @@ def search(study: "Study", budget: "Budget", quiet: bool) -> None:
             reason = study.run(budget, progress.trial)
             if not quiet:
                 console().print(f"{reason} ({tally(study.trials)})", highlight=False)
-            known = [t for t in study.trials if t.is_start and not t.failure]
+            known = study.starts()
             sources = [t for t in known if t.label in study.space.sources]
             study.hold_out([*known, *study.front()], progress.held_out)
             study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
@@ -62,9 +62,8 @@ def show(study: "Study", most: int | None = None) -> "Trial":
 
     choice = Choice()
     picked = choose(study, choice)
-    known = [t for t in study.trials if t.is_start and not t.failure]
     console().print()
-    console().print(terminal_table(study, known, "Known starts", picked.number))
+    console().print(terminal_table(study, study.starts(), "Known starts", picked.number))
     console().print()
     ranked = best_first(study, study.front())
     shown = ranked[:most]

@@ -193,7 +193,8 @@ def test_storage_starts_from_the_file_s_folder(tmp_path, pico, monkeypatch):
     assert (tmp_path / "y.db").is_file()
     later = write(tmp_path, pico, storage=None, out="later")
     earlier = write_config(shutil.copy(later, tmp_path / "earlier.yaml"), storage="sqlite:///x.db")
-    assert len(load_study(write_config(later, warm_start=earlier.name))[0].known.scored) == 1
+    for name in (earlier.name, "sqlite:///x.db", f"sqlite:///{tmp_path}/x.db"):
+        assert len(load_study(write_config(later, warm_start=name))[0].known.scored) == 1
 
 
 def test_a_constraint_without_a_name_is_on_the_objective_of_the_same_score(tmp_path, pico):

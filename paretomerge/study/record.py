@@ -186,6 +186,12 @@ def thawed(study: optuna.Study) -> list[Trial]:
     return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
 
 
+def located(storage: str, folder: Path) -> str:
+    """The URL, a file's path starting from `folder`."""
+    kind, _, file = storage.partition(":///")
+    return f"{kind}:///{folder / file}" if kind == "sqlite" and file and not file.startswith(":memory:") else storage
+
+
 @contextmanager
 def legible(storage: str) -> Iterator[None]:
     """A storage that fails, in one sentence: torn or foreign files, a full disk, a database that is away."""

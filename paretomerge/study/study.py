@@ -162,6 +162,10 @@ class Study:
         merged = holder.load(recipe)
         return Live(merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}")
 
+    def starts(self) -> list[Trial]:
+        """The known starts that could be scored, by number: sources first."""
+        return [t for t in self.trials if t.is_start and not t.failure]
+
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by number; what was left half-scored is not among them."""
         return on_front([t for t in self.trials if t.feasible and t.final], self.objectives)

@@ -10,6 +10,7 @@ from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.earlier import Earlier
 from paretomerge.study.known import Known
+from paretomerge.study.record import located
 
 _SOURCES = ("base", "models")
 
@@ -68,7 +69,7 @@ def _warm(
     path = mine.folder / name
     from_yaml = "://" not in name and path.suffix in (".yaml", ".yml")
     if "://" in name:
-        storage = name
+        storage = located(name, mine.folder)
     else:
         storage = record_of(path) if from_yaml else f"sqlite:///{(path / 'study.db' if path.is_dir() else path).resolve()}"
     study = Earlier.read(name, storage)
