@@ -277,5 +277,8 @@ def told(error: Any) -> str:
             kind = next((one for one in get_args(kind) if hasattr(one, "model_fields")), kind)  # of `RoutesConfig | None`
             fields = getattr(kind, "model_fields", fields)
         return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown('key', error['loc'][-1], fields)}"
-    got = "" if error["type"] == "missing" else f", got {error['input']!r}"
-    return f"{where or 'study'}: {error['msg'].removeprefix('Value error, ')}{got if len(got) < 100 else ''}"
+    if error["type"] == "missing":
+        return f"{where or 'study'}: expected it, got none"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    got = "" if ", got " in message or "; got " in message else f", got {error['input']!r}"
+    return f"{where or 'study'}: {message}{got if len(got) < 100 else ''}"

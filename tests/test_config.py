@@ -59,7 +59,7 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"space": {"routes": {"form": "indicators", "most": 2}}}, "expected no `most` beside `form: indicators`"),
         ({"objectives": [{"size": "layer"}]}, "layers"),
         ({"models": ["one"]}, "models"),
-        ({"models": None}, "models: Field required"),
+        ({"models": None}, "models: expected it, got none"),
         ({"objectives": [{"task": "a", "function": "b:c"}]}, "expected one of `task`"),
         ({"objectives": [{"function": "mine:score", "direction": "up"}]}, "direction"),
         ({"objectives": [{"function": "mine:score"}, {"function": "mine:score"}]}, "twice"),

@@ -78,7 +78,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
 
     block: elements at a time; results do not depend on it.
     """
-    device = _usable(device)
+    device = usable_device(device)
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as before, torch.inference_mode():
         count = threads or (min(before, _THREADS) if device == "cpu" else 1)  # a GPU is kept busy by one, and blocks fill its memory
@@ -101,7 +101,7 @@ def run(plan: Plan, emit: Emit, threads: int | None = None, device: str = "cpu",
                 raise
 
 
-def _usable(device: str) -> str:
+def usable_device(device: str) -> str:
     """`device` as torch calls it, once it is known to be there."""
     try:
         kind = torch.device(device).type

@@ -101,6 +101,11 @@ class _ByDirections:
         return expected
 
 
+def nothing(X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    """The acquisition that prefers no point."""
+    return 0.0 * X.sum((1, 2))
+
+
 class Feasible:
     """`inner` plus the logarithm of the chance that every constraint holds and that the trial does not fail.
 

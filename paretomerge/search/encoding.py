@@ -11,14 +11,15 @@ from paretomerge.errors import ConfigError
 
 Array = NDArray[np.float64]
 Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
+_MOST_STEPS = 64  # of an integer that others may depend on: one of many values would explain anything
 AT_REST = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
 
 
 class Encoding:
     """Numbers are scaled to [0, 1]; a choice among C becomes C coordinates, one of them 1 (one-hot).
 
-    conditions: name -> (parent, values) pairs: the parameter counts only where each `parent`, a choice or an integer, has one
-        of its `values`. A point that lacks a parameter is encoded as one where it does not count.
+    conditions: name -> (parent, values) pairs: the parameter counts only where each `parent`, a choice or an integer, counts and
+        has one of its `values`. A point that lacks a parameter is encoded as one where it does not count.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None) -> None:
@@ -55,7 +56,7 @@ class Encoding:
                 if name not in point:
                     row[self.columns[name]] = AT_REST
                 elif isinstance(distribution, CategoricalDistribution):
-                    row[self.columns[name]][distribution.choices.index(point[name])] = 1.0
+                    row[self.columns[name]][_place(distribution, point[name])] = 1.0
                 else:
                     row[self.columns[name]] = self._to_unit(distribution, point[name])
         return np.where(self.counting(x), x, AT_REST)
@@ -84,17 +85,24 @@ class Encoding:
 
     def counting(self, x: Array) -> NDArray[np.bool_]:
         """Mask `(n, d)` of the coordinates that mean something where the points' choices are as they are."""
-        mask = np.ones(x.shape, dtype=bool)
-        for name, pairs in self.conditions.items():
-            for parent, values in pairs:
-                mask[:, self.columns[name]] &= self._has(x, parent, values)[:, None]
+        mask, known = np.ones(x.shape, dtype=bool), dict[str, NDArray[np.bool_]]()
+
+        def count(name: str) -> NDArray[np.bool_]:
+            if name not in known:
+                known[name] = np.ones(len(x), dtype=bool)
+                for parent, values in self.conditions.get(name, ()):
+                    known[name] = known[name] & count(parent) & self._has(x, parent, values)
+            return known[name]
+
+        for name in self.conditions:
+            mask[:, self.columns[name]] = count(name)[:, None]
         return mask
 
     def _has(self, x: Array, name: str, values: Sequence[Any]) -> NDArray[np.bool_]:
         """Mask `(n,)` of the points whose parameter has one of the values."""
         distribution, columns = self.space[name], self.columns[name]
         if isinstance(distribution, CategoricalDistribution):
-            return np.asarray(x[:, [columns.start + distribution.choices.index(value) for value in values]].sum(1) > 0)
+            return np.asarray(x[:, [columns.start + _place(distribution, value) for value in values]].sum(1) > 0)
         return np.isin([self._from_unit(distribution, float(unit)) for unit in x[:, columns.start]], list(values))
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
@@ -153,16 +161,40 @@ class Encoding:
         return round(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
+def _place(distribution: CategoricalDistribution, value: Any) -> int:
+    """Number of a choice, by Optuna's rule of which are the same: NaN is itself."""
+    return int(distribution.to_internal_repr(value))
+
+
 def inferred_conditions(points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]) -> Conditions:
-    """What define-by-run trials show: a parameter that they had exactly under some choices of another counts under these."""
+    """What finished define-by-run trials show: a parameter that they had exactly under some values of another counts under these.
+
+    Conditions of conditions are found one by one: a parent counts only if some point had it and yet lacked the parameter, and
+    so none can be its own ancestor.
+    """
     found: dict[str, list[tuple[str, Sequence[Any]]]] = {}
+    parents = sorted((name for name in space if _may_be_parent(space[name])), key=lambda name: isinstance(space[name], IntDistribution))
     for name in space:
         having = [point for point in points if name in point]
         lacking = [point for point in points if name not in point]
-        for parent in space if lacking else ():
-            if parent != name and isinstance(space[parent], CategoricalDistribution) and all(parent in point for point in having):
-                values = list(dict.fromkeys(point[parent] for point in having))
-                if not any(point.get(parent) in values for point in lacking if parent in point):
-                    found[name] = [(parent, values)]
-                    break
+        for parent in parents if having and lacking else ():
+            if parent != name and (values := _under(parent, space[parent], having, lacking)):
+                found[name] = [(parent, values)]
+                break
     return found
+
+
+def _may_be_parent(distribution: BaseDistribution) -> bool:
+    few = isinstance(distribution, IntDistribution) and distribution.high - distribution.low < _MOST_STEPS
+    return few or isinstance(distribution, CategoricalDistribution)
+
+
+def _under(parent: str, distribution: Any, having: Sequence[Mapping[str, Any]], lacking: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The parent's values that all `having` show and none of `lacking`, an integer's without a gap; none where they do not tell."""
+    others = [point[parent] for point in lacking if parent in point]
+    if not others or not all(parent in point for point in having):
+        return []
+    values = list(dict.fromkeys(point[parent] for point in having))
+    if isinstance(distribution, IntDistribution):
+        values = list(range(min(values), max(values) + 1))
+    return [] if any(other in values for other in others) else values

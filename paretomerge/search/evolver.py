@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
+from paretomerge.search.options import of_kind
 from paretomerge.search.points import Archive, best_first
 
 Array = NDArray[np.float64]
@@ -36,6 +37,7 @@ class Evolver:
     crossover: float = 0.7
 
     def __post_init__(self) -> None:
+        of_kind("evolver", self)
         if self.population < 4:
             raise ConfigError(f"evolver: expected a population of 4 or more, got {self.population}")
         if not (0 < self.differential <= 2 and 0 <= self.crossover <= 1):

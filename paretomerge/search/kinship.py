@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
+from paretomerge.search.options import of_kind
 from paretomerge.search.points import Archive, best_first
 
 Array = NDArray[np.float64]
@@ -38,16 +39,20 @@ class Kinship:
     alike: float = 0.98
 
     def __post_init__(self) -> None:
-        if self.top < 2 or self.explore < 1:
-            raise ConfigError(f"kinship: expected top >= 2 and explore >= 1, got {self.top} and {self.explore}")
+        of_kind("kinship", self)
+        if self.top < 2 or self.explore < 1 or not -1 <= self.alike <= 1:
+            got = f"{self.top}, {self.explore} and {self.alike}"
+            raise ConfigError(f"kinship: expected top >= 2, explore >= 1 and alike in [-1, 1], got {got}")
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
         """Merges of pairs `(k, d)`, those of the best first; where it is time to explore, with the least kin first."""
+        if len(archive.usable) < 2:
+            return np.zeros((0, archive.encoding.d))
         ranked = archive.usable[best_first(archive.y[archive.usable])]
         counts = numbers_that_count(archive)
         kinship = cosines(coefficients(archive, counts)[ranked])
         top = range(min(self.top, len(ranked)))
-        if len(top) < 2 or self._all_alike(kinship):
+        if self._all_alike(kinship):
             return np.zeros((0, archive.encoding.d))
         greedy = sorted(combinations(top, 2), key=sum)
         distant = [(best, int(other)) for best in top for other in kinship[best].argsort(kind="stable")[:_LEAST] if other != best]

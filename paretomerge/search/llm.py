@@ -204,7 +204,7 @@ def _outcome(seen: Observations, i: int) -> list[str]:
     trial = seen.trials[i]
     if not seen.complete[i]:
         return [str(trial.number), *["failed"] * len(seen.signs)]
-    spread = [""] * len(seen.signs) if seen.stderr is None else [f"±{e:.1g}" for e in seen.stderr[i]]
+    spread = [""] * len(seen.signs) if seen.stderr is None else ["" if math.isnan(e) else f"±{e:.1g}" for e in seen.stderr[i]]
     number = str(trial.number) if seen.feasible[i] else f"{trial.number} (infeasible)"
     return [number, *(f"{value:.4g}{e}" for value, e in zip(trial.values, spread, strict=True))]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
+from paretomerge.search.options import of_kind
 from paretomerge.search.points import Archive
 
 Array = NDArray[np.float64]
@@ -36,6 +37,7 @@ class M2N2:
     mutated: float = 0.3
 
     def __post_init__(self) -> None:
+        of_kind("m2n2", self)
         if self.members < 2 or self.mutation < 0 or not 0 <= self.mutated <= 1:
             got = f"{self.members}, {self.mutation} and {self.mutated}"
             raise ConfigError(f"m2n2: expected members >= 2, mutation >= 0 and mutated in [0, 1], got {got}")

@@ -20,12 +20,13 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers._base import _process_constraints_after_trial
 from optuna.trial import FrozenTrial, TrialState
 
-from paretomerge.errors import ConfigError, unknown
+from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.pareto.front import hypervolume, nondominated, ranked, reference_point
 from paretomerge.search import candidates as look
-from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, values
+from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, nothing, values
 from paretomerge.search.encoding import Conditions, Encoding
-from paretomerge.search.observations import Observations
+from paretomerge.search.observations import Observations, told_stderr
+from paretomerge.search.options import check_kind, of_kind
 from paretomerge.search.points import Archive, PointSampler
 from paretomerge.search.surrogate import PLAIN, Shape, Surrogate
 
@@ -67,13 +68,13 @@ class Settings:
     parabola: bool = True
 
     def __post_init__(self) -> None:
+        of_kind("MMMOSampler", self)
         for field in fields(self):
-            value, kind = getattr(self, field.name), type(getattr(Settings, field.name))
-            allowed = (int, float) if kind is float else kind
-            least = 1 if kind is int else 0
-            if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)) or not value >= least:
-                expected = "true or false" if kind is bool else f"a number of at least {least}"
-                raise ConfigError(f"MMMOSampler: {field.name}: expected {expected}, got {value!r}")
+            value, least = getattr(self, field.name), 1 if isinstance(field.default, int) else 0
+            if not isinstance(field.default, bool) and value < least:
+                raise ConfigError(f"MMMOSampler: {field.name}: expected {least} or more, got {value}")
+        if self.crossover > 1:
+            raise ConfigError(f"MMMOSampler: crossover: expected a probability, got {self.crossover}")
 
 
 class MMMOSampler(PointSampler):
@@ -94,7 +95,7 @@ class MMMOSampler(PointSampler):
 
     def __init__(
         self,
-        seed: int = 0,
+        seed: int | None = 0,
         *,
         space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
@@ -111,11 +112,14 @@ class MMMOSampler(PointSampler):
         self.settings = Settings(**settings)
         n_startup, centre = self.settings.n_startup, self.settings.centre
         super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=n_startup, centre=centre)
-        self._reference = None if reference is None else np.asarray(reference, dtype=float)
+        self._reference = None if reference is None else _checked_reference(reference)
         self._reference_trials = reference_trials or self.settings.n_startup
+        check_kind("MMMOSampler: reference_trials", 0, self._reference_trials)
         self._importance = dict(importance or {})
-        if wrong := [name for name, value in self._importance.items() if not 0 < value < np.inf]:
-            raise ConfigError(f"MMMOSampler: importance: expected positive numbers, got {self._importance[wrong[0]]} for {wrong[0]}")
+        for name, value in self._importance.items():
+            check_kind(f"MMMOSampler: importance: {name}", 0.0, value)
+            if not value > 0:
+                raise ConfigError(f"MMMOSampler: importance: expected positive numbers, got {value} for {name}")
         self._constraints_func = constraints_func
         self._fits: dict[str, tuple[bytes, Surrogate]] = {}
         self._gain: float | None = None
@@ -134,6 +138,8 @@ class MMMOSampler(PointSampler):
         return self._gain
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """ConfigError for standard errors that mean nothing, at the trial that has them."""
+        told_stderr(trial, len(study.directions))
         if self._constraints_func is not None:
             _process_constraints_after_trial(self._constraints_func, study, trial, state)
 
@@ -145,7 +151,8 @@ class MMMOSampler(PointSampler):
             return x[:0]
         reference = self._reference_point(seen)
         surrogate, front, elites = self._believe(archive, reference)
-        acquisition = self._feasible(expected_gain(surrogate, front, reference), seen, x)
+        gain_of = expected_gain(surrogate, front, reference) if len(archive.usable) else nothing  # first find what is allowed
+        acquisition = self._feasible(gain_of, seen, x)
         points = encoding.settle(self._search(encoding, acquisition, elites, rng))
         points = points[archive.is_new(points)]
         if not len(points):
@@ -161,7 +168,8 @@ class MMMOSampler(PointSampler):
         return np.asarray(points[short])
 
     def _believe(self, archive: Archive, reference: Array) -> tuple[Surrogate, Array, Array]:
-        """The surrogate, the front that it believes in, `(k, m)`, and the elites among `x`, `(e, d)`.
+        """The surrogate, the front that it believes in, `(k, m)`, and the elites among `x`, `(e, d)`: while no trial is allowed, those
+        that break the least.
 
         The posterior mean stands for the noisy scores, so a lucky score does not become the front. Running trials count
         as having come out as predicted (Ginsbourger et al. 2010).
@@ -175,10 +183,11 @@ class MMMOSampler(PointSampler):
         surrogate = self._fit("objectives", x[done], y, stderr, shapes)
         expected = surrogate.predict(x)[0]
         good = archive.usable
-        elites = good[ranked(expected[good], reference)[: self.settings.elites]] if len(good) else np.flatnonzero(done)
+        order = good[ranked(expected[good], reference)] if len(good) else np.argsort(seen.violation, kind="stable")
+        elites = order[: self.settings.elites]
         if len(pending):
             imagined = surrogate.predict(pending)[0]
-            noise = None if stderr is None else np.concatenate([stderr, np.zeros_like(imagined)])
+            noise = None if stderr is None else np.concatenate([stderr, 0 * stderr[:1].repeat(len(imagined), axis=0)])  # NaN stays
             everything = np.concatenate([x[done], pending]), np.concatenate([y, imagined]), noise
             surrogate = surrogate.again(*everything)
         front = surrogate.predict(np.concatenate([x[good], pending]))[0] if len(good) + len(pending) else expected[:0]
@@ -241,6 +250,16 @@ class MMMOSampler(PointSampler):
         if len(self._reference) != len(seen.signs):
             raise ConfigError(f"reference: expected {len(seen.signs)} numbers, one per objective, got {len(self._reference)}")
         return np.asarray(self._reference * seen.signs)
+
+
+def _checked_reference(reference: Sequence[float]) -> Array:
+    try:
+        given = np.asarray(reference, dtype=float)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
+    if given.ndim != 1 or not len(given) or not np.isfinite(given).all():
+        raise ConfigError(f"reference: expected a list of finite numbers, one per objective, got {shown(reference)}")
+    return given
 
 
 def _relative(log_gain: float, surrogate: Surrogate, front: Array, reference: Array) -> float | None:

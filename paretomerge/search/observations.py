@@ -11,16 +11,21 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from paretomerge.errors import ConfigError, shown
+
 Array = NDArray[np.float64]
 STDERR = "stderr"
 """Trial user attribute: the standard error of each value, in the order of the objectives."""
 SCORES = "scores"
 """Trial user attribute of our own studies: objective -> [value, standard error, examples, outcome of each example]."""
+_ABSURD = 1e100  # a value from here on is as good as infinite: its square is
+_LEAST = 1e-12
+_UNFINISHED = (TrialState.FAIL, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Observations:
-    """n finished or failed trials, in the order of their numbers, and the parameters of those that still run."""
+    """n finished, failed or pruned trials, in the order of their numbers, and those that still run."""
 
     trials: tuple[FrozenTrial, ...]
     running: tuple[FrozenTrial, ...]
@@ -31,12 +36,12 @@ class Observations:
     def of(cls, study: Study, asking: FrozenTrial | None = None) -> "Observations":
         """Everything that the study knows besides `asking`, the trial that parameters are wanted for.
 
-        A failed trial counts where its parameters are known: one that failed before it had any teaches nothing.
+        A failed or pruned trial counts where its parameters are known: one that failed before it had any teaches nothing.
         """
         trials = [t for t in study.get_trials(deepcopy=False) if asking is None or t.number != asking.number]
         trials.sort(key=lambda t: t.number)
-        done = [t for t in trials if t.state == TrialState.COMPLETE or (t.state == TrialState.FAIL and t.params)]
-        running = [t for t in trials if t.state == TrialState.RUNNING and t.params]
+        done = [t for t in trials if t.state == TrialState.COMPLETE or (t.state in _UNFINISHED and t.params)]
+        running = [t for t in trials if t.state == TrialState.RUNNING]
         signs = np.array([1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions])
         return cls(tuple(done), tuple(running), signs)
 
@@ -49,8 +54,8 @@ class Observations:
 
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
-        """Mask `(n,)` of the trials that have values, all of them finite."""
-        return np.array([t.state == TrialState.COMPLETE and np.isfinite(t.values).all() for t in self.trials], dtype=bool)
+        """Mask `(n,)` of the trials that have values, all of them finite, and not only just."""
+        return np.array([t.state == TrialState.COMPLETE and (np.abs(t.values) < _ABSURD).all() for t in self.trials], dtype=bool)
 
     @cached_property
     def y(self) -> Array:
@@ -61,21 +66,35 @@ class Observations:
 
     @cached_property
     def stderr(self) -> Array | None:
-        """`(n, m)`, or None where no trial tells; one that does not tell gets the median of those that do."""
+        """`(n, m)`, or None where no trial tells; one that does not tell gets the median of those that do. NaN for an objective of which
+        none tells.
+        """
         m = len(self.signs)
-        told = [np.atleast_1d(t.user_attrs.get(STDERR, np.nan)).astype(float) for t in self.trials]
-        known = np.array([s if s.shape == (m,) else np.full(m, np.nan) for s in told]).reshape(-1, m)
-        known[~self.complete | ~np.isfinite(known).all(1)] = np.nan
-        if np.isnan(known).all(0).any():
-            return None
-        return np.where(np.isnan(known), np.nanmedian(known, axis=0), known)
+        known = np.array([_stderr(t, m) for t in self.trials]).reshape(-1, m)
+        known[~self.complete] = np.nan
+        told = ~np.isnan(known).all(0)
+        for k in np.flatnonzero(told):
+            known[np.isnan(known[:, k]), k] = np.nanmedian(known[:, k])
+        return known if told.any() else None
 
     @cached_property
     def constraints(self) -> Array:
-        """`(n, c)` in Optuna's sense, feasible where all are <= 0; NaN where a trial does not tell. c may be 0."""
+        """`(n, c)` in Optuna's sense, feasible where all are <= 0; NaN where a trial does not tell. c may be 0. An infinite one is as far
+        from 0 as the farthest that is not.
+        """
         names = list(dict.fromkeys(name for t in self.trials for name in t.constraints))
         rows = [[t.constraints.get(name, np.nan) for name in names] for t in self.trials]
-        return np.array(rows, dtype=float).reshape(len(self.trials), len(names))
+        told = np.array(rows, dtype=float).reshape(len(self.trials), len(names))
+        size = np.abs(told)
+        farthest = np.where(size < _ABSURD, size, 0.0).max(0, initial=0.0)
+        farthest[farthest == 0] = 1.0
+        return np.asarray(np.clip(told, -farthest, farthest))
+
+    @property
+    def violation(self) -> Array:
+        """`(n,)`: by how much constraints are broken, each in units of the farthest from 0; infinite where that is not told."""
+        broken = self.constraints.clip(min=0) / np.nanmax(np.abs(self.constraints), axis=0, initial=_LEAST)
+        return np.where(self.complete, np.nan_to_num(broken.sum(1), nan=np.inf), np.inf)
 
     @cached_property
     def feasible(self) -> NDArray[np.bool_]:
@@ -86,6 +105,32 @@ class Observations:
     def items(self) -> list[list[Array | None]]:
         """Per trial and objective the outcome of each example (the greater the better), or None where nobody kept them."""
         return [_items(t.user_attrs.get(SCORES), self.signs) for t in self.trials]
+
+
+def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
+    """The trial's standard errors `(m,)`, NaN where it is not known; None where it tells none. ConfigError where they mean nothing."""
+    told = trial.user_attrs.get(STDERR)
+    if told is None:
+        return None
+    try:
+        errors = np.atleast_1d(np.asarray(told, dtype=float))
+    except (TypeError, ValueError):
+        errors = np.zeros(0)
+    if errors.shape != (m,) or (errors < 0).any():
+        raise ConfigError(
+            f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, one per objective, "
+            f"got {shown(told)}; they count as not told"
+        )
+    return np.where(errors < _ABSURD, errors, np.nan)
+
+
+def _stderr(trial: FrozenTrial, m: int) -> Array:
+    """The same; what means nothing was told of when it came."""
+    try:
+        told = told_stderr(trial, m)
+    except ConfigError:
+        told = None
+    return np.full(m, np.nan) if told is None else told
 
 
 def _items(scores: Mapping[str, Sequence[Any]] | None, signs: Array) -> list[Array | None]:

@@ -5,10 +5,13 @@ trials that still run, points that were evaluated already.
 """
 
 import logging
+import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import moocore
@@ -22,6 +25,7 @@ from scipy.stats import qmc
 
 from paretomerge.search.encoding import Conditions, Encoding, inferred_conditions
 from paretomerge.search.observations import Observations
+from paretomerge.search.options import check_kind
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ _TRIES = 512  # random points looked at before a space counts as exhausted
 class Archive:
     """The n finished trials in the order of their numbers, as points of the unit cube, when trial `number` is asked for.
 
-    pending: `(p, d)`, the points of trials that still run.
+    pending: `(p, d)`, the points of trials that still run, as far as they are known.
     """
 
     encoding: Encoding
@@ -41,9 +45,13 @@ class Archive:
     number: int
 
     @classmethod
-    def of(cls, study: Study, asking: FrozenTrial, encoding: Encoding) -> "Archive":
+    def of(
+        cls, study: Study, asking: FrozenTrial, encoding: Encoding, proposed: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
+    ) -> "Archive":
+        """proposed: trial's number -> what it was given: of a trial that runs, Optuna knows only what it has used so far."""
         observations = Observations.of(study, asking)
-        return cls(encoding, observations, encoding.encode([t.params for t in observations.running]), asking.number)
+        running = [{**proposed.get(t.number, {}), **t.params} for t in observations.running]
+        return cls(encoding, observations, encoding.encode([params for params in running if params]), asking.number)
 
     @cached_property
     def x(self) -> Array:
@@ -66,7 +74,7 @@ class Archive:
         return np.array([columns.stop - columns.start for columns in self.encoding.columns.values()])
 
     def is_new(self, x: Array) -> NDArray[np.bool_]:
-        """Mask of the points `(k, d)` that were not evaluated and are not being evaluated."""
+        """Mask of the points `(k, d)` that were not evaluated, tried in vain, or are being evaluated."""
         known = np.concatenate([self.x, self.pending])
         return np.array([not np.isclose(known, point, rtol=0, atol=1e-6).all(1).any() for point in x], dtype=bool)
 
@@ -75,7 +83,9 @@ class Proposer(Protocol):
     """One way to choose the next point."""
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Points `(k, d)`, the best first; none as long as too little is known. They need not be settled or new."""
+        """Points `(k, d)`, the best first; none as long as too little is known. Some trial has values, but none may be usable. Points need
+        not be settled or new.
+        """
         ...
 
 
@@ -87,15 +97,16 @@ class PointSampler(BaseSampler):
         range changes between trials.
     conditions: when a parameter counts, as of `Encoding`; without them and a space, what the trials show.
     centre: whether the study's first trial, if it is not enqueued, is the middle of the space.
-    Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed`. No point is
-    proposed twice, unless the space has no other. Every proposal is a function of the seed and the trials so far.
+    Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed` (None: by chance). No
+    point is proposed twice, unless the space has no other, nor to two threads of one process; what a trial suggests before the
+    space is known is drawn at random. Every proposal is a function of the seed and the trials so far.
     """
 
     def __init__(
         self,
         proposer: Proposer | None,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
@@ -104,9 +115,19 @@ class PointSampler(BaseSampler):
         self.proposer = proposer
         self.n_startup = n_startup
         self._centre = centre
-        self._seed = seed % 2**32
+        self._seed = seed_of(seed)
         self._space = dict(space) if space else None
         self._conditions = conditions
+        self._proposed: dict[int, dict[str, Any]] = {}
+        self._lock = Lock()
+        check_kind("n_startup", 0, n_startup)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the threads of this process."""
+        return {**self.__dict__, "_lock": None, "_proposed": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self._space:
@@ -119,17 +140,27 @@ class PointSampler(BaseSampler):
         return {name: same[name] for name in sorted(same) if not same[name].single()}  # a storage may forget their order
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if self._centre and trial.number == 0 and not self._space:
+            encoding = Encoding({param_name: param_distribution})
+            return encoding.decode(np.full(encoding.d, 0.5))[param_name]
         return at_random(self._seed, study, trial, param_name, param_distribution)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """The next point of the study."""
+        """The next point of the study; of several threads one after the other, each knowing what the others were given."""
         if not search_space:
             return {}
+        with self._lock:
+            running = {t.number for t in Observations.of(study, trial).running}
+            self._proposed = {number: params for number, params in self._proposed.items() if number in running}
+            self._proposed[trial.number] = self._next(study, trial, search_space)
+            return dict(self._proposed[trial.number])
+
+    def _next(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         encoding = Encoding(search_space, self._known_conditions(study, trial, search_space))
-        archive = Archive.of(study, trial, encoding)
+        archive = Archive.of(study, trial, encoding, self._proposed)
         rng = np.random.default_rng([self._seed, trial.number])
         points = np.zeros((0, encoding.d))
-        if self.proposer is not None and len(archive.x) >= self.n_startup and len(archive.usable):
+        if self.proposer is not None and len(archive.x) >= self.n_startup and archive.observations.complete.any():
             points = self.proposer.propose(archive, rng)
         points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, trial.number)]))
         new = archive.is_new(points)
@@ -143,7 +174,8 @@ class PointSampler(BaseSampler):
     def _known_conditions(self, study: Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Conditions:
         if self._conditions is not None or self._space:
             return self._conditions or {}
-        return inferred_conditions(Observations.of(study, trial).params, space)
+        seen = Observations.of(study, trial)  # a trial that failed may have lacked a parameter for that alone
+        return inferred_conditions([params for params, whole in zip(seen.params, seen.complete, strict=True) if whole], space)
 
     def _drawn(self, d: int, number: int) -> Array:
         """Point `number` of the sequence, `(1, d)`."""
@@ -153,6 +185,12 @@ class PointSampler(BaseSampler):
         if number:
             sequence.fast_forward(number)
         return np.asarray(sequence.random(1))
+
+
+def seed_of(seed: int | None) -> int:
+    """What generators take: any integer made one of 32 bits; None is drawn by chance, as Optuna's samplers do."""
+    check_kind("seed", 0, 0 if seed is None else seed)
+    return secrets.randbits(32) if seed is None else seed % 2**32
 
 
 def at_random(seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
+from paretomerge.search.options import of_kind
 from paretomerge.search.path_network import Decisions, PathNetwork, Paths, Reading
 from paretomerge.search.points import Archive
 
@@ -59,6 +60,7 @@ class Policy:
     _learner: "_Learner | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        of_kind("policy", self)
         if self.starts < 1 or self.updates < 1 or not self.rate > 0:
             got = f"{self.starts}, {self.updates} and {self.rate}"
             raise ConfigError(f"policy: expected starts and updates of 1 or more and a rate above 0, got {got}")

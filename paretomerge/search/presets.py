@@ -15,16 +15,18 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import ConfigError, unknown
+from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.search.encoding import Conditions
 from paretomerge.search.evolver import Evolver
 from paretomerge.search.kinship import Kinship
 from paretomerge.search.m2n2 import M2N2
+from paretomerge.search.options import check_kind
 from paretomerge.search.points import PointSampler
 from paretomerge.search.quadratic import Quadratic
 from paretomerge.search.scalarised import cma
 
 Options = Mapping[str, Any]
+_UNFIT = {"BaseSampler", "BaseGASampler", "BruteForceSampler", "GridSampler", "PartialFixedSampler"}  # no searches of a given space
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,18 @@ def make(name: str, problem: Problem, options: Options | None = None) -> BaseSam
         build = _optuna(name)
     else:
         raise ConfigError(f"sampler: {unknown('name', name, [*PRESETS, 'MMMOSampler', *_optuna_names()])}")
+    given = dict(options or {})
+    if "seed" in given:
+        check_kind(f"sampler: {name}: seed", 0, given["seed"])
+        given["seed"] %= 2**32
     try:
-        return build(problem, options or {})
+        return build(problem, given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"sampler: {name}: {error}") from error
+        raise ConfigError(f"sampler: {name}: expected options that it can take, got {shown(given)}: {error}") from error
 
 
 def _optuna_names() -> list[str]:
-    return [name for name in optuna.samplers.__all__ if name.endswith("Sampler") and name != "BaseSampler"]
+    return [name for name in optuna.samplers.__all__ if name.endswith("Sampler") and name not in _UNFIT]
 
 
 def _called(name: str, function: Callable[..., Any], defaults: Options, options: Options) -> Any:
@@ -100,6 +106,8 @@ def _called(name: str, function: Callable[..., Any], defaults: Options, options:
     accepted = inspect.signature(function).parameters
     if not any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
         _check(name, options, accepted)
+        for option, value in options.items():
+            check_kind(f"sampler: {name}: {option}", accepted[option].default, value)
         defaults = {key: value for key, value in defaults.items() if key in accepted}
     return function(**{**defaults, **options})
 
@@ -109,6 +117,12 @@ def _check(name: str, options: Options, accepted: Iterable[str]) -> None:
     for option in options:
         if option not in known:
             raise ConfigError(f"sampler: {unknown(f'option of {name}', option, known)}")
+
+
+def _check_length(name: str, option: str, problem: Problem, options: Options) -> None:
+    given = options.get(option)
+    if isinstance(given, (list, tuple)) and len(given) != problem.objectives:
+        raise ConfigError(f"sampler: {name}: {option}: expected {problem.objectives} numbers, one per objective, got {len(given)}")
 
 
 def _optuna(name: str, defaults: Callable[[Problem], dict[str, Any]] = lambda problem: {}) -> Build:
@@ -139,8 +153,10 @@ def _proposer(kind: type[Any] | None, defaults: Callable[[Problem], dict[str, An
 
 
 def _mmmo(problem: Problem, options: Options) -> BaseSampler:
-    from paretomerge.search.mmmo import MMMOSampler
+    from paretomerge.search.mmmo import MMMOSampler, Settings
 
+    _check("mmmo", options, ["seed", "reference", "reference_trials", "importance", *(f.name for f in fields(Settings))])
+    _check_length("mmmo", "reference", problem, options)
     defaults = {
         "seed": problem.plain_seed,
         "space": dict(problem.space),
@@ -154,9 +170,7 @@ def _mmmo(problem: Problem, options: Options) -> BaseSampler:
 
 
 def _cma(problem: Problem, options: Options) -> BaseSampler:
-    weights = options.get("weights")
-    if isinstance(weights, (list, tuple)) and len(weights) != problem.objectives:
-        raise ConfigError(f"sampler: cma: weights: expected {problem.objectives} numbers, one per objective, got {len(weights)}")
+    _check_length("cma", "weights", problem, options)
     made: BaseSampler = _called("cma", cma, {"seed": problem.plain_seed, "space": problem.space, "start": problem.start}, options)
     return made
 

@@ -17,9 +17,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, CmaEsSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from paretomerge.errors import ConfigError, unknown
+from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.search.observations import Observations
-from paretomerge.search.points import at_random
+from paretomerge.search.options import check_kind
+from paretomerge.search.points import at_random, seed_of
 
 Array = NDArray[np.float64]
 Inner = Callable[..., BaseSampler]
@@ -58,7 +59,7 @@ class Scalarised(BaseSampler):
         self._weights = None if weights is None else checked_weights(weights)
         self._kind = kind
         self._ideal = None if ideal is None else np.asarray(ideal, dtype=float)
-        self._seed = seed % 2**32
+        self._seed = seed_of(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         view, asking = self._view(study, trial)
@@ -155,7 +156,7 @@ def cma(
         raise ConfigError(f"cma: expected 0 < sigma <= 0.5, in units of the bounds, got {sigma}")
     if population_size is not None and population_size < 3:
         raise ConfigError(f"cma: expected a population_size of 3 or more, got {population_size}")
-    middle = _inside(space, start, sigma) if space and start else None
+    middle = _inside(space, _checked_start(space, start), sigma) if space and start is not None else None
 
     def inner(seed: int) -> CmaEsSampler:
         with warnings.catch_warnings():
@@ -164,6 +165,18 @@ def cma(
             return CmaEsSampler(seed=seed, x0=middle, sigma0=sigma, popsize=population_size, warn_independent_sampling=False)
 
     return Scalarised(inner, weights, kind, seed=seed)
+
+
+def _checked_start(space: Mapping[str, BaseDistribution], start: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(start, Mapping):
+        raise ConfigError(f"cma: start: expected parameters and their values, got {shown(start)}")
+    for name, value in start.items():
+        if name not in space:
+            raise ConfigError(f"cma: start: {unknown('parameter', name, space)}")
+        distribution = space[name]
+        if not isinstance(distribution, CategoricalDistribution):
+            check_kind(f"cma: start: {name}", 0.0, value)
+    return start
 
 
 def _inside(space: Mapping[str, BaseDistribution], start: Mapping[str, Any], sigma: float) -> dict[str, Any]:

@@ -49,7 +49,7 @@ PLAIN = Shape()
 @dataclass(frozen=True)
 class Processes:
     """Gaussian processes of one shape, for `outcomes` (column numbers of y), as one batch; `share` `(k,)` is what each has of what is
-    believed of its outcome. told: whether the trials' noise was, and is not inferred.
+    believed of its outcome. told: whether the noise of these outcomes was, and is not inferred.
     """
 
     model: SingleTaskGP
@@ -113,8 +113,10 @@ class Surrogate:
 
     @classmethod
     def fit(cls, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN) -> "Surrogate":
-        """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)` known or None (then inferred)."""
-        return cls._of(x, y, stderr, [_Kind(shape, tuple(range(y.shape[1])), np.ones(y.shape[1]))])
+        """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)`; inferred where it is None or a column of it is NaN."""
+        told = np.zeros(y.shape[1], dtype=bool) if stderr is None else ~np.isnan(stderr).any(0)
+        groups = [tuple(int(k) for k in np.flatnonzero(same)) for same in (told, ~told) if same.any()]
+        return cls._of(x, y, stderr, [_Kind(shape, group, np.ones(len(group))) for group in groups])
 
     def again(self, x: Array, y: Array, stderr: Array | None) -> "Surrogate":
         """With other trials, the same shapes, shares and hyperparameters."""
@@ -126,13 +128,16 @@ class Surrogate:
         2018, sec. 3.3): with few trials that density cannot tell which one is right.
         """
         fits = [cls.fit(x, y, stderr, shape) for shape in shapes]
-        density = np.array([fit.processes[0].foresight() for fit in fits])
+        density = np.zeros((len(shapes), y.shape[1]))
+        for row, fit in zip(density, fits, strict=True):
+            for p in fit.processes:
+                row[list(p.outcomes)] = p.foresight()
         share = np.exp(density - density.max(0))
         share[share < _LEAST_SHARE] = 0.0
         share /= share.sum(0)
         kinds = []
-        for (p,), of_each in zip((fit.processes for fit in fits), share, strict=True):
-            if mine := tuple(int(k) for k in np.flatnonzero(of_each)):
+        for p, of_each in ((p, of_each) for fit, of_each in zip(fits, share, strict=True) for p in fit.processes):
+            if mine := tuple(k for k in p.outcomes if of_each[k]):
                 kinds.append(_Kind(p.shape, mine, of_each[list(mine)], p.hyperparameters_of(mine)))
         return cls._of(x, y, stderr, kinds)
 
@@ -176,7 +181,8 @@ class _Kind:
     def processes(self, x: Array, y: Array, noise: Array | None) -> Processes:
         """y, noise `(n, m)`: standardised, of which `outcomes` are taken."""
         kernel = _kernel(x.shape[1], len(self.outcomes), self.shape)
-        own, told = (None if v is None else torch.from_numpy(v[:, self.outcomes]) for v in (y, noise))
+        own = torch.from_numpy(y[:, self.outcomes])
+        told = None if noise is None or np.isnan(noise[:, self.outcomes]).any() else torch.from_numpy(noise[:, self.outcomes])
         with _quietly():
             model = SingleTaskGP(torch.from_numpy(x), own, train_Yvar=told, covar_module=kernel, outcome_transform=None)
             if self.known is None:
@@ -187,7 +193,7 @@ class _Kind:
                 for name, parameter in model.named_parameters():
                     parameter.copy_(self.known[name])
             model.eval()
-        return Processes(model, self.shape, self.outcomes, self.share, noise is not None)
+        return Processes(model, self.shape, self.outcomes, self.share, told is not None)
 
 
 @contextmanager

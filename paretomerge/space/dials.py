@@ -34,7 +34,8 @@ class Dial:
         if not -math.inf < self.bounds[0] < self.bounds[1] < math.inf:
             raise ConfigError(f"bounds: expected [low, high] with low < high, got {list(self.bounds)}")
         if self.smooth and (self.groups.ranges or self.groups.by != "depth" or self.groups.count < 2):
-            raise ConfigError("smooth: expected `groups` to be a number of control points, 2 or more")
+            got = f"{len(self.groups.ranges)} ranges" if self.groups.ranges else f"{self.groups.count} by {self.groups.by}"
+            raise ConfigError(f"smooth: expected `groups` to be a number of control points, 2 or more, got {got}")
         for role, patterns in self.roles.items() if isinstance(self.roles, Mapping) else ():
             if not role or "/" in role or isinstance(patterns, str) or not patterns or not all(patterns):
                 raise ConfigError(f"roles: expected a name without `/` and a list of parts of tensor names, got {role}: {patterns}")

@@ -99,7 +99,8 @@ class _Reading:
         (method,) = found
         stand_in = next((m for m in self.space.methods if METHODS[m].models[0] > len(self.used)), None)
         if method not in self.space.methods and not (method == PLAIN and stand_in):
-            raise ConfigError(f"merge_method: expected one of {', '.join(self.space.methods)}, got {method}")
+            got = f"{method}, which {AVERAGE} says too" if method == PLAIN else method
+            raise ConfigError(f"merge_method: expected one of {', '.join(self.space.methods)}, got {got}")
         return method if method in self.space.methods else str(stand_in)
 
     def _knob(self, knob: str, group: int) -> float | None:

@@ -94,8 +94,8 @@ def tally(trials: Sequence[Trial]) -> str:
 
 
 def volume_text(volume: float) -> str:
-    """A hypervolume; that of many objectives with small ranges is far below 1."""
-    return f"{volume:.4f}" if volume >= 0.001 or not volume else f"{volume:.2e}"
+    """A hypervolume; that of many objectives with small ranges is far below 1, that of perplexities can be anything."""
+    return f"{volume:.4f}" if 0.001 <= volume < 1e6 or not volume else f"{volume:.2e}"
 
 
 def score_text(scores: Scores, name: str) -> str:

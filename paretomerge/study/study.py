@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Live, Score, Split
+from paretomerge.merge.engine import usable_device
 from paretomerge.merge.resident import ResidentModel
 from paretomerge.merge.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, reference_point
@@ -184,11 +185,12 @@ class Study:
     def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
         """Search until the budget is spent; what the record holds already counts. Returns why it ended.
 
-        Raises StudyError after ten failures in a row, with the last one's cause, and where another process searches in
-        the same folder. Interrupt it whenever you like.
+        Raises ConfigError where the device is not there, StudyError after ten failures in a row, with the last one's cause, and where
+        another process searches in the same folder. Interrupt it whenever you like.
         """
         budget = Budget.of(budget)
         budget.check(self.sampler)
+        usable_device(self.device)
         with _alone(self.folder):
             end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()
             self.record.note("end", asdict(end))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, inferred_conditions
 
 SPACE = {
     "method": CategoricalDistribution(("plain", "sparse")),
@@ -82,3 +82,45 @@ def test_settled_points_stay_and_decode_to_themselves(unit):
     np.testing.assert_allclose(encoding.settle(x), x, atol=1e-12)
     np.testing.assert_allclose(encoding.encode([encoding.decode(x[0])]), x, atol=1e-9)
     assert all(d._contains(d.to_internal_repr(encoding.decode(x[0])[name])) for name, d in SPACE.items())
+
+
+NESTED = {
+    "a": CategoricalDistribution(("p", "q")),
+    "b": CategoricalDistribution(("u", "v")),
+    "c": IntDistribution(1, 4),
+    "d": IntDistribution(1, 3),
+}
+
+
+def nested(a, b="u", c=1, d=1):
+    """What a define-by-run objective has of it: b under a = p, c under b = u, d under a = q."""
+    return {"a": a} | ({"d": d} if a == "q" else {"b": b} | ({"c": c} if b == "u" else {}))
+
+
+def test_a_parameter_counts_only_where_its_parent_does():
+    encoding = Encoding(NESTED, {"b": [("a", ("p",))], "c": [("b", ("u",))], "d": [("a", ("q",))]})
+    x = encoding.settle(np.random.default_rng(0).random((400, encoding.d)))
+    assert len({tuple(row) for row in x.round(9)}) == 4 + 1 + 3
+    np.testing.assert_allclose(encoding.encode([encoding.decode(row) for row in x]), x)
+
+
+def test_conditions_of_conditions_are_found_one_by_one():
+    points = [nested("p", "u", 2), nested("p", "v"), nested("q", d=3), nested("p", "u", 4)]
+    assert inferred_conditions(points, NESTED) == {"b": [("a", ["p"])], "c": [("b", ["u"])], "d": [("a", ["q"])]}
+
+
+def test_what_only_failed_trials_had_is_under_no_condition():
+    assert inferred_conditions([{"a": "p"}, {"a": "q"}], NESTED) == {}
+
+
+def test_a_number_may_say_how_many_others_there_are():
+    space = {"n": IntDistribution(1, 4), "m": IntDistribution(0, 1000), **{f"u{i}": FloatDistribution(0, 1) for i in range(4)}}
+    points = [{"n": n, "m": 7 * n} | {f"u{i}": 0.5 for i in range(n)} for n in (1, 2, 4)]
+    assert inferred_conditions(points, space) == {"u1": [("n", [2, 3, 4])], "u2": [("n", [4])], "u3": [("n", [4])]}
+    gap = [{"n": 1, "u1": 0.5}, {"n": 2}, {"n": 3, "u1": 0.5}]  # no interval: something else decides
+    assert inferred_conditions(gap, space) == {}
+
+
+def test_a_choice_may_be_no_number():
+    encoding = Encoding({"a": CategoricalDistribution((1.0, float("nan")))})
+    np.testing.assert_array_equal(encoding.encode([{"a": float("nan")}, {"a": 1.0}]), [[0, 1], [1, 0]])

@@ -211,6 +211,55 @@ def test_odd_values_and_errors_do_not_stop_it():
     assert len(study.trials) == 9
 
 
+def test_where_nothing_is_allowed_yet_what_is_allowed_is_looked_for_first():
+    """The ball has less than a hundredth of the cube."""
+    space = {f"x{i}": FloatDistribution(0, 1) for i in range(4)}
+    found = []
+    for seed in (0, 1):
+        study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=seed, n_startup=6))
+        for _ in range(20):
+            trial = study.ask(space)
+            x = np.array(list(trial.params.values()))
+            trial.set_constraint("ball", float(np.linalg.norm(x - 0.8) - 0.2))
+            study.tell(trial, [x[0], -x[0]])
+        found.append(sum(t.constraints["ball"] <= 0 for t in study.trials))
+    assert min(found) >= 3
+
+
+def test_pruned_points_are_stayed_away_from():
+    study = optuna.create_study(direction="maximize", sampler=MMMOSampler(seed=0, n_startup=5))
+
+    def objective(trial):
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        if x > 0.6:
+            raise optuna.TrialPruned
+        return x + y
+
+    study.optimize(objective, n_trials=18)
+    assert len({tuple(t.params.values()) for t in study.trials}) == 18
+    assert sum(t.params["x"] > 0.75 for t in study.trials[8:]) <= 4 and study.best_value > 1.55  # it goes up to the border
+
+
+def test_values_that_are_wild_do_not_stop_it():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=3))
+    for i in range(7):
+        trial = study.ask({"x": FloatDistribution(0, 1)})
+        x = trial.params["x"]
+        trial.set_constraint("c", np.inf if x > 0.9 else -1.0)
+        trial.set_user_attr("stderr", [0.1, None])
+        study.tell(trial, [1e300 if i == 4 else x, -x])
+    assert len({t.params["x"] for t in study.trials}) == 7
+
+
+def test_a_standard_error_that_means_nothing_is_told_of_at_its_trial():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=1))
+    trial = study.ask({"x": FloatDistribution(0, 1)})
+    trial.set_user_attr("stderr", "abc")
+    with pytest.raises(ConfigError, match="expected 2 numbers of 0 or more, one per objective, got 'abc'"):
+        study.tell(trial, [0.0, 0.0])
+    assert study.trials[0].values == [0.0, 0.0]
+
+
 def test_define_by_run_never_repeats_a_point():
     """What does not count under a choice does not make a point new."""
     study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=4))

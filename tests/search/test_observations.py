@@ -1,9 +1,11 @@
 import numpy as np
 import optuna
+import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from paretomerge.search.observations import Observations
+from paretomerge.errors import ConfigError
+from paretomerge.search.observations import Observations, told_stderr
 
 SPACE = {"a": FloatDistribution(0, 1)}
 
@@ -60,3 +62,45 @@ def test_running_trials_are_known_but_not_the_one_that_asks():
     asking = study.trials[-1]
     assert [t.number for t in Observations.of(study, asking).running] == [0]
     assert len(Observations.of(study)) == 0 and Observations.of(study).y.shape == (0, 1)
+
+
+def two(values, state=TrialState.COMPLETE, **more):
+    return create_trial(params={"a": 0.5}, distributions=SPACE, state=state, values=values, **more)
+
+
+def test_pruned_trials_count_as_tried_in_vain():
+    study = optuna.create_study()
+    study.add_trial(create_trial(params={"a": 0.5}, distributions=SPACE, state=TrialState.PRUNED, value=3.0))
+    seen = Observations.of(study)
+    assert seen.params == [{"a": 0.5}] and seen.complete.tolist() == [False] and np.isnan(seen.y).all()
+
+
+def test_a_value_whose_square_is_infinite_is_as_good_as_infinite():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trials([two([1.0, 1e99]), two([-1e200, 2.0]), two([1.0, float("inf")])])
+    assert Observations.of(study).complete.tolist() == [True, False, False]
+
+
+def test_each_objective_may_tell_its_standard_error_or_not():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trials([two([1.0, 2.0], user_attrs={"stderr": [0.1, None]}), two([1.0, 2.0], user_attrs={"stderr": [1e200, float("nan")]})])
+    np.testing.assert_array_equal(Observations.of(study).stderr, [[0.1, np.nan], [0.1, np.nan]])
+
+
+@pytest.mark.parametrize("wrong", ["abc", {"a": 1}, 0.1, [0.1], [0.1, -0.2], [[0.1, 0.2]]])
+def test_standard_errors_that_mean_nothing_are_told_of_and_do_not_count(wrong):
+    study = optuna.create_study(directions=["maximize"] * 2)
+    study.add_trials([two([1.0, 2.0], user_attrs={"stderr": wrong}), two([1.0, 2.0], user_attrs={"stderr": [0.1, 0.2]})])
+    with pytest.raises(ConfigError, match=r"trial 0: user attribute 'stderr': expected 2 numbers of 0 or more"):
+        told_stderr(study.trials[0], 2)
+    np.testing.assert_array_equal(Observations.of(study).stderr, [[0.1, 0.2]] * 2)
+
+
+def test_an_infinite_constraint_is_as_far_off_as_the_farthest():
+    study = optuna.create_study(directions=["maximize"] * 2)
+    for told in (float("inf"), -3.0, float("-inf"), 1.0, 1e200):
+        study.add_trial(two([1.0, 2.0], constraints={"size": told, "other": float("inf")}))
+    study.add_trial(two([1.0, 2.0]))
+    seen = Observations.of(study)
+    np.testing.assert_array_equal(seen.constraints[:, 0], [3.0, -3.0, -3.0, 1.0, 3.0, np.nan])
+    np.testing.assert_allclose(seen.violation, [2, 1, 1, 4 / 3, 2, np.inf])

@@ -1,5 +1,9 @@
+import pickle
+import time
+
 import numpy as np
 import optuna
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -105,3 +109,64 @@ def test_best_first():
     assert best_first(np.array([[3.0], [1.0], [2.0]])).tolist() == [0, 2, 1]
     assert best_first(np.ones((4, 2))).tolist() != [] and len(set(best_first(np.ones((4, 2))))) == 4
     assert best_first(np.zeros((0, 2))).tolist() == []
+
+
+class Slow(Always):
+    def propose(self, archive, rng):
+        time.sleep(0.02)
+        return np.random.default_rng(0).random((200, archive.encoding.d))
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_of_one_process_are_given_different_points(threads):
+    def objective(trial):
+        a, b = trial.suggest_int("a", 1, 6), trial.suggest_int("b", 1, 6)
+        time.sleep(0.001)
+        return a, b
+
+    space = {"a": IntDistribution(1, 6), "b": IntDistribution(1, 6)}
+    made = study(PointSampler(Slow(), n_startup=1, space=space))
+    made.optimize(objective, n_trials=24, n_jobs=threads)
+    assert len({tuple(t.params.values()) for t in made.trials}) == 24
+
+
+def test_what_a_running_trial_was_given_counts_before_it_is_used():
+    made = study(PointSampler(Always([0.2, 0.2], [0.4, 0.4]), n_startup=1, space=SPACE), n=1)
+    first, second = made.ask(), made.ask()
+    assert first.suggest_float("x", 0, 1) == 0.2 and second.suggest_float("x", 0, 1) == 0.4
+
+
+def test_a_sampler_can_be_pickled_and_goes_on():
+    sampler = PointSampler(Always([0.2, 0.2], [0.4, 0.4]), n_startup=1, space=SPACE)
+    made = study(sampler, n=2)
+    made.sampler = pickle.loads(pickle.dumps(sampler))
+    assert made.ask(SPACE).params == {"x": 0.4, "y": 0.4}
+
+
+def test_the_middle_comes_first_where_the_space_shows_itself_too():
+    def first(centre):
+        trial = study(PointSampler(None, centre=centre)).ask()
+        return trial.suggest_float("x", 0, 4), trial.suggest_int("i", 1, 3), trial.suggest_categorical("c", ["a", "b"])
+
+    assert first(True) == (2.0, 2, "a") and first(False) != (2.0, 2, "a")
+
+
+def test_a_seed_may_be_left_to_chance():
+    drawn = {study(PointSampler(None, seed=None, space=SPACE), n=1).trials[0].params["x"] for _ in range(3)}
+    assert len(drawn) == 3
+
+
+def test_conditions_are_read_from_trials_that_came_to_their_end():
+    """A trial that failed before it suggested what exists under its choice does not say that it would not have."""
+
+    def objective(trial):
+        kind = trial.suggest_categorical("a", ["p", "q"])
+        if trial.number == 1:
+            raise RuntimeError
+        value = trial.suggest_int("c", 1, 12) if kind == "p" else trial.suggest_int("d", 1, 4) + 0.5
+        return value, value
+
+    made = study(PointSampler(None))
+    made.optimize(objective, n_trials=15, catch=(RuntimeError,))
+    points = [tuple(t.params.items()) for t in made.trials]
+    assert len(set(points)) == 15

@@ -108,3 +108,17 @@ def test_other_trials_with_the_same_hyperparameters():
         assert one.shape == other.shape and (one.share == other.share).all()
         assert all((value == other.hyperparameters[name]).all() for name, value in one.hyperparameters.items())
     np.testing.assert_array_equal(first.again(x[:15], y[:15], None).predict(x)[0], first.predict(x)[0])
+
+
+def test_each_outcome_has_its_noise_told_or_inferred():
+    rng = np.random.default_rng(0)
+    x = rng.random((12, 2))
+    y = np.stack([np.sin(5 * x[:, 0]), x[:, 1], np.cos(3 * x[:, 1])], 1) + 0.2 * rng.standard_normal((12, 3))
+    stderr = np.full(y.shape, 0.2)
+    stderr[:, 1] = np.nan
+    mixed, told, inferred = (Surrogate.average(x, y, noise, BOTH) for noise in (stderr, np.full(y.shape, 0.2), None))
+    for k, alone in enumerate((told, inferred, told)):
+        for ours, theirs in zip(mixed.predict(x), alone.predict(x), strict=True):
+            np.testing.assert_allclose(ours[:, k], theirs[:, k], rtol=0.05, atol=0.02)
+    again = mixed.again(x, y, stderr)
+    np.testing.assert_allclose(again.predict(x)[1], mixed.predict(x)[1], atol=1e-9)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.errors import StudyError
+from paretomerge.errors import ConfigError, StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.search.mmmo import MMMOSampler
@@ -219,6 +219,26 @@ def test_without_an_identity_the_question_is_compared(pico, tmp_path):
     renamed = replace(study.space, sources={"ada": str(pico / "cyd"), "bob": str(pico / "bob"), "cyd": str(pico / "ada")})
     with pytest.raises(StudyError, match="holds trials of another study: sources changed since"):
         Study(tmp_path, renamed, study.goals, study.sampler)
+
+
+def test_a_device_that_is_not_there_costs_no_trial(pico, tmp_path):
+    study = make(pico, tmp_path, placement=Placement(device="tpu"))
+    with pytest.raises(ConfigError, match="device: expected cpu, cuda or cuda:N with such a GPU in this machine, got 'tpu'"):
+        study.run(2)
+    assert not study.trials
+
+
+def test_a_score_beyond_all_measure_stops_nothing(pico, tmp_path):
+    """Of a perplexity, say: the square of the value is infinite."""
+
+    def wild(model, tokenizer):
+        scores = norms(model, tokenizer)
+        return scores | {"down": Score(1e200)} if scores["up"].value > scores["down"].value else scores
+
+    study = make(pico, tmp_path, wild)
+    study.run(12)
+    assert len(study.trials) == 12 and any(t.scores["f/down"].value == 1e200 for t in study.trials)
+    assert volume_text(1e200) == "1.00e+200" and volume_text(12.5) == "12.5000"
 
 
 def test_a_broken_record_is_told(pico, tmp_path):

@@ -1,0 +1,29 @@
+"""What options of samplers may be: of the kind of their defaults."""
+
+import math
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
+
+from paretomerge.errors import ConfigError, shown
+
+
+def of_kind(owner: str, options: Any) -> None:
+    """ConfigError for the first field of a dataclass that is not of the kind of its default."""
+    for field in fields(options):
+        if field.init:
+            check_kind(f"{owner}: {field.name}", field.default, getattr(options, field.name))
+
+
+def check_kind(name: str, default: Any, value: Any) -> None:
+    """true or false where the default is, a whole number or any finite number where that is; of other defaults nothing is known."""
+    if isinstance(default, bool):
+        expected, good = "true or false", isinstance(value, bool)
+    elif isinstance(default, int):
+        expected, good = "a whole number", isinstance(value, Integral) and not isinstance(value, bool)
+    elif isinstance(default, float):
+        expected, good = "a number", isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    else:
+        return
+    if not good:
+        raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
