@@ -266,9 +266,20 @@ def load_config(path: str | Path) -> StudyConfig:
         raise ConfigError(f"{path}: " + "; ".join(told(e) for e in error.errors())) from error
 
 
+_WORDS = (
+    (r"^Input should be (a|an) valid", r"expected \1"),
+    (r"^Input should be (greater|less)", r"expected a number \1"),
+    (r"^Input should be", "expected"),
+    (r"^List should have (.*) after validation, not \d+", r"expected \1"),
+    (r", unable to parse string as an? \w+", ""),
+    (r"\b(expected) a (integer)", r"\1 an \2"),
+)
+"""pydantic's way to say it, and ours."""
+
+
 def told(error: Any) -> str:
     """One of pydantic's errors as a sentence: the key, what was expected, what was there."""
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part) for part in error["loc"] if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", str(part)))
     if error["type"] == "extra_forbidden":
         fields: Any = StudyConfig.model_fields
         for part in error["loc"][:-1]:
@@ -279,6 +290,8 @@ def told(error: Any) -> str:
         return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown('key', error['loc'][-1], fields)}"
     if error["type"] == "missing":
         return f"{where or 'study'}: expected it, got none"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = error["msg"].removeprefix("Value error, ")
+    for theirs, ours in _WORDS:
+        message = re.sub(theirs, ours, message)
     got = "" if ", got " in message or "; got " in message else f", got {error['input']!r}"
     return f"{where or 'study'}: {message}{got if len(got) < 100 else ''}"

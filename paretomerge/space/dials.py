@@ -36,6 +36,8 @@ class Dial:
         if self.smooth and (self.groups.ranges or self.groups.by != "depth" or self.groups.count < 2):
             got = f"{len(self.groups.ranges)} ranges" if self.groups.ranges else f"{self.groups.count} by {self.groups.by}"
             raise ConfigError(f"smooth: expected `groups` to be a number of control points, 2 or more, got {got}")
+        if not self.roles and self.roles is not False:
+            raise ConfigError(f"roles: expected false, true, or names with parts of tensor names, got {self.roles}")
         for role, patterns in self.roles.items() if isinstance(self.roles, Mapping) else ():
             if not role or "/" in role or isinstance(patterns, str) or not patterns or not all(patterns):
                 raise ConfigError(f"roles: expected a name without `/` and a list of parts of tensor names, got {role}: {patterns}")

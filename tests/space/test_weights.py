@@ -116,6 +116,8 @@ def test_bad_settings(pico, settings, told):
     for groups in (Grouping(1), Grouping(2, "profile"), Grouping.read([[0, 1], [1, 4]])):
         with pytest.raises(ConfigError, match="number of control points"):
             Dial((0, 1), groups, smooth=True)
+    with pytest.raises(ConfigError, match="roles: expected false, true, or names"):
+        Dial((0, 1), roles={})
     for roles in ({"a/b": ["mlp"]}, {"a": []}, {"a": [""]}, {"a": "mlp"}):
         with pytest.raises(ConfigError, match="roles: expected a name"):
             Dial((0, 1), roles=roles)
