@@ -98,10 +98,12 @@ def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | 
 
 
 def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
-    """The published tables of all peers; parts of ours that are switched have theirs (`ablation`).
+    """The published tables of all peers; parts of ours that are switched have theirs (`ablation`), and so have problems on which nobody
+    else was measured.
 
     known: every peer that there is; who is among them and was not measured is named.
     """
+    found = {name: cells for name, cells in found.items() if _contested(cells)}
     peers = _order({peer for cells in found.values() for peer, _ in cells if " " not in peer})
     parts = [_summary(found, peers), _missing(found, _order({*peers, *known}))]
     for budget in BUDGETS:
@@ -114,7 +116,22 @@ def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
 
 
 def ablation(found: Mapping[str, Cells]) -> str:
-    """Ours beside ours with a part switched: the mean difference over the problems, and on how many it helps."""
+    """Ours beside ours with a part switched; apart, on problems on which nobody else was measured, so that no choice was made on them."""
+    rule = "What `mmmo` has more of the hypervolume than itself so switched; better and worse: paired t-test over the seeds, p < 0.05."
+    contested = {name: cells for name, cells in found.items() if _contested(cells)}
+    apart = {name: cells for name, cells in found.items() if name not in contested}
+    parts = [rule, _switched(contested)]
+    if apart:
+        parts += [f"The same on problems that served for nothing else: {', '.join(apart)}.", _switched(apart)]
+    return "\n\n".join(parts)
+
+
+def _contested(cells: Cells) -> bool:
+    return any(peer.split()[0] != OURS for peer, _ in cells)
+
+
+def _switched(found: Mapping[str, Cells]) -> str:
+    """The mean difference over the problems, and on how many it is told from zero."""
     peers = sorted({peer for cells in found.values() for peer, _ in cells if peer.split()[0] == OURS and peer != OURS})
     lines = []
     for peer in peers:
@@ -129,8 +146,7 @@ def ablation(found: Mapping[str, Cells]) -> str:
             clear = [_clear(g) for g in gains]
             cells_of.append(f"{means.mean():+.4f} ({clear.count(1)} better, {clear.count(-1)} worse of {len(gains)})")
         lines.append(cells_of)
-    rule = "What `mmmo` has more of the hypervolume than itself so switched; better and worse: paired t-test over the seeds, p < 0.05."
-    return f"{rule}\n\n{_markdown(['', *(f'{b} evaluations' for b in BUDGETS)], lines)}"
+    return _markdown(["", *(f"{b} evaluations" for b in BUDGETS)], lines)
 
 
 def _clear(difference: Array) -> int:

@@ -255,6 +255,9 @@ def test_tables():
     assert "| 100 | 2 | 1 | 1 | 0 | 0 | 50% |" in text and "**0.850 ± 0.071**" in text and "fisher" not in text
     assert "- at 100 evaluations: gp (2 of 2 rows)" in results(found, ["mmmo", "gp", "nsga2"])
     assert "| mmmo -fisher_filter |" in ablation(found) and "+0.0500 (" in ablation(found)
+    apart = found | {"r": _cells(mmmo=[0.9, 0.8], **{"mmmo -fisher_filter": [0.6, 0.7]})}
+    assert results(apart) == text and ablation(apart).startswith(ablation(found))
+    assert "served for nothing else: r." in ablation(apart) and "+0.2000 (" in ablation(apart)
     assert "Nothing measured yet" in results({})
 
 
