@@ -46,13 +46,11 @@ class Kinship:
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
         """Merges of pairs `(k, d)`, those of the best first; where it is time to explore, with the least kin first."""
-        if len(archive.usable) < 2:
-            return np.zeros((0, archive.encoding.d))
         ranked = archive.usable[best_first(archive.y[archive.usable])]
         counts = numbers_that_count(archive)
         kinship = cosines(coefficients(archive, counts)[ranked])
         top = range(min(self.top, len(ranked)))
-        if self._all_alike(kinship):
+        if len(top) < 2 or self._all_alike(kinship):
             return np.zeros((0, archive.encoding.d))
         greedy = sorted(combinations(top, 2), key=sum)
         distant = [(best, int(other)) for best in top for other in kinship[best].argsort(kind="stable")[:_LEAST] if other != best]

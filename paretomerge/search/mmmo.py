@@ -111,7 +111,7 @@ class MMMOSampler(PointSampler):
                 raise ConfigError(f"MMMOSampler: {unknown('setting', name, known)}")
         self.settings = Settings(**settings)
         n_startup, centre = self.settings.n_startup, self.settings.centre
-        super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=n_startup, centre=centre)
+        super().__init__(self, seed=seed, space=space, conditions=conditions, n_startup=n_startup, usable=False, centre=centre)
         self._reference = None if reference is None else _checked_reference(reference)
         self._reference_trials = reference_trials or self.settings.n_startup
         check_kind("MMMOSampler: reference_trials", 0, self._reference_trials)

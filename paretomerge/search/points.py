@@ -83,9 +83,7 @@ class Proposer(Protocol):
     """One way to choose the next point."""
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Points `(k, d)`, the best first; none as long as too little is known. Some trial has values, but none may be usable. Points need
-        not be settled or new.
-        """
+        """Points `(k, d)`, the best first; none as long as too little is known. They need not be settled or new."""
         ...
 
 
@@ -96,6 +94,7 @@ class PointSampler(BaseSampler):
     space: the parameters, if known up front; else all that finished trials had, and new ones at random. So are those whose
         range changes between trials.
     conditions: when a parameter counts, as of `Encoding`; without them and a space, what the trials show.
+    usable: whether the proposer needs a trial that keeps the constraints; else one with values will do.
     centre: whether the study's first trial, if it is not enqueued, is the middle of the space.
     Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed` (None: by chance). No
     point is proposed twice, unless the space has no other, nor to two threads of one process; what a trial suggests before the
@@ -110,10 +109,12 @@ class PointSampler(BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
+        usable: bool = True,
         centre: bool = False,
     ) -> None:
         self.proposer = proposer
         self.n_startup = n_startup
+        self._usable = usable
         self._centre = centre
         self._seed = seed_of(seed)
         self._space = dict(space) if space else None
@@ -160,7 +161,8 @@ class PointSampler(BaseSampler):
         archive = Archive.of(study, trial, encoding, self._proposed)
         rng = np.random.default_rng([self._seed, trial.number])
         points = np.zeros((0, encoding.d))
-        if self.proposer is not None and len(archive.x) >= self.n_startup and archive.observations.complete.any():
+        known = archive.observations.feasible if self._usable else archive.observations.complete
+        if self.proposer is not None and len(archive.x) >= self.n_startup and known.any():
             points = self.proposer.propose(archive, rng)
         points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, trial.number)]))
         new = archive.is_new(points)

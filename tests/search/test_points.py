@@ -69,6 +69,15 @@ def test_nothing_is_asked_of_a_proposer_while_every_trial_has_failed():
     assert 0.2 not in made.ask(SPACE).params.values()
 
 
+def test_a_proposer_that_needs_a_usable_trial_waits_for_one():
+    for usable, expected in ((True, False), (False, True)):
+        made = study(PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, usable=usable))
+        trial = made.ask(SPACE)
+        trial.set_constraint("c", 1.0)
+        made.tell(trial, [0.0, 0.0])
+        assert (made.ask(SPACE).params == {"x": 0.2, "y": 0.2}) is expected
+
+
 def test_usable_leaves_out_failures_infinities_and_broken_constraints():
     made = study(PointSampler(None, space=SPACE))
     for value, constraint in ((1.0, 0.0), (float("inf"), 0.0), (2.0, 1.0), (3.0, -1.0)):
