@@ -26,7 +26,7 @@ from paretomerge.search import candidates as look
 from paretomerge.search.acquisition import Acquisition, Feasible, expected_gain, nothing, values
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations, told_stderr
-from paretomerge.search.options import check_kind, of_kind
+from paretomerge.search.options import check_kind, list_of_numbers, of_kind
 from paretomerge.search.points import Archive, PointSampler
 from paretomerge.search.surrogate import PLAIN, Shape, Surrogate
 
@@ -253,11 +253,8 @@ class MMMOSampler(PointSampler):
 
 
 def _checked_reference(reference: Sequence[float]) -> Array:
-    try:
-        given = np.asarray(reference, dtype=float)
-    except (TypeError, ValueError):
-        given = np.zeros(0)
-    if given.ndim != 1 or not len(given) or not np.isfinite(given).all():
+    given = list_of_numbers(reference)
+    if not len(given) or not np.isfinite(given).all():
         raise ConfigError(f"reference: expected a list of finite numbers, one per objective, got {shown(reference)}")
     return given
 

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shown
+from paretomerge.search.options import list_of_numbers
 
 Array = NDArray[np.float64]
 STDERR = "stderr"
@@ -19,7 +20,6 @@ STDERR = "stderr"
 SCORES = "scores"
 """Trial user attribute of our own studies: objective -> [value, standard error, examples, outcome of each example]."""
 _ABSURD = 1e100  # a value from here on is as good as infinite: its square is
-_LEAST = 1e-12
 _UNFINISHED = (TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -82,18 +82,26 @@ class Observations:
         """`(n, c)` in Optuna's sense, feasible where all are <= 0; NaN where a trial does not tell. c may be 0. An infinite one is as far
         from 0 as the farthest that is not.
         """
+        return np.asarray(np.clip(self._constraints, -self._farthest, self._farthest))
+
+    @cached_property
+    def _constraints(self) -> Array:
+        """`(n, c)`, as they were told."""
         names = list(dict.fromkeys(name for t in self.trials for name in t.constraints))
         rows = [[t.constraints.get(name, np.nan) for name in names] for t in self.trials]
-        told = np.array(rows, dtype=float).reshape(len(self.trials), len(names))
-        size = np.abs(told)
-        farthest = np.where(size < _ABSURD, size, 0.0).max(0, initial=0.0)
-        farthest[farthest == 0] = 1.0
-        return np.asarray(np.clip(told, -farthest, farthest))
+        return np.array(rows, dtype=float).reshape(len(self.trials), len(names))
+
+    @cached_property
+    def _farthest(self) -> Array:
+        """`(c,)`: of each constraint how far from 0 a trial was, infinitely far ones apart; 1 where none was."""
+        distance = np.abs(self._constraints)
+        farthest = np.where(distance < _ABSURD, distance, 0.0).max(0, initial=0.0)
+        return np.asarray(np.where(farthest > 0, farthest, 1.0))
 
     @property
     def violation(self) -> Array:
         """`(n,)`: by how much constraints are broken, each in units of the farthest from 0; infinite where that is not told."""
-        broken = self.constraints.clip(min=0) / np.nanmax(np.abs(self.constraints), axis=0, initial=_LEAST)
+        broken = self.constraints.clip(min=0) / self._farthest
         return np.where(self.complete, np.nan_to_num(broken.sum(1), nan=np.inf), np.inf)
 
     @cached_property
@@ -112,10 +120,7 @@ def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
     told = trial.user_attrs.get(STDERR)
     if told is None:
         return None
-    try:
-        errors = np.atleast_1d(np.asarray(told, dtype=float))
-    except (TypeError, ValueError):
-        errors = np.zeros(0)
+    errors = list_of_numbers([told] if isinstance(told, float | int) else told)
     if errors.shape != (m,) or (errors < 0).any():
         raise ConfigError(
             f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, one per objective, "

@@ -1,9 +1,13 @@
-"""What options of samplers may be: of the kind of their defaults."""
+"""What options of samplers may be: of the kind of their defaults, lists of numbers, seeds."""
 
 import math
+import secrets
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError, shown
 
@@ -27,3 +31,18 @@ def check_kind(name: str, default: Any, value: Any) -> None:
         return
     if not good:
         raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def list_of_numbers(value: Any) -> NDArray[np.float64]:
+    """`(n,)`; empty where it is anything else."""
+    try:
+        numbers = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return np.zeros(0)
+    return numbers if numbers.ndim == 1 else np.zeros(0)
+
+
+def seed_of(seed: int | None) -> int:
+    """What generators take: any integer made one of 32 bits; None is drawn by chance, as Optuna's samplers do."""
+    check_kind("seed", 0, 0 if seed is None else seed)
+    return secrets.randbits(32) if seed is None else seed % 2**32

@@ -5,7 +5,6 @@ trials that still run, points that were evaluated already.
 """
 
 import logging
-import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from scipy.stats import qmc
 
 from paretomerge.search.encoding import Conditions, Encoding, inferred_conditions
 from paretomerge.search.observations import Observations
-from paretomerge.search.options import check_kind
+from paretomerge.search.options import check_kind, seed_of
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
@@ -46,12 +45,11 @@ class Archive:
 
     @classmethod
     def of(
-        cls, study: Study, asking: FrozenTrial, encoding: Encoding, proposed: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
+        cls, observations: Observations, encoding: Encoding, number: int, proposed: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
     ) -> "Archive":
         """proposed: trial's number -> what it was given: of a trial that runs, Optuna knows only what it has used so far."""
-        observations = Observations.of(study, asking)
         running = [{**proposed.get(t.number, {}), **t.params} for t in observations.running]
-        return cls(encoding, observations, encoding.encode([params for params in running if params]), asking.number)
+        return cls(encoding, observations, encoding.encode([params for params in running if params]), number)
 
     @cached_property
     def x(self) -> Array:
@@ -151,20 +149,21 @@ class PointSampler(BaseSampler):
         if not search_space:
             return {}
         with self._lock:
-            running = {t.number for t in Observations.of(study, trial).running}
+            seen = Observations.of(study, trial)
+            running = {t.number for t in seen.running}
             self._proposed = {number: params for number, params in self._proposed.items() if number in running}
-            self._proposed[trial.number] = self._next(study, trial, search_space)
+            encoding = Encoding(search_space, self._known_conditions(seen, search_space))
+            self._proposed[trial.number] = self._next(Archive.of(seen, encoding, trial.number, self._proposed))
             return dict(self._proposed[trial.number])
 
-    def _next(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        encoding = Encoding(search_space, self._known_conditions(study, trial, search_space))
-        archive = Archive.of(study, trial, encoding, self._proposed)
-        rng = np.random.default_rng([self._seed, trial.number])
+    def _next(self, archive: Archive) -> dict[str, Any]:
+        encoding, seen = archive.encoding, archive.observations
+        rng = np.random.default_rng([self._seed, archive.number])
         points = np.zeros((0, encoding.d))
-        known = archive.observations.feasible if self._usable else archive.observations.complete
+        known = seen.feasible if self._usable else seen.complete
         if self.proposer is not None and len(archive.x) >= self.n_startup and known.any():
             points = self.proposer.propose(archive, rng)
-        points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, trial.number)]))
+        points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, archive.number)]))
         new = archive.is_new(points)
         if not new.any():
             others = encoding.settle(rng.random((_TRIES, encoding.d)))
@@ -173,10 +172,10 @@ class PointSampler(BaseSampler):
             _log.warning("every point that was drawn has been evaluated before; the space may be used up")
         return encoding.decode(points[new.argmax()])
 
-    def _known_conditions(self, study: Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Conditions:
+    def _known_conditions(self, seen: Observations, space: Mapping[str, BaseDistribution]) -> Conditions:
         if self._conditions is not None or self._space:
             return self._conditions or {}
-        seen = Observations.of(study, trial)  # a trial that failed may have lacked a parameter for that alone
+        # a trial that failed may have lacked a parameter for that alone
         return inferred_conditions([params for params, whole in zip(seen.params, seen.complete, strict=True) if whole], space)
 
     def _drawn(self, d: int, number: int) -> Array:
@@ -189,15 +188,9 @@ class PointSampler(BaseSampler):
         return np.asarray(sequence.random(1))
 
 
-def seed_of(seed: int | None) -> int:
-    """What generators take: any integer made one of 32 bits; None is drawn by chance, as Optuna's samplers do."""
-    check_kind("seed", 0, 0 if seed is None else seed)
-    return secrets.randbits(32) if seed is None else seed % 2**32
-
-
 def at_random(seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
     """A value of one parameter, a function of the seed, the trial's number and the name: a resume changes nothing."""
-    rng = np.random.default_rng([seed % 2**32, trial.number, zlib.crc32(name.encode())])
+    rng = np.random.default_rng([seed_of(seed), trial.number, zlib.crc32(name.encode())])
     return RandomSampler(seed=int(rng.integers(2**31))).sample_independent(study, trial, name, distribution)
 
 

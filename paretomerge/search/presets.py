@@ -6,7 +6,7 @@ A preset knows how long a search is and what is known before it: Optuna's own de
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import comb
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from paretomerge.search.encoding import Conditions
 from paretomerge.search.evolver import Evolver
 from paretomerge.search.kinship import Kinship
 from paretomerge.search.m2n2 import M2N2
-from paretomerge.search.options import check_kind
+from paretomerge.search.options import check_kind, seed_of
 from paretomerge.search.points import PointSampler
 from paretomerge.search.quadratic import Quadratic
 from paretomerge.search.scalarised import cma
@@ -47,11 +47,6 @@ class Problem:
     trials: int = 60
     start: Mapping[str, Any] | None = None
     importance: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def plain_seed(self) -> int:
-        """`seed`, not negative: what generators take."""
-        return self.seed % 2**32
 
     @property
     def n_startup(self) -> int:
@@ -90,9 +85,9 @@ def make(name: str, problem: Problem, options: Options | None = None) -> BaseSam
     given = dict(options or {})
     if "seed" in given:
         check_kind(f"sampler: {name}: seed", 0, given["seed"])
-        given["seed"] %= 2**32
+        given["seed"] = seed_of(given["seed"])
     try:
-        return build(problem, given)
+        return build(replace(problem, seed=seed_of(problem.seed)), given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"sampler: {name}: expected options that it can take, got {shown(given)}: {error}") from error
 
@@ -131,7 +126,7 @@ def _optuna(name: str, defaults: Callable[[Problem], dict[str, Any]] = lambda pr
     def build(problem: Problem, options: Options) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # our choice, not the user's
-            made: BaseSampler = _called(name, getattr(optuna.samplers, name), {"seed": problem.plain_seed} | defaults(problem), options)
+            made: BaseSampler = _called(name, getattr(optuna.samplers, name), {"seed": problem.seed} | defaults(problem), options)
         return made
 
     return build
@@ -143,7 +138,7 @@ def _proposer(kind: type[Any] | None, defaults: Callable[[Problem], dict[str, An
     own = {f.name for f in fields(kind) if f.init} if kind else set()
 
     def build(problem: Problem, options: Options) -> BaseSampler:
-        outer: dict[str, Any] = {"seed": problem.plain_seed, "n_startup": problem.n_startup}
+        outer: dict[str, Any] = {"seed": problem.seed, "n_startup": problem.n_startup}
         _check(name, options, own | set(outer))
         proposer = kind(**{**defaults(problem), **{k: v for k, v in options.items() if k in own}}) if kind else None
         outer |= {key: value for key, value in options.items() if key in outer or key not in own}
@@ -158,7 +153,7 @@ def _mmmo(problem: Problem, options: Options) -> BaseSampler:
     _check("mmmo", options, ["seed", "reference", "reference_trials", "importance", *(f.name for f in fields(Settings))])
     _check_length("mmmo", "reference", problem, options)
     defaults = {
-        "seed": problem.plain_seed,
+        "seed": problem.seed,
         "space": dict(problem.space),
         "conditions": problem.conditions,
         "n_startup": problem.n_startup,
@@ -171,7 +166,7 @@ def _mmmo(problem: Problem, options: Options) -> BaseSampler:
 
 def _cma(problem: Problem, options: Options) -> BaseSampler:
     _check_length("cma", "weights", problem, options)
-    made: BaseSampler = _called("cma", cma, {"seed": problem.plain_seed, "space": problem.space, "start": problem.start}, options)
+    made: BaseSampler = _called("cma", cma, {"seed": problem.seed, "space": problem.space, "start": problem.start}, options)
     return made
 
 
@@ -186,7 +181,7 @@ def _llm(problem: Problem, options: Options) -> BaseSampler:
     if inner == "llm":
         raise ConfigError("sampler: llm: inner: expected the name of another sampler, got 'llm'")
     rest = {key: value for key, value in options.items() if key != "inner"}
-    defaults = {"seed": problem.plain_seed, "space": dict(problem.space), "conditions": problem.conditions}
+    defaults = {"seed": problem.seed, "space": dict(problem.space), "conditions": problem.conditions}
     return LLMSampler(make(inner, problem), **{**defaults, **rest})
 
 
@@ -218,7 +213,7 @@ def _policy(problem: Problem, options: Options) -> BaseSampler:
     from paretomerge.search.policy import Policy  # and with it torch
 
     known = problem.starts or problem.n_startup  # where starts are known, a random point would tell little
-    build = _proposer(Policy, lambda problem: {"starts": known, "seed": problem.plain_seed})
+    build = _proposer(Policy, lambda problem: {"starts": known, "seed": problem.seed})
     return build(problem, {"n_startup": known, **options})
 
 

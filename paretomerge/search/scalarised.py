@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shown, unknown
 from paretomerge.search.observations import Observations
-from paretomerge.search.options import check_kind
-from paretomerge.search.points import at_random, seed_of
+from paretomerge.search.options import check_kind, list_of_numbers, seed_of
+from paretomerge.search.points import at_random
 
 Array = NDArray[np.float64]
 Inner = Callable[..., BaseSampler]
@@ -128,12 +128,9 @@ def _copied(trial: FrozenTrial, scalars: Mapping[int, float]) -> FrozenTrial:
 
 def checked_weights(weights: Sequence[float]) -> Array:
     """Scaled to a sum of 1."""
-    try:
-        given = np.asarray(weights, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"weights: expected a list of numbers, got {weights!r}") from error
-    if given.ndim != 1 or not len(given) or not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
-        raise ConfigError(f"weights: expected a list of numbers of 0 or more, one of them above 0, got {weights!r}")
+    given = list_of_numbers(weights)
+    if not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
+        raise ConfigError(f"weights: expected a list of numbers of 0 or more, one of them above 0, got {shown(weights)}")
     return np.asarray(given / given.sum())
 
 

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from paretomerge.pareto.front import hypervolume
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.evolver import Evolver, _reflected
+from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
 
 SPACE = {f"x{i}": FloatDistribution(0, 1) for i in range(4)}
@@ -19,7 +20,7 @@ def archive_of(values, fails=()):
     for number, value in enumerate(values):
         settled = {"state": TrialState.FAIL} if number in fails else {"values": list(value)}
         study.add_trial(optuna.trial.create_trial(**settled, params=dict(zip(SPACE, rng.random(4), strict=True)), distributions=SPACE))
-    return Archive.of(study, study.ask()._get_latest_trial(), Encoding(SPACE))
+    return Archive.of(Observations.of(study), Encoding(SPACE), len(study.trials))
 
 
 def test_the_first_trials_are_the_population():
@@ -72,7 +73,7 @@ def test_a_choice_is_the_parents_or_the_mutants_and_something_always_changes():
         params = {"c": "z" if number == 2 else "a", "x": rng.random(), "y": rng.random()}
         study.add_trial(optuna.trial.create_trial(value=1.0, params=params, distributions=space))
     encoding = Encoding(space)
-    known = Archive.of(study, study.ask()._get_latest_trial(), encoding)
+    known = Archive.of(Observations.of(study), encoding, len(study.trials))
     archive = Archive(encoding, known.observations, known.pending, number=8)  # the turn of trial 2
     children = Evolver(6, crossover=0.5).propose(archive, rng)
     assert {tuple(child[:3]) for child in children} == {(1, 0, 0), (0, 0, 1)}

@@ -5,6 +5,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.kinship import Kinship, coefficients, cosines, mean_of, numbers_that_count
+from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
 
 SPACE = {
@@ -25,8 +26,7 @@ def archive_of(*rows, number=None):
     study = optuna.create_study(directions=["maximize"])
     for params, value in rows:
         study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=SPACE))
-    trial = study.ask()
-    archive = Archive.of(study, trial._get_latest_trial(), Encoding(SPACE, CONDITIONS))
+    archive = Archive.of(Observations.of(study), Encoding(SPACE, CONDITIONS), len(rows))
     return archive if number is None else Archive(archive.encoding, archive.observations, archive.pending, number)
 
 

@@ -8,6 +8,7 @@ from optuna.distributions import FloatDistribution
 
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.m2n2 import M2N2, attraction, fitness, resources, survivors
+from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler
 
 SPACE = {f"w{i}": FloatDistribution(0, 1) for i in range(4)}
@@ -22,7 +23,7 @@ def archive_of(*trials):
         scores = {} if items is None else {f"t{k}": [values[k], 0.0, 4, kept] for k, kept in enumerate(items)}
         params = dict(zip(SPACE, rng.random(4), strict=True))
         study.add_trial(optuna.trial.create_trial(values=values, params=params, distributions=SPACE, user_attrs={"scores": scores}))
-    return Archive.of(study, study.ask()._get_latest_trial(), Encoding(SPACE))
+    return Archive.of(Observations.of(study), Encoding(SPACE), len(study.trials))
 
 
 def test_who_solves_what_nobody_else_solves_is_fit():

@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from paretomerge.search.encoding import Encoding
+from paretomerge.search.observations import Observations
 from paretomerge.search.points import Archive, PointSampler, best_first
 
 SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
@@ -85,8 +86,7 @@ def test_usable_leaves_out_failures_infinities_and_broken_constraints():
         trial.set_constraint("size", constraint)
         made.tell(trial, [value, 0.0])
     made.tell(made.ask(SPACE), state=TrialState.FAIL)
-    asking = made.ask(SPACE)
-    archive = Archive.of(made, asking._get_latest_trial(), Encoding(SPACE))
+    archive = Archive.of(Observations.of(made), Encoding(SPACE), 5)
     assert archive.usable.tolist() == [0, 3]
     assert archive.x.shape == (5, 2) and archive.pending.shape == (0, 2)
 
