@@ -31,13 +31,13 @@ from paretomerge.space.weights import WeightSpace
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.hierarchy import Then
 from paretomerge.study.racing import Racing
-from paretomerge.study.record import located
+from paretomerge.study.storage import Storage
 from paretomerge.study.study import Placement, Study
 from paretomerge.study.warm import Asked, known_points
 
 _NEVER_ASKED = {"batch_size", "cache", "time_limit", "race"}
 _NOT_ASKED: Any = dict.fromkeys(
-    ("trials", "budget", "threads", "out", "storage", "watch", "device", "sampler", "starts", "warm_start"), True
+    ("trials", "budget", "threads", "out", "storage", "study_name", "watch", "device", "sampler", "starts", "warm_start"), True
 ) | {"evaluate": _NEVER_ASKED, "then": {"trials", "sampler"}}
 """Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
 
@@ -65,7 +65,7 @@ def load_study(path: str | Path) -> tuple[Study, StudyConfig]:
         ),
         make_sampler(config, space),
         known=lambda: known_points(_asked(config, folder, files, space), config.starts, config.warm_start, _earlier, _record_of),
-        storage=_storage(config, folder),
+        storage=_storage(config, Path(path)),
         identity=config.model_dump(mode="json", exclude=_NOT_ASKED) | files,
         placement=Placement(config.dtype, config.device),
         then=_then(config, space) if config.then else None,
@@ -139,14 +139,15 @@ def _earlier(identity: Mapping[str, Any], folder: Path) -> Asked:
         raise ConfigError(f"expected a study that this version reads, got {told(error.errors()[0])}") from error
 
 
-def _record_of(path: Path) -> str:
+def _record_of(path: Path) -> Storage:
     """Where the study of a study.yaml keeps its record."""
-    config = load_config(path)
-    return _storage(config, path.resolve().parent) or f"sqlite:///{_out(config, path) / 'study.db'}"
+    return _storage(load_config(path), path)
 
 
-def _storage(config: StudyConfig, folder: Path) -> str | None:
-    return located(config.storage, folder) if config.storage else None
+def _storage(config: StudyConfig, path: Path) -> Storage:
+    if config.storage is None:
+        return Storage.at(_out(config, path) / "study.db", config.study_name)
+    return Storage(config.storage, config.study_name).located(path.resolve().parent)
 
 
 def _out(config: StudyConfig, path: Path) -> Path:

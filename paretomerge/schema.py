@@ -192,6 +192,7 @@ class StudyConfig(Strict):
     seed: int = 0
     out: str | None = None
     storage: str | None = None
+    study_name: str = Field(default="paretomerge", min_length=1)
     dtype: str | None = Field(default=None, pattern="^(float32|float16|bfloat16)$")
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)

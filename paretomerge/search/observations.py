@@ -87,7 +87,7 @@ class Observations:
     @cached_property
     def _constraints(self) -> Array:
         """`(n, c)`, as they were told."""
-        names = list(dict.fromkeys(name for t in self.trials for name in t.constraints))
+        names = sorted({name for t in self.trials for name in t.constraints})  # a storage may forget their order
         rows = [[t.constraints.get(name, np.nan) for name in names] for t in self.trials]
         return np.array(rows, dtype=float).reshape(len(self.trials), len(names))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from paretomerge.pareto.front import nondominated, ranked, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.known import Known
-from paretomerge.study.record import NAME, Trial, database, legible, thawed
+from paretomerge.study.record import Trial, thawed
+from paretomerge.study.storage import Storage
 
 _MOST_STARTS = 10  # of a front: each costs an evaluation
 
@@ -32,17 +32,19 @@ class Earlier:
     best: tuple[Trial, ...]
 
     @classmethod
-    def read(cls, name: str, storage: str) -> "Earlier":
+    def read(cls, name: str, storage: Storage) -> "Earlier":
         """Open a record to read; ConfigError where there is none."""
-        file = Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
-        if file is not None and not file.is_file():
-            raise ConfigError(f"expected the folder, study.db or study.yaml of an earlier study, got no {file}")
+        if storage.file and not storage.file.is_file():
+            raise ConfigError(f"expected the folder, study.db or study.yaml of an earlier study, got no {storage.file}")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with legible(storage):
+        with storage.opened() as database:
             try:
-                study = optuna.load_study(study_name=NAME, storage=database(storage))
+                study = optuna.load_study(study_name=storage.name, storage=database)
             except KeyError as error:
-                raise ConfigError(f"expected a study of paretomerge, got {storage} without one") from error
+                there = ", ".join(optuna.get_all_study_names(database)) or "none"
+                raise ConfigError(
+                    f"expected a study named {storage.name!r} in {storage}, got {there}; of one with another name give the study.yaml"
+                ) from error
             attributes, frozen, trials = study.user_attrs, study.get_trials(deepcopy=False), thawed(study)
         values = {t.number: t.values for t in frozen if trials[t.number].feasible and trials[t.number].final and not trials[t.number].level}
         best = [trials[number] for number in _best(values)]

@@ -60,13 +60,13 @@ class Optimiser:
             self._asked.set_constraint(name, value)
         values = None if frozen.state == TrialState.FAIL else frozen.values
         told = self._study.tell(self._asked, values, frozen.state)
-        self._record.add(self._record.freeze(trial, self._distributions, told.system_attrs))
+        self._record.add(self._record.freeze(trial, self._distributions, told.system_attrs), trial.number)
 
     def take(self, trial: Trial) -> None:
         """A trial that another study has scored."""
         frozen = self._record.freeze(trial, self._distributions)
         self._study.add_trial(frozen)
-        self._record.add(frozen)
+        self._record.add(frozen, trial.number)
 
     def _gain(self) -> float | None:
         told = getattr(self._sampler, "expected_gain", None)

@@ -6,23 +6,20 @@ copy in memory, so asking costs no disk; `optuna-dashboard` reads the same file 
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
-import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.pareto.front import nondominated
+from paretomerge.study.storage import Storage
 
 Scores = Mapping[str, Score]
-NAME = "paretomerge"  # of the study in its storage
 
 
 @dataclass(frozen=True)
@@ -79,40 +76,35 @@ def on_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[T
 class Record:
     """A study in an Optuna storage.
 
-    storage: SQLAlchemy URL, `sqlite:///...` for a file. identity: what makes trials comparable; a record with trials of
-    another identity is refused, so that two different questions are never answered from one table, and one without any
-    trial begins anew.
+    identity: what makes trials comparable; a record with trials of another identity is refused, so that two different
+    questions are never answered from one table, and one without any trial begins anew.
     """
 
-    def __init__(self, storage: str, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, objectives: Sequence[Objective], identity: Mapping[str, Any]) -> None:
         self.objectives = tuple(objectives)
         self.storage = storage
-        if storage.startswith("sqlite:///"):
-            Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if storage.file:
+            storage.file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         mine = _without_unset(json.loads(json.dumps(identity)))
-        with legible(storage):
-            self._study = self._open()
+        with storage.opened() as database:
+            self._study = self._open(database)
             kept = _without_unset(self.noted("identity"))
             if kept not in (None, mine) and not self.frozen():
-                optuna.delete_study(study_name=NAME, storage=database(storage))
-                self._study, kept = self._open(), None
+                optuna.delete_study(study_name=storage.name, storage=database)
+                self._study, kept = self._open(database), None
             if kept is None:
                 self._begin(mine)
         if kept not in (None, mine):
             changed = sorted(key for key in {*kept, *mine} if kept.get(key) != mine.get(key))
             raise StudyError(
                 f"{storage}: holds trials of another study: {', '.join(changed)} changed since. "
-                "Give the new one another `out` (another `storage` where that is set), or put the old settings back"
+                "Give the new one another `out` (another `study_name` where `storage` is set), or put the old settings back"
             )
 
-    def _open(self) -> optuna.Study:
-        return optuna.create_study(
-            study_name=NAME,
-            storage=database(self.storage),
-            directions=["maximize"] * len(self.objectives),
-            load_if_exists=True,
-        )
+    def _open(self, database: optuna.storages.RDBStorage) -> optuna.Study:
+        directions: list[Literal["maximize"]] = ["maximize"] * len(self.objectives)
+        return optuna.create_study(study_name=self.storage.name, storage=database, directions=directions, load_if_exists=True)
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
         with warnings.catch_warnings():
@@ -120,10 +112,16 @@ class Record:
             self._study.set_user_attr("identity", identity)
             self._study.set_metric_names([o.name for o in self.objectives])
 
-    def add(self, frozen: FrozenTrial) -> None:
-        """Write one finished trial, whole or not at all."""
-        with legible(self.storage):
+    def add(self, frozen: FrozenTrial, number: int) -> None:
+        """Write one finished trial, whole or not at all. StudyError, once it is there, where it did not become trial `number`."""
+        with self.storage.legible():
             self._study.add_trial(frozen)
+            there = len(self.frozen())
+        if there != number + 1:
+            raise StudyError(
+                f"{self.storage}: expected to add trial {number}, got {there} trials: another process searches there, too. All are "
+                "kept; let one of the two go on alone"
+            )
 
     def freeze(self, trial: Trial, distributions: Mapping[str, BaseDistribution], system: Mapping[str, Any] | None = None) -> FrozenTrial:
         """The trial in Optuna's form; `system` is what the sampler noted on it."""
@@ -149,7 +147,7 @@ class Record:
     def note(self, key: str, value: Any) -> None:
         """Keep a fact about the study itself; written only where it has changed, for others may be reading."""
         if self.noted(key) != value:
-            with legible(self.storage):
+            with self.storage.legible():
                 self._study.set_user_attr(key, value)
 
     def noted(self, key: str) -> Any:
@@ -158,7 +156,7 @@ class Record:
 
     def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
         """Keep held-out scores of a trial; `kind` (objectives, watched) says which, so that each is scored once."""
-        with legible(self.storage):
+        with self.storage.legible():
             self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
 
     def held_out(self, number: int) -> dict[str, Scores]:
@@ -174,33 +172,10 @@ class Record:
         return thawed(self._study)
 
 
-def database(storage: str) -> optuna.storages.RDBStorage:
-    """An SQLAlchemy URL as Optuna's storage; writers of one SQLite file wait for each other."""
-    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(storage, engine_kwargs=engine)
-
-
 def thawed(study: optuna.Study) -> list[Trial]:
     """The trials of a record that is open, in the order of their numbers."""
     attributes = study.user_attrs
     return [_thaw(frozen, _held_out(attributes, frozen.number)) for frozen in study.get_trials(deepcopy=False)]
-
-
-def located(storage: str, folder: Path) -> str:
-    """The URL, a file's path starting from `folder`."""
-    kind, _, file = storage.partition(":///")
-    return f"{kind}:///{folder / file}" if kind == "sqlite" and file and not file.startswith(":memory:") else storage
-
-
-@contextmanager
-def legible(storage: str) -> Iterator[None]:
-    """A storage that fails, in one sentence: torn or foreign files, a full disk, a database that is away."""
-    try:
-        yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-        told = str(error.__cause__ or error).splitlines()[0]
-        cure = "free some space" if "full" in told else "if the file is broken, move it away to start afresh"
-        raise StudyError(f"{storage}: expected a study's record that can be read and written, got: {told}; {cure}") from error
 
 
 def _without_unset(value: Any) -> Any:

@@ -29,6 +29,7 @@ from paretomerge.study.hierarchy import POOL, Then, pool_name
 from paretomerge.study.known import Known
 from paretomerge.study.loop import Event, Loop
 from paretomerge.study.record import Record, Trial, on_front
+from paretomerge.study.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Study:
     """A search over merges of one base's fine-tunes, and its record.
 
     space: what can be merged, and how. goals: what merges are scored on. sampler: any Optuna sampler. known: reads what is
-    to be tried or taken over first; called once, when a search begins. folder: holds `study.db` unless `storage` says else.
+    to be tried or taken over first; called once, when a search begins. folder: holds `study.db`, the default `storage`.
     identity: what makes trials comparable (see Record); by default the models, the parameters and the goals. then: a second level.
     """
 
@@ -55,7 +56,7 @@ class Study:
         sampler: BaseSampler,
         *,
         known: Callable[[], Known] = Known,
-        storage: str | None = None,
+        storage: Storage | None = None,
         identity: Mapping[str, Any] | None = None,
         placement: Placement = Placement(),
         then: Then | None = None,
@@ -69,8 +70,7 @@ class Study:
         self.sampler = sampler
         self.dtype = placement.dtype
         self.device = placement.device
-        where = storage or f"sqlite:///{self.folder / 'study.db'}"
-        self.record = Record(where, self.objectives, identity or self._question)
+        self.record = Record(storage or Storage.at(self.folder / "study.db"), self.objectives, identity or self._question)
         self.then = then
         self._known = known
         self._reference: list[float] | None = None

@@ -10,7 +10,7 @@ from paretomerge.recipe import Recipe
 from paretomerge.space.space import Space
 from paretomerge.study.earlier import Earlier
 from paretomerge.study.known import Known
-from paretomerge.study.record import located
+from paretomerge.study.storage import Storage
 
 _SOURCES = ("base", "models")
 
@@ -32,7 +32,7 @@ def known_points(
     starts: Sequence[str],
     studies: Sequence[str],
     earlier: Callable[[Mapping[str, Any], Path], Asked],
-    record_of: Callable[[Path], str],
+    record_of: Callable[[Path], Storage],
 ) -> Known:
     """What a search begins with; every error at once, before anything is merged.
 
@@ -61,7 +61,7 @@ def _start(file: str, folder: Path, space: Space) -> Known:
 
 
 def _warm(
-    name: str, mine: Asked, space: Space, earlier: Callable[[Mapping[str, Any], Path], Asked], record_of: Callable[[Path], str]
+    name: str, mine: Asked, space: Space, earlier: Callable[[Mapping[str, Any], Path], Asked], record_of: Callable[[Path], Storage]
 ) -> Known:
     """Scores where the earlier study measured all that this one needs, in the same way; else points to be evaluated. Refused
     where it merged other models.
@@ -69,9 +69,9 @@ def _warm(
     path = mine.folder / name
     from_yaml = "://" not in name and path.suffix in (".yaml", ".yml")
     if "://" in name:
-        storage = located(name, mine.folder)
+        storage = Storage(name).located(mine.folder)
     else:
-        storage = record_of(path) if from_yaml else f"sqlite:///{(path / 'study.db' if path.is_dir() else path).resolve()}"
+        storage = record_of(path) if from_yaml else Storage.at((path / "study.db" if path.is_dir() else path).resolve())
     study = Earlier.read(name, storage)
     home = str(path.resolve().parent) if from_yaml else study.home
     if not home or not study.identity:

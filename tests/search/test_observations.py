@@ -102,5 +102,15 @@ def test_an_infinite_constraint_is_as_far_off_as_the_farthest():
         study.add_trial(two([1.0, 2.0], constraints={"size": told, "other": float("inf")}))
     study.add_trial(two([1.0, 2.0]))
     seen = Observations.of(study)
-    np.testing.assert_array_equal(seen.constraints[:, 0], [3.0, -3.0, -3.0, 1.0, 3.0, np.nan])
+    np.testing.assert_array_equal(seen.constraints[:, 1], [3.0, -3.0, -3.0, 1.0, 3.0, np.nan])
     np.testing.assert_allclose(seen.violation, [2, 1, 1, 4 / 3, 2, np.inf])
+
+
+def test_constraints_are_in_one_order_whatever_the_storages_is():
+    """Else a resumed study fits the same processes in another order, and its points differ in the eighth decimal."""
+    seen = []
+    for names in ("ab", "ba"):
+        study = optuna.create_study(directions=["maximize"] * 2)
+        study.add_trial(two([1.0, 2.0], constraints={name: float(ord(name)) for name in names}))
+        seen.append(Observations.of(study).constraints)
+    np.testing.assert_array_equal(*seen)

@@ -203,7 +203,7 @@ def test_a_record_without_trials_begins_anew(pico, tmp_path):
     one = Record(study.record.storage, study.objectives[:1], {"objectives": 1})  # another number of objectives, too
     assert len(one._study.directions) == 1
     make(pico, tmp_path, identity={"space": [1, 3]}).run(1)
-    with pytest.raises(StudyError, match="another `storage` where that is set"):
+    with pytest.raises(StudyError, match="another `study_name` where `storage` is set"):
         make(pico, tmp_path, identity={"space": [1, 2]})
 
 
