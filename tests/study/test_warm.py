@@ -109,6 +109,16 @@ def test_other_bounds_keep_what_lies_inside(pico, first):
     assert all(0 <= value <= 1 for t in study.trials for name, value in t.params.items() if name.startswith("weight"))
 
 
+def test_studies_of_several_names_share_a_database(pico, tmp_path):
+    shared = {"storage": "sqlite:///both.db", "trials": 2}
+    run(write(pico, tmp_path, "one", study_name="one", **shared))
+    study = run(write(pico, tmp_path, "two", study_name="two", warm_start="one.yaml", **shared | {"trials": 1}))
+    assert [t.warm for t in study.trials if t.warm] == ["one.yaml 0", "one.yaml 1"] and len(study.trials) == 3
+    lost, _ = load_study(write(pico, tmp_path, "three", warm_start="sqlite:///both.db"))
+    with pytest.raises(ConfigError, match=r"expected a study named 'paretomerge' in .*both.db, got one, two; .* give the study.yaml"):
+        lost.run(1)
+
+
 def test_under_another_question_the_front_is_evaluated_again(pico, first):
     before = calls(first)
     path = write(pico, first, "other", warm_start="runs/first/study.db", trials=20, seed=1)
