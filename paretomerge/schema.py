@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from paretomerge.errors import ConfigError, unknown
 from paretomerge.space.config import RoutesConfig, SpaceConfig, Strict
 from paretomerge.study.budget import Budget
+from paretomerge.study.storage import NAME
 
 
 class JudgeConfig(Strict):
@@ -192,7 +193,7 @@ class StudyConfig(Strict):
     seed: int = 0
     out: str | None = None
     storage: str | None = None
-    study_name: str = Field(default="paretomerge", min_length=1)
+    study_name: str = Field(default=NAME, min_length=1)
     dtype: str | None = Field(default=None, pattern="^(float32|float16|bfloat16)$")
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
