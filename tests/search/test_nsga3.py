@@ -47,12 +47,13 @@ def test_it_finds_a_known_front():
         cost = ((x[:, 1:] - 0.5) ** 2).sum(1)
         return np.stack([x[:, 0] - cost, 1 - x[:, 0] ** 2 - cost], axis=1)
 
-    rng = np.random.default_rng(0)
-    front = front_of(objectives, encoding, rng.random((5, 6)), rng)
-    assert len(front) > 20
-    # rounding differs between processors, and with it the path; of random points the mean is 0.25
-    assert np.abs(front[:, 1:] - 0.5).mean() < 0.05 and np.abs(front[:, 1:] - 0.5).max() < 0.25
-    assert front[:, 0].min() < 0.1 and front[:, 0].max() > 0.9
+    fronts = []
+    for seed in range(8):  # rounding differs between processors, and with it each path: their mean holds on all of them
+        rng = np.random.default_rng(seed)
+        fronts.append(front_of(objectives, encoding, rng.random((5, 6)), rng))
+    assert min(map(len, fronts)) > 20
+    assert np.mean([np.abs(front[:, 1:] - 0.5).mean() for front in fronts]) < 0.035  # of random points it is 0.25
+    assert np.mean([front[:, 0].min() for front in fronts]) < 0.05 and np.mean([front[:, 0].max() for front in fronts]) > 0.95
 
 
 def test_choices_and_steps_are_searched_too():
