@@ -43,7 +43,7 @@ class Earlier:
             except KeyError as error:
                 there = ", ".join(optuna.get_all_study_names(database)) or "none"
                 raise ConfigError(
-                    f"expected a study named {storage.name!r} in {storage}, got {there}; of one with another name give the study.yaml"
+                    f"expected a study named {storage.name!r} in {storage.place}, got {there}; of one with another name give the study.yaml"
                 ) from error
             attributes, frozen, trials = study.user_attrs, study.get_trials(deepcopy=False), thawed(study)
         values = {t.number: t.values for t in frozen if trials[t.number].feasible and trials[t.number].final and not trials[t.number].level}

@@ -38,9 +38,13 @@ class Storage:
         """A file's path starting from `folder`."""
         return replace(self, url=f"{_FILE}{folder / self.file}") if self.file else self
 
+    @property
+    def place(self) -> str:
+        """The url without its password: messages are kept and passed on."""
+        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", self.url)
+
     def __str__(self) -> str:
-        """Without the password: messages are kept and passed on."""
-        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", self.url) + ("" if self.name == NAME else f", study {self.name!r}")
+        return self.place + ("" if self.name == NAME else f", study {self.name!r}")
 
     @contextmanager
     def opened(self) -> Iterator[optuna.storages.RDBStorage]:

@@ -117,6 +117,10 @@ def test_studies_of_several_names_share_a_database(pico, tmp_path):
     lost, _ = load_study(write(pico, tmp_path, "three", warm_start="sqlite:///both.db"))
     with pytest.raises(ConfigError, match=r"expected a study named 'paretomerge' in .*both.db, got one, two; .* give the study.yaml"):
         lost.run(1)
+    write(pico, tmp_path, "gone", study_name="gone", **shared)
+    lost, _ = load_study(write(pico, tmp_path, "four", warm_start="gone.yaml"))
+    with pytest.raises(ConfigError, match=r"expected a study named 'gone' in \S*both.db, got one, two"):
+        lost.run(1)
 
 
 def test_under_another_question_the_front_is_evaluated_again(pico, first):
