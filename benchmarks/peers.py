@@ -9,6 +9,7 @@ number of the evaluation), so it is the same for all.
   ours; `mmmo -part` and `mmmo +part` switch a part off and on, `mmmo name=value` sets one (values as in JSON), several
   with spaces between. It is given the reference point; `cma` adds the objectives up in units of their range from the
   reference point to the ideal; `llm` needs an endpoint and is not here.
+- `nsga2 for 300`: the preset as it is set up for 300 trials, with a population of 50.
 - `botorch`, `mmmo-published`, `ap-bmm`: see bayesian.py.
 - `pymoo-nsga2`, `pymoo-sms-emoa`: populations of 20; SMS-EMOA in its steady state (one child at a time).
 """
@@ -136,6 +137,7 @@ def _pymoo(name: str, problem: Problem, meter: Meter, seed: int) -> None:
 
 
 OWN: dict[str, Peer] = {
+    "nsga2 for 300": partial(_optuna, "nsga2", {"population_size": 50}),
     "botorch": botorch,
     "pymoo-nsga2": partial(_pymoo, "nsga2"),
     "pymoo-sms-emoa": partial(_pymoo, "sms-emoa"),

@@ -104,8 +104,8 @@ def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
     known: every peer that there is; who is among them and was not measured is named.
     """
     found = {name: cells for name, cells in found.items() if _contested(cells)}
-    peers = _order({peer for cells in found.values() for peer, _ in cells if " " not in peer})
-    parts = [_summary(found, peers), _missing(found, _order({*peers, *known}))]
+    peers = _order({peer for cells in found.values() for peer, _ in cells if " " not in peer})  # parts and settings are no peers
+    parts = [_summary(found, peers), _missing(found, _order({*peers, *(peer for peer in known if " " not in peer)}))]
     for budget in BUDGETS:
         rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers))]
         if rows:
@@ -169,7 +169,7 @@ def _summary(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
         tied = sum(rank == 1 or r.tied(OURS) for rank, r in zip(ranks, rows, strict=True))
         lines.append([str(budget), str(len(rows)), *places, f"{ranks.count(1) / len(rows):.0%}", str(tied)])
     head = ["evaluations", "rows", "first", "second", "third", "worse", "first, share", "first or tied"]
-    reached = [text for peer in ("nsga2", "cma") if (text := _reached(found, peer))]
+    reached = [text for peer in ("nsga2", "nsga2 for 300", "cma") if (text := _reached(found, peer))]
     return "\n\n".join([f"Where `{OURS}` stands:", _markdown(head, lines), *reached])
 
 

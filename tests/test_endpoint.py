@@ -23,13 +23,16 @@ def environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def refusal(*behaviours, timeout=0.4, key=SECRET) -> str:
+SOON = 20  # seconds: no busy machine takes so long, and whoever waits for what never comes does
+
+
+def refusal(*behaviours, timeout=SOON, key=SECRET) -> str:
     """The error of an endpoint that behaves so; it comes in time and without the key."""
     with serve(*behaviours) as server:
         start = time.monotonic()
         with pytest.raises(EndpointError) as caught:
             Endpoint(server.url, "any", key, timeout=timeout).chat(HELLO)
-        assert time.monotonic() - start < timeout + 0.3
+        assert time.monotonic() - start < SOON
     assert key not in str(caught.value)
     return str(caught.value)
 
@@ -143,17 +146,18 @@ def test_a_request_that_is_bad_for_another_reason_is_no_proof_against_the_json_f
 def test_a_busy_server_is_asked_again(status):
     with serve(replies(status, Retry_After="0.1"), says("hi")) as server:
         start = time.monotonic()
-        assert Endpoint(server.url, "any", timeout=2).chat(HELLO) == "hi"
-        assert 0.1 <= time.monotonic() - start < 0.5
+        assert Endpoint(server.url, "any").chat(HELLO) == "hi"
+        assert time.monotonic() - start >= 0.1
 
 
-def test_retry_after_may_be_a_date_or_nonsense():
+def test_retry_after_may_be_a_date_or_nonsense(monkeypatch):
+    monkeypatch.setattr("paretomerge.endpoint._PAUSE", 3600.0)  # there is no time for the usual one
     past = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
     with serve(replies(429, Retry_After=past), says("hi")) as server:
-        assert Endpoint(server.url, "any", timeout=0.4).chat(HELLO) == "hi"
+        assert Endpoint(server.url, "any").chat(HELLO) == "hi"
     for told in ("soon", "-1", "²", "Wed, 99 Nov", "1e999"):
         with serve(replies(429, Retry_After=told), says("hi")) as server, pytest.raises(EndpointError, match="429"):
-            Endpoint(server.url, "any", timeout=0.4).chat(HELLO)  # the usual half second is not there
+            Endpoint(server.url, "any").chat(HELLO)
 
 
 def test_nobody_waits_longer_than_the_timeout():
@@ -162,14 +166,14 @@ def test_nobody_waits_longer_than_the_timeout():
         with serve(replies(429, Retry_After=told)) as server:
             start = time.monotonic()
             with pytest.raises(EndpointError, match="status 429"):
-                Endpoint(server.url, "any", timeout=5).chat(HELLO)
-            assert time.monotonic() - start < 0.5 and len(server.requests) == 1
+                Endpoint(server.url, "any", timeout=3 * SOON).chat(HELLO)
+            assert time.monotonic() - start < SOON and len(server.requests) == 1
 
 
 def test_retries_end():
     with serve(replies(500, Retry_After="0")) as server:
         with pytest.raises(EndpointError, match="status 500"):
-            Endpoint(server.url, "any", timeout=2).chat(HELLO)
+            Endpoint(server.url, "any").chat(HELLO)
         assert len(server.requests) == 3
 
 
@@ -220,9 +224,9 @@ def test_what_is_no_chat_completion_is_told(body):
 @pytest.mark.parametrize(
     ("behaviour", "told"),
     [
-        (is_slow(5, says("hi")), "no full answer within 0.4 s|timed out"),
-        (never_ends(b"x", 0.02), "no full answer within 0.4 s"),
-        (never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "), "no full answer within 0.4 s"),
+        (is_slow(2 * SOON, says("hi")), "no full answer within 1 s|timed out"),
+        (never_ends(b"x", 0.02), "no full answer within 1 s"),
+        (never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "), "no full answer within 1 s"),
         (hangs_up(), "RemoteDisconnected|Connection"),
         (hangs_up(b"HTTP/1.0 200 OK\r\nContent-Length: 900\r\n\r\n{"), "IncompleteRead|expected a chat completion"),
         (hangs_up(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), "IncompleteRead|ValueError|expected a chat completion"),
@@ -232,17 +236,17 @@ def test_what_is_no_chat_completion_is_told(body):
     ],
 )
 def test_servers_that_misbehave_are_left_in_time(behaviour, told):
-    assert re.search(told, refusal(behaviour))
+    assert re.search(told, refusal(behaviour, timeout=1 if "within 1 s" in told else SOON))
 
 
 def test_a_length_that_is_none_or_too_long_does_not_hide_a_whole_answer():
     for length in (-5, 9_999):
         with serve(replies(200, completion("hi"), length=length)) as server:
-            assert Endpoint(server.url, "any", timeout=0.4).chat(HELLO) == "hi"
+            assert Endpoint(server.url, "any", timeout=SOON).chat(HELLO) == "hi"
 
 
 def test_an_endless_body_is_cut():
-    assert "more than 1048576 bytes" in refusal(never_ends(), timeout=5)
+    assert "more than 1048576 bytes" in refusal(never_ends(), timeout=SOON)
 
 
 def test_nobody_listens():

@@ -1,5 +1,6 @@
 """Between Optuna's parameters and the unit cube `(n, d)` that the surrogate sees."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,17 +50,30 @@ class Encoding:
         return [columns for columns in self.columns.values() if discrete[columns.start]]
 
     def encode(self, params: Sequence[Mapping[str, Any]]) -> Array:
-        """`(n, d)`, inactive parameters at their one place."""
+        """`(n, d)`, inactive parameters at their one place. A point with a value that has none, a choice that is not there or a
+        logarithm of 0, is NaN.
+        """
         x = np.zeros((len(params), self.d))
-        for row, point in zip(x, params, strict=True):
-            for name, distribution in self.space.items():
+        placed = np.array([self._write(point, row) for row, point in zip(x, params, strict=True)], dtype=bool)
+        x = np.where(self.counting(x), x, AT_REST)
+        x[~placed] = np.nan
+        return x
+
+    def _write(self, point: Mapping[str, Any], row: Array) -> bool:
+        """A point into its row `(d,)`; whether every value has a place there."""
+        placed = True
+        for name, distribution in self.space.items():
+            columns = self.columns[name]
+            try:
                 if name not in point:
-                    row[self.columns[name]] = AT_REST
+                    row[columns] = AT_REST
                 elif isinstance(distribution, CategoricalDistribution):
-                    row[self.columns[name]][_place(distribution, point[name])] = 1.0
+                    row[columns][_place(distribution, point[name])] = 1.0
                 else:
-                    row[self.columns[name]] = self._to_unit(distribution, point[name])
-        return np.where(self.counting(x), x, AT_REST)
+                    row[columns] = self._to_unit(distribution, point[name])
+            except (TypeError, ValueError):
+                placed = False
+        return placed
 
     def decode(self, x: Array) -> dict[str, Any]:
         """One row `(d,)` -> parameters."""
@@ -147,7 +161,7 @@ class Encoding:
     def _to_unit(self, distribution: Any, value: float) -> float:
         low, high = distribution.low, distribution.high
         if distribution.log:
-            low, high, value = np.log(low), np.log(high), np.log(value)
+            low, high, value = math.log(low), math.log(high), math.log(value)
         return float((value - low) / (high - low)) if high > low else 0.5
 
     def _from_unit(self, distribution: Any, unit: float) -> float:
@@ -161,8 +175,8 @@ class Encoding:
         return round(value) if isinstance(distribution, IntDistribution) else float(value)
 
 
-def _place(distribution: CategoricalDistribution, value: Any) -> int:
-    """Number of a choice, by Optuna's rule of which are the same: NaN is itself."""
+def _place(distribution: BaseDistribution, value: Any) -> int:
+    """Number of a choice, by Optuna's rule of which are the same: NaN is itself, and a list can be one. An integer is its own."""
     return int(distribution.to_internal_repr(value))
 
 
@@ -194,7 +208,7 @@ def _under(parent: str, distribution: Any, having: Sequence[Mapping[str, Any]], 
     others = [point[parent] for point in lacking if parent in point]
     if not others or not all(parent in point for point in having):
         return []
-    values = list(dict.fromkeys(point[parent] for point in having))
+    values = {_place(distribution, value): value for value in (point[parent] for point in having)}
     if isinstance(distribution, IntDistribution):
-        values = list(range(min(values), max(values) + 1))
-    return [] if any(other in values for other in others) else values
+        values = {value: value for value in range(min(values), max(values) + 1)}
+    return [] if any(_place(distribution, other) in values for other in others) else list(values.values())

@@ -83,15 +83,20 @@ def resources(archive: Archive) -> tuple[Array, Array]:
 
 
 def _table(column: list[Array | None], y: Array) -> Array:
-    """One objective's outcomes `(n, examples)`, more is better; its values as one example where the examples are not known."""
-    rows = [row for row in column if row is not None and len(row)]
-    if len(rows) < len(column) or len({len(row) for row in rows}) > 1:
+    """One objective's outcomes `(n, examples)`, more is better; its values as one example where the examples are not known.
+
+    A trial alone that lacks them, for it was left before all were asked, has in each what its value lets one expect.
+    """
+    known = np.array([row is not None and len(row) > 0 for row in column], dtype=bool)
+    rows = [row for row, there in zip(column, known, strict=True) if there and row is not None]
+    if len({len(row) for row in rows}) != 1 or not np.isfinite(rows).all():
         return _scaled(y[:, None])
     table = np.stack(rows)
-    if not np.isfinite(table).all():
-        return _scaled(y[:, None])
-    falling = np.cov(table.mean(1), y)[0, 1] < 0  # an error count: the fewer the better
-    return _scaled(-table if falling else table)
+    told, mean = y[known] - y[known].mean(), table.mean(1)
+    slope = float(told @ mean) / max(float(told @ told), _EPSILON)
+    everyone = np.repeat((mean.mean() + slope * (y - y[known].mean()))[:, None], table.shape[1], axis=1).clip(table.min(), table.max())
+    everyone[known] = table
+    return _scaled(-everyone if slope < 0 else everyone)  # an error count: the fewer the better
 
 
 def _scaled(table: Array) -> Array:

@@ -1,8 +1,9 @@
 """An Optuna study's trials as arrays: what a sampler may know."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ STDERR = "stderr"
 """Trial user attribute: the standard error of each value, in the order of the objectives."""
 SCORES = "scores"
 """Trial user attribute of our own studies: objective -> [value, standard error, examples, outcome of each example]."""
-_ABSURD = 1e100  # a value from here on is as good as infinite: its square is
+_ABSURD = 1e100  # a value from here on is as good as infinite: what is made of it soon is
 _UNFINISHED = (TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -47,6 +48,10 @@ class Observations:
 
     def __len__(self) -> int:
         return len(self.trials)
+
+    def only(self, mask: NDArray[np.bool_]) -> "Observations":
+        """Those of the finished trials that are in the mask `(n,)`."""
+        return self if mask.all() else replace(self, trials=tuple(compress(self.trials, mask)))
 
     @property
     def params(self) -> list[dict[str, Any]]:

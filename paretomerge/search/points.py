@@ -35,11 +35,12 @@ _TRIES = 512  # random points looked at before a space counts as exhausted
 class Archive:
     """The n finished trials in the order of their numbers, as points of the unit cube, when trial `number` is asked for.
 
-    pending: `(p, d)`, the points of trials that still run, as far as they are known.
+    x: `(n, d)`. pending: `(p, d)`, the points of trials that still run, as far as they are known.
     """
 
     encoding: Encoding
     observations: Observations
+    x: Array
     pending: Array
     number: int
 
@@ -47,14 +48,13 @@ class Archive:
     def of(
         cls, observations: Observations, encoding: Encoding, number: int, proposed: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
     ) -> "Archive":
-        """proposed: trial's number -> what it was given: of a trial that runs, Optuna knows only what it has used so far."""
+        """proposed: trial's number -> what it was given: of a trial that runs, Optuna knows only what it has used so far. Trials that
+        have no place in the space, for it was another one when they were made, are left out.
+        """
         running = [{**proposed.get(t.number, {}), **t.params} for t in observations.running]
-        return cls(encoding, observations, encoding.encode([params for params in running if params]), number)
-
-    @cached_property
-    def x(self) -> Array:
-        """`(n, d)`"""
-        return self.encoding.encode(self.observations.params)
+        x, pending = encoding.encode(observations.params), encoding.encode([params for params in running if params])
+        placed = np.asarray(np.isfinite(x).all(1), dtype=bool)
+        return cls(encoding, observations.only(placed), x[placed], pending[np.isfinite(pending).all(1)], number)
 
     @property
     def y(self) -> Array:

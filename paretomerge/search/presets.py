@@ -190,11 +190,12 @@ def _population(problem: Problem) -> dict[str, Any]:
     return {"population_size": min(max(problem.trials // 3, 10), 50)}
 
 
-def _nsga3(problem: Problem) -> dict[str, Any]:
+def _nsga3(problem: Problem, options: Options) -> BaseSampler:
     """No more reference directions than members."""
-    size, m = _population(problem)["population_size"], problem.objectives
+    size, m = int((_population(problem) | dict(options))["population_size"]), problem.objectives
     parts = max((p for p in range(1, size + 1) if comb(p + m - 1, m - 1) <= size), default=1)
-    return {"population_size": size, "dividing_parameter": parts if m > 1 else 1}
+    build = _optuna("NSGAIIISampler", lambda problem: {"population_size": size, "dividing_parameter": parts if m > 1 else 1})
+    return build(problem, options)
 
 
 def _tpe(problem: Problem) -> dict[str, Any]:
@@ -212,9 +213,9 @@ def _evolver(problem: Problem) -> dict[str, Any]:
 def _policy(problem: Problem, options: Options) -> BaseSampler:
     from paretomerge.search.policy import Policy  # and with it torch
 
-    known = problem.starts or problem.n_startup  # where starts are known, a random point would tell little
-    build = _proposer(Policy, lambda problem: {"starts": known, "seed": problem.seed})
-    return build(problem, {"n_startup": known, **options})
+    known = {"n_startup": problem.starts or problem.n_startup, **options}  # where starts are known, a random point would tell little
+    build = _proposer(Policy, lambda problem: {"starts": known["n_startup"], "seed": problem.seed})
+    return build(problem, known)
 
 
 def _m2n2(problem: Problem) -> dict[str, Any]:
@@ -226,7 +227,7 @@ _TABLE = (
     Preset("random", _optuna("RandomSampler"), "every parameter uniformly at random", "Bergstra & Bengio 2012, JMLR 13"),
     Preset("qmc", _proposer(None), "a scrambled Sobol sequence: fills the space evenly", "Sobol 1967; Owen 1998"),
     Preset("nsga2", _optuna("NSGAIISampler", _population), "genetic, by front and crowding", "Deb et al. 2002, IEEE TEVC 6(2)"),
-    Preset("nsga3", _optuna("NSGAIIISampler", _nsga3), "genetic, by front and directions", "Deb & Jain 2014, IEEE TEVC 18(4)"),
+    Preset("nsga3", _nsga3, "genetic, by front and directions", "Deb & Jain 2014, IEEE TEVC 18(4)"),
     Preset("tpe", _optuna("TPESampler", _tpe), "ratio of the densities of good and bad points", "Ozaki et al. 2022, JAIR 73"),
     Preset("gp", _optuna("GPSampler", _gp), "Gaussian processes, expected hypervolume improvement", "Optuna's GPSampler"),
     Preset("cma", _cma, "CMA-ES on a weighted sum or Tchebycheff scalar", "Hansen & Ostermeier 2001; Akiba et al. 2025, arXiv 2403.13187"),

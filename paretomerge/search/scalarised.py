@@ -7,6 +7,7 @@ one compromise, not a front; the trials on the way there are the front that one 
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -116,14 +117,16 @@ def _quiet_study(sampler: BaseSampler) -> Study:
 def _copied(trial: FrozenTrial, scalars: Mapping[int, float]) -> FrozenTrial:
     """The trial with one value; one that is finished and has none, or an infinite one, has failed."""
     value = scalars.get(trial.number)
-    return optuna.trial.create_trial(
-        state=TrialState.FAIL if value is None and trial.state.is_finished() else trial.state,
-        value=None if value is None else float(value),
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=trial.system_attrs,
-    )
+    create = partial(optuna.trial.create_trial, user_attrs=trial.user_attrs, system_attrs=trial.system_attrs)
+    try:
+        return create(
+            state=TrialState.FAIL if value is None and trial.state.is_finished() else trial.state,
+            value=None if value is None else float(value),
+            params=trial.params,
+            distributions=trial.distributions,
+        )
+    except ValueError:  # it was enqueued with a value from outside its range, which Optuna takes, and then does not copy
+        return create(state=TrialState.FAIL)
 
 
 def checked_weights(weights: Sequence[float]) -> Array:
@@ -154,14 +157,14 @@ def cma(
     if population_size is not None and population_size < 3:
         raise ConfigError(f"cma: expected a population_size of 3 or more, got {population_size}")
     middle = _inside(space, _checked_start(space, start), sigma) if space and start is not None else None
+    return Scalarised(partial(_cma_es, x0=middle, sigma0=sigma, popsize=population_size), weights, kind, seed=seed)
 
-    def inner(seed: int) -> CmaEsSampler:
-        with warnings.catch_warnings():
-            # Optuna 5 deprecates the start and its spread without giving another way to say them
-            warnings.simplefilter("ignore", FutureWarning)
-            return CmaEsSampler(seed=seed, x0=middle, sigma0=sigma, popsize=population_size, warn_independent_sampling=False)
 
-    return Scalarised(inner, weights, kind, seed=seed)
+def _cma_es(**options: Any) -> CmaEsSampler:
+    with warnings.catch_warnings():
+        # Optuna 5 deprecates the start and its spread without giving another way to say them
+        warnings.simplefilter("ignore", FutureWarning)
+        return CmaEsSampler(warn_independent_sampling=False, **options)
 
 
 def _checked_start(space: Mapping[str, BaseDistribution], start: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import Objective
-from paretomerge.pareto.front import preferred, ranked
+from paretomerge.pareto.front import preferred, ranked, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes import RouteSpace
 from paretomerge.space.space import Space
@@ -33,16 +33,20 @@ class Then:
     notes: tuple[str, ...] = ()
 
     def chosen(
-        self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float], sources: Collection[str]
+        self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float] | None, sources: Collection[str]
     ) -> list[int]:
-        """Numbers of the feasible `trials` that enter the pool, in their order; never a source, which is a model there anyway."""
+        """Numbers of the feasible `trials` that enter the pool, in their order; never a source, which is a model there anyway. Where
+        no source could be scored, there is no `reference`, and the pool stands for them.
+        """
         front = on_front(trials, objectives)
         if self.prefer and front:
             front = [front[preferred([t.values(objectives) for t in front], self.prefer)]]
         merges = [t for t in front if t.label not in sources]
         if not merges:
             return []
-        return sorted(merges[i].number for i in ranked([t.values(objectives) for t in merges], reference)[: self.front])
+        values = [t.values(objectives) for t in merges]
+        order = ranked(values, reference_point(values) if reference is None else reference)
+        return sorted(merges[i].number for i in order[: self.front])
 
 
 def pool_name(number: int) -> str:

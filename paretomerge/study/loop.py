@@ -72,9 +72,8 @@ class Loop:
             if evaluated(self.finished) >= self.budget.trials:
                 return end
             feasible = [t for t in self.finished if t.feasible and t.final]
-            study.record.note(POOL, study.then.chosen(feasible, study.objectives, study.reference or (), study.space.sources))
+            study.record.note(POOL, study.then.chosen(feasible, study.objectives, study.reference, study.space.sources))
         second = Level(1, study.routes, study.then.sampler(study.routes), scored_already(study.routes, self.finished))
-        self.budget.check(second.sampler)
         return self._explore(second, self.budget)
 
     def _explore(self, level: Level, budget: Budget) -> End:

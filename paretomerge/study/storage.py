@@ -41,7 +41,7 @@ class Storage:
     @property
     def place(self) -> str:
         """The url without its password: messages are kept and passed on."""
-        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", self.url)
+        return re.sub(r"([?&]\w*passw\w*=)[^&]*", r"\1***", re.sub(r"(//[^:/]*):[^@]*@", r"\1:***@", self.url))
 
     def __str__(self) -> str:
         return self.place + ("" if self.name == NAME else f", study {self.name!r}")

@@ -190,6 +190,8 @@ class Study:
         """
         budget = Budget.of(budget)
         budget.check(self.sampler)
+        if self.then:
+            budget.check(self.then.sampler(self.then.space({})))
         usable_device(self.device)
         with _alone(self.folder):
             end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()

@@ -121,6 +121,19 @@ def test_a_number_may_say_how_many_others_there_are():
     assert inferred_conditions(gap, space) == {}
 
 
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution should be")  # Optuna takes them all the same
+def test_a_choice_may_be_a_list():
+    space = {"layers": CategoricalDistribution(([1, 2], [3, 4])), "y": FloatDistribution(0, 1)}
+    assert inferred_conditions([{"layers": [1, 2], "y": 0.5}, {"layers": [3, 4]}], space) == {"y": [("layers", [[1, 2]])]}
+
+
+def test_a_point_of_another_space_has_no_place():
+    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True), "c": CategoricalDistribution(("a", None))}
+    here = {"x": 0.5, "y": 0.1, "c": None}
+    x = Encoding(space).encode([here | other for other in ({"c": "b"}, {"y": 0.0}, {"y": -0.5}, {"x": "no"}, {"x": None}, {})])
+    assert np.isnan(x[:-1]).all() and np.isfinite(x[-1]).all()
+
+
 def test_a_choice_may_be_no_number():
     encoding = Encoding({"a": CategoricalDistribution((1.0, float("nan")))})
     np.testing.assert_array_equal(encoding.encode([{"a": float("nan")}, {"a": 1.0}]), [[0, 1], [1, 0]])

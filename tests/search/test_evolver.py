@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import optuna
 from hypothesis import given, settings
@@ -74,7 +76,7 @@ def test_a_choice_is_the_parents_or_the_mutants_and_something_always_changes():
         study.add_trial(optuna.trial.create_trial(value=1.0, params=params, distributions=space))
     encoding = Encoding(space)
     known = Archive.of(Observations.of(study), encoding, len(study.trials))
-    archive = Archive(encoding, known.observations, known.pending, number=8)  # the turn of trial 2
+    archive = replace(known, number=8)  # the turn of trial 2
     children = Evolver(6, crossover=0.5).propose(archive, rng)
     assert {tuple(child[:3]) for child in children} == {(1, 0, 0), (0, 0, 1)}
     for child in Evolver(6, crossover=0.0).propose(archive, rng):

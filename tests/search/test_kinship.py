@@ -26,8 +26,7 @@ def archive_of(*rows, number=None):
     study = optuna.create_study(directions=["maximize"])
     for params, value in rows:
         study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=SPACE))
-    archive = Archive.of(Observations.of(study), Encoding(SPACE, CONDITIONS), len(rows))
-    return archive if number is None else Archive(archive.encoding, archive.observations, archive.pending, number)
+    return Archive.of(Observations.of(study), Encoding(SPACE, CONDITIONS), len(rows) if number is None else number)
 
 
 def proposed(archive, **settings):

@@ -66,6 +66,14 @@ def test_an_objective_without_examples_is_one_example(items):
     assert table.tolist() == [[0.0], [1.0], [0.5]] and capacity.tolist() == [1.0]
 
 
+def test_a_trial_that_lacks_its_examples_has_its_mean_in_each():
+    """A race leaves it before all were asked."""
+    table, capacity = resources(archive_of(([0.25], ["0001"]), ([0.75], ["0111"]), ([0.5], None)))
+    assert table.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0.5] * 4] and capacity == pytest.approx([0.25] * 4)
+    table, _ = resources(archive_of(([-0.25], ["0001"]), ([-0.75], ["0111"]), ([-0.75], None)))  # errors
+    assert table.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0.25] * 4]
+
+
 def test_examples_that_do_not_fit_together_are_left_aside():
     table, _ = resources(archive_of(([1.0], ["11"]), ([2.0], ["111"])))
     assert table.shape == (2, 1)

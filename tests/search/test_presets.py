@@ -55,6 +55,19 @@ def test_the_budget_sets_the_population():
     assert nsga3.population_size == 20
 
 
+@pytest.mark.parametrize(("size", "parts"), [(None, 4), (10, 3), (50, 8)])
+def test_nsga3_has_no_more_directions_than_members(monkeypatch, size, parts):
+    given = {}
+    monkeypatch.setattr(optuna.samplers, "NSGAIIISampler", lambda **options: given.update(options))
+    make("nsga3", Problem(SPACE, 3, trials=60), {} if size is None else {"population_size": size})
+    assert given["dividing_parameter"] == parts and given["population_size"] == (size or 20)
+
+
+def test_policy_begins_where_it_is_told():
+    sampler = make("policy", problem(), {"n_startup": 3})
+    assert sampler.n_startup == sampler.proposer.starts == 3
+
+
 def test_optunas_classes_and_our_own_by_their_names():
     for name in ("NSGAIISampler", "TPESampler", "RandomSampler", "GPSampler", "QMCSampler", "NSGAIIISampler"):
         assert type(make(name, problem())) is getattr(optuna.samplers, name)

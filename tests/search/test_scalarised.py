@@ -1,3 +1,4 @@
+import pickle
 import warnings
 
 import numpy as np
@@ -44,6 +45,23 @@ def test_wrong_lengths_are_refused_when_the_objectives_are_known():
     for weights in ([], [0, 0], [float("nan"), 1], [[1, 2]]):
         with pytest.raises(ConfigError, match="weights: expected a list"):
             Scalarised(optuna.samplers.TPESampler, weights)
+
+
+def test_a_value_from_outside_its_range_is_a_failure_to_the_inner_sampler():
+    """Optuna evaluates what was enqueued, with a warning, and does not take it again."""
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=cma(0, space=SPACE))
+    study.enqueue_trial({"a": 7.0, "b": 0.5, "c": "x"})
+    with pytest.warns(UserWarning, match="out of range"):
+        study.tell(study.ask(SPACE), [0.0, 0.0])
+    for _ in range(5):
+        trial = study.ask(SPACE)
+        study.tell(trial, [trial.params["a"], -trial.params["b"]])
+    assert study.trials[0].params["a"] == 7.0 and all(0 <= t.params["a"] <= 1.5 for t in study.trials[1:])
+
+
+def test_cma_can_be_pickled_and_goes_on():
+    alone, moved = run(cma(0, space=SPACE), 6), run(pickle.loads(pickle.dumps(cma(0, space=SPACE))), 6)
+    assert [t.params for t in moved.trials] == [t.params for t in alone.trials]
 
 
 @pytest.mark.parametrize("kind", ["sum", "tchebycheff"])

@@ -141,6 +141,25 @@ def test_what_cannot_be_is_told_before_the_search(tmp_path, pico, then, more, me
         opened(tmp_path, pico, then, **more)
 
 
+def test_a_rule_that_only_the_second_sampler_cannot_follow_is_told_before_the_search(tmp_path, pico):
+    study, config = opened(tmp_path, pico, {"sampler": "nsga2"}, sampler="mmmo", budget={"until": "1%"})
+    with pytest.raises(ConfigError, match=r"budget.until: .* got NSGAIISampler"):
+        study.run(config.limit)
+    assert not study.trials
+
+
+def test_sources_that_could_not_be_scored_do_not_stop_it(tmp_path, pico):
+    path = told(tmp_path, pico, {"routes": {"blocks": 2}, "trials": 2, "front": 2}, sampler="qmc", trials=6)
+    (tmp_path / "spread_of_logits.py").write_text(
+        SCORE.replace("import torch", "import torch\ncalls = []").replace(
+            "    tokens", "    calls.append(1)\n    if len(calls) <= 2:\n        raise RuntimeError('away')\n    tokens", 1
+        )
+    )
+    study, config = load_study(path)
+    study.run(config.limit)
+    assert all(t.failure for t in study.trials[:2]) and [t.level for t in study.trials if not t.failure][-1] == 1
+
+
 def test_what_routes_cannot_do_is_noted_before_the_search(tmp_path, pico, monkeypatch):
     monkeypatch.setattr("paretomerge.checkpoint.stream.FOLDS", {})
     study, _ = opened(tmp_path, pico)
@@ -152,10 +171,11 @@ def test_the_pool_is_of_the_front_without_the_sources():
     points = {"ada": (1.0, 0.0), "": (0.8, 0.7), "soup": (0.5, 0.9), "worse": (0.4, 0.4)}
     trials = [Trial(n, {}, {"a": Score(a), "b": Score(b)}, label) for n, (label, (a, b)) in enumerate(points.items())]
 
-    def pool(**settings):
+    def pool(reference=(-0.1, -0.1), **settings):
         then = Then(9, lambda recipes: None, lambda space: None, **settings)
-        return then.chosen(trials, objectives, (-0.1, -0.1), {"ada", "bob"})
+        return then.chosen(trials, objectives, reference, {"ada", "bob"})
 
     assert pool() == [1, 2] and pool(front=1) == [1]  # neither a source nor what another dominates
+    assert pool(None) == [1, 2]  # no source could be scored
     assert pool(prefer=(0.1, 0.9)) == [2] and pool(prefer=(1.0, 0.0)) == []
     assert Then(9, lambda recipes: None, lambda space: None).chosen([], objectives, (), ()) == []

@@ -12,6 +12,8 @@ from paretomerge.study.storage import Storage
         ("postgresql://ada:secret@host:5432/db", "postgresql://ada:***@host:5432/db"),
         ("mysql+pymysql://ada:se%40cret:x@host/db", "mysql+pymysql://ada:***@host/db"),
         ("postgresql://ada@host/db", "postgresql://ada@host/db"),
+        ("postgresql://ada@home:secret@host/db", "postgresql://ada@home:***@host/db"),
+        ("postgresql://host/db?user=ada&password=secret&x=1", "postgresql://host/db?user=ada&password=***&x=1"),
         ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
     ],
 )
