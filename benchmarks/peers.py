@@ -79,11 +79,11 @@ def ablation() -> list[str]:
 # ----- samplers of Optuna
 
 
-def _optuna(name: str, options: Mapping[str, Any], problem: Problem, meter: Meter, seed: int) -> None:
+def _optuna(name: str, options: Mapping[str, Any], problem: Problem, meter: Meter, seed: int, trials: int = 60) -> None:
     """An in-memory study, asked and told as ours are: values maximised, standard errors in the attribute `stderr`."""
     known_starts = problem.starts
     best = max(known_starts, key=lambda start: float(problem.evaluate([start]).mean()), default=None)  # where CMA-ES begins
-    known = presets.Problem(problem.distributions, problem.m, seed, problem.conditions, len(known_starts), start=best)
+    known = presets.Problem(problem.distributions, problem.m, seed, problem.conditions, len(known_starts), start=best, trials=trials)
     if name == "mmmo":
         options = {"reference": problem.reference.tolist(), **options}
     elif name == "cma":
@@ -137,7 +137,7 @@ def _pymoo(name: str, problem: Problem, meter: Meter, seed: int) -> None:
 
 
 OWN: dict[str, Peer] = {
-    "nsga2 for 300": partial(_optuna, "nsga2", {"population_size": 50}),
+    "nsga2 for 300": partial(_optuna, "nsga2", {}, trials=300),
     "botorch": botorch,
     "pymoo-nsga2": partial(_pymoo, "nsga2"),
     "pymoo-sms-emoa": partial(_pymoo, "sms-emoa"),

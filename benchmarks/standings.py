@@ -104,8 +104,10 @@ def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
     known: every peer that there is; who is among them and was not measured is named.
     """
     found = {name: cells for name, cells in found.items() if _contested(cells)}
-    peers = _order({peer for cells in found.values() for peer, _ in cells if " " not in peer})  # parts and settings are no peers
-    parts = [_summary(found, peers), _missing(found, _order({*peers, *(peer for peer in known if " " not in peer)}))]
+    measured = {peer for cells in found.values() for peer, _ in cells}
+    # parts and settings of a peer, which have spaces in their names, are none themselves
+    peers, everyone = (_order(peer for peer in names if " " not in peer) for names in (measured, {*measured, *known}))
+    parts = [_summary(found, peers), _missing(found, everyone)]
     for budget in BUDGETS:
         rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers))]
         if rows:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+SOON = 20  # seconds: no busy machine takes so long, and whoever waits for what never comes does
+
 
 class Handler(BaseHTTPRequestHandler):
     server: "Server"

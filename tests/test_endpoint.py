@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paretomerge.endpoint import BASE_URL, KEY, MODELS, Endpoint, EndpointError, last_object
 from paretomerge.errors import ConfigError
-from tests.openai_server import completion, hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
+from tests.openai_server import SOON, completion, hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "sk-very-secret-0123"
@@ -21,9 +21,6 @@ def environment(monkeypatch):
     for name in (BASE_URL, *MODELS, KEY):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
-
-
-SOON = 20  # seconds: no busy machine takes so long, and whoever waits for what never comes does
 
 
 def refusal(*behaviours, timeout=SOON, key=SECRET) -> str:

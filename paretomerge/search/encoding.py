@@ -160,7 +160,7 @@ class Encoding:
 
     def _to_unit(self, distribution: Any, value: float) -> float:
         low, high = distribution.low, distribution.high
-        if distribution.log:
+        if distribution.log:  # of 0 math raises, where NumPy would go on with infinity
             low, high, value = math.log(low), math.log(high), math.log(value)
         return float((value - low) / (high - low)) if high > low else 0.5
 

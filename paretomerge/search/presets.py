@@ -194,8 +194,7 @@ def _nsga3(problem: Problem, options: Options) -> BaseSampler:
     """No more reference directions than members."""
     size, m = int((_population(problem) | dict(options))["population_size"]), problem.objectives
     parts = max((p for p in range(1, size + 1) if comb(p + m - 1, m - 1) <= size), default=1)
-    build = _optuna("NSGAIIISampler", lambda problem: {"population_size": size, "dividing_parameter": parts if m > 1 else 1})
-    return build(problem, options)
+    return _optuna("NSGAIIISampler", _population)(problem, {"dividing_parameter": parts if m > 1 else 1, **options})
 
 
 def _tpe(problem: Problem) -> dict[str, Any]:

@@ -190,7 +190,7 @@ class Study:
         """
         budget = Budget.of(budget)
         budget.check(self.sampler)
-        if self.then:
+        if self.then and budget.until is not None:  # told now, not when the first level has been paid for
             budget.check(self.then.sampler(self.then.space({})))
         usable_device(self.device)
         with _alone(self.folder):

@@ -16,11 +16,10 @@ from paretomerge.errors import ConfigError
 from paretomerge.search.llm import PROPOSER, LLMSampler, log_lines
 from paretomerge.search.mmmo import MMMOSampler
 from paretomerge.search.observations import Observations
-from tests.openai_server import hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
+from tests.openai_server import SOON, hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
 from tests.search.test_answers import CONDITIONS, GOOD, SPACE
 
 SECRET = "sk-very-secret-0123"
-SOON = 20  # seconds: no busy machine takes so long, and whoever waits for what never comes does
 
 
 @pytest.fixture(autouse=True)

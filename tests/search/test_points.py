@@ -97,20 +97,16 @@ def test_trials_of_another_space_are_left_out(preset):
     """They can be added to a study by hand; what is not in the space can say nothing about it."""
     space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True), "c": CategoricalDistribution(("a", "b"))}
     others = {"c": CategoricalDistribution(("zz", "a")), "y": FloatDistribution(-1, 1), "x": CategoricalDistribution(("no", "yes"))}
-
-    def told(added):
-        made = study(make(preset, Problem(space, 2), {"n_startup": 3}))
-        for number in range(9):
-            if number in added:
-                params = {"x": 0.5, "y": 0.1, "c": "a"} | added[number]
-                distributions = space | {name: others[name] for name in added[number]}
-                made.add_trial(create_trial(values=[9.0, -9.0], params=params, distributions=distributions))
-            else:
-                trial = made.ask(space)
-                made.tell(trial, [trial.params["x"], trial.params["y"]])
-        return made
-
-    made = told({5: {"c": "zz"}, 6: {"y": -0.5}, 7: {"x": "no"}})
+    added = {5: {"c": "zz"}, 6: {"y": -0.5}, 7: {"x": "no"}}
+    made = study(make(preset, Problem(space, 2), {"n_startup": 3}))
+    for number in range(9):
+        if number in added:
+            params = {"x": 0.5, "y": 0.1, "c": "a"} | added[number]
+            distributions = space | {name: others[name] for name in added[number]}
+            made.add_trial(create_trial(values=[9.0, -9.0], params=params, distributions=distributions))
+        else:
+            trial = made.ask(space)
+            made.tell(trial, [trial.params["x"], trial.params["y"]])
     seen = Observations.of(made)
     archive = Archive.of(seen, Encoding(space), 9)
     assert len(seen) == 9 and len(archive.x) == len(archive.y) == len(archive.observations) == 6
