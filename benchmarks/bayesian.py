@@ -26,9 +26,15 @@ def _model(cube: Cube) -> Any:
     from botorch.models import SingleTaskGP
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    noise = torch.from_numpy(np.asarray(cube.meter.stderr) ** 2).clamp_min(1e-6) if cube.meter.stderr else None
+    noise = (
+        torch.from_numpy(np.asarray(cube.meter.stderr) ** 2).clamp_min(1e-6)
+        if cube.meter.stderr
+        else None
+    )
     model = SingleTaskGP(torch.from_numpy(cube.x), torch.from_numpy(cube.meter.y), train_Yvar=noise)
-    options = {"options": {"maxiter": 100}}  # a fit without noise goes on for seconds, to the same hypervolume
+    options = {
+        "options": {"maxiter": 100}
+    }  # a fit without noise goes on for seconds, to the same hypervolume
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=options)
     return model
 
@@ -40,7 +46,13 @@ def botorch(problem: Problem, meter: Meter, seed: int) -> None:
     cube = Cube(problem, meter)
     cube(starts(problem, cube.encoding, min(2 * (cube.encoding.d + 1), 20), seed))
     while True:
-        best, _ = optimize_acqf(_improvement(cube, len(meter.seen), seed), cube.bounds, q=1, num_restarts=10, raw_samples=512)
+        best, _ = optimize_acqf(
+            _improvement(cube, len(meter.seen), seed),
+            cube.bounds,
+            q=1,
+            num_restarts=10,
+            raw_samples=512,
+        )
         cube(best.numpy())
 
 
@@ -49,14 +61,22 @@ def _improvement(cube: Cube, number: int, seed: int, logarithmic: bool = True) -
     from botorch.acquisition.multi_objective.monte_carlo import qNoisyExpectedHypervolumeImprovement
     from botorch.sampling.normal import SobolQMCNormalSampler
 
-    kind = qLogNoisyExpectedHypervolumeImprovement if logarithmic else qNoisyExpectedHypervolumeImprovement
+    kind = (
+        qLogNoisyExpectedHypervolumeImprovement
+        if logarithmic
+        else qNoisyExpectedHypervolumeImprovement
+    )
     return kind(
         _model(cube),
         ref_point=cube.problem.reference.tolist(),
         X_baseline=torch.from_numpy(cube.x),
-        sampler=SobolQMCNormalSampler(torch.Size([128 if cube.problem.m == 2 else 32]), seed=seed * 1000 + number),
+        sampler=SobolQMCNormalSampler(
+            torch.Size([128 if cube.problem.m == 2 else 32]), seed=seed * 1000 + number
+        ),
         prune_baseline=True,
-        alpha=0.0 if cube.problem.m <= 4 else 1e-2,  # approximate boxes: exact ones take seconds from five objectives on
+        alpha=0.0
+        if cube.problem.m <= 4
+        else 1e-2,  # approximate boxes: exact ones take seconds from five objectives on
     )
 
 
@@ -71,7 +91,9 @@ def ap_bmm(problem: Problem, meter: Meter, seed: int) -> None:
     cube(starts(problem, cube.encoding, 8, seed))
     while True:
         acquisition = _improvement(cube, len(meter.seen), seed, logarithmic=False)
-        found, value = optimize_acqf(acquisition, cube.bounds, q=1, num_restarts=8, raw_samples=256, return_best_only=False)
+        found, value = optimize_acqf(
+            acquisition, cube.bounds, q=1, num_restarts=8, raw_samples=256, return_best_only=False
+        )
         best = found[value.argsort(descending=True)[:4], 0]
         with torch.no_grad():
             outcome = acquisition.model.posterior(best).mean.numpy()
@@ -93,7 +115,9 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
     from botorch.models import SingleTaskGP
     from botorch.optim import optimize_acqf
     from botorch.sampling.normal import SobolQMCNormalSampler
-    from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
+    from botorch.utils.multi_objective.box_decompositions.non_dominated import (
+        FastNondominatedPartitioning,
+    )
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
     rng = np.random.default_rng(seed)
@@ -101,9 +125,13 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
     known = starts(problem, cube.encoding, 0, seed)
     cube(np.concatenate([known, rng.random((max(10 - len(known), 1), cube.encoding.d))]))
     while True:
-        percent = 100 - 50 * (problem.ideal - meter.y) / (problem.ideal - problem.reference)  # 100 ideal, 50 at the reference
+        percent = 100 - 50 * (problem.ideal - meter.y) / (
+            problem.ideal - problem.reference
+        )  # 100 ideal, 50 at the reference
         percent = np.maximum(percent, 0.0)
-        standard = torch.from_numpy((percent - percent.mean(0)) / np.maximum(percent.std(0, ddof=1), 1e-9))
+        standard = torch.from_numpy(
+            (percent - percent.mean(0)) / np.maximum(percent.std(0, ddof=1), 1e-9)
+        )
         model = SingleTaskGP(torch.from_numpy(cube.x), standard, outcome_transform=None)
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
         worst = torch.from_numpy(percent[:10].min(0))

@@ -20,9 +20,9 @@ import numpy as np
 import yaml
 from seeds import arguments, spread
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 from paretomerge.study.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,9 @@ INDICATORS: dict[str, Any] = {"routes": {"blocks": LAYERS, "form": "indicators"}
 SIZE = {"size": "layers"}
 
 
-def two_levels(sampler: str, first: int = FIRST, budget: int = BUDGET, **routes: Any) -> dict[str, Any]:
+def two_levels(
+    sampler: str, first: int = FIRST, budget: int = BUDGET, **routes: Any
+) -> dict[str, Any]:
     then = {"routes": EDITS["routes"] | routes, "trials": budget - first, "sampler": sampler}
     return {"space": PARAMETERS, "trials": first, "then": then}
 
@@ -48,7 +50,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
     "hierarchy 55 + 5 without scales, MM-MO": two_levels("mmmo", 55, scale=False, most=1),
     "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER},
-    "hierarchy 100 + 20 without scales, MM-MO": two_levels("mmmo", 100, LARGER, scale=False, most=1),
+    "hierarchy 100 + 20 without scales, MM-MO": two_levels(
+        "mmmo", 100, LARGER, scale=False, most=1
+    ),
     "routes alone, random edits": {"space": EDITS, "sampler": "random"},
     "routes alone, MM-MO": {"space": EDITS},
     "routes alone, policy": {"space": EDITS, "sampler": "policy"},
@@ -95,10 +99,18 @@ def measured(study: Study, limit: Any) -> dict[str, Any]:
     done = [t for t in study.trials if t.feasible]
     starts, shortest = [t for t in done if t.is_start], best_by_depth(study, done)
     study.hold_out([*study.front(), *starts, *shortest])
-    numbers = {name: {t.number for t in some} for name, some in (("front", study.front()), ("starts", starts), ("depths", shortest))}
+    numbers = {
+        name: {t.number for t in some}
+        for name, some in (("front", study.front()), ("starts", starts), ("depths", shortest))
+    }
     by_number = {t.number: t for t in study.trials}
-    found = {name: [told(study, by_number[n]) for n in sorted(some)] for name, some in numbers.items()}
-    return found | {"failed": sum(bool(t.failure) for t in study.trials), "second": sum(t.level for t in study.trials)}
+    found = {
+        name: [told(study, by_number[n]) for n in sorted(some)] for name, some in numbers.items()
+    }
+    return found | {
+        "failed": sum(bool(t.failure) for t in study.trials),
+        "second": sum(t.level for t in study.trials),
+    }
 
 
 def told(study: Study, trial: Trial) -> dict[str, Any]:
@@ -149,10 +161,19 @@ def table() -> None:
     def volume(trials: Sequence[dict[str, Any]]) -> float:
         return hypervolume([t["held_out"] for t in trials], reference) / scale
 
-    print("| search | seeds | hypervolume | best mean | layers at 95 % of it |\n|---|---:|---:|---:|---:|")
+    print(
+        "| search | seeds | hypervolume | best mean | layers at 95 % of it |\n|---|---:|---:|---:|---:|"
+    )
     print(row("the sources", [volume(sources)], [best(sources)], []))
     print(row("untuned merges (known starts)", [volume(plain)], [best(plain)], []))
-    stacks = next((s["routes alone, random edits"]["starts"] for s in seeds if "routes alone, random edits" in s), [])
+    stacks = next(
+        (
+            s["routes alone, random edits"]["starts"]
+            for s in seeds
+            if "routes alone, random edits" in s
+        ),
+        [],
+    )
     print(row("static stacking (known starts)", [volume(stacks)], [best(stacks)], []))
     for name in SEARCHES:
         found = [s[name] for s in seeds if name in s]
@@ -160,11 +181,19 @@ def table() -> None:
             means = [best([*f["front"], *f["depths"]]) for f in found]
             short = [fewest(f["depths"], 0.95 * m) for f, m in zip(found, means, strict=True)]
             print(row(name, [volume(f["front"]) for f in found], means, short))
-    print("\n| best held-out mean with at most so many layers | " + " | ".join(map(str, range(4, 10))) + " |\n|---|" + "---:|" * 6)
+    print(
+        "\n| best held-out mean with at most so many layers | "
+        + " | ".join(map(str, range(4, 10)))
+        + " |\n|---|"
+        + "---:|" * 6
+    )
     for name in SEARCHES:
         found = [s[name] for s in seeds if name in s]
         if found:
-            cells = [[best([t for t in f["depths"] if t["layers"] <= n]) for f in found] for n in range(4, 10)]
+            cells = [
+                [best([t for t in f["depths"] if t["layers"] <= n]) for f in found]
+                for n in range(4, 10)
+            ]
             print(f"| {name} | " + " | ".join(f"{statistics.mean(c):.3f}" for c in cells) + " |")
 
 
@@ -177,7 +206,9 @@ def best(trials: Sequence[dict[str, Any]]) -> float:
 
 def fewest(trials: Sequence[dict[str, Any]], least: float) -> float:
     """Layers of the shortest whose held-out mean reaches `least`."""
-    return min((t["layers"] for t in trials if np.mean(t["held_out"]) >= least), default=float("nan"))
+    return min(
+        (t["layers"] for t in trials if np.mean(t["held_out"]) >= least), default=float("nan")
+    )
 
 
 def row(name: str, volumes: Sequence[float], means: Sequence[float], short: Sequence[float]) -> str:

@@ -65,7 +65,9 @@ def hatch_cover(flange: Array, beam: Array) -> tuple[Array, ...]:
     shear = 1800 / beam
     deflection = 56.2e4 / (elasticity * flange * beam**2)
     buckling = elasticity * flange**2 / 100
-    return flange + 120 * beam, _violation(1 - bending / 700, 1 - shear / 450, 1 - deflection / 1.5, 1 - bending / buckling)
+    return flange + 120 * beam, _violation(
+        1 - bending / 700, 1 - shear / 450, 1 - deflection / 1.5, 1 - bending / buckling
+    )
 
 
 def two_bar_truss(x1: Array, x2: Array, y: Array) -> tuple[Array, ...]:
@@ -87,7 +89,15 @@ def welded_beam(h: Array, length: Array, t: Array, b: Array) -> tuple[Array, ...
     direct = load / (np.sqrt(2.0) * h * length)
     shear = np.sqrt(direct**2 + direct * torsion * length / radius + torsion**2)
     bending = 6 * load * overhang / (b * t**2)
-    buckling = 4.013 * elasticity * t * b**3 / 6 / overhang**2 * (1 - t / (2 * overhang) * np.sqrt(elasticity / (4 * shear_modulus)))
+    buckling = (
+        4.013
+        * elasticity
+        * t
+        * b**3
+        / 6
+        / overhang**2
+        * (1 - t / (2 * overhang) * np.sqrt(elasticity / (4 * shear_modulus)))
+    )
     return cost, deflection, _violation(13_600 - shear, 30_000 - bending, b - h, buckling - load)
 
 
@@ -98,7 +108,10 @@ def disc_brake(inner: Array, outer: Array, force: Array, discs: Array) -> tuple[
     """
     width = outer - inner
     width = np.where(np.abs(width) < 1e-9, 1e-9, width)
-    both, cubes = inner + outer, inner**2 + inner * outer + outer**2  # (o^2 - i^2) / width, (o^3 - i^3) / width
+    both, cubes = (
+        inner + outer,
+        inner**2 + inner * outer + outer**2,
+    )  # (o^2 - i^2) / width, (o^3 - i^3) / width
     mass = 4.9e-5 * width * both * (discs - 1)
     time = 9.82e6 * both / (force * discs * cubes)
     pressure = 0.4 - force / (3.14 * width * both)
@@ -109,43 +122,115 @@ def disc_brake(inner: Array, outer: Array, force: Array, discs: Array) -> tuple[
 
 def crashworthiness(x1: Array, x2: Array, x3: Array, x4: Array, x5: Array) -> tuple[Array, ...]:
     """RE34: a vehicle's mass, acceleration in a full frontal crash, intrusion in an offset crash."""
-    mass = 1640.2823 + 2.3573285 * x1 + 2.3220035 * x2 + 4.5688768 * x3 + 7.7213633 * x4 + 4.4559504 * x5
+    mass = (
+        1640.2823
+        + 2.3573285 * x1
+        + 2.3220035 * x2
+        + 4.5688768 * x3
+        + 7.7213633 * x4
+        + 4.4559504 * x5
+    )
     linear = 6.5856 + 1.15 * x1 - 1.0427 * x2 + 0.9738 * x3 + 0.8364 * x4
     products = -0.3695 * x1 * x4 + 0.0861 * x1 * x5 + 0.3628 * x2 * x4
     acceleration = linear + products - 0.1106 * x1**2 - 0.3437 * x3**2 + 0.1764 * x4**2
     linear = -0.0551 + 0.0181 * x1 + 0.1024 * x2 + 0.0421 * x3
-    products = -0.0073 * x1 * x2 + 0.024 * x2 * x3 - 0.0118 * x2 * x4 - 0.0204 * x3 * x4 - 0.008 * x3 * x5
+    products = (
+        -0.0073 * x1 * x2 + 0.024 * x2 * x3 - 0.0118 * x2 * x4 - 0.0204 * x3 * x4 - 0.008 * x3 * x5
+    )
     return mass, acceleration, linear + products - 0.0241 * x2**2 + 0.0109 * x4**2
 
 
 # Quadratic (and some cubic) fits in (alpha, HA, OA, OPTT): exponents of the four -> coefficient, one table per objective.
 _ROCKET: tuple[dict[str, float], ...] = (
-    {"": 0.692, "a": 0.477, "h": -0.687, "o": -0.080, "p": -0.0650, "aa": -0.167, "ha": -0.0129, "hh": 0.0796, "oa": -0.0634}
+    {
+        "": 0.692,
+        "a": 0.477,
+        "h": -0.687,
+        "o": -0.080,
+        "p": -0.0650,
+        "aa": -0.167,
+        "ha": -0.0129,
+        "hh": 0.0796,
+        "oa": -0.0634,
+    }
     | {"oh": -0.0257, "oo": 0.0877, "pa": -0.0521, "ph": 0.00156, "po": 0.00198, "pp": 0.0184},
-    {"": 0.153, "a": -0.322, "h": 0.396, "o": 0.424, "p": 0.0226, "aa": 0.175, "ha": 0.0185, "hh": -0.0701, "oa": -0.251}
+    {
+        "": 0.153,
+        "a": -0.322,
+        "h": 0.396,
+        "o": 0.424,
+        "p": 0.0226,
+        "aa": 0.175,
+        "ha": 0.0185,
+        "hh": -0.0701,
+        "oa": -0.251,
+    }
     | {"oh": 0.179, "oo": 0.0150, "pa": 0.0134, "ph": 0.0296, "po": 0.0752, "pp": 0.0192},
-    {"": 0.370, "a": -0.205, "h": 0.0307, "o": 0.108, "p": 1.019, "aa": -0.135, "ha": 0.0141, "hh": 0.0998, "oa": 0.208}
-    | {"oh": -0.0301, "oo": -0.226, "pa": 0.353, "po": -0.0497, "pp": -0.423, "haa": 0.202, "oaa": -0.281, "hha": -0.342}
+    {
+        "": 0.370,
+        "a": -0.205,
+        "h": 0.0307,
+        "o": 0.108,
+        "p": 1.019,
+        "aa": -0.135,
+        "ha": 0.0141,
+        "hh": 0.0998,
+        "oa": 0.208,
+    }
+    | {
+        "oh": -0.0301,
+        "oo": -0.226,
+        "pa": 0.353,
+        "po": -0.0497,
+        "pp": -0.423,
+        "haa": 0.202,
+        "oaa": -0.281,
+        "hha": -0.342,
+    }
     | {"hho": -0.245, "ooh": 0.281, "ppa": -0.184, "hao": -0.281},
 )
 
 
-def rocket_injector(alpha: Array, hydrogen: Array, oxygen: Array, post_tip: Array) -> tuple[Array, ...]:
+def rocket_injector(
+    alpha: Array, hydrogen: Array, oxygen: Array, post_tip: Array
+) -> tuple[Array, ...]:
     """RE37: highest temperatures of the injector's face and of its post tip, combustion length."""
     value = {"a": alpha, "h": hydrogen, "o": oxygen, "p": post_tip}
     one = np.ones_like(alpha)
-    return tuple(np.asarray(sum(c * np.prod([one, *(value[v] for v in term)], axis=0) for term, c in table.items())) for table in _ROCKET)
+    return tuple(
+        np.asarray(
+            sum(c * np.prod([one, *(value[v] for v in term)], axis=0) for term, c in table.items())
+        )
+        for table in _ROCKET
+    )
 
 
-def car_side(x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x7: Array) -> tuple[Array, ...]:
+def car_side(
+    x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x7: Array
+) -> tuple[Array, ...]:
     """RE41: mass, force on the pelvis, mean velocity of pillar and door, violation of ten limits on the dummy's body."""
     mass = 1.98 + 4.9 * x1 + 6.67 * x2 + 6.98 * x3 + 4.01 * x4 + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
     force = 4.72 - 0.5 * x4 - 0.19 * x2 * x3
     pillar = 10.58 - 0.674 * x1 * x2 - 0.67275 * x2
     door = 16.45 - 0.489 * x3 * x7 - 0.843 * x5 * x6
     abdomen = 1.16 - 0.3717 * x2 * x4 - 0.0092928 * x3
-    upper = 0.261 - 0.0159 * x1 * x2 - 0.06486 * x1 - 0.019 * x2 * x7 + 0.0144 * x3 * x5 + 0.0154464 * x6
-    middle = 0.214 + 0.00817 * x5 - 0.0587118 * x1 + 0.03099 * x2 * x6 - 0.018 * x2 * x7 + 0.030408 * x3 - 0.00364 * x5 * x6
+    upper = (
+        0.261
+        - 0.0159 * x1 * x2
+        - 0.06486 * x1
+        - 0.019 * x2 * x7
+        + 0.0144 * x3 * x5
+        + 0.0154464 * x6
+    )
+    middle = (
+        0.214
+        + 0.00817 * x5
+        - 0.0587118 * x1
+        + 0.03099 * x2 * x6
+        - 0.018 * x2 * x7
+        + 0.030408 * x3
+        - 0.00364 * x5 * x6
+    )
     lower = 0.74 - 0.61 * x2 - 0.031296 * x3 - 0.031872 * x7 + 0.227 * x2**2
     ribs = (
         28.98 + 3.818 * x3 - 4.2 * x1 * x2 + 1.27296 * x6 - 2.68065 * x7,
@@ -153,16 +238,34 @@ def car_side(x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x
         46.36 - 9.9 * x2 - 4.4505 * x1,
     )
     soft = (0.32 - upper, 0.32 - middle + 0.018 * x2**2, 0.32 - lower)
-    return mass, force, (pillar + door) / 2, _violation(1 - abdomen, *soft, *(32 - r for r in ribs), 4 - force, 9.9 - pillar, 15.7 - door)
+    return (
+        mass,
+        force,
+        (pillar + door) / 2,
+        _violation(
+            1 - abdomen, *soft, *(32 - r for r in ribs), 4 - force, 9.9 - pillar, 15.7 - door
+        ),
+    )
 
 
 _CAR_LOW = (0.5, 0.45, 0.5, 0.5, 0.875, 0.4, 0.4)
 _CAR_HIGH = (1.5, 1.35, 1.5, 1.5, 2.625, 1.2, 1.2)
 ENGINEERING: dict[str, Engineering] = {
-    "re21": Engineering(four_bar_truss, (1.0, 2**0.5, 2**0.5, 1.0), (3.0,) * 4, (1237.841, 0.00276142), (2886.370, 0.04)),
+    "re21": Engineering(
+        four_bar_truss,
+        (1.0, 2**0.5, 2**0.5, 1.0),
+        (3.0,) * 4,
+        (1237.841, 0.00276142),
+        (2886.370, 0.04),
+    ),
     "re24": Engineering(hatch_cover, (0.5, 0.5), (4.0, 50.0), (60.5, 0.0), (481.6081, 44.28190)),
     "re31": Engineering(
-        two_bar_truss, (1e-5, 1e-5, 1.0), (100.0, 100.0, 3.0), (5.537319e-05, 1 / 3, 0.0), (500.0027, 8246211.25, 19359919.75), True
+        two_bar_truss,
+        (1e-5, 1e-5, 1.0),
+        (100.0, 100.0, 3.0),
+        (5.537319e-05, 1 / 3, 0.0),
+        (500.0027, 8246211.25, 19359919.75),
+        True,
     ),
     "re32": Engineering(
         welded_beam,
@@ -173,9 +276,31 @@ ENGINEERING: dict[str, Engineering] = {
         logarithmic=True,
     ),
     "re33": Engineering(
-        disc_brake, (55.0, 75.0, 1000.0, 11.0), (80.0, 110.0, 3000.0, 20.0), (-0.721525, 1.139072, 0.0), (5.3067, 3.128334, 25.0)
+        disc_brake,
+        (55.0, 75.0, 1000.0, 11.0),
+        (80.0, 110.0, 3000.0, 20.0),
+        (-0.721525, 1.139072, 0.0),
+        (5.3067, 3.128334, 25.0),
     ),
-    "re34": Engineering(crashworthiness, (1.0,) * 5, (3.0,) * 5, (1661.708, 6.1428, 0.0394), (1695.200, 10.7454, 0.264)),
-    "re37": Engineering(rocket_injector, (0.0,) * 4, (1.0,) * 4, (0.008893414, 0.00488, -0.4315), (0.9894912, 0.9565879, 0.9875309)),
-    "re41": Engineering(car_side, _CAR_LOW, _CAR_HIGH, (15.576004, 3.58525, 10.61064375, 0.0), (42.768012, 4.42725, 13.09138125, 9.449293)),
+    "re34": Engineering(
+        crashworthiness,
+        (1.0,) * 5,
+        (3.0,) * 5,
+        (1661.708, 6.1428, 0.0394),
+        (1695.200, 10.7454, 0.264),
+    ),
+    "re37": Engineering(
+        rocket_injector,
+        (0.0,) * 4,
+        (1.0,) * 4,
+        (0.008893414, 0.00488, -0.4315),
+        (0.9894912, 0.9565879, 0.9875309),
+    ),
+    "re41": Engineering(
+        car_side,
+        _CAR_LOW,
+        _CAR_HIGH,
+        (15.576004, 3.58525, 10.61064375, 0.0),
+        (42.768012, 4.42725, 13.09138125, 9.449293),
+    ),
 }

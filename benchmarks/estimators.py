@@ -18,9 +18,15 @@ DRAWS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--known", type=int, default=30)
-    parser.add_argument("--better", action="store_true", help="new merges are of the best third: searches go where nobody was")
+    parser.add_argument(
+        "--better",
+        action="store_true",
+        help="new merges are of the best third: searches go where nobody was",
+    )
     arguments = parser.parse_args()
     merges = Merges.load()
     items, starts = merges.correct, merges.stage == STARTS
@@ -54,12 +60,21 @@ def main() -> None:
                     stated = np.sqrt(np.mean([e.stderr**2 for e in found]))
                     spread = float(np.sqrt((error**2).mean()))
                     agreement = float(spearmanr([e.value for e in found], truth).statistic)
-                    rows.setdefault(name, {}).setdefault(n, []).append((float(error.mean()), spread, agreement, stated / spread))
+                    rows.setdefault(name, {}).setdefault(n, []).append(
+                        (float(error.mean()), spread, agreement, stated / spread)
+                    )
     print(f"{len(known)} known merges, {len(new)} new ones\n")
-    print("| estimator | " + " | ".join(f"{n} items: bias | error | rank | stated / true error" for n in NUMBERS) + " |")
+    print(
+        "| estimator | "
+        + " | ".join(f"{n} items: bias | error | rank | stated / true error" for n in NUMBERS)
+        + " |"
+    )
     print("|---|" + "---:|" * 4 * len(NUMBERS))
     for name, by_n in rows.items():
-        cells = [f"{b:+.3f} | {e:.3f} | {r:.2f} | {s:.2f}" for b, e, r, s in (np.mean(by_n[n], axis=0) for n in NUMBERS)]
+        cells = [
+            f"{b:+.3f} | {e:.3f} | {r:.2f} | {s:.2f}"
+            for b, e, r, s in (np.mean(by_n[n], axis=0) for n in NUMBERS)
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -72,7 +72,12 @@ def recipe(method: str, models: Path, dtype: str) -> tuple[str, list[Path]]:
     listed = [models / ("base" if name == "*" else name) for name in names]
     options = {name: value for name, value in whole.items() if name != "base_model"}
     entries = [{"model": str(path), **({"parameters": each} if each else {})} for path in listed]
-    told: dict[str, Any] = {"merge_method": method, "models": entries, "dtype": dtype, "out_dtype": "bfloat16"}
+    told: dict[str, Any] = {
+        "merge_method": method,
+        "models": entries,
+        "dtype": dtype,
+        "out_dtype": "bfloat16",
+    }
     if options:
         told["parameters"] = options
     if "base_model" in whole:
@@ -84,10 +89,19 @@ def recipe(method: str, models: Path, dtype: str) -> tuple[str, list[Path]]:
 
 def measure(command: list[str], threads: int = 1) -> dict[str, Any]:
     """Run one process to its end: CPU and wall seconds, peak MiB; or the exit status of a failure."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     with tempfile.TemporaryFile() as log:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env={**os.environ, **offline, "OMP_NUM_THREADS": str(threads)}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **offline, "OMP_NUM_THREADS": str(threads)},
+            stdout=log,
+            stderr=log,
+        )
         peak = [0]
         poller = threading.Thread(target=watch, args=(process.pid, peak), daemon=True)
         poller.start()
@@ -98,9 +112,16 @@ def measure(command: list[str], threads: int = 1) -> dict[str, Any]:
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
     if process.returncode:
-        print(f"{' '.join(command)}: {lines[-1] if lines else 'no word'}", file=sys.stderr)  # it may name folders: not for the record
+        print(
+            f"{' '.join(command)}: {lines[-1] if lines else 'no word'}", file=sys.stderr
+        )  # it may name folders: not for the record
         return {"failed": process.returncode}
-    told = {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "rss": used.ru_maxrss / 1024, "beyond": peak[0] / 1024}
+    told = {
+        "cpu": used.ru_utime + used.ru_stime,
+        "wall": wall,
+        "rss": used.ru_maxrss / 1024,
+        "beyond": peak[0] / 1024,
+    }
     return {name: round(value, 3) for name, value in told.items()}
 
 
@@ -122,7 +143,9 @@ def family(pid: int) -> Iterable[int]:
 def beyond_files(pid: int) -> int:
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+        return sum(
+            int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))
+        )
     return 0
 
 
@@ -141,17 +164,37 @@ def inputs(folder: Path, size: str) -> Path:
     if not models.exists():
         print(f"making {size} B models in {models} ...", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=folder) as partial:
-            subprocess.run([sys.executable, str(HERE / "workloads.py"), "make", f"{partial}/models", size], check=True)
+            subprocess.run(
+                [sys.executable, str(HERE / "workloads.py"), "make", f"{partial}/models", size],
+                check=True,
+            )
             Path(partial, "models").rename(models)
     return models
 
 
-def commands(mergekit: Path | None, threads: int, text: Path, out: Path, read: list[Path]) -> dict[str, list[str]]:
+def commands(
+    mergekit: Path | None, threads: int, text: Path, out: Path, read: list[Path]
+) -> dict[str, list[str]]:
     """The three command lines. mergekit's keep its defaults that are fast (no accelerator, tensors in memory) and skip the extras."""
-    told = {"floor": [sys.executable, str(HERE / "workloads.py"), "floor", str(out), *map(str, read)]}
-    told["ours"] = [OURS, "merge", str(text), str(out), *(["--threads", str(threads)] if offers("merge", "--threads") else [])]
+    told = {
+        "floor": [sys.executable, str(HERE / "workloads.py"), "floor", str(out), *map(str, read)]
+    }
+    told["ours"] = [
+        OURS,
+        "merge",
+        str(text),
+        str(out),
+        *(["--threads", str(threads)] if offers("merge", "--threads") else []),
+    ]
     if mergekit:
-        options = ["--random-seed", "0", "--quiet", "--no-low-cpu-memory", "--no-copy-tokenizer", "--no-write-model-card"]
+        options = [
+            "--random-seed",
+            "0",
+            "--quiet",
+            "--no-low-cpu-memory",
+            "--no-copy-tokenizer",
+            "--no-write-model-card",
+        ]
         told["mergekit"] = [str(mergekit), *options, str(text), str(out)]
     return told
 
@@ -162,7 +205,9 @@ def offers(command: str, option: str = "") -> bool:
     return shown.returncode == 0 and option in shown.stdout
 
 
-def compare(method: str, models: Path, threads: int, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def compare(
+    method: str, models: Path, threads: int, arguments: argparse.Namespace
+) -> dict[str, list[dict[str, Any]]]:
     """Each tool's runs of one method, `--repeat` of them, paired."""
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.models) as folder:
@@ -173,13 +218,17 @@ def compare(method: str, models: Path, threads: int, arguments: argparse.Namespa
             for tool, command in commands(arguments.mergekit, threads, text, out, read).items():
                 warm(read)
                 run = measure(command, threads)
-                run["MB written"] = sum(file.stat().st_size for file in out.glob("*.safetensors")) // 10**6
+                run["MB written"] = (
+                    sum(file.stat().st_size for file in out.glob("*.safetensors")) // 10**6
+                )
                 shutil.rmtree(out, ignore_errors=True)
                 found.setdefault(tool, []).append(run)
     return found
 
 
-def start_up(models: Path, arguments: argparse.Namespace, repeat: int = 5) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def start_up(
+    models: Path, arguments: argparse.Namespace, repeat: int = 5
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Runs of commands that merge nothing."""
     with tempfile.TemporaryDirectory(dir=arguments.models) as folder:
         text = Path(folder) / "recipe.yml"
@@ -187,13 +236,27 @@ def start_up(models: Path, arguments: argparse.Namespace, repeat: int = 5) -> di
         tried = {"paretomerge --help": [OURS, "--help"]}
         if offers("plan"):
             tried["paretomerge plan recipe.yml"] = [OURS, "plan", str(text)]
-        return {name: {"ours": [measure(command) for _ in range(repeat)]} for name, command in tried.items()}
+        return {
+            name: {"ours": [measure(command) for _ in range(repeat)]}
+            for name, command in tried.items()
+        }
 
 
 def in_place(models: Path, threads: int) -> dict[str, dict[str, float]]:
     """Seconds of warm re-merges and of copying the same bytes, per set of tensors; see workloads.py."""
-    command = [sys.executable, str(HERE / "workloads.py"), "in-place", str(threads), *(str(models / name) for name in MODELS)]
-    told = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=True, stdout=subprocess.PIPE)
+    command = [
+        sys.executable,
+        str(HERE / "workloads.py"),
+        "in-place",
+        str(threads),
+        *(str(models / name) for name in MODELS),
+    ]
+    told = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
     return dict(json.loads(told.stdout))
 
 
@@ -206,10 +269,15 @@ def cell(found: dict[str, list[dict[str, Any]]], form: str, tool: str, key: str,
 
 def table(methods: dict[str, Any]) -> str:
     """Markdown, a row a method."""
-    lines = [f"| method | {' | '.join(heading for heading, *_ in COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    lines = [
+        f"| method | {' | '.join(heading for heading, *_ in COLUMNS)} |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
     for method in RECIPES:
         if method in methods:
-            lines.append(f"| {method} | {' | '.join(cell(methods[method], *column) for _, *column in COLUMNS)} |")
+            lines.append(
+                f"| {method} | {' | '.join(cell(methods[method], *column) for _, *column in COLUMNS)} |"
+            )
     return "\n".join(lines)
 
 
@@ -222,21 +290,43 @@ def report(told: dict[str, Any]) -> str:
         wall, cpu = (cell(runs, ".2f", "ours", key, "") for key in ("wall", "cpu"))
         blocks.append(f"`{name}`: {wall} s wall, {cpu} s CPU")
     for name, seconds in told.get("in place", {}).items():
-        ratios = [f"{what} {1000 * s:.1f} ms ({s / seconds['copy']:.2f} x copy)" for what, s in seconds.items()]
+        ratios = [
+            f"{what} {1000 * s:.1f} ms ({s / seconds['copy']:.2f} x copy)"
+            for what, s in seconds.items()
+        ]
         blocks.append(f"in place, {name}, 3 sources, bfloat16: {', '.join(ratios)}")
     return "\n\n".join(blocks) + "\n"
 
 
 def facts(size: str, threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on; no names of machines or folders."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "?",
+    )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    told = {"parameters": f"{size} B", "threads": threads, "dtype": arguments.dtype, "cores": os.cpu_count(), "CPU": cpu}
-    told |= {"memory": f"{memory:.0f} GiB", "python": sys.version.split()[0], "torch": version("torch")}
+    told = {
+        "parameters": f"{size} B",
+        "threads": threads,
+        "dtype": arguments.dtype,
+        "cores": os.cpu_count(),
+        "CPU": cpu,
+    }
+    told |= {
+        "memory": f"{memory:.0f} GiB",
+        "python": sys.version.split()[0],
+        "torch": version("torch"),
+    }
     if arguments.mergekit:
         ask = "from importlib.metadata import version as v; print(v('mergekit'), 'with torch', v('torch'))"
         python = str(arguments.mergekit.with_name("python"))
-        told["mergekit"] = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+        told["mergekit"] = subprocess.run(
+            [python, "-c", ask], capture_output=True, text=True, check=True
+        ).stdout.strip()
     return told
 
 
@@ -244,9 +334,13 @@ def executable(given: str | None) -> Path | None:
     """`mergekit-yaml` from a venv, its python or itself; where nothing is given, beside this python or on the PATH."""
     path = Path(given) if given else Path(sys.executable)
     beside = path / "bin" if path.is_dir() else path.parent
-    found = shutil.which("mergekit-yaml", path=str(beside)) or (None if given else shutil.which("mergekit-yaml"))
+    found = shutil.which("mergekit-yaml", path=str(beside)) or (
+        None if given else shutil.which("mergekit-yaml")
+    )
     if given and not found:
-        raise SystemExit(f"--mergekit: expected a virtual environment with mergekit-yaml, got {given}")
+        raise SystemExit(
+            f"--mergekit: expected a virtual environment with mergekit-yaml, got {given}"
+        )
     return Path(found) if found else None
 
 
@@ -261,7 +355,9 @@ def run(threads: int, models: Path, arguments: argparse.Namespace) -> None:
         told["in place"] = in_place(models, threads)
     for method in arguments.methods if "merge" in arguments.parts else ():
         told.setdefault("methods", {})[method] = compare(method, models, threads, arguments)
-        print(table({method: told["methods"][method]}).splitlines()[-1], file=sys.stderr, flush=True)
+        print(
+            table({method: told["methods"][method]}).splitlines()[-1], file=sys.stderr, flush=True
+        )
     print(report(told))
     if arguments.write:
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -271,19 +367,47 @@ def run(threads: int, models: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["0.5", "2"], default="0.5", help="billions of parameters")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(RECIPES), help="linear,ties,... (all)")
-    parser.add_argument("--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1])
+    parser.add_argument(
+        "--size", choices=["0.5", "2"], default="0.5", help="billions of parameters"
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        default=list(RECIPES),
+        help="linear,ties,... (all)",
+    )
+    parser.add_argument(
+        "--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1]
+    )
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="mergekit computes in it; ours in float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="mergekit computes in it; ours in float32",
+    )
     parser.add_argument("--mergekit", help="the virtual environment that has it, or its python")
     parser.add_argument("--no-mergekit", action="store_true")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "pm-bench", help="where inputs are kept")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--write", action="store_true", help="keep the results in benchmarks/results/merge/")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "pm-bench",
+        help="where inputs are kept",
+    )
+    parser.add_argument(
+        "--parts",
+        type=lambda text: text.split(","),
+        default=PARTS,
+        help=f"some of {','.join(PARTS)}",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="keep the results in benchmarks/results/merge/"
+    )
     arguments = parser.parse_args()
     if unknown := {*arguments.methods} - {*RECIPES} | {*arguments.parts} - {*PARTS}:
-        parser.error(f"expected methods among {', '.join(RECIPES)} and parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+        parser.error(
+            f"expected methods among {', '.join(RECIPES)} and parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
+        )
     arguments.mergekit = None if arguments.no_mergekit else executable(arguments.mergekit)
     arguments.models.mkdir(parents=True, exist_ok=True)
     models = inputs(arguments.models, arguments.size)

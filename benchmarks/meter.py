@@ -42,7 +42,9 @@ class Meter:
         true = self.problem.evaluate([params])[0]
         seen, stderr = true, None
         if self.problem.noise is not None:
-            seen, stderr = self.problem.noise(true, np.random.default_rng([self.seed, len(self.seen)]))
+            seen, stderr = self.problem.noise(
+                true, np.random.default_rng([self.seed, len(self.seen)])
+            )
             self.stderr.append(stderr)
         self.params.append(dict(params))
         self.true.append(true)
@@ -59,7 +61,9 @@ class Meter:
 def starts(problem: Problem, encoding: Encoding, sobol: int, seed: int) -> Array:
     """The known starts, then Sobol points up to `sobol` in all, `(n, d)` in the unit cube."""
     known = encoding.encode(list(problem.starts)) if problem.starts else np.empty((0, encoding.d))
-    drawn = qmc.Sobol(encoding.d, rng=np.random.default_rng(seed)).random(max(sobol - len(known), 0))
+    drawn = qmc.Sobol(encoding.d, rng=np.random.default_rng(seed)).random(
+        max(sobol - len(known), 0)
+    )
     return np.concatenate([known, encoding.settle(drawn)]) if len(drawn) else known
 
 
@@ -73,7 +77,9 @@ class Cube:
     def __post_init__(self) -> None:
         self.encoding = Encoding(self.problem.distributions, self.problem.conditions)
         self.x = np.empty((0, self.encoding.d))
-        self.bounds = torch.stack([torch.zeros(self.encoding.d), torch.ones(self.encoding.d)]).double()
+        self.bounds = torch.stack(
+            [torch.zeros(self.encoding.d), torch.ones(self.encoding.d)]
+        ).double()
 
     def __call__(self, x: Array) -> None:
         """Evaluate each row, rounded to what the parameters can be."""

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.study.loop import Event
 from paretomerge.study.study import Placement, Study
 
@@ -26,8 +26,12 @@ def main() -> None:
         totals.update(event.seconds)
     whole = sum(totals.values())
     for part in ("ask", "merge", "evaluate", "record"):
-        print(f"{part:10s} {totals[part] / len(events[1:]):6.3f} s a trial  {totals[part] / whole:6.1%}")
-    print(f"overhead   {1 - totals['evaluate'] / whole:6.1%} of a trial (goal: under 33.3 %), {len(events)} trials, {whole:.0f} s")
+        print(
+            f"{part:10s} {totals[part] / len(events[1:]):6.3f} s a trial  {totals[part] / whole:6.1%}"
+        )
+    print(
+        f"overhead   {1 - totals['evaluate'] / whole:6.1%} of a trial (goal: under 33.3 %), {len(events)} trials, {whole:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from problems import Problem
 
 from paretomerge.search import presets
-from paretomerge.search.mmmo import Settings
+from paretomerge.search.mmmo.sampler import Settings
 
 Array = NDArray[np.float64]
 POPULATION = 20
@@ -46,13 +46,17 @@ def run(name: str, problem: Problem, seed: int, evaluations: int) -> Meter:
     meter = Meter(problem, seed, evaluations)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of experimental samplers, early stops of fits, unbalanced Sobol points
+        warnings.simplefilter(
+            "ignore"
+        )  # of experimental samplers, early stops of fits, unbalanced Sobol points
         torch.manual_seed(seed)
         try:
             peer(problem, meter, seed)
         except BudgetSpentError:
             return meter
-    raise RuntimeError(f"{name} on {problem.name}: expected {evaluations} evaluations, it stopped after {len(meter.seen)}")
+    raise RuntimeError(
+        f"{name} on {problem.name}: expected {evaluations} evaluations, it stopped after {len(meter.seen)}"
+    )
 
 
 def find(name: str) -> Peer:
@@ -61,7 +65,9 @@ def find(name: str) -> Peer:
     if first == "mmmo" or (first in PRESETS and not parts):
         return partial(_optuna, first, dict(_part(part) for part in parts))
     if name not in OWN:
-        raise SystemExit(f"--peers: expected one of {', '.join(names())}, or mmmo with parts; got {name}")
+        raise SystemExit(
+            f"--peers: expected one of {', '.join(names())}, or mmmo with parts; got {name}"
+        )
     return OWN[name]
 
 
@@ -79,16 +85,35 @@ def ablation() -> list[str]:
 # ----- samplers of Optuna
 
 
-def _optuna(name: str, options: Mapping[str, Any], problem: Problem, meter: Meter, seed: int, trials: int = 60) -> None:
+def _optuna(
+    name: str,
+    options: Mapping[str, Any],
+    problem: Problem,
+    meter: Meter,
+    seed: int,
+    trials: int = 60,
+) -> None:
     """An in-memory study, asked and told as ours are: values maximised, standard errors in the attribute `stderr`."""
     known_starts = problem.starts
-    best = max(known_starts, key=lambda start: float(problem.evaluate([start]).mean()), default=None)  # where CMA-ES begins
-    known = presets.Problem(problem.distributions, problem.m, seed, problem.conditions, len(known_starts), start=best, trials=trials)
+    best = max(
+        known_starts, key=lambda start: float(problem.evaluate([start]).mean()), default=None
+    )  # where CMA-ES begins
+    known = presets.Problem(
+        problem.distributions,
+        problem.m,
+        seed,
+        problem.conditions,
+        len(known_starts),
+        start=best,
+        trials=trials,
+    )
     if name == "mmmo":
         options = {"reference": problem.reference.tolist(), **options}
     elif name == "cma":
         options = {"weights": (1 / (problem.ideal - problem.reference)).tolist()}
-    study = optuna.create_study(directions=["maximize"] * problem.m, sampler=presets.make(name, known, options))
+    study = optuna.create_study(
+        directions=["maximize"] * problem.m, sampler=presets.make(name, known, options)
+    )
     for start in known_starts:
         study.enqueue_trial(dict(start))
     while True:
@@ -105,7 +130,9 @@ def _part(text: str) -> tuple[str, Any]:
         return text[1:], text[0] == "+"
     name, separator, value = text.partition("=")
     if not separator:
-        raise SystemExit(f"--peers: expected mmmo followed by -part, +part or name=value, got {text}")
+        raise SystemExit(
+            f"--peers: expected mmmo followed by -part, +part or name=value, got {text}"
+        )
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
@@ -128,7 +155,11 @@ def _pymoo(name: str, problem: Problem, meter: Meter, seed: int) -> None:
 
     task = Minimised(n_var=cube.encoding.d, n_obj=problem.m, xl=0.0, xu=1.0)
     first = starts(problem, cube.encoding, POPULATION, seed)
-    algorithm = NSGA2(POPULATION, sampling=first) if name == "nsga2" else SMSEMOA(POPULATION, sampling=first, n_offsprings=1)
+    algorithm = (
+        NSGA2(POPULATION, sampling=first)
+        if name == "nsga2"
+        else SMSEMOA(POPULATION, sampling=first, n_offsprings=1)
+    )
     algorithm.setup(task, termination=NoTermination(), seed=seed)
     while True:
         children = algorithm.ask()

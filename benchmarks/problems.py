@@ -80,7 +80,9 @@ def _zdt_shape(kind: int, f1: Array, g: Array | float) -> Array:
     ratio = f1 / g
     if kind == 2:
         return np.asarray(g * (1 - ratio**2))
-    return np.asarray(g * (1 - np.sqrt(ratio) - (ratio * np.sin(10 * np.pi * f1) if kind == 3 else 0)))
+    return np.asarray(
+        g * (1 - np.sqrt(ratio) - (ratio * np.sin(10 * np.pi * f1) if kind == 3 else 0))
+    )
 
 
 def dtlz2(m: int, x: Array) -> Array:
@@ -125,7 +127,11 @@ def zdt_front(kind: int) -> Front:
     on_front = np.diff(envelope, prepend=np.inf) < 0
     last = _GRID[on_front].max()
     ideal, nadir = np.array([0.0, envelope[-1]]), np.array([last, 1.0])
-    return Front(ideal, nadir, lambda r: float(np.trapezoid(r[1] - envelope, _GRID) + (r[0] - 1) * (r[1] - envelope[-1])))
+    return Front(
+        ideal,
+        nadir,
+        lambda r: float(np.trapezoid(r[1] - envelope, _GRID) + (r[0] - 1) * (r[1] - envelope[-1])),
+    )
 
 
 def dtlz2_front(m: int) -> Front:
@@ -166,7 +172,10 @@ def searched_front(task: Engineering, population: int = 400, generations: int = 
                 out["G"] = out["F"] - r
 
         inside = Inside(n_var=len(task.low), n_obj=len(r), n_ieq_constr=len(r), xl=0.0, xu=1.0)
-        found = [minimize(inside, NSGA2(population), ("n_gen", generations), seed=seed).F for seed in range(3)]
+        found = [
+            minimize(inside, NSGA2(population), ("n_gen", generations), seed=seed).F
+            for seed in range(3)
+        ]
         return hypervolume(-np.concatenate(found), -r)
 
     return Front(task.ideal, task.nadir, volume)
@@ -228,7 +237,9 @@ def _as_accuracies(exact: Problem) -> Problem:
 
     ones = np.ones(exact.m)
     volume = exact.volume / float(np.prod(half))
-    return Problem(exact.name, exact.distributions, exact.m, evaluate, ones / 2, ones, volume, binomial)
+    return Problem(
+        exact.name, exact.distributions, exact.m, evaluate, ones / 2, ones, volume, binomial
+    )
 
 
 def binomial(accuracy: Array, rng: np.random.Generator, items: int = ITEMS) -> tuple[Array, Array]:
@@ -245,7 +256,16 @@ def _landscape(name: str, noise: Noise | None) -> Problem:
     ideal = known.scores(known.front).max(0)
     starts = tuple(known.starts.values())
     return Problem(
-        name, known.distributions, len(ideal), known.scores, known.reference, ideal, known.hypervolume, noise, known.conditions, starts
+        name,
+        known.distributions,
+        len(ideal),
+        known.scores,
+        known.reference,
+        ideal,
+        known.hypervolume,
+        noise,
+        known.conditions,
+        starts,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from seeds import arguments, spread
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.pareto.front import hypervolume, knee, reference_point
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,10 @@ def run(folder: Path, seeds: Sequence[int], kinds: Sequence[str]) -> None:
             if kind not in found:
                 found[kind] = measured(folder, seed, kind)
                 path.write_text(json.dumps(found, indent=1) + "\n")
-                print(f"seed {seed}  {kind}: {found[kind]['items']} items, {len(found[kind]['front'])} on the front", flush=True)
+                print(
+                    f"seed {seed}  {kind}: {found[kind]['items']} items, {len(found[kind]['front'])} on the front",
+                    flush=True,
+                )
 
 
 def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
@@ -53,10 +56,22 @@ def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
     here = folder / f"{kind.replace(' ', '-').replace(',', '')}-{seed}"
     here.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load((SHIPPED / "study.yaml").read_text())
-    settings |= {"base": str(SHIPPED / settings["base"]), "models": [str(SHIPPED / model) for model in settings["models"]]}
-    settings["evaluate"] |= {"include_path": str(SHIPPED / "tasks"), "data_root": str(ROOT), "cache": str(folder / "items.db")}
+    settings |= {
+        "base": str(SHIPPED / settings["base"]),
+        "models": [str(SHIPPED / model) for model in settings["models"]],
+    }
+    settings["evaluate"] |= {
+        "include_path": str(SHIPPED / "tasks"),
+        "data_root": str(ROOT),
+        "cache": str(folder / "items.db"),
+    }
     objectives, more = KINDS[kind]
-    settings |= {"seed": seed, "watch": [], "evaluate": settings["evaluate"] | more, "objectives": settings["objectives"][:objectives]}
+    settings |= {
+        "seed": seed,
+        "watch": [],
+        "evaluate": settings["evaluate"] | more,
+        "objectives": settings["objectives"][:objectives],
+    }
     (here / "study.yaml").write_text(yaml.safe_dump(settings))
     study, config = load_study(here / "study.yaml")
     study.run(config.limit)
@@ -66,7 +81,12 @@ def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
     held_out = {t.number: [t.held_out[name].value for name in names] for t in trials if t.held_out}
     at_knee = front[knee([t.values(study.objectives) for t in front])]
     return {
-        "items": sum(t.scores[name].n for t in trials if not t.failure and t.same_as is None for name in names),
+        "items": sum(
+            t.scores[name].n
+            for t in trials
+            if not t.failure and t.same_as is None
+            for name in names
+        ),
         "left": sum(not t.final for t in trials),
         "front": [held_out[t.number] for t in front],
         "knee": held_out[at_knee.number],
@@ -77,7 +97,9 @@ def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
 def table() -> None:
     """Print the table of docs/evaluation.md."""
     seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
-    print("| | seeds | items asked | trials left early | held-out hypervolume | knee's held-out mean |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| | seeds | items asked | trials left early | held-out hypervolume | knee's held-out mean |\n|---|---:|---:|---:|---:|---:|"
+    )
     for kind in KINDS:
         whole = WHOLE[KINDS[kind][0]]
         pairs = [(s[kind], s[whole]) for s in seeds if kind in s and whole in s]
@@ -89,7 +111,9 @@ def table() -> None:
         share = statistics.mean(f["items"] / w["items"] for f, w in pairs)
         left = statistics.mean(f["left"] for f, _ in pairs)
         knees = [statistics.mean(f["knee"]) for f, _ in pairs]
-        print(f"| {kind} | {len(pairs)} | {share:.0%} | {left:.0f} | {spread(volumes)} | {spread(knees)} |")
+        print(
+            f"| {kind} | {len(pairs)} | {share:.0%} | {left:.0f} | {spread(volumes)} | {spread(knees)} |"
+        )
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ import torch
 from optuna.distributions import FloatDistribution
 from standings import EVERY, Cell
 
-from paretomerge.search.mmmo import MMMOSampler
+from paretomerge.search.mmmo.sampler import MMMOSampler
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "search"
@@ -56,11 +56,17 @@ def measure(problem: str, peer: str, seed: int, evaluations: int) -> Cell:
     )
 
 
-def missing(chosen: Sequence[str], who: Sequence[str], seeds: Sequence[int], evaluations: int, again: bool) -> list[tuple[str, str, int]]:
+def missing(
+    chosen: Sequence[str], who: Sequence[str], seeds: Sequence[int], evaluations: int, again: bool
+) -> list[tuple[str, str, int]]:
     """Cells that are not there with as many evaluations, seed by seed, so that an interrupted run is complete for some."""
     known = {name: {} if again else standings.load(RESULTS / f"{name}.jsonl") for name in chosen}
     cells = [(name, peer, seed) for seed, name, peer in product(seeds, chosen, who)]
-    return [c for c in cells if (found := known[c[0]].get(c[1:])) is None or found.evaluations < evaluations]
+    return [
+        c
+        for c in cells
+        if (found := known[c[0]].get(c[1:])) is None or found.evaluations < evaluations
+    ]
 
 
 def run(cells: Sequence[tuple[str, str, int]], evaluations: int, jobs: int) -> int:
@@ -70,18 +76,27 @@ def run(cells: Sequence[tuple[str, str, int]], evaluations: int, jobs: int) -> i
     failed = 0
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        futures: dict[Future[Cell], tuple[str, str, int]] = {pool.submit(measure, *cell, evaluations): cell for cell in cells}
+        futures: dict[Future[Cell], tuple[str, str, int]] = {
+            pool.submit(measure, *cell, evaluations): cell for cell in cells
+        }
         for done, future in enumerate(as_completed(futures), 1):
             problem, peer, seed = futures[future]
             if (error := future.exception()) is not None:
                 failed += 1
-                print(f"[{done}/{len(cells)}] {problem}, {peer}, seed {seed}: FAILED: {error!r}", file=sys.stderr, flush=True)
+                print(
+                    f"[{done}/{len(cells)}] {problem}, {peer}, seed {seed}: FAILED: {error!r}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 continue
             cell = future.result()
             with (RESULTS / f"{problem}.jsonl").open("a") as file:
                 file.write(cell.line() + "\n")
             seconds = statistics.mean(cell.seconds)
-            print(f"[{done}/{len(cells)}] {problem}, {peer}, seed {seed}: {cell.share[-1]:.4f}, {seconds:.3f} s per ask", flush=True)
+            print(
+                f"[{done}/{len(cells)}] {problem}, {peer}, seed {seed}: {cell.share[-1]:.4f}, {seconds:.3f} s per ask",
+                flush=True,
+            )
     finally:
         pool.shutdown(cancel_futures=True)
     return failed
@@ -97,7 +112,11 @@ def speed(observations: Sequence[int], dimensions: Sequence[int], objectives: Se
             texts.append(f"{_ask_seconds(n, d, m):.2f}")
             print(f"d {d}, m {m}, n {n}: {texts[-1]} s", file=sys.stderr, flush=True)
         lines.append("| " + " | ".join([str(d), str(m), *texts]) + " |")
-    head = "| parameters | objectives | " + " | ".join(f"{n} observations" for n in observations) + " |"
+    head = (
+        "| parameters | objectives | "
+        + " | ".join(f"{n} observations" for n in observations)
+        + " |"
+    )
     return "\n".join([head, "|" + "---:|" * (2 + len(observations)), *lines])
 
 
@@ -117,7 +136,12 @@ def _ask_seconds(n: int, d: int, m: int) -> float:
     noise = {"stderr": [0.02] * m}
     points = [dict(zip(space, rng.random(d).tolist(), strict=True)) for _ in range(n)]
     create = optuna.trial.create_trial
-    study.add_trials([create(params=p, distributions=dict(space), values=values(p), user_attrs=noise) for p in points])
+    study.add_trials(
+        [
+            create(params=p, distributions=dict(space), values=values(p), user_attrs=noise)
+            for p in points
+        ]
+    )
     taken = []
     for _ in range(3):
         since = time.perf_counter()
@@ -130,7 +154,10 @@ def _ask_seconds(n: int, d: int, m: int) -> float:
 
 def write(section: str, text: str, page: Path = PAGE) -> None:
     """Put `text` between the page's markers of `section`."""
-    begin, end = f"<!-- {section}: written by benchmarks/search.py -->", f"<!-- end of {section} -->"
+    begin, end = (
+        f"<!-- {section}: written by benchmarks/search.py -->",
+        f"<!-- end of {section} -->",
+    )
     before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
@@ -142,8 +169,14 @@ def _matching(patterns: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names that any pattern matches, in the table's order; `all` is all."""
     for pattern in patterns:
         if pattern != "all" and not any(fnmatch(name, pattern) for name in known):
-            raise SystemExit(f"--problems: expected names or patterns of {', '.join(known)}; got {pattern}")
-    return [name for name in known if any(pattern == "all" or fnmatch(name, pattern) for pattern in patterns)]
+            raise SystemExit(
+                f"--problems: expected names or patterns of {', '.join(known)}; got {pattern}"
+            )
+    return [
+        name
+        for name in known
+        if any(pattern == "all" or fnmatch(name, pattern) for pattern in patterns)
+    ]
 
 
 def _found() -> dict[str, dict[tuple[str, int], Cell]]:
@@ -154,18 +187,30 @@ def _found() -> dict[str, dict[tuple[str, int], Cell]]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     measured = commands.add_parser("run")
     measured.add_argument("--problems", nargs="+", required=True, help="names, patterns, or all")
-    measured.add_argument("--peers", nargs="+", default=[], help="names (default: all); 'mmmo -part' is a name")
-    measured.add_argument("--ablation", action="store_true", help="ours with each part switched, in place of the peers")
+    measured.add_argument(
+        "--peers", nargs="+", default=[], help="names (default: all); 'mmmo -part' is a name"
+    )
+    measured.add_argument(
+        "--ablation",
+        action="store_true",
+        help="ours with each part switched, in place of the peers",
+    )
     measured.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     measured.add_argument("--evaluations", type=int, default=100)
     measured.add_argument("--jobs", type=int, default=1)
-    measured.add_argument("--again", action="store_true", help="measure cells that are there already, too")
+    measured.add_argument(
+        "--again", action="store_true", help="measure cells that are there already, too"
+    )
     for name in ("table", "ablation"):
-        commands.add_parser(name).add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
+        commands.add_parser(name).add_argument(
+            "--write", action="store_true", help=f"into docs/{PAGE.name}"
+        )
     timed = commands.add_parser("speed")
     timed.add_argument("--observations", nargs="+", type=int, default=[20, 50, 100, 200])
     timed.add_argument("--parameters", nargs="+", type=int, default=[5, 20, 100])
@@ -177,7 +222,9 @@ def _arguments() -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.evaluations < EVERY or arguments.evaluations % EVERY:
-        raise SystemExit(f"--evaluations: expected a multiple of {EVERY}, got {arguments.evaluations}")
+        raise SystemExit(
+            f"--evaluations: expected a multiple of {EVERY}, got {arguments.evaluations}"
+        )
     chosen = _matching(arguments.problems, problems.names())
     who = peers.ablation() if arguments.ablation else arguments.peers or peers.names()
     for name in who:
@@ -192,10 +239,22 @@ def main() -> int:
     if arguments.command == "run":
         return _run(arguments)
     if arguments.command == "list":
-        print("\n".join(["problems", *(f"  {n}" for n in problems.names()), "peers", *(f"  {n}" for n in peers.names())]))
+        print(
+            "\n".join(
+                [
+                    "problems",
+                    *(f"  {n}" for n in problems.names()),
+                    "peers",
+                    *(f"  {n}" for n in peers.names()),
+                ]
+            )
+        )
         return 0
     if arguments.command == "speed":
-        section, text = "speed", speed(arguments.observations, arguments.parameters, arguments.objectives)
+        section, text = (
+            "speed",
+            speed(arguments.observations, arguments.parameters, arguments.objectives),
+        )
     elif arguments.command == "ablation":
         section, text = "ablation", standings.ablation(_found())
     else:

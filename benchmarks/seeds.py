@@ -8,12 +8,16 @@ from pathlib import Path
 
 def arguments(about: str | None, several: str, names: Iterable[str]) -> argparse.Namespace:
     """`run FOLDER [--seeds ...] [--SEVERAL ...]` or `table`; what was chosen of `names` is in `chosen`."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     measuring = commands.add_parser("run")
     measuring.add_argument("folder", type=Path)
     measuring.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    measuring.add_argument(f"--{several}", dest="chosen", nargs="+", choices=list(names), default=list(names))
+    measuring.add_argument(
+        f"--{several}", dest="chosen", nargs="+", choices=list(names), default=list(names)
+    )
     commands.add_parser("table")
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 from seeds import spread
 
-from paretomerge.config import load_study, make_sampler
+from paretomerge.config.build import load_study, make_sampler
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import hypervolume, knee, nondominated, reference_point
 from paretomerge.recipe import Recipe
@@ -46,21 +46,34 @@ def untuned(study: Study) -> dict[str, Recipe]:
     """Recipes that need no search, at the defaults of their papers."""
     base, sources = study.space.base, study.space.sources
 
-    def recipe(method: str, each: dict[str, Any], models: dict[str, str] = sources, **options: Any) -> Recipe:
+    def recipe(
+        method: str, each: dict[str, Any], models: dict[str, str] = sources, **options: Any
+    ) -> Recipe:
         listed = [{"model": path, "parameters": dict(each)} for path in models.values()]
         needed = {} if method == "linear" else {"base_model": base}
-        return Recipe.from_dict({"merge_method": method, **needed, "models": listed, "parameters": options})
+        return Recipe.from_dict(
+            {"merge_method": method, **needed, "models": listed, "parameters": options}
+        )
 
-    recipes = {name: recipe("linear", {"weight": float(1)}, {name: path}) for name, path in sources.items()}
+    recipes = {
+        name: recipe("linear", {"weight": float(1)}, {name: path}) for name, path in sources.items()
+    }
     recipes["uniform soup"] = recipe("linear", {"weight": 1.0})
     recipes["task arithmetic, 0.4"] = recipe("task_arithmetic", {"weight": 0.4})
     recipes["TIES, top 20 %, lambda 1"] = recipe("ties", {"weight": 1.0, "density": 0.2})
-    recipes["DARE-TIES, drop 90 %, 0.4"] = recipe("dare_ties", {"weight": 0.4, "density": 0.1}, rescale="inverse_density")
+    recipes["DARE-TIES, drop 90 %, 0.4"] = recipe(
+        "dare_ties", {"weight": 0.4, "density": 0.1}, rescale="inverse_density"
+    )
     names = list(sources)
     for a, b in ((0, 1), (0, 2), (1, 2)):
         listed = [{"model": sources[names[a]]}, {"model": sources[names[b]]}]
         recipes[f"SLERP {names[a]} + {names[b]}, 0.5"] = Recipe.from_dict(
-            {"merge_method": "slerp", "base_model": sources[names[a]], "models": listed, "parameters": {"t": 0.5}}
+            {
+                "merge_method": "slerp",
+                "base_model": sources[names[a]],
+                "models": listed,
+                "parameters": {"t": 0.5},
+            }
         )
     recipes["Model Stock"] = recipe("model_stock", {})
     return recipes
@@ -80,14 +93,21 @@ class Scorer:
             live = self.study.live(recipe)
             evaluator = self.study.watched if kind == "watched" else self.study.evaluator
             assert evaluator is not None
-            self.known[recipe.key, kind] = dict(evaluator.evaluate(live, "search" if kind == "search" else "held_out"))
+            self.known[recipe.key, kind] = dict(
+                evaluator.evaluate(live, "search" if kind == "search" else "held_out")
+            )
         return self.known[recipe.key, kind]
 
 
-def search(name: str, seed: int, study: Study, config: Any, score: Scorer, trials: int) -> dict[str, Any]:
+def search(
+    name: str, seed: int, study: Study, config: Any, score: Scorer, trials: int
+) -> dict[str, Any]:
     """One search from its starts to the held-out scores of its front and its knee."""
     names = [o.name for o in study.objectives]
-    chosen = make_sampler(config.model_copy(update={"seed": seed, "sampler": SEARCHES[name], "trials": trials}), study.space)
+    chosen = make_sampler(
+        config.model_copy(update={"seed": seed, "sampler": SEARCHES[name], "trials": trials}),
+        study.space,
+    )
     optimiser = optuna.create_study(directions=["maximize"] * len(names), sampler=chosen)
     for params in study.space.starts().values():
         optimiser.enqueue_trial(params)
@@ -121,7 +141,10 @@ def run(seeds: list[int], searches: list[str], trials: int) -> None:
     study, config = load_study(STUDY)
     score = Scorer(study)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    plain = {name: _plain(score(r, "held_out") | score(r, "watched")) for name, r in untuned(study).items()}
+    plain = {
+        name: _plain(score(r, "held_out") | score(r, "watched"))
+        for name, r in untuned(study).items()
+    }
     (RESULTS / "untuned.json").write_text(json.dumps(plain, indent=1) + "\n")
     for seed in seeds:
         path = RESULTS / f"seed-{seed}.json"
@@ -142,25 +165,48 @@ def table() -> None:
     sources = [[plain[s][n] for n in names] for s in study.space.sources]
     reference = reference_point(sources)
     scale = hypervolume([[1.0] * len(names)], reference)
-    print(f"| | {' | '.join(names)} | mean | mean of the best mean | hypervolume | {' | '.join(config.watch)} |")
+    print(
+        f"| | {' | '.join(names)} | mean | mean of the best mean | hypervolume | {' | '.join(config.watch)} |"
+    )
     print("|---|" + "---:|" * (len(columns) + 3))
     for name, scores in plain.items():
         mean = statistics.mean(scores[n] for n in names)
         volume = hypervolume([[scores[n] for n in names]], reference) / scale
         print(
-            _row(name, [f"{scores[n]:.3f}" for n in names], f"{mean:.3f}", "", f"{volume:.3f}", [f"{scores[w]:.3f}" for w in config.watch])
+            _row(
+                name,
+                [f"{scores[n]:.3f}" for n in names],
+                f"{mean:.3f}",
+                "",
+                f"{volume:.3f}",
+                [f"{scores[w]:.3f}" for w in config.watch],
+            )
         )
     for name in SEARCHES:
         found = [seed[name] for seed in seeds if name in seed]
         if len(found) < len(seeds):
             continue  # not measured, or not on every seed
         cell = {c: spread([f["knee"][c] for f in found]) for c in columns}
-        means, best = ([statistics.mean(f[pick][n] for n in names) for f in found] for pick in ("knee", "best mean"))
+        means, best = (
+            [statistics.mean(f[pick][n] for n in names) for f in found]
+            for pick in ("knee", "best mean")
+        )
         volumes = spread([hypervolume(f["front"], reference) / scale for f in found])
-        print(_row(f"{name}, knee", [cell[n] for n in names], spread(means), spread(best), volumes, [cell[w] for w in config.watch]))
+        print(
+            _row(
+                f"{name}, knee",
+                [cell[n] for n in names],
+                spread(means),
+                spread(best),
+                volumes,
+                [cell[w] for w in config.watch],
+            )
+        )
 
 
-def _row(name: str, objectives: list[str], mean: str, best: str, volume: str, watched: list[str]) -> str:
+def _row(
+    name: str, objectives: list[str], mean: str, best: str, volume: str, watched: list[str]
+) -> str:
     return f"| {' | '.join([name, *objectives, mean, best, volume, *watched])} |"
 
 
@@ -168,7 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES), help="others keep their results")
+    parser.add_argument(
+        "--searches",
+        nargs="+",
+        choices=SEARCHES,
+        default=list(SEARCHES),
+        help="others keep their results",
+    )
     parser.add_argument("--trials", type=int, default=TRIALS)
     arguments = parser.parse_args()
     if arguments.what == "run":

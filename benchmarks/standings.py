@@ -33,7 +33,9 @@ class Cell:
 
     def line(self) -> str:
         shares, seconds = [round(v, 5) for v in self.share], [round(v, 4) for v in self.seconds]
-        return json.dumps({"peer": self.peer, "seed": self.seed, "share": shares, "seconds": seconds})
+        return json.dumps(
+            {"peer": self.peer, "seed": self.seed, "share": shares, "seconds": seconds}
+        )
 
 
 Cells = Mapping[tuple[str, int], Cell]
@@ -47,7 +49,9 @@ def load(path: Path) -> dict[tuple[str, int], Cell]:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        cells[entry["peer"], entry["seed"]] = Cell(entry["peer"], entry["seed"], tuple(entry["share"]), tuple(entry["seconds"]))
+        cells[entry["peer"], entry["seed"]] = Cell(
+            entry["peer"], entry["seed"], tuple(entry["share"]), tuple(entry["seconds"])
+        )
     return cells
 
 
@@ -93,7 +97,11 @@ def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | 
     if not listed:
         return None
     seeds = sorted(max(listed.values(), key=lambda by: len(by)))
-    shares = {peer: np.array([by[s] for s in seeds]) for peer, by in listed.items() if set(seeds) <= set(by)}
+    shares = {
+        peer: np.array([by[s] for s in seeds])
+        for peer, by in listed.items()
+        if set(seeds) <= set(by)
+    }
     return Row(problem, budget, shares)
 
 
@@ -106,7 +114,10 @@ def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
     found = {name: cells for name, cells in found.items() if _contested(cells)}
     measured = {peer for cells in found.values() for peer, _ in cells}
     # parts and settings of a peer, which have spaces in their names, are none themselves
-    peers, everyone = (_order(peer for peer in names if " " not in peer) for names in (measured, {*measured, *known}))
+    peers, everyone = (
+        _order(peer for peer in names if " " not in peer)
+        for names in (measured, {*measured, *known})
+    )
     parts = [_summary(found, peers), _missing(found, everyone)]
     for budget in BUDGETS:
         rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers))]
@@ -124,7 +135,10 @@ def ablation(found: Mapping[str, Cells]) -> str:
     apart = {name: cells for name, cells in found.items() if name not in contested}
     parts = [rule, _switched(contested)]
     if apart:
-        parts += [f"The same on problems that served for nothing else: {', '.join(apart)}.", _switched(apart)]
+        parts += [
+            f"The same on problems that served for nothing else: {', '.join(apart)}.",
+            _switched(apart),
+        ]
     return "\n\n".join(parts)
 
 
@@ -134,7 +148,14 @@ def _contested(cells: Cells) -> bool:
 
 def _switched(found: Mapping[str, Cells]) -> str:
     """The mean difference over the problems, and on how many it is told from zero."""
-    peers = sorted({peer for cells in found.values() for peer, _ in cells if peer.split()[0] == OURS and peer != OURS})
+    peers = sorted(
+        {
+            peer
+            for cells in found.values()
+            for peer, _ in cells
+            if peer.split()[0] == OURS and peer != OURS
+        }
+    )
     lines = []
     for peer in peers:
         cells_of = [str(peer)]
@@ -146,7 +167,9 @@ def _switched(found: Mapping[str, Cells]) -> str:
                 continue
             means = np.array([g.mean() for g in gains])
             clear = [_clear(g) for g in gains]
-            cells_of.append(f"{means.mean():+.4f} ({clear.count(1)} better, {clear.count(-1)} worse of {len(gains)})")
+            cells_of.append(
+                f"{means.mean():+.4f} ({clear.count(1)} better, {clear.count(-1)} worse of {len(gains)})"
+            )
         lines.append(cells_of)
     return _markdown(["", *(f"{b} evaluations" for b in BUDGETS)], lines)
 
@@ -163,15 +186,37 @@ def _order(peers: Iterable[str]) -> list[str]:
 def _summary(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
     lines = []
     for budget in BUDGETS:
-        rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers)) and OURS in r.shares and len(r.shares) > 1]
+        rows = [
+            r
+            for name, cells in found.items()
+            if (r := row(name, cells, budget, peers)) and OURS in r.shares and len(r.shares) > 1
+        ]
         if not rows:
             continue
         ranks = [r.rank(OURS) for r in rows]
-        places = [str(ranks.count(1)), str(ranks.count(2)), str(ranks.count(3)), str(sum(k > 3 for k in ranks))]
+        places = [
+            str(ranks.count(1)),
+            str(ranks.count(2)),
+            str(ranks.count(3)),
+            str(sum(k > 3 for k in ranks)),
+        ]
         tied = sum(rank == 1 or r.tied(OURS) for rank, r in zip(ranks, rows, strict=True))
-        lines.append([str(budget), str(len(rows)), *places, f"{ranks.count(1) / len(rows):.0%}", str(tied)])
-    head = ["evaluations", "rows", "first", "second", "third", "worse", "first, share", "first or tied"]
-    reached = [text for peer in ("nsga2", "nsga2 for 300", "cma") if (text := _reached(found, peer))]
+        lines.append(
+            [str(budget), str(len(rows)), *places, f"{ranks.count(1) / len(rows):.0%}", str(tied)]
+        )
+    head = [
+        "evaluations",
+        "rows",
+        "first",
+        "second",
+        "third",
+        "worse",
+        "first, share",
+        "first or tied",
+    ]
+    reached = [
+        text for peer in ("nsga2", "nsga2 for 300", "cma") if (text := _reached(found, peer))
+    ]
     return "\n\n".join([f"Where `{OURS}` stands:", _markdown(head, lines), *reached])
 
 
@@ -184,7 +229,11 @@ def _missing(found: Mapping[str, Cells], known: Sequence[str]) -> str:
         texts = [f"{peer} ({count} of {len(rows)} rows)" for peer, count in absent.items() if count]
         if rows and texts:
             lines.append(f"- at {budget} evaluations: {', '.join(texts)}")
-    return "Not measured yet, and so not ranked:\n\n" + "\n".join(lines) if lines else "Every peer is in every row."
+    return (
+        "Not measured yet, and so not ranked:\n\n" + "\n".join(lines)
+        if lines
+        else "Every peer is in every row."
+    )
 
 
 def _reached(found: Mapping[str, Cells], peer: str) -> str:
@@ -195,14 +244,22 @@ def _reached(found: Mapping[str, Cells], peer: str) -> str:
         if early and late:
             rows += 1
             yes += bool(early.shares[OURS].mean() >= late.shares[peer].mean())
-    return f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60 on {yes} of {rows} problems." if rows else ""
+    return (
+        f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60 on {yes} of {rows} problems."
+        if rows
+        else ""
+    )
 
 
 def _matrix(rows: Sequence[Row], peers: Sequence[str]) -> str:
     peers = [peer for peer in peers if any(peer in r.shares for r in rows)]
     lines = []
     for r in rows:
-        texts = [r.problem, str(len(next(iter(r.shares.values())))), str(r.rank(OURS)) if OURS in r.shares else ""]
+        texts = [
+            r.problem,
+            str(len(next(iter(r.shares.values())))),
+            str(r.rank(OURS)) if OURS in r.shares else "",
+        ]
         for peer in peers:
             s = r.shares.get(peer)
             text = "" if s is None else f"{s.mean():.3f} ± {s.std(ddof=1) if len(s) > 1 else 0:.3f}"
@@ -224,7 +281,13 @@ def _to_reach(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
             length = min((len(c) for c in curves), default=0)
             mean = np.mean([c[:length] for c in curves], axis=0) if length else np.zeros(0)
             there = np.flatnonzero(mean >= 0.95 * target.shares["nsga2"].mean())
-            line.append(str((there[0] + 1) * EVERY) if len(there) else f"> {length * EVERY}" if length else "")
+            line.append(
+                str((there[0] + 1) * EVERY)
+                if len(there)
+                else f"> {length * EVERY}"
+                if length
+                else ""
+            )
         lines.append(line)
     return _markdown(["", *peers], lines)
 
@@ -232,7 +295,9 @@ def _to_reach(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
 def _seconds(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
     lines = []
     for name, cells in found.items():
-        of = {peer: [np.mean(c.seconds) for (p, _), c in cells.items() if p == peer] for peer in peers}
+        of = {
+            peer: [np.mean(c.seconds) for (p, _), c in cells.items() if p == peer] for peer in peers
+        }
         lines.append([name, *(f"{np.mean(v):.3f}" if (v := of[peer]) else "" for peer in peers)])
     return _markdown(["", *peers], lines)
 

@@ -17,27 +17,35 @@ import numpy as np
 import torch
 import workloads
 
+from paretomerge.checkpoint.fold import FOLDS, fold_of
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.checkpoint.stream import FOLDS, fold_of
-from paretomerge.merge.routed import RoutedModel
-from paretomerge.space.stacks import Step, route_recipe
+from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.space.routes.stacks import RouteLayer, route_recipe
 
 MODELS = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "models"
 ROUTES = 20
 TIMED = 15
 
 
-def random_route(models: list[str], layers: int, rng: np.random.Generator) -> list[Step]:
+def random_route(models: list[str], layers: int, rng: np.random.Generator) -> list[RouteLayer]:
     """From the layers in order, each from any model: a few skipped, repeated and scaled."""
-    route: list[Step] = []
+    route: list[RouteLayer] = []
     for layer in range(layers):
         for _ in range(int(rng.choice([0, 1, 1, 1, 1, 2]))):
             scaled = route and rng.random() < 0.5
-            route.append(Step(str(rng.choice(models)), layer, float(np.exp(rng.normal(0, 0.3))) if scaled else 1.0))
-    return route or [Step(models[0], 0)]
+            route.append(
+                RouteLayer(
+                    str(rng.choice(models)),
+                    layer,
+                    float(np.exp(rng.normal(0, 0.3))) if scaled else 1.0,
+                )
+            )
+    return route or [RouteLayer(models[0], 0)]
 
 
-def logits(model: Any, tokens: torch.Tensor, prefix: str, scales: list[float] | None = None) -> torch.Tensor:
+def logits(
+    model: Any, tokens: torch.Tensor, prefix: str, scales: list[float] | None = None
+) -> torch.Tensor:
     """Of the model, with the stream multiplied on its way into each layer where scales are given."""
     handles = []
     for layer, scale in zip(model.get_submodule(prefix.rstrip(".")), scales or [], strict=False):
@@ -60,18 +68,29 @@ def errors_of(names: list[str], routes: int) -> dict[str, list[float]]:
     first = Checkpoint(names[0])
     fold, depth, prefix = fold_of(first.config), first.architecture.depth, first.architecture.prefix
     rng = np.random.default_rng(0)
-    tokens = torch.randint(3, int(first.config["vocab_size"]), (8, 24), generator=torch.Generator().manual_seed(0))
-    errors: dict[str, list[float]] = {"folded, float32": [], "folded, bfloat16": [], "explicit, bfloat16": []}
+    tokens = torch.randint(
+        3, int(first.config["vocab_size"]), (8, 24), generator=torch.Generator().manual_seed(0)
+    )
+    errors: dict[str, list[float]] = {
+        "folded, float32": [],
+        "folded, bfloat16": [],
+        "explicit, bfloat16": [],
+    }
     live = {dtype: RoutedModel(names, dtype) for dtype in ("float32", "bfloat16")}
     for _ in range(routes):
         route = random_route(names, depth, rng)
         scales = [step.scale for step in route]
-        plain, folded = route_recipe([Step(s.model, s.layer) for s in route], None), route_recipe(route, fold)
+        plain, folded = (
+            route_recipe([RouteLayer(s.model, s.layer) for s in route], None),
+            route_recipe(route, fold),
+        )
         exact = logits(live["float32"].load(plain).model, tokens, prefix, scales)
         found = {
             "folded, float32": logits(live["float32"].load(folded).model, tokens, prefix),
             "folded, bfloat16": logits(live["bfloat16"].load(folded).model, tokens, prefix),
-            "explicit, bfloat16": logits(live["bfloat16"].load(plain).model, tokens, prefix, scales),
+            "explicit, bfloat16": logits(
+                live["bfloat16"].load(plain).model, tokens, prefix, scales
+            ),
         }
         for name, got in found.items():
             errors[name].append(((got - exact).abs().max() / exact.abs().max()).item())
@@ -87,9 +106,18 @@ def exactness() -> None:
 
 
 FAMILY_STEPS, FAMILY_ROUTES = 250, 10
-SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 GPT2_SIZES = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 64}
-MORE = {"gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16}, "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16}}
+MORE = {
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16},
+}
 
 
 def specialist(kind: str, own: tuple[str, ...], folder: Path) -> str:
@@ -101,12 +129,23 @@ def specialist(kind: str, own: tuple[str, ...], folder: Path) -> str:
     if not (folder / "config.json").exists():
         tokenizer, rng = train.make_tokenizer(), random.Random(0)
         torch.manual_seed(0)
-        sizes = GPT2_SIZES if kind == "gpt2" else {**SIZES, "max_position_embeddings": 64, **MORE.get(kind, {})}
-        tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+        sizes = (
+            GPT2_SIZES
+            if kind == "gpt2"
+            else {**SIZES, "max_position_embeddings": 64, **MORE.get(kind, {})}
+        )
+        tokens = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        }
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **tokens))
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         for _ in range(FAMILY_STEPS):
-            ids, labels = train.encode(tokenizer, [draw_item(rng.choice(own), "train", rng) for _ in range(32)])
+            ids, labels = train.encode(
+                tokenizer, [draw_item(rng.choice(own), "train", rng) for _ in range(32)]
+            )
             optimizer.zero_grad()
             model(input_ids=ids, labels=labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,12 +158,22 @@ def specialist(kind: str, own: tuple[str, ...], folder: Path) -> str:
 def families(folder: Path) -> None:
     """Every family that has a fold; two specialists of each from one seed."""
     sys.path.insert(0, str(MODELS.parent))
-    print("| family | float32, median | float32, worst | bfloat16, median | explicit in bfloat16, median |\n|---|---:|---:|---:|---:|")
+    print(
+        "| family | float32, median | float32, worst | bfloat16, median | explicit in bfloat16, median |\n|---|---:|---:|---:|---:|"
+    )
     for kind in FOLDS:
-        names = [specialist(kind, own, folder / kind / own[0]) for own in (("sort", "count"), ("copy", "shift"))]
+        names = [
+            specialist(kind, own, folder / kind / own[0])
+            for own in (("sort", "count"), ("copy", "shift"))
+        ]
         errors = errors_of(names, FAMILY_ROUTES)
         exact, rounded, plain = errors.values()
-        cells = [statistics.median(exact), max(exact), statistics.median(rounded), statistics.median(plain)]
+        cells = [
+            statistics.median(exact),
+            max(exact),
+            statistics.median(rounded),
+            statistics.median(plain),
+        ]
         print(f"| {kind} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |", flush=True)
 
 
@@ -134,22 +183,33 @@ def switch(folder: Path) -> None:
         workloads.make(folder, "0.5")
     names = [str(folder / name) for name in ("a", "b")]
     layers = workloads.SHAPES["0.5"].layers
-    live, fold, rng = RoutedModel(names), fold_of(Checkpoint(names[0]).config), np.random.default_rng(0)
+    live, fold, rng = (
+        RoutedModel(names),
+        fold_of(Checkpoint(names[0]).config),
+        np.random.default_rng(0),
+    )
     for name in names:  # the sources are read from disk once
-        live.load(route_recipe([Step(name, layer) for layer in range(layers)], None))
+        live.load(route_recipe([RouteLayer(name, layer) for layer in range(layers)], None))
     taken: dict[str, list[float]] = {
-        f"{what}, {depth}": [] for what in ("no scales", "scales") for depth in ("a depth seen before", "another")
+        f"{what}, {depth}": []
+        for what in ("no scales", "scales")
+        for depth in ("a depth seen before", "another")
     }
     depths = {layers}
     for number in range(6 * TIMED):
         route = random_route(names, layers, rng)
         route = route if number % 3 else route[:layers]
         if number % 2:
-            route = [Step(step.model, step.layer) for step in route]
-        recipe, seen = route_recipe(route, fold), "a depth seen before" if len(route) in depths else "another"
+            route = [RouteLayer(step.model, step.layer) for step in route]
+        recipe, seen = (
+            route_recipe(route, fold),
+            "a depth seen before" if len(route) in depths else "another",
+        )
         since = time.perf_counter()
         live.load(recipe)
-        taken[f"{'no scales' if number % 2 else 'scales'}, {seen}"].append(1000 * (time.perf_counter() - since))
+        taken[f"{'no scales' if number % 2 else 'scales'}, {seen}"].append(
+            1000 * (time.perf_counter() - since)
+        )
         depths.add(len(route))
         if number % TIMED == 0:  # forget the shells, so that depths are new again
             live._shells.clear()
@@ -161,7 +221,9 @@ def switch(folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("exactness")
     commands.add_parser("families").add_argument("folder", type=Path)

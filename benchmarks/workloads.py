@@ -22,12 +22,14 @@ import torch
 from safetensors import safe_open
 
 from paretomerge.checkpoint.operand import InMemory
-from paretomerge.merge.methods import METHODS
-from paretomerge.merge.methods.inputs import Inputs
+from paretomerge.merging.methods import METHODS
+from paretomerge.merging.methods.inputs import Inputs
 
 MODELS = ("base", "a", "b", "c")
 SEED = 0
-EQUAL = 0.2  # share of a fine-tune's entries that training left alone; rounding to bfloat16 adds to it
+EQUAL = (
+    0.2  # share of a fine-tune's entries that training left alone; rounding to bfloat16 adds to it
+)
 BLOCK = 1 << 18
 SQUARE = 4096  # 16.8 million elements
 VOCABULARY = 151_936
@@ -47,20 +49,56 @@ class Shape:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape, in the file's order."""
         d, k = self.hidden, self.hidden // self.heads * self.key_value_heads
-        layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
-        layer |= {"mlp.gate_proj.weight": (self.intermediate, d), "mlp.up_proj.weight": (self.intermediate, d)}
+        layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (d,),
+            "post_attention_layernorm.weight": (d,),
+        }
+        layer |= {
+            "mlp.gate_proj.weight": (self.intermediate, d),
+            "mlp.up_proj.weight": (self.intermediate, d),
+        }
         layer |= {"mlp.down_proj.weight": (d, self.intermediate), "self_attn.o_proj.weight": (d, d)}
         for name, rows in (("q", d), ("k", k), ("v", k)):
-            layer |= {f"self_attn.{name}_proj.weight": (rows, d), f"self_attn.{name}_proj.bias": (rows,)}
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, d), "model.norm.weight": (d,)}
-        found |= {f"model.layers.{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()}
+            layer |= {
+                f"self_attn.{name}_proj.weight": (rows, d),
+                f"self_attn.{name}_proj.bias": (rows,),
+            }
+        found: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (VOCABULARY, d),
+            "model.norm.weight": (d,),
+        }
+        found |= {
+            f"model.layers.{i}.{name}": shape
+            for i in range(self.layers)
+            for name, shape in layer.items()
+        }
         return dict(sorted(found.items()))
 
     def config(self) -> dict[str, Any]:
-        sizes = {"hidden_size": self.hidden, "intermediate_size": self.intermediate, "num_hidden_layers": self.layers}
-        heads = {"num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads, "vocab_size": VOCABULARY}
-        kind = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16", "tie_word_embeddings": True}
-        return {**kind, **sizes, **heads, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
+        sizes = {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+        }
+        heads = {
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value_heads,
+            "vocab_size": VOCABULARY,
+        }
+        kind = {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": True,
+        }
+        return {
+            **kind,
+            **sizes,
+            **heads,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "hidden_act": "silu",
+        }
 
 
 SHAPES = {"0.5": Shape(24, 896, 4864, 14, 2), "2": Shape(28, 1792, 10240, 14, 2)}
@@ -82,7 +120,9 @@ def make(folder: Path, size: str) -> None:
             (folder / model).mkdir(parents=True)
             (folder / model / "config.json").write_text(json.dumps(shape.config(), indent=1) + "\n")
             (folder / model / "tokenizer.json").write_text(json.dumps(TOKENIZER) + "\n")
-            (folder / model / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+            (folder / model / "tokenizer_config.json").write_text(
+                '{"tokenizer_class": "PreTrainedTokenizerFast"}\n'
+            )
             files.append(stack.enter_context((folder / model / FILE).open("wb")))
             files[-1].write(header(shape.tensors()))
         for name, sides in shape.tensors().items():
@@ -106,7 +146,13 @@ def header(tensors: dict[str, tuple[int, ...]]) -> bytes:
 
 def fine_tunes(name: str, n: int, generator: torch.Generator) -> Iterator[list[torch.Tensor]]:
     """Blocks of one tensor: the base's, and for each fine-tune base + a small normal delta, a share of it exactly 0."""
-    centre, spread, moved = (1.0, 0.1, 0.01) if "norm" in name else (0.0, 0.5, 0.01) if "bias" in name else (0.0, 0.02, 3e-4)
+    centre, spread, moved = (
+        (1.0, 0.1, 0.01)
+        if "norm" in name
+        else (0.0, 0.5, 0.01)
+        if "bias" in name
+        else (0.0, 0.02, 3e-4)
+    )
     scales = moved * torch.exp2(torch.rand(len(MODELS) - 1, generator=generator) * 2 - 1)
     for start in range(0, n, 16 * BLOCK):
         size = (min(16 * BLOCK, n - start),)
@@ -126,7 +172,9 @@ def raw(tensor: torch.Tensor) -> memoryview:
 def floor(out: Path, models: list[Path]) -> None:
     """Read every input, sum in float32 block by block, write one output; nothing else."""
     opened = [safe_open(model / FILE, framework="pt") for model in models]
-    shapes = {name: tuple(opened[0].get_slice(name).get_shape()) for name in opened[0].offset_keys()}
+    shapes = {
+        name: tuple(opened[0].get_slice(name).get_shape()) for name in opened[0].offset_keys()
+    }
     out.mkdir(parents=True)
     total = torch.empty(BLOCK)
     with (out / FILE).open("wb", buffering=0) as file:
@@ -146,7 +194,12 @@ def in_place(threads: int, models: list[Path]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(threads)
     found = {f"{SQUARE} x {SQUARE}": timed(random_set())}
     if models:
-        needed = 2 * (len(models) + 1) * sum((model / FILE).stat().st_size for model in models) / len(models)
+        needed = (
+            2
+            * (len(models) + 1)
+            * sum((model / FILE).stat().st_size for model in models)
+            / len(models)
+        )
         if needed < 0.8 * available():
             found["whole model"] = timed([in_memory(model) for model in models])
     return found
@@ -154,14 +207,21 @@ def in_place(threads: int, models: list[Path]) -> dict[str, dict[str, float]]:
 
 def available() -> int:
     """Bytes of memory that can be had without swapping."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+    return next(
+        1024 * int(line.split()[1])
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if "MemAvailable" in line
+    )
 
 
 def random_set() -> list[dict[str, torch.Tensor]]:
     """One square matrix of the base and of each fine-tune."""
     generator = torch.Generator().manual_seed(SEED)
     pieces = list(fine_tunes("weight", SQUARE * SQUARE, generator))
-    return [{"weight": torch.cat([blocks[i] for blocks in pieces]).view(SQUARE, SQUARE)} for i in range(len(MODELS))]
+    return [
+        {"weight": torch.cat([blocks[i] for blocks in pieces]).view(SQUARE, SQUARE)}
+        for i in range(len(MODELS))
+    ]
 
 
 def in_memory(model: Path) -> dict[str, torch.Tensor]:
@@ -183,16 +243,20 @@ def timed(models: list[dict[str, torch.Tensor]]) -> dict[str, float]:
 
     def merge(method: str) -> None:
         density = 1.0 if method == "task_arithmetic" else 0.5
-        knobs = [{"weight": 0.4, "density": density}] * (len(models) - 1)
+        parameters = [{"weight": 0.4, "density": density}] * (len(models) - 1)
         options = {"lambda": 1.0, "normalize": False, "rescale": method.startswith("dare")}
         with torch.inference_mode():
             for name, base in models[0].items():
                 sources = [InMemory(model[name]) for model in models[1:]]
-                inputs = Inputs(name, tuple(base.shape), InMemory(base), sources, knobs, options)
+                inputs = Inputs(
+                    name, tuple(base.shape), InMemory(base), sources, parameters, options
+                )
                 combine = METHODS[method].combine(inputs)
                 flat = live[name].view(-1)
                 for block in inputs.blocks():
-                    flat[block.start : block.start + block.size] = combine(block).view(-1).to(flat.dtype)
+                    flat[block.start : block.start + block.size] = (
+                        combine(block).view(-1).to(flat.dtype)
+                    )
 
     work: dict[str, Callable[[], None]] = {"copy": copy}
     work |= {method: partial(merge, method) for method in ("task_arithmetic", "ties", "dare_ties")}

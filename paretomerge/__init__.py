@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paretomerge.errors import ParetoMergeError
     from paretomerge.evaluate.evaluator import Score
-    from paretomerge.merge.engine import merge
+    from paretomerge.merging.engine import merge
     from paretomerge.recipe import Recipe
-    from paretomerge.search.mmmo import MMMOSampler
+    from paretomerge.search.mmmo.sampler import MMMOSampler
     from paretomerge.study.study import Study
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MMMOSampler": "paretomerge.search.mmmo",
+    "MMMOSampler": "paretomerge.search.mmmo.sampler",
     "ParetoMergeError": "paretomerge.errors",
     "Recipe": "paretomerge.recipe",
     "Score": "paretomerge.evaluate.evaluator",
     "Study": "paretomerge.study.study",
-    "merge": "paretomerge.merge.engine",
+    "merge": "paretomerge.merging.engine",
 }
 
 __all__ = ["MMMOSampler", "ParetoMergeError", "Recipe", "Score", "Study", "__version__", "merge"]

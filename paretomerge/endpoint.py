@@ -19,7 +19,7 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
-from paretomerge.errors import ConfigError, ParetoMergeError, shown
+from paretomerge.errors import ConfigError, ParetoMergeError, shorten
 
 BASE_URL = "OPENAI_BASE_URL"
 MODELS = ("PARETOMERGE_LLM_MODEL", "OPENAI_MODEL")
@@ -29,7 +29,9 @@ Message = Mapping[str, str]
 
 _MOST_BYTES = 1 << 20
 _QUOTED = 200  # characters of a server's own words in an error
-_SECRET = 8  # characters; shorter keys (`x`, `EMPTY`) only please a local server, and occur in any text
+_SECRET = (
+    8  # characters; shorter keys (`x`, `EMPTY`) only please a local server, and occur in any text
+)
 _LONGEST_ANSWER = 50_000  # characters that are looked through, from the end
 _OBJECT = re.compile(r'\{\s*"')  # how an object begins that is not empty
 _RETRIES = 2
@@ -51,9 +53,18 @@ class Endpoint:
     Redirects are not followed. Raises ConfigError for settings that are missing or cannot be.
     """
 
-    def __init__(self, base_url: str | None = None, model: str | None = None, key: str | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        key: str | None = None,
+        *,
+        timeout: float = 60.0,
+    ) -> None:
         self.base_url = (base_url or os.environ.get(BASE_URL, "")).strip().rstrip("/")
-        self.model = model or next((os.environ[name] for name in MODELS if os.environ.get(name)), "")
+        self.model = model or next(
+            (os.environ[name] for name in MODELS if os.environ.get(name)), ""
+        )
         self._key = (self._key_of_the_environment() if key is None else key).strip()
         self.timeout = timeout
         self._refuses_json_object = False
@@ -70,7 +81,9 @@ class Endpoint:
         self.__dict__ |= state
         self._key = self._key_of_the_environment().strip()
 
-    def chat(self, messages: Sequence[Message], *, json_object: bool = False, **options: Any) -> str:
+    def chat(
+        self, messages: Sequence[Message], *, json_object: bool = False, **options: Any
+    ) -> str:
         """The model's reply to `messages` ({"role", "content"}); `options` (temperature, ...) are sent as they are.
 
         json_object: ask the server to make the reply a JSON object. Servers that refuse the field are asked without it.
@@ -93,7 +106,11 @@ class Endpoint:
         return os.environ.get(KEY, "") if self.base_url == named else ""
 
     def _check(self) -> None:
-        missing = [name for name, value in ((BASE_URL, self.base_url), (MODELS[1], self.model)) if not value]
+        missing = [
+            name
+            for name, value in ((BASE_URL, self.base_url), (MODELS[1], self.model))
+            if not value
+        ]
         if missing:
             raise ConfigError(
                 f"a language model was asked for, but {' and '.join(missing)} not set. Set {BASE_URL} (such as "
@@ -101,17 +118,30 @@ class Endpoint:
             )
         try:
             parts = urlsplit(self.base_url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            usable = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            )
         except ValueError:
             usable = False
-        if not usable or not self.base_url.isascii() or not self.base_url.isprintable() or " " in self.base_url:
-            raise ConfigError(f"{BASE_URL}: expected http://... or https://..., got {shown(self.base_url)}")
+        if (
+            not usable
+            or not self.base_url.isascii()
+            or not self.base_url.isprintable()
+            or " " in self.base_url
+        ):
+            raise ConfigError(
+                f"{BASE_URL}: expected http://... or https://..., got {shorten(self.base_url)}"
+            )
         if parts.username is not None or parts.query or parts.fragment:
-            raise ConfigError(f"{BASE_URL}: expected no name, password, query or fragment in it; a key goes into {KEY}")
+            raise ConfigError(
+                f"{BASE_URL}: expected no name, password, query or fragment in it; a key goes into {KEY}"
+            )
         if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
-            raise ConfigError(f"{KEY}: expected printable ASCII without spaces, got something else (not shown)")
+            raise ConfigError(
+                f"{KEY}: expected printable ASCII without spaces, got something else (not shorten)"
+            )
         if not 0 < self.timeout < threading.TIMEOUT_MAX:
-            raise ConfigError(f"timeout: expected seconds above 0, got {shown(self.timeout)}")
+            raise ConfigError(f"timeout: expected seconds above 0, got {shorten(self.timeout)}")
 
     def _post(self, body: Mapping[str, Any], until: float) -> tuple[int, bytes]:
         """Status and body; asked again while the server is busy and there is time."""
@@ -125,33 +155,55 @@ class Endpoint:
         return reply.status, reply.body
 
     def _once(self, body: Mapping[str, Any], until: float) -> "_Reply":
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "paretomerge"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "User-Agent": "paretomerge",
+        }
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(f"{self.base_url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.base_url}/chat/completions", json.dumps(body).encode(), headers
+        )
         try:
             return _within(until, lambda: _send(request, until))
         except TimeoutError as error:
-            raise EndpointError(f"{self.base_url}: no full answer within {self.timeout:g} s") from error
+            raise EndpointError(
+                f"{self.base_url}: no full answer within {self.timeout:g} s"
+            ) from error
         except (OSError, HTTPException, ValueError) as error:
-            raise EndpointError(f"{self.base_url}: {self._clean(f'{type(error).__name__}: {error}')}") from None  # may quote a header
+            raise EndpointError(
+                f"{self.base_url}: {self._clean(f'{type(error).__name__}: {error}')}"
+            ) from None  # may quote a header
 
     def _content(self, status: int, body: bytes) -> str:
         """The text of the first choice."""
         if not 200 <= status < 300:
-            cures = {401: f"; check {KEY}", 403: f"; check {KEY}", 404: f"; check {BASE_URL} and {MODELS[1]}"}
-            cure = f"; a redirect is not followed, check {BASE_URL}" if 300 <= status < 400 else cures.get(status, "")
+            cures = {
+                401: f"; check {KEY}",
+                403: f"; check {KEY}",
+                404: f"; check {BASE_URL} and {MODELS[1]}",
+            }
+            cure = (
+                f"; a redirect is not followed, check {BASE_URL}"
+                if 300 <= status < 400
+                else cures.get(status, "")
+            )
             raise EndpointError(f"{self.base_url}: status {status}, {self._quoted(body)}{cure}")
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
             content = None
         if not isinstance(content, str):
-            raise EndpointError(f"{self.base_url}: expected a chat completion with text, got {self._quoted(body)}; check {BASE_URL}")
+            raise EndpointError(
+                f"{self.base_url}: expected a chat completion with text, got {self._quoted(body)}; check {BASE_URL}"
+            )
         return self._clean(content)
 
     def _quoted(self, body: bytes) -> str:
-        text = self._clean(body.decode(errors="replace"))  # before it is cut: half a key is still a secret
+        text = self._clean(
+            body.decode(errors="replace")
+        )  # before it is cut: half a key is still a secret
         return ascii(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}...")
 
     def _clean(self, text: str) -> str:
@@ -169,7 +221,9 @@ class _Reply:
 class _AsItIs(urllib.request.HTTPErrorProcessor):
     """Every status is an answer like any other: nothing is raised, and no redirect is followed with the key."""
 
-    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
+    def http_response(
+        self, request: urllib.request.Request, response: HTTPResponse
+    ) -> HTTPResponse:
         return response
 
     https_response = http_response
@@ -212,8 +266,15 @@ def _wait_of(headers: HTTPMessage, otherwise: float) -> float:
     """Seconds that `Retry-After` asks for, as a number or as a date (RFC 9110, sec. 10.2.3)."""
     told = headers.get("Retry-After", "").strip()
     try:
-        wait = float(told) if told[:1].isdigit() else (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):  # absent, or nonsense; a date without a zone cannot be subtracted from
+        wait = (
+            float(told)
+            if told[:1].isdigit()
+            else (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
+        )
+    except (
+        ValueError,
+        TypeError,
+    ):  # absent, or nonsense; a date without a zone cannot be subtracted from
         return otherwise
     return max(wait, 0.0)
 

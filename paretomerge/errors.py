@@ -1,14 +1,14 @@
 """Everything that paretomerge raises on purpose.
 
     ParetoMergeError
-    ├── RecipeError        a recipe that cannot mean anything: unknown key or method, missing or wild value
+    ├── RecipeError        a recipe that cannot mean anything: unknown_name key or method, missing or wild value
     ├── CheckpointError    files on disk that are missing, unsafe, torn or of the wrong shape
     ├── ConfigError        a study.yaml or a command-line argument that cannot be followed
     ├── EvaluationError    a task, metric or scoring function that is missing or fails
     ├── StudyError         a record of trials that cannot be read or does not belong to this study
     └── EndpointError      a language model's server that is away, slow, or answers something else (`endpoint.py`)
 
-Each message says what was expected, what was found, and how to cure it. `Problems` gathers several into one error.
+Each message says what was expected, what was found, and how to cure it. `ErrorCollector` gathers several into one error.
 """
 
 import difflib
@@ -48,10 +48,10 @@ class StudyError(ParetoMergeError):
     """A record of trials that cannot be read or does not belong to this study."""
 
 
-class Problems:
+class ErrorCollector:
     """Errors gathered so that a user sees all of them at once.
 
-    with problems.noted(): each block may fail once; `settle` raises what was noted as one error.
+    with problems.collect(): each block may fail once; `raise_if_any` raises what was noted as one error.
     """
 
     _MOST = 20
@@ -63,36 +63,36 @@ class Problems:
         return bool(self._errors)
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def collect(self) -> Iterator[None]:
         try:
             yield
         except ParetoMergeError as error:
             self._errors.append(error)
 
-    def settle(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise what was noted, if anything, with the kind of the first."""
         if not self._errors:
             return
         if len(self._errors) == 1:
             raise self._errors[0]
         parts = tuple(dict.fromkeys(part for error in self._errors for part in error.parts))
-        shown = [f"  - {part}" for part in parts[: self._MOST]]
+        shorten = [f"  - {part}" for part in parts[: self._MOST]]
         if len(parts) > self._MOST:
-            shown.append(f"  ... and {len(parts) - self._MOST} more")
-        message = parts[0] if len(parts) == 1 else f"{len(parts)} problems:\n" + "\n".join(shown)
+            shorten.append(f"  ... and {len(parts) - self._MOST} more")
+        message = parts[0] if len(parts) == 1 else f"{len(parts)} problems:\n" + "\n".join(shorten)
         raise type(self._errors[0])(message, parts)
 
 
-def unknown(kind: str, got: object, known: Iterable[object]) -> str:
+def unknown_name(kind: str, got: object, known: Iterable[object]) -> str:
     """The message for a name that is not in a list: the nearest one first, then all of them."""
     names = sorted(str(k) for k in known)
     near = difflib.get_close_matches(str(got)[:100], names, n=1)
     listed = ", ".join(names)
     if near:
-        return f"unknown {kind} {str(got)[:100]!r}; did you mean {near[0]!r}? Known: {listed}"
-    return f"unknown {kind} {str(got)[:100]!r}; known: {listed}"
+        return f"unknown_name {kind} {str(got)[:100]!r}; did you mean {near[0]!r}? Known: {listed}"
+    return f"unknown_name {kind} {str(got)[:100]!r}; known: {listed}"
 
 
-def shown(value: object) -> str:
+def shorten(value: object) -> str:
     """`repr`, cut to a length that fits a message whatever the value is."""
     return reprlib.repr(value)

@@ -32,7 +32,9 @@ _VISION = {
 }
 
 
-def _build(name: str, head: str, config: str = "", **settings: Any) -> Callable[[], PreTrainedModel]:
+def _build(
+    name: str, head: str, config: str = "", **settings: Any
+) -> Callable[[], PreTrainedModel]:
     """A builder of the class `name` + `head`; its config (of the class `config`, else `name`) has _DECODER's settings and these."""
 
     def build() -> PreTrainedModel:
@@ -48,23 +50,41 @@ def _decoder(name: str, **settings: Any) -> Callable[[], PreTrainedModel]:
     return _build(name, "ForCausalLM", **settings)
 
 
-def _multimodal(name: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Callable[[], PreTrainedModel]:
-    return _build(name, "ForConditionalGeneration", text_config={**_DECODER, **text}, vision_config=vision, **settings)
+def _multimodal(
+    name: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any
+) -> Callable[[], PreTrainedModel]:
+    return _build(
+        name,
+        "ForConditionalGeneration",
+        text_config={**_DECODER, **text},
+        vision_config=vision,
+        **settings,
+    )
 
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": _decoder("Llama", tie_word_embeddings=False),
     "mistral": _decoder("Mistral", tie_word_embeddings=False),
-    "qwen2": _decoder("Qwen2", tie_word_embeddings=True, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "qwen2": _decoder(
+        "Qwen2",
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    ),
     "qwen3": _decoder("Qwen3", head_dim=8),
     "gemma2": _decoder("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "gemma3": _build("Gemma3", "ForCausalLM", "Gemma3Text", head_dim=8, sliding_window=8),
     "phi3": _decoder("Phi3", num_key_value_heads=2),
-    "gpt2": _build("GPT2", "LMHeadModel", n_embd=_WIDTH, n_layer=3, n_head=2, n_positions=32, n_inner=24),
+    "gpt2": _build(
+        "GPT2", "LMHeadModel", n_embd=_WIDTH, n_layer=3, n_head=2, n_positions=32, n_inner=24
+    ),
     "gpt_neox": _decoder("GPTNeoX", tie_word_embeddings=False),
     "olmo2": _decoder("Olmo2"),
     "mixtral": _decoder("Mixtral", num_local_experts=4),
-    "qwen3_moe": _decoder("Qwen3Moe", **_MOE, mlp_only_layers=[0], decoder_sparse_step=1, head_dim=8),
+    "qwen3_moe": _decoder(
+        "Qwen3Moe", **_MOE, mlp_only_layers=[0], decoder_sparse_step=1, head_dim=8
+    ),
     "deepseek_v3": _decoder(
         "DeepseekV3",
         num_key_value_heads=2,
@@ -89,12 +109,18 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "starcoder2": _decoder("Starcoder2"),
     "smollm3": _decoder("SmolLM3", no_rope_layers=[1, 1, 0]),
     "mamba": _decoder("Mamba", state_size=4),
-    "jamba": _decoder("Jamba", num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4),
+    "jamba": _decoder(
+        "Jamba", num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4
+    ),
     "bert": _build("Bert", "ForMaskedLM"),
     "roberta": _build("Roberta", "ForMaskedLM", max_position_embeddings=34),
-    "distilbert": _build("DistilBert", "ForMaskedLM", dim=_WIDTH, n_layers=3, n_heads=2, hidden_dim=24),
+    "distilbert": _build(
+        "DistilBert", "ForMaskedLM", dim=_WIDTH, n_layers=3, n_heads=2, hidden_dim=24
+    ),
     "albert": _build("Albert", "ForMaskedLM", embedding_size=8),
-    "t5": _build("T5", "ForConditionalGeneration", d_model=_WIDTH, d_kv=8, d_ff=24, num_layers=3, num_heads=2),
+    "t5": _build(
+        "T5", "ForConditionalGeneration", d_model=_WIDTH, d_kv=8, d_ff=24, num_layers=3, num_heads=2
+    ),
     "bart": _build(
         "Bart",
         "ForConditionalGeneration",
@@ -111,14 +137,32 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "qwen2_vl": _multimodal(
         "Qwen2VL",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
-        {"depth": 2, "embed_dim": _WIDTH, "hidden_size": _WIDTH, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 2],
+            }
+        },
+        {
+            "depth": 2,
+            "embed_dim": _WIDTH,
+            "hidden_size": _WIDTH,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 4,
+        },
         image_token_id=45,
         video_token_id=46,
         vision_start_token_id=43,
         vision_end_token_id=44,
     ),
-    "llava": _multimodal("Llava", {"model_type": "llama"}, {**_VISION, "model_type": "clip_vision_model"}, image_token_index=45),
+    "llava": _multimodal(
+        "Llava",
+        {"model_type": "llama"},
+        {**_VISION, "model_type": "clip_vision_model"},
+        image_token_index=45,
+    ),
     "gemma3_vl": _multimodal(
         "Gemma3",
         {"model_type": "gemma3_text", "head_dim": 8},

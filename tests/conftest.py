@@ -43,23 +43,35 @@ def pico_config(layers: int = 4, width: int = 16) -> LlamaConfig:
     )
 
 
-def save_pico(folder: Path, state: dict[str, torch.Tensor], layers: int = 4, width: int = 16, shard: str = "5GB") -> None:
+def save_pico(
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    layers: int = 4,
+    width: int = 16,
+    shard: str = "5GB",
+) -> None:
     model = LlamaForCausalLM(pico_config(layers, width))
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
     tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left"
+    ).save_pretrained(folder)
 
 
-def pico_states(seed: int = 0, layers: int = 4, width: int = 16) -> dict[str, dict[str, torch.Tensor]]:
+def pico_states(
+    seed: int = 0, layers: int = 4, width: int = 16
+) -> dict[str, dict[str, torch.Tensor]]:
     """base, and experts that differ from it by small normal deltas."""
     torch.manual_seed(seed)
     base = LlamaForCausalLM(pico_config(layers, width)).state_dict()
     states = {"base": base}
     for expert in EXPERTS:
-        states[expert] = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in base.items()}
+        states[expert] = {
+            name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in base.items()
+        }
     return states
 
 

@@ -67,7 +67,9 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is what some tests are about
+        if not isinstance(
+            sys.exception(), ConnectionError
+        ):  # a client that hangs up is what some tests are about
             super().handle_error(request, client_address)
 
 
@@ -88,16 +90,29 @@ def serve(*behaviours: Behaviour) -> Iterator[Server]:
 
 
 def completion(content: Any) -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-    return json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "model": "any", "choices": [choice]}).encode()
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content},
+        "finish_reason": "stop",
+    }
+    return json.dumps(
+        {"id": "chatcmpl-1", "object": "chat.completion", "model": "any", "choices": [choice]}
+    ).encode()
 
 
 def says(content: Any) -> Behaviour:
     """A correct answer; a function is given the request."""
-    return lambda handler, request: handler.answer(200, completion(content(request) if callable(content) else content))
+    return lambda handler, request: handler.answer(
+        200, completion(content(request) if callable(content) else content)
+    )
 
 
-def replies(status: int, body: bytes = b'{"error": {"message": "no"}}', length: int | None = None, **headers: str) -> Behaviour:
+def replies(
+    status: int,
+    body: bytes = b'{"error": {"message": "no"}}',
+    length: int | None = None,
+    **headers: str,
+) -> Behaviour:
     """Any status, body, Content-Length (true unless told) and headers (`Retry_After="1"`)."""
     return lambda handler, request: handler.answer(status, body, length, **headers)
 
@@ -130,7 +145,9 @@ def hangs_up(sent: bytes = b"") -> Behaviour:
     return behave
 
 
-def never_ends(piece: bytes = b"x" * 65536, pause: float = 0.0, head: bytes = b"HTTP/1.0 200 OK\r\n\r\n") -> Behaviour:
+def never_ends(
+    piece: bytes = b"x" * 65536, pause: float = 0.0, head: bytes = b"HTTP/1.0 200 OK\r\n\r\n"
+) -> Behaviour:
     """A body, or with an unfinished `head` a heading, that goes on and on."""
 
     def behave(handler: Handler, request: dict[str, Any]) -> None:

@@ -17,7 +17,12 @@ def server() -> Iterator[str]:
 
     It listens on a socket in its own folder alone, whose path must be short, and refuses to run as root.
     """
-    initdb = shutil.which("initdb", path=os.pathsep.join([*map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]]))
+    initdb = shutil.which(
+        "initdb",
+        path=os.pathsep.join(
+            [*map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]]
+        ),
+    )
     if initdb is None:
         pytest.skip("PostgreSQL is not installed")
     tools = Path(initdb).resolve().parent
@@ -27,11 +32,25 @@ def server() -> Iterator[str]:
         shutil.chown(folder, user)
 
     def call(tool: str, *arguments: str) -> None:
-        subprocess.run([tools / tool, "-D", folder / "data", *arguments], check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [tools / tool, "-D", folder / "data", *arguments],
+            check=True,
+            user=user,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+        )
 
     try:
         call("initdb", "--auth=trust", "--username=postgres", "--no-sync")
-        call("pg_ctl", "start", "--wait", "--log", str(folder / "log"), "--options", f"-k {folder} -c listen_addresses='' -c fsync=off")
+        call(
+            "pg_ctl",
+            "start",
+            "--wait",
+            "--log",
+            str(folder / "log"),
+            "--options",
+            f"-k {folder} -c listen_addresses='' -c fsync=off",
+        )
         try:
             yield f"postgresql://postgres:secret@/postgres?host={folder}"
         finally:

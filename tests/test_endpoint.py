@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from paretomerge.endpoint import BASE_URL, KEY, MODELS, Endpoint, EndpointError, last_object
 from paretomerge.errors import ConfigError
-from tests.openai_server import SOON, completion, hangs_up, is_slow, never_ends, refuses_response_format, replies, says, serve
+from tests.openai_server import (
+    SOON,
+    completion,
+    hangs_up,
+    is_slow,
+    never_ends,
+    refuses_response_format,
+    replies,
+    says,
+    serve,
+)
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "sk-very-secret-0123"
@@ -36,8 +46,18 @@ def refusal(*behaviours, timeout=SOON, key=SECRET) -> str:
 
 def test_a_reply_is_asked_for_as_the_protocol_says():
     with serve(says("hi")) as server:
-        assert Endpoint(server.url + "/", "any", SECRET).chat(HELLO, json_object=True, temperature=0) == "hi"
-        assert server.requests == [{"model": "any", "messages": HELLO, "temperature": 0, "response_format": {"type": "json_object"}}]
+        assert (
+            Endpoint(server.url + "/", "any", SECRET).chat(HELLO, json_object=True, temperature=0)
+            == "hi"
+        )
+        assert server.requests == [
+            {
+                "model": "any",
+                "messages": HELLO,
+                "temperature": 0,
+                "response_format": {"type": "json_object"},
+            }
+        ]
         assert server.paths == ["/v1/chat/completions"]
         assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
 
@@ -45,7 +65,9 @@ def test_a_reply_is_asked_for_as_the_protocol_says():
 def test_no_key_sends_no_authorization():
     with serve(says("hi")) as server:
         Endpoint(server.url, "any").chat(HELLO)
-        assert "Authorization" not in server.headers[0] and "response_format" not in server.requests[0]
+        assert (
+            "Authorization" not in server.headers[0] and "response_format" not in server.requests[0]
+        )
 
 
 def test_the_environment_configures_it(monkeypatch):
@@ -56,7 +78,10 @@ def test_the_environment_configures_it(monkeypatch):
         assert Endpoint().model == "general"
         monkeypatch.setenv("PARETOMERGE_LLM_MODEL", "special")
         assert Endpoint().chat(HELLO) == "hi"
-        assert server.requests[0]["model"] == "special" and server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+        assert (
+            server.requests[0]["model"] == "special"
+            and server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+        )
 
 
 def test_the_environments_key_does_not_go_to_another_server(monkeypatch):
@@ -78,13 +103,23 @@ def test_a_pickled_endpoint_holds_no_key(monkeypatch):
 
 
 def test_what_is_missing_is_told_with_the_cure():
-    with pytest.raises(ConfigError, match=r"OPENAI_BASE_URL and OPENAI_MODEL not set. Set .*https://"):
+    with pytest.raises(
+        ConfigError, match=r"OPENAI_BASE_URL and OPENAI_MODEL not set. Set .*https://"
+    ):
         Endpoint()
     with pytest.raises(ConfigError, match="but OPENAI_MODEL not set"):
         Endpoint("http://localhost:1/v1")
 
 
-URLS = ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "http://", "http://host:port/v1", "http://host:99999", "http://[::1/v1"]
+URLS = [
+    "file:///etc/passwd",
+    "ftp://host/v1",
+    "localhost:8000",
+    "http://",
+    "http://host:port/v1",
+    "http://host:99999",
+    "http://[::1/v1",
+]
 
 
 @pytest.mark.parametrize("url", [*URLS, "http://a b/v1", "http://ho\nst/v1", "http://hôst/v1"])
@@ -93,7 +128,9 @@ def test_urls_that_cannot_be(url):
         Endpoint(url, "any")
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"])
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"]
+)
 def test_urls_that_hold_secrets_are_refused_without_showing_them(url):
     with pytest.raises(ConfigError, match="a key goes into") as caught:
         Endpoint(url, "any")
@@ -153,7 +190,10 @@ def test_retry_after_may_be_a_date_or_nonsense(monkeypatch):
     with serve(replies(429, Retry_After=past), says("hi")) as server:
         assert Endpoint(server.url, "any").chat(HELLO) == "hi"
     for told in ("soon", "-1", "²", "Wed, 99 Nov", "1e999"):
-        with serve(replies(429, Retry_After=told), says("hi")) as server, pytest.raises(EndpointError, match="429"):
+        with (
+            serve(replies(429, Retry_After=told), says("hi")) as server,
+            pytest.raises(EndpointError, match="429"),
+        ):
             Endpoint(server.url, "any").chat(HELLO)
 
 
@@ -177,14 +217,19 @@ def test_retries_end():
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_refusal_is_final_and_says_what_to_check(status):
     with serve(replies(status), says("hi")) as server:
-        with pytest.raises(EndpointError, match=f"status {status}.*{'' if status == 400 else 'check OPENAI_'}"):
+        with pytest.raises(
+            EndpointError, match=f"status {status}.*{'' if status == 400 else 'check OPENAI_'}"
+        ):
             Endpoint(server.url, "any").chat(HELLO)
         assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status):
-    with serve(says("stolen")) as elsewhere, serve(replies(status, Location=f"{elsewhere.url}/chat/completions")) as server:
+    with (
+        serve(says("stolen")) as elsewhere,
+        serve(replies(status, Location=f"{elsewhere.url}/chat/completions")) as server,
+    ):
         with pytest.raises(EndpointError, match="a redirect is not followed"):
             Endpoint(server.url, "any", SECRET).chat(HELLO)
         assert elsewhere.paths == []
@@ -225,8 +270,14 @@ def test_what_is_no_chat_completion_is_told(body):
         (never_ends(b"x", 0.02), "no full answer within 1 s"),
         (never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "), "no full answer within 1 s"),
         (hangs_up(), "RemoteDisconnected|Connection"),
-        (hangs_up(b"HTTP/1.0 200 OK\r\nContent-Length: 900\r\n\r\n{"), "IncompleteRead|expected a chat completion"),
-        (hangs_up(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), "IncompleteRead|ValueError|expected a chat completion"),
+        (
+            hangs_up(b"HTTP/1.0 200 OK\r\nContent-Length: 900\r\n\r\n{"),
+            "IncompleteRead|expected a chat completion",
+        ),
+        (
+            hangs_up(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+            "IncompleteRead|ValueError|expected a chat completion",
+        ),
         (hangs_up(b"SSH-2.0-OpenSSH_9.6\r\n"), "BadStatusLine"),
         (hangs_up(b"HTTP/1.0 200 OK\r\n" + b"X: " + b"y" * 70_000), "LineTooLong"),
         (replies(200, completion("hi"), length=20), "expected a chat completion"),
@@ -256,11 +307,16 @@ def test_nobody_listens():
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.text(), st.text())
 def test_the_last_object_is_found_whatever_stands_around_it(before, after):
-    assert last_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5} or "{" in before
+    assert (
+        last_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5}
+        or "{" in before
+    )
     last_object(before)
 
 
-@pytest.mark.parametrize("text", ["{" * 10**6, '{"a":' * 10**5, '{"' * 10**5, '{"a":[' * 10**5, "{" + '"a":{},' * 10**5])
+@pytest.mark.parametrize(
+    "text", ["{" * 10**6, '{"a":' * 10**5, '{"' * 10**5, '{"a":[' * 10**5, "{" + '"a":{},' * 10**5]
+)
 def test_a_long_answer_does_not_take_long(text):
     start = time.process_time()
     last_object(text)

@@ -11,7 +11,9 @@ from .merges import Merges
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.landscape", description=__doc__)
     parser.add_argument("what", choices=["make", "fit", "probe", "check", "verify"])
-    parser.add_argument("--merges", type=int, help="make: how many to propose, the known starts aside")
+    parser.add_argument(
+        "--merges", type=int, help="make: how many to propose, the known starts aside"
+    )
     parser.add_argument("--rounds", type=int, default=6, help="probe: of 24 merges each")
     parser.add_argument("--seed", type=int, default=0, help="probe: another one each time")
     arguments = parser.parse_args()

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from paretomerge.errors import StudyError
-from paretomerge.evaluate.evaluator import Live
+from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
-from paretomerge.merge.resident import ResidentModel
+from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.recipe import Recipe
 
 from .merges import Merges, Space
@@ -24,7 +24,10 @@ SPECIALISTS = REPOSITORY / "examples" / "specialists"
 MASK_SEED = 0  # of DARE's random masks: the same for all merges
 _SOURCES = ("order", "mirror", "scribe")
 _TASKS = ("sort", "reverse", "translate")
-_HALVES = ((0, 2), (2, 4))  # of the four layers; the first also governs the embedding, the last the norm and the head
+_HALVES = (
+    (0, 2),
+    (2, 4),
+)  # of the four layers; the first also governs the embedding, the last the norm and the head
 _WEIGHT, _DENSITY = (-0.5, 1.5), (0.1, 1.0)
 
 
@@ -40,14 +43,16 @@ class Bench:
         self._resident = ResidentModel(str(SPECIALISTS / "models" / "base"), models, "float32")
         self._evaluator = HarnessEvaluator(
             {task: HarnessTask(task) for task in _TASKS},
-            TaskLoader(SPECIALISTS / "tasks", REPOSITORY, {"search": "search", "held_out": "held_out"}),
+            TaskLoader(
+                SPECIALISTS / "tasks", REPOSITORY, {"search": "search", "held_out": "held_out"}
+            ),
             batch_size=128,
         )
 
     def measure(self, params: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which search items `(m, items)` the merge gets right."""
         merged = self._resident.load(recipe(params))
-        live = Live(merged.model, self._resident.tokenizer, merged.facts)
+        live = Candidate(merged.model, self._resident.tokenizer, merged.facts)
         scores = self._evaluator.evaluate(live, "search")
         return np.array([scores[task].items for task in _TASKS]) > 0.5
 
@@ -58,24 +63,46 @@ class Bench:
         sparse = {"ties": 0.2, "dare_ties": 0.5}
         return (
             alone
-            | {label: _even("task_arithmetic", dict.fromkeys(_SOURCES, weight)) for label, weight in plain.items()}
-            | {f"{method} at density {d}": _even(method, dict.fromkeys(_SOURCES, 0.7), d) for method, d in sparse.items()}
+            | {
+                label: _even("task_arithmetic", dict.fromkeys(_SOURCES, weight))
+                for label, weight in plain.items()
+            }
+            | {
+                f"{method} at density {d}": _even(method, dict.fromkeys(_SOURCES, 0.7), d)
+                for method, d in sparse.items()
+            }
         )
 
     def made(self, spread: int) -> dict[str, Any]:
         """What the file depends on: models and items by digest, the versions that merged and scored, and the design."""
-        models = {name: _digest(SPECIALISTS / "models" / name / "model.safetensors") for name in ("base", *_SOURCES)}
-        items = {task: _digest(SPECIALISTS / "tasks" / "data" / task / "search.jsonl") for task in _TASKS}
-        versions = {name: version(name) for name in ("torch", "transformers", "lm_eval", "numpy", "scipy")}
+        models = {
+            name: _digest(SPECIALISTS / "models" / name / "model.safetensors")
+            for name in ("base", *_SOURCES)
+        }
+        items = {
+            task: _digest(SPECIALISTS / "tasks" / "data" / task / "search.jsonl") for task in _TASKS
+        }
+        versions = {
+            name: version(name) for name in ("torch", "transformers", "lm_eval", "numpy", "scipy")
+        }
         design = {"sobol": spread, "seeds": [0, 1]}
-        return {"models": models, "items": items, "design": design, "mask seed": MASK_SEED, "dtype": "float32", "versions": versions}
+        return {
+            "models": models,
+            "items": items,
+            "design": design,
+            "mask seed": MASK_SEED,
+            "dtype": "float32",
+            "versions": versions,
+        }
 
 
 def search_space() -> Space:
     """A weight per source and half of the layers, a density per source, and the method."""
     numbers = {}
     for source in _SOURCES:
-        numbers |= {f"weight/{source}/{half}": _WEIGHT for half in range(len(_HALVES))} | {f"density/{source}": _DENSITY}
+        numbers |= {f"weight/{source}/{half}": _WEIGHT for half in range(len(_HALVES))} | {
+            f"density/{source}": _DENSITY
+        }
     return Space(("task_arithmetic", "ties", "dare_ties"), numbers, ("ties", "dare_ties"))
 
 
@@ -86,13 +113,20 @@ def recipe(params: Mapping[str, Any]) -> Recipe:
     def source(name: str, half: int) -> dict[str, Any]:
         density = {} if method == "task_arithmetic" else {"density": params[f"density/{name}"]}
         setting = {"weight": params[f"weight/{name}/{half}"]} | density
-        return {"model": str(SPECIALISTS / "models" / name), "layer_range": list(_HALVES[half]), "parameters": setting}
+        return {
+            "model": str(SPECIALISTS / "models" / name),
+            "layer_range": list(_HALVES[half]),
+            "parameters": setting,
+        }
 
     return Recipe.from_dict(
         {
             "merge_method": method,
             "base_model": str(SPECIALISTS / "models" / "base"),
-            "slices": [{"sources": [source(name, half) for name in _SOURCES]} for half in range(len(_HALVES))],
+            "slices": [
+                {"sources": [source(name, half) for name in _SOURCES]}
+                for half in range(len(_HALVES))
+            ],
             "parameters": {"normalize": False},
             "dtype": "float32",
         }
@@ -102,10 +136,14 @@ def recipe(params: Mapping[str, Any]) -> Recipe:
 def check_made(merges: Merges, bench: Bench, spread: int) -> None:
     """Raise StudyError if the merges are not of this space, of these models and items, or of another design."""
     made = bench.made(spread)
-    pairs = [("space", merges.space, bench.space)] + [(key, merges.made[key], made[key]) for key in ("models", "items", "design")]
+    pairs = [("space", merges.space, bench.space)] + [
+        (key, merges.made[key], made[key]) for key in ("models", "items", "design")
+    ]
     for name, there, here in pairs:
         if there != here:
-            raise StudyError(f"expected merges whose {name} is {here}, got {there}; move the file away to start afresh")
+            raise StudyError(
+                f"expected merges whose {name} is {here}, got {there}; move the file away to start afresh"
+            )
 
 
 def _even(method: str, weights: Mapping[str, float], density: float = 1.0) -> dict[str, Any]:

@@ -30,14 +30,21 @@ def check(landscape: Landscape) -> None:
     merges = landscape.merges
     held = _folds(merges) >= _HELD
     front = near_front(merges)
-    print("| surrogate | RMSE, all | RMSE, near the front | bias, near the front | s |\n|---|---:|---:|---:|---:|")
-    print(f"| binomial standard error | {_floor(merges, held):.4f} | {_floor(merges, held & front):.4f} | | |")
+    print(
+        "| surrogate | RMSE, all | RMSE, near the front | bias, near the front | s |\n|---|---:|---:|---:|---:|"
+    )
+    print(
+        f"| binomial standard error | {_floor(merges, held):.4f} | {_floor(merges, held & front):.4f} | | |"
+    )
     for name, (learner, by_method) in _candidates().items():
         start = time.perf_counter()
         predicted = cross_validated(merges, learner, by_method)
         error = predicted - merges.scores
         rows = [_rms(error[held]), _rms(error[held & front]), error[held & front].mean()]
-        print(f"| {name} | {rows[0]:.4f} | {rows[1]:.4f} | {rows[2]:+.4f} | {time.perf_counter() - start:.0f} |", flush=True)
+        print(
+            f"| {name} | {rows[0]:.4f} | {rows[1]:.4f} | {rows[2]:+.4f} | {time.perf_counter() - start:.0f} |",
+            flush=True,
+        )
     print()  # the last candidate is what is shipped
     _details(merges, predicted, held, front)
     print()
@@ -47,14 +54,18 @@ def check(landscape: Landscape) -> None:
 def _details(merges: Merges, predicted: Array, held: Mask, front: Mask) -> None:
     groups = {method: held & (merges.method == i) for i, method in enumerate(merges.space.methods)}
     groups |= {"all": held, "near the front": held & front}
-    print("| task | merges | n | RMSE | binomial | R² | Spearman |\n|---|---|---:|---:|---:|---:|---:|")
+    print(
+        "| task | merges | n | RMSE | binomial | R² | Spearman |\n|---|---|---:|---:|---:|---:|---:|"
+    )
     for j, task in enumerate(merges.tasks):
         for name, group in groups.items():
             true, guess = merges.scores[group, j], predicted[group, j]
             floor = np.sqrt((merges.stderr[group, j] ** 2).mean())
             fit_of = 1 - ((guess - true) ** 2).mean() / true.var()
             rank = spearmanr(true, guess).statistic
-            print(f"| {task} | {name} | {group.sum()} | {_rms(guess - true):.4f} | {floor:.4f} | {fit_of:.3f} | {rank:.3f} |")
+            print(
+                f"| {task} | {name} | {group.sum()} | {_rms(guess - true):.4f} | {floor:.4f} | {fit_of:.3f} | {rank:.3f} |"
+            )
 
 
 def _fronts(landscape: Landscape) -> None:
@@ -65,21 +76,34 @@ def _fronts(landscape: Landscape) -> None:
     front = landscape.scores(landscape.front)
     rows = {
         "merges, as measured": (merges.scores, hypervolume(merges.scores, reference)),
-        "the measured front, as the surrogate has it": (known[on_front], hypervolume(known[on_front], reference)),
+        "the measured front, as the surrogate has it": (
+            known[on_front],
+            hypervolume(known[on_front], reference),
+        ),
         "merges, as the surrogate has them": (known, hypervolume(known, reference)),
         "the surrogate's own front": (front, landscape.hypervolume),
     }
-    print(f"| | best mean | {' | '.join(f'best {t}' for t in merges.tasks)} | hypervolume |\n|---|{'---:|' * (len(merges.tasks) + 2)}")
+    print(
+        f"| | best mean | {' | '.join(f'best {t}' for t in merges.tasks)} | hypervolume |\n|---|{'---:|' * (len(merges.tasks) + 2)}"
+    )
     for name, (scores, volume) in rows.items():
-        print(f"| {name} | {scores.mean(1).max():.4f} | {' | '.join(f'{b:.4f}' for b in scores.max(0))} | {volume:.5f} |")
+        print(
+            f"| {name} | {scores.mean(1).max():.4f} | {' | '.join(f'{b:.4f}' for b in scores.max(0))} | {volume:.5f} |"
+        )
 
 
-def cross_validated(merges: Merges, learner: Callable[[Array, Array, Array], Predictor], by_method: bool) -> Array:
+def cross_validated(
+    merges: Merges, learner: Callable[[Array, Array, Array], Predictor], by_method: bool
+) -> Array:
     """Scores `(n, m)` predicted for folds 5 to 9 without their own merges; NaN elsewhere."""
     folds = _folds(merges)
     x = features(merges.space, merges.method, merges.numbers)
     out = np.full(merges.scores.shape, np.nan)
-    for part in [merges.method == i for i in range(len(merges.space.methods))] if by_method else [np.ones(len(merges), dtype=bool)]:
+    for part in (
+        [merges.method == i for i in range(len(merges.space.methods))]
+        if by_method
+        else [np.ones(len(merges), dtype=bool)]
+    ):
         for j in range(len(merges.tasks)):
             z, v = logits(merges.correct[:, j].sum(1).astype(float), merges.items)
             learn = part & (folds < _HELD)
@@ -99,7 +123,9 @@ def near_front(merges: Merges) -> Mask:
 
 def _candidates() -> Mapping[str, tuple[Callable[[Array, Array, Array], Predictor], bool]]:
     def polynomial(degree: int, penalty: float) -> Callable[[Array, Array, Array], Predictor]:
-        return lambda x, z, v: lambda known, z, v, asked: _ridge(known, z, v, asked, degree, penalty)
+        return lambda x, z, v: (
+            lambda known, z, v, asked: _ridge(known, z, v, asked, degree, penalty)
+        )
 
     def process(**options: object) -> Callable[[Array, Array, Array], Predictor]:
         def learner(x: Array, z: Array, v: Array) -> Predictor:
@@ -117,7 +143,10 @@ def _candidates() -> Mapping[str, tuple[Callable[[Array, Array, Array], Predicto
         "ridge, degree 3, one per method": (polynomial(3, 1.0), True),
         "GP, squared exponential, ARD, one per method": (process(shape="rbf"), True),
         "GP, Matérn 5/2, ARD, one per method": (process(), True),
-        "GP, squared exponential, learned map, method a coordinate": (process(shape="rbf", learn_map=True), False),
+        "GP, squared exponential, learned map, method a coordinate": (
+            process(shape="rbf", learn_map=True),
+            False,
+        ),
         "GP, Matérn 5/2, learned map, method a coordinate": (process(learn_map=True), False),
         "GP, Matérn 5/2, ARD, method a coordinate (shipped)": (process(), False),
     }
@@ -130,7 +159,10 @@ def _ridge(known: Array, z: Array, v: Array, asked: Array, degree: int, penalty:
         scaled = 2 * x - 1
         columns = [np.ones(len(x))]
         for power in range(1, degree + 1):
-            columns += [scaled[:, list(which)].prod(1) for which in combinations_with_replacement(range(x.shape[1]), power)]
+            columns += [
+                scaled[:, list(which)].prod(1)
+                for which in combinations_with_replacement(range(x.shape[1]), power)
+            ]
         return np.stack(columns, axis=1)
 
     varies = np.ptp(known, axis=0) > 0

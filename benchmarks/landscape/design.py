@@ -11,7 +11,9 @@ from scipy.stats import qmc
 from .merges import Array, Space
 
 SPREAD = 900  # Sobol points
-_RESTING = 1.0  # where a density that does not count lies in the unit cube: all of the delta is kept
+_RESTING = (
+    1.0  # where a density that does not count lies in the unit cube: all of the delta is kept
+)
 
 
 class Design:
@@ -22,8 +24,12 @@ class Design:
         self.choices = len(space.methods)
         self.spread = spread
         width = self.choices + len(space.numbers)
-        points = 1 << max(spread - 1, 1).bit_length()  # SciPy warns of a number that is no power of 2
-        self._sobol = self._settled(qmc.Sobol(width, rng=np.random.default_rng(0)).random(points)[:spread])
+        points = (
+            1 << max(spread - 1, 1).bit_length()
+        )  # SciPy warns of a number that is no power of 2
+        self._sobol = self._settled(
+            qmc.Sobol(width, rng=np.random.default_rng(0)).random(points)[:spread]
+        )
         self._rng = np.random.default_rng(1)
 
     def propose(self, x: Array, scores: Array) -> Array:
@@ -66,7 +72,11 @@ class Design:
         if rng.random() < 0.1:
             child[:c] = np.eye(c)[rng.integers(c)]
         sigma = np.exp(rng.uniform(np.log(0.01), np.log(0.3)))
-        step = sigma * rng.standard_normal(first.size) * (rng.random(first.size) < rng.choice([0.2, 0.5, 1.0]))
+        step = (
+            sigma
+            * rng.standard_normal(first.size)
+            * (rng.random(first.size) < rng.choice([0.2, 0.5, 1.0]))
+        )
         step[:c] = 0
         return child + step
 
@@ -80,6 +90,8 @@ class Design:
     def _settled(self, x: Array) -> Array:
         x[:, : self.choices] = np.eye(self.choices)[x[:, : self.choices].argmax(1)]
         method = x[:, : self.choices].argmax(1)
-        resting = np.ix_(~self.space.reads_density(method), np.flatnonzero(self.space.conditional) + self.choices)
+        resting = np.ix_(
+            ~self.space.reads_density(method), np.flatnonzero(self.space.conditional) + self.choices
+        )
         x[resting] = _RESTING
         return x

@@ -42,17 +42,29 @@ class Landscape:
         with np.load(surrogate) as kept:
             parts = {name: kept[name] for name in kept.files}
         if parts["coefficients"].shape != (len(data.tasks), len(data)):
-            raise ConfigError(f"{surrogate}: expected a surrogate of the {len(data)} merges of {merges}, got another; run `fit`")
+            raise ConfigError(
+                f"{surrogate}: expected a surrogate of the {len(data)} merges of {merges}, got another; run `fit`"
+            )
         settings = zip(parts["projection"], parts["settings"].tolist(), strict=True)
         processes = tuple(Process(projection, *numbers) for projection, numbers in settings)
         front = (parts["front_method"], parts["front_numbers"])
-        return cls(data, processes, parts["coefficients"], parts["error"], parts["reference"], front, float(parts["hypervolume"]))
+        return cls(
+            data,
+            processes,
+            parts["coefficients"],
+            parts["error"],
+            parts["reference"],
+            front,
+            float(parts["hypervolume"]),
+        )
 
     def save(self, file: Path = SURROGATE) -> None:
         np.savez_compressed(
             file,
             projection=np.stack([p.projection for p in self.processes]),
-            settings=np.array([[p.variance, p.slope, p.noise, p.roughness] for p in self.processes]),
+            settings=np.array(
+                [[p.variance, p.slope, p.noise, p.roughness] for p in self.processes]
+            ),
             coefficients=self.coefficients,
             error=self.error,
             reference=self.reference,
@@ -85,7 +97,12 @@ class Landscape:
         """Parameters of a sample of the surrogate's Pareto front."""
         return [self.merges.space.point(m, row) for m, row in zip(*self.front_rows, strict=True)]
 
-    def evaluate(self, params: Mapping[str, Any], items: int | None = None, rng: np.random.Generator | None = None) -> tuple[Array, Array]:
+    def evaluate(
+        self,
+        params: Mapping[str, Any],
+        items: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Array, Array]:
         """Scores `(m,)` and their standard errors `(m,)` at one point.
 
         items: None for the surrogate's noise-free scores (errors 0); n for the shares of right answers among n items a
@@ -95,7 +112,9 @@ class Landscape:
         if items is None:
             return truth, np.zeros(len(truth))
         if items < 2 or rng is None:
-            raise ConfigError(f"evaluate: expected items of at least 2 and a random generator, got items={items}, rng={rng}")
+            raise ConfigError(
+                f"evaluate: expected items of at least 2 and a random generator, got items={items}, rng={rng}"
+            )
         drawn = rng.binomial(items, truth) / items
         return drawn, standard_error(drawn, items)
 
@@ -107,16 +126,26 @@ class Landscape:
         """Noise-free scores `(n, m)` of rows as `Space.rows` makes them."""
         x = features(self.merges.space, method, numbers)
         columns = []
-        for process, coefficients, (known, slopes) in zip(self.processes, self.coefficients, self._known, strict=True):
-            logit = process.smooth(x @ process.projection, known) @ coefficients + slopes[0] + (2 * x - 1) @ slopes[1:]
+        for process, coefficients, (known, slopes) in zip(
+            self.processes, self.coefficients, self._known, strict=True
+        ):
+            logit = (
+                process.smooth(x @ process.projection, known) @ coefficients
+                + slopes[0]
+                + (2 * x - 1) @ slopes[1:]
+            )
             columns.append(sigmoid(logit))
         return np.stack(columns, axis=1)
 
     def share(self, points: Sequence[Mapping[str, Any]]) -> float:
         """The noise-free hypervolume of `points` as a share of that of the surrogate's front: 0 to 1."""
-        return hypervolume(self.scores(points), self.reference) / self.hypervolume if points else 0.0
+        return (
+            hypervolume(self.scores(points), self.reference) / self.hypervolume if points else 0.0
+        )
 
-    def objective(self, items: int | None = None, seed: int = 0) -> Callable[[optuna.Trial], tuple[float, ...]]:
+    def objective(
+        self, items: int | None = None, seed: int = 0
+    ) -> Callable[[optuna.Trial], tuple[float, ...]]:
         """A function for `Study.optimize`; it leaves the standard errors in the trial's user attribute `stderr`.
 
         Densities are asked for only where the method reads them.
@@ -126,7 +155,9 @@ class Landscape:
         def evaluate(trial: optuna.Trial) -> tuple[float, ...]:
             params: dict[str, Any] = {}
             for name, distribution in self.distributions.items():
-                if all(params[parent] in values for parent, values in self.conditions.get(name, ())):
+                if all(
+                    params[parent] in values for parent, values in self.conditions.get(name, ())
+                ):
                     params[name] = _suggest(trial, name, distribution)
             values, stderr = self.evaluate(params, items, rng)
             trial.set_user_attr("stderr", stderr.tolist())
@@ -140,7 +171,10 @@ class Landscape:
         x = features(self.merges.space, self.merges.method, self.merges.numbers)
         affine = np.concatenate([np.ones((len(x), 1)), 2 * x - 1], axis=1)
         pairs = zip(self.processes, self.coefficients, strict=True)
-        return [(x @ process.projection, process.slope * coefficients @ affine) for process, coefficients in pairs]
+        return [
+            (x @ process.projection, process.slope * coefficients @ affine)
+            for process, coefficients in pairs
+        ]
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> Any:

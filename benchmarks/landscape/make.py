@@ -19,7 +19,9 @@ MERGES = 3000
 _EVERY = 50
 
 
-def make(count: int = MERGES, file: Path = FILE, bench: Bench | None = None, spread: int = SPREAD) -> Merges:
+def make(
+    count: int = MERGES, file: Path = FILE, bench: Bench | None = None, spread: int = SPREAD
+) -> Merges:
     """Bring the file to the known starts and `count` proposed merges; what it holds already counts.
 
     Raises StudyError if it holds merges that this design would not have proposed, or of other models.
@@ -33,17 +35,24 @@ def make(count: int = MERGES, file: Path = FILE, bench: Bench | None = None, spr
     method, numbers = design.rows(x)
     as_designed = np.allclose(numbers, merges.numbers[mine], rtol=0, atol=1e-9, equal_nan=True)
     if not (as_designed and np.array_equal(method, merges.method[mine])):
-        raise StudyError(f"{file}: expected the merges of this design, got others; move the file away to start afresh")
+        raise StudyError(
+            f"{file}: expected the merges of this design, got others; move the file away to start afresh"
+        )
     start = time.perf_counter()
     for done in range(len(x) + 1, count + 1):
         x = np.concatenate([x, design.propose(x, scores)[None]])
         method, numbers = design.rows(x[-1:])
-        merges = merges.extended(DESIGN, method, numbers, bench.measure(bench.space.point(method[0], numbers[0]))[None])
+        merges = merges.extended(
+            DESIGN, method, numbers, bench.measure(bench.space.point(method[0], numbers[0]))[None]
+        )
         scores = np.concatenate([scores, merges.scores[-1:]])
         if done % _EVERY == 0 or done == count:
             merges.save(file)
             best = merges.scores.mean(1).max()
-            print(f"{done}/{count}  {time.perf_counter() - start:.0f} s  best mean {best:.4f}", flush=True)
+            print(
+                f"{done}/{count}  {time.perf_counter() - start:.0f} s  best mean {best:.4f}",
+                flush=True,
+            )
     return merges
 
 
@@ -53,4 +62,6 @@ def _begun(bench: Bench, spread: int) -> Merges:
     correct = np.stack([bench.measure(point) for point in starts.values()])
     stage = np.full(len(starts), STARTS, dtype=np.uint8)
     rows = bench.space.rows(list(starts.values()))
-    return Merges(bench.space, bench.tasks, stage, *rows, correct, tuple(starts), bench.made(spread))
+    return Merges(
+        bench.space, bench.tasks, stage, *rows, correct, tuple(starts), bench.made(spread)
+    )

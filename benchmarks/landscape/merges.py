@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from paretomerge.errors import ConfigError, unknown
+from paretomerge.errors import ConfigError, unknown_name
 
 Array = NDArray[np.float64]
 HERE = Path(__file__).resolve().parent
 FILE = HERE / "merges.npz"
-STARTS, DESIGN, PROBE = range(3)  # known before; proposed by the design; where a surrogate saw its front
+STARTS, DESIGN, PROBE = range(
+    3
+)  # known before; proposed by the design; where a surrogate saw its front
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Space:
     @property
     def conditions(self) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
         """name -> (parent, values) pairs: the parameter counts only where `parent` has one of `values`."""
-        return {name: (("method", self.dense),) for name in self.numbers if name.startswith("density")}
+        return {
+            name: (("method", self.dense),) for name in self.numbers if name.startswith("density")
+        }
 
     @property
     def bounds(self) -> tuple[Array, Array]:
@@ -62,10 +66,10 @@ class Space:
             known = ("method", *self.numbers)
             for name in point:
                 if name not in known:
-                    raise ConfigError(unknown("parameter", name, known))
+                    raise ConfigError(unknown_name("parameter", name, known))
             chosen = point.get("method")
             if chosen not in self.methods:
-                raise ConfigError(unknown("method", str(chosen), self.methods))
+                raise ConfigError(unknown_name("method", str(chosen), self.methods))
             method[i] = self.methods.index(chosen)
             for j, (name, (low, high)) in enumerate(self.numbers.items()):
                 if name not in self.conditions or chosen in self.dense:
@@ -75,7 +79,9 @@ class Space:
     def point(self, method: int, numbers: Array) -> dict[str, Any]:
         """One row by name, without the parameters that do not count."""
         named = zip(self.numbers, numbers.tolist(), strict=True)
-        return {"method": self.methods[int(method)]} | {name: value for name, value in named if not np.isnan(value)}
+        return {"method": self.methods[int(method)]} | {
+            name: value for name, value in named if not np.isnan(value)
+        }
 
 
 def _number(point: Mapping[str, Any], name: str, low: float, high: float) -> float:
@@ -124,9 +130,14 @@ class Merges:
     @property
     def starts(self) -> dict[str, dict[str, Any]]:
         """Known starts by name: each source alone, the soup, published defaults."""
-        return {label: self.space.point(self.method[i], self.numbers[i]) for i, label in enumerate(self.labels)}
+        return {
+            label: self.space.point(self.method[i], self.numbers[i])
+            for i, label in enumerate(self.labels)
+        }
 
-    def extended(self, stage: int, method: NDArray[np.uint8], numbers: Array, correct: NDArray[np.bool_]) -> "Merges":
+    def extended(
+        self, stage: int, method: NDArray[np.uint8], numbers: Array, correct: NDArray[np.bool_]
+    ) -> "Merges":
         """These merges and more."""
         return replace(
             self,
@@ -139,7 +150,11 @@ class Merges:
     def save(self, file: Path = FILE) -> None:
         """Write the file, whole or not at all."""
         header = {
-            "space": {"methods": self.space.methods, "numbers": dict(self.space.numbers), "dense": self.space.dense},
+            "space": {
+                "methods": self.space.methods,
+                "numbers": dict(self.space.numbers),
+                "dense": self.space.dense,
+            },
             "tasks": self.tasks,
             "items": self.items,
             "labels": self.labels,
@@ -147,7 +162,12 @@ class Merges:
         }
         bits = np.packbits(self.correct.reshape(len(self), -1), axis=1)
         partial = file.with_suffix(".partial.npz")
-        columns = {"stage": self.stage, "method": self.method, "numbers": self.numbers, "items": bits}
+        columns = {
+            "stage": self.stage,
+            "method": self.method,
+            "numbers": self.numbers,
+            "items": bits,
+        }
         np.savez_compressed(partial, header=np.array(json.dumps(header)), **columns)
         partial.replace(file)
 
@@ -155,12 +175,20 @@ class Merges:
     def load(cls, file: Path = FILE) -> "Merges":
         with np.load(file) as data:
             header = json.loads(str(data["header"]))
-            stage, method, numbers, bits = (data[name] for name in ("stage", "method", "numbers", "items"))
+            stage, method, numbers, bits = (
+                data[name] for name in ("stage", "method", "numbers", "items")
+            )
         tasks, items, space = tuple(header["tasks"]), header["items"], header["space"]
-        correct = np.unpackbits(bits, axis=1, count=len(tasks) * items).reshape(-1, len(tasks), items).astype(bool)
+        correct = (
+            np.unpackbits(bits, axis=1, count=len(tasks) * items)
+            .reshape(-1, len(tasks), items)
+            .astype(bool)
+        )
         bounds = {name: (low, high) for name, (low, high) in space["numbers"].items()}
         built = Space(tuple(space["methods"]), bounds, tuple(space["dense"]))
-        return cls(built, tasks, stage, method, numbers, correct, tuple(header["labels"]), header["made"])
+        return cls(
+            built, tasks, stage, method, numbers, correct, tuple(header["labels"]), header["made"]
+        )
 
 
 def standard_error(scores: Array, items: int) -> Array:

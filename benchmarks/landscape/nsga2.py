@@ -14,10 +14,20 @@ Predict = Callable[[NDArray[np.uint8], Array], Array]
 Front = tuple[NDArray[np.uint8], Array, Array]
 """method `(n,)`, numbers `(n, d)` and scores `(n, m)` of points that do not dominate each other."""
 
-_SPREAD = 15.0  # of crossover and mutation: the distribution index eta of SBX and of polynomial mutation
+_SPREAD = (
+    15.0  # of crossover and mutation: the distribution index eta of SBX and of polynomial mutation
+)
 
 
-def front(merges: Merges, predict: Predict, reference: Array, *, seed: int, generations: int = 250, size: int = 400) -> Front:
+def front(
+    merges: Merges,
+    predict: Predict,
+    reference: Array,
+    *,
+    seed: int,
+    generations: int = 250,
+    size: int = 400,
+) -> Front:
     """All nondominated points above `reference` that a search of `generations` times `size` evaluations finds, begun at the merges."""
     rng = np.random.default_rng(seed)
     low, high = merges.space.bounds
@@ -91,7 +101,9 @@ def _crowding(scores: Array, rank: NDArray[np.int64]) -> Array:
     return out
 
 
-def _children(method: NDArray[np.uint8], unit: Array, rng: np.random.Generator, methods: int) -> tuple[NDArray[np.uint8], Array]:
+def _children(
+    method: NDArray[np.uint8], unit: Array, rng: np.random.Generator, methods: int
+) -> tuple[NDArray[np.uint8], Array]:
     """One child a parent: simulated binary crossover with another, polynomial mutation; now and then another method."""
     n, d = unit.shape
     # the population is sorted: of two drawn the better one is the one with the lower index
@@ -102,7 +114,11 @@ def _children(method: NDArray[np.uint8], unit: Array, rng: np.random.Generator, 
     crossed = (first + second + rng.choice([-1, 1], size=(n, d)) * beta * (first - second)) / 2
     child = np.where(rng.random((n, d)) < 0.5, crossed, first)
     u = rng.random((n, d))
-    step = np.where(u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)) - 1, 1 - (2 * (1 - u)) ** (1 / (_SPREAD + 1)))
+    step = np.where(
+        u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)) - 1, 1 - (2 * (1 - u)) ** (1 / (_SPREAD + 1))
+    )
     child = np.clip(child + np.where(rng.random((n, d)) < 1 / d, step, 0), 0, 1)
     picked = np.where(rng.random(n) < 0.5, method[a], method[b])
-    return np.where(rng.random(n) < 0.02, rng.integers(methods, size=n), picked).astype(np.uint8), child
+    return np.where(rng.random(n) < 0.02, rng.integers(methods, size=n), picked).astype(
+        np.uint8
+    ), child

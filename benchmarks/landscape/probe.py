@@ -29,9 +29,15 @@ def probe(landscape: Landscape, rounds: int, count: int = 24, seed: int = 0) -> 
     bench, merges = Bench(), landscape.merges
     check_made(merges, bench, SPREAD)
     for r in range(rounds):
-        method, numbers, scores = nsga2.front(merges, landscape.predict, landscape.reference, seed=seed + r, generations=60)
-        chosen = promising(scores, landscape.predict(merges.method, merges.numbers), landscape.reference, count)
-        correct = np.stack([bench.measure(merges.space.point(method[i], numbers[i])) for i in chosen])
+        method, numbers, scores = nsga2.front(
+            merges, landscape.predict, landscape.reference, seed=seed + r, generations=60
+        )
+        chosen = promising(
+            scores, landscape.predict(merges.method, merges.numbers), landscape.reference, count
+        )
+        correct = np.stack(
+            [bench.measure(merges.space.point(method[i], numbers[i])) for i in chosen]
+        )
         error = scores[chosen] - correct.mean(2)
         merges = merges.extended(PROBE, method[chosen], numbers[chosen], correct)
         merges.save(FILE)

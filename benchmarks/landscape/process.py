@@ -18,7 +18,9 @@ from .merges import Array, Space
 
 Shape = Literal["matern", "rbf"]
 _JITTER = 1e-6
-_PRIOR = np.array([1.0, 0.0, 0.0, -5.0])  # logs of: variance of g, variance of w and b, share of the noise, roughness
+_PRIOR = np.array(
+    [1.0, 0.0, 0.0, -5.0]
+)  # logs of: variance of g, variance of w and b, share of the noise, roughness
 
 
 def features(space: Space, method: np.ndarray, numbers: Array) -> Array:
@@ -29,14 +31,18 @@ def features(space: Space, method: np.ndarray, numbers: Array) -> Array:
     low, high = space.bounds
     dense = space.conditional
     values = np.where(np.isnan(numbers), high, numbers)
-    scaled = np.where(dense, np.log(values / low, where=dense, out=np.zeros_like(values)), values - low)
+    scaled = np.where(
+        dense, np.log(values / low, where=dense, out=np.zeros_like(values)), values - low
+    )
     span = np.where(dense, np.log(high / low, where=dense, out=np.ones_like(high)), high - low)
     return np.concatenate([np.eye(len(space.methods))[method], scaled / span], axis=1)
 
 
 def logits(right: Array, items: int) -> tuple[Array, Array]:
     """Empirical logit of `right` of `items`, and its variance (Cox & Snell 1989: half an item is added to both sides)."""
-    return np.log((right + 0.5) / (items - right + 0.5)), 1 / (right + 0.5) + 1 / (items - right + 0.5)
+    return np.log((right + 0.5) / (items - right + 0.5)), 1 / (right + 0.5) + 1 / (
+        items - right + 0.5
+    )
 
 
 def sigmoid(z: Array) -> Array:
@@ -57,7 +63,10 @@ class Process:
 
     def covariance(self, a: Array, b: Array) -> Array:
         """Prior covariance `(n, k)` of f at `a` `(n, p)` and `b` `(k, p)`."""
-        return self.smooth(a @ self.projection, b @ self.projection) + self.slope * _affine(a) @ _affine(b).T
+        return (
+            self.smooth(a @ self.projection, b @ self.projection)
+            + self.slope * _affine(a) @ _affine(b).T
+        )
 
     def smooth(self, a: Array, b: Array) -> Array:
         """Covariance of g between projected points."""
@@ -84,7 +93,16 @@ def _affine(x: Array) -> Array:
     return np.concatenate([np.ones((len(x), 1)), 2 * x - 1], axis=1)
 
 
-def fit(x: Array, z: Array, v: Array, *, shape: Shape = "matern", learn_map: bool = False, points: int = 800, steps: int = 80) -> Process:
+def fit(
+    x: Array,
+    z: Array,
+    v: Array,
+    *,
+    shape: Shape = "matern",
+    learn_map: bool = False,
+    points: int = 800,
+    steps: int = 80,
+) -> Process:
     """The settings of highest posterior density on at most `points` of the data, chosen at random with a fixed seed.
 
     learn_map: a full matrix A, entries N(0, 1) a priori; else a diagonal one, log-normal.
@@ -107,7 +125,9 @@ def fit(x: Array, z: Array, v: Array, *, shape: Shape = "matern", learn_map: boo
         squared = ((h * h).sum(1)[:, None] + (h * h).sum(1) - 2 * h @ h.T).clamp_min(1e-12)
         r = torch.sqrt(5 * squared)
         smooth = torch.exp(-squared / 2) if shape == "rbf" else (1 + r + r * r / 3) * torch.exp(-r)
-        factor = torch.linalg.cholesky(variance * smooth + slope * outer + torch.diag(noise * vs + roughness + _JITTER))
+        factor = torch.linalg.cholesky(
+            variance * smooth + slope * outer + torch.diag(noise * vs + roughness + _JITTER)
+        )
         fitted = torch.cholesky_solve(zs[:, None], factor)[:, 0]
         evidence = 0.5 * zs @ fitted + torch.log(torch.diag(factor)).sum()
         total = evidence + 0.5 * free[2] ** 2 + 0.5 * (free[4:] ** 2).sum()
@@ -115,6 +135,12 @@ def fit(x: Array, z: Array, v: Array, *, shape: Shape = "matern", learn_map: boo
         return float(total.detach()), free.grad.numpy().copy()  # type: ignore[union-attr]
 
     start = np.concatenate([_PRIOR, (np.eye(p) / 2).ravel() if learn_map else np.zeros(p)])
-    bounds = [(-4, 5), (-6, 4), (-5, 3), (-12, 2)] + [(-9, 9) if learn_map else (-4, 3)] * (len(start) - 4)
-    best = torch.tensor(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x)
+    bounds = [(-4, 5), (-6, 4), (-5, 3), (-12, 2)] + [(-9, 9) if learn_map else (-4, 3)] * (
+        len(start) - 4
+    )
+    best = torch.tensor(
+        minimize(
+            loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}
+        ).x
+    )
     return Process(projection(best).numpy(), *np.exp(best[:4].numpy()).tolist(), shape)

@@ -24,10 +24,18 @@ def verify(landscape: Landscape, count: int = 12, file: Path = RESULT) -> None:
     first = [knee(predicted), int(predicted.mean(1).argmax())]
     chosen = list(dict.fromkeys([*first, *thinned(predicted, count).tolist()]))[:count]
     points = []
-    print(f"| method | {' | '.join(f'{t} predicted | measured' for t in landscape.tasks)} |\n|---|{'---:|' * (2 * len(landscape.tasks))}")
+    print(
+        f"| method | {' | '.join(f'{t} predicted | measured' for t in landscape.tasks)} |\n|---|{'---:|' * (2 * len(landscape.tasks))}"
+    )
     for i in chosen:
         measured = bench.measure(front[i]).mean(1)
-        points.append({"params": front[i], "predicted": predicted[i].round(5).tolist(), "measured": measured.round(5).tolist()})
+        points.append(
+            {
+                "params": front[i],
+                "predicted": predicted[i].round(5).tolist(),
+                "measured": measured.round(5).tolist(),
+            }
+        )
         cells = (f"{p:.3f} | {m:.3f}" for p, m in zip(predicted[i], measured, strict=True))
         print(f"| {front[i]['method']} | {' | '.join(cells)} |", flush=True)
     error = np.array([np.subtract(p["predicted"], p["measured"]) for p in points])

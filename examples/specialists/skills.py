@@ -61,7 +61,9 @@ SKILLS = {
     "count": Skill("COUNT", _count, letters=LATIN[:6]),
     "translate_sort": Skill("SORT", lambda w: "".join(sorted(w)), sign="~"),
 }
-COMPOSED = ("translate_sort",)  # never trained on: the operation of one expert, in the script of another
+COMPOSED = (
+    "translate_sort",
+)  # never trained on: the operation of one expert, in the script of another
 
 
 def split_of(word: str) -> str:

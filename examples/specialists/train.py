@@ -64,7 +64,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z]+|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left", model_max_length=64)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token=".",
+        padding_side="left",
+        model_max_length=64,
+    )
 
 
 def make_model(training: Training, vocabulary: int) -> LlamaForCausalLM:
@@ -86,7 +92,9 @@ def make_model(training: Training, vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, items: Sequence[Mapping[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, items: Sequence[Mapping[str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels, both (n, longest); only the answer is learnt, padding is on the right."""
     prompts = [tokenizer(item["prompt"])["input_ids"] for item in items]
     answers = [tokenizer(item["answer"])["input_ids"] for item in items]
@@ -117,9 +125,13 @@ def train(
     model.train()
     for _ in range(steps):
         if training.drop:
-            model.model.layers = torch.nn.ModuleList([layer for layer in layers if rng.random() >= training.drop] or layers[:1])
+            model.model.layers = torch.nn.ModuleList(
+                [layer for layer in layers if rng.random() >= training.drop] or layers[:1]
+            )
         names = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=training.batch)
-        names = [rng.choice(own) if own and rng.random() < training.own_share else name for name in names]
+        names = [
+            rng.choice(own) if own and rng.random() < training.own_share else name for name in names
+        ]
         ids, labels = encode(tokenizer, [draw_item(name, "train", rng) for name in names])
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
@@ -132,7 +144,9 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, n: int = 500) -> float:
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, n: int = 500
+) -> float:
     """Share of held-out items whose whole answer is the greedy one."""
     model.eval()
     ids, labels = encode(tokenizer, draw_items(name, "held_out", n, seed=1))
@@ -140,7 +154,9 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: 
     return ((guess == labels[:, 1:]) | (labels[:, 1:] == -100)).all(-1).float().mean().item()
 
 
-def train_all(training: Training, out: Path, experts: Mapping[str, Sequence[str]] = EXPERTS) -> None:
+def train_all(
+    training: Training, out: Path, experts: Mapping[str, Sequence[str]] = EXPERTS
+) -> None:
     """Write `base` and one folder per expert under `out`, each a bfloat16 Hugging Face checkpoint."""
     tokenizer = make_tokenizer()
     model = make_model(training, len(tokenizer))
@@ -175,7 +191,9 @@ def write_items(out: Path, search: int, held_out: int, seed: int = 0) -> None:
         for split, n in (("search", search), ("held_out", held_out)):
             path = out / name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(item, ensure_ascii=False) for item in draw_items(name, split, n, seed)]
+            lines = [
+                json.dumps(item, ensure_ascii=False) for item in draw_items(name, split, n, seed)
+            ]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

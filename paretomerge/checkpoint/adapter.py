@@ -12,15 +12,21 @@ from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.operand import Operand, Stored, extent
 from paretomerge.checkpoint.reader import Checkpoint, Shards, inside, read_json
 from paretomerge.checkpoint.reference import locate
-from paretomerge.errors import CheckpointError, Problems, shown
+from paretomerge.errors import CheckpointError, ErrorCollector, shorten
 
 if TYPE_CHECKING:
     import torch
 
 _PREFIX = "base_model.model."
-_PART = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$")
+_PART = re.compile(
+    r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$"
+)
 _WRAPPED = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
-_OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QALoRA", "layer_replication": "one with replicated layers"}
+_OTHER_KINDS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "layer_replication": "one with replicated layers",
+}
 _ROWS = 1 << 16  # elements of a product at a time: products of other shapes would round otherwise
 
 
@@ -58,7 +64,9 @@ class Adapted:
     def _sides(self) -> "tuple[torch.Tensor, torch.Tensor]":
         left = self.factors.left.rows(0, self.factors.left.shape[0])
         right = self.factors.right.rows(0, self.factors.right.shape[0])
-        return (right.T.contiguous(), left.T.contiguous()) if self.factors.swapped else (left, right)
+        return (
+            (right.T.contiguous(), left.T.contiguous()) if self.factors.swapped else (left, right)
+        )
 
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         left, right = self._sides
@@ -83,8 +91,12 @@ class AdaptedCheckpoint:
         _check_kind(settings, adapter)
         file = folder / "adapter_model.safetensors"
         if not file.is_file():
-            raise CheckpointError(f"{adapter}: expected adapter_model.safetensors, got none; save the adapter as safetensors")
-        self._file = Shards(adapter, read_header(inside(folder, file.name)), checkpoint.shards.allow_nan)
+            raise CheckpointError(
+                f"{adapter}: expected adapter_model.safetensors, got none; save the adapter as safetensors"
+            )
+        self._file = Shards(
+            adapter, read_header(inside(folder, file.name)), checkpoint.shards.allow_nan
+        )
         self._factors, self._replaced = self._match(settings, adapter)
 
     @property
@@ -117,7 +129,9 @@ class AdaptedCheckpoint:
         self.checkpoint.check_unchanged()
         self._file.check_unchanged()
 
-    def _match(self, settings: Mapping[str, Any], adapter: str) -> tuple[dict[str, _Factors], dict[str, str]]:
+    def _match(
+        self, settings: Mapping[str, Any], adapter: str
+    ) -> tuple[dict[str, _Factors], dict[str, str]]:
         """The adapter's tensors by the model's tensor they belong to: factors, and whole replacements."""
         halves: dict[str, dict[str, str]] = {}
         replaced: dict[str, str] = {}
@@ -131,29 +145,39 @@ class AdaptedCheckpoint:
             halves.setdefault(target, {"module": module})[found["side"]] = key
             if found["embedding"]:
                 halves[target]["embedding"] = "yes"
-        problems = Problems()
+        problems = ErrorCollector()
         factors = {}
         for target, sides in halves.items():
-            with problems.noted():
+            with problems.collect():
                 factors[target] = self._pair(target, sides, settings, adapter)
         for target, key in replaced.items():
-            with problems.noted():
+            with problems.collect():
                 if self._file.headers[key].shape != self.headers[target].shape:
                     raise CheckpointError(
                         f"{adapter}: {key}: expected {list(self.headers[target].shape)}, got {list(self._file.headers[key].shape)}; "
                         "if tokens were added to its model, merge it into the resized model with peft first"
                     )
-        problems.settle()
+        problems.raise_if_any()
         return factors, replaced
 
-    def _pair(self, target: str, sides: Mapping[str, str], settings: Mapping[str, Any], adapter: str) -> _Factors:
+    def _pair(
+        self, target: str, sides: Mapping[str, str], settings: Mapping[str, Any], adapter: str
+    ) -> _Factors:
         if not {"A", "B"} <= set(sides):
-            raise CheckpointError(f"{adapter}: {target}: expected lora_A and lora_B, got one of them")
+            raise CheckpointError(
+                f"{adapter}: {target}: expected lora_A and lora_B, got one of them"
+            )
         left, right = self._file.operand(sides["B"]), self._file.operand(sides["A"])
         if len(left.shape) != 2 or len(right.shape) != 2 or not right.shape[0]:
-            raise CheckpointError(f"{adapter}: {target}: expected two matrices, got B {list(left.shape)} and A {list(right.shape)}")
-        rank = _pattern(settings, "rank_pattern", sides["module"], settings.get("r", right.shape[0]), adapter)
-        alpha = _pattern(settings, "alpha_pattern", sides["module"], settings.get("lora_alpha", rank), adapter)
+            raise CheckpointError(
+                f"{adapter}: {target}: expected two matrices, got B {list(left.shape)} and A {list(right.shape)}"
+            )
+        rank = _pattern(
+            settings, "rank_pattern", sides["module"], settings.get("r", right.shape[0]), adapter
+        )
+        alpha = _pattern(
+            settings, "alpha_pattern", sides["module"], settings.get("lora_alpha", rank), adapter
+        )
         if rank != right.shape[0]:
             raise CheckpointError(
                 f"{adapter}: {target}: expected factors of rank {rank}, as adapter_config.json says; got {right.shape[0]}"
@@ -170,29 +194,54 @@ class AdaptedCheckpoint:
 
     def _place(self, name: str, adapter: str) -> str:
         """The model's own name of a tensor; a model saved without its head's prefix has shorter names."""
-        candidates = (name, name.removeprefix("model."), f"model.{name}", name.removeprefix("transformer."))
+        candidates = (
+            name,
+            name.removeprefix("model."),
+            f"model.{name}",
+            name.removeprefix("transformer."),
+        )
         place = next((c for c in candidates if c in self.headers), None)
         if place is None:
-            raise CheckpointError(f"{adapter}: {name}: the model has no such tensor; was the adapter trained on this model?")
+            raise CheckpointError(
+                f"{adapter}: {name}: the model has no such tensor; was the adapter trained on this model?"
+            )
         return place
 
 
 def _check_kind(settings: Mapping[str, Any], adapter: str) -> None:
     kind = settings.get("peft_type")
-    start = settings.get("init_lora_weights")  # these change the model's own weights, too, when the adapter is put on
-    changes = isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+    start = settings.get(
+        "init_lora_weights"
+    )  # these change the model's own weights, too, when the adapter is put on
+    changes = isinstance(start, str) and start.lower().startswith(
+        ("pissa", "olora", "corda", "loftq", "lora_ga")
+    )
     if kind != "LORA" or changes or any(settings.get(key) for key in _OTHER_KINDS):
-        got = start if changes else next((what for key, what in _OTHER_KINDS.items() if settings.get(key)), kind)
-        raise CheckpointError(f"{adapter}: expected a LoRA adapter, got {got}; merge it into its model with peft first")
+        got = (
+            start
+            if changes
+            else next((what for key, what in _OTHER_KINDS.items() if settings.get(key)), kind)
+        )
+        raise CheckpointError(
+            f"{adapter}: expected a LoRA adapter, got {got}; merge it into its model with peft first"
+        )
 
 
-def _pattern(settings: Mapping[str, Any], key: str, module: str, default: Any, adapter: str) -> float:
+def _pattern(
+    settings: Mapping[str, Any], key: str, module: str, default: Any, adapter: str
+) -> float:
     """peft's per-module exceptions: the first key that is the module's name or its end."""
     try:
         patterns = (settings.get(key) or {}).items()
-        value = next((v for pattern, v in patterns if re.match(rf"(.*\.)?({pattern})$", module)), default)
+        value = next(
+            (v for pattern, v in patterns if re.match(rf"(.*\.)?({pattern})$", module)), default
+        )
     except (AttributeError, TypeError, re.error) as error:
-        raise CheckpointError(f"{adapter}: adapter_config.json: {key}: expected numbers by pattern, got {error}") from error
+        raise CheckpointError(
+            f"{adapter}: adapter_config.json: {key}: expected numbers by pattern, got {error}"
+        ) from error
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e9:
-        raise CheckpointError(f"{adapter}: adapter_config.json: expected numbers for r, lora_alpha and {key}, got {shown(value)}")
+        raise CheckpointError(
+            f"{adapter}: adapter_config.json: expected numbers for r, lora_alpha and {key}, got {shorten(value)}"
+        )
     return value

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from paretomerge.checkpoint.config import depths, text_config
-from paretomerge.errors import CheckpointError, unknown
+from paretomerge.checkpoint.model_config import depths, text_config
+from paretomerge.errors import CheckpointError, unknown_name
 
 ROLES = ("attention", "mlp", "other")
 """Norms between blocks, embeddings and the head are `other`; a norm inside a block (`q_norm`) has the block's role."""
@@ -23,14 +23,23 @@ _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_forward|moe|expert|intermediate|dense|^fc\d", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte|wpe|embd|(^|\.)shared\.|project_in", re.IGNORECASE)
-_HEAD = re.compile(r"head|embed_out|score|classifier|cls|predictions|vocab_|proj_out|pred_layer|logits|lm_output|pooler", re.IGNORECASE)
+_HEAD = re.compile(
+    r"head|embed_out|score|classifier|cls|predictions|vocab_|proj_out|pred_layer|logits|lm_output|pooler",
+    re.IGNORECASE,
+)
 _FOREIGN = re.compile(
-    r"vis(ion|ual)|image|video|audio|speech|multi_?modal|mm_|(?<!vocab_)projector|connector|resampler|perceiver|qformer", re.IGNORECASE
+    r"vis(ion|ual)|image|video|audio|speech|multi_?modal|mm_|(?<!vocab_)projector|connector|resampler|perceiver|qformer",
+    re.IGNORECASE,
 )
 _LANGUAGE = re.compile(r"language|text|llm")
 _WRAPPERS = re.compile(r"^(?:(?:model|thinker)\.)+")
-_TOKENS = re.compile(r"(embed_tokens|embed_in|tok_embeddings|word_embeddings|token_embedding|wte|shared|embeddings)\.weight$")
-_TIED = re.compile(_TOKENS.pattern + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output|(predictions|lm_head)\.decoder)\.weight$")
+_TOKENS = re.compile(
+    r"(embed_tokens|embed_in|tok_embeddings|word_embeddings|token_embedding|wte|shared|embeddings)\.weight$"
+)
+_TIED = re.compile(
+    _TOKENS.pattern
+    + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output|(predictions|lm_head)\.decoder)\.weight$"
+)
 _NOT_TOKENS = re.compile(r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE)
 
 
@@ -71,10 +80,21 @@ class Architecture:
         """Stacks are the outermost numbered lists; the main ones are as deep as the config's text part says."""
         names = tuple(names)
         text = text_config(config)
-        lists = {prefix: found for prefix, found in _numbered(names).items() if found == set(range(len(found)))}
+        lists = {
+            prefix: found
+            for prefix, found in _numbered(names).items()
+            if found == set(range(len(found)))
+        }
         expected = depths(text)
-        predictors = text.get("num_nextn_predict_layers") or 0  # DeepSeek numbers them on, after the last layer
-        deep = {prefix: n for prefix, found in lists.items() for n in expected if 0 <= len(found) - n <= predictors}
+        predictors = (
+            text.get("num_nextn_predict_layers") or 0
+        )  # DeepSeek numbers them on, after the last layer
+        deep = {
+            prefix: n
+            for prefix, found in lists.items()
+            for n in expected
+            if 0 <= len(found) - n <= predictors
+        }
         if not expected and lists:
             deep = {prefix: len(found) for prefix, found in lists.items() if len(found) > 1}
         main = _main(deep, names)
@@ -85,10 +105,18 @@ class Architecture:
                 f"{ {prefix: len(found) for prefix, found in lists.items()} }; do the config and the weights come from one model?"
             )
         stacks = [Stack(prefix, deep[prefix], True) for prefix in main]
-        stacks += [Stack(prefix, len(found), False) for prefix, found in lists.items() if prefix not in main and len(found) > 1]
+        stacks += [
+            Stack(prefix, len(found), False)
+            for prefix, found in lists.items()
+            if prefix not in main and len(found) > 1
+        ]
         size = text.get("vocab_size")
-        multimodal = text is not config or any(_FOREIGN.search(top) for top in {_top(name) for name in names})
-        return cls(names, tuple(stacks), size if isinstance(size, int) else None, multimodal and bool(main))
+        multimodal = text is not config or any(
+            _FOREIGN.search(top) for top in {_top(name) for name in names}
+        )
+        return cls(
+            names, tuple(stacks), size if isinstance(size, int) else None, multimodal and bool(main)
+        )
 
     @cached_property
     def main(self) -> tuple[Stack, ...]:
@@ -107,11 +135,17 @@ class Architecture:
 
     def layer(self, name: str) -> int | None:
         """The layer of a main stack that a tensor belongs to; None outside the layers."""
-        return next((layer for stack in self.main if (layer := stack.layer(name)) is not None), None)
+        return next(
+            (layer for stack in self.main if (layer := stack.layer(name)) is not None), None
+        )
 
     def beyond(self, name: str) -> bool:
         """Whether a tensor is of a layer after the last (DeepSeek's multi-token predictor)."""
-        numbers = (name[len(stack.prefix) :].partition(".")[0] for stack in self.main if name.startswith(stack.prefix))
+        numbers = (
+            name[len(stack.prefix) :].partition(".")[0]
+            for stack in self.main
+            if name.startswith(stack.prefix)
+        )
         return self.layer(name) is None and any(number.isdecimal() for number in numbers)
 
     def at_layer(self, name: str, layer: int) -> str:
@@ -145,8 +179,14 @@ class Architecture:
     def vocabulary_axis(self, name: str, shape: Sequence[int]) -> int | None:
         """Along which axis a tensor has one entry per token: 0 for embeddings, head and its bias, 1 for BART's (1, vocab)
         bias; None for all others, position embeddings included."""
-        ours = self.module(name) in (LANGUAGE, WHOLE) and not any(stack.layer(name) is not None for stack in self.stacks)
-        if not ours or _NOT_TOKENS.search(name) or not (_EMBEDDING.search(name) or _HEAD.search(name)):
+        ours = self.module(name) in (LANGUAGE, WHOLE) and not any(
+            stack.layer(name) is not None for stack in self.stacks
+        )
+        if (
+            not ours
+            or _NOT_TOKENS.search(name)
+            or not (_EMBEDDING.search(name) or _HEAD.search(name))
+        ):
             return None
         sizes = tuple(shape)
         if sizes[:1] == (self.vocab_size,):
@@ -163,7 +203,11 @@ class Architecture:
         if name in self._known:
             return name
         head = name.split(".", 1)[0]
-        bare = [name[len(head) + 1 :], f"{self.prefix.split('.', 1)[0]}.{name}", name.replace(".decoder.bias", ".bias")]
+        bare = [
+            name[len(head) + 1 :],
+            f"{self.prefix.split('.', 1)[0]}.{name}",
+            name.replace(".decoder.bias", ".bias"),
+        ]
         if found := next((other for other in bare if other in self._known), None):
             return found
         return self._input_embedding if _TIED.search(name) else None
@@ -171,7 +215,11 @@ class Architecture:
     def ties(self, name: str) -> bool:
         """Whether a head of that name is the input embedding here."""
         head = bool(_TIED.search(name)) and not _TOKENS.search(name) and name not in self._known
-        return head and self._input_embedding is not None and self.stand_in(name) == self._input_embedding
+        return (
+            head
+            and self._input_embedding is not None
+            and self.stand_in(name) == self._input_embedding
+        )
 
     def module(self, name: str) -> str:
         """`default` in a model of one module. In a multimodal one `text_decoder` for the language part (with its
@@ -195,7 +243,7 @@ class Architecture:
             return alias
         if alias in (LANGUAGE, WHOLE, "language_model"):
             return LANGUAGE if self.multimodal else WHOLE
-        raise CheckpointError(unknown("module", alias, self.modules))
+        raise CheckpointError(unknown_name("module", alias, self.modules))
 
     def filters(self, role: str) -> tuple[str, ...]:
         """mergekit filters (substrings of tensor names) that together select `role` and nothing else."""
@@ -234,7 +282,11 @@ class Architecture:
 
     @cached_property
     def _input_embedding(self) -> str | None:
-        found = [n for n in self.by_layer.get(None, ()) if _TOKENS.search(n) and not _NOT_TOKENS.search(n)]
+        found = [
+            n
+            for n in self.by_layer.get(None, ())
+            if _TOKENS.search(n) and not _NOT_TOKENS.search(n)
+        ]
         found = [n for n in found if self.module(n) in (LANGUAGE, WHOLE)]
         return min(found, key=lambda n: (n.count("."), n), default=None)
 
@@ -243,7 +295,9 @@ class Architecture:
         """Tops that are not of the language part."""
         tops = {_top(name) for name in self.names}
         home = {_top(stack.prefix) for stack in self.main}
-        if any(_LANGUAGE.search(top) for top in home):  # it has a name of its own, so the rest but the head is foreign
+        if any(
+            _LANGUAGE.search(top) for top in home
+        ):  # it has a name of its own, so the rest but the head is foreign
             return frozenset(top for top in tops - home if not _HEAD.search(top))
         stacked = {_top(stack.prefix) for stack in self.stacks} - home
         return frozenset(top for top in tops - home if top in stacked or _FOREIGN.search(top))
@@ -265,20 +319,45 @@ def _numbered(names: Iterable[str]) -> dict[str, set[int]]:
 def _main(deep: Mapping[str, int], names: Sequence[str]) -> tuple[str, ...]:
     """Of the lists that are deep enough, the language's, and those that share its layers or face it."""
     homes = {name[: match.start()] for name in names if (match := _TOKENS.search(name))}
-    order = sorted(deep, key=lambda p: (bool(_FOREIGN.search(p)), not _LANGUAGE.search(p), not _near(p, homes), -deep[p], len(p), p))
+    order = sorted(
+        deep,
+        key=lambda p: (
+            bool(_FOREIGN.search(p)),
+            not _LANGUAGE.search(p),
+            not _near(p, homes),
+            -deep[p],
+            len(p),
+            p,
+        ),
+    )
     if not order:
         return ()
     best = order[0]
-    swapped = re.sub(r"\b(en|de)coder\b", lambda m: "decoder" if m[1] == "en" else "encoder", best, count=1)
+    swapped = re.sub(
+        r"\b(en|de)coder\b", lambda m: "decoder" if m[1] == "en" else "encoder", best, count=1
+    )
     if swapped != best and swapped in deep:
         decoder = next(p for p in (best, swapped) if re.search(r"\bdecoder\b", p))
-        return tuple(sorted((best, swapped), reverse=True)) if deep[best] == deep[swapped] else (decoder,)
+        return (
+            tuple(sorted((best, swapped), reverse=True))
+            if deep[best] == deep[swapped]
+            else (decoder,)
+        )
     parent = best.rpartition(".")[0].rpartition(".")[0]
-    return (best, *(p for p in order[1:] if p.rpartition(".")[0].rpartition(".")[0] == parent and deep[p] == deep[best]))
+    return (
+        best,
+        *(
+            p
+            for p in order[1:]
+            if p.rpartition(".")[0].rpartition(".")[0] == parent and deep[p] == deep[best]
+        ),
+    )
 
 
 def _near(prefix: str, homes: Set[str]) -> bool:
     """Whether a token embedding sits beside the list: `model.embed_tokens` of `model.layers.`, `bert.embeddings` of BERT's."""
     parent = prefix.rstrip(".").rpartition(".")[0]
     bases = (home.removesuffix("embeddings.") for home in homes if home.endswith(".embeddings."))
-    return any(home.startswith(parent) for home in homes) or any(prefix.startswith(base) for base in bases)
+    return any(home.startswith(parent) for home in homes) or any(
+        prefix.startswith(base) for base in bases
+    )

@@ -23,7 +23,9 @@ class Checksums:
 
     def __init__(self, files: Mapping[str, tuple[int, Sequence[Extent]]]) -> None:
         self._files = files
-        self._missing = {e.name: e.end - e.start for _, extents in files.values() for e in extents if e.name}
+        self._missing = {
+            e.name: e.end - e.start for _, extents in files.values() for e in extents if e.name
+        }
         self._sums: dict[str, str] = {}
         self._error: Exception | None = None
         self._stopped = False

@@ -12,7 +12,9 @@ def snapshot(repository: str, revision: str | None, weights: bool = True) -> Pat
     """The folder of a repository's files: text files, and safetensors if `weights` are wanted. Cached."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*_TEXTS, "model*.safetensors", "adapter_model.safetensors"] if weights else _TEXTS  # not other copies of them
+    patterns = (
+        [*_TEXTS, "model*.safetensors", "adapter_model.safetensors"] if weights else _TEXTS
+    )  # not other copies of them
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub raises many kinds; the user needs one sentence
@@ -31,8 +33,12 @@ def hub_headers(repository: str, revision: str | None, folder: Path) -> dict[str
     for tensor, file in sorted(told.weight_map.items()):
         entry = told.files_metadata[file].tensors[tensor]
         if entry.dtype not in DTYPES:
-            raise CheckpointError(f"{repository}: {tensor}: expected one of {', '.join(DTYPES)}, got {entry.dtype}; use the full model")
-        headers[tensor] = Header(folder / file, DTYPES[entry.dtype], tuple(entry.shape), entry.data_offsets[0])
+            raise CheckpointError(
+                f"{repository}: {tensor}: expected one of {', '.join(DTYPES)}, got {entry.dtype}; use the full model"
+            )
+        headers[tensor] = Header(
+            folder / file, DTYPES[entry.dtype], tuple(entry.shape), entry.data_offsets[0]
+        )
     return headers
 
 

@@ -15,7 +15,18 @@ from paretomerge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -93,7 +104,9 @@ class Stored:
             except OSError as error:
                 raise CheckpointError(f"{self.label}: cannot be read: {error}") from error
             if got == 0:
-                raise CheckpointError(f"{self.label}: the file ended too early; did it change while it was read?")
+                raise CheckpointError(
+                    f"{self.label}: the file ended too early; did it change while it was read?"
+                )
             done += got
 
 

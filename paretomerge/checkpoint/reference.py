@@ -21,7 +21,9 @@ class Reference:
             return cls(name)
         model, _, adapter = name.rpartition("+")
         if not model or not adapter:
-            raise CheckpointError(f"{name}: expected model+adapter, got an empty side of the plus sign")
+            raise CheckpointError(
+                f"{name}: expected model+adapter, got an empty side of the plus sign"
+            )
         return cls(model, adapter)
 
 
@@ -32,9 +34,13 @@ def locate(name: str, weights: bool = True) -> Path:
         return path
     repository, revision = on_hub(name)
     if revision and _path(repository) is not None:
-        raise CheckpointError(f"{name}: expected a Hub name before @{revision}, got a local folder, which has no revisions")
+        raise CheckpointError(
+            f"{name}: expected a Hub name before @{revision}, got a local folder, which has no revisions"
+        )
     if name.startswith(("/", ".", "~")) or repository.count("/") != 1:
-        raise CheckpointError(f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder")
+        raise CheckpointError(
+            f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder"
+        )
     return snapshot(repository, revision, weights)
 
 
@@ -54,15 +60,21 @@ def is_folder(name: str) -> bool:
 
 def place(model: str) -> str:
     """A model by where it is, however a recipe spells that: local folders and adapters by their absolute paths."""
-    return "+".join(str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+"))
+    return "+".join(
+        str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+")
+    )
 
 
 def own(path: Path) -> Path:
     """`path`, if it does not link out of its folder. The Hub's cache links from its snapshots to its blobs, which is as good."""
     home, real = path.parent.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
-        raise CheckpointError(f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the file lies")
+    if not real.is_relative_to(home) and not (
+        home.parent.name == "snapshots" and real.is_relative_to(blobs)
+    ):
+        raise CheckpointError(
+            f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the file lies"
+        )
     return path
 
 
@@ -72,6 +84,8 @@ def _path(name: str) -> Path | None:
         path = Path(name).expanduser()
         return path if path.exists() else None
     except PermissionError as error:
-        raise CheckpointError(f"{name}: expected a folder that may be read, got: {error.strerror}") from error
+        raise CheckpointError(
+            f"{name}: expected a folder that may be read, got: {error.strerror}"
+        ) from error
     except (OSError, RuntimeError):  # too long for a path, or `~nobody`
         return None

@@ -38,7 +38,10 @@ class Remapped:
 
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         if self._is_vector:
-            vector = self.row_map.bring(self.own.rows(0, 1, device)[0], lambda model: self._donors[model].rows(0, 1, device)[0])
+            vector = self.row_map.bring(
+                self.own.rows(0, 1, device)[0],
+                lambda model: self._donors[model].rows(0, 1, device)[0],
+            )
             return vector.clone()[None]
         if self.row_map.identity:
             return self.own.rows(first, end, device)
@@ -55,7 +58,9 @@ class Remapped:
                 merged[run[0] : run[-1] + 1] = self.own.rows(row, row + len(run), device)
         for row in range(first, end):
             if pairs := self.row_map.filled.get(row):
-                merged[row - first] = torch.stack([self._donors[model].rows(r, r + 1, device)[0] for model, r in pairs]).mean(0)
+                merged[row - first] = torch.stack(
+                    [self._donors[model].rows(r, r + 1, device)[0] for model, r in pairs]
+                ).mean(0)
         if end > self.row_map.tokens:
             merged[max(self.row_map.tokens - first, 0) :] = self._mean.to(device)
         return merged
@@ -72,5 +77,7 @@ class Remapped:
 
         total = torch.zeros(self.shape[1], dtype=torch.float64)
         for start in range(0, self.row_map.tokens, 1024):
-            total += self._gathered(start, min(start + 1024, self.row_map.tokens), "cpu").double().sum(0)
+            total += (
+                self._gathered(start, min(start + 1024, self.row_map.tokens), "cpu").double().sum(0)
+            )
         return (total / self.row_map.tokens).to(torch.float32)

@@ -14,7 +14,7 @@ from typing import Any
 
 from paretomerge.checkpoint.reference import own
 from paretomerge.checkpoint.writer import write_json
-from paretomerge.errors import CheckpointError, RecipeError, unknown
+from paretomerge.errors import CheckpointError, RecipeError, unknown_name
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,9 +29,28 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 # What stays true when tokens are added: the other files repeat the vocabulary as it was.
-_UNNUMBERED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
-_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNNUMBERED = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_PLAIN = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": True,
+    "special": False,
+}
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 CHAT_TEMPLATES: Mapping[str, str] = {
     "chatml": (
@@ -114,8 +133,17 @@ class Tokens:
                 taken.add(ids[token])
             top = max(top, ids[token])
             default = _PLAIN if not special else {**_PLAIN, "normalized": False, "special": True}
-            added[token] = default if len(entry) == 1 else {flag: bool(entry.get(flag, default[flag])) for flag in _PLAIN}
-        return Tokens(self.folder, ids, dict(sorted(added.items(), key=lambda item: ids[item[0]])), self.model_size)
+            added[token] = (
+                default
+                if len(entry) == 1
+                else {flag: bool(entry.get(flag, default[flag])) for flag in _PLAIN}
+            )
+        return Tokens(
+            self.folder,
+            ids,
+            dict(sorted(added.items(), key=lambda item: ids[item[0]])),
+            self.model_size,
+        )
 
 
 def read_tokens(folder: Path, parsed: dict[bytes, Tokens] | None = None) -> Tokens:
@@ -127,10 +155,16 @@ def read_tokens(folder: Path, parsed: dict[bytes, Tokens] | None = None) -> Toke
         data = _tokenizer_json(folder)
         try:
             vocabulary = data["model"]["vocab"]
-            ids = vocabulary if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+            ids = (
+                vocabulary
+                if isinstance(vocabulary, dict)
+                else {entry[0]: i for i, entry in enumerate(vocabulary)}
+            )
             tokens = Tokens(folder, ids, {}, len(vocabulary)).grown(data.get("added_tokens") or [])
         except (KeyError, IndexError, TypeError) as error:
-            raise CheckpointError(f"{path}: expected `model.vocab` and `added_tokens`, got a file without ({error!r})") from error
+            raise CheckpointError(
+                f"{path}: expected `model.vocab` and `added_tokens`, got a file without ({error!r})"
+            ) from error
         if not text:
             return tokens.grown(_configured(folder))
         parsed[text] = tokens
@@ -143,12 +177,20 @@ def write_tokens(tokens: Tokens, out: Path) -> None:
     copy_tokenizer(tokens.folder, out, _UNNUMBERED)
     data = _tokenizer_json(tokens.folder)
     present = {entry["content"] for entry in data.get("added_tokens") or []}
-    more = [{"id": tokens.ids[t], "content": t, **flags} for t, flags in tokens.added.items() if t not in present]
+    more = [
+        {"id": tokens.ids[t], "content": t, **flags}
+        for t, flags in tokens.added.items()
+        if t not in present
+    ]
     data["added_tokens"] = [*(data.get("added_tokens") or []), *more]
     (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     config = read_json(out / "tokenizer_config.json")
-    if "added_tokens_decoder" in config:  # classes that build their own backend take added tokens from here alone
-        config["added_tokens_decoder"] = {str(tokens.ids[t]): {"content": t, **flags} for t, flags in tokens.added.items()}
+    if (
+        "added_tokens_decoder" in config
+    ):  # classes that build their own backend take added tokens from here alone
+        config["added_tokens_decoder"] = {
+            str(tokens.ids[t]): {"content": t, **flags} for t, flags in tokens.added.items()
+        }
         write_json(out / "tokenizer_config.json", config)
 
 
@@ -159,12 +201,16 @@ def chat_template(value: str, folders: Mapping[str, Path]) -> str | None:
     first of them where there are several; None where no model has one.
     """
     if value == "auto":
-        found = [template.strip() for folder in folders.values() if (template := _own_template(folder))]
+        found = [
+            template.strip() for folder in folders.values() if (template := _own_template(folder))
+        ]
         return Counter(found).most_common(1)[0][0] if found else None
     if "{{" in value or "{%" in value:
         return value
     if value not in CHAT_TEMPLATES:
-        raise RecipeError(f"chat_template: {unknown('template', value, ('auto', *CHAT_TEMPLATES))}; or write jinja, with {{{{ and {{%")
+        raise RecipeError(
+            f"chat_template: {unknown_name('template', value, ('auto', *CHAT_TEMPLATES))}; or write jinja, with {{{{ and {{%"
+        )
     return CHAT_TEMPLATES[value]
 
 
@@ -173,7 +219,9 @@ def write_chat_template(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     path = folder / "tokenizer_config.json"
     config = read_json(path)
-    if config.pop("chat_template", None) is not None:  # an older reader would prefer what stands here
+    if (
+        config.pop("chat_template", None) is not None
+    ):  # an older reader would prefer what stands here
         write_json(path, config)
 
 
@@ -182,7 +230,11 @@ def _own_template(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8") or None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict)
+        }
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) and template else None
@@ -192,7 +244,9 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
     """tokenizer.json; where there is only an older kind of file, what transformers makes of it."""
     if (folder / "tokenizer.json").is_file():
         return read_json(folder / "tokenizer.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt")):
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt")
+    ):
         raise CheckpointError(
             f"{folder}: expected a tokenizer, got no tokenizer.json (nor tokenizer.model, vocab.json, vocab.txt); "
             "copy the files of the model that it was trained from into the folder"
@@ -217,8 +271,12 @@ def _configured(folder: Path) -> list[dict[str, Any]]:
     if decoder is None:
         config |= read_json(folder / "special_tokens_map.json")
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    listed = [config.get(name) for name in _NAMED] + (list(extra.values()) if isinstance(extra, dict) else list(extra))
-    special = [{**(t if isinstance(t, dict) else {"content": t}), "special": True} for t in listed if t]
+    listed = [config.get(name) for name in _NAMED] + (
+        list(extra.values()) if isinstance(extra, dict) else list(extra)
+    )
+    special = [
+        {**(t if isinstance(t, dict) else {"content": t}), "special": True} for t in listed if t
+    ]
     if decoder is not None:
         return [decoder[i] for i in sorted(decoder, key=int)] + special
     names = {token["content"] for token in special}
@@ -233,7 +291,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected JSON, got {error}; download the model again") from error
+        raise CheckpointError(
+            f"{path}: expected JSON, got {error}; download the model again"
+        ) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}; download the model again")
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got {type(data).__name__}; download the model again"
+        )
     return data

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretomerge.checkpoint.tokenizer import Tokens, copy_tokenizer, read_json, read_tokens, write_tokens
-from paretomerge.errors import CheckpointError, RecipeError, unknown
+from paretomerge.checkpoint.tokenizer import (
+    Tokens,
+    copy_tokenizer,
+    read_json,
+    read_tokens,
+    write_tokens,
+)
+from paretomerge.errors import CheckpointError, RecipeError, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +56,9 @@ class RowMap:
         """The models whose tensors `bring` asks for."""
         return tuple(dict.fromkeys(model for pairs in self.filled.values() for model, _ in pairs))
 
-    def bring(self, own: "torch.Tensor", tensor_of: Callable[[str], "torch.Tensor"]) -> "torch.Tensor":
+    def bring(
+        self, own: "torch.Tensor", tensor_of: Callable[[str], "torch.Tensor"]
+    ) -> "torch.Tensor":
         """`own` (rows, ...) in the merged vocabulary: (n_out, ...); an identity map gives a view of it.
 
         tensor_of: the same tensor of another model, by name; called once for each donor. Arithmetic is in the dtype
@@ -71,8 +79,12 @@ class RowMap:
         means = {row: len(pairs) for row, pairs in self.filled.items() if len(pairs) > 1}
         if means:
             shape = (len(means), *[1] * (own.dim() - 1))
-            out[torch.tensor(list(means), device=own.device)] /= torch.tensor(list(means.values())).to(out).reshape(shape)
-        if self.tokens < len(self.own):  # Hewitt 2021: a new row at the mean disturbs the softmax least
+            out[torch.tensor(list(means), device=own.device)] /= (
+                torch.tensor(list(means.values())).to(out).reshape(shape)
+            )
+        if self.tokens < len(
+            self.own
+        ):  # Hewitt 2021: a new row at the mean disturbs the softmax least
             out[self.tokens :] = out[: self.tokens].mean(dim=0)
         return out
 
@@ -85,7 +97,10 @@ class RowMap:
                 rows.append(row)
                 origins.append(origin)
         ordered = sorted(groups.items(), key=lambda item: item[0][0])
-        return [(position, model, np.array(rows), np.array(origins)) for (position, model), (rows, origins) in ordered]
+        return [
+            (position, model, np.array(rows), np.array(origins))
+            for (position, model), (rows, origins) in ordered
+        ]
 
 
 @dataclass(frozen=True)
@@ -124,13 +139,19 @@ def merge_vocabularies(
     source: "union" (the base's numbers kept, other models' tokens behind them), "base" or a key of `folders`.
     folders, embedding_rows: by model name, in the recipe's order; without a `base` the first model stands for it
     as the giver of the tokenizer, but has no precedence as a giver of rows.
-    tokens: per-token overrides, {token: {"source": ..., "force": bool}}; unknown tokens are added.
+    tokens: per-token overrides, {token: {"source": ..., "force": bool}}; unknown_name tokens are added.
     """
     template = base if base is not None else next(iter(folders))
     if source not in ("union", "base", *folders):
-        raise RecipeError(f"tokenizer source: {unknown('source', source, ('union', 'base', *folders))}")
-    if pad_to_multiple_of is not None and (type(pad_to_multiple_of) is not int or pad_to_multiple_of < 1):
-        raise RecipeError(f"tokenizer.pad_to_multiple_of: expected a whole number from 1 on, got {pad_to_multiple_of!r}")
+        raise RecipeError(
+            f"tokenizer source: {unknown_name('source', source, ('union', 'base', *folders))}"
+        )
+    if pad_to_multiple_of is not None and (
+        type(pad_to_multiple_of) is not int or pad_to_multiple_of < 1
+    ):
+        raise RecipeError(
+            f"tokenizer.pad_to_multiple_of: expected a whole number from 1 on, got {pad_to_multiple_of!r}"
+        )
     overrides = {token: _override(token, data, folders) for token, data in (tokens or {}).items()}
     parsed: dict[bytes, Tokens] = {}
     known = {model: read_tokens(folder, parsed) for model, folder in folders.items()}
@@ -145,7 +166,9 @@ def merge_vocabularies(
     size = own.shape[1] + (-own.shape[1] % (pad_to_multiple_of or 1))
     return Vocabulary(
         size=size,
-        rows=_row_maps(own, size, list(folders), base, _resolve(overrides, merged, known, embedding_rows)),
+        rows=_row_maps(
+            own, size, list(folders), base, _resolve(overrides, merged, known, embedding_rows)
+        ),
         config_updates={"vocab_size": size, **_special_ids(folders[giver], folders[template])},
         tokens=merged,
         grown=merged.added != known[giver].added,
@@ -161,7 +184,9 @@ def _check_rows(model: str, tokens: Tokens, rows: int) -> None:
         )
 
 
-def _others(giver: str, known: Mapping[str, Tokens], embedding_rows: Mapping[str, int]) -> list[Mapping[str, Any]]:
+def _others(
+    giver: str, known: Mapping[str, Tokens], embedding_rows: Mapping[str, int]
+) -> list[Mapping[str, Any]]:
     """What a union adds to the giver's tokens: first other models' ordinary tokens, then everyone's added ones.
 
     A token without an embedding row is none; where models disagree on the flags of an added token, the first is right.
@@ -171,19 +196,28 @@ def _others(giver: str, known: Mapping[str, Tokens], embedding_rows: Mapping[str
     done: list[tuple[Tokens, int]] = []
     for model in dict.fromkeys([giver, *known]):
         tokens, rows = known[model], embedding_rows[model]
-        if any(tokens.ids == other.ids and tokens.added == other.added and rows <= n for other, n in done):
+        if any(
+            tokens.ids == other.ids and tokens.added == other.added and rows <= n
+            for other, n in done
+        ):
             continue  # a twin brings nothing new
         done.append((tokens, rows))
         for token, flags in tokens.added.items():
             if tokens.ids[token] < rows:
                 added.setdefault(token, {"content": token, **flags})
         if model != giver:
-            fresh = {t: i for t, i in tokens.ids.items() if i < rows and t not in tokens.added and t not in known[giver].ids}
+            fresh = {
+                t: i
+                for t, i in tokens.ids.items()
+                if i < rows and t not in tokens.added and t not in known[giver].ids
+            }
             ordinary.update(dict.fromkeys(sorted(fresh, key=fresh.__getitem__)))
     return [{"content": token} for token in ordinary if token not in added] + list(added.values())
 
 
-def _own_rows(merged: Tokens, giver: Tokens, known: Mapping[str, Tokens], embedding_rows: Mapping[str, int]) -> np.ndarray:
+def _own_rows(
+    merged: Tokens, giver: Tokens, known: Mapping[str, Tokens], embedding_rows: Mapping[str, int]
+) -> np.ndarray:
     """(K, n) the row that each model has for each merged token, -1 where it has none."""
     n = max(merged.ids.values()) + 1
     names: list[Any] = [None] * n
@@ -195,14 +229,22 @@ def _own_rows(merged: Tokens, giver: Tokens, known: Mapping[str, Tokens], embedd
     for model, tokens in known.items():
         # The same vocabulary: numbers without a token (gaps) belong together, too.
         alike = tokens.ids == giver.ids
-        own = same.copy() if alike else np.fromiter(map(tokens.ids.get, names, repeat(-1)), np.int64, n)
+        own = (
+            same.copy()
+            if alike
+            else np.fromiter(map(tokens.ids.get, names, repeat(-1)), np.int64, n)
+        )
         own[own >= embedding_rows[model]] = -1
         rows.append(own)
     return np.stack(rows)
 
 
 def _row_maps(
-    own: np.ndarray, size: int, models: Sequence[str], base: str | None, overrides: Mapping[int, tuple[Pairs | None, bool]]
+    own: np.ndarray,
+    size: int,
+    models: Sequence[str],
+    base: str | None,
+    overrides: Mapping[int, tuple[Pairs | None, bool]],
 ) -> dict[str, RowMap]:
     """The default rule, then the overrides: output row -> (pairs or None for the rule, whether owners take it too)."""
     n = own.shape[1]
@@ -214,43 +256,63 @@ def _row_maps(
     if base is not None:
         donor = np.where(held[models.index(base)], models.index(base), donor)
     rule: dict[int, Pairs] = {}
-    for row, giver, origin in zip(wanted.tolist(), donor.tolist(), own[donor, wanted].tolist(), strict=True):
+    for row, giver, origin in zip(
+        wanted.tolist(), donor.tolist(), own[donor, wanted].tolist(), strict=True
+    ):
         if giver >= 0:
             rule[row] = ((models[giver], origin),)
         else:  # nobody's (zeros) or several models'
-            rule[row] = tuple((model, int(own[k, row])) for k, model in enumerate(models) if owned[k, row])
+            rule[row] = tuple(
+                (model, int(own[k, row])) for k, model in enumerate(models) if owned[k, row]
+            )
     rule |= {row: pairs for row, (pairs, _) in overrides.items() if pairs is not None}
     maps = {}
     for k, model in enumerate(models):
         rows = np.full(size, -1, np.int64)
         rows[:n] = own[k]
         rows[forced] = -1
-        maps[model] = RowMap(rows, {row: rule[row] for row in np.flatnonzero(rows[:n] < 0).tolist()}, n)
+        maps[model] = RowMap(
+            rows, {row: rule[row] for row in np.flatnonzero(rows[:n] < 0).tolist()}, n
+        )
     return maps
 
 
 def _override(token: str, data: Any, models: Mapping[str, Path]) -> Mapping[str, Any]:
     """One entry of `tokens`, its grammar and models checked."""
     where = f"tokenizer.tokens[{token!r}]"
-    if not isinstance(data, Mapping) or set(data) - {"source", "force"} or type(data.get("force", False)) is not bool:
+    if (
+        not isinstance(data, Mapping)
+        or set(data) - {"source", "force"}
+        or type(data.get("force", False)) is not bool
+    ):
         raise RecipeError(f"{where}: expected `source` and `force: true` or `false`, got {data!r}")
     source = data.get("source")
     if isinstance(source, Mapping):
         keys = set(source) - {"kind"}
-        of_token = source.get("kind") == "model_token" and keys in ({"model", "token"}, {"model", "token_id"})
+        of_token = source.get("kind") == "model_token" and keys in (
+            {"model", "token"},
+            {"model", "token_id"},
+        )
         if not of_token and source != {"kind": "zero"}:
             raise RecipeError(
                 f"{where}.source: expected a model, {{kind: zero}} or {{kind: model_token, model: ..., token: ...}} "
                 f"(or token_id in place of token), got {dict(source)!r}"
             )
     model = source.get("model") if isinstance(source, Mapping) else source
-    if source is not None and source != {"kind": "zero"} and not (isinstance(model, str) and model in models):
-        raise RecipeError(f"{where}.source: {unknown('model', model, models)}")
+    if (
+        source is not None
+        and source != {"kind": "zero"}
+        and not (isinstance(model, str) and model in models)
+    ):
+        raise RecipeError(f"{where}.source: {unknown_name('model', model, models)}")
     return data
 
 
 def _resolve(
-    overrides: Mapping[str, Mapping[str, Any]], merged: Tokens, known: Mapping[str, Tokens], embedding_rows: Mapping[str, int]
+    overrides: Mapping[str, Mapping[str, Any]],
+    merged: Tokens,
+    known: Mapping[str, Tokens],
+    embedding_rows: Mapping[str, int],
 ) -> dict[int, tuple[Pairs | None, bool]]:
     """Overrides by output row, with the rows that they take; None where the default rule stands."""
     out: dict[int, tuple[Pairs | None, bool]] = {}
@@ -261,7 +323,12 @@ def _resolve(
             pairs = ()
         elif source is not None:
             entry = source if isinstance(source, Mapping) else {"model": source, "token": token}
-            pairs = ((entry["model"], _row(token, entry, known[entry["model"]], embedding_rows[entry["model"]])),)
+            pairs = (
+                (
+                    entry["model"],
+                    _row(token, entry, known[entry["model"]], embedding_rows[entry["model"]]),
+                ),
+            )
         out[merged.ids[token]] = (pairs, data.get("force", False))
     return out
 
@@ -269,10 +336,14 @@ def _resolve(
 def _row(token: str, entry: Mapping[str, Any], tokens: Tokens, rows: int) -> int:
     where, model = f"tokenizer.tokens[{token!r}].source", entry["model"]
     if "token" in entry and entry["token"] not in tokens.ids:
-        raise RecipeError(f"{where}: expected a token of {model}, got {entry['token']!r}, which it lacks; name one that it has")
+        raise RecipeError(
+            f"{where}: expected a token of {model}, got {entry['token']!r}, which it lacks; name one that it has"
+        )
     row = tokens.ids[entry["token"]] if "token" in entry else entry["token_id"]
     if type(row) is not int or not 0 <= row < rows:
-        raise RecipeError(f"{where}: expected a token id from 0 to {rows - 1}, the rows of {model}'s embedding; got {row!r}")
+        raise RecipeError(
+            f"{where}: expected a token id from 0 to {rows - 1}, the rows of {model}'s embedding; got {row!r}"
+        )
     return row
 
 

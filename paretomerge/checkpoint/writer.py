@@ -50,24 +50,37 @@ def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[
     temporary, made = None, []
     try:
         if out.is_symlink():
-            raise CheckpointError(f"{out}: expected a new or empty folder, got a symbolic link; name the folder itself")
+            raise CheckpointError(
+                f"{out}: expected a new or empty folder, got a symbolic link; name the folder itself"
+            )
         if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-            raise CheckpointError(f"{out}: expected a new or empty folder, got an existing one; choose another or pass --overwrite")
+            raise CheckpointError(
+                f"{out}: expected a new or empty folder, got an existing one; choose another or pass --overwrite"
+            )
         made = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < needed:
-            raise CheckpointError(f"{out}: expected {needed / 1e9:.3g} GB of free disk, got {free / 1e9:.3g}; choose another disk")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".partial", dir=out.parent))
+            raise CheckpointError(
+                f"{out}: expected {needed / 1e9:.3g} GB of free disk, got {free / 1e9:.3g}; choose another disk"
+            )
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".partial", dir=out.parent)
+        )
         temporary.chmod(0o755)  # mkdtemp keeps others out; a model folder is like any other
         yield temporary
         _replace(temporary, out, overwrite)
         made = []
     except OSError as error:
-        full, there = error.errno in (errno.ENOSPC, errno.EDQUOT), error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+        full, there = (
+            error.errno in (errno.ENOSPC, errno.EDQUOT),
+            error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR),
+        )
         cure = "free some space or choose another disk" if full else "is the folder writable?"
         cure = "something else is there by now; choose another folder" if there else cure
-        raise CheckpointError(f"{out}: cannot write: {error.strerror or error}; {cure}. Nothing was left behind") from error
+        raise CheckpointError(
+            f"{out}: cannot write: {error.strerror or error}; {cure}. Nothing was left behind"
+        ) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -100,10 +113,16 @@ def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
 class WeightsWriter:
     """Shards of at most `shard_bytes` (or one tensor each) in `folder`, laid out when the object is made."""
 
-    def __init__(self, folder: Path, specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES
+    ) -> None:
         shards = _cut(specs, shard_bytes)
         count = len(shards)
-        names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        names = (
+            [SINGLE]
+            if count == 1
+            else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        )
         self._place: dict[str, tuple[int, int, TensorSpec]] = {}
         self._open: list[int] = []
         laid_out: dict[str, tuple[int, list[Extent]]] = {}
@@ -114,8 +133,13 @@ class WeightsWriter:
             self.close()
             raise
         if count > 1:
-            weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
-            write_json(folder / INDEX, {"metadata": {"total_size": sum(s.bytes for s in specs)}, "weight_map": weight_map})
+            weight_map = {
+                spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard
+            }
+            write_json(
+                folder / INDEX,
+                {"metadata": {"total_size": sum(s.bytes for s in specs)}, "weight_map": weight_map},
+            )
         self._checksums = Checksums(laid_out)
 
     def __enter__(self) -> "WeightsWriter":
@@ -150,10 +174,16 @@ class WeightsWriter:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         start = 0
         for spec in specs:
-            header[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, start + spec.bytes]}
+            header[spec.name] = {
+                "dtype": _CODES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [start, start + spec.bytes],
+            }
             start += spec.bytes
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors start on 8 bytes, as the format's own writer aligns them
+        text += b" " * (
+            -len(text) % 8
+        )  # tensors start on 8 bytes, as the format's own writer aligns them
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._open.append(descriptor)
         _write_all(descriptor, memoryview(len(text).to_bytes(8, "little") + text), 0)

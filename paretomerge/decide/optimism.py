@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.pareto.front import nondominated
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 from paretomerge.study.study import Study
 
 Array = NDArray[np.float64]
@@ -56,14 +56,27 @@ def optimism(study: Study) -> list[Optimism]:
             )
             error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
             search, held_out = (float(side.mean()) for side in sides)
-            found.append(Optimism(name, search, held_out, sign * (search - held_out), error, expected[name], objective.maximise))
+            found.append(
+                Optimism(
+                    name,
+                    search,
+                    held_out,
+                    sign * (search - held_out),
+                    error,
+                    expected[name],
+                    objective.maximise,
+                )
+            )
     return found
 
 
 def _have_items(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
     """Of all trials, and as many of each: else they cannot be drawn anew together."""
     searched = {len(t.scores[name].items or ()) for t in trials}
-    held_out = {len((t.held_out or {})[name].items or ()) if name in (t.held_out or {}) else 0 for t in front}
+    held_out = {
+        len((t.held_out or {})[name].items or ()) if name in (t.held_out or {}) else 0
+        for t in front
+    }
     return len(searched) == len(held_out) == 1 and min(searched | held_out) > 1
 
 
@@ -72,7 +85,11 @@ def _expected(study: Study, trials: Sequence[Trial], itemised: Sequence[str]) ->
     rng = np.random.default_rng(0)
     values = np.array([t.values(study.objectives) for t in trials])
     columns = {k: o for k, o in enumerate(study.objectives) if o.name in itemised}
-    tables = {k: np.array([t.scores[o.name].items for t in trials], dtype=float) * (1 if o.maximise else -1) for k, o in columns.items()}
+    tables = {
+        k: np.array([t.scores[o.name].items for t in trials], dtype=float)
+        * (1 if o.maximise else -1)
+        for k, o in columns.items()
+    }
     gains = np.zeros(values.shape[1])
     for _ in range(_DRAWS):
         drawn = values.copy()

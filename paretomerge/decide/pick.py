@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paretomerge.checkpoint.writer import new_folder
-from paretomerge.errors import ConfigError, unknown
-from paretomerge.merge.engine import merge
+from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.merging.engine import merge
 from paretomerge.pareto.front import knee, preferred
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 from paretomerge.study.study import Study
 
 
@@ -33,7 +33,9 @@ class Choice:
             try:
                 weights[name.strip()] = float(number)
             except ValueError as error:
-                raise ConfigError(f"--prefer: expected objective=weight,..., got {part!r}") from error
+                raise ConfigError(
+                    f"--prefer: expected objective=weight,..., got {part!r}"
+                ) from error
         return cls(prefer=weights)
 
     @property
@@ -53,9 +55,13 @@ def choose(study: Study, choice: Choice) -> Trial:
                 if trial.failure:
                     raise ConfigError(f"--trial {choice.trial}: this trial failed: {trial.failure}")
                 if trial.broken:
-                    raise ConfigError(f"--trial {choice.trial}: expected a feasible trial, got one that breaks {trial.broken}")
+                    raise ConfigError(
+                        f"--trial {choice.trial}: expected a feasible trial, got one that breaks {trial.broken}"
+                    )
                 return trial
-        raise ConfigError(f"--trial {choice.trial}: expected a number below {len(study.trials)}, got none of that number")
+        raise ConfigError(
+            f"--trial {choice.trial}: expected a number below {len(study.trials)}, got none of that number"
+        )
     front = study.front()
     scored = [t for t in study.trials if not t.failure]
     if not front and scored:
@@ -65,14 +71,16 @@ def choose(study: Study, choice: Choice) -> Trial:
             f"breaks {near.broken}. Search on, or loosen them in another study"
         )
     if not front:
-        raise ConfigError(f"{study.folder}: there is no finished trial to pick from; run `paretomerge search` first")
+        raise ConfigError(
+            f"{study.folder}: there is no finished trial to pick from; run `paretomerge search` first"
+        )
     values = [t.values(study.objectives) for t in front]
     if choice.prefer is None:
         return front[knee(values)]
     names = [o.name for o in study.objectives]
     for name, weight in choice.prefer.items():
         if name not in names:
-            raise ConfigError(f"--prefer: {unknown('objective', name, names)}")
+            raise ConfigError(f"--prefer: {unknown_name('objective', name, names)}")
         if weight < 0:
             raise ConfigError(f"--prefer: expected weights of 0 or more, got {name}={weight:g}")
     weights = [choice.prefer.get(name, 0.0) for name in names]
@@ -91,9 +99,16 @@ def check_out(out: Path, overwrite: bool = False) -> None:
         raise _GivenUp
 
 
-def write_pick(study: Study, trial: Trial, out: Path, choice: Choice, overwrite: bool = False) -> Path:
+def write_pick(
+    study: Study, trial: Trial, out: Path, choice: Choice, overwrite: bool = False
+) -> Path:
     """Write the trial's merge as a checkpoint, with its scores in the model card."""
-    return merge(study.recipe(trial), out, overwrite=overwrite, card=_scores(study.objectives_and_watched(), trial, choice))
+    return merge(
+        study.recipe(trial),
+        out,
+        overwrite=overwrite,
+        card=_scores(study.objectives_and_watched(), trial, choice),
+    )
 
 
 def _scores(names: Sequence[str], trial: Trial, choice: Choice) -> str:
@@ -102,6 +117,9 @@ def _scores(names: Sequence[str], trial: Trial, choice: Choice) -> str:
     for name in names:
         search = trial.scores.get(name)
         held_out = (trial.held_out or {}).get(name)
-        cells = ["-" if s is None else f"{s.value:.4f} ± {s.stderr:.4f} (n = {s.n})" for s in (search, held_out)]
+        cells = [
+            "-" if s is None else f"{s.value:.4f} ± {s.stderr:.4f} (n = {s.n})"
+            for s in (search, held_out)
+        ]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)

@@ -6,8 +6,8 @@ from math import prod
 
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
-from paretomerge.evaluate.evaluator import Live, Score, Split
-from paretomerge.merge.resident import ResidentModel
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.study.study import Study
 
 
@@ -17,7 +17,9 @@ def score_checkpoint(study: Study, model: str, split: Split) -> Mapping[str, Sco
 
     checkpoint = Checkpoint(model)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder).to(study.device).eval()
-    live = Live(loaded, AutoTokenizer.from_pretrained(checkpoint.folder), _Facts(study, checkpoint))
+    live = Candidate(
+        loaded, AutoTokenizer.from_pretrained(checkpoint.folder), _Facts(study, checkpoint)
+    )
     return study.score(live, split)
 
 
@@ -45,5 +47,10 @@ class _Facts(Mapping[str, float]):
 def _sparsity(resident: ResidentModel, checkpoint: Checkpoint) -> float:
     """Minus the L1 distance to the base in units of the farthest source, as the search measured it."""
     if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
-        raise CheckpointError(f"{checkpoint.name}: expected the base's tensors, got others; sparsity cannot be measured")
-    return -sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers) / resident.farthest
+        raise CheckpointError(
+            f"{checkpoint.name}: expected the base's tensors, got others; sparsity cannot be measured"
+        )
+    return (
+        -sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers)
+        / resident.farthest
+    )

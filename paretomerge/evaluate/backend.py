@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Live
+from paretomerge.evaluate.evaluator import Candidate
 
 _MEMORY = Path("/dev/shm")  # Linux's; elsewhere the folder for temporary files
 
@@ -23,7 +23,7 @@ class Backend:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
-    def model(self, live: Live, batch_size: int) -> Iterator[Any]:
+    def model(self, live: Candidate, batch_size: int) -> Iterator[Any]:
         """The merge, as that model has loaded it; its memory is given back at the end."""
         from lm_eval.api.registry import get_model
 
@@ -31,8 +31,12 @@ class Backend:
             build = get_model(self.name)
         except (ValueError, KeyError, ImportError) as error:
             raise EvaluationError(f"evaluate.backend: {error}") from error
-        state = {name: tensor.detach().clone() for name, tensor in live.model.state_dict().items()}  # routes share tensors
-        with tempfile.TemporaryDirectory(prefix="paretomerge-", dir=_place(sum(t.nbytes for t in state.values()))) as folder:
+        state = {
+            name: tensor.detach().clone() for name, tensor in live.model.state_dict().items()
+        }  # routes share tensors
+        with tempfile.TemporaryDirectory(
+            prefix="paretomerge-", dir=_place(sum(t.nbytes for t in state.values()))
+        ) as folder:
             live.model.save_pretrained(folder, state_dict=state)
             live.tokenizer.save_pretrained(folder)
             del state

@@ -100,13 +100,22 @@ class Responses:
         both = _newton(both, one, known.T, np.zeros_like(both), prior)
         self._a, self._d = both[:, :-1], both[:, -1]
         stiff: Array = _STIFF * np.eye(self._a.shape[1])
-        self._theta = _newton(self._theta, self._a, known, np.zeros_like(self._theta), stiff, self._d)
+        self._theta = _newton(
+            self._theta, self._a, known, np.zeros_like(self._theta), stiff, self._d
+        )
 
     def expected(self, seen: Places, outcomes: Array) -> Array:
         """Chances of all items `(N,)`, for a merge of which some were seen."""
         theta = self._centre[None]
         for _ in range(_ROUNDS):
-            theta = _newton(theta, self._a[seen], outcomes[None], self._centre[None], self._precision, self._d[seen])
+            theta = _newton(
+                theta,
+                self._a[seen],
+                outcomes[None],
+                self._centre[None],
+                self._precision,
+                self._d[seen],
+            )
         return np.asarray(expit(self._a @ theta[0] + self._d))
 
     def predicted(self, seen: Places, outcomes: Array) -> Estimate:
@@ -127,11 +136,21 @@ class Responses:
         return Estimate(share * other.value + (1 - share) * one.value, other.stderr)
 
 
-def _newton(x: Array, features: Array, y: Array, centre: Array, precision: Array, offset: Array | float = 0.0) -> Array:
+def _newton(
+    x: Array,
+    features: Array,
+    y: Array,
+    centre: Array,
+    precision: Array,
+    offset: Array | float = 0.0,
+) -> Array:
     """One damped Newton step for each row of x `(r, p)`: logistic regression of y `(r, q)` on features `(q, p)`, normal prior."""
     chance = expit(x @ features.T + offset)
     slope = (y - chance) @ features - (x - centre) @ precision
-    curvature = np.einsum("rq,qi,qj->rij", np.maximum(chance * (1 - chance), 0.01), features, features) + precision
+    curvature = (
+        np.einsum("rq,qi,qj->rij", np.maximum(chance * (1 - chance), 0.01), features, features)
+        + precision
+    )
     step = np.linalg.solve(curvature, slope[..., None])[..., 0]
     size = np.linalg.norm(step, axis=1, keepdims=True)
     return np.asarray(x + step / np.maximum(size / 2, 1))

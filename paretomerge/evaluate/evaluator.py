@@ -58,8 +58,8 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Live:
-    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `Fact`).
+class Candidate:
+    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `MergeFact`).
 
     key: the same for merges that are the same, in any study; "" where that is not known.
     """
@@ -73,18 +73,20 @@ class Live:
 class Evaluator(Protocol):
     """Turns the live model into scores by name. Must not change the model."""
 
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
         """Score on the examples that are searched on, or on those that are held out."""
 
 
 @runtime_checkable
-class Itemised(Evaluator, Protocol):
+class PerExample(Evaluator, Protocol):
     """An evaluator whose scores are made of items that can be had a few at a time."""
 
     def items(self, split: Split) -> Mapping[str, Sized]:
         """Score's name -> its items."""
 
-    def outcomes(self, live: Live, split: Split, wanted: Mapping[str, Sequence[int]]) -> Mapping[str, list[Any]]:
+    def outcomes(
+        self, live: Candidate, split: Split, wanted: Mapping[str, Sequence[int]]
+    ) -> Mapping[str, list[Any]]:
         """Score's name -> the outcome of each wanted item, by its place."""
 
     def score(self, split: Split, name: str, outcomes: Sequence[Any]) -> Score:
@@ -92,7 +94,7 @@ class Itemised(Evaluator, Protocol):
 
 
 @dataclass(frozen=True)
-class Fact:
+class MergeFact:
     """What a merge tells of itself as a score: `sparsity` (MM-MO's third objective: minus the L1 distance to the base, in
     units of the farthest source), `layers` or `parameters`. name: of the score, by default the fact's.
     """
@@ -100,9 +102,11 @@ class Fact:
     fact: str
     name: str = ""
 
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
         if self.fact not in live.facts:
-            raise EvaluationError(f"expected a merge that has {self.fact}, got a route through layers, which has none")
+            raise EvaluationError(
+                f"expected a merge that has {self.fact}, got a route through layers, which has none"
+            )
         return {self.name or self.fact: Score(live.facts[self.fact])}
 
 
@@ -117,8 +121,10 @@ class All:
         """What users should know of how their merges are scored."""
         return [note for part in self.parts for note in getattr(part, "notes", ())]
 
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
-        return {name: score for part in self.parts for name, score in part.evaluate(live, split).items()}
+    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
+        return {
+            name: score for part in self.parts for name, score in part.evaluate(live, split).items()
+        }
 
 
 def parts_of(evaluator: Evaluator) -> tuple[Evaluator, ...]:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Live, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
 
 
 class FunctionEvaluator:
@@ -36,21 +36,27 @@ class FunctionEvaluator:
             sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
         file = folder / f"{module_name}.py" if folder else None
         try:
-            module = _read(file) if file and file.is_file() else importlib.import_module(module_name)
+            module = (
+                _read(file) if file and file.is_file() else importlib.import_module(module_name)
+            )
             function = getattr(module, attribute)
         except Exception as error:  # the module is the user's, and may raise anything
             told = f"{type(error).__name__}: {error}; expected a function in a module beside study.yaml or installed"
             raise EvaluationError(f"function {path!r}: {told}") from error
         if not callable(function):
-            raise EvaluationError(f"function {path!r}: expected a function, got {type(function).__name__}")
+            raise EvaluationError(
+                f"function {path!r}: expected a function, got {type(function).__name__}"
+            )
         return cls(name, function)
 
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
         more = {"split": split} if self._wants_split else {}
         try:
             result = self.function(live.model, live.tokenizer, **more)
         except Exception as error:
-            raise EvaluationError(f"{self.name}: the scoring function raised {type(error).__name__}: {error}") from error
+            raise EvaluationError(
+                f"{self.name}: the scoring function raised {type(error).__name__}: {error}"
+            ) from error
         if isinstance(result, Mapping):
             return {f"{self.name}/{key}": self._score(value) for key, value in result.items()}
         return {self.name: self._score(result)}
@@ -60,7 +66,9 @@ class FunctionEvaluator:
             return value
         if isinstance(value, Real):
             return Score(float(value))
-        raise EvaluationError(f"{self.name}: expected a number, a Score or a dict of them, got {type(value).__name__}")
+        raise EvaluationError(
+            f"{self.name}: expected a number, a Score or a dict of them, got {type(value).__name__}"
+        )
 
 
 def _read(file: Path) -> ModuleType:

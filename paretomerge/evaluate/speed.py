@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from paretomerge.evaluate.evaluator import Live, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
 
 _PROMPT, _WARM, _TOKENS = 32, 4, 32
 
 
-class Speed:
+class SpeedEvaluator:
     """The median seconds of a step of generation, by the clock of this machine: nothing else should run on it.
 
     Batch 1 after a prompt of 32 tokens, where reading the weights takes most of the time, so that layers count. The standard
@@ -21,17 +21,24 @@ class Speed:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def evaluate(self, live: Live, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
         import torch
 
-        device, vocabulary = live.model.device, int(live.model.get_input_embeddings().weight.shape[0])
+        device, vocabulary = (
+            live.model.device,
+            int(live.model.get_input_embeddings().weight.shape[0]),
+        )
         tokens = (torch.arange(_PROMPT, device=device) % vocabulary)[None]
         taken = []
         with torch.inference_mode():
             state = live.model(tokens, use_cache=True)
             for _ in range(_WARM + _TOKENS):
                 since = _now(device)
-                state = live.model(state.logits[:, -1:].argmax(-1), past_key_values=state.past_key_values, use_cache=True)
+                state = live.model(
+                    state.logits[:, -1:].argmax(-1),
+                    past_key_values=state.past_key_values,
+                    use_cache=True,
+                )
                 taken.append(_now(device) - since)
         steps = taken[_WARM:]
         error = math.sqrt(math.pi / 2) * statistics.stdev(steps) / math.sqrt(len(steps))

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from paretomerge.errors import EvaluationError, unknown
+from paretomerge.errors import EvaluationError, unknown_name
 from paretomerge.evaluate.evaluator import Split
 
 
@@ -32,7 +32,7 @@ LENGTH = "output_length"
 
 
 @dataclass(frozen=True)
-class Items:
+class Examples:
     """One task's items of one split, in the order of its data.
 
     requests: the harness's instances that each item makes. metric, filter: what is read from the responses.
@@ -58,39 +58,59 @@ class Items:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """What each item sends to a model."""
-        return tuple(_digest([[r.request_type, r.args, r.repeats] for r in requests]) for requests in self.requests)
+        return tuple(
+            _digest([[r.request_type, r.args, r.repeats] for r in requests])
+            for requests in self.requests
+        )
 
     @cached_property
     def key(self) -> str:
         """How responses become an outcome: the task's settings, the source of its functions, the harness's version."""
         import lm_eval
 
-        settings = {k: v for k, v in self.task.dump_config().items() if k not in ("dataset_kwargs", "test_split", "metadata")}
+        settings = {
+            k: v
+            for k, v in self.task.dump_config().items()
+            if k not in ("dataset_kwargs", "test_split", "metadata")
+        }
         return _digest([lm_eval.__version__, self.metric, self.filter.name, settings])
 
     def aggregate(self, outcomes: Sequence[Any]) -> float:
         """The metric of several items."""
-        return float(fmean(outcomes) if self.metric == LENGTH else self.task.aggregation()[self.metric](outcomes))
+        return float(
+            fmean(outcomes)
+            if self.metric == LENGTH
+            else self.task.aggregation()[self.metric](outcomes)
+        )
 
     def outcomes(self, chosen: Sequence[int], length: Callable[[str], int]) -> list[Any]:
         """The metric of each chosen item, from the responses on its requests: what the harness does after a model has answered.
         length: of a text, in tokens.
         """
         if self.metric == LENGTH:
-            return [fmean(length(text) for r in self.requests[i] for text in r.resps) for i in chosen]
+            return [
+                fmean(length(text) for r in self.requests[i] for text in r.resps) for i in chosen
+            ]
         instances = [instance for i in chosen for instance in self.requests[i]]
         if instances:
             self.filter.apply(instances)
         found = []
         for i in chosen:
-            results = self.task.process_results(self.requests[i][0].doc, [r.filtered_resps[self.filter.name] for r in self.requests[i]])
+            results = self.task.process_results(
+                self.requests[i][0].doc,
+                [r.filtered_resps[self.filter.name] for r in self.requests[i]],
+            )
             found.append(results[self.metric])
         return found
 
-    def without(self, contents: Collection[str]) -> "Items":
+    def without(self, contents: Collection[str]) -> "Examples":
         """Less the items that have one of these contents."""
-        kept = [requests for requests, content in zip(self.requests, self.contents, strict=True) if content not in contents]
-        return Items(self.task, self.metric, self.filter, tuple(kept))
+        kept = [
+            requests
+            for requests, content in zip(self.requests, self.contents, strict=True)
+            if content not in contents
+        ]
+        return Examples(self.task, self.metric, self.filter, tuple(kept))
 
 
 @dataclass
@@ -113,7 +133,9 @@ class TaskLoader:
     def check(self, tasks: Mapping[str, HarnessTask]) -> None:
         """EvaluationError where a task is not known; the harness's 14,000 built-in tasks are indexed only if one is asked for."""
         if self.include_path is not None and not self.include_path.is_dir():
-            raise EvaluationError(f"include_path: expected a folder with task YAMLs, got {self.include_path}, which is not there")
+            raise EvaluationError(
+                f"include_path: expected a folder with task YAMLs, got {self.include_path}, which is not there"
+            )
         folder = str(self.include_path) if self.include_path else None
         with quiet():
             from lm_eval.tasks import TaskManager
@@ -123,42 +145,60 @@ class TaskLoader:
                 self._manager = TaskManager(include_path=folder)
         for name, spec in tasks.items():
             if spec.task not in self._manager.all_subtasks:
-                raise EvaluationError(f"{name}: {unknown('task', spec.task, self._manager.all_subtasks)}")
+                raise EvaluationError(
+                    f"{name}: {unknown_name('task', spec.task, self._manager.all_subtasks)}"
+                )
 
-    def load(self, name: str, spec: HarnessTask, split: Split) -> Items:
+    def load(self, name: str, spec: HarnessTask, split: Split) -> Examples:
         """The items of one split, with their requests."""
         with quiet(), _at(self.data_root):
             try:
                 task = self._manager.load([spec.task])["tasks"][spec.task]
-            except Exception as error:  # data sets fail in as many ways as there are hosts and formats
+            except (
+                Exception
+            ) as error:  # data sets fail in as many ways as there are hosts and formats
                 raise EvaluationError(
                     f"{name}: task {spec.task!r} cannot be loaded: {type(error).__name__}: {error}; "
                     f"relative data_files start from {Path.cwd()}"
                 ) from error
             if self.splits is not None:
                 if self.splits[split] not in task.dataset:
-                    raise EvaluationError(f"{name}: {unknown('split', self.splits[split], task.dataset)}")
+                    raise EvaluationError(
+                        f"{name}: {unknown_name('split', self.splits[split], task.dataset)}"
+                    )
                 task.config.test_split = self.splits[split]
             task.set_fewshot_seed(self.seed)
-            task.build_all_requests(samples=self._documents(len(task.eval_docs), split), rank=0, world_size=1)
+            task.build_all_requests(
+                samples=self._documents(len(task.eval_docs), split), rank=0, world_size=1
+            )
         metrics = [*task.aggregation(), *([LENGTH] if task.OUTPUT_TYPE == "generate_until" else [])]
         if spec.metric is not None and spec.metric not in metrics:
-            raise EvaluationError(f"{name}: {unknown(f'metric of task {spec.task}', spec.metric, metrics)}")
+            raise EvaluationError(
+                f"{name}: {unknown_name(f'metric of task {spec.task}', spec.metric, metrics)}"
+            )
         requests: dict[int, list[Any]] = defaultdict(list)
         for instance in task.instances:
             requests[instance.doc_id].append(instance)
-        ordered = tuple(tuple(sorted(instances, key=lambda i: i.idx)) for instances in requests.values())
-        return Items(task, spec.metric or metrics[0], _first_filter(task), ordered)
+        ordered = tuple(
+            tuple(sorted(instances, key=lambda i: i.idx)) for instances in requests.values()
+        )
+        return Examples(task, spec.metric or metrics[0], _first_filter(task), ordered)
 
     def _documents(self, n: int, split: Split) -> list[int]:
         if self.splits is not None:
-            return list(range(n if split == "held_out" or not self.search_items else min(n, self.search_items)))
+            return list(
+                range(
+                    n if split == "held_out" or not self.search_items else min(n, self.search_items)
+                )
+            )
         if self.search_items is None or not 0 < self.search_items < n:
             raise EvaluationError(
                 f"search_items: expected 1 to {n - 1}, so that some of the {n} items are held out, got {self.search_items}"
             )
         order = random.Random(self.seed).sample(range(n), n)
-        return sorted(order[: self.search_items] if split == "search" else order[self.search_items :])
+        return sorted(
+            order[: self.search_items] if split == "search" else order[self.search_items :]
+        )
 
 
 def _first_filter(task: Any) -> Any:
@@ -178,7 +218,9 @@ def _content(task: Any, requests: Sequence[Any]) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[
+        :20
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -193,7 +235,11 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The harness, its data sets and the hub's lazy imports log, print and draw bars as they like."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
         import datasets
         import lm_eval.tasks  # noqa: F401
 

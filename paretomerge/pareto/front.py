@@ -52,7 +52,10 @@ def fronts(values: ArrayLike) -> Iterator[NDArray[np.intp]]:
 def ranked(values: ArrayLike, reference: ArrayLike) -> NDArray[np.intp]:
     """Indices `(n,)`, the best first: front after front, inside a front by hypervolume contribution."""
     points = np.asarray(values, dtype=float)
-    order = [front[np.argsort(-contributions(points[front], reference), kind="stable")] for front in fronts(points)]
+    order = [
+        front[np.argsort(-contributions(points[front], reference), kind="stable")]
+        for front in fronts(points)
+    ]
     return np.concatenate([np.zeros(0, dtype=np.intp), *order])
 
 

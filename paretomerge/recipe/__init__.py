@@ -3,4 +3,14 @@
 from paretomerge.recipe.recipe import Module, Recipe, Slice, Source, Tokenizer, under
 from paretomerge.recipe.settings import Setting, resolve, settings
 
-__all__ = ["Module", "Recipe", "Setting", "Slice", "Source", "Tokenizer", "resolve", "settings", "under"]
+__all__ = [
+    "Module",
+    "Recipe",
+    "Setting",
+    "Slice",
+    "Source",
+    "Tokenizer",
+    "resolve",
+    "settings",
+    "under",
+]

@@ -11,7 +11,7 @@
       lambda: [{filter: mlp, value: 1.2}, {value: 1.0}]
     dtype: bfloat16
 
-A recipe knows the grammar and nothing of methods, files or tensors: those are checked by `paretomerge.merge.plan`.
+A recipe knows the grammar and nothing of methods, files or tensors: those are checked by `paretomerge.merging.plan.make`.
 One key is ours: `seed`, the address of the random masks (mergekit has it on its command line as `--random-seed`).
 """
 
@@ -125,13 +125,22 @@ class Recipe:
         out |= _if(base_model=self.base_model)
         if self.modules:
             out["modules"] = {
-                name: _slices(module.slices) | _if(parameters=dict(module.parameters)) for name, module in self.modules.items()
+                name: _slices(module.slices) | _if(parameters=dict(module.parameters))
+                for name, module in self.modules.items()
             }
         else:
             out |= _slices(self.slices)
-        out |= _if(parameters=dict(self.parameters), dtype=self.dtype, out_dtype=self.out_dtype, tokenizer_source=self.tokenizer_source)
+        out |= _if(
+            parameters=dict(self.parameters),
+            dtype=self.dtype,
+            out_dtype=self.out_dtype,
+            tokenizer_source=self.tokenizer_source,
+        )
         if self.tokenizer:
-            more = _if(tokens=dict(self.tokenizer.tokens), pad_to_multiple_of=self.tokenizer.pad_to_multiple_of)
+            more = _if(
+                tokens=dict(self.tokenizer.tokens),
+                pad_to_multiple_of=self.tokenizer.pad_to_multiple_of,
+            )
             out["tokenizer"] = {"source": self.tokenizer.source, **more}
         return out | _if(chat_template=self.chat_template, seed=self.seed)
 
@@ -142,14 +151,21 @@ class Recipe:
     @property
     def models(self) -> tuple[str, ...]:
         """Every model that this document names, the base first, each once."""
-        named = [model for piece in self.pieces() for model in (*(s.model for s in piece.sources), piece.base_model) if model]
+        named = [
+            model
+            for piece in self.pieces()
+            for model in (*(s.model for s in piece.sources), piece.base_model)
+            if model
+        ]
         return tuple(dict.fromkeys(([self.base_model] if self.base_model else []) + named))
 
     @property
     def files(self) -> tuple[str, ...]:
         """Every model that is read from disk, those of the steps included."""
         steps = {step.name for step in self.steps}
-        named = [model for recipe in (*self.steps, self) for model in recipe.models if model not in steps]
+        named = [
+            model for recipe in (*self.steps, self) for model in recipe.models if model not in steps
+        ]
         return tuple(dict.fromkeys(named))
 
     def pieces(self) -> Iterator[Slice]:
@@ -162,7 +178,9 @@ class Recipe:
     def key(self) -> str:
         """The same for two recipes of the same content, whatever the order of their keys."""
         documents = [step.to_dict() for step in self.steps] + [self.to_dict()]
-        text = json.dumps(documents if self.steps else documents[0], sort_keys=True, ensure_ascii=False)
+        text = json.dumps(
+            documents if self.steps else documents[0], sort_keys=True, ensure_ascii=False
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def relative_to(self, folder: Path) -> "Recipe":
@@ -176,7 +194,9 @@ class Recipe:
         def name(model: str) -> str:
             return model if model in steps else at(model)
 
-        return replace(_renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps))
+        return replace(
+            _renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps)
+        )
 
     def as_steps(self, name: str) -> tuple["Recipe", ...]:
         """The recipe as a step of another one, under `name`, after its own steps, whose names then begin with that."""
@@ -193,7 +213,9 @@ def under(folder: Path, model: str) -> str:
     """A model's name, with what exists under `folder`, itself or the sides of its plus sign, made to point there."""
     if _beside(folder, model):
         return str(folder / model)
-    return "+".join(str(folder / part) if _beside(folder, part) else part for part in model.split("+"))
+    return "+".join(
+        str(folder / part) if _beside(folder, part) else part for part in model.split("+")
+    )
 
 
 def _beside(folder: Path, name: str) -> bool:
@@ -225,9 +247,14 @@ def _renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:
     return replace(
         recipe,
         slices=moved(recipe.slices),
-        modules={key: replace(module, slices=moved(module.slices)) for key, module in recipe.modules.items()},
+        modules={
+            key: replace(module, slices=moved(module.slices))
+            for key, module in recipe.modules.items()
+        },
         base_model=None if recipe.base_model is None else name(recipe.base_model),
-        tokenizer_source=None if recipe.tokenizer_source is None else vocabulary(recipe.tokenizer_source),
+        tokenizer_source=None
+        if recipe.tokenizer_source is None
+        else vocabulary(recipe.tokenizer_source),
         tokenizer=tokenizer,
     )
 
@@ -250,7 +277,11 @@ def _slices(slices: tuple[Slice, ...]) -> dict[str, Any]:
         return {"models": [_source(s) for s in slices[0].sources]}
     return {
         "slices": [
-            {"sources": [_source(s) for s in p.sources], **_if(parameters=dict(p.parameters), base_model=p.base_model)} for p in slices
+            {
+                "sources": [_source(s) for s in p.sources],
+                **_if(parameters=dict(p.parameters), base_model=p.base_model),
+            }
+            for p in slices
         ]
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from paretomerge.errors import RecipeError, shown
+from paretomerge.errors import RecipeError, shorten
 
 LARGEST = 1_000_000  # characters: real recipes have thousands
 _MOST_VALUES = 100_000  # aliases can make a small text mean a huge recipe
@@ -24,10 +24,14 @@ class _Loader(yaml.SafeLoader):
         for key, value in node.value:
             merged = key.tag == "tag:yaml.org,2002:merge" and isinstance(value, yaml.SequenceNode)
             if merged and len(value.value) > _MOST_MERGED:
-                raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_MERGED} mappings in `<<`", value.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"more than {_MOST_MERGED} mappings in `<<`", value.start_mark
+                )
         super().flatten_mapping(node)
         if len(node.value) > _MOST_VALUES:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_VALUES:,} entries in a mapping", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MOST_VALUES:,} entries in a mapping", node.start_mark
+            )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,11 +39,17 @@ class _Dumper(yaml.SafeDumper):
     PyYAML would fold into blanks."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS.search(data) else None)
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", data, style='"' if _BREAKS.search(data) else None
+        )
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
@@ -52,7 +62,9 @@ def dump(data: Any) -> str:
 def parse(text: str, where: str) -> list[Any]:
     """The documents of a text, those that are empty left out; one None if all are."""
     if len(text) > LARGEST:
-        raise RecipeError(f"{where}: expected a recipe of at most {LARGEST:,} characters, got {len(text):,}; is this the right file?")
+        raise RecipeError(
+            f"{where}: expected a recipe of at most {LARGEST:,} characters, got {len(text):,}; is this the right file?"
+        )
     try:
         documents = [d for d in yaml.load_all(text, _Loader) if d is not None] or [None]
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
@@ -69,12 +81,16 @@ def check_data(data: Any, where: str) -> None:
         entry, depth = stack.pop()
         met += 1
         if depth > _DEEPEST:
-            raise RecipeError(f"{where}: expected values nested at most {_DEEPEST} deep, got more; does an alias contain itself?")
+            raise RecipeError(
+                f"{where}: expected values nested at most {_DEEPEST} deep, got more; does an alias contain itself?"
+            )
         inner: list[Any] = []
         if isinstance(entry, Mapping):
             for key in entry:
                 if not isinstance(key, str):
-                    raise RecipeError(f"{where}: expected keys that are texts, got {_told(key)}; put it in quotes")
+                    raise RecipeError(
+                        f"{where}: expected keys that are texts, got {_told(key)}; put it in quotes"
+                    )
                 _check_text(key, where)
             inner = list(entry.values())
         elif isinstance(entry, (list, tuple, set, frozenset)):
@@ -82,7 +98,9 @@ def check_data(data: Any, where: str) -> None:
         else:
             _check_value(entry, where)
         if met + len(stack) + len(inner) > _MOST_VALUES:
-            raise RecipeError(f"{where}: expected at most {_MOST_VALUES:,} values in a recipe, got more; do aliases multiply each other?")
+            raise RecipeError(
+                f"{where}: expected at most {_MOST_VALUES:,} values in a recipe, got more; do aliases multiply each other?"
+            )
         stack += [(value, depth + 1) for value in inner]
 
 
@@ -99,8 +117,14 @@ def _check_text(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RecipeError(f"{where}: expected texts that UTF-8 can write, got {shown(text)}") from error
+        raise RecipeError(
+            f"{where}: expected texts that UTF-8 can write, got {shorten(text)}"
+        ) from error
 
 
 def _told(value: Any) -> str:
-    return f"one of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else shown(value)
+    return (
+        f"one of {value.bit_length()} bits"
+        if isinstance(value, int) and value.bit_length() > 64
+        else shorten(value)
+    )

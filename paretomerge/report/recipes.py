@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from paretomerge.merge.methods import METHODS
+from paretomerge.merging.methods import METHODS
 
 
 def plan_table(told: Mapping[str, Any]) -> Table:
@@ -21,7 +21,11 @@ def plan_table(told: Mapping[str, Any]) -> Table:
     table.add_row("writes", f"{gigabytes(told['written'])}, as much free disk is needed")
     table.add_row("memory", f"about {gigabytes(told['memory'])}")
     unknown = told["seconds"] is None
-    time = "not estimated: it grows with the sides of the matrices" if unknown else f"about {duration(told['seconds'])} on one core"
+    time = (
+        "not estimated: it grows with the sides of the matrices"
+        if unknown
+        else f"about {duration(told['seconds'])} on one core"
+    )
     table.add_row("time", time)
     return table
 
@@ -35,7 +39,13 @@ def gigabytes(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{max(seconds, 1):.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -44,8 +54,10 @@ def method_rows() -> list[dict[str, Any]]:
         {
             "name": method.name,
             "rule": method.rule,
-            "parameters": {knob.name: knob.default for knob in method.knobs},
-            "per_source": [knob.name for knob in method.knobs if knob.per_source],
+            "parameters": {parameter.name: parameter.default for parameter in method.parameters},
+            "per_source": [
+                parameter.name for parameter in method.parameters if parameter.per_source
+            ],
             "base": method.base,
             "models": list(method.models),
             "source": method.paper,
@@ -56,12 +68,17 @@ def method_rows() -> list[dict[str, Any]]:
 
 def methods_table() -> Table:
     """The table of methods for a terminal."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), show_edge=False
+    )
     table.add_column("method", no_wrap=True, style="bold")
     table.add_column("rule", ratio=3)
     table.add_column("parameters", ratio=2)
     for row in method_rows():
-        named = ", ".join(name if default is None else f"{name} ({_plain(default)})" for name, default in row["parameters"].items())
+        named = ", ".join(
+            name if default is None else f"{name} ({_plain(default)})"
+            for name, default in row["parameters"].items()
+        )
         table.add_row(row["name"], row["rule"], named)
     table.caption = "theta_0: the base, tau_i = theta_i - theta_0; defaults in brackets"
     table.caption_justify = "left"
@@ -72,8 +89,13 @@ def methods_markdown() -> str:
     """The table of methods as it stands in docs/methods.md."""
     lines = ["| method | rule | parameters | base | source |", "|---|---|---|---|---|"]
     for row in method_rows():
-        knobs = [f"`{name}`" + ("" if default is None else f" ({_plain(default)})") for name, default in row["parameters"].items()]
-        lines.append(f"| `{row['name']}` | {row['rule']} | {', '.join(knobs)} | {row['base']} | {row['source']} |")
+        parameters = [
+            f"`{name}`" + ("" if default is None else f" ({_plain(default)})")
+            for name, default in row["parameters"].items()
+        ]
+        lines.append(
+            f"| `{row['name']}` | {row['rule']} | {', '.join(parameters)} | {row['base']} | {row['source']} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from paretomerge.decide.compare import Comparison
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import normalised
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 from paretomerge.study.study import Study
 
 _ANY_WIDTH = 10_000
@@ -61,27 +61,55 @@ class Fitting:
         yield self.wide if needed <= options.max_width else self.narrow
 
 
-def terminal_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None) -> Fitting:
+def terminal_table(
+    study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None
+) -> Fitting:
     """Held-out scores where they are known, search scores beside them; on a narrow terminal in their place alone. `marked` is the
     picked trial's number.
     """
     return Fitting(*(_scores_table(study, trials, heading, marked, both) for both in (True, False)))
 
 
-def _scores_table(study: Study, trials: Sequence[Trial], heading: str, marked: int | None, both: bool) -> Table:
-    table = Table(title=heading, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+def _scores_table(
+    study: Study, trials: Sequence[Trial], heading: str, marked: int | None, both: bool
+) -> Table:
+    table = Table(
+        title=heading,
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("", no_wrap=True)
     goals = study.goals
     for name in (*(o.name for o in study.objectives), *(["mean"] if goals.averaged else [])):
-        head = Text.assemble(f"{name}\n", ("search", "dim"), " held") if both else Text(name, overflow="fold")
+        head = (
+            Text.assemble(f"{name}\n", ("search", "dim"), " held")
+            if both
+            else Text(name, overflow="fold")
+        )
         table.add_column(head, justify="right", min_width=11 if both else 6)
     for trial in trials:
         held_out = trial.held_out or {}
-        cells = [_pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name)), both) for o in study.objectives]
-        cells += [_pair(_mean_text(goals.mean(trial.scores)), _mean_text(goals.mean(held_out)), both)] if goals.averaged else []
+        cells = [
+            _pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name)), both)
+            for o in study.objectives
+        ]
+        cells += (
+            [_pair(_mean_text(goals.mean(trial.scores)), _mean_text(goals.mean(held_out)), both)]
+            if goals.averaged
+            else []
+        )
         name = ("→ " if trial.number == marked else "  ") + title(trial)
         table.add_row(Text(name), *cells, style="bold green" if trial.number == marked else None)
-    errors = [t.held_out[o.name].stderr for t in trials if t.held_out for o in study.objectives if o.name in t.held_out]
+    errors = [
+        t.held_out[o.name].stderr
+        for t in trials
+        if t.held_out
+        for o in study.objectives
+        if o.name in t.held_out
+    ]
     told = [f"standard errors of the held-out scores: at most {max(errors):.3f}"] if errors else []
     told += [] if both else ["held-out scores; in brackets those of the search items"]
     table.caption, table.caption_justify = "\n".join(told) or None, "left"
@@ -90,7 +118,14 @@ def _scores_table(study: Study, trials: Sequence[Trial], heading: str, marked: i
 
 def comparison_table(found: Sequence[Comparison], one: str, other: str) -> Table:
     """A line per task; what chance would not explain (p < 0.05) is bold."""
-    table = Table(title=f"{one} − {other}", title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=f"{one} − {other}",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     heads = ("", one, other, "difference, 95 %", "right alone", "p", "n")
     for name in heads:
         table.add_column(Text(name, overflow="fold"), justify="left" if not name else "right")

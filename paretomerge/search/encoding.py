@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from paretomerge.errors import ConfigError
 
 Array = NDArray[np.float64]
 Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
-_MOST_STEPS = 64  # of an integer that others may depend on: one of many values would explain anything
+_MOST_STEPS = (
+    64  # of an integer that others may depend on: one of many values would explain anything
+)
 AT_REST = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
 
 
@@ -23,15 +30,29 @@ class Encoding:
         has one of its `values`. A point that lacks a parameter is encoded as one where it does not count.
     """
 
-    def __init__(self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None) -> None:
+    def __init__(
+        self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None
+    ) -> None:
         self.space = dict(space)
-        self.conditions = {k: [p for p in v if p[0] in self.space] for k, v in (conditions or {}).items() if k in self.space}
+        self.conditions = {
+            k: [p for p in v if p[0] in self.space]
+            for k, v in (conditions or {}).items()
+            if k in self.space
+        }
         self.columns: dict[str, slice] = {}
         self.d = 0
         for name, distribution in self.space.items():
-            if not isinstance(distribution, (CategoricalDistribution, FloatDistribution, IntDistribution)):
-                raise ConfigError(f"{name}: expected a float, int or categorical parameter, got {distribution}")
-            width = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1
+            if not isinstance(
+                distribution, (CategoricalDistribution, FloatDistribution, IntDistribution)
+            ):
+                raise ConfigError(
+                    f"{name}: expected a float, int or categorical parameter, got {distribution}"
+                )
+            width = (
+                len(distribution.choices)
+                if isinstance(distribution, CategoricalDistribution)
+                else 1
+            )
             self.columns[name] = slice(self.d, self.d + width)
             self.d += width
 
@@ -40,7 +61,9 @@ class Encoding:
         """Mask `(d,)` of the coordinates that gradients must not move."""
         mask = np.zeros(self.d, dtype=bool)
         for name, distribution in self.space.items():
-            mask[self.columns[name]] = not isinstance(distribution, FloatDistribution) or distribution.step is not None
+            mask[self.columns[name]] = (
+                not isinstance(distribution, FloatDistribution) or distribution.step is not None
+            )
         return mask
 
     @property
@@ -54,7 +77,9 @@ class Encoding:
         logarithm of 0, is NaN.
         """
         x = np.zeros((len(params), self.d))
-        placed = np.array([self._write(point, row) for row, point in zip(x, params, strict=True)], dtype=bool)
+        placed = np.array(
+            [self._write(point, row) for row, point in zip(x, params, strict=True)], dtype=bool
+        )
         x = np.where(self.counting(x), x, AT_REST)
         x[~placed] = np.nan
         return x
@@ -94,7 +119,10 @@ class Encoding:
             if isinstance(distribution, CategoricalDistribution):
                 x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
             elif self.discrete[columns][0]:
-                x[:, columns.start] = [self._to_unit(distribution, self._from_unit(distribution, v)) for v in x[:, columns.start]]
+                x[:, columns.start] = [
+                    self._to_unit(distribution, self._from_unit(distribution, v))
+                    for v in x[:, columns.start]
+                ]
         return np.where(self.counting(x), x, AT_REST)
 
     def counting(self, x: Array) -> NDArray[np.bool_]:
@@ -116,8 +144,13 @@ class Encoding:
         """Mask `(n,)` of the points whose parameter has one of the values."""
         distribution, columns = self.space[name], self.columns[name]
         if isinstance(distribution, CategoricalDistribution):
-            return np.asarray(x[:, [columns.start + _place(distribution, value) for value in values]].sum(1) > 0)
-        return np.isin([self._from_unit(distribution, float(unit)) for unit in x[:, columns.start]], list(values))
+            return np.asarray(
+                x[:, [columns.start + _place(distribution, value) for value in values]].sum(1) > 0
+            )
+        return np.isin(
+            [self._from_unit(distribution, float(unit)) for unit in x[:, columns.start]],
+            list(values),
+        )
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
         """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""
@@ -127,7 +160,11 @@ class Encoding:
             if not self.discrete[columns][0]:
                 continue
             if isinstance(distribution, CategoricalDistribution):
-                values = [row for row in np.eye(columns.stop - columns.start) if not np.array_equal(row, x[columns])]
+                values = [
+                    row
+                    for row in np.eye(columns.stop - columns.start)
+                    if not np.array_equal(row, x[columns])
+                ]
             else:
                 values = [np.array([v]) for v in self._steps(distribution, float(x[columns.start]))]
             for value in values:
@@ -146,7 +183,9 @@ class Encoding:
             width = columns.stop - columns.start
             if width > 1 and others and (x[columns] == AT_REST).all():
                 counting = self.counting(np.asarray(others))[:, columns.start]
-                rows: list[list[Array]] = [list(np.eye(width)) if awake else [x[columns]] for awake in counting]
+                rows: list[list[Array]] = [
+                    list(np.eye(width)) if awake else [x[columns]] for awake in counting
+                ]
                 others = [
                     np.concatenate([other[: columns.start], row, other[columns.stop :]])
                     for other, several in zip(others, rows, strict=True)
@@ -156,7 +195,11 @@ class Encoding:
 
     def _steps(self, distribution: Any, unit: float) -> list[float]:
         step, value = distribution.step or 1, self._from_unit(distribution, unit)
-        return [self._to_unit(distribution, v) for v in (value - step, value + step) if distribution.low <= v <= distribution.high]
+        return [
+            self._to_unit(distribution, v)
+            for v in (value - step, value + step)
+            if distribution.low <= v <= distribution.high
+        ]
 
     def _to_unit(self, distribution: Any, value: float) -> float:
         low, high = distribution.low, distribution.high
@@ -180,14 +223,19 @@ def _place(distribution: BaseDistribution, value: Any) -> int:
     return int(distribution.to_internal_repr(value))
 
 
-def inferred_conditions(points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]) -> Conditions:
+def inferred_conditions(
+    points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]
+) -> Conditions:
     """What finished define-by-run trials show: a parameter that they had exactly under some values of another counts under these.
 
     Conditions of conditions are found one by one: a parent counts only if some point had it and yet lacked the parameter, and
     so none can be its own ancestor.
     """
     found: dict[str, list[tuple[str, Sequence[Any]]]] = {}
-    parents = sorted((name for name in space if _may_be_parent(space[name])), key=lambda name: isinstance(space[name], IntDistribution))
+    parents = sorted(
+        (name for name in space if _may_be_parent(space[name])),
+        key=lambda name: isinstance(space[name], IntDistribution),
+    )
     for name in space:
         having = [point for point in points if name in point]
         lacking = [point for point in points if name not in point]
@@ -199,11 +247,19 @@ def inferred_conditions(points: Sequence[Mapping[str, Any]], space: Mapping[str,
 
 
 def _may_be_parent(distribution: BaseDistribution) -> bool:
-    few = isinstance(distribution, IntDistribution) and distribution.high - distribution.low < _MOST_STEPS
+    few = (
+        isinstance(distribution, IntDistribution)
+        and distribution.high - distribution.low < _MOST_STEPS
+    )
     return few or isinstance(distribution, CategoricalDistribution)
 
 
-def _under(parent: str, distribution: Any, having: Sequence[Mapping[str, Any]], lacking: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _under(
+    parent: str,
+    distribution: Any,
+    having: Sequence[Mapping[str, Any]],
+    lacking: Sequence[Mapping[str, Any]],
+) -> list[Any]:
     """The parent's values that all `having` show and none of `lacking`, an integer's without a gap; none where they do not tell."""
     others = [point[parent] for point in lacking if parent in point]
     if not others or not all(parent in point for point in having):
@@ -211,4 +267,8 @@ def _under(parent: str, distribution: Any, having: Sequence[Mapping[str, Any]], 
     values = {_place(distribution, value): value for value in (point[parent] for point in having)}
     if isinstance(distribution, IntDistribution):
         values = {value: value for value in range(min(values), max(values) + 1)}
-    return [] if any(_place(distribution, other) in values for other in others) else list(values.values())
+    return (
+        []
+        if any(_place(distribution, other) in values for other in others)
+        else list(values.values())
+    )

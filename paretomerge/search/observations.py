@@ -12,7 +12,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from paretomerge.errors import ConfigError, shown
+from paretomerge.errors import ConfigError, shorten
 from paretomerge.search.options import list_of_numbers
 
 Array = NDArray[np.float64]
@@ -39,9 +39,17 @@ class Observations:
 
         A failed or pruned trial counts where its parameters are known: one that failed before it had any teaches nothing.
         """
-        trials = [t for t in study.get_trials(deepcopy=False) if asking is None or t.number != asking.number]
+        trials = [
+            t
+            for t in study.get_trials(deepcopy=False)
+            if asking is None or t.number != asking.number
+        ]
         trials.sort(key=lambda t: t.number)
-        done = [t for t in trials if t.state == TrialState.COMPLETE or (t.state in _UNFINISHED and t.params)]
+        done = [
+            t
+            for t in trials
+            if t.state == TrialState.COMPLETE or (t.state in _UNFINISHED and t.params)
+        ]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         signs = np.array([1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions])
         return cls(tuple(done), tuple(running), signs)
@@ -60,13 +68,22 @@ class Observations:
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
         """Mask `(n,)` of the trials that have values, all of them finite, and not only just."""
-        return np.array([t.state == TrialState.COMPLETE and (np.abs(t.values) < _ABSURD).all() for t in self.trials], dtype=bool)
+        return np.array(
+            [
+                t.state == TrialState.COMPLETE and (np.abs(t.values) < _ABSURD).all()
+                for t in self.trials
+            ],
+            dtype=bool,
+        )
 
     @cached_property
     def y(self) -> Array:
         """`(n, m)`, all maximised; NaN where a trial failed."""
         m = len(self.signs)
-        rows = [t.values if good else [np.nan] * m for t, good in zip(self.trials, self.complete, strict=True)]
+        rows = [
+            t.values if good else [np.nan] * m
+            for t, good in zip(self.trials, self.complete, strict=True)
+        ]
         return np.asarray(self.signs * np.array(rows, dtype=float).reshape(-1, m))
 
     @cached_property
@@ -92,7 +109,9 @@ class Observations:
     @cached_property
     def _constraints(self) -> Array:
         """`(n, c)`, as they were told."""
-        names = sorted({name for t in self.trials for name in t.constraints})  # a storage may forget their order
+        names = sorted(
+            {name for t in self.trials for name in t.constraints}
+        )  # a storage may forget their order
         rows = [[t.constraints.get(name, np.nan) for name in names] for t in self.trials]
         return np.array(rows, dtype=float).reshape(len(self.trials), len(names))
 
@@ -129,7 +148,7 @@ def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
     if errors.shape != (m,) or (errors < 0).any():
         raise ConfigError(
             f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, one per objective, "
-            f"got {shown(told)}; they count as not told"
+            f"got {shorten(told)}; they count as not told"
         )
     return np.where(errors < _ABSURD, errors, np.nan)
 

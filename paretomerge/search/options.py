@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.errors import ConfigError, shown
+from paretomerge.errors import ConfigError, shorten
 
 
 def of_kind(owner: str, options: Any) -> None:
@@ -24,13 +24,19 @@ def check_kind(name: str, default: Any, value: Any) -> None:
     if isinstance(default, bool):
         expected, good = "true or false", isinstance(value, bool)
     elif isinstance(default, int):
-        expected, good = "a whole number", isinstance(value, Integral) and not isinstance(value, bool)
+        expected, good = (
+            "a whole number",
+            isinstance(value, Integral) and not isinstance(value, bool),
+        )
     elif isinstance(default, float):
-        expected, good = "a number", isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        expected, good = (
+            "a number",
+            isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+        )
     else:
         return
     if not good:
-        raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
+        raise ConfigError(f"{name}: expected {expected}, got {shorten(value)}")
 
 
 def list_of_numbers(value: Any) -> NDArray[np.float64]:

@@ -17,7 +17,9 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
     for s, model in zip(short, models, strict=True):
         name = s if short.count(s) == 1 else model.replace("/", "_")
         if name in named:
-            raise ConfigError(f"models: expected each once, under a name of its own, got {named[name]} and {model}, both {name}")
+            raise ConfigError(
+                f"models: expected each once, under a name of its own, got {named[name]} and {model}, both {name}"
+            )
         named[name] = model
     return named
 
@@ -26,7 +28,11 @@ def digest(model: str) -> str:
     """Of a local model's weights, its adapter's included, wherever they lie and whenever they were copied: of the sizes of the
     files and of blocks spread evenly over each, which no training leaves as they were. "" for what comes from the Hub.
     """
-    parts = [Path(part).expanduser() for part in ([model] if is_folder(model) else model.split("+")) if is_folder(part)]
+    parts = [
+        Path(part).expanduser()
+        for part in ([model] if is_folder(model) else model.split("+"))
+        if is_folder(part)
+    ]
     files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
     if not files:
         return ""

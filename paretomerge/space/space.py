@@ -8,7 +8,7 @@ from optuna.distributions import BaseDistribution
 from paretomerge.recipe import Recipe
 
 
-class Space(Protocol):
+class SearchSpace(Protocol):
     """What a search may vary: parameters with their distributions, and the recipe of each point."""
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ConfigError
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 
 _KNOWN_IN_A_ROW = 100  # then a space of finitely many merges may be used up
 
@@ -60,7 +60,12 @@ class Budget:
         own = evaluated(finished)
         if own >= self.trials:
             return self._end(f"finished {own} trials", finished)
-        if last and last.stopped and last.total == len(finished) and not self._exceeds(Budget(**last.budget)):
+        if (
+            last
+            and last.stopped
+            and last.total == len(finished)
+            and not self._exceeds(Budget(**last.budget))
+        ):
             return last
         row = finished[begun:][-_KNOWN_IN_A_ROW:]
         if len(row) == _KNOWN_IN_A_ROW and all(t.same_as is not None for t in row):
@@ -68,7 +73,9 @@ class Budget:
             return self._end(told, finished, stopped=True)
         return None
 
-    def gainless(self, gain: float | None, finished: Sequence[Trial], last: End | None, level: int = 0) -> End | None:
+    def gainless(
+        self, gain: float | None, finished: Sequence[Trial], last: End | None, level: int = 0
+    ) -> End | None:
         """Whether the study stops at a proposal of that expected gain. One that went on after a stop counts anew, and so does each
         level.
         """
@@ -83,7 +90,9 @@ class Budget:
         if row < self.patience:
             return None
         rule = f"expected gain below {100 * self.until:g} % for {self.patience} asks"
-        return self._end(f"stopped after {evaluated(finished)} trials: {rule}", finished, stopped=True)
+        return self._end(
+            f"stopped after {evaluated(finished)} trials: {rule}", finished, stopped=True
+        )
 
     def _end(self, reason: str, finished: Sequence[Trial], stopped: bool = False) -> End:
         return End(reason, len(finished), stopped, asdict(self))

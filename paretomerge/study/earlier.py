@@ -10,10 +10,10 @@ import optuna
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import nondominated, ranked, reference_point
 from paretomerge.recipe import Recipe
-from paretomerge.space.space import Space
+from paretomerge.record.record import Trial, thawed
+from paretomerge.record.storage import Storage
+from paretomerge.space.space import SearchSpace
 from paretomerge.study.known import Known
-from paretomerge.study.record import Trial, thawed
-from paretomerge.study.storage import Storage
 
 _MOST_STARTS = 10  # of a front: each costs an evaluation
 
@@ -35,7 +35,9 @@ class Earlier:
     def read(cls, name: str, storage: Storage) -> "Earlier":
         """Open a record to read; ConfigError where there is none."""
         if storage.file and not storage.file.is_file():
-            raise ConfigError(f"expected the folder, study.db or study.yaml of an earlier study, got no {storage.file}")
+            raise ConfigError(
+                f"expected the folder, study.db or study.yaml of an earlier study, got no {storage.file}"
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage.opened() as database:
             try:
@@ -45,8 +47,16 @@ class Earlier:
                 raise ConfigError(
                     f"expected a study named {storage.name!r} in {storage.place}, got {there}; of one with another name give the study.yaml"
                 ) from error
-            attributes, frozen, trials = study.user_attrs, study.get_trials(deepcopy=False), thawed(study)
-        values = {t.number: t.values for t in frozen if trials[t.number].feasible and trials[t.number].final and not trials[t.number].level}
+            attributes, frozen, trials = (
+                study.user_attrs,
+                study.get_trials(deepcopy=False),
+                thawed(study),
+            )
+        values = {
+            t.number: t.values
+            for t in frozen
+            if trials[t.number].feasible and trials[t.number].final and not trials[t.number].level
+        }
         best = [trials[number] for number in _best(values)]
         return cls(
             name,
@@ -56,7 +66,9 @@ class Earlier:
             tuple(best),
         )
 
-    def known(self, space: Space, recipe: Callable[[Mapping[str, Any]], Recipe], changed: str) -> Known:
+    def known(
+        self, space: SearchSpace, recipe: Callable[[Mapping[str, Any]], Recipe], changed: str
+    ) -> Known:
         """Its trials in `space`'s parameters, `recipe` being its own: with their scores, or where something has `changed`
         that gives them another meaning, the best of its front as points to be evaluated. What lies outside is left out.
         """
@@ -68,11 +80,28 @@ class Earlier:
             except ConfigError:
                 continue
             label = f"warm: {self.name} {trial.number}"
-            found[trial.number] = Trial(-1, params, trial.scores, label, held_out=trial.held_out, warm=f"{self.name} {trial.number}")
-        outside = f"; {len(wanted) - len(found)} lie outside the space" if len(found) < len(wanted) else ""
+            found[trial.number] = Trial(
+                -1,
+                params,
+                trial.scores,
+                label,
+                held_out=trial.held_out,
+                warm=f"{self.name} {trial.number}",
+            )
+        outside = (
+            f"; {len(wanted) - len(found)} lie outside the space"
+            if len(found) < len(wanted)
+            else ""
+        )
         if changed:
             starts = {trial.label: trial.params for trial in found.values()}
-            return Known(starts, (), (f"{self.name}: other {changed}: {len(starts)} of its front to be evaluated as starts{outside}",))
+            return Known(
+                starts,
+                (),
+                (
+                    f"{self.name}: other {changed}: {len(starts)} of its front to be evaluated as starts{outside}",
+                ),
+            )
         told = f"{self.name}: {len(found)} of {len(wanted)} trials taken over with their scores, beside the budget{outside}"
         return Known({}, tuple(found.values()), (told,))
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paretomerge.evaluate.evaluator import Evaluator, Fact, Objective, Score, parts_of
-from paretomerge.evaluate.speed import Speed
+from paretomerge.evaluate.evaluator import Evaluator, MergeFact, Objective, Score, parts_of
+from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.study.racing import Racing
 
 
@@ -48,19 +48,29 @@ class Goals:
     @property
     def notes(self) -> list[str]:
         """What users should know of how their merges are scored."""
-        return [note for evaluator in (self.evaluator, self.watched) for note in getattr(evaluator, "notes", ())]
+        return [
+            note
+            for evaluator in (self.evaluator, self.watched)
+            for note in getattr(evaluator, "notes", ())
+        ]
 
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that every trial needs, the objectives' first."""
-        return tuple(dict.fromkeys([*(o.name for o in self.objectives), *(c.score for c in self.constraints)]))
+        return tuple(
+            dict.fromkeys(
+                [*(o.name for o in self.objectives), *(c.score for c in self.constraints)]
+            )
+        )
 
     @property
     def sized(self) -> bool:
         """Whether a score is about how large a merge is."""
         parts = parts_of(self.evaluator)
-        sizes = {p.name or p.fact for p in parts if isinstance(p, Fact) and p.fact != "sparsity"}
-        sizes |= {p.name for p in parts if isinstance(p, Speed)}
+        sizes = {
+            p.name or p.fact for p in parts if isinstance(p, MergeFact) and p.fact != "sparsity"
+        }
+        sizes |= {p.name for p in parts if isinstance(p, SpeedEvaluator)}
         return not sizes.isdisjoint(self.scores)
 
     @property

@@ -8,9 +8,9 @@ from optuna.samplers import BaseSampler
 from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import preferred, ranked, reference_point
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes import RouteSpace
-from paretomerge.space.space import Space
-from paretomerge.study.record import Trial, on_front
+from paretomerge.record.record import Trial, on_front
+from paretomerge.space.routes.space import RouteSearchSpace
+from paretomerge.space.space import SearchSpace
 
 POOL = "pool"
 """Where a record notes the numbers of the trials that the second level takes from."""
@@ -26,14 +26,18 @@ class Then:
     """
 
     after: int
-    space: Callable[[Mapping[str, Recipe]], RouteSpace]
-    sampler: Callable[[Space], BaseSampler]
+    space: Callable[[Mapping[str, Recipe]], RouteSearchSpace]
+    sampler: Callable[[SearchSpace], BaseSampler]
     front: int = 4
     prefer: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
 
     def chosen(
-        self, trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float] | None, sources: Collection[str]
+        self,
+        trials: Sequence[Trial],
+        objectives: Sequence[Objective],
+        reference: Sequence[float] | None,
+        sources: Collection[str],
     ) -> list[int]:
         """Numbers of the feasible `trials` that enter the pool, in their order; never a source, which is a model there anyway. Where
         no source could be scored, there is no `reference`, and the pool stands for them.
@@ -54,9 +58,11 @@ def pool_name(number: int) -> str:
     return f"trial-{number}"
 
 
-def scored_already(space: Space, trials: Sequence[Trial]) -> dict[str, Trial]:
+def scored_already(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Trial]:
     """The second level's starts that the first has scored, by name: each source alone, and each member of the pool."""
     first = {pool_name(t.number): t for t in trials} | {t.label: t for t in trials if t.label}
     starts = space.starts()
-    scored = {name: first[name] for name in space.sources if name in first and not first[name].failure}
+    scored = {
+        name: first[name] for name in space.sources if name in first and not first[name].failure
+    }
     return {name: replace(trial, params=starts[name], level=1) for name, trial in scored.items()}

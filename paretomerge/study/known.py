@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paretomerge.study.record import Trial
+from paretomerge.record.record import Trial
 
 Params = Mapping[str, Any]
 
@@ -20,11 +20,17 @@ class Known:
     notes: tuple[str, ...] = ()
 
     def __or__(self, other: "Known") -> "Known":
-        return Known({**self.starts, **other.starts}, self.scored + other.scored, self.notes + other.notes)
+        return Known(
+            {**self.starts, **other.starts}, self.scored + other.scored, self.notes + other.notes
+        )
 
 
 def agenda(
-    starts: Mapping[str, Params], sources: int, known: Known, finished: Sequence[Trial], key: Callable[[Params], str]
+    starts: Mapping[str, Params],
+    sources: int,
+    known: Known,
+    finished: Sequence[Trial],
+    key: Callable[[Params], str],
 ) -> list[Trial]:
     """What comes before the sampler's own proposals, in order, without what `finished` has: trials with scores are to be
     taken over, those without to be evaluated.
@@ -39,7 +45,11 @@ def agenda(
 
     def coming(label: str, params: Params) -> Trial:
         same = scored.get(key(params))
-        return Trial(-1, params, label=label) if same is None else replace(same, params=params, label=label)
+        return (
+            Trial(-1, params, label=label)
+            if same is None
+            else replace(same, params=params, label=label)
+        )
 
     seen = {key(t.params) for t in finished}
     first = [coming(label, params) for label, params in own[:sources]]

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from paretomerge.study.record import Record, Trial
+from paretomerge.record.record import Record, Trial
 
 
 class Optimiser:
@@ -30,14 +30,20 @@ class Optimiser:
         self._record = record
         self._level = level
         self._distributions = dict(distributions)
-        self._study = optuna.create_study(directions=["maximize"] * len(record.objectives), sampler=sampler)
+        self._study = optuna.create_study(
+            directions=["maximize"] * len(record.objectives), sampler=sampler
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([o.name for o in record.objectives])
         known = record.frozen()
         self._study.add_trials([record.freeze(trial, self._distributions) for trial in beforehand])
-        self._study.add_trials([trial for trial in known if trial.user_attrs.get("level", 0) == level])
-        self._ahead = len(known) - len(self._study.get_trials(deepcopy=False))  # numbers in the record, less those in memory
+        self._study.add_trials(
+            [trial for trial in known if trial.user_attrs.get("level", 0) == level]
+        )
+        self._ahead = len(known) - len(
+            self._study.get_trials(deepcopy=False)
+        )  # numbers in the record, less those in memory
         self._asked: optuna.Trial | None = None
 
     def ask(self, start: Trial | None = None) -> Trial:
@@ -60,7 +66,9 @@ class Optimiser:
             self._asked.set_constraint(name, value)
         values = None if frozen.state == TrialState.FAIL else frozen.values
         told = self._study.tell(self._asked, values, frozen.state)
-        self._record.add(self._record.freeze(trial, self._distributions, told.system_attrs), trial.number)
+        self._record.add(
+            self._record.freeze(trial, self._distributions, told.system_attrs), trial.number
+        )
 
     def take(self, trial: Trial) -> None:
         """A trial that another study has scored."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.evaluate.estimators import Estimate, Estimator, Responses, by_difficulty
-from paretomerge.evaluate.evaluator import Itemised, Live, Score, parts_of
-from paretomerge.study.record import Trial, on_front
+from paretomerge.evaluate.evaluator import Candidate, PerExample, Score, parts_of
+from paretomerge.record.record import Trial, on_front
 
 if TYPE_CHECKING:
     from paretomerge.study.study import Study
@@ -55,13 +55,17 @@ class Race:
         self._study, self._settings = study, settings
         self._known: tuple[int, dict[str, _Known]] = (0, {})
 
-    def score(self, live: Live, finished: Sequence[Trial]) -> tuple[dict[str, Score], bool]:
+    def score(self, live: Candidate, finished: Sequence[Trial]) -> tuple[dict[str, Score], bool]:
         """Scores on the search items, and whether they are of all; where they are not, the candidate was left, and they are estimates."""
         whole = [t for t in finished if not t.failure and t.final]
         known = self._models(whole)
-        itemised = [part for part in parts_of(self._study.goals.evaluator) if isinstance(part, Itemised)]
+        itemised = [
+            part for part in parts_of(self._study.goals.evaluator) if isinstance(part, PerExample)
+        ]
         raced = {name: part for part in itemised for name in part.items("search") if name in known}
-        rivals = self._rivals([t for t in whole if t.feasible], {name: len(known[name].order) for name in raced})
+        rivals = self._rivals(
+            [t for t in whole if t.feasible], {name: len(known[name].order) for name in raced}
+        )
         if not raced or not rivals:
             return self._study.score(live, "search"), True
         exact = self._others(live, itemised, raced)
@@ -72,21 +76,38 @@ class Race:
             for name, part in raced.items():
                 wanted = known[name].order[len(outcomes[name]) : sizes[name]]
                 if len(wanted):
-                    outcomes[name] += [float(x) for x in part.outcomes(live, "search", {name: wanted.tolist()})[name]]
+                    outcomes[name] += [
+                        float(x)
+                        for x in part.outcomes(live, "search", {name: wanted.tolist()})[name]
+                    ]
             open_ = [name for name in raced if sizes[name] < len(known[name].order)]
             if not open_:
-                scores = {name: self._whole(part, name, known[name].order, outcomes[name]) for name, part in raced.items()}
+                scores = {
+                    name: self._whole(part, name, known[name].order, outcomes[name])
+                    for name, part in raced.items()
+                }
                 return self._ordered(exact | scores), True
             beaten = self._beaten(outcomes, exact, known, rivals, rng)
-            if np.logical_and.reduce(list(beaten.values())).any(1).mean() > self._settings.confidence:
-                return self._ordered(exact | {name: _estimated(outcomes[name], known[name]) for name in raced}), False
+            if (
+                np.logical_and.reduce(list(beaten.values())).any(1).mean()
+                > self._settings.confidence
+            ):
+                return self._ordered(
+                    exact | {name: _estimated(outcomes[name], known[name]) for name in raced}
+                ), False
             name = least_decided(beaten, open_)
-            sizes[name] = min(len(known[name].order), math.ceil(sizes[name] * self._settings.growth))
+            sizes[name] = min(
+                len(known[name].order), math.ceil(sizes[name] * self._settings.growth)
+            )
 
     def _rivals(self, trials: Sequence[Trial], items: Mapping[str, int]) -> list[Trial]:
         """The front, as far as it has outcomes to compare with. items: score's name -> their number."""
         front = on_front(trials, self._study.objectives)
-        return [t for t in front if all(len(t.scores[name].items or ()) == n for name, n in items.items())]
+        return [
+            t
+            for t in front
+            if all(len(t.scores[name].items or ()) == n for name, n in items.items())
+        ]
 
     def _beaten(
         self,
@@ -101,10 +122,14 @@ class Race:
         for o in self._study.objectives:
             if o.name in outcomes:
                 seen, order = np.array(outcomes[o.name]), known[o.name].order
-                theirs = np.array([t.scores[o.name].items for t in rivals], dtype=float)[:, order[: len(seen)]]
+                theirs = np.array([t.scores[o.name].items for t in rivals], dtype=float)[
+                    :, order[: len(seen)]
+                ]
                 gaps = drawn_gaps((theirs - seen).T, len(order), known[o.name].unit, rng)
             else:
-                gaps = np.array([[t.scores[o.name].value - exact[o.name].value for t in rivals]] * _DRAWS)
+                gaps = np.array(
+                    [[t.scores[o.name].value - exact[o.name].value for t in rivals]] * _DRAWS
+                )
             beaten[o.name] = (gaps if o.maximise else -gaps) >= 0
         return beaten
 
@@ -117,11 +142,19 @@ class Race:
             return {}
         if self._known[0] != count:
             first = trials[:count]
-            names = [name for name in self._study.goals.scores if all(t.scores[name].items is not None for t in first)]
+            names = [
+                name
+                for name in self._study.goals.scores
+                if all(t.scores[name].items is not None for t in first)
+            ]
             tables = {name: [t.scores[name].items for t in first] for name in names}
             self._known = (
                 count,
-                {name: self._model(np.array(t, dtype=float)) for name, t in tables.items() if len({len(r or ()) for r in t}) == 1},
+                {
+                    name: self._model(np.array(t, dtype=float))
+                    for name, t in tables.items()
+                    if len({len(r or ()) for r in t}) == 1
+                },
             )
         return self._known[1]
 
@@ -129,20 +162,33 @@ class Race:
         bounded = table.min() >= 0 and table.max() <= 1
         starts = table[: len(self._study.space.sources)].sum(0)
         estimate = Responses(table).corrected if bounded else by_difficulty(table)
-        return _Known(estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)) or 1.0)
+        return _Known(
+            estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)) or 1.0
+        )
 
-    def _others(self, live: Live, itemised: Sequence[Itemised], raced: Mapping[str, Any]) -> dict[str, Score]:
+    def _others(
+        self, live: Candidate, itemised: Sequence[PerExample], raced: Mapping[str, Any]
+    ) -> dict[str, Score]:
         """The scores that are not raced, whole."""
         scores: dict[str, Score] = {}
         for part in itemised:
-            rest = {name: range(len(items)) for name, items in part.items("search").items() if name not in raced}
-            scores |= {name: part.score("search", name, found) for name, found in part.outcomes(live, "search", rest).items()}
+            rest = {
+                name: range(len(items))
+                for name, items in part.items("search").items()
+                if name not in raced
+            }
+            scores |= {
+                name: part.score("search", name, found)
+                for name, found in part.outcomes(live, "search", rest).items()
+            }
         for other in parts_of(self._study.goals.evaluator):
-            if not isinstance(other, Itemised):
+            if not isinstance(other, PerExample):
                 scores |= other.evaluate(live, "search")
         return scores
 
-    def _whole(self, part: Itemised, name: str, order: NDArray[np.intp], outcomes: Sequence[float]) -> Score:
+    def _whole(
+        self, part: PerExample, name: str, order: NDArray[np.intp], outcomes: Sequence[float]
+    ) -> Score:
         """In the order of the data."""
         return part.score("search", name, [outcomes[i] for i in np.argsort(order)])
 
@@ -191,4 +237,8 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
 def _estimated(outcomes: Sequence[float], known: _Known) -> Score:
     """With both errors: of taking the mean over all items from some, and of those items for all that could be asked."""
     told: Estimate = known.estimate(known.order[: len(outcomes)], np.array(outcomes))
-    return Score(told.value, math.hypot(told.stderr, math.sqrt(float(np.var(outcomes)) / len(known.order))), len(outcomes))
+    return Score(
+        told.value,
+        math.hypot(told.stderr, math.sqrt(float(np.var(outcomes)) / len(known.order))),
+        len(outcomes),
+    )

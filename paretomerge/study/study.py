@@ -14,22 +14,22 @@ from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import StudyError
-from paretomerge.evaluate.evaluator import Live, Score, Split
-from paretomerge.merge.engine import usable_device
-from paretomerge.merge.resident import ResidentModel
-from paretomerge.merge.routed import RoutedModel
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.merging.engine import usable_device
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.pareto.front import hypervolume, reference_point
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes import RouteSpace
+from paretomerge.record.record import Record, Trial, on_front
+from paretomerge.record.storage import Storage
+from paretomerge.space.routes.space import RouteSearchSpace
 from paretomerge.space.sources import digest
-from paretomerge.space.space import Space
+from paretomerge.space.space import SearchSpace
 from paretomerge.study.budget import Budget, End
 from paretomerge.study.goals import Goals
 from paretomerge.study.hierarchy import POOL, Then, pool_name
 from paretomerge.study.known import Known
 from paretomerge.study.loop import Event, Loop
-from paretomerge.study.record import Record, Trial, on_front
-from paretomerge.study.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Study:
     def __init__(
         self,
         folder: str | Path,
-        space: Space,
+        space: SearchSpace,
         goals: Goals,
         sampler: BaseSampler,
         *,
@@ -70,14 +70,21 @@ class Study:
         self.sampler = sampler
         self.dtype = placement.dtype
         self.device = placement.device
-        self.record = Record(storage or Storage.at(self.folder / "study.db"), self.objectives, identity or self._question)
+        self.record = Record(
+            storage or Storage.at(self.folder / "study.db"),
+            self.objectives,
+            identity or self._question,
+        )
         self.then = then
         self._known = known
         self._reference: list[float] | None = None
 
     @property
     def _question(self) -> dict[str, Any]:
-        distributions = json.dumps({name: distribution_to_json(d) for name, d in self.space.distributions.items()}, sort_keys=True)
+        distributions = json.dumps(
+            {name: distribution_to_json(d) for name, d in self.space.distributions.items()},
+            sort_keys=True,
+        )
         return {
             "base": self.space.base,
             "sources": dict(self.space.sources),
@@ -111,12 +118,14 @@ class Study:
         """The merges of the first level that the second takes from, by name; known once the first has ended."""
         numbers = self.record.noted(POOL)
         if numbers is None:
-            raise StudyError(f"{self.folder}: expected a second level that has begun, got none yet; run `paretomerge search` on")
+            raise StudyError(
+                f"{self.folder}: expected a second level that has begun, got none yet; run `paretomerge search` on"
+            )
         trials = self.trials
         return {pool_name(number): self.recipe(trials[number]) for number in numbers}
 
     @cached_property
-    def routes(self) -> RouteSpace:
+    def routes(self) -> RouteSearchSpace:
         """The space of the second level."""
         assert self.then is not None
         return self.then.space(self.pool)
@@ -145,7 +154,9 @@ class Study:
         sources = self.trials[: len(self.space.sources)]
         values = [t.values(self.objectives) for t in sources if not t.failure]
         reference: list[float] | None = reference_point(values).tolist() if values else None
-        if len(sources) == len(self.space.sources):  # finished trials never change, so the record need not be read again
+        if len(sources) == len(
+            self.space.sources
+        ):  # finished trials never change, so the record need not be read again
             self._reference = reference
         return reference
 
@@ -153,15 +164,17 @@ class Study:
         """The recipe of a trial, in the dtype that was scored."""
         return self._recipe(trial.params, trial.level)
 
-    def load(self, trial: Trial) -> Live:
+    def load(self, trial: Trial) -> Candidate:
         """The merge of a trial, loaded, as evaluators see it."""
         return self.live(self.recipe(trial), trial.level)
 
-    def live(self, recipe: Recipe, level: int = 0) -> Live:
+    def live(self, recipe: Recipe, level: int = 0) -> Candidate:
         """A recipe of either level, loaded, as evaluators see it."""
         holder = self.routed if level else self.resident
         merged = holder.load(recipe)
-        return Live(merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}")
+        return Candidate(
+            merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}"
+        )
 
     def starts(self) -> list[Trial]:
         """The known starts that could be scored, by number: sources first."""
@@ -190,7 +203,9 @@ class Study:
         """
         budget = Budget.of(budget)
         budget.check(self.sampler)
-        if self.then and budget.until is not None:  # told now, not when the first level has been paid for
+        if (
+            self.then and budget.until is not None
+        ):  # told now, not when the first level has been paid for
             budget.check(self.then.sampler(self.then.space({})))
         usable_device(self.device)
         with _alone(self.folder):
@@ -198,9 +213,17 @@ class Study:
             self.record.note("end", asdict(end))
         return end.reason
 
-    def hold_out(self, trials: Sequence[Trial], watch: Callable[[Trial], None] = lambda trial: None, *, watched: bool = False) -> None:
+    def hold_out(
+        self,
+        trials: Sequence[Trial],
+        watch: Callable[[Trial], None] = lambda trial: None,
+        *,
+        watched: bool = False,
+    ) -> None:
         """Score `trials` on the held-out items, with the watched tasks if `watched`; what is known is not scored again."""
-        evaluators = {"objectives": self.evaluator} | ({"watched": self.watched} if watched and self.watched else {})
+        evaluators = {"objectives": self.evaluator} | (
+            {"watched": self.watched} if watched and self.watched else {}
+        )
         for trial in trials:
             known = self.record.held_out(trial.number)
             missing = [e for kind, e in evaluators.items() if kind not in known]
@@ -208,18 +231,31 @@ class Study:
                 live = self.load(trial)
                 for kind, evaluator in evaluators.items():
                     if evaluator in missing:
-                        self.record.add_held_out(trial.number, kind, evaluator.evaluate(live, "held_out"))
+                        self.record.add_held_out(
+                            trial.number, kind, evaluator.evaluate(live, "held_out")
+                        )
                 scored = self.record.held_out(trial.number)
-                watch(replace(trial, held_out={name: score for scores in scored.values() for name, score in scores.items()}))
+                watch(
+                    replace(
+                        trial,
+                        held_out={
+                            name: score
+                            for scores in scored.values()
+                            for name, score in scores.items()
+                        },
+                    )
+                )
 
-    def score(self, live: Live, split: Split) -> dict[str, Score]:
+    def score(self, live: Candidate, split: Split) -> dict[str, Score]:
         """Objectives on the split, and on held-out items the watched tasks too."""
         scores = dict(self.evaluator.evaluate(live, split))
         if split == "held_out" and self.watched is not None:
             scores |= self.watched.evaluate(live, split)
         missing = [name for name in self.goals.scores if name not in scores]
         if missing:
-            raise StudyError(f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}")
+            raise StudyError(
+                f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}"
+            )
         return {name: scores[name] for name in self.goals.scores} | scores
 
     def key(self, params: Mapping[str, Any]) -> str:
@@ -238,7 +274,9 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise StudyError(f"{folder}: expected to search here alone, got another process that does; wait for it or stop it") from error
+        raise StudyError(
+            f"{folder}: expected to search here alone, got another process that does; wait for it or stop it"
+        ) from error
     try:
         yield
     finally:

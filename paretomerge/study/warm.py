@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paretomerge.errors import ConfigError, ParetoMergeError, Problems
+from paretomerge.errors import ConfigError, ErrorCollector, ParetoMergeError
 from paretomerge.recipe import Recipe
-from paretomerge.space.space import Space
+from paretomerge.record.storage import Storage
+from paretomerge.space.space import SearchSpace
 from paretomerge.study.earlier import Earlier
 from paretomerge.study.known import Known
-from paretomerge.study.storage import Storage
 
 _SOURCES = ("base", "models")
 
@@ -24,7 +24,7 @@ class Asked:
     folder: Path
     question: Mapping[str, Any]
     scores: Mapping[str, Any]
-    space: Callable[[], Space]
+    space: Callable[[], SearchSpace]
 
 
 def known_points(
@@ -39,21 +39,21 @@ def known_points(
     starts: files of recipes. studies: folders, records (`study.db` or a URL) or study.yaml files of earlier studies, whose
     record `record_of` finds in a study.yaml. earlier: an identity that a record kept, and its folder -> what it asked.
     """
-    problems, known, space = Problems(), Known(), mine.space()
+    problems, known, space = ErrorCollector(), Known(), mine.space()
     for file in starts:
-        with problems.noted():
+        with problems.collect():
             known |= _start(file, mine.folder, space)
     for name in studies:
-        with problems.noted():
+        with problems.collect():
             try:
                 known |= _warm(name, mine, space, earlier, record_of)
             except ParetoMergeError as error:
                 raise ConfigError(f"warm_start: {name}: {error}") from error
-    problems.settle()
+    problems.raise_if_any()
     return known
 
 
-def _start(file: str, folder: Path, space: Space) -> Known:
+def _start(file: str, folder: Path, space: SearchSpace) -> Known:
     try:
         return Known({file: space.warm(Recipe.load(folder / file).relative_to(folder))})
     except ParetoMergeError as error:
@@ -61,7 +61,11 @@ def _start(file: str, folder: Path, space: Space) -> Known:
 
 
 def _warm(
-    name: str, mine: Asked, space: Space, earlier: Callable[[Mapping[str, Any], Path], Asked], record_of: Callable[[Path], Storage]
+    name: str,
+    mine: Asked,
+    space: SearchSpace,
+    earlier: Callable[[Mapping[str, Any], Path], Asked],
+    record_of: Callable[[Path], Storage],
 ) -> Known:
     """Scores where the earlier study measured all that this one needs, in the same way; else points to be evaluated. Refused
     where it merged other models.
@@ -71,15 +75,25 @@ def _warm(
     if "://" in name:
         storage = Storage(name).located(mine.folder)
     else:
-        storage = record_of(path) if from_yaml else Storage.at((path / "study.db" if path.is_dir() else path).resolve())
+        storage = (
+            record_of(path)
+            if from_yaml
+            else Storage.at((path / "study.db" if path.is_dir() else path).resolve())
+        )
     study = Earlier.read(name, storage)
     home = str(path.resolve().parent) if from_yaml else study.home
     if not home or not study.identity:
-        raise ConfigError("expected a study made from a study.yaml, got a record that names none; give that file in its place")
+        raise ConfigError(
+            "expected a study made from a study.yaml, got a record that names none; give that file in its place"
+        )
     theirs = earlier(study.identity, Path(home))
     for key in _SOURCES:
         if mine.question[key] != theirs.question[key]:
-            raise ConfigError(f"expected a study over the same {key}, {mine.question[key]}, got {theirs.question[key]}")
+            raise ConfigError(
+                f"expected a study over the same {key}, {mine.question[key]}, got {theirs.question[key]}"
+            )
     changed = [key for key in mine.question if mine.question[key] != theirs.question[key]]
-    changed += [f"score {name!r}" for name in mine.scores if mine.scores[name] != theirs.scores.get(name)]
+    changed += [
+        f"score {name!r}" for name in mine.scores if mine.scores[name] != theirs.scores.get(name)
+    ]
     return study.known(space, theirs.space().recipe, ", ".join(changed))

@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from paretomerge.merge.engine import merged_tensors
-from paretomerge.merge.job import Weights
-from paretomerge.merge.plan import make_plan, open_weights
+from paretomerge.merging.engine import merged_tensors
+from paretomerge.merging.plan.make import make_plan, open_weights
+from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe, Slice, Source
-from paretomerge.space.space import Space
+from paretomerge.space.space import SearchSpace
 
 Params = Mapping[str, Any]
 
@@ -23,7 +28,7 @@ _CLOSE = 1e-6
 _ROUNDING = 0.01  # of bfloat16
 
 
-def check_space(space: Space, points: int = 20, seed: int = 0) -> None:
+def check_space(space: SearchSpace, points: int = 20, seed: int = 0) -> None:
     """The laws of every space, at its starts and at random points.
 
     - Conditions name parameters of the space, and values that their parents have.
@@ -39,26 +44,40 @@ def check_space(space: Space, points: int = 20, seed: int = 0) -> None:
     first = [label.removeprefix("near ") for label in list(starts)[: len(space.sources)]]
     assert first == list(space.sources), f"starts: expected the sources first, got {list(starts)}"
     for label, start in starts.items():
-        assert set(start) == set(space.distributions), f"start {label!r}: expected every parameter and no other"
+        assert set(start) == set(space.distributions), (
+            f"start {label!r}: expected every parameter and no other"
+        )
         for name, value in start.items():
-            assert _inside(space.distributions[name], value), f"start {label!r}: {name} = {value} is outside {space.distributions[name]}"
+            assert _inside(space.distributions[name], value), (
+                f"start {label!r}: {name} = {value} is outside {space.distributions[name]}"
+            )
     rng = np.random.default_rng(seed)
-    drawn = [{name: _draw(d, rng) for name, d in space.distributions.items()} for _ in range(points)]
+    drawn = [
+        {name: _draw(d, rng) for name, d in space.distributions.items()} for _ in range(points)
+    ]
     weights = open_weights((space.base, *space.sources.values()))
     for point in (*starts.values(), *drawn):
         recipe = space.recipe(point)
         route = make_plan(recipe, weights).route
         depth = weights[space.base].architecture.depth
-        assert len(route) == depth or space.routed, f"{point}: expected a recipe of {depth} layers, got {len(route)}"
-        assert recipe.key == space.recipe(dict(point)).key, f"{point}: the recipe differs the second time"
-        assert recipe.key == Recipe.from_yaml(recipe.to_yaml()).key, f"{point}: the recipe changes on its way through YAML"
+        assert len(route) == depth or space.routed, (
+            f"{point}: expected a recipe of {depth} layers, got {len(route)}"
+        )
+        assert recipe.key == space.recipe(dict(point)).key, (
+            f"{point}: the recipe differs the second time"
+        )
+        assert recipe.key == Recipe.from_yaml(recipe.to_yaml()).key, (
+            f"{point}: the recipe changes on its way through YAML"
+        )
         back = space.recipe(space.warm(recipe))
-        assert same_recipe(recipe, back), f"{point}: warm leads to another recipe:\n{recipe.to_yaml()}\n{back.to_yaml()}"
+        assert same_recipe(recipe, back), (
+            f"{point}: warm leads to another recipe:\n{recipe.to_yaml()}\n{back.to_yaml()}"
+        )
     _check_what_counts(space, drawn, rng)
     _check_sources(space, starts, weights)
 
 
-def counts(space: Space, name: str, point: Params) -> bool:
+def counts(space: SearchSpace, name: str, point: Params) -> bool:
     """Whether a parameter counts at a point."""
     return all(point[parent] in values for parent, values in space.conditions.get(name, ()))
 
@@ -68,7 +87,7 @@ def same_recipe(a: Recipe, b: Recipe) -> bool:
     return _same([r.to_dict() for r in (*a.steps, a)], [r.to_dict() for r in (*b.steps, b)])
 
 
-def _check_conditions(space: Space) -> None:
+def _check_conditions(space: SearchSpace) -> None:
     for name, parents in space.conditions.items():
         assert name in space.distributions, f"conditions: {name} is no parameter of the space"
         assert parents, f"conditions: {name} has none; leave it out"
@@ -77,20 +96,32 @@ def _check_conditions(space: Space) -> None:
             assert isinstance(told, (CategoricalDistribution, IntDistribution)), (
                 f"conditions: {name} depends on {parent}, which is no choice and no integer of the space"
             )
-            assert values and all(_inside(told, v) for v in values), f"conditions: {name} needs {parent} in {values}, outside {told}"
+            assert values and all(_inside(told, v) for v in values), (
+                f"conditions: {name} needs {parent} in {values}, outside {told}"
+            )
 
 
-def _check_sources(space: Space, starts: Mapping[str, Params], weights: Mapping[str, Weights]) -> None:
+def _check_sources(
+    space: SearchSpace, starts: Mapping[str, Params], weights: Mapping[str, Weights]
+) -> None:
     for source, path in space.sources.items():
         if source in starts:
-            alone = Recipe("task_arithmetic", (Slice((Source(path, None, {"weight": 1.0}),)),), space.base)
+            alone = Recipe(
+                "task_arithmetic", (Slice((Source(path, None, {"weight": 1.0}),)),), space.base
+            )
             merged = dict(merged_tensors(make_plan(space.recipe(starts[source]), weights)))
             for name, tensor in merged_tensors(make_plan(alone, weights)):
-                same = torch.allclose(merged[name].float(), tensor.float(), rtol=_ROUNDING, atol=_CLOSE)
-                assert same, f"start {source!r}: {name} is not that of the source; call a start that is only near one `near {source}`"
+                same = torch.allclose(
+                    merged[name].float(), tensor.float(), rtol=_ROUNDING, atol=_CLOSE
+                )
+                assert same, (
+                    f"start {source!r}: {name} is not that of the source; call a start that is only near one `near {source}`"
+                )
 
 
-def _check_what_counts(space: Space, drawn: Sequence[Params], rng: np.random.Generator) -> None:
+def _check_what_counts(
+    space: SearchSpace, drawn: Sequence[Params], rng: np.random.Generator
+) -> None:
     """At some points one choice can hide another's effect; a parameter must count somewhere."""
     effective: dict[str, bool] = {}
     for point in drawn:
@@ -105,16 +136,22 @@ def _check_what_counts(space: Space, drawn: Sequence[Params], rng: np.random.Gen
             else:
                 assert not changed, f"{name} does not count at {point}, and changes the recipe"
     idle = [name for name, changed in effective.items() if not changed]
-    assert not idle, f"{idle[0]} counts at {sum(counts(space, idle[0], p) for p in drawn)} points, and changes no recipe"
+    assert not idle, (
+        f"{idle[0]} counts at {sum(counts(space, idle[0], p) for p in drawn)} points, and changes no recipe"
+    )
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:
     if isinstance(distribution, CategoricalDistribution):
-        choices = [choice for choice in distribution.choices if choice != other_than] or list(distribution.choices)
+        choices = [choice for choice in distribution.choices if choice != other_than] or list(
+            distribution.choices
+        )
         return choices[int(rng.integers(len(choices)))]
     if isinstance(distribution, IntDistribution):
         return int(rng.integers(distribution.low, distribution.high + 1))
-    assert isinstance(distribution, FloatDistribution), f"expected a float, int or categorical parameter, got {distribution}"
+    assert isinstance(distribution, FloatDistribution), (
+        f"expected a float, int or categorical parameter, got {distribution}"
+    )
     return float(rng.uniform(distribution.low, distribution.high))
 
 

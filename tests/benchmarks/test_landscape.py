@@ -37,7 +37,14 @@ def merges(landscape):
 
 def middling(space, method):
     """The middle of the space, under a method."""
-    return space.point(*(part[0] for part in space.rows([{"method": method} | {n: (a + b) / 2 for n, (a, b) in space.numbers.items()}])))
+    return space.point(
+        *(
+            part[0]
+            for part in space.rows(
+                [{"method": method} | {n: (a + b) / 2 for n, (a, b) in space.numbers.items()}]
+            )
+        )
+    )
 
 
 # ----- the file
@@ -62,7 +69,9 @@ def test_scores_and_standard_errors_are_those_of_the_items(merges):
     for i in (0, 5, len(merges) - 1):
         for j in range(len(merges.tasks)):
             score = Score.mean_of(merges.correct[i, j].astype(float).tolist())
-            assert merges.scores[i, j] == pytest.approx(score.value) and merges.stderr[i, j] == pytest.approx(score.stderr)
+            assert merges.scores[i, j] == pytest.approx(score.value) and merges.stderr[
+                i, j
+            ] == pytest.approx(score.stderr)
 
 
 def test_parameters_lie_in_the_space_and_densities_count_only_where_they_are_read(merges):
@@ -70,18 +79,30 @@ def test_parameters_lie_in_the_space_and_densities_count_only_where_they_are_rea
     known = np.isnan(merges.numbers) | ((merges.numbers >= low) & (merges.numbers <= high))
     assert known.all()
     missing = np.isnan(merges.numbers)
-    assert (missing == np.outer(~merges.space.reads_density(merges.method), merges.space.conditional)).all()
+    assert (
+        missing == np.outer(~merges.space.reads_density(merges.method), merges.space.conditional)
+    ).all()
 
 
 def test_a_file_survives_saving_and_loading(merges, tmp_path):
     merges.save(tmp_path / "again.npz")
     again = Merges.load(tmp_path / "again.npz")
-    assert again.space == merges.space and again.starts == merges.starts and again.made == merges.made
-    assert np.array_equal(again.correct, merges.correct) and np.array_equal(again.numbers, merges.numbers, equal_nan=True)
+    assert (
+        again.space == merges.space and again.starts == merges.starts and again.made == merges.made
+    )
+    assert np.array_equal(again.correct, merges.correct) and np.array_equal(
+        again.numbers, merges.numbers, equal_nan=True
+    )
 
 
 def test_a_surrogate_of_other_merges_is_refused(merges, tmp_path):
-    shorter = replace(merges, stage=merges.stage[:-1], method=merges.method[:-1], numbers=merges.numbers[:-1], correct=merges.correct[:-1])
+    shorter = replace(
+        merges,
+        stage=merges.stage[:-1],
+        method=merges.method[:-1],
+        numbers=merges.numbers[:-1],
+        correct=merges.correct[:-1],
+    )
     shorter.save(tmp_path / "shorter.npz")
     with pytest.raises(ConfigError, match="run `fit`"):
         Landscape.load(tmp_path / "shorter.npz")
@@ -96,23 +117,31 @@ def test_it_gives_the_measured_scores_within_its_stated_error(landscape, merges)
     assert (np.sqrt((error**2).mean(0)) <= landscape.error).all()
     assert (landscape.error < 0.05).all()
     front = near_front(merges)
-    assert (np.sqrt((error[front] ** 2).mean(0)) < 1.2 * np.sqrt((merges.stderr[front] ** 2).mean(0))).all()
+    assert (
+        np.sqrt((error[front] ** 2).mean(0)) < 1.2 * np.sqrt((merges.stderr[front] ** 2).mean(0))
+    ).all()
 
 
 def test_it_knows_the_sources(landscape, merges):
     for label in ("order", "mirror", "scribe"):
         measured = merges.scores[merges.labels.index(label)]
-        np.testing.assert_allclose(landscape.evaluate(landscape.starts[label])[0], measured, atol=0.06)
+        np.testing.assert_allclose(
+            landscape.evaluate(landscape.starts[label])[0], measured, atol=0.06
+        )
 
 
 def test_the_same_point_gives_the_same_scores(landscape):
     """However it is asked for: alone, among others, in another process that loads the file, with idle densities or without."""
     points = [*landscape.starts.values(), *landscape.front[:20]]
     together = landscape.scores(points)
-    np.testing.assert_allclose(together, [landscape.evaluate(p)[0] for p in points], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        together, [landscape.evaluate(p)[0] for p in points], rtol=0, atol=1e-9
+    )
     np.testing.assert_allclose(together, Landscape.load().scores(points), rtol=0, atol=1e-12)
     idle = landscape.starts["order"] | dict.fromkeys(landscape.conditions, 0.3)
-    np.testing.assert_array_equal(landscape.evaluate(idle)[0], landscape.evaluate(landscape.starts["order"])[0])
+    np.testing.assert_array_equal(
+        landscape.evaluate(idle)[0], landscape.evaluate(landscape.starts["order"])[0]
+    )
 
 
 def test_noise_is_binomial_and_seeded(landscape):
@@ -120,7 +149,9 @@ def test_noise_is_binomial_and_seeded(landscape):
     truth, nothing = landscape.evaluate(point)
     assert not nothing.any() and ((truth > 0) & (truth < 1)).all()
     rng = np.random.default_rng(0)
-    values, errors = map(np.array, zip(*(landscape.evaluate(point, 100, rng) for _ in range(2000)), strict=True))
+    values, errors = map(
+        np.array, zip(*(landscape.evaluate(point, 100, rng) for _ in range(2000)), strict=True)
+    )
     spread = np.sqrt(truth * (1 - truth) / 100)
     assert (np.abs(values.mean(0) - truth) < 4 * spread / np.sqrt(2000)).all()
     np.testing.assert_allclose(values.std(0), spread, rtol=0.08)
@@ -158,7 +189,9 @@ def test_points_outside_the_space_are_refused(landscape, change, told):
         landscape.evaluate(middling(landscape.merges.space, "ties") | change)
 
 
-@pytest.mark.parametrize(("items", "rng"), [(100, None), (1, np.random.default_rng(0)), (0, np.random.default_rng(0))])
+@pytest.mark.parametrize(
+    ("items", "rng"), [(100, None), (1, np.random.default_rng(0)), (0, np.random.default_rng(0))]
+)
 def test_noise_needs_items_and_a_generator(landscape, items, rng):
     with pytest.raises(ConfigError, match="items"):
         landscape.evaluate(landscape.starts["order"], items, rng)
@@ -167,8 +200,14 @@ def test_noise_needs_items_and_a_generator(landscape, items, rng):
 def test_optuna_and_our_encoding_take_the_space(landscape):
     encoding = Encoding(landscape.distributions, landscape.conditions)
     x = encoding.encode(landscape.front[:5])
-    np.testing.assert_allclose(landscape.scores([encoding.decode(row) for row in x]), landscape.scores(landscape.front[:5]), atol=1e-9)
-    study = optuna.create_study(directions=["maximize"] * 3, sampler=optuna.samplers.RandomSampler(seed=0))
+    np.testing.assert_allclose(
+        landscape.scores([encoding.decode(row) for row in x]),
+        landscape.scores(landscape.front[:5]),
+        atol=1e-9,
+    )
+    study = optuna.create_study(
+        directions=["maximize"] * 3, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     study.optimize(landscape.objective(items=50, seed=1), n_trials=12)
     for trial in study.trials:
         assert len(trial.user_attrs["stderr"]) == 3
@@ -176,7 +215,9 @@ def test_optuna_and_our_encoding_take_the_space(landscape):
 
 
 def test_the_docs_run():
-    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs" / "landscape.md").read_text(), re.DOTALL).group(1)
+    code = re.search(
+        r"```python\n(.*?)```", (REPOSITORY / "docs" / "landscape.md").read_text(), re.DOTALL
+    ).group(1)
     names = {}
     exec(code, names)
     assert len(names["study"].trials) == 300 and 0.2 < names["share"] <= 1
@@ -188,7 +229,9 @@ def test_the_docs_run():
 def test_what_is_shipped_is_the_solution_for_what_is_shipped(landscape):
     coefficients, left_out = solved(landscape.processes, landscape.merges, left_out=True)
     np.testing.assert_allclose(coefficients, landscape.coefficients, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.sqrt(((left_out - landscape.merges.scores) ** 2).mean(0)), landscape.error, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.sqrt(((left_out - landscape.merges.scores) ** 2).mean(0)), landscape.error, rtol=1e-6
+    )
 
 
 def test_left_out_predictions_are_those_of_a_process_without_the_point():
@@ -199,7 +242,9 @@ def test_left_out_predictions_are_those_of_a_process_without_the_point():
     _, predicted = process.solve(x, z, v, left_out=True)
     for i in (0, 17):
         rest = np.arange(30) != i
-        alone = process.covariance(x[i : i + 1], x[rest]) @ process.solve(x[rest], z[rest], v[rest])[0]
+        alone = (
+            process.covariance(x[i : i + 1], x[rest]) @ process.solve(x[rest], z[rest], v[rest])[0]
+        )
         assert predicted[i] == pytest.approx(alone[0], abs=1e-8)
 
 
@@ -222,7 +267,10 @@ def test_thinning_keeps_the_best_of_each_and_no_point_twice():
 def test_probes_go_where_most_is_promised():
     known = np.array([[0.5, 0.5], [0.2, 0.2]])
     front = np.array([[0.5, 0.51], [0.9, 0.4], [0.4, 0.6], [0.9, 0.399]])
-    assert promising(front, known, np.zeros(2), 2).tolist() == [1, 2]  # the fourth adds much too, but not beside the second
+    assert promising(front, known, np.zeros(2), 2).tolist() == [
+        1,
+        2,
+    ]  # the fourth adds much too, but not beside the second
 
 
 class Toy:
@@ -231,7 +279,9 @@ class Toy:
     tasks = ("up", "down")
 
     def __init__(self):
-        self.space = Space(("plain", "thinned"), {"weight/a": (-1.0, 1.0), "density/a": (0.1, 1.0)}, ("thinned",))
+        self.space = Space(
+            ("plain", "thinned"), {"weight/a": (-1.0, 1.0), "density/a": (0.1, 1.0)}, ("thinned",)
+        )
         self.count = 0
 
     def starts(self):
@@ -255,7 +305,9 @@ def test_a_file_cut_short_is_continued_as_if_it_never_had_been(tmp_path):
     make(25, tmp_path / "cut.npz", bench, spread=16)
     cut = make(40, tmp_path / "cut.npz", bench, spread=16)
     assert bench.count == 82
-    assert np.array_equal(cut.numbers, whole.numbers, equal_nan=True) and np.array_equal(cut.method, whole.method)
+    assert np.array_equal(cut.numbers, whole.numbers, equal_nan=True) and np.array_equal(
+        cut.method, whole.method
+    )
     assert np.array_equal(Merges.load(tmp_path / "cut.npz").correct, whole.correct)
     make(40, tmp_path / "cut.npz", bench, spread=16)
     assert bench.count == 82

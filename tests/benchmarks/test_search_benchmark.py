@@ -42,7 +42,13 @@ def cube(d, n=64, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("re32", "WeldedBeam"), ("re33", "DiscBrake"), ("re34", "VehicleSafety"), ("re41", "CarSideImpact")]
+    ("name", "theirs"),
+    [
+        ("re32", "WeldedBeam"),
+        ("re33", "DiscBrake"),
+        ("re34", "VehicleSafety"),
+        ("re41", "CarSideImpact"),
+    ],
 )
 def test_engineering_formulas_are_those_of_botorch(name, theirs):
     from botorch.test_functions import multi_objective
@@ -55,7 +61,9 @@ def test_engineering_formulas_are_those_of_botorch(name, theirs):
     found = 10 ** task(x) - 1 if task.logarithmic else task(x)
     np.testing.assert_allclose(found[:, : expected.shape[1]], expected, rtol=1e-9)
     if name == "re41":  # BoTorch has the tenth beyond the nadir from the same fronts
-        np.testing.assert_allclose(task.nadir + 0.1 * (task.nadir - task.ideal), other._ref_point, rtol=1e-4)
+        np.testing.assert_allclose(
+            task.nadir + 0.1 * (task.nadir - task.ideal), other._ref_point, rtol=1e-4
+        )
 
 
 def test_engineering_ideal_points_are_lower_bounds():
@@ -63,7 +71,10 @@ def test_engineering_ideal_points_are_lower_bounds():
 
     for name, task in ENGINEERING.items():
         f = task(cube(len(task.low), 20_000))
-        assert np.isfinite(f).all() and (f >= task.ideal - 1e-3 * np.abs(task.nadir - task.ideal)).all(), name
+        assert (
+            np.isfinite(f).all()
+            and (f >= task.ideal - 1e-3 * np.abs(task.nadir - task.ideal)).all()
+        ), name
         assert (task.nadir > task.ideal).all()
 
 
@@ -79,10 +90,16 @@ def test_synthetic_functions_are_those_of_pymoo(problems):
     pymoo = pytest.importorskip("pymoo.problems", reason=needs_pymoo)
     x = cube(10)
     for kind in (1, 2, 3):
-        np.testing.assert_allclose(problems.zdt(kind, x), pymoo.get_problem(f"zdt{kind}", n_var=10).evaluate(x))
+        np.testing.assert_allclose(
+            problems.zdt(kind, x), pymoo.get_problem(f"zdt{kind}", n_var=10).evaluate(x)
+        )
     for m in (2, 3, 4):
-        np.testing.assert_allclose(problems.dtlz2(m, x), pymoo.get_problem("dtlz2", n_var=10, n_obj=m).evaluate(x))
-        np.testing.assert_allclose(problems.dtlz7(m, x), pymoo.get_problem("dtlz7", n_var=10, n_obj=m).evaluate(x))
+        np.testing.assert_allclose(
+            problems.dtlz2(m, x), pymoo.get_problem("dtlz2", n_var=10, n_obj=m).evaluate(x)
+        )
+        np.testing.assert_allclose(
+            problems.dtlz7(m, x), pymoo.get_problem("dtlz7", n_var=10, n_obj=m).evaluate(x)
+        )
 
 
 def test_volumes_are_those_of_dense_fronts(problems):
@@ -90,7 +107,9 @@ def test_volumes_are_those_of_dense_fronts(problems):
     grid = np.linspace(0, 1, 3001)
     for kind in (1, 2, 3):
         points = problems.zdt(kind, np.column_stack([grid, np.zeros((3001, 4))]))
-        assert _filled(points, problems.zdt_front(kind), np.array([1.3, 1.2])) == pytest.approx(1, abs=2e-3)
+        assert _filled(points, problems.zdt_front(kind), np.array([1.3, 1.2])) == pytest.approx(
+            1, abs=2e-3
+        )
     angles = np.stack(np.meshgrid(grid[::50], grid[::50]), -1).reshape(-1, 2)
     sphere = problems.dtlz2(3, np.column_stack([angles, np.full((len(angles), 3), 0.5)]))
     assert 0.97 < _filled(sphere, problems.dtlz2_front(3), np.full(3, 1.1)) <= 1
@@ -122,7 +141,9 @@ def test_the_published_volume_of_the_car(problems):
 
 def test_share_is_of_true_values_of_what_looks_best(problems):
     task = problems.problem("zdt1-d5")
-    good, bad = task.evaluate([dict.fromkeys(task.distributions, 0.0), dict.fromkeys(task.distributions, 1.0)])
+    good, bad = task.evaluate(
+        [dict.fromkeys(task.distributions, 0.0), dict.fromkeys(task.distributions, 1.0)]
+    )
     lucky = np.stack([good, good + 1])  # the bad point is seen above the good one
     assert task.share(np.stack([good, bad]), np.stack([good, bad])) > 0
     assert task.share(np.stack([good, bad]), lucky) == task.share(bad[None], bad[None]) == 0
@@ -135,7 +156,9 @@ def test_accuracies(problems):
     assert ((p >= 0) & (p <= 1)).all()
     assert noisy.share(p, p) == pytest.approx(exact.share(f, f))
     seen, stderr = problems.binomial(np.full(1000, 0.3), np.random.default_rng(0))
-    assert seen.std() == pytest.approx(stderr.mean(), rel=0.1) and seen.mean() == pytest.approx(0.3, abs=0.01)
+    assert seen.std() == pytest.approx(stderr.mean(), rel=0.1) and seen.mean() == pytest.approx(
+        0.3, abs=0.01
+    )
     again = problems.binomial(np.full(1000, 0.3), np.random.default_rng(0))[0]
     assert (seen == again).all() and np.allclose(seen * 200, np.round(seen * 200))
 
@@ -158,7 +181,9 @@ def test_a_peer_is_seeded_and_does_not_know_its_budget(peers, problems, name):
     assert not np.array_equal(_values(peers, problems, name, 30, seed=4), long[:30])
 
 
-@pytest.mark.parametrize("name", ["mmmo", "mmmo -weak_to_strong n_startup=11", "map", "gp", "mmmo-published"])
+@pytest.mark.parametrize(
+    "name", ["mmmo", "mmmo -weak_to_strong n_startup=11", "map", "gp", "mmmo-published"]
+)
 def test_model_based_peers_run(peers, problems, name):
     _values(peers, problems, name, 12, "zdt1-d5")
 
@@ -195,7 +220,13 @@ def test_known_starts_come_first(peers, problems):
     plain = problems.problem("zdt1-d5")
     start = dict.fromkeys(plain.distributions, 0.25)
     task = replace(plain, starts=(start,))
-    for name in ("mmmo", "random", "cma", "mmmo-published", *(["pymoo-nsga2"] if _has_pymoo() else [])):
+    for name in (
+        "mmmo",
+        "random",
+        "cma",
+        "mmmo-published",
+        *(["pymoo-nsga2"] if _has_pymoo() else []),
+    ):
         assert peers.run(name, task, 0, 2).params[0] == start, name
 
 
@@ -215,7 +246,9 @@ def test_cells_are_resumed(search, problems, capsys):
     path = search.RESULTS / "zdt1-d5.jsonl"
     path.write_text(path.read_text() + '{"peer": "nsga2", "se')  # killed while it wrote
     assert search.missing(["zdt1-d5"], ["random", "nsga2"], [0, 1], 20, again=False) == [cells[3]]
-    assert len(search.missing(["zdt1-d5"], ["random"], [0, 1], 30, again=False)) == 2  # longer than what is there
+    assert (
+        len(search.missing(["zdt1-d5"], ["random"], [0, 1], 30, again=False)) == 2
+    )  # longer than what is there
     assert len(search.missing(["zdt1-d5"], ["random"], [0, 1], 20, again=True)) == 2
     assert "0.4" in capsys.readouterr().out
 
@@ -230,13 +263,19 @@ def _cells(**shares):
     from standings import Cell
 
     curve = np.linspace(0.1, 1, 10)
-    return {(p, s): Cell(p, s, tuple(curve * v), (0.1,) * 10) for p, values in shares.items() for s, v in enumerate(values)}
+    return {
+        (p, s): Cell(p, s, tuple(curve * v), (0.1,) * 10)
+        for p, values in shares.items()
+        for s, v in enumerate(values)
+    }
 
 
 def test_ranks_and_ties():
     from standings import row
 
-    cells = _cells(mmmo=[0.9, 0.8, 0.7], nsga2=[0.91, 0.79, 0.715], random=[0.1, 0.11, 0.1], gp=[0.9, 0.8])
+    cells = _cells(
+        mmmo=[0.9, 0.8, 0.7], nsga2=[0.91, 0.79, 0.715], random=[0.1, 0.11, 0.1], gp=[0.9, 0.8]
+    )
     found = row("p", cells, 100, ("mmmo", "nsga2", "random", "gp"))
     assert set(found.shares) == {"mmmo", "nsga2", "random"}  # gp lacks a seed
     assert [found.rank(p) for p in ("nsga2", "mmmo", "random")] == [1, 2, 3]
@@ -252,7 +291,11 @@ def test_tables():
         "q": _cells(mmmo=[0.1, 0.1], nsga2=[0.7, 0.6]),
     }
     text = results(found)
-    assert "| 100 | 2 | 1 | 1 | 0 | 0 | 50% |" in text and "**0.850 ± 0.071**" in text and "fisher" not in text
+    assert (
+        "| 100 | 2 | 1 | 1 | 0 | 0 | 50% |" in text
+        and "**0.850 ± 0.071**" in text
+        and "fisher" not in text
+    )
     listed = results(found, ["mmmo", "gp", "nsga2", "nsga2 for 300"])
     assert "- at 100 evaluations: gp (2 of 2 rows)\n" in listed  # settings of a peer are no peers
     assert "| mmmo -fisher_filter |" in ablation(found) and "+0.0500 (" in ablation(found)

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
-from paretomerge.merge.engine import merge, merged_tensors
-from paretomerge.merge.plan import make_plan
+from paretomerge.merging.engine import merge, merged_tensors
+from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 
 PREFIX = "base_model.model."
@@ -26,25 +26,41 @@ def adapter(folder: Path, tensors: Mapping[str, torch.Tensor], **config: Any) ->
     folder.mkdir(parents=True)
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, **config}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    save_file({PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
     return folder
 
 
-def factors(module: str, shape: tuple[int, int], rank: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+def factors(
+    module: str, shape: tuple[int, int], rank: int = 2, seed: int = 0
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(rank, shape[1], generator=generator), torch.randn(shape[0], rank, generator=generator)
+    a, b = (
+        torch.randn(rank, shape[1], generator=generator),
+        torch.randn(shape[0], rank, generator=generator),
+    )
     return {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
 
 
 def alone(model: Path | str, lora: Path | str) -> Recipe:
-    return Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": f"{model}+{lora}"}], "dtype": "float32"})
+    return Recipe.from_dict(
+        {
+            "merge_method": "passthrough",
+            "models": [{"model": f"{model}+{lora}"}],
+            "dtype": "float32",
+        }
+    )
 
 
 def merged(recipe: Recipe, block: int | None = None) -> dict[str, torch.Tensor]:
     return dict(merged_tensors(make_plan(recipe), block=block))
 
 
-def expect(model: Path, changed: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor]) -> None:
+def expect(
+    model: Path, changed: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor]
+) -> None:
     """`changed` for its names, the model's own bits for all others."""
     own = load_file(model / "model.safetensors")
     assert got.keys() == own.keys()
@@ -68,49 +84,83 @@ def base(pico: Path) -> dict[str, torch.Tensor]:
         ({"use_rslora": True}, {Q: 6 / 2**0.5, UP: 6 / 3**0.5}),
         ({"alpha_pattern": {"q_proj": 10}}, {Q: 5.0, UP: 2.0}),
         ({"alpha_pattern": {r"model\.layers\.[12]\..*": 1}}, {Q: 0.5, UP: 1 / 3}),
-        ({"alpha_pattern": {"proj": 10, "layers.1.self_attn.q_proj": 4, "q_proj": 8}}, {Q: 2.0, UP: 2.0}),
+        (
+            {"alpha_pattern": {"proj": 10, "layers.1.self_attn.q_proj": 4, "q_proj": 8}},
+            {Q: 2.0, UP: 2.0},
+        ),
         ({"alpha_pattern": {UP: 0}}, {Q: 3.0, UP: 0.0}),
         ({"lora_alpha": -1.5}, {Q: -0.75, UP: -0.5}),
     ],
 )
 def test_scale_b_a_is_added(
-    pico: Path, tmp_path: Path, base: dict[str, torch.Tensor], config: dict[str, Any], scales: dict[str, float]
+    pico: Path,
+    tmp_path: Path,
+    base: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    scales: dict[str, float],
 ) -> None:
     tensors = {**factors(Q, (16, 16)), **factors(UP, (32, 16), rank=3)}
     lora = adapter(tmp_path / "lora", tensors, **{"rank_pattern": {"up_proj": 3}, **config})
     wanted = {
-        f"{m}.weight": base[f"{m}.weight"] + s * tensors[f"{m}.lora_B.weight"] @ tensors[f"{m}.lora_A.weight"] for m, s in scales.items()
+        f"{m}.weight": base[f"{m}.weight"]
+        + s * tensors[f"{m}.lora_B.weight"] @ tensors[f"{m}.lora_A.weight"]
+        for m, s in scales.items()
     }
-    expect(pico / "base", {n: t for n, t in wanted.items() if scales[n.removesuffix(".weight")]}, merged(alone(pico / "base", lora)))
+    expect(
+        pico / "base",
+        {n: t for n, t in wanted.items() if scales[n.removesuffix(".weight")]},
+        merged(alone(pico / "base", lora)),
+    )
 
 
 def test_names_of_older_files(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
     tensors = factors(Q, (16, 16))
     product = 3 * tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
-    lora = adapter(tmp_path / "lora", {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()})
-    expect(pico / "base", {f"{Q}.weight": base[f"{Q}.weight"] + product}, merged(alone(pico / "base", lora)))
+    lora = adapter(
+        tmp_path / "lora", {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()}
+    )
+    expect(
+        pico / "base",
+        {f"{Q}.weight": base[f"{Q}.weight"] + product},
+        merged(alone(pico / "base", lora)),
+    )
 
 
-def test_embedding_factors_are_of_the_transpose(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+def test_embedding_factors_are_of_the_transpose(
+    pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
     a, b = torch.randn(2, 32), torch.randn(16, 2)
-    lora = adapter(tmp_path / "lora", {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b})
+    lora = adapter(
+        tmp_path / "lora",
+        {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b},
+    )
     name = "model.embed_tokens.weight"
     expect(pico / "base", {name: base[name] + 3 * (b @ a).T}, merged(alone(pico / "base", lora)))
 
 
 def test_modules_to_save_replace(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
     head, norm = torch.randn(32, 16), torch.randn(16)
-    tensors = {f"{HEAD}.modules_to_save.weight": head, "model.norm.weight": norm, **factors(Q, (16, 16))}
+    tensors = {
+        f"{HEAD}.modules_to_save.weight": head,
+        "model.norm.weight": norm,
+        **factors(Q, (16, 16)),
+    }
     lora = adapter(tmp_path / "lora", tensors, modules_to_save=["lm_head"])
     product = 3 * tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
-    wanted = {"lm_head.weight": head, "model.norm.weight": norm, f"{Q}.weight": base[f"{Q}.weight"] + product}
+    wanted = {
+        "lm_head.weight": head,
+        "model.norm.weight": norm,
+        f"{Q}.weight": base[f"{Q}.weight"] + product,
+    }
     expect(pico / "base", wanted, merged(alone(pico / "base", lora)))
 
 
 @pytest.fixture
 def gpt2(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    ).save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
 
 
@@ -119,9 +169,13 @@ def test_conv1d_keeps_its_weight_the_other_way_round(gpt2: Path, tmp_path: Path)
     tensors = {**factors(attention, (48, 16)), **factors(square, (16, 16), seed=1)}
     lora = adapter(tmp_path / "lora", tensors, fan_in_fan_out=True)
     own = load_file(gpt2 / "model.safetensors")
-    names = {m: m if f"{m}.weight" in own else m.removeprefix("transformer.") for m in (attention, square)}
+    names = {
+        m: m if f"{m}.weight" in own else m.removeprefix("transformer.")
+        for m in (attention, square)
+    }
     wanted = {
-        f"{names[m]}.weight": own[f"{names[m]}.weight"] + 3 * (tensors[f"{m}.lora_B.weight"] @ tensors[f"{m}.lora_A.weight"]).T
+        f"{names[m]}.weight": own[f"{names[m]}.weight"]
+        + 3 * (tensors[f"{m}.lora_B.weight"] @ tensors[f"{m}.lora_A.weight"]).T
         for m in (attention, square)
     }
     expect(gpt2, wanted, merged(alone(gpt2, lora)))
@@ -129,8 +183,13 @@ def test_conv1d_keeps_its_weight_the_other_way_round(gpt2: Path, tmp_path: Path)
 
 def test_a_bias_that_was_trained_too(gpt2: Path, tmp_path: Path) -> None:
     bias = torch.randn(48)
-    tensors = {**factors("transformer.h.0.attn.c_attn", (48, 16)), "transformer.h.0.attn.c_attn.base_layer.bias": bias}
-    got = merged(alone(gpt2, adapter(tmp_path / "lora", tensors, fan_in_fan_out=True, bias="lora_only")))
+    tensors = {
+        **factors("transformer.h.0.attn.c_attn", (48, 16)),
+        "transformer.h.0.attn.c_attn.base_layer.bias": bias,
+    }
+    got = merged(
+        alone(gpt2, adapter(tmp_path / "lora", tensors, fan_in_fan_out=True, bias="lora_only"))
+    )
     name = next(n for n in got if n.endswith("h.0.attn.c_attn.bias"))
     assert torch.equal(got[name], bias)
 
@@ -140,9 +199,15 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
     bare = tmp_path / "bare"
     shutil.copytree(pico / "base", bare)
     own = load_file(bare / "model.safetensors")
-    save_file({n.removeprefix("model."): t for n, t in own.items()}, bare / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n.removeprefix("model."): t for n, t in own.items()},
+        bare / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     tensors = factors(Q, (16, 16))
-    lora = adapter(tmp_path / "lora", tensors, alpha_pattern={f"^{Q}": 8, Q.replace(".", r"\."): 10})
+    lora = adapter(
+        tmp_path / "lora", tensors, alpha_pattern={f"^{Q}": 8, Q.replace(".", r"\."): 10}
+    )
     got = merged(alone(bare, lora))[f"{Q.removeprefix('model.')}.weight"]
     product = tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
     torch.testing.assert_close(got, own[f"{Q}.weight"].float() + 4 * product)
@@ -156,7 +221,11 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
         (factors(Q, (16, 16)), {"peft_type": None}, "expected a LoRA adapter"),
         (factors(Q, (16, 16)), {"init_lora_weights": "pissa_niter_4"}, "got pissa_niter_4"),
         (factors(Q, (16, 16)), {"layer_replication": [[0, 2]]}, "replicated layers"),
-        (factors(Q, (16, 16), rank=3), {}, "expected factors of rank 2, as adapter_config.json says; got 3"),
+        (
+            factors(Q, (16, 16), rank=3),
+            {},
+            "expected factors of rank 2, as adapter_config.json says; got 3",
+        ),
         (factors(Q, (16, 16)), {"rank_pattern": {"q_proj": 4}}, "expected factors of rank 4"),
         (factors(Q, (16, 16)), {"rank_pattern": {"(": 4}}, "rank_pattern"),
         (factors(Q, (16, 16)), {"rank_pattern": [1]}, "rank_pattern"),
@@ -171,14 +240,39 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
         (factors("model.layers.9.self_attn.q_proj", (16, 16)), {}, "the model has no such tensor"),
         ({f"{Q}.lora_A.weight": torch.zeros(2, 16)}, {}, "lora_A and lora_B, got one"),
         ({f"{Q}.lora_B.weight": torch.zeros(16, 2)}, {}, "lora_A and lora_B, got one"),
-        ({f"{Q}.lora_A.weight": torch.zeros(16), f"{Q}.lora_B.weight": torch.zeros(16)}, {}, "expected two matrices"),
-        ({f"{Q}.lora_A.weight": torch.zeros(0, 16), f"{Q}.lora_B.weight": torch.zeros(16, 0)}, {"r": 0}, "expected two matrices"),
-        ({f"{Q}.lora_A.weight": torch.zeros(2, 16, 1), f"{Q}.lora_B.weight": torch.zeros(16, 2, 1)}, {}, "expected two matrices"),
-        ({f"{HEAD}.weight": torch.zeros(40, 16)}, {}, r"expected \[32, 16\], got \[40, 16\]; if tokens were added"),
-        ({f"{Q}.lora_magnitude_vector": torch.zeros(16), **factors(Q, (16, 16))}, {}, "the model has no such tensor"),
+        (
+            {f"{Q}.lora_A.weight": torch.zeros(16), f"{Q}.lora_B.weight": torch.zeros(16)},
+            {},
+            "expected two matrices",
+        ),
+        (
+            {f"{Q}.lora_A.weight": torch.zeros(0, 16), f"{Q}.lora_B.weight": torch.zeros(16, 0)},
+            {"r": 0},
+            "expected two matrices",
+        ),
+        (
+            {
+                f"{Q}.lora_A.weight": torch.zeros(2, 16, 1),
+                f"{Q}.lora_B.weight": torch.zeros(16, 2, 1),
+            },
+            {},
+            "expected two matrices",
+        ),
+        (
+            {f"{HEAD}.weight": torch.zeros(40, 16)},
+            {},
+            r"expected \[32, 16\], got \[40, 16\]; if tokens were added",
+        ),
+        (
+            {f"{Q}.lora_magnitude_vector": torch.zeros(16), **factors(Q, (16, 16))},
+            {},
+            "the model has no such tensor",
+        ),
     ],
 )
-def test_adapters_that_do_not_fit(pico: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], told: str) -> None:
+def test_adapters_that_do_not_fit(
+    pico: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], told: str
+) -> None:
     lora = adapter(tmp_path / "lora", tensors, **config)
     with pytest.raises(CheckpointError, match=told) as caught:
         merge(alone(pico / "base", lora), tmp_path / "out")
@@ -187,7 +281,10 @@ def test_adapters_that_do_not_fit(pico: Path, tmp_path: Path, tensors: dict[str,
 
 
 def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
-    lora = adapter(tmp_path / "lora", {**factors(Q, (24, 16)), **factors(UP, (1, 16)), "lm_head.weight": torch.zeros(1)})
+    lora = adapter(
+        tmp_path / "lora",
+        {**factors(Q, (24, 16)), **factors(UP, (1, 16)), "lm_head.weight": torch.zeros(1)},
+    )
     with pytest.raises(CheckpointError, match="3 problems"):
         AdaptedCheckpoint(Checkpoint(str(pico / "base")), str(lora))
 
@@ -196,8 +293,14 @@ def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
     ("harm", "told"),
     [
         (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json: not found"),
-        (lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"), "save the adapter as safetensors"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\0" * 40), "expected a safetensors file"),
+        (
+            lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+            "save the adapter as safetensors",
+        ),
+        (
+            lambda f: (f / "adapter_model.safetensors").write_bytes(b"\0" * 40),
+            "expected a safetensors file",
+        ),
         (
             lambda f: (
                 (f / "adapter_model.safetensors").rename(f.parent / "w"),
@@ -216,18 +319,36 @@ def test_broken_adapters_are_named(pico: Path, tmp_path: Path, harm: Any, told: 
 
 
 def test_factors_that_are_not_finite_are_named(pico: Path, tmp_path: Path) -> None:
-    lora = adapter(tmp_path / "lora", {**factors(Q, (16, 16)), f"{Q}.lora_B.weight": torch.full((16, 2), float("inf"))})
+    lora = adapter(
+        tmp_path / "lora",
+        {**factors(Q, (16, 16)), f"{Q}.lora_B.weight": torch.full((16, 2), float("inf"))},
+    )
     with pytest.raises(CheckpointError, match=r"lora: .*q_proj\.lora_B\.weight: expected finite"):
         merge(alone(pico / "base", lora), tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "model_stock"])
 def test_the_same_bits_for_any_block(pico: Path, tmp_path: Path, method: str) -> None:
-    tensors = {**factors(Q, (16, 16)), **factors(UP, (32, 16), seed=2), **factors(HEAD, (32, 16), seed=3)}
+    tensors = {
+        **factors(Q, (16, 16)),
+        **factors(UP, (32, 16), seed=2),
+        **factors(HEAD, (32, 16), seed=3),
+    }
     lora = adapter(tmp_path / "lora", tensors)
-    parameters = {"linear": {"weight": 1}, "slerp": {"t": 0.3}, "model_stock": {}}.get(method, {"weight": 0.7, "density": 0.5})
-    models = [{"model": f"{pico}/ada+{lora}"}] + ([] if method == "slerp" else [{"model": f"{pico}/bob"}])
-    recipe = Recipe.from_dict({"merge_method": method, "base_model": f"{pico}/base+{lora}", "models": models, "parameters": parameters})
+    parameters = {"linear": {"weight": 1}, "slerp": {"t": 0.3}, "model_stock": {}}.get(
+        method, {"weight": 0.7, "density": 0.5}
+    )
+    models = [{"model": f"{pico}/ada+{lora}"}] + (
+        [] if method == "slerp" else [{"model": f"{pico}/bob"}]
+    )
+    recipe = Recipe.from_dict(
+        {
+            "merge_method": method,
+            "base_model": f"{pico}/base+{lora}",
+            "models": models,
+            "parameters": parameters,
+        }
+    )
     whole = merged(recipe)
     for block in (1, 17, 48, 1 << 20):
         other = merged(recipe, block)
@@ -248,7 +369,9 @@ def test_products_of_many_chunks_are_the_same_for_any_block(tmp_path: Path) -> N
         assert torch.equal(operand.rows(first, end), whole[first:end])
 
 
-def test_merged_with_others_and_from_a_file_with_relative_paths(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+def test_merged_with_others_and_from_a_file_with_relative_paths(
+    pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
     tensors = factors(Q, (16, 16))
     shutil.copytree(pico / "base", tmp_path / "models" / "base")
     shutil.copytree(pico / "ada", tmp_path / "models" / "ada")
@@ -263,17 +386,23 @@ def test_merged_with_others_and_from_a_file_with_relative_paths(pico: Path, tmp_
     ada = load_file(pico / "ada" / "model.safetensors")
     product = 3 * tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
     for name, tensor in got.items():
-        wanted = (base[name] + 3 * ada[name].float()) / 4 + (product if name == f"{Q}.weight" else 0)
+        wanted = (base[name] + 3 * ada[name].float()) / 4 + (
+            product if name == f"{Q}.weight" else 0
+        )
         torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-6)
     assert Recipe.load(tmp_path / "out" / "mergekit_config.yml") == recipe
     front = (tmp_path / "out" / "README.md").read_text().split("---")[1]
     assert str(tmp_path) not in front
 
 
-def test_an_adapter_that_changes_while_it_is_read(pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_changes_while_it_is_read(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lora = adapter(tmp_path / "lora", factors(Q, (16, 16)))
     plan = make_plan(alone(pico / "base", lora))
-    (lora / "adapter_model.safetensors").write_bytes((lora / "adapter_model.safetensors").read_bytes())
+    (lora / "adapter_model.safetensors").write_bytes(
+        (lora / "adapter_model.safetensors").read_bytes()
+    )
     with pytest.raises(CheckpointError, match="changed while it was read"):
         next(iter(plan.weights.values())).check_unchanged()
 
@@ -281,9 +410,13 @@ def test_an_adapter_that_changes_while_it_is_read(pico: Path, tmp_path: Path, mo
 def test_a_plus_sign_may_belong_to_a_path(pico: Path, tmp_path: Path) -> None:
     shutil.copytree(pico / "base", tmp_path / "a+b")
     lora = adapter(tmp_path / "l", factors(Q, (16, 16)))
-    plain = Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a+b")}]})
+    plain = Recipe.from_dict(
+        {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a+b")}]}
+    )
     assert make_plan(plain).jobs
     assert make_plan(alone(tmp_path / "a+b", lora)).jobs
     for name in ("+lora", f"{pico}/base+"):
         with pytest.raises(CheckpointError, match="empty side of the plus sign"):
-            make_plan(Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": name}]}))
+            make_plan(
+                Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": name}]})
+            )

@@ -9,7 +9,7 @@ import torch
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
-from paretomerge.merge.engine import merge
+from paretomerge.merging.engine import merge
 from paretomerge.recipe import Recipe
 from tests.architectures import ARCHITECTURES, VOCABULARY, run
 
@@ -81,7 +81,11 @@ def test_layers_are_found(checkpoint):
         assert layer is None or architecture.at_layer(tensor, layer) == tensor
     outside = architecture.by_layer[None]
     assert any(architecture.is_embedding(tensor) for tensor in outside)
-    assert not any("head" in tensor or "embed_out" in tensor for tensor in outside if architecture.is_embedding(tensor))
+    assert not any(
+        "head" in tensor or "embed_out" in tensor
+        for tensor in outside
+        if architecture.is_embedding(tensor)
+    )
 
 
 def test_roles_and_their_filters(checkpoint):
@@ -89,25 +93,46 @@ def test_roles_and_their_filters(checkpoint):
     architecture = opened.architecture
     for role in ("attention", "mlp"):
         ours = {tensor for tensor in architecture.names if architecture.role(tensor) == role}
-        assert {tensor for tensor in architecture.names if any(f in tensor for f in architecture.filters(role))} == ours
+        assert {
+            tensor
+            for tensor in architecture.names
+            if any(f in tensor for f in architecture.filters(role))
+        } == ours
         layers = set() if role in NO_ROLES.get(name, ()) else set(range(architecture.depth))
         if name == "jamba" and role == "attention":
             layers = {1}  # the others are Mamba's
-        assert {layer for layer, tensors in architecture.by_layer.items() if ours & set(tensors)} - {None} == layers
-    assert all(architecture.role(tensor) == "other" for tensor in architecture.names if architecture.is_embedding(tensor))
+        assert {
+            layer for layer, tensors in architecture.by_layer.items() if ours & set(tensors)
+        } - {None} == layers
+    assert all(
+        architecture.role(tensor) == "other"
+        for tensor in architecture.names
+        if architecture.is_embedding(tensor)
+    )
 
 
 def test_vocabulary_and_modules(checkpoint):
     name, opened = checkpoint
     architecture = opened.architecture
-    axes = {t: architecture.vocabulary_axis(t, header.shape) for t, header in opened.headers.items()}
+    axes = {
+        t: architecture.vocabulary_axis(t, header.shape) for t, header in opened.headers.items()
+    }
     found = {tensor: axis for tensor, axis in axes.items() if axis is not None}
-    assert found and all(opened.headers[tensor].shape[axis] == VOCABULARY for tensor, axis in found.items())
+    assert found and all(
+        opened.headers[tensor].shape[axis] == VOCABULARY for tensor, axis in found.items()
+    )
     assert found == VOCABULARY_TENSORS.get(name, found)
     assert set(architecture.modules) == MODULES.get(name, {"default"})
-    assert sorted(t for tensors in architecture.modules.values() for t in tensors) == sorted(architecture.names)
+    assert sorted(t for tensors in architecture.modules.values() for t in tensors) == sorted(
+        architecture.names
+    )
     home = architecture.find_module("default")
-    assert {architecture.module(t) for layer, tensors in architecture.by_layer.items() if layer is not None for t in tensors} <= {home}
+    assert {
+        architecture.module(t)
+        for layer, tensors in architecture.by_layer.items()
+        if layer is not None
+        for t in tensors
+    } <= {home}
     assert all(architecture.module(tensor) == home for tensor in found)
 
 
@@ -121,12 +146,28 @@ def test_merges_reloads_and_runs(name, saved, tmp_path):
             for parameter in expert.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
         expert.save_pretrained(tmp_path / f"expert{i}")
-    sources = [{"model": str(tmp_path / f"expert{i}"), "parameters": {"weight": w}} for i, w in enumerate(weights)]
-    recipe = {"merge_method": "task_arithmetic", "base_model": str(saved(name)), "models": sources, "parameters": {"normalize": False}}
-    merged = type(base).from_pretrained(merge(Recipe.from_dict({**recipe, "dtype": "float32"}), tmp_path / "out")).eval()
+    sources = [
+        {"model": str(tmp_path / f"expert{i}"), "parameters": {"weight": w}}
+        for i, w in enumerate(weights)
+    ]
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(saved(name)),
+        "models": sources,
+        "parameters": {"normalize": False},
+    }
+    merged = (
+        type(base)
+        .from_pretrained(merge(Recipe.from_dict({**recipe, "dtype": "float32"}), tmp_path / "out"))
+        .eval()
+    )
     with torch.no_grad():
-        for parameter, *others in zip(base.parameters(), *(e.parameters() for e in experts), strict=True):
-            parameter += sum(w * (other - parameter) for w, other in zip(weights, others, strict=True))
+        for parameter, *others in zip(
+            base.parameters(), *(e.parameters() for e in experts), strict=True
+        ):
+            parameter += sum(
+                w * (other - parameter) for w, other in zip(weights, others, strict=True)
+            )
     logits = run(merged)
     assert logits.shape[-1] == VOCABULARY and torch.isfinite(logits).all()
     torch.testing.assert_close(logits, run(base), rtol=0, atol=1e-5)
@@ -140,48 +181,91 @@ def test_a_tied_or_unprefixed_tensor_has_a_stand_in(saved):
     assert architecture("qwen2").stand_in("lm_head.weight") == "model.embed_tokens.weight"
     assert architecture("t5").stand_in("encoder.embed_tokens.weight") == "shared.weight"
     assert architecture("t5").stand_in("lm_head.weight") == "shared.weight"
-    assert architecture("bert").stand_in("cls.predictions.decoder.weight") == "bert.embeddings.word_embeddings.weight"
+    assert (
+        architecture("bert").stand_in("cls.predictions.decoder.weight")
+        == "bert.embeddings.word_embeddings.weight"
+    )
     assert architecture("bert").stand_in("cls.predictions.decoder.bias") == "cls.predictions.bias"
     assert architecture("gpt2").stand_in("h.1.ln_1.weight") == "transformer.h.1.ln_1.weight"
-    assert architecture("gemma3_vl").stand_in("language_model.lm_head.weight") == "language_model.model.embed_tokens.weight"
+    assert (
+        architecture("gemma3_vl").stand_in("language_model.lm_head.weight")
+        == "language_model.model.embed_tokens.weight"
+    )
     assert architecture("llama").stand_in("score.weight") is None
     assert architecture("llama").stand_in("model.layers.0.self_attn.q_proj.bias") is None
 
 
 def names(*lists, outside=("model.embed_tokens.weight",)):
-    return [f"{prefix}{i}.self_attn.q_proj.weight" for prefix, depth in lists for i in range(depth)] + list(outside)
+    return [
+        f"{prefix}{i}.self_attn.q_proj.weight" for prefix, depth in lists for i in range(depth)
+    ] + list(outside)
 
 
 def test_config_tells_the_language_from_the_rest():
-    towers = names(("model.visual.blocks.", 4), ("model.language_model.layers.", 4), outside=["lm_head.weight"])
-    architecture = Architecture.infer(towers, {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 4}})
-    assert (architecture.prefix, architecture.module("lm_head.weight")) == ("model.language_model.layers.", "text_decoder")
+    towers = names(
+        ("model.visual.blocks.", 4), ("model.language_model.layers.", 4), outside=["lm_head.weight"]
+    )
+    architecture = Architecture.infer(
+        towers, {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 4}}
+    )
+    assert (architecture.prefix, architecture.module("lm_head.weight")) == (
+        "model.language_model.layers.",
+        "text_decoder",
+    )
     assert architecture.module("model.visual.blocks.0.self_attn.q_proj.weight") == "visual"
-    assert architecture.find_module("language_model") == architecture.find_module("default") == "text_decoder"
+    assert (
+        architecture.find_module("language_model")
+        == architecture.find_module("default")
+        == "text_decoder"
+    )
     with pytest.raises(CheckpointError, match=r"did you mean 'visual'"):
         architecture.find_module("visuel")
-    nested = {"thinker_config": {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 2}}, "talker_config": {}}
-    omni = names(("thinker.visual.blocks.", 2), ("thinker.model.layers.", 2), ("talker.model.layers.", 3))
+    nested = {
+        "thinker_config": {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 2}},
+        "talker_config": {},
+    }
+    omni = names(
+        ("thinker.visual.blocks.", 2), ("thinker.model.layers.", 2), ("talker.model.layers.", 3)
+    )
     assert Architecture.infer(omni, nested).prefix == "thinker.model.layers."
-    assert Architecture.infer(omni, nested).module("talker.model.layers.0.self_attn.q_proj.weight") == "talker"
+    assert (
+        Architecture.infer(omni, nested).module("talker.model.layers.0.self_attn.q_proj.weight")
+        == "talker"
+    )
     clip = names(("vision_model.encoder.layers.", 2), ("text_model.encoder.layers.", 2))
-    assert Architecture.infer(clip, {"text_config": {"num_hidden_layers": 2}}).prefix == "text_model.encoder.layers."
+    assert (
+        Architecture.infer(clip, {"text_config": {"num_hidden_layers": 2}}).prefix
+        == "text_model.encoder.layers."
+    )
     remote = {"brain": {"num_hidden_layers": 2, "vocab_size": 9}, "eye": {"num_hidden_layers": 3}}
-    assert Architecture.infer(names(("eye.layers.", 3), ("brain.layers.", 2)), remote).prefix == "brain.layers."
+    assert (
+        Architecture.infer(names(("eye.layers.", 3), ("brain.layers.", 2)), remote).prefix
+        == "brain.layers."
+    )
 
 
 def test_stacks_of_unequal_or_unexpected_depth():
     uneven = names(("model.encoder.layers.", 4), ("model.decoder.layers.", 2))
-    architecture = Architecture.infer(uneven, {"encoder_layers": 4, "decoder_layers": 2, "num_hidden_layers": 4})
+    architecture = Architecture.infer(
+        uneven, {"encoder_layers": 4, "decoder_layers": 2, "num_hidden_layers": 4}
+    )
     assert [(s.prefix, s.depth) for s in architecture.main] == [("model.decoder.layers.", 2)]
     assert architecture.layer("model.encoder.layers.3.self_attn.q_proj.weight") is None
     assert architecture.role("model.encoder.layers.3.self_attn.q_proj.weight") == "attention"
-    predictor = Architecture.infer(names(("model.layers.", 4)), {"num_hidden_layers": 3, "num_nextn_predict_layers": 1})
+    predictor = Architecture.infer(
+        names(("model.layers.", 4)), {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    )
     assert (predictor.depth, predictor.layer("model.layers.3.self_attn.q_proj.weight")) == (3, None)
     assert Architecture.infer(names(("model.layers.", 3)), {}).depth == 3
     assert Architecture.infer(["linear.weight"], {}).depth == 0
-    split = [f"transformer.{part}.{i}.q_lin.weight" for part in ("attentions", "ffns", "layer_norm1") for i in range(2)]
+    split = [
+        f"transformer.{part}.{i}.q_lin.weight"
+        for part in ("attentions", "ffns", "layer_norm1")
+        for i in range(2)
+    ]
     xlm = Architecture.infer([*split, "transformer.embeddings.weight"], {"n_layers": 2})
-    assert len(xlm.main) == 3 and xlm.filters("attention") == tuple(n for n in split if "attentions" in n)
+    assert len(xlm.main) == 3 and xlm.filters("attention") == tuple(
+        n for n in split if "attentions" in n
+    )
     with pytest.raises(CheckpointError, match="expected 5 numbered layers"):
         Architecture.infer(names(("model.layers.", 3)), {"n_layer": 5})

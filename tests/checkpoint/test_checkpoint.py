@@ -24,13 +24,24 @@ def test_architecture_tells_layers_and_roles_from_names(pico):
     assert {name: architecture.role(name) for name in roles} == roles
     assert architecture.filters("attention") == (".self_attn.",)
     assert architecture.layer("model.layers.2.mlp.up_proj.weight") == 2
-    assert architecture.at_layer("model.layers.2.mlp.up_proj.weight", 7) == "model.layers.7.mlp.up_proj.weight"
-    assert architecture.is_embedding("model.embed_tokens.weight") and not architecture.is_embedding("lm_head.weight")
+    assert (
+        architecture.at_layer("model.layers.2.mlp.up_proj.weight", 7)
+        == "model.layers.7.mlp.up_proj.weight"
+    )
+    assert architecture.is_embedding("model.embed_tokens.weight") and not architecture.is_embedding(
+        "lm_head.weight"
+    )
 
 
 def test_architecture_is_not_a_list_of_models():
-    names = [f"transformer.h.{i}.{part}.weight" for i in range(3) for part in ("attn.c_attn", "mlp.c_fc", "ln_1")]
-    names += [f"transformer.h.{i}.moe.experts.{e}.w" for i in range(3) for e in range(3)] + ["transformer.wte.weight"]
+    names = [
+        f"transformer.h.{i}.{part}.weight"
+        for i in range(3)
+        for part in ("attn.c_attn", "mlp.c_fc", "ln_1")
+    ]
+    names += [f"transformer.h.{i}.moe.experts.{e}.w" for i in range(3) for e in range(3)] + [
+        "transformer.wte.weight"
+    ]
     architecture = Architecture.infer(names, {"n_layer": 3})
     assert architecture.prefix == "transformer.h."
     assert architecture.role("transformer.h.0.moe.experts.1.w") == "mlp"
@@ -57,8 +68,15 @@ def write(folder, specs, tensors, **options):
 
 
 def test_written_shards_are_what_safetensors_reads(tmp_path):
-    tensors = {"a": torch.randn(3, 5), "b": torch.arange(6).to(torch.bfloat16), "c": torch.zeros(())}
-    specs = [TensorSpec(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()]
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b": torch.arange(6).to(torch.bfloat16),
+        "c": torch.zeros(()),
+    }
+    specs = [
+        TensorSpec(n, str(t.dtype).removeprefix("torch."), tuple(t.shape))
+        for n, t in tensors.items()
+    ]
     write(tmp_path, specs, tensors)
     back = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(back[n], t) for n, t in tensors.items())
@@ -95,10 +113,28 @@ def test_a_full_folder_is_not_overwritten_unasked(tmp_path):
         (lambda f: (f / "config.json").unlink(), "is this a Hugging Face model folder"),
         (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100), "expected a safetensors file"),
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-10]), "torn"),
-        (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}'), "same folder"),
-        (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}'), "which is missing"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100),
+            "expected a safetensors file",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-10]
+            ),
+            "torn",
+        ),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "../x.safetensors"}}'
+            ),
+            "same folder",
+        ),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "x.safetensors"}}'
+            ),
+            "which is missing",
+        ),
     ],
 )
 def test_broken_checkpoints_are_named(pico, tmp_path, harm, told):
@@ -116,6 +152,8 @@ def test_a_missing_model_is_named():
 def test_index_that_promises_too_much(pico, tmp_path):
     shutil.copytree(pico / "ada", tmp_path / "m")
     save_file({"a": torch.zeros(1)}, tmp_path / "m" / "x.safetensors")
-    (tmp_path / "m" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}')
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}'
+    )
     with pytest.raises(CheckpointError, match="promises 'b'"):
         Checkpoint(str(tmp_path / "m"))

@@ -47,24 +47,47 @@ def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
         (packed(b"[" * 100_000), "expected a safetensors file"),
         (packed([1, 2]), "header that is an object"),
         (packed({"a": [1]}, bytes(8)), "expected dtype, shape and data_offsets"),
-        (packed({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
         (packed({"a": entry(dtype="F8_E4M3")}, bytes(8)), "quantised"),
         (packed({"a": entry(dtype=["F32"])}, bytes(8)), "expected one of"),
-        (packed({"a": entry(shape=[-2], end=-8)}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": entry(shape=[-2], end=-8)}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
         (packed({"a": entry(shape=[2.0])}, bytes(8)), "expected dtype, shape and data_offsets"),
         (packed({"a": entry(shape=[True, 2])}, bytes(8)), "expected dtype, shape and data_offsets"),
         (packed({"a": entry(shape={"2": 1})}, bytes(8)), "expected dtype, shape and data_offsets"),
-        (packed({"a": entry(shape=[1 << 62, 1 << 62])}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": entry(shape=[1 << 62, 1 << 62])}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
         (packed({"a": entry(shape=[0, 1 << 62], end=0)}), "expected dtype, shape and data_offsets"),
-        (packed({"a": entry(shape=[1] * 65, end=4)}, bytes(4)), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": entry(shape=[1] * 65, end=4)}, bytes(4)),
+            "expected dtype, shape and data_offsets",
+        ),
         (packed({"a": entry(shape=[1 << 20], end=4 << 20)}, bytes(8)), "torn"),
         (packed({"a": entry(shape=[3])}, bytes(8)), "expected 12 bytes"),
         (packed({"a": entry(start=8, end=0)}, bytes(8)), "expected 8 bytes"),
         (packed({"a": entry(start=8, end=16)}, bytes(16)), "expected its data at byte"),
         (packed({"a": entry(), "b": entry()}, bytes(8)), "expected its data at byte"),
-        (packed({"a": entry(), "b": entry(start=4, end=12)}, bytes(12)), "expected its data at byte"),
-        (packed({"a": entry(), "b": entry(start=12, end=20)}, bytes(20)), "expected its data at byte"),
-        (packed(b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)), "expected dtype, shape"),
+        (
+            packed({"a": entry(), "b": entry(start=4, end=12)}, bytes(12)),
+            "expected its data at byte",
+        ),
+        (
+            packed({"a": entry(), "b": entry(start=12, end=20)}, bytes(20)),
+            "expected its data at byte",
+        ),
+        (
+            packed(
+                b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)
+            ),
+            "expected dtype, shape",
+        ),
     ],
 )
 def test_headers_that_lie(tmp_path: Path, content: bytes, told: str) -> None:
@@ -96,9 +119,14 @@ LONG = int(os.environ.get("PARETOMERGE_FUZZ", "0"))  # examples, for a long run 
 
 @settings(max_examples=LONG or 60, deadline=None)
 @given(
-    content=st.binary(max_size=200) | st.builds(packed, st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3), st.binary(max_size=64))
+    content=st.binary(max_size=200)
+    | st.builds(
+        packed, st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3), st.binary(max_size=64)
+    )
 )
-def test_any_bytes_are_a_header_or_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_a_header_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
     file.write_bytes(content)
     with suppress(CheckpointError):
@@ -110,12 +138,19 @@ SIDES = st.lists(st.integers(0, 3), max_size=3)
 
 @settings(max_examples=LONG or 60, deadline=None)
 @given(
-    tensors=st.lists(st.tuples(SIDES, st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool])), min_size=1, max_size=4),
+    tensors=st.lists(
+        st.tuples(SIDES, st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool])),
+        min_size=1,
+        max_size=4,
+    ),
     at=st.integers(0, 300),
     put=st.binary(min_size=1, max_size=3),
 )
 def test_a_changed_header_is_a_header_or_an_error(
-    tmp_path_factory: pytest.TempPathFactory, tensors: list[tuple[list[int], torch.dtype]], at: int, put: bytes
+    tmp_path_factory: pytest.TempPathFactory,
+    tensors: list[tuple[list[int], torch.dtype]],
+    at: int,
+    put: bytes,
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "changed.safetensors"
     held = {f"t{i}": torch.zeros(sides, dtype=dtype) for i, (sides, dtype) in enumerate(tensors)}
@@ -146,7 +181,9 @@ def test_a_changed_header_is_a_header_or_an_error(
         ({"weight_map": {"a": "away.safetensors"}}, "a link that leaves"),
     ],
 )
-def test_an_index_names_files_of_its_own_folder(pico: Path, tmp_path: Path, index: Any, told: str) -> None:
+def test_an_index_names_files_of_its_own_folder(
+    pico: Path, tmp_path: Path, index: Any, told: str
+) -> None:
     folder = copied(pico, tmp_path / "m")
     (folder / "away.safetensors").symlink_to(pico / "bob" / "config.json")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -181,7 +218,9 @@ def test_a_file_without_tensors_is_no_model(pico: Path, tmp_path: Path) -> None:
         Checkpoint(str(folder))
 
 
-def test_a_pickle_is_refused_with_a_command_that_the_shell_takes(pico: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_refused_with_a_command_that_the_shell_takes(
+    pico: Path, tmp_path: Path
+) -> None:
     folder = copied(pico, tmp_path / 'it"s $(here)')
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="a pickle can run code") as caught:
@@ -192,7 +231,17 @@ def test_a_pickle_is_refused_with_a_command_that_the_shell_takes(pico: Path, tmp
     assert repr(str(folder)) in code
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-that-name/x", "/" + "y/" * 3000, "~", "a+" + "b" * 5000, "owner/" + "n" * 300])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 5000,
+        "~nobody-of-that-name/x",
+        "/" + "y/" * 3000,
+        "~",
+        "a+" + "b" * 5000,
+        "owner/" + "n" * 300,
+    ],
+)
 def test_names_that_are_no_paths(name: str) -> None:
     if name == "~":
         pytest.skip("a home is a folder") if Path.home().is_dir() else None

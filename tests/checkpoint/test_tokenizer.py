@@ -9,7 +9,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from paretomerge.checkpoint.tokenizer import CHAT_TEMPLATES, chat_template, read_tokens, write_chat_template
+from paretomerge.checkpoint.tokenizer import (
+    CHAT_TEMPLATES,
+    chat_template,
+    read_tokens,
+    write_chat_template,
+)
 from paretomerge.checkpoint.vocabulary import merge_vocabularies
 from paretomerge.errors import CheckpointError, RecipeError
 
@@ -29,13 +34,19 @@ def build(kind: str, words: Sequence[str]) -> Tokenizer:
 
 
 def save(
-    folder: Path, words: Sequence[str], added: Sequence[AddedToken] = (), kind: str = "WordLevel", config: Mapping[str, Any] | None = None
+    folder: Path,
+    words: Sequence[str],
+    added: Sequence[AddedToken] = (),
+    kind: str = "WordLevel",
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build(kind, words)
     tokenizer.add_tokens(list(added))
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **(config or {})})
+    )
     return folder
 
 
@@ -47,19 +58,42 @@ def special(token: str) -> AddedToken:
     ("config", "files"),
     [
         ({"pad_token": "[PAD]", "eos_token": "x"}, {}),
-        ({"bos_token": {"__type": "AddedToken", "content": "<b>", "lstrip": False, "normalized": False}}, {}),
+        (
+            {
+                "bos_token": {
+                    "__type": "AddedToken",
+                    "content": "<b>",
+                    "lstrip": False,
+                    "normalized": False,
+                }
+            },
+            {},
+        ),
         ({"additional_special_tokens": ["<i>", "<j>"], "mask_token": "<j>"}, {}),
-        ({}, {"added_tokens.json": {"[OLD]": 3}, "special_tokens_map.json": {"pad_token": "[PAD]", "unk_token": "[OLD]"}}),
-        ({"added_tokens_decoder": {"3": {"content": "<d>", "special": False}}}, {"special_tokens_map.json": {"pad_token": "[NOT READ]"}}),
+        (
+            {},
+            {
+                "added_tokens.json": {"[OLD]": 3},
+                "special_tokens_map.json": {"pad_token": "[PAD]", "unk_token": "[OLD]"},
+            },
+        ),
+        (
+            {"added_tokens_decoder": {"3": {"content": "<d>", "special": False}}},
+            {"special_tokens_map.json": {"pad_token": "[NOT READ]"}},
+        ),
     ],
 )
-def test_tokens_are_numbered_as_transformers_does(tmp_path: Path, config: dict[str, Any], files: dict[str, Any]) -> None:
+def test_tokens_are_numbered_as_transformers_does(
+    tmp_path: Path, config: dict[str, Any], files: dict[str, Any]
+) -> None:
     save(tmp_path, ["x", "y"], [AddedToken("<s>")], config=config)
     for name, data in files.items():
         (tmp_path / name).write_text(json.dumps(data))
     tokens, tokenizer = read_tokens(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert tokens.ids == tokenizer.get_vocab()
-    assert {t: f["special"] for t, f in tokens.added.items()} == {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
+    assert {t: f["special"] for t, f in tokens.added.items()} == {
+        t.content: t.special for t in tokenizer.added_tokens_decoder.values()
+    }
 
 
 def test_older_files_go_through_transformers(tmp_path: Path) -> None:
@@ -90,13 +124,20 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         read_tokens(tmp_path)
 
 
-CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]
+CHAT = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "U"},
+    {"role": "assistant", "content": "A"},
+]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("chatml", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"),
+        (
+            "chatml",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n",
+        ),
         ("alpaca", "S\n\n### Instruction:\nU\n\n### Response:\nA</s>\n\n"),
         (
             "llama3",
@@ -108,7 +149,12 @@ CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"
     ],
 )
 def test_named_chat_templates(tmp_path: Path, name: str, expected: str) -> None:
-    save(tmp_path, ["x"], [special("<s>"), special("</s>")], config={"bos_token": "<s>", "eos_token": "</s>", "chat_template": "old"})
+    save(
+        tmp_path,
+        ["x"],
+        [special("<s>"), special("</s>")],
+        config={"bos_token": "<s>", "eos_token": "</s>", "chat_template": "old"},
+    )
     write_chat_template(tmp_path, chat_template(name, {}) or "")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.apply_chat_template(CHAT, tokenize=False) == expected
@@ -123,7 +169,10 @@ def test_chat_template_values(tmp_path: Path) -> None:
     assert chat_template("{{ messages }}", {}) == "{{ messages }}"
     with pytest.raises(RecipeError, match="did you mean 'chatml'"):
         chat_template("chatlm", {})
-    named = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": "{{ 2 }}"}]
+    named = [
+        {"name": "tool_use", "template": "{{ 1 }}"},
+        {"name": "default", "template": "{{ 2 }}"},
+    ]
     folders = {
         "a": save(tmp_path / "a", ["x"]),
         "b": save(tmp_path / "b", ["x"], config={"chat_template": "{{ 3 }}"}),

@@ -27,11 +27,17 @@ def rows_of(folders: Mapping[str, Path]) -> dict[str, int]:
 
 def tensors(rows: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Rows that tell where they come from: 1000 times the model's number plus the row's."""
-    return {m: torch.arange(n, dtype=torch.float32)[:, None] + 1000 * (k + 1) for k, (m, n) in enumerate(rows.items())}
+    return {
+        m: torch.arange(n, dtype=torch.float32)[:, None] + 1000 * (k + 1)
+        for k, (m, n) in enumerate(rows.items())
+    }
 
 
 def brought(vocabulary: Vocabulary, held: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
-    return {m: row_map.bring(held[m], held.__getitem__)[:, 0].tolist() for m, row_map in vocabulary.rows.items()}
+    return {
+        m: row_map.bring(held[m], held.__getitem__)[:, 0].tolist()
+        for m, row_map in vocabulary.rows.items()
+    }
 
 
 @pytest.fixture
@@ -108,8 +114,12 @@ def test_padding_rows_are_the_mean(three: dict[str, Path]) -> None:
 
 def test_equal_vocabularies_need_no_work(tmp_path: Path) -> None:
     folders = {m: save(tmp_path / m, ["x", "y"], [special("<s>")]) for m in "ab"}
-    (folders["b"] / "tokenizer.json").write_text(json.dumps(json.loads((folders["b"] / "tokenizer.json").read_text())))
-    vocabulary = merge_vocabularies("union", folders, {"a": 3, "b": 8}, "a")  # b's rows were rounded up: they are cut
+    (folders["b"] / "tokenizer.json").write_text(
+        json.dumps(json.loads((folders["b"] / "tokenizer.json").read_text()))
+    )
+    vocabulary = merge_vocabularies(
+        "union", folders, {"a": 3, "b": 8}, "a"
+    )  # b's rows were rounded up: they are cut
     assert all(row_map.identity for row_map in vocabulary.rows.values())
     assert not vocabulary.grown
     own = torch.randn(8, 2)
@@ -119,7 +129,11 @@ def test_equal_vocabularies_need_no_work(tmp_path: Path) -> None:
 
 
 def test_gaps_between_numbers_stay_where_they_are(tmp_path: Path) -> None:
-    folders = {"a": save(tmp_path / "a", ["x"]), "b": save(tmp_path / "b", ["x"]), "c": save(tmp_path / "c", ["x"])}
+    folders = {
+        "a": save(tmp_path / "a", ["x"]),
+        "b": save(tmp_path / "b", ["x"]),
+        "c": save(tmp_path / "c", ["x"]),
+    }
     for model in "ab":
         path = folders[model] / "tokenizer.json"
         data = json.loads(path.read_text())
@@ -140,9 +154,13 @@ def test_a_token_beyond_a_models_rows_is_none_of_its_tokens(three: dict[str, Pat
 WORDS = st.lists(st.text(LETTERS, min_size=1, max_size=3), min_size=1, max_size=8, unique=True)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(vocabularies=st.lists(WORDS, min_size=1, max_size=4), with_base=st.booleans())
-def test_every_token_keeps_its_row(tmp_path: Path, vocabularies: list[list[str]], with_base: bool) -> None:
+def test_every_token_keeps_its_row(
+    tmp_path: Path, vocabularies: list[list[str]], with_base: bool
+) -> None:
     folders = {f"m{k}": save(tmp_path / f"m{k}", words) for k, words in enumerate(vocabularies)}
     held = {m: torch.randn(len(words), 3) for m, words in zip(folders, vocabularies, strict=True)}
     rows = {m: len(tensor) for m, tensor in held.items()}
@@ -151,7 +169,11 @@ def test_every_token_keeps_its_row(tmp_path: Path, vocabularies: list[list[str]]
     for model, words in zip(folders, vocabularies, strict=True):
         got = vocabulary.rows[model].bring(held[model], held.__getitem__)
         for token, number in vocabulary.tokens.ids.items():
-            owners = [held[m][other.index(token)] for m, other in zip(folders, vocabularies, strict=True) if token in other]
+            owners = [
+                held[m][other.index(token)]
+                for m, other in zip(folders, vocabularies, strict=True)
+                if token in other
+            ]
             if token in words:
                 expected = held[model][words.index(token)]
             elif with_base and token in vocabularies[0]:
@@ -161,9 +183,13 @@ def test_every_token_keeps_its_row(tmp_path: Path, vocabularies: list[list[str]]
             torch.testing.assert_close(got[number], expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), words=WORDS)
-def test_the_same_tokens_in_another_order_are_a_permutation(tmp_path: Path, data: st.DataObject, words: list[str]) -> None:
+def test_the_same_tokens_in_another_order_are_a_permutation(
+    tmp_path: Path, data: st.DataObject, words: list[str]
+) -> None:
     shuffled = data.draw(st.permutations(words))
     folders = {"a": save(tmp_path / "a", words), "b": save(tmp_path / "b", shuffled)}
     vocabulary = merge_vocabularies("a", folders, rows_of(folders), None)
@@ -178,9 +204,19 @@ def test_the_same_tokens_in_another_order_are_a_permutation(tmp_path: Path, data
 def test_a_written_union_loads_and_encodes(tmp_path: Path, kind: str) -> None:
     decoder = {"10": special("<s>").__getstate__() | {"lstrip": True}}
     folders = {
-        "a": save(tmp_path / "a", [*LETTERS, "ab", "cd"], [special("<s>")], kind, {"eos_token": "<s>", "added_tokens_decoder": decoder}),
+        "a": save(
+            tmp_path / "a",
+            [*LETTERS, "ab", "cd"],
+            [special("<s>")],
+            kind,
+            {"eos_token": "<s>", "added_tokens_decoder": decoder},
+        ),
         "b": save(
-            tmp_path / "b", [*LETTERS, "ba", "ab"], [special("<|end|>"), AddedToken("qq", lstrip=True)], kind, {"pad_token": "[PAD]"}
+            tmp_path / "b",
+            [*LETTERS, "ba", "ab"],
+            [special("<|end|>"), AddedToken("qq", lstrip=True)],
+            kind,
+            {"pad_token": "[PAD]"},
         ),
     }
     out = tmp_path / "out"
@@ -202,7 +238,12 @@ def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -
     (three["a"] / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
     (three["b"] / "config.json").write_text(json.dumps({"eos_token_id": [3, 0], "pad_token_id": 3}))
     vocabulary = merge_vocabularies("b", three, rows_of(three), "a")
-    assert vocabulary.config_updates == {"vocab_size": 4, "bos_token_id": None, "eos_token_id": [3, 0], "pad_token_id": 3}
+    assert vocabulary.config_updates == {
+        "vocab_size": 4,
+        "bos_token_id": None,
+        "eos_token_id": [3, 0],
+        "pad_token_id": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -215,16 +256,34 @@ def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -
         ({"tokens": {"x": {"source": ["b"]}}}, "unknown model"),
         ({"tokens": {"x": {"source": {"kind": "one"}}}}, "{kind: zero}"),
         ({"tokens": {"x": {"source": {"kind": "model_token", "model": "b"}}}}, "{kind: zero}"),
-        ({"tokens": {"x": {"source": {"kind": "model_token", "model": "d", "token": "x"}}}}, "unknown model 'd'"),
-        ({"tokens": {"x": {"source": {"kind": "model_token", "model": "b", "token_id": 4}}}}, "from 0 to 3, .* got 4"),
+        (
+            {"tokens": {"x": {"source": {"kind": "model_token", "model": "d", "token": "x"}}}},
+            "unknown model 'd'",
+        ),
+        (
+            {"tokens": {"x": {"source": {"kind": "model_token", "model": "b", "token_id": 4}}}},
+            "from 0 to 3, .* got 4",
+        ),
         ({"tokens": {"v": {"source": "b"}}}, "expected a token of b, got 'v'"),
     ],
 )
-def test_recipes_that_cannot_mean_anything(three: dict[str, Path], arguments: dict[str, Any], message: str) -> None:
+def test_recipes_that_cannot_mean_anything(
+    three: dict[str, Path], arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
-        merge_vocabularies(**{"source": "base", "folders": three, "embedding_rows": rows_of(three), "base": "a", **arguments})
+        merge_vocabularies(
+            **{
+                "source": "base",
+                "folders": three,
+                "embedding_rows": rows_of(three),
+                "base": "a",
+                **arguments,
+            }
+        )
 
 
 def test_every_token_of_the_giver_needs_a_row(three: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"a: .*got 2 rows for 3 tokens.*resize_token_embeddings"):
+    with pytest.raises(
+        CheckpointError, match=r"a: .*got 2 rows for 3 tokens.*resize_token_embeddings"
+    ):
         merge_vocabularies("base", three, {**rows_of(three), "a": 2}, "a")

@@ -15,7 +15,11 @@ _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def differences(ours: Path, oracle: Path, *, by_token: bool = False) -> list[str]:
@@ -26,14 +30,21 @@ def differences(ours: Path, oracle: Path, *, by_token: bool = False) -> list[str
     """
     a, b = weights(ours), weights(oracle)
     if by_token:
-        a = {name: _in_order_of(t, vocabulary(ours), vocabulary(oracle)) if name in _TABLES else t for name, t in a.items()}
+        a = {
+            name: _in_order_of(t, vocabulary(ours), vocabulary(oracle)) if name in _TABLES else t
+            for name, t in a.items()
+        }
     found = [f"{name}: only in ours" for name in sorted(a.keys() - b.keys())]
     found += [f"{name}: only in the oracle's" for name in sorted(b.keys() - a.keys())]
     for name in sorted(a.keys() & b.keys()):
         found += [f"{name}: {told}" for told in _tensor(a[name], b[name])]
     mine, other = _json(ours / "config.json"), _json(oracle / "config.json")
     keys = (*_DEPTH, "vocab_size")
-    found += [f"config.json: {key}: ours {mine.get(key)}, oracle {other.get(key)}" for key in keys if mine.get(key) != other.get(key)]
+    found += [
+        f"config.json: {key}: ours {mine.get(key)}, oracle {other.get(key)}"
+        for key in keys
+        if mine.get(key) != other.get(key)
+    ]
     return found
 
 
@@ -83,13 +94,19 @@ def vocabulary(folder: Path) -> dict[str, int]:
 def chat_template(folder: Path) -> str:
     """From the file of its own, where newer writers put it, or from the config."""
     file = folder / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else _json(folder / "tokenizer_config.json").get("chat_template", "")
+    return (
+        file.read_text(encoding="utf-8")
+        if file.is_file()
+        else _json(folder / "tokenizer_config.json").get("chat_template", "")
+    )
 
 
 def rendered(folder: Path) -> str:
     """A short conversation in the words of the folder's chat template, as transformers renders it."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    messages = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    messages = [
+        {"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")
+    ]
     return environment.from_string(chat_template(folder)).render(
         messages=messages, add_generation_prompt=True, bos_token="BOS", eos_token="EOS"
     )
@@ -98,9 +115,14 @@ def rendered(folder: Path) -> str:
 def tokenizer_differences(ours: Path, oracle: Path, *, template: bool = True) -> list[str]:
     """Of the set of tokens, the numbers in use and, with `template`, the chat template."""
     a, b = vocabulary(ours), vocabulary(oracle)
-    found = [f"token {t!r}: only in {'ours' if t in a else 'the oracle'}" for t in sorted(a.keys() ^ b.keys())]
+    found = [
+        f"token {t!r}: only in {'ours' if t in a else 'the oracle'}"
+        for t in sorted(a.keys() ^ b.keys())
+    ]
     if sorted(a.values()) != sorted(b.values()):
-        found.append(f"numbers of the tokens: ours up to {max(a.values())}, oracle up to {max(b.values())}")
+        found.append(
+            f"numbers of the tokens: ours up to {max(a.values())}, oracle up to {max(b.values())}"
+        )
     if template and rendered(ours) != rendered(oracle):
         found.append(f"chat template: ours renders {rendered(ours)!r}, oracle {rendered(oracle)!r}")
     return found

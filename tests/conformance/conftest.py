@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paretomerge.merge.engine import merge
+from paretomerge.merging.engine import merge
 from paretomerge.recipe import Recipe
 from tests.conformance.checkpoints import build
 from tests.conformance.oracle import Answer, Oracle, OracleMissingError, find_or_install

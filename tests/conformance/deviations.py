@@ -164,14 +164,16 @@ DEVIATIONS: dict[str, Deviation] = {
         "fails on `{kind: zero}` with an UnboundLocalError",
         "gives the token rows of zeros",
         "it is what the grammar promises",
-        _TOKENS + 'tokenizer: {source: union, tokens: {"<|bot|>": {source: {kind: zero}, force: true}}}}',
+        _TOKENS
+        + 'tokenizer: {source: union, tokens: {"<|bot|>": {source: {kind: zero}, force: true}}}}',
         fails="UnboundLocalError",
     ),
     "new-token": Deviation(
         "fails with a KeyError on a new token unless the vocabulary is a union",
         "adds it",
         "the vocabulary's source and the tokens added to it have nothing to do with each other",
-        _TOKENS + 'tokenizer: {source: base, tokens: {"<|new|>": {source: {kind: model_token, model: $base, token: q}, force: true}}}}',
+        _TOKENS
+        + 'tokenizer: {source: base, tokens: {"<|new|>": {source: {kind: model_token, model: $base, token: q}, force: true}}}}',
         fails="KeyError",
     ),
     "token-without-owner": Deviation(

@@ -1,4 +1,4 @@
-"""Recipes by hand, method by method: every knob, and the values at which a formula may divide by zero or change its branch."""
+"""Recipes by hand, method by method: every setting, and the values at which a formula may divide by zero or change its branch."""
 
 from typing import Any
 
@@ -9,13 +9,29 @@ A, B, C = "$ada", "$bob", "$cyd"
 FEW = [{"filter": "norm", "value": 0.1}, {"value": 0.015}]
 
 
-def by_weight(method: str, *weights: float, base: str | None = "$base", parameters: dict[str, Any] | None = None, **knobs: Any) -> str:
-    """The first len(weights) experts with these weights and the same knobs."""
-    return models(method, {m: {"weight": w, **knobs} for m, w in zip((A, B, C), weights, strict=False)}, base, parameters)
+def by_weight(
+    method: str,
+    *weights: float,
+    base: str | None = "$base",
+    parameters: dict[str, Any] | None = None,
+    **settings: Any,
+) -> str:
+    """The first len(weights) experts with these weights and the same settings."""
+    return models(
+        method,
+        {m: {"weight": w, **settings} for m, w in zip((A, B, C), weights, strict=False)},
+        base,
+        parameters,
+    )
 
 
-def wide(method: str, *weights: float, parameters: dict[str, Any] | None = None, **knobs: Any) -> str:
-    experts = {f"$wide-{m}": {"weight": w, **knobs} for m, w in zip(("ada", "bob", "cyd"), weights, strict=False)}
+def wide(
+    method: str, *weights: float, parameters: dict[str, Any] | None = None, **settings: Any
+) -> str:
+    experts = {
+        f"$wide-{m}": {"weight": w, **settings}
+        for m, w in zip(("ada", "bob", "cyd"), weights, strict=False)
+    }
     return models(method, experts, "$wide-base", parameters)
 
 
@@ -31,9 +47,15 @@ AVERAGES = {
     "linear-negative": by_weight("linear", 1.4, -0.4, base=None),
     "linear-zero-weight": by_weight("linear", 0.0, 2.0, base=None),
     "linear-sum": by_weight("linear", 0.5, 0.25, -0.5, base=None, parameters={"normalize": False}),
-    "linear-sum-to-zero-unnormalized": by_weight("linear", 1.0, -1.0, base=None, parameters={"normalize": False}),
-    "linear-normalize-as-number": by_weight("linear", 0.5, 0.25, base=None, parameters={"normalize": 0.0}),
-    "linear-same-model-cancels": models("linear", {A: {"weight": 0.5}, "$twin": {"weight": 0.5}}, None),
+    "linear-sum-to-zero-unnormalized": by_weight(
+        "linear", 1.0, -1.0, base=None, parameters={"normalize": False}
+    ),
+    "linear-normalize-as-number": by_weight(
+        "linear", 0.5, 0.25, base=None, parameters={"normalize": 0.0}
+    ),
+    "linear-same-model-cancels": models(
+        "linear", {A: {"weight": 0.5}, "$twin": {"weight": 0.5}}, None
+    ),
     "linear-unlisted-base": bare("linear", A, B, base="$base", weight=1.0),
     "linear-listed-base": models("linear", {A: {"weight": 1}, "$base": {"weight": 2}}, "$base"),
     "slerp": bare("slerp", "$base", A, base="$base", t=0.3),
@@ -49,7 +71,11 @@ AVERAGES = {
         "$base",
         A,
         base="$base",
-        t=[{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]}, {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]}, {"value": 0.5}],
+        t=[
+            {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
+            {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
+            {"value": 0.5},
+        ],
     ),
     "slerp-wide": bare("slerp", "$wide-base", "$wide-ada", base="$wide-base", t=0.25),
     "nuslerp": by_weight("nuslerp", 0.4, 0.6, base=None),
@@ -57,11 +83,23 @@ AVERAGES = {
     "nuslerp-one-weight-zero": by_weight("nuslerp", 0.0, 1.0, base=None),
     "nuslerp-base": by_weight("nuslerp", 0.4, 0.6),
     "nuslerp-base-wide": wide("nuslerp", 0.3, 0.9),
-    "nuslerp-columns": by_weight("nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_flatten": False}),
-    "nuslerp-rows": by_weight("nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}),
-    "nuslerp-rows-flat": by_weight("nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_row_wise": True}),
+    "nuslerp-columns": by_weight(
+        "nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_flatten": False}
+    ),
+    "nuslerp-rows": by_weight(
+        "nuslerp",
+        0.4,
+        0.6,
+        base=None,
+        parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    "nuslerp-rows-flat": by_weight(
+        "nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_row_wise": True}
+    ),
     "nuslerp-base-columns": by_weight("nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False}),
-    "nuslerp-base-rows": by_weight("nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    "nuslerp-base-rows": by_weight(
+        "nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    ),
     "nuslerp-colinear": models("nuslerp", {"$base": {"weight": 1}, "$twin": {"weight": 2}}, None),
     "nuslerp-base-still": models("nuslerp", {A: {"weight": 1}, "$twin": {"weight": 2}}, "$base"),
     "nuslerp-sum-to-zero": by_weight("nuslerp", 1.0, -1.0, base=None),
@@ -69,12 +107,16 @@ AVERAGES = {
     "multislerp": by_weight("multislerp", 0.3, 0.7, base=None),
     "multislerp-three": by_weight("multislerp", 0.5, 0.25, 1.0, base=None),
     "multislerp-three-base": by_weight("multislerp", 0.5, 0.25, 1.0),
-    "multislerp-unnormalized": by_weight("multislerp", 0.5, 0.25, 1.0, base=None, parameters={"normalize_weights": False}),
+    "multislerp-unnormalized": by_weight(
+        "multislerp", 0.5, 0.25, 1.0, base=None, parameters={"normalize_weights": False}
+    ),
     "multislerp-eps": by_weight("multislerp", 0.5, 0.25, base=None, parameters={"eps": 1e-4}),
     "multislerp-wide": wide("multislerp", 0.5, 0.25, 1.0),
     "multislerp-negative": by_weight("multislerp", 1.5, -0.5, base=None),
     "multislerp-zero-weight": by_weight("multislerp", 0.0, 1.0, 0.5),
-    "multislerp-still": models("multislerp", {"$base": {"weight": 1}, "$twin": {"weight": 2}}, None),
+    "multislerp-still": models(
+        "multislerp", {"$base": {"weight": 1}, "$twin": {"weight": 2}}, None
+    ),
     "karcher": bare("karcher", A, B),
     "karcher-three": bare("karcher", A, B, C),
     "karcher-base": bare("karcher", A, B, C, base="$base"),
@@ -87,7 +129,9 @@ AVERAGES = {
     "stock-listed-base": bare("model_stock", "$base", A, B, C, base="$base"),
     "stock-rows": bare("model_stock", A, B, C, base="$base", filter_wise=True),
     "stock-wide": bare("model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base"),
-    "stock-wide-rows": bare("model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", filter_wise=True),
+    "stock-wide-rows": bare(
+        "model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", filter_wise=True
+    ),
     "stock-still": bare("model_stock", A, "$twin", base="$base"),
     "stock-still-rows": bare("model_stock", A, "$twin", base="$base", filter_wise=True),
     "nearswap": bare("nearswap", "$base", A, base="$base", t=0.01),
@@ -108,10 +152,14 @@ DELTAS = {
     "arithmetic-three": by_weight("task_arithmetic", 0.5, 0.25, 0.25, parameters={"lambda": 1.3}),
     "arithmetic-negative": by_weight("task_arithmetic", 1.0, -0.5),
     "arithmetic-mean": by_weight("task_arithmetic", 1.0, 3.0, parameters={"normalize": True}),
-    "arithmetic-sum-to-zero": by_weight("task_arithmetic", 1.0, -1.0, parameters={"normalize": True}),
+    "arithmetic-sum-to-zero": by_weight(
+        "task_arithmetic", 1.0, -1.0, parameters={"normalize": True}
+    ),
     "arithmetic-one": by_weight("task_arithmetic", 0.5),
     "arithmetic-zero": by_weight("task_arithmetic", 0.0, 0.0),
-    "arithmetic-lambda-gradient": by_weight("task_arithmetic", 1.0, 0.5, parameters={"lambda": [0.5, 1.5]}),
+    "arithmetic-lambda-gradient": by_weight(
+        "task_arithmetic", 1.0, 0.5, parameters={"lambda": [0.5, 1.5]}
+    ),
     "arithmetic-listed-base": models("task_arithmetic", {"$base": {}, A: {"weight": 0.5}}, "$base"),
     "ties": by_weight("ties", 0.5, 0.5, density=0.5),
     "ties-three": by_weight("ties", 0.5, 1.0, 0.25, density=0.3),
@@ -124,32 +172,48 @@ DELTAS = {
     "ties-sum-to-zero": by_weight("ties", 1.0, -1.0, density=0.4),
     "ties-zero-weight": by_weight("ties", 0.0, 1.0, density=0.4),
     "ties-one": by_weight("ties", 0.7, density=0.4),
-    "ties-still": models("ties", {"$twin": {"weight": 1, "density": 0.5}, A: {"weight": 1, "density": 0.5}}, "$base"),
+    "ties-still": models(
+        "ties", {"$twin": {"weight": 1, "density": 0.5}, A: {"weight": 1, "density": 0.5}}, "$base"
+    ),
     "ties-rescale": by_weight("ties", 1.0, 0.5, density=0.4, parameters={"rescale": True}),
     "ties-int8-mask": by_weight("ties", 1.0, 0.5, density=0.4, parameters={"int8_mask": True}),
     "ties-density-gradient": by_weight("ties", 1.0, 0.5, density=[1, 0.7, 0.1]),
     "ties-wide": wide("ties", 0.5, 1.0, 0.25, density=0.2),
-    "ties-listed-base": models("ties", {"$base": {}, A: {"weight": 1, "density": 0.3}, B: {"weight": 1, "density": 0.6}}, "$base"),
+    "ties-listed-base": models(
+        "ties",
+        {"$base": {}, A: {"weight": 1, "density": 0.3}, B: {"weight": 1, "density": 0.6}},
+        "$base",
+    ),
     "dare-linear-full": by_weight("dare_linear", 0.5, 1.0, density=1.0),
     "dare-ties-full": by_weight("dare_ties", 0.5, 1.0, -0.25, density=1.0),
-    "dare-ties-full-mean": by_weight("dare_ties", 0.5, 1.0, density=1.0, parameters={"normalize": True, "lambda": 1.2}),
+    "dare-ties-full-mean": by_weight(
+        "dare_ties", 0.5, 1.0, density=1.0, parameters={"normalize": True, "lambda": 1.2}
+    ),
     "breadcrumbs": by_weight("breadcrumbs", 0.5, 1.0, density=0.9, gamma=FEW),
     "breadcrumbs-gamma": by_weight("breadcrumbs", 0.5, 1.0, density=0.5, gamma=0.2),
     "breadcrumbs-default": by_weight("breadcrumbs", 0.5, 1.0, density=0.7, gamma=FEW[:1]),
     "breadcrumbs-over": by_weight("breadcrumbs", 0.5, 1.0, density=0.9, gamma=0.2),
     "breadcrumbs-full": by_weight("breadcrumbs", 0.5, 1.0),
     "breadcrumbs-wide": wide("breadcrumbs", 0.5, 1.0, -0.5, density=0.85, gamma=FEW),
-    "breadcrumbs-mean": by_weight("breadcrumbs", 0.5, 1.0, density=0.8, gamma=0.07, parameters={"normalize": True}),
+    "breadcrumbs-mean": by_weight(
+        "breadcrumbs", 0.5, 1.0, density=0.8, gamma=0.07, parameters={"normalize": True}
+    ),
     "breadcrumbs-thin": by_weight("breadcrumbs", 0.5, 1.0, density=0.01, gamma=FEW),
     "breadcrumbs-ties": by_weight("breadcrumbs_ties", 0.5, 1.0, density=0.9, gamma=FEW),
     "breadcrumbs-ties-wide": wide("breadcrumbs_ties", 0.5, 1.0, 0.5, density=0.6, gamma=0.05),
-    "breadcrumbs-ties-negative": by_weight("breadcrumbs_ties", 0.5, -1.0, 0.7, density=0.6, gamma=0.08),
-    "breadcrumbs-ties-rescale": by_weight("breadcrumbs_ties", 0.5, 1.0, density=0.6, gamma=0.08, parameters={"rescale": True}),
+    "breadcrumbs-ties-negative": by_weight(
+        "breadcrumbs_ties", 0.5, -1.0, 0.7, density=0.6, gamma=0.08
+    ),
+    "breadcrumbs-ties-rescale": by_weight(
+        "breadcrumbs_ties", 0.5, 1.0, density=0.6, gamma=0.08, parameters={"rescale": True}
+    ),
     "sce": bare("sce", A, B, base="$base"),
     "sce-three": bare("sce", A, B, C, base="$base"),
     "sce-tenth": bare("sce", A, B, C, base="$base", select_topk=0.1),
     "sce-half": bare("sce", A, B, C, base="$base", select_topk=0.5),
-    "sce-wide": bare("sce", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", select_topk=0.3),
+    "sce-wide": bare(
+        "sce", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", select_topk=0.3
+    ),
     "sce-still": bare("sce", A, "$twin", base="$base", select_topk=0.5),
     "sce-gradient": bare("sce", A, B, C, base="$base", select_topk=[0.1, 1.0]),
 }

@@ -24,7 +24,10 @@ MERGEKIT = "0.1.4"
 # torch comes first and alone: its CPU build is a twentieth of the size and lies in an index of its own.
 STEPS = (
     ("torch==2.13.0", "--extra-index-url", "https://download.pytorch.org/whl/cpu"),
-    (f"mergekit=={MERGEKIT}", "transformers<5"),  # mergekit 0.1.4 does not name an upper bound, and version 5 breaks it
+    (
+        f"mergekit=={MERGEKIT}",
+        "transformers<5",
+    ),  # mergekit 0.1.4 does not name an upper bound, and version 5 breaks it
 )
 WORKER = Path(__file__).with_name("worker.py")
 _RETRY_AFTER = 600  # seconds a failed installation is remembered, so that the next worker of the same run does not repeat it
@@ -49,7 +52,9 @@ def find_or_install() -> Path:
     named = os.environ.get("PARETOMERGE_ORACLE")
     if named:
         if not Path(named).is_file():
-            raise OracleMissingError(f"PARETOMERGE_ORACLE: expected a python that has mergekit {MERGEKIT}, got {named!r}: no such file")
+            raise OracleMissingError(
+                f"PARETOMERGE_ORACLE: expected a python that has mergekit {MERGEKIT}, got {named!r}: no such file"
+            )
         return Path(named)
     return install()
 
@@ -84,12 +89,27 @@ def _make(folder: Path) -> None:
     _quietly([sys.executable, "-m", "venv", str(folder)])
     for step in STEPS:
         # one retry and a short wait: without a network the answer is to come in seconds
-        _quietly([str(python_of(folder)), "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", *step])
+        _quietly(
+            [
+                str(python_of(folder)),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--retries",
+                "1",
+                "--timeout",
+                "15",
+                *step,
+            ]
+        )
 
 
 def _quietly(command: Sequence[str]) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
-    subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=1800)
+    subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment, timeout=1800
+    )
 
 
 @contextmanager
@@ -113,12 +133,25 @@ class Oracle:
 
     def __init__(self, python: Path, log: Path) -> None:
         # nothing of the tests' own environment may leak in; threads are one so that sums have one order
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        environment = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV")}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        environment = {
+            k: v
+            for k, v in environment.items()
+            if k not in ("PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV")
+        }
         self._log = log
         with log.open("w") as stream:
             self._process = subprocess.Popen(
-                [str(python), str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, env=environment
+                [str(python), str(WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                env=environment,
             )
         try:
             version = self._read()["version"]
@@ -146,8 +179,12 @@ class Oracle:
     def _read(self) -> dict[str, Any]:
         line = self._stream(self._process.stdout).readline()
         if not line:
-            told = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:])
-            raise OracleMissingError(f"the oracle's process ended with code {self._process.wait(timeout=30)}:\n{told}")
+            told = "\n".join(
+                self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+            )
+            raise OracleMissingError(
+                f"the oracle's process ended with code {self._process.wait(timeout=30)}:\n{told}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -158,8 +195,12 @@ class Oracle:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=f"The oracle: mergekit {MERGEKIT} in an environment of its own.")
-    parser.add_argument("--install", action="store_true", help="make the environment, also after a failure")
+    parser = argparse.ArgumentParser(
+        description=f"The oracle: mergekit {MERGEKIT} in an environment of its own."
+    )
+    parser.add_argument(
+        "--install", action="store_true", help="make the environment, also after a failure"
+    )
     start = time.perf_counter()
     try:
         python = install(again=True) if parser.parse_args().install else find_or_install()

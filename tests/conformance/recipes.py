@@ -14,15 +14,35 @@ import yaml
 DRAWN = 48
 
 
-def models(method: str, sources: dict[str, dict[str, Any]], base: str | None, parameters: dict[str, Any] | None = None, **top: Any) -> str:
+def models(
+    method: str,
+    sources: dict[str, dict[str, Any]],
+    base: str | None,
+    parameters: dict[str, Any] | None = None,
+    **top: Any,
+) -> str:
     """A recipe with `models:`, computed in float32."""
-    listed = [{"model": name, **({"parameters": knobs} if knobs else {})} for name, knobs in sources.items()]
-    return dump({"merge_method": method, "base_model": base, "models": listed, "parameters": parameters, **top})
+    listed = [
+        {"model": name, **({"parameters": settings} if settings else {})}
+        for name, settings in sources.items()
+    ]
+    return dump(
+        {
+            "merge_method": method,
+            "base_model": base,
+            "models": listed,
+            "parameters": parameters,
+            **top,
+        }
+    )
 
 
 def dump(recipe: dict[str, Any]) -> str:
     """YAML without empty entries; `dtype: float32` unless the recipe says otherwise."""
-    return yaml.safe_dump({"dtype": "float32"} | {key: value for key, value in recipe.items() if value is not None}, sort_keys=False)
+    return yaml.safe_dump(
+        {"dtype": "float32"} | {key: value for key, value in recipe.items() if value is not None},
+        sort_keys=False,
+    )
 
 
 def write(text: str, folder: Path, file: Path) -> Path:
@@ -44,10 +64,15 @@ def drawn(count: int = DRAWN) -> dict[str, str]:
     """Random recipes, the same in every run; each method in turn so that none is left to luck."""
     generator = random.Random(0)
     methods = list(_DRAW)
-    return {f"drawn-{i:02d}-{methods[i % len(methods)]}": _draw_one(generator, methods[i % len(methods)]) for i in range(count)}
+    return {
+        f"drawn-{i:02d}-{methods[i % len(methods)]}": _draw_one(
+            generator, methods[i % len(methods)]
+        )
+        for i in range(count)
+    }
 
 
-# Method -> knobs of a source, knobs of the whole merge, least and most sources besides the base; base: needed, one of the two, or none.
+# Method -> settings of a source, settings of the whole merge, least and most sources besides the base; base: needed, one of the two, or none.
 _DRAW: dict[str, tuple[tuple[str, ...], tuple[str, ...], int, int, bool]] = {
     "linear": (("weight",), ("normalize",), 1, 3, False),
     "slerp": ((), ("t",), 1, 1, True),
@@ -63,12 +88,17 @@ _DRAW: dict[str, tuple[tuple[str, ...], tuple[str, ...], int, int, bool]] = {
     "passthrough": (("scale",), (), 1, 1, False),
 }
 _FAMILIES = {"": 4, "wide-": 2, "qwen-": 3, "gpt2-": 3}
-_FILTERS = {"gpt2-": ("attn", "mlp", "ln_1", "h.1."), "": ("self_attn", "mlp.up_proj", "norm", "layers.1.")}
+_FILTERS = {
+    "gpt2-": ("attn", "mlp", "ln_1", "h.1."),
+    "": ("self_attn", "mlp.up_proj", "norm", "layers.1."),
+}
 _RANGES = {
     # weights may be negative but not sum to 0, where methods differ on purpose (see deviations.py)
     "weight": lambda r: r.choice((round(r.uniform(0.2, 1.5), 2), round(r.uniform(-0.15, 0.0), 2))),
     "density": lambda r: round(r.uniform(0.1, 0.9), 2),
-    "gamma": lambda r: round(r.uniform(0.13, 0.3), 3),  # one of 8 entries at least: see `breadcrumbs-without-outliers`
+    "gamma": lambda r: round(
+        r.uniform(0.13, 0.3), 3
+    ),  # one of 8 entries at least: see `breadcrumbs-without-outliers`
     "lambda": lambda r: round(r.uniform(0.3, 1.5), 2),
     "t": lambda r: round(r.uniform(0.0, 1.0), 2),
     "select_topk": lambda r: round(r.uniform(0.1, 1.0), 2),
@@ -84,22 +114,34 @@ def _draw_one(generator: random.Random, method: str) -> str:
     recipe: dict[str, Any] = {"merge_method": method}
     if with_base:
         recipe["base_model"] = f"${family}base"
-    parameters = {name: _setting(generator, name, family) for name in whole if generator.random() < 0.7 or name == "t"}
+    parameters = {
+        name: _setting(generator, name, family)
+        for name in whole
+        if generator.random() < 0.7 or name == "t"
+    }
     if parameters:
         recipe["parameters"] = parameters
 
     def source(expert: str, first: bool) -> dict[str, Any]:
         # the first weight is 1, the others small if negative: no sum is 0
-        knobs = {name: 1.0 if first and name == "weight" else _setting(generator, name, family) for name in own}
-        return {"model": f"${family}{expert}", **({"parameters": knobs} if knobs else {})}
+        settings = {
+            name: 1.0 if first and name == "weight" else _setting(generator, name, family)
+            for name in own
+        }
+        return {"model": f"${family}{expert}", **({"parameters": settings} if settings else {})}
 
     if generator.random() < 0.5:
         recipe["models"] = [source(expert, i == 0) for i, expert in enumerate(experts)]
         return dump(recipe)
-    listed = [*experts, "base"] if with_base else experts  # mergekit adds an unlisted base to `models` only
+    listed = (
+        [*experts, "base"] if with_base else experts
+    )  # mergekit adds an unlisted base to `models` only
     pieces = []
     for first, end in _cut(generator, _FAMILIES[family]):
-        sources = [source(e, i == 0) if e != "base" else {"model": f"${family}base"} for i, e in enumerate(listed)]
+        sources = [
+            source(e, i == 0) if e != "base" else {"model": f"${family}base"}
+            for i, e in enumerate(listed)
+        ]
         pieces.append({"sources": [s | {"layer_range": [first, end]} for s in sources]})
     return dump(recipe | {"slices": pieces})
 
@@ -126,5 +168,7 @@ def _setting(generator: random.Random, name: str, family: str) -> Any:
     if kind < 0.7:
         return gradient
     filters = generator.sample(_FILTERS.get(family, _FILTERS[""]), generator.randint(1, 2))
-    entries: list[dict[str, Any]] = [{"filter": f, "value": _RANGES[name](generator)} for f in filters]
+    entries: list[dict[str, Any]] = [
+        {"filter": f, "value": _RANGES[name](generator)} for f in filters
+    ]
     return [*entries, {"value": generator.choice((gradient, _RANGES[name](generator)))}]

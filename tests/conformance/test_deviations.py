@@ -65,9 +65,18 @@ def test_sce_that_selects_nothing(ask, ours, checkpoints):
 
 def test_two_layers_of_one_model(ask, ours, checkpoints):
     row = DEVIATIONS["layers-of-one-model"]
-    source, merged, theirs = weights(checkpoints / "ada"), weights(ours(row.recipe)), weights(ask(row.recipe).out)
+    source, merged, theirs = (
+        weights(checkpoints / "ada"),
+        weights(ours(row.recipe)),
+        weights(ask(row.recipe).out),
+    )
     for i in (0, 1):
-        assert relative_error(merged[UP.format(i)], (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4) < 1e-6
+        assert (
+            relative_error(
+                merged[UP.format(i)], (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4
+            )
+            < 1e-6
+        )
         assert torch.equal(theirs[UP.format(i)], source[UP.format(i + 2)])
 
 
@@ -99,7 +108,9 @@ def test_a_token_that_no_source_of_the_tensor_has(ask, ours, checkpoints):
     row = DEVIATIONS["token-without-owner"]
     assert row.fails in ask(row.recipe).error
     folder = ours(row.recipe)
-    embedding, owner = (weights(f)["model.embed_tokens.weight"] for f in (folder, checkpoints / "tokens-ada"))
+    embedding, owner = (
+        weights(f)["model.embed_tokens.weight"] for f in (folder, checkpoints / "tokens-ada")
+    )
     number = vocabulary(checkpoints / "tokens-ada")["<|bot|>"]
     assert torch.equal(embedding[vocabulary(folder)["<|bot|>"]], owner[number])
 
@@ -110,10 +121,14 @@ def test_the_order_of_a_union(oracle, ours, checkpoints, tmp_path):
     orders = set()
     for i in range(12):
         (tmp_path / f"root-{i}").symlink_to(checkpoints)
-        answer = oracle.merge(write(row.recipe, tmp_path / f"root-{i}", tmp_path / f"{i}.yml"), tmp_path / f"out-{i}")
+        answer = oracle.merge(
+            write(row.recipe, tmp_path / f"root-{i}", tmp_path / f"{i}.yml"), tmp_path / f"out-{i}"
+        )
         orders.add(tuple(sorted(vocabulary(answer.out).items())))
     assert len(orders) > 1
-    added = {token: number for token, number in vocabulary(ours(row.recipe)).items() if number >= 32}
+    added = {
+        token: number for token, number in vocabulary(ours(row.recipe)).items() if number >= 32
+    }
     assert added == {"<|user|>": 32, "<|bot|>": 33, "<|tool|>": 34}
 
 
@@ -129,7 +144,10 @@ def test_equal_magnitudes(ask, ours, checkpoints):
     """The deltas of `steps` are all of one magnitude: half of them stay."""
     row = DEVIATIONS["equal-magnitudes"]
     base = weights(checkpoints / "grid")
-    kept = [weights(folder)[UP.format(0)] != base[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out)]
+    kept = [
+        weights(folder)[UP.format(0)] != base[UP.format(0)]
+        for folder in (ours(row.recipe), ask(row.recipe).out)
+    ]
     n = kept[0].numel()
     assert kept[0].sum() == kept[1].sum() == n // 2
     assert kept[0].flatten()[: n // 2].all()
@@ -139,14 +157,19 @@ def test_equal_magnitudes(ask, ours, checkpoints):
 def test_scale_about(ask, ours, checkpoints):
     row = DEVIATIONS["scale-about"]
     source = weights(checkpoints / "ada")[UP.format(0)]
-    mine, theirs = (weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out))
+    mine, theirs = (
+        weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out)
+    )
     torch.testing.assert_close(mine, 0.5 * (source + 1) - 1)
     torch.testing.assert_close(theirs, 0.5 * source)
 
 
 def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
     row = DEVIATIONS["arithmetic"]
-    sources = [weights(checkpoints / f"{name}-bf16")[UP.format(0)].double() for name in ("ada", "bob", "base")]
+    sources = [
+        weights(checkpoints / f"{name}-bf16")[UP.format(0)].double()
+        for name in ("ada", "bob", "base")
+    ]
     exact = sum(sources) / 3
     a, b = (weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out))
     # float32 may lie on the other side of a tie: then, and only then, the last bit differs
@@ -156,7 +179,9 @@ def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
 
 def test_a_mask_has_an_address(ask, ours):
     """What the second model is pruned to must not matter to the first one's mask: its weight is 0."""
-    texts = [DEVIATIONS["mask-address"].recipe.replace("OTHER", density) for density in ("1.0", "0.5")]
+    texts = [
+        DEVIATIONS["mask-address"].recipe.replace("OTHER", density) for density in ("1.0", "0.5")
+    ]
     theirs = [weights(ask(text).out) for text in texts]
     assert any(not torch.equal(theirs[0][name], theirs[1][name]) for name in theirs[0])
     mine = [weights(ours(text)) for text in texts]

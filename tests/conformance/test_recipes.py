@@ -19,7 +19,9 @@ def test_as_mergekit(name, ask, ours):
     assert differences(folder, answer.out, by_token=name in TOKENIZERS) == []
     if name in TOKENIZERS:
         # without a base mergekit starts a union from any of the models: `union-order` in deviations.py
-        assert tokenizer_differences(folder, answer.out, template="base_model" in RECIPES[name]) == []
+        assert (
+            tokenizer_differences(folder, answer.out, template="base_model" in RECIPES[name]) == []
+        )
 
 
 @pytest.mark.parametrize("name", BOTH_REFUSE)

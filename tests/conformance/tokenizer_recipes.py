@@ -24,8 +24,10 @@ TOKENIZERS = {
     "tokens-rows-without-tokens": _DELTAS.format(_PADDED, "$ada") + "tokenizer_source: base",
     "tokens-rows-without-tokens-union": _DELTAS.format(_PADDED, _MORE) + "tokenizer_source: union",
     "tokens-block": _DELTAS.format(_MORE, _SHUFFLED) + "tokenizer: {source: union}",
-    "tokens-pad": _DELTAS.format(_MORE, _SHUFFLED) + "tokenizer: {source: union, pad_to_multiple_of: 16}",
-    "tokens-pad-base": _DELTAS.format("$ada", "$bob") + "tokenizer: {source: base, pad_to_multiple_of: 64}",
+    "tokens-pad": _DELTAS.format(_MORE, _SHUFFLED)
+    + "tokenizer: {source: union, pad_to_multiple_of: 16}",
+    "tokens-pad-base": _DELTAS.format("$ada", "$bob")
+    + "tokenizer: {source: base, pad_to_multiple_of: 64}",
     "tokens-from-model": _DELTAS.format(_MORE, _SHUFFLED)
     + f'tokenizer: {{source: union, tokens: {{"<|tool|>": {{source: {_SHUFFLED}}}, "<|bot|>": {{source: {_MORE}, force: true}}}}}}',
     "tokens-forced": _DELTAS.format(_MORE, _SHUFFLED)
@@ -43,7 +45,10 @@ TOKENIZERS = {
         models: [{model: $tokens-ada, parameters: {weight: 1, density: 0.5}}, {model: $tokens-bob, parameters: {weight: 0.5, density: 0.5}}]
         tokenizer_source: union
         dtype: float32""",
-    "template-chatml": _DELTAS.format("$ada", "$bob") + "tokenizer_source: base\n        chat_template: chatml",
-    "template-auto": _DELTAS.format(_MORE, "$bob") + "tokenizer_source: union\n        chat_template: auto",
-    "template-text": _DELTAS.format("$ada", "$bob") + 'chat_template: "{% for m in messages %}[{{ m.content }}]{% endfor %}"',
+    "template-chatml": _DELTAS.format("$ada", "$bob")
+    + "tokenizer_source: base\n        chat_template: chatml",
+    "template-auto": _DELTAS.format(_MORE, "$bob")
+    + "tokenizer_source: union\n        chat_template: auto",
+    "template-text": _DELTAS.format("$ada", "$bob")
+    + 'chat_template: "{% for m in messages %}[{{ m.content }}]{% endfor %}"',
 }

@@ -29,12 +29,18 @@ def main() -> None:
 
     def merge(request: dict) -> None:
         options = MergeOptions(
-            random_seed=request["seed"], lora_merge_cache=request["out"] + ".lora", write_model_card=False, quiet=True, num_threads=1
+            random_seed=request["seed"],
+            lora_merge_cache=request["out"] + ".lora",
+            write_model_card=False,
+            quiet=True,
+            num_threads=1,
         )
         text = Path(request["recipe"]).read_text(encoding="utf-8")
         if request.get("chain"):
             return chain(text, request["out"], options)
-        return run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), request["out"], options, text)
+        return run_merge(
+            MergeConfiguration.model_validate(yaml.safe_load(text)), request["out"], options, text
+        )
 
     def chain(text: str, out: str, options: MergeOptions) -> None:
         from click.testing import CliRunner
@@ -42,7 +48,15 @@ def main() -> None:
 
         file = Path(out + ".yml")
         file.write_text(text, encoding="utf-8")
-        arguments = [str(file), "--intermediate-dir", out + ".steps", "--out-path", out, "--random-seed", str(options.random_seed)]
+        arguments = [
+            str(file),
+            "--intermediate-dir",
+            out + ".steps",
+            "--out-path",
+            out,
+            "--random-seed",
+            str(options.random_seed),
+        ]
         result = CliRunner().invoke(multi, arguments)
         if result.exception is not None:
             raise result.exception
@@ -53,7 +67,9 @@ def main() -> None:
         answer = {"ok": True, "error": ""}
         try:
             merge(json.loads(line))
-        except BaseException as error:  # the conversation goes on, whatever a recipe does, SystemExit included
+        except (
+            BaseException
+        ) as error:  # the conversation goes on, whatever a recipe does, SystemExit included
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer | {"seconds": time.perf_counter() - start}), file=answers)
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.decide.compare import Comparison, compare
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate.evaluator import Score
-from tests.test_config import write
+from tests.config.test_build import write
 
 MODULE = """
 from paretomerge.evaluate.evaluator import Score
@@ -29,7 +29,9 @@ def test_right_and_wrong_items_by_mcnemar():
     wins, losses = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
     assert (found.only_one, found.only_other, found.n) == (wins, losses, 200)
     smaller = min(wins, losses)
-    assert found.p == pytest.approx(min(1.0, 2 * stats.binom.cdf(smaller, wins + losses, 0.5)))  # both tails of a fair coin
+    assert found.p == pytest.approx(
+        min(1.0, 2 * stats.binom.cdf(smaller, wins + losses, 0.5))
+    )  # both tails of a fair coin
     paired = stats.ttest_rel(one, other).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
     assert found.difference == pytest.approx(one.mean() - other.mean())
@@ -46,10 +48,15 @@ def test_other_items_by_the_paired_t_test():
 def test_equal_models_do_not_differ():
     assert Comparison.of("t", [1.0, 0.0, 1.0], [1.0, 0.0, 1.0]).p == 1.0
     assert Comparison.of("t", [0.5, 0.2], [0.5, 0.2]).p == 1.0
-    assert Comparison.of("t", [0.5, 0.25], [0.25, 0.0]).p == 0.0  # the same difference on every item
+    assert (
+        Comparison.of("t", [0.5, 0.25], [0.25, 0.0]).p == 0.0
+    )  # the same difference on every item
 
 
-@pytest.mark.parametrize(("one", "other", "told"), [([1.0], [1.0], "two items or more"), ([1.0, 0.0], [1.0], "the same items")])
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [([1.0], [1.0], "two items or more"), ([1.0, 0.0], [1.0], "the same items")],
+)
 def test_items_that_cannot_be_paired_are_refused(one, other, told):
     with pytest.raises(EvaluationError, match=told):
         Comparison.of("t", one, other)
@@ -57,7 +64,14 @@ def test_items_that_cannot_be_paired_are_refused(one, other, told):
 
 @pytest.fixture
 def study(tmp_path, pico):
-    path = write(tmp_path, pico, objectives=[{"function": "by_item:score"}, {"function": "by_item:other", "direction": "minimize"}])
+    path = write(
+        tmp_path,
+        pico,
+        objectives=[
+            {"function": "by_item:score"},
+            {"function": "by_item:other", "direction": "minimize"},
+        ],
+    )
     (tmp_path / "by_item.py").write_text(MODULE)
     opened, _ = load_study(path)
     opened.run(4)
@@ -68,7 +82,9 @@ def test_trials_starts_and_checkpoints_are_compared(study, pico):
     (found,) = compare(study, "ada", "3")
     assert found.task == "score" and found.n == 60
     trials = study.trials
-    assert trials[0].held_out["score"].items is not None and trials[3].held_out is not None  # kept for the next time
+    assert (
+        trials[0].held_out["score"].items is not None and trials[3].held_out is not None
+    )  # kept for the next time
     assert compare(study, "0", "3") == [found]
     (searched,) = compare(study, "0", "3", ["score"], "search")
     assert searched.n == 40 and searched.one == trials[0].scores["score"].value
@@ -90,6 +106,8 @@ def test_what_is_not_there_is_told(study, arguments, told):
 
 
 def test_a_score_without_items_is_told(study):
-    with pytest.raises(EvaluationError, match="other: expected a score with an outcome for each item"):
+    with pytest.raises(
+        EvaluationError, match="other: expected a score with an outcome for each item"
+    ):
         compare(study, "0", "3", ["other"])
     assert Score(2.0).items is None

@@ -38,7 +38,9 @@ def test_the_luckiest_of_equals_are_expected_to_look_better_than_they_are(study)
     study.hold_out(study.front())
     for found, sign in zip(optimism(study), (1, -1), strict=True):
         assert found.measured == pytest.approx(sign * (found.search - found.held_out))
-        assert found.measured > 0.02 and found.expected > 0.02  # of 30 coins, the front is a standard error or more above
+        assert (
+            found.measured > 0.02 and found.expected > 0.02
+        )  # of 30 coins, the front is a standard error or more above
         assert abs(found.corrected - 0.5) < abs(found.search - 0.5)
         assert found.corrected == pytest.approx(found.search - sign * found.expected)
         assert 0 < found.stderr < 0.1

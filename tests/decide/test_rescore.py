@@ -1,17 +1,21 @@
 import pytest
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.decide.pick import Choice, write_pick
 from paretomerge.decide.rescore import score_checkpoint
-from tests.test_config import write
+from tests.config.test_build import write
 
 
 @pytest.mark.parametrize("name", ["near", "sparsity"])
 def test_sparsity_of_any_name_is_searched_and_measured_again_from_disk(tmp_path, pico, name):
-    path = write(tmp_path, pico, objectives=[{"function": "mine:score"}, {"sparsity": True, "name": name}])
+    path = write(
+        tmp_path, pico, objectives=[{"function": "mine:score"}, {"sparsity": True, "name": name}]
+    )
     study, _ = load_study(path)
     study.run(3)
     trial = study.trials[2]
     assert not trial.failure
     out = write_pick(study, trial, tmp_path / "out", Choice(trial=2))
-    assert score_checkpoint(study, str(out), "search")[name].value == pytest.approx(trial.scores[name].value, abs=1e-6)
+    assert score_checkpoint(study, str(out), "search")[name].value == pytest.approx(
+        trial.scores[name].value, abs=1e-6
+    )

@@ -1,12 +1,12 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate import backend as module
 from paretomerge.evaluate.backend import Backend
+from tests.config.test_build import write
 from tests.evaluate.test_evaluate import harness, live
-from tests.test_config import write
 
 
 def test_a_merge_on_disk_scores_as_the_live_one(specialists, tmp_path, monkeypatch):
@@ -14,9 +14,13 @@ def test_a_merge_on_disk_scores_as_the_live_one(specialists, tmp_path, monkeypat
     monkeypatch.setattr(module, "_MEMORY", tmp_path)
     model = live(specialists / "models" / "scribe")
     backend = Backend("hf", {"device": "cpu", "dtype": "bfloat16"})
-    elsewhere = harness(specialists, "reverse", "translate", backend=backend, search_items=20).evaluate(model, "search")
+    elsewhere = harness(
+        specialists, "reverse", "translate", backend=backend, search_items=20
+    ).evaluate(model, "search")
     here = harness(specialists, "reverse", "translate", search_items=20).evaluate(model, "search")
-    assert {name: score.items for name, score in elsewhere.items()} == {name: score.items for name, score in here.items()}
+    assert {name: score.items for name, score in elsewhere.items()} == {
+        name: score.items for name, score in here.items()
+    }
     assert not list(tmp_path.iterdir())
 
 
@@ -24,7 +28,9 @@ def test_layers_that_a_route_repeats_are_written_each(specialists, pico):
     model = AutoModelForCausalLM.from_pretrained(pico / "ada")
     model.model.layers[1] = model.model.layers[0]
     shared = live(pico / "ada")
-    with Backend("hf", {"device": "cpu"}).model(type(shared)(model, shared.tokenizer, {}), 4) as written:
+    with Backend("hf", {"device": "cpu"}).model(
+        type(shared)(model, shared.tokenizer, {}), 4
+    ) as written:
         assert len(written.model.model.layers) == len(model.model.layers)
         one, other = (written.model.model.layers[i].mlp.up_proj.weight for i in (0, 1))
         assert one.data_ptr() != other.data_ptr() and (one == other).all()
@@ -32,7 +38,9 @@ def test_layers_that_a_route_repeats_are_written_each(specialists, pico):
 
 def test_models_that_the_harness_does_not_know_are_told(specialists):
     with pytest.raises(EvaluationError, match=r"evaluate\.backend: .*hff"):
-        harness(specialists, "reverse", backend=Backend("hff")).evaluate(live(specialists / "models" / "scribe"), "search")
+        harness(specialists, "reverse", backend=Backend("hff")).evaluate(
+            live(specialists / "models" / "scribe"), "search"
+        )
 
 
 def test_study_yaml_names_it(tmp_path, pico):

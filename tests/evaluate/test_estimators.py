@@ -20,7 +20,9 @@ def world():
     """Items of many difficulties that ask for two skills, merges between and beyond what is known."""
     rng = np.random.default_rng(0)
     skills = rng.normal(size=(N, 2)) ** 2 * 2
-    chance = expit(rng.normal(size=(KNOWN + NEW, 2)) @ skills.T - skills.sum(1) / 2 + rng.normal(size=N) * 2)
+    chance = expit(
+        rng.normal(size=(KNOWN + NEW, 2)) @ skills.T - skills.sum(1) / 2 + rng.normal(size=N) * 2
+    )
     outcomes = (rng.random(chance.shape) < chance).astype(float)
     return outcomes[:KNOWN], outcomes[KNOWN:]
 
@@ -38,7 +40,9 @@ def errors(estimator, new, n, draws=6):
 def test_who_has_seen_everything_knows_it(world, name):
     known, new = world
     estimate = EXACT[name](known)(np.arange(N), new[0])
-    assert estimate.value == pytest.approx(new[0].mean(), abs=1e-9 if name != "combined" else 1e-3) and estimate.stderr == pytest.approx(0)
+    assert estimate.value == pytest.approx(
+        new[0].mean(), abs=1e-9 if name != "combined" else 1e-3
+    ) and estimate.stderr == pytest.approx(0)
 
 
 @pytest.mark.parametrize("name", ["plain", "by difficulty", "corrected"])
@@ -51,8 +55,14 @@ def test_the_stated_error_is_the_true_one_and_there_is_no_bias(world, name):
 
 def test_what_is_known_of_the_items_saves_items(world):
     known, new = world
-    spread = {name: np.sqrt((errors(build(known), new, 40)[0] ** 2).mean()) for name, build in EXACT.items()}
-    assert spread["corrected"] < 0.85 * spread["plain"] and spread["by difficulty"] < 0.95 * spread["plain"]
+    spread = {
+        name: np.sqrt((errors(build(known), new, 40)[0] ** 2).mean())
+        for name, build in EXACT.items()
+    }
+    assert (
+        spread["corrected"] < 0.85 * spread["plain"]
+        and spread["by difficulty"] < 0.95 * spread["plain"]
+    )
     assert spread["corrected"] < 1.15 * min(spread.values())
 
 

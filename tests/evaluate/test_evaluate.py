@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import All, Fact, Live, Objective, Score
+from paretomerge.evaluate.evaluator import All, Candidate, MergeFact, Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
@@ -16,25 +16,62 @@ from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 SPLITS = {"search": "search", "held_out": "held_out"}
 
 
-def live(model: Path) -> Live:
-    return Live(AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model), {"sparsity": -0.5})
+def live(model: Path) -> Candidate:
+    return Candidate(
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+        AutoTokenizer.from_pretrained(model),
+        {"sparsity": -0.5},
+    )
 
 
 def harness(folder: Path, *names: str, **settings) -> HarnessEvaluator:
-    defaults = {"include_path": folder / "tasks", "data_root": folder.parent.parent, "splits": SPLITS, "search_items": 40, "batch_size": 16}
+    defaults = {
+        "include_path": folder / "tasks",
+        "data_root": folder.parent.parent,
+        "splits": SPLITS,
+        "search_items": 40,
+        "batch_size": 16,
+    }
     chosen = defaults | settings
-    of_loader = {name: chosen.pop(name) for name in list(chosen) if name in TaskLoader.__dataclass_fields__}
+    of_loader = {
+        name: chosen.pop(name) for name in list(chosen) if name in TaskLoader.__dataclass_fields__
+    }
     return HarnessEvaluator({n: HarnessTask(n) for n in names}, TaskLoader(**of_loader), **chosen)
 
 
 def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
     """lm-eval's own command line, in its own process, is the oracle: value and every item."""
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={specialists}/models/scribe"]
-    command += ["--tasks", "reverse,count", "--include_path", str(specialists / "tasks"), "--batch_size", "64", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={specialists}/models/scribe",
+    ]
+    command += [
+        "--tasks",
+        "reverse,count",
+        "--include_path",
+        str(specialists / "tasks"),
+        "--batch_size",
+        "64",
+        "--device",
+        "cpu",
+    ]
     command += ["--limit", "60", "--log_samples", "--output_path", str(tmp_path)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=specialists.parent.parent, env=environment, check=True, capture_output=True)
-    scores = harness(specialists, "reverse", "count", batch_size=64).evaluate(live(specialists / "models" / "scribe"), "held_out")
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    subprocess.run(
+        command, cwd=specialists.parent.parent, env=environment, check=True, capture_output=True
+    )
+    scores = harness(specialists, "reverse", "count", batch_size=64).evaluate(
+        live(specialists / "models" / "scribe"), "held_out"
+    )
     for name in ("reverse", "count"):
         (file,) = tmp_path.rglob(f"samples_{name}_*.jsonl")
         theirs = [json.loads(line)["acc"] for line in file.read_text().splitlines()]
@@ -47,18 +84,30 @@ def test_search_and_held_out_items_are_different_and_repeatable(specialists):
     evaluator = harness(specialists, "sort", "reverse")
     first, again = evaluator.evaluate(model, "search"), evaluator.evaluate(model, "search")
     assert first == again and first["sort"].n == 40
-    prompts = {split: {r[0].args[0] for r in evaluator.items(split)["sort"].requests} for split in ("search", "held_out")}
+    prompts = {
+        split: {r[0].args[0] for r in evaluator.items(split)["sort"].requests}
+        for split in ("search", "held_out")
+    }
     assert not prompts["search"] & prompts["held_out"]
-    assert first["reverse"].value > 0.8 > harness(specialists, "shift").evaluate(model, "search")["shift"].value
+    assert (
+        first["reverse"].value
+        > 0.8
+        > harness(specialists, "shift").evaluate(model, "search")["shift"].value
+    )
 
 
 def test_one_split_can_be_cut_in_two(specialists):
     evaluator = harness(specialists, "sort", splits=None, search_items=100)
-    documents = {s: {r[0].doc["prompt"] for r in evaluator.items(s)["sort"].requests} for s in ("search", "held_out")}
+    documents = {
+        s: {r[0].doc["prompt"] for r in evaluator.items(s)["sort"].requests}
+        for s in ("search", "held_out")
+    }
     assert len(documents["search"]) == 100 and len(documents["held_out"]) == 500
     assert not documents["search"] & documents["held_out"]
     other = harness(specialists, "sort", splits=None, search_items=100, seed=1)
-    assert {r[0].doc["prompt"] for r in other.items("search")["sort"].requests} != documents["search"]
+    assert {r[0].doc["prompt"] for r in other.items("search")["sort"].requests} != documents[
+        "search"
+    ]
 
 
 def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
@@ -66,29 +115,59 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     import json
 
     data = specialists / "tasks" / "data" / "reverse"
-    lines = {split: (data / f"{split}.jsonl").read_text().splitlines() for split in ("search", "held_out")}
-    mixed = [*lines["held_out"][:50], *lines["search"][:7], *lines["search"][39:42]]  # of the last three, one is searched on
+    lines = {
+        split: (data / f"{split}.jsonl").read_text().splitlines()
+        for split in ("search", "held_out")
+    }
+    mixed = [
+        *lines["held_out"][:50],
+        *lines["search"][:7],
+        *lines["search"][39:42],
+    ]  # of the last three, one is searched on
     for name, rows in (("search", lines["search"]), ("held_out", mixed)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("examples/specialists/tasks/data/reverse/", "")
+    text = (
+        (specialists / "tasks" / "reverse.yaml")
+        .read_text()
+        .replace("examples/specialists/tasks/data/reverse/", "")
+    )
     (tmp_path / "reverse.yaml").write_text(text)
-    other = text.replace("task: reverse", "task: other").replace("search: search.jsonl", "search: held_out.jsonl")
+    other = text.replace("task: reverse", "task: other").replace(
+        "search: search.jsonl", "search: held_out.jsonl"
+    )
     (tmp_path / "other.yaml").write_text(other)
     evaluator = harness(specialists, "reverse", include_path=tmp_path, data_root=tmp_path)
     assert len(evaluator.items("held_out")["reverse"]) == 52
     assert evaluator.notes == ["reverse: 8 of 60 held-out items are searched on too, and left out"]
-    watched = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=1, beside=evaluator)
-    assert len(watched.items("held_out")["other"]) == 51  # its own first item is searched on besides
+    watched = harness(
+        specialists,
+        "other",
+        include_path=tmp_path,
+        data_root=tmp_path,
+        search_items=1,
+        beside=evaluator,
+    )
+    assert (
+        len(watched.items("held_out")["other"]) == 51
+    )  # its own first item is searched on besides
     assert {json.loads(line)["prompt"] for line in lines["search"][:40]} == {
         requests[0].doc["prompt"] for requests in evaluator.items("search")["reverse"].requests
     }
-    with pytest.raises(EvaluationError, match="other: expected held-out items that are not searched on"):
-        everything = harness(specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=60)
+    with pytest.raises(
+        EvaluationError, match="other: expected held-out items that are not searched on"
+    ):
+        everything = harness(
+            specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=60
+        )
         everything.items("held_out")
 
 
 def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_path):
-    text = (specialists / "tasks" / "copy.yaml").read_text().replace("task: copy", "task: copy_perplexity")
+    text = (
+        (specialists / "tasks" / "copy.yaml")
+        .read_text()
+        .replace("task: copy", "task: copy_perplexity")
+    )
     text = text.replace(
         "metric: acc\n    aggregation: mean\n    higher_is_better: true",
         "metric: perplexity\n    aggregation: perplexity\n    higher_is_better: false",
@@ -96,19 +175,33 @@ def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_
     (tmp_path / "copy_perplexity.yaml").write_text(text)
     evaluator = harness(specialists, "copy_perplexity", include_path=tmp_path)
     assert evaluator.directions() == {"copy_perplexity": False}
-    good, bad = (evaluator.evaluate(live(specialists / "models" / m), "search")["copy_perplexity"] for m in ("scribe", "mirror"))
+    good, bad = (
+        evaluator.evaluate(live(specialists / "models" / m), "search")["copy_perplexity"]
+        for m in ("scribe", "mirror")
+    )
     assert 1 <= good.value < bad.value and good.stderr > 0 and good.n == 40
 
 
 def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_path):
     """generate_until with exact match, against the greedy flag of the log-likelihood: two paths through the harness."""
-    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("task: reverse", "task: reverse_written")
-    text = text.replace("output_type: loglikelihood", "output_type: generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 12}")
-    text = text.replace("metric: acc", "metric: exact_match").replace("{{answer}}", "{{answer[:-1]}}")
+    text = (
+        (specialists / "tasks" / "reverse.yaml")
+        .read_text()
+        .replace("task: reverse", "task: reverse_written")
+    )
+    text = text.replace(
+        "output_type: loglikelihood",
+        "output_type: generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 12}",
+    )
+    text = text.replace("metric: acc", "metric: exact_match").replace(
+        "{{answer}}", "{{answer[:-1]}}"
+    )
     (tmp_path / "reverse_written.yaml").write_text(text)
     model = live(specialists / "models" / "scribe")
     model.model.float()
-    written = harness(specialists, "reverse_written", include_path=tmp_path).evaluate(model, "search")["reverse_written"]
+    written = harness(specialists, "reverse_written", include_path=tmp_path).evaluate(
+        model, "search"
+    )["reverse_written"]
     ranked = harness(specialists, "reverse").evaluate(model, "search")["reverse"]
     assert written.items == ranked.items and 0 < written.value < 1
 
@@ -118,11 +211,20 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
     [
         (lambda s: harness(s, "sorte"), "did you mean 'sort'|unknown task"),
         (lambda s: harness(s, "sort", include_path=s / "nowhere"), "not there"),
-        (lambda s: harness(s, "sort", splits={"search": "serch", "held_out": "held_out"}), "did you mean 'search'"),
-        (lambda s: harness(s, "sort", splits=None, search_items=600), "some of the 600 items are held out"),
+        (
+            lambda s: harness(s, "sort", splits={"search": "serch", "held_out": "held_out"}),
+            "did you mean 'search'",
+        ),
+        (
+            lambda s: harness(s, "sort", splits=None, search_items=600),
+            "some of the 600 items are held out",
+        ),
         (lambda s: harness(s, "sort", data_root=s), "relative data_files start from"),
         (
-            lambda s: HarnessEvaluator({"sort": HarnessTask("sort", "accuracy")}, TaskLoader(s / "tasks", s.parent.parent, SPLITS)),
+            lambda s: HarnessEvaluator(
+                {"sort": HarnessTask("sort", "accuracy")},
+                TaskLoader(s / "tasks", s.parent.parent, SPLITS),
+            ),
             "unknown metric of task sort 'accuracy'",
         ),
     ],
@@ -133,9 +235,13 @@ def test_what_is_missing_is_told_before_anything_is_scored(specialists, build, t
 
 
 def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(specialists, tmp_path):
-    (tmp_path / "broken.py").write_text("def process_results(doc, results):\n    raise KeyError('lost')\n")
+    (tmp_path / "broken.py").write_text(
+        "def process_results(doc, results):\n    raise KeyError('lost')\n"
+    )
     text = (specialists / "tasks" / "copy.yaml").read_text().replace("task: copy", "task: broken")
-    (tmp_path / "broken.yaml").write_text(text + "\nprocess_results: !function broken.process_results\n")
+    (tmp_path / "broken.yaml").write_text(
+        text + "\nprocess_results: !function broken.process_results\n"
+    )
     evaluator = harness(specialists, "broken", include_path=tmp_path)
     with pytest.raises(EvaluationError, match="broken: the harness raised KeyError: 'lost'"):
         evaluator.evaluate(live(specialists / "models" / "mirror"), "search")
@@ -161,11 +267,15 @@ def test_only_the_objective_knows_which_way_is_up():
 def test_functions_return_numbers_scores_or_dicts(pico):
     model = live(pico / "ada")
     assert FunctionEvaluator("f", lambda m, t: 2).evaluate(model, "search") == {"f": Score(2.0)}
-    assert FunctionEvaluator("f", lambda m, t, split: Score(1, 0.1, 5)).evaluate(model, "search") == {"f": Score(1, 0.1, 5)}
-    both = FunctionEvaluator("f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"})
+    assert FunctionEvaluator("f", lambda m, t, split: Score(1, 0.1, 5)).evaluate(
+        model, "search"
+    ) == {"f": Score(1, 0.1, 5)}
+    both = FunctionEvaluator(
+        "f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"}
+    )
     assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
-    assert All((Fact("sparsity"), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
-    assert Fact("sparsity", "near").evaluate(model, "search") == {"near": Score(-0.5)}
+    assert All((MergeFact("sparsity"), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
+    assert MergeFact("sparsity", "near").evaluate(model, "search") == {"near": Score(-0.5)}
 
 
 def test_functions_that_fail_are_named(pico, tmp_path):
@@ -176,11 +286,20 @@ def test_functions_that_fail_are_named(pico, tmp_path):
         FunctionEvaluator("f", broken).evaluate(live(pico / "ada"), "search")
     with pytest.raises(EvaluationError, match="expected a number"):
         FunctionEvaluator("f", lambda m, t: "good").evaluate(live(pico / "ada"), "search")
-    for path, told in (("no_colon", "module:function"), ("not_there:f", "No module"), ("json:f", "no attribute|cannot|has no")):
+    for path, told in (
+        ("no_colon", "module:function"),
+        ("not_there:f", "No module"),
+        ("json:f", "no attribute|cannot|has no"),
+    ):
         with pytest.raises(EvaluationError, match=told):
             FunctionEvaluator.load("f", path)
     (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
-    assert FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path).evaluate(live(pico / "ada"), "search")["f"].value == 7
+    assert (
+        FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path)
+        .evaluate(live(pico / "ada"), "search")["f"]
+        .value
+        == 7
+    )
     (tmp_path / "half.py").write_text("def score(")
     with pytest.raises(EvaluationError, match="half:score': SyntaxError"):
         FunctionEvaluator.load("f", "half:score", tmp_path)
@@ -202,7 +321,9 @@ def test_functions_of_two_folders_may_be_called_alike(tmp_path):
 def test_a_function_may_import_what_lies_beside_it_and_is_read_anew(tmp_path):
     (tmp_path / "helper_of_mine.py").write_text("VALUE = 7\n")
     for more in (0, 10):
-        (tmp_path / "mine.py").write_text(f"from helper_of_mine import VALUE\n\ndef score(model, tokenizer):\n    return VALUE + {more}\n")
+        (tmp_path / "mine.py").write_text(
+            f"from helper_of_mine import VALUE\n\ndef score(model, tokenizer):\n    return VALUE + {more}\n"
+        )
         assert FunctionEvaluator.load("f", "mine:score", tmp_path).function(None, None) == 7 + more
 
 

@@ -6,9 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from paretomerge.pareto.front import contributions, hypervolume, knee, nondominated, normalised, preferred, reference_point
+from paretomerge.pareto.front import (
+    contributions,
+    hypervolume,
+    knee,
+    nondominated,
+    normalised,
+    preferred,
+    reference_point,
+)
 
-POINTS = arrays(float, st.tuples(st.integers(1, 12), st.integers(2, 3)), elements=st.integers(0, 6).map(float))
+POINTS = arrays(
+    float, st.tuples(st.integers(1, 12), st.integers(2, 3)), elements=st.integers(0, 6).map(float)
+)
 
 
 @given(POINTS)
@@ -30,7 +40,10 @@ def test_of_equal_points_one_counts():
 @settings(max_examples=40, deadline=None)
 def test_hypervolume_counts_unit_cells(points):
     m = points.shape[1]
-    covered = sum(any((p >= np.array(c) + 1).all() for p in points) for c in itertools.product(range(6), repeat=m))
+    covered = sum(
+        any((p >= np.array(c) + 1).all() for p in points)
+        for c in itertools.product(range(6), repeat=m)
+    )
     assert hypervolume(points, np.zeros(m)) == pytest.approx(covered)
 
 
@@ -41,7 +54,9 @@ def test_points_behind_the_reference_add_nothing():
 
 def test_contributions_are_what_would_be_lost():
     points = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [1.0, 1.0]])
-    lost = [hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0]) for i in range(4)]
+    lost = [
+        hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0]) for i in range(4)
+    ]
     assert contributions(points, [0, 0]).tolist() == pytest.approx(lost)
 
 
@@ -61,7 +76,11 @@ def test_knee_and_preferences():
 @settings(max_examples=40, deadline=None)
 def test_picks_do_not_depend_on_units(points, scale, shift):
     assert knee(points) == knee(points * scale + shift) or np.isclose(
-        *(np.linalg.norm(1 - normalised(points), axis=1)[[knee(points), knee(points * scale + shift)]])
+        *(
+            np.linalg.norm(1 - normalised(points), axis=1)[
+                [knee(points), knee(points * scale + shift)]
+            ]
+        )
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from paretomerge.search.points import PointSampler
+from paretomerge.search.point_sampler import PointSampler
 from paretomerge.testing import CONDITIONS, SPACE, check_define_by_run, check_sampler
 
 
@@ -57,12 +57,22 @@ class Blind(Broken):
         copy = optuna.trial.create_trial(params={}, distributions={}, values=[0.0])
         copy.number = sum(t.state.is_finished() for t in study.trials)
         point = super().sample_relative(study, copy, search_space)
-        return point | {"weight/a": 0.01 + copy.number / 100, "rank": 3} if copy.number > 12 else point
+        return (
+            point | {"weight/a": 0.01 + copy.number / 100, "rank": 3} if copy.number > 12 else point
+        )
 
 
 class Cornered(Broken):
     def sample_relative(self, study, trial, search_space):
-        return {"method": "plain", "weight/a": 1.5, "weight/b": 1.5 - trial.number / 1e5, "density": 1.0, "rank": 64, "step": 1.0, "one": 2}
+        return {
+            "method": "plain",
+            "weight/a": 1.5,
+            "weight/b": 1.5 - trial.number / 1e5,
+            "density": 1.0,
+            "rank": 64,
+            "step": 1.0,
+            "one": 2,
+        }
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,11 @@ def test_running_trials_are_seen():
 def test_values_outside_are_found():
     class Outside(optuna.samplers.RandomSampler):
         def sample_independent(self, study, trial, name, distribution):
-            return 9 if name == "extra" else super().sample_independent(study, trial, name, distribution)
+            return (
+                9
+                if name == "extra"
+                else super().sample_independent(study, trial, name, distribution)
+            )
 
     with pytest.raises(AssertionError, match="expected extra inside"):
         check_define_by_run(lambda seed: Outside(seed=seed))

@@ -42,7 +42,12 @@ def test_a_parameter_may_need_several_parents():
     space = SPACE | {"use": CategoricalDistribution((True, False))}
     encoding = Encoding(space, {"density": [("method", ("sparse",)), ("use", (True,))]})
     point = {"method": "sparse", "w": 0.3, "density": 0.4, "rank": 8, "step": 0.5, "use": True}
-    x = encoding.encode([point | change for change in ({}, {"density": 0.9}, {"use": False}, {"use": False, "density": 0.9})])
+    x = encoding.encode(
+        [
+            point | change
+            for change in ({}, {"density": 0.9}, {"use": False}, {"use": False, "density": 0.9})
+        ]
+    )
     assert not np.array_equal(x[0], x[1]) and np.array_equal(x[2], x[3])
 
 
@@ -81,7 +86,9 @@ def test_settled_points_stay_and_decode_to_themselves(unit):
     x = encoding.settle(np.array([unit]))
     np.testing.assert_allclose(encoding.settle(x), x, atol=1e-12)
     np.testing.assert_allclose(encoding.encode([encoding.decode(x[0])]), x, atol=1e-9)
-    assert all(d._contains(d.to_internal_repr(encoding.decode(x[0])[name])) for name, d in SPACE.items())
+    assert all(
+        d._contains(d.to_internal_repr(encoding.decode(x[0])[name])) for name, d in SPACE.items()
+    )
 
 
 NESTED = {
@@ -106,7 +113,11 @@ def test_a_parameter_counts_only_where_its_parent_does():
 
 def test_conditions_of_conditions_are_found_one_by_one():
     points = [nested("p", "u", 2), nested("p", "v"), nested("q", d=3), nested("p", "u", 4)]
-    assert inferred_conditions(points, NESTED) == {"b": [("a", ["p"])], "c": [("b", ["u"])], "d": [("a", ["q"])]}
+    assert inferred_conditions(points, NESTED) == {
+        "b": [("a", ["p"])],
+        "c": [("b", ["u"])],
+        "d": [("a", ["q"])],
+    }
 
 
 def test_what_only_failed_trials_had_is_under_no_condition():
@@ -114,26 +125,53 @@ def test_what_only_failed_trials_had_is_under_no_condition():
 
 
 def test_a_number_may_say_how_many_others_there_are():
-    space = {"n": IntDistribution(1, 4), "m": IntDistribution(0, 1000), **{f"u{i}": FloatDistribution(0, 1) for i in range(4)}}
+    space = {
+        "n": IntDistribution(1, 4),
+        "m": IntDistribution(0, 1000),
+        **{f"u{i}": FloatDistribution(0, 1) for i in range(4)},
+    }
     points = [{"n": n, "m": 7 * n} | {f"u{i}": 0.5 for i in range(n)} for n in (1, 2, 4)]
-    assert inferred_conditions(points, space) == {"u1": [("n", [2, 3, 4])], "u2": [("n", [4])], "u3": [("n", [4])]}
-    gap = [{"n": 1, "u1": 0.5}, {"n": 2}, {"n": 3, "u1": 0.5}]  # no interval: something else decides
+    assert inferred_conditions(points, space) == {
+        "u1": [("n", [2, 3, 4])],
+        "u2": [("n", [4])],
+        "u3": [("n", [4])],
+    }
+    gap = [
+        {"n": 1, "u1": 0.5},
+        {"n": 2},
+        {"n": 3, "u1": 0.5},
+    ]  # no interval: something else decides
     assert inferred_conditions(gap, space) == {}
 
 
-@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution should be")  # Optuna takes them all the same
+@pytest.mark.filterwarnings(
+    "ignore:Choices for a categorical distribution should be"
+)  # Optuna takes them all the same
 def test_a_choice_may_be_a_list():
     space = {"layers": CategoricalDistribution(([1, 2], [3, 4])), "y": FloatDistribution(0, 1)}
-    assert inferred_conditions([{"layers": [1, 2], "y": 0.5}, {"layers": [3, 4]}], space) == {"y": [("layers", [[1, 2]])]}
+    assert inferred_conditions([{"layers": [1, 2], "y": 0.5}, {"layers": [3, 4]}], space) == {
+        "y": [("layers", [[1, 2]])]
+    }
 
 
 def test_a_point_of_another_space_has_no_place():
-    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-3, 1, log=True), "c": CategoricalDistribution(("a", None))}
+    space = {
+        "x": FloatDistribution(0, 1),
+        "y": FloatDistribution(1e-3, 1, log=True),
+        "c": CategoricalDistribution(("a", None)),
+    }
     here = {"x": 0.5, "y": 0.1, "c": None}
-    x = Encoding(space).encode([here | other for other in ({"c": "b"}, {"y": 0.0}, {"y": -0.5}, {"x": "no"}, {"x": None}, {})])
+    x = Encoding(space).encode(
+        [
+            here | other
+            for other in ({"c": "b"}, {"y": 0.0}, {"y": -0.5}, {"x": "no"}, {"x": None}, {})
+        ]
+    )
     assert np.isnan(x[:-1]).all() and np.isfinite(x[-1]).all()
 
 
 def test_a_choice_may_be_no_number():
     encoding = Encoding({"a": CategoricalDistribution((1.0, float("nan")))})
-    np.testing.assert_array_equal(encoding.encode([{"a": float("nan")}, {"a": 1.0}]), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(
+        encoding.encode([{"a": float("nan")}, {"a": 1.0}]), [[0, 1], [1, 0]]
+    )

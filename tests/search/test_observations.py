@@ -12,15 +12,29 @@ SPACE = {"a": FloatDistribution(0, 1)}
 
 def a_study() -> optuna.Study:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    study.add_trial(create_trial(params={"a": 0.1}, distributions=SPACE, values=[1.0, 2.0], user_attrs={"stderr": [0.1, 0.2]}))
+    study.add_trial(
+        create_trial(
+            params={"a": 0.1},
+            distributions=SPACE,
+            values=[1.0, 2.0],
+            user_attrs={"stderr": [0.1, 0.2]},
+        )
+    )
     study.add_trial(create_trial(params={"a": 0.2}, distributions=SPACE, state=TrialState.FAIL))
-    study.add_trial(create_trial(params={"a": 0.3}, distributions=SPACE, values=[3.0, 4.0], constraints={"size": 0.5}))
+    study.add_trial(
+        create_trial(
+            params={"a": 0.3}, distributions=SPACE, values=[3.0, 4.0], constraints={"size": 0.5}
+        )
+    )
     study.add_trial(
         create_trial(
             params={"a": 0.4},
             distributions=SPACE,
             values=[5.0, 6.0],
-            user_attrs={"stderr": [0.3, 0.4], "scores": {"x": [5.0, 0.3, 3, "101"], "y": [6.0, 0.4, 2, [0.5, 1.5]]}},
+            user_attrs={
+                "stderr": [0.3, 0.4],
+                "scores": {"x": [5.0, 0.3, 3, "101"], "y": [6.0, 0.4, 2, [0.5, 1.5]]},
+            },
             constraints={"size": -0.5},
         )
     )
@@ -70,9 +84,13 @@ def two(values, state=TrialState.COMPLETE, **more):
 
 def test_pruned_trials_count_as_tried_in_vain():
     study = optuna.create_study()
-    study.add_trial(create_trial(params={"a": 0.5}, distributions=SPACE, state=TrialState.PRUNED, value=3.0))
+    study.add_trial(
+        create_trial(params={"a": 0.5}, distributions=SPACE, state=TrialState.PRUNED, value=3.0)
+    )
     seen = Observations.of(study)
-    assert seen.params == [{"a": 0.5}] and seen.complete.tolist() == [False] and np.isnan(seen.y).all()
+    assert (
+        seen.params == [{"a": 0.5}] and seen.complete.tolist() == [False] and np.isnan(seen.y).all()
+    )
 
 
 def test_a_value_whose_square_is_infinite_is_as_good_as_infinite():
@@ -83,15 +101,27 @@ def test_a_value_whose_square_is_infinite_is_as_good_as_infinite():
 
 def test_each_objective_may_tell_its_standard_error_or_not():
     study = optuna.create_study(directions=["maximize"] * 2)
-    study.add_trials([two([1.0, 2.0], user_attrs={"stderr": [0.1, None]}), two([1.0, 2.0], user_attrs={"stderr": [1e200, float("nan")]})])
+    study.add_trials(
+        [
+            two([1.0, 2.0], user_attrs={"stderr": [0.1, None]}),
+            two([1.0, 2.0], user_attrs={"stderr": [1e200, float("nan")]}),
+        ]
+    )
     np.testing.assert_array_equal(Observations.of(study).stderr, [[0.1, np.nan], [0.1, np.nan]])
 
 
 @pytest.mark.parametrize("wrong", ["abc", {"a": 1}, 0.1, [0.1], [0.1, -0.2], [[0.1, 0.2]]])
 def test_standard_errors_that_mean_nothing_are_told_of_and_do_not_count(wrong):
     study = optuna.create_study(directions=["maximize"] * 2)
-    study.add_trials([two([1.0, 2.0], user_attrs={"stderr": wrong}), two([1.0, 2.0], user_attrs={"stderr": [0.1, 0.2]})])
-    with pytest.raises(ConfigError, match=r"trial 0: user attribute 'stderr': expected 2 numbers of 0 or more"):
+    study.add_trials(
+        [
+            two([1.0, 2.0], user_attrs={"stderr": wrong}),
+            two([1.0, 2.0], user_attrs={"stderr": [0.1, 0.2]}),
+        ]
+    )
+    with pytest.raises(
+        ConfigError, match=r"trial 0: user attribute 'stderr': expected 2 numbers of 0 or more"
+    ):
         told_stderr(study.trials[0], 2)
     np.testing.assert_array_equal(Observations.of(study).stderr, [[0.1, 0.2]] * 2)
 

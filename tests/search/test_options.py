@@ -6,7 +6,16 @@ from paretomerge.search.options import check_kind, list_of_numbers, seed_of
 
 
 @pytest.mark.parametrize(
-    ("default", "value"), [(True, False), (0, 7), (0, np.int64(7)), (0.0, 7), (0.0, np.float32(0.5)), ("any", 7), (None, [])]
+    ("default", "value"),
+    [
+        (True, False),
+        (0, 7),
+        (0, np.int64(7)),
+        (0.0, 7),
+        (0.0, np.float32(0.5)),
+        ("any", 7),
+        (None, []),
+    ],
 )
 def test_what_is_of_the_kind_of_its_default(default, value):
     check_kind("option", default, value)
@@ -32,7 +41,9 @@ def test_lists_of_numbers(value):
     np.testing.assert_array_equal(list_of_numbers(value), [1, 0.5])
 
 
-@pytest.mark.parametrize("value", [None, 1.0, "1", "one", ["one"], [[1.0]], [[1.0], [1.0, 2.0]], {"a": 1.0}])
+@pytest.mark.parametrize(
+    "value", [None, 1.0, "1", "one", ["one"], [[1.0]], [[1.0], [1.0, 2.0]], {"a": 1.0}]
+)
 def test_other_things_are_empty_lists(value):
     assert list_of_numbers(value).shape == (0,)
 

@@ -8,43 +8,52 @@ import pytest
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.weights import Dial, Grouping, WeightSpace, named_sources
+from paretomerge.space.sources import named_sources
+from paretomerge.space.weights.layers import Grouping
+from paretomerge.space.weights.layout import Granularity
+from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.testing import check_space
 
 
-class StartsOutside(WeightSpace):
+class StartsOutside(WeightSearchSpace):
     def starts(self):
-        return {label: {name: 9.0 if name == "weight/bob" else v for name, v in point.items()} for label, point in super().starts().items()}
+        return {
+            label: {name: 9.0 if name == "weight/bob" else v for name, v in point.items()}
+            for label, point in super().starts().items()
+        }
 
 
-class StartsWithoutSources(WeightSpace):
+class StartsWithoutSources(WeightSearchSpace):
     def starts(self):
         return dict(reversed(super().starts().items()))
 
 
-class NotTheSource(WeightSpace):
+class NotTheSource(WeightSearchSpace):
     def starts(self):
-        return {label: point | {"weight/bob": 0.5} if label == "bob" else point for label, point in super().starts().items()}
+        return {
+            label: point | {"weight/bob": 0.5} if label == "bob" else point
+            for label, point in super().starts().items()
+        }
 
 
-class ForgottenCondition(WeightSpace):
+class ForgottenCondition(WeightSearchSpace):
     @cached_property
     def conditions(self):
         return {"weight/ada": (("method", ("ties",)),)}  # it counts under every method
 
 
-class UnknownParent(WeightSpace):
+class UnknownParent(WeightSearchSpace):
     @cached_property
     def conditions(self):
         return {"density/ada": (("methods", ("ties",)),)}
 
 
-class DeafParameter(WeightSpace):
+class DeafParameter(WeightSearchSpace):
     def recipe(self, params):
         return super().recipe({**params, "weight/cyd": 0.5})
 
 
-class Fickle(WeightSpace):
+class Fickle(WeightSearchSpace):
     calls = 0
 
     def recipe(self, params):
@@ -52,13 +61,21 @@ class Fickle(WeightSpace):
         return replace(super().recipe(params), seed=self.calls)
 
 
-class Shallow(WeightSpace):
+class Shallow(WeightSearchSpace):
     def recipe(self, params):
         piece = super().recipe(params).slices[0]
-        return Recipe("passthrough", (replace(piece, sources=(replace(piece.sources[0], layer_range=(0, 2), parameters={}),)),), self.base)
+        return Recipe(
+            "passthrough",
+            (
+                replace(
+                    piece, sources=(replace(piece.sources[0], layer_range=(0, 2), parameters={}),)
+                ),
+            ),
+            self.base,
+        )
 
 
-class WarmElsewhere(WeightSpace):
+class WarmElsewhere(WeightSearchSpace):
     def warm(self, recipe):
         return super().warm(recipe) | {"weight/ada": 0.123}
 
@@ -79,7 +96,12 @@ class WarmElsewhere(WeightSpace):
 )
 def test_each_law_can_fail(pico, kind, told):
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
-    space = kind(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture, methods=("task_arithmetic", "ties"))
+    space = kind(
+        str(pico / "base"),
+        sources,
+        Checkpoint(str(pico / "base")).architecture,
+        methods=("task_arithmetic", "ties"),
+    )
     with pytest.raises((AssertionError, ConfigError), match=told):
         check_space(space, points=6)
 
@@ -87,16 +109,38 @@ def test_each_law_can_fail(pico, kind, told):
 def test_a_space_that_only_comes_near_its_sources_may_say_so(pico):
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
     architecture = Checkpoint(str(pico / "base")).architecture
-    check_space(WeightSpace(str(pico / "base"), sources, architecture, methods=("ties",), weight=Dial((0.2, 0.8))), points=6)
+    check_space(
+        WeightSearchSpace(
+            str(pico / "base"),
+            sources,
+            architecture,
+            methods=("ties",),
+            weight=Granularity((0.2, 0.8)),
+        ),
+        points=6,
+    )
 
 
 def test_encoder_decoders_and_layers_that_are_shared(pico):
     architecture = Checkpoint(str(pico / "base")).architecture
     flat = replace(architecture, stacks=())
     with pytest.raises(ConfigError, match="expected 1 to 1, the model's layers, got 2"):
-        WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat, weight=Dial((0, 1), Grouping(2)))
-    one = WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat)
+        WeightSearchSpace(
+            str(pico / "base"),
+            {"ada": str(pico / "ada")},
+            flat,
+            weight=Granularity((0, 1), Grouping(2)),
+        )
+    one = WeightSearchSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat)
     assert len(one.recipe(one.point("ties", {"ada": 1.0})).slices) == 1
-    two = replace(architecture, stacks=(architecture.stacks[0], replace(architecture.stacks[0], prefix="decoder.layers.")))
+    two = replace(
+        architecture,
+        stacks=(architecture.stacks[0], replace(architecture.stacks[0], prefix="decoder.layers.")),
+    )
     with pytest.raises(ConfigError, match="several stacks"):
-        WeightSpace(str(pico / "base"), {"ada": str(pico / "ada")}, two, weight=Dial((0, 1), Grouping(2)))
+        WeightSearchSpace(
+            str(pico / "base"),
+            {"ada": str(pico / "ada")},
+            two,
+            weight=Granularity((0, 1), Grouping(2)),
+        )

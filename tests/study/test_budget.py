@@ -4,9 +4,9 @@ import optuna
 import pytest
 
 from paretomerge.errors import ConfigError
+from paretomerge.record.record import Trial
 from paretomerge.study.budget import Budget, End
 from paretomerge.study.known import Known
-from paretomerge.study.record import Trial
 from tests.study.test_study import make, told
 
 
@@ -57,7 +57,10 @@ def test_a_stop_counts_anew_after_the_budget_was_raised(pico, tmp_path):
     study.run(Budget(40, until=0.03, patience=3))
     n = len(study.trials)
     assert study.run(Budget(50, until=0.03, patience=3)).startswith(f"stopped after {n + 2} trials")
-    assert study.run(Budget(50, until=0.03, patience=3)).startswith(f"stopped after {n + 2} trials") and len(study.trials) == n + 2
+    assert (
+        study.run(Budget(50, until=0.03, patience=3)).startswith(f"stopped after {n + 2} trials")
+        and len(study.trials) == n + 2
+    )
 
 
 def test_an_interrupted_study_stops_where_the_whole_one_does(pico, tmp_path):
@@ -66,14 +69,18 @@ def test_an_interrupted_study_stops_where_the_whole_one_does(pico, tmp_path):
     reason = whole.run(budget)
     n = len(whole.trials)
     for k in (9, n - 2, n - 1):
-        make(pico, tmp_path / "parts", sampler=Fading(seed=0)).run(Budget(k, until=0.03, patience=4))
+        make(pico, tmp_path / "parts", sampler=Fading(seed=0)).run(
+            Budget(k, until=0.03, patience=4)
+        )
     parts = make(pico, tmp_path / "parts", sampler=Fading(seed=0))
     assert parts.run(budget) == reason and told(parts) == told(whole)
 
 
 def test_a_sampler_that_expects_nothing_is_refused_with_the_cure(pico, tmp_path):
     study = make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0))
-    with pytest.raises(ConfigError, match=r"got RandomSampler; choose MMMOSampler or leave `until` out"):
+    with pytest.raises(
+        ConfigError, match=r"got RandomSampler; choose MMMOSampler or leave `until` out"
+    ):
         study.run(Budget(9, until=0.01))
     assert not study.trials
 
@@ -91,8 +98,14 @@ def test_unknown_and_sufficient_gains_break_the_row(gain):
 def test_known_merges_in_a_row_end_a_run_until_its_budget_grows():
     finished = [Trial(n, {}, same_as=0) for n in range(100)]
     end = Budget(60).spent(finished, None)
-    assert end is not None and end.stopped and end.reason.startswith("finished 0 trials: the last 100 proposals")
+    assert (
+        end is not None
+        and end.stopped
+        and end.reason.startswith("finished 0 trials: the last 100 proposals")
+    )
     assert Budget(60).spent(finished, end, begun=100) == end
     assert Budget(61).spent(finished, end, begun=100) is None
-    assert Budget(60).spent(finished, None, begun=100) is None  # the second level has made none of them
+    assert (
+        Budget(60).spent(finished, None, begun=100) is None
+    )  # the second level has made none of them
     assert Budget(60).spent([*finished[1:], Trial(100, {})], None) is None

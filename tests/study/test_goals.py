@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from paretomerge.cli.progress import Progress, tally
 from paretomerge.decide.pick import Choice, choose
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import nondominated
 from paretomerge.report.html import write_report
 from paretomerge.report.tables import rows, terminal_table
 from paretomerge.study.goals import Constraint
-from paretomerge.study.progress import Progress, tally
 from tests.study.test_study import make, told
 
 numbers = st.floats(-1e6, 1e6)
@@ -39,17 +39,23 @@ def bound(pico, tmp_path_factory):
     return median_bound(pico, tmp_path_factory.mktemp("free"))
 
 
-def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(pico, tmp_path, bound, capsys):
+def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
+    pico, tmp_path, bound, capsys
+):
     study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=bound)])
     with Progress(study, Console(width=200)) as progress:
         study.run(11, progress.trial)
     assert "infeasible: f/up at least" in capsys.readouterr().out
     trials = study.trials
     broken = [t for t in trials if t.scores["f/up"].value < bound]
-    assert 0 < len(broken) < 11 and [t.number for t in broken] == [t.number for t in trials if not t.feasible]
+    assert 0 < len(broken) < 11 and [t.number for t in broken] == [
+        t.number for t in trials if not t.feasible
+    ]
     kept = [t for t in trials if t.feasible]
     mask = nondominated([t.values(study.objectives) for t in kept])
-    assert [t.number for t in study.front()] == [t.number for t, on in zip(kept, mask, strict=True) if on]
+    assert [t.number for t in study.front()] == [
+        t.number for t, on in zip(kept, mask, strict=True) if on
+    ]
     assert study.hypervolume(trials) == study.hypervolume(kept) >= 0
     assert choose(study, Choice()).feasible
     with pytest.raises(ConfigError, match=r"breaks f/up at least .* \(by "):
@@ -62,8 +68,12 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(pico, tmp
     assert "infeasible: f/up at least" in console.export_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = optuna.load_study(study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db")
-    assert {t.number for t in loaded.best_trials} == {t.number for t in study.front()}  # Optuna reads the same
+        loaded = optuna.load_study(
+            study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db"
+        )
+    assert {t.number for t in loaded.best_trials} == {
+        t.number for t in study.front()
+    }  # Optuna reads the same
 
 
 def test_a_resumed_study_knows_its_constraints(pico, tmp_path, bound):
@@ -84,21 +94,36 @@ def test_samplers_see_in_memory_what_the_record_holds(pico, tmp_path, bound, nam
 
     class Watching(getattr(optuna.samplers, name)):
         def sample_relative(self, study, trial, space):
-            seen.append([(t.constraints, t.user_attrs) for t in study.get_trials(deepcopy=False) if t.number != trial.number])
+            seen.append(
+                [
+                    (t.constraints, t.user_attrs)
+                    for t in study.get_trials(deepcopy=False)
+                    if t.number != trial.number
+                ]
+            )
             return super().sample_relative(study, trial, space)
 
-    study = make(pico, tmp_path, sampler=Watching(seed=0), constraints=[Constraint("f/up", at_least=bound)])
+    study = make(
+        pico, tmp_path, sampler=Watching(seed=0), constraints=[Constraint("f/up", at_least=bound)]
+    )
     study.run(10)
     assert seen[-1] == [(t.constraints, t.user_attrs) for t in study.record.frozen()[:-1]]
-    assert all(constraints and user["scores"]["f/down"][3] == "10" for constraints, user in seen[-1])
+    assert all(
+        constraints and user["scores"]["f/down"][3] == "10" for constraints, user in seen[-1]
+    )
 
 
 def test_a_constraint_that_nothing_keeps(pico, tmp_path):
     study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=1e6)])
     study.run(11)
-    assert not study.front() and study.hypervolume(study.trials) == 0 and study.reference is not None
+    assert (
+        not study.front() and study.hypervolume(study.trials) == 0 and study.reference is not None
+    )
     near = min(study.trials, key=lambda t: -t.scores["f/up"].value)
-    with pytest.raises(ConfigError, match=rf"got none of 11; the nearest, trial {near.number}, breaks f/up at least 1e\+06"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"got none of 11; the nearest, trial {near.number}, breaks f/up at least 1e\+06",
+    ):
         choose(study, Choice())
 
 

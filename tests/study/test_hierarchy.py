@@ -3,17 +3,17 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.decide.pick import Choice, write_pick
 from paretomerge.decide.rescore import score_checkpoint
 from paretomerge.errors import ConfigError, StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
-from paretomerge.merge.resident import ResidentModel
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.record.record import Trial
 from paretomerge.report.html import write_report
 from paretomerge.report.tables import rows
 from paretomerge.study.hierarchy import Then
-from paretomerge.study.record import Trial
-from tests.test_config import write
+from tests.config.test_build import write
 
 SCORE = """
 import torch
@@ -29,12 +29,26 @@ def told(tmp_path, pico, then, **more):
     (tmp_path / "spread_of_logits.py").write_text(SCORE)
     objectives = [{"function": "spread_of_logits:score"}, {"size": "layers"}]
     space = {"methods": ["task_arithmetic", "dare_ties"]}
-    settings = {"objectives": objectives, "space": space, "trials": FIRST, "then": then, "sampler": "evolver", "dtype": "float32"}
+    settings = {
+        "objectives": objectives,
+        "space": space,
+        "trials": FIRST,
+        "then": then,
+        "sampler": "evolver",
+        "dtype": "float32",
+    }
     return write(tmp_path, pico, **settings | more)
 
 
 def opened(tmp_path, pico, then=None, **more):
-    return load_study(told(tmp_path, pico, {"routes": {"blocks": 4}, "trials": SECOND, "front": 2} | (then or {}), **more))
+    return load_study(
+        told(
+            tmp_path,
+            pico,
+            {"routes": {"blocks": 4}, "trials": SECOND, "front": 2} | (then or {}),
+            **more,
+        )
+    )
 
 
 @pytest.fixture
@@ -47,16 +61,29 @@ def finished(tmp_path, pico):
 def test_from_the_file_to_the_pick(finished, tmp_path):
     trials = finished.trials
     assert not [t.failure for t in trials if t.failure]
-    assert [t.level for t in trials] == [0] * FIRST + [1] * SECOND and [t.number for t in trials] == list(range(FIRST + SECOND))
+    assert [t.level for t in trials] == [0] * FIRST + [1] * SECOND and [
+        t.number for t in trials
+    ] == list(range(FIRST + SECOND))
     assert list(finished.routes.sources) == ["ada", "bob", *finished.pool]
-    assert len({finished.recipe(t).key for t in trials}) == len({t.number for t in trials if t.same_as is None})
-    through = [t for t in trials if t.level and any(step.name in finished.pool for step in finished.recipe(t).steps)]
+    assert len({finished.recipe(t).key for t in trials}) == len(
+        {t.number for t in trials if t.same_as is None}
+    )
+    through = [
+        t
+        for t in trials
+        if t.level and any(step.name in finished.pool for step in finished.recipe(t).steps)
+    ]
     assert through, "no route goes through a merge of the first level"
     trial = through[0]
     write_pick(finished, trial, tmp_path / "picked", Choice(trial=trial.number))
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "picked").config.num_hidden_layers == trial.scores["layers"].value
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "picked").config.num_hidden_layers
+        == trial.scores["layers"].value
+    )
     again = score_checkpoint(finished, str(tmp_path / "picked"), "search")
-    assert {name: s.value for name, s in again.items()} == {name: s.value for name, s in trial.scores.items()}
+    assert {name: s.value for name, s in again.items()} == {
+        name: s.value for name, s in trial.scores.items()
+    }
 
 
 def test_one_front_and_one_report_for_both(finished, tmp_path):
@@ -73,7 +100,9 @@ def test_where_size_matters_the_pool_is_tried_with_fewer_layers(finished, tmp_pa
     assert list(shorter) == [f"{name}, middle left out" for name in finished.pool]
     assert {t.scores["layers"].value for t in shorter.values()} == {3}
     (tmp_path / "plain").mkdir()
-    study, config = opened(tmp_path / "plain", pico, objectives=[{"function": "spread_of_logits:score"}])
+    study, config = opened(
+        tmp_path / "plain", pico, objectives=[{"function": "spread_of_logits:score"}]
+    )
     study.run(config.limit)
     assert not [t for t in study.trials if t.label.endswith("middle left out")]
 
@@ -82,7 +111,9 @@ def test_what_is_known_is_not_scored_again(finished):
     """Sources and the pool's members are starts of the second level, and have scores from the first."""
     alone = {finished.recipe(t).key for t in finished.trials if t.level}
     starts = finished.routes.starts()
-    assert not [name for name in finished.routes.sources if finished._recipe(starts[name], 1).key in alone]
+    assert not [
+        name for name in finished.routes.sources if finished._recipe(starts[name], 1).key in alone
+    ]
 
 
 @pytest.mark.parametrize("stop", [4, FIRST, FIRST + 2])
@@ -133,7 +164,11 @@ def test_another_study_begins_with_the_first_level_of_this_one(finished, tmp_pat
         ({"sampler": "polcy"}, {}, "did you mean 'policy'"),
         ({"fronts": 2}, {}, "did you mean 'front'"),
         ({}, {"space": {"routes": {}}}, "a first level that merges in place"),
-        ({}, {"objectives": [{"function": "spread_of_logits:score"}, {"sparsity": True}]}, "scores that routes have, got 'sparsity'"),
+        (
+            {},
+            {"objectives": [{"function": "spread_of_logits:score"}, {"sparsity": True}]},
+            "scores that routes have, got 'sparsity'",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_the_search(tmp_path, pico, then, more, message):
@@ -141,27 +176,38 @@ def test_what_cannot_be_is_told_before_the_search(tmp_path, pico, then, more, me
         opened(tmp_path, pico, then, **more)
 
 
-def test_a_rule_that_only_the_second_sampler_cannot_follow_is_told_before_the_search(tmp_path, pico):
-    study, config = opened(tmp_path, pico, {"sampler": "nsga2"}, sampler="mmmo", budget={"until": "1%"})
+def test_a_rule_that_only_the_second_sampler_cannot_follow_is_told_before_the_search(
+    tmp_path, pico
+):
+    study, config = opened(
+        tmp_path, pico, {"sampler": "nsga2"}, sampler="mmmo", budget={"until": "1%"}
+    )
     with pytest.raises(ConfigError, match=r"budget.until: .* got NSGAIISampler"):
         study.run(config.limit)
     assert not study.trials
 
 
 def test_sources_that_could_not_be_scored_do_not_stop_it(tmp_path, pico):
-    path = told(tmp_path, pico, {"routes": {"blocks": 2}, "trials": 2, "front": 2}, sampler="qmc", trials=6)
+    path = told(
+        tmp_path, pico, {"routes": {"blocks": 2}, "trials": 2, "front": 2}, sampler="qmc", trials=6
+    )
     (tmp_path / "spread_of_logits.py").write_text(
         SCORE.replace("import torch", "import torch\ncalls = []").replace(
-            "    tokens", "    calls.append(1)\n    if len(calls) <= 2:\n        raise RuntimeError('away')\n    tokens", 1
+            "    tokens",
+            "    calls.append(1)\n    if len(calls) <= 2:\n        raise RuntimeError('away')\n    tokens",
+            1,
         )
     )
     study, config = load_study(path)
     study.run(config.limit)
-    assert all(t.failure for t in study.trials[:2]) and [t.level for t in study.trials if not t.failure][-1] == 1
+    assert (
+        all(t.failure for t in study.trials[:2])
+        and [t.level for t in study.trials if not t.failure][-1] == 1
+    )
 
 
 def test_what_routes_cannot_do_is_noted_before_the_search(tmp_path, pico, monkeypatch):
-    monkeypatch.setattr("paretomerge.checkpoint.stream.FOLDS", {})
+    monkeypatch.setattr("paretomerge.checkpoint.fold.FOLDS", {})
     study, _ = opened(tmp_path, pico)
     assert "scales of the stream are left out: llama" in study.then.notes[0]
 
@@ -169,7 +215,10 @@ def test_what_routes_cannot_do_is_noted_before_the_search(tmp_path, pico, monkey
 def test_the_pool_is_of_the_front_without_the_sources():
     objectives = [Objective("a"), Objective("b")]
     points = {"ada": (1.0, 0.0), "": (0.8, 0.7), "soup": (0.5, 0.9), "worse": (0.4, 0.4)}
-    trials = [Trial(n, {}, {"a": Score(a), "b": Score(b)}, label) for n, (label, (a, b)) in enumerate(points.items())]
+    trials = [
+        Trial(n, {}, {"a": Score(a), "b": Score(b)}, label)
+        for n, (label, (a, b)) in enumerate(points.items())
+    ]
 
     def pool(reference=(-0.1, -0.1), **settings):
         then = Then(9, lambda recipes: None, lambda space: None, **settings)

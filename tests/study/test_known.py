@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.evaluate.evaluator import Score
+from paretomerge.record.record import Trial
 from paretomerge.study.known import Known, agenda
-from paretomerge.study.record import Trial
 
 points = st.integers(0, 12)
 
@@ -20,9 +20,19 @@ def plan(starts, known, finished, sources=2):
 
 def test_sources_then_scores_then_the_users_then_the_rest():
     starts = {label: {"x": x} for x, label in enumerate(("ada", "bob", "soup", "ties"))}
-    known = Known({"mine.yml": {"x": 7}, "soup again": {"x": 2}}, (scored(9, 0), scored(1, 1), scored(3, 2), scored(9, 3)))
+    known = Known(
+        {"mine.yml": {"x": 7}, "soup again": {"x": 2}},
+        (scored(9, 0), scored(1, 1), scored(3, 2), scored(9, 3)),
+    )
     told = [(t.label, t.warm) for t in plan(starts, known, [])]
-    assert told == [("ada", ""), ("bob", "old 1"), ("ties", "old 2"), ("warm: old 0", "old 0"), ("mine.yml", ""), ("soup again", "")]
+    assert told == [
+        ("ada", ""),
+        ("bob", "old 1"),
+        ("ties", "old 2"),
+        ("warm: old 0", "old 0"),
+        ("mine.yml", ""),
+        ("soup again", ""),
+    ]
 
 
 @given(
@@ -33,7 +43,10 @@ def test_sources_then_scores_then_the_users_then_the_rest():
 )
 def test_every_point_once_the_sources_first_and_a_resume_changes_nothing(own, mine, old, done):
     starts = {f"start {i}": {"x": x} for i, x in enumerate(own)}
-    known = Known({f"{i}.yml": {"x": x} for i, x in enumerate(mine)}, tuple(scored(x, i) for i, x in enumerate(old)))
+    known = Known(
+        {f"{i}.yml": {"x": x} for i, x in enumerate(mine)},
+        tuple(scored(x, i) for i, x in enumerate(old)),
+    )
     whole = plan(starts, known, [])
     assert [t.label for t in whole[:2]] == ["start 0", "start 1"]
     assert sorted(t.params["x"] for t in whole) == sorted({*own, *mine, *old})

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from paretomerge.config import load_study
+from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError
-from paretomerge.evaluate.evaluator import All, Fact, Objective, Score
-from paretomerge.search.mmmo import MMMOSampler
+from paretomerge.evaluate.evaluator import All, MergeFact, Objective, Score
+from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.goals import Goals
 from paretomerge.study.racing import Racing, drawn_gaps, least_decided, stratified_order
 from paretomerge.study.study import Study
+from tests.config.test_build import write
 from tests.study.test_study import make
-from tests.test_config import write
 
 ITEMS = {"one": 200, "two": 300}
 
@@ -30,7 +30,9 @@ class Quiz:
     def outcomes(self, live, split, wanted):
         found = {}
         state = live.model.state_dict()
-        for which, (name, places) in enumerate(wanted.items() if len(wanted) == 2 else [(n, wanted.get(n, ())) for n in ITEMS]):
+        for which, (name, places) in enumerate(
+            wanted.items() if len(wanted) == 2 else [(n, wanted.get(n, ())) for n in ITEMS]
+        ):
             weight = state["model.layers.0.mlp.up_proj.weight"].detach().float().numpy()
             skill = 40 * float(weight[: 16 * (1 + which)].mean()) * (1 - 2 * which)
             hard = np.random.default_rng(which).normal(size=ITEMS[name]) * 2
@@ -46,13 +48,22 @@ class Quiz:
 
     def evaluate(self, live, split):
         everything = {name: range(n) for name, n in ITEMS.items()}
-        return {name: self.score(split, name, found) for name, found in self.outcomes(live, split, everything).items()}
+        return {
+            name: self.score(split, name, found)
+            for name, found in self.outcomes(live, split, everything).items()
+        }
 
 
-def raced(pico, folder, racing=RACING, more=(), names=("one", "two"), maximise=True) -> tuple[Study, Quiz]:
+def raced(
+    pico, folder, racing=RACING, more=(), names=("one", "two"), maximise=True
+) -> tuple[Study, Quiz]:
     plain, quiz = make(pico, folder / "unused"), Quiz()
-    sampler = MMMOSampler(seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9)
-    goals = Goals(All((quiz, *more)), tuple(Objective(name, maximise) for name in names), racing=racing)
+    sampler = MMMOSampler(
+        seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
+    )
+    goals = Goals(
+        All((quiz, *more)), tuple(Objective(name, maximise) for name in names), racing=racing
+    )
     return Study(folder, plain.space, goals, sampler), quiz
 
 
@@ -69,10 +80,14 @@ def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pic
     assert quiz.asked < 0.9 * 500 * len([t for t in trials if t.same_as is None])
     for t in left:
         n = [t.scores[name].n for name in ITEMS]
-        assert all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True)) and sum(n) < 500
+        assert (
+            all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True)) and sum(n) < 500
+        )
         assert all(t.scores[name].items is None and t.scores[name].stderr > 0 for name in ITEMS)
     front = study.front()
-    assert front and all(t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front)
+    assert front and all(
+        t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front
+    )
 
 
 def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
@@ -81,7 +96,10 @@ def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
     left = [t for t in study.trials if not t.final]
     whole = [quiz.evaluate(study.load(t), "search") for t in left]
     front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
-    beaten = [any(all(f[k] >= scores[name].value for k, name in enumerate(ITEMS)) for f in front) for scores in whole]
+    beaten = [
+        any(all(f[k] >= scores[name].value for k, name in enumerate(ITEMS)) for f in front)
+        for scores in whole
+    ]
     assert len(left) >= 4 and sum(beaten) >= len(left) - 1
 
 
@@ -92,7 +110,14 @@ def test_fewer_is_better_where_the_user_says_so(pico, tmp_path):
     left = [t for t in study.trials if not t.final]
     front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
     beaten = [
-        any(all(f[k] <= quiz.evaluate(study.load(t), "search")[name].value for k, name in enumerate(ITEMS)) for f in front) for t in left
+        any(
+            all(
+                f[k] <= quiz.evaluate(study.load(t), "search")[name].value
+                for k, name in enumerate(ITEMS)
+            )
+            for f in front
+        )
+        for t in left
     ]
     assert left and sum(beaten) >= len(left) - 1
 
@@ -103,7 +128,9 @@ def test_gaps_on_all_items_lie_within_what_some_say(n):
     rng = np.random.default_rng(n)
     stated, came = [], []
     for _ in range(300):
-        right = rng.random((2, 200)) < expit(rng.normal(size=200) + np.array([[rng.normal(0, 0.6)], [0.0]]))
+        right = rng.random((2, 200)) < expit(
+            rng.normal(size=200) + np.array([[rng.normal(0, 0.6)], [0.0]])
+        )
         gaps = (right[0].astype(float) - right[1])[:, None]
         stated.append((drawn_gaps(gaps[:n], 200, 1.0, rng) > 0).mean())
         came.append(gaps.mean() > 0)
@@ -129,11 +156,24 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
         def outcomes(self, live, split, wanted):
             found = super().outcomes(live, split, wanted)
             late = self.asked > 500 * 9
-            return {n: [x if late and at >= 100 else 0.0 for x, at in zip(found[n], wanted[n], strict=True)] for n in found}
+            return {
+                n: [
+                    x if late and at >= 100 else 0.0
+                    for x, at in zip(found[n], wanted[n], strict=True)
+                ]
+                for n in found
+            }
 
     plain, quiz = make(pico, tmp_path / "unused"), Hard()
-    sampler = MMMOSampler(seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9)
-    study = Study(tmp_path, plain.space, Goals(All((quiz,)), (Objective("one"), Objective("two")), racing=RACING), sampler)
+    sampler = MMMOSampler(
+        seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
+    )
+    study = Study(
+        tmp_path,
+        plain.space,
+        Goals(All((quiz,)), (Objective("one"), Objective("two")), racing=RACING),
+        sampler,
+    )
     study.run(12)
     assert sum(t.scores["one"].value > 0 for t in study.trials) >= 2 and len(study.front()) >= 1
     assert next(t for t in study.trials if not t.label).final
@@ -143,10 +183,17 @@ def test_items_go_to_the_score_that_decides():
     sure, even = np.ones((10, 2), dtype=bool), np.tile([[True], [False]], (5, 2))
     assert least_decided({"a": sure, "b": even}, ["a", "b"]) == "b"
     assert least_decided({"a": even, "b": even}, ["b"]) == "b"
-    assert least_decided({"a": sure, "b": even}, ["watched", "a"]) == "a"  # a bound alone decides nothing
+    assert (
+        least_decided({"a": sure, "b": even}, ["watched", "a"]) == "a"
+    )  # a bound alone decides nothing
     behind = ~sure
-    beaten = {"a": np.hstack([even[:, :1], sure[:, :1]]), "b": np.hstack([behind[:, :1], even[:, :1]])}
-    assert least_decided(beaten, ["a", "b"]) == "b"  # even odds in `a` are against one who is behind in `b`
+    beaten = {
+        "a": np.hstack([even[:, :1], sure[:, :1]]),
+        "b": np.hstack([behind[:, :1], even[:, :1]]),
+    }
+    assert (
+        least_decided(beaten, ["a", "b"]) == "b"
+    )  # even odds in `a` are against one who is behind in `b`
 
 
 def test_estimates_are_near_what_all_items_say(pico, tmp_path):
@@ -156,7 +203,9 @@ def test_estimates_are_near_what_all_items_say(pico, tmp_path):
     for t in study.trials:
         if not t.final:
             whole = quiz.evaluate(study.load(t), "search")
-            misses += [(t.scores[name].value - whole[name].value) / t.scores[name].stderr for name in ITEMS]
+            misses += [
+                (t.scores[name].value - whole[name].value) / t.scores[name].stderr for name in ITEMS
+            ]
     assert len(misses) >= 4 and np.sqrt(np.mean(np.square(misses))) < 2
 
 
@@ -180,9 +229,13 @@ def test_a_killed_race_goes_on_as_if_never_stopped(pico, tmp_path):
 
 
 def test_scores_that_have_no_items_are_had_at_once(pico, tmp_path):
-    study, _ = raced(pico, tmp_path, more=(Fact("sparsity"),), names=("one", "two", "sparsity"))
+    study, _ = raced(
+        pico, tmp_path, more=(MergeFact("sparsity"),), names=("one", "two", "sparsity")
+    )
     study.run(14)
-    assert all(t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0 for t in study.trials)
+    assert all(
+        t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0 for t in study.trials
+    )
 
 
 def test_where_nothing_is_sure_enough_nobody_is_left(pico, tmp_path):
@@ -202,11 +255,17 @@ def test_every_beginning_of_the_order_has_the_strata_in_proportion():
 
 def test_study_yaml_says_whether_and_how(tmp_path, pico):
     assert load_study(write(tmp_path, pico))[0].goals.racing is None
-    assert load_study(write(tmp_path, pico, evaluate={"race": True}, seed=3))[0].goals.racing == Racing(seed=3)
-    assert load_study(write(tmp_path, pico, evaluate={"race": "90%"}))[0].goals.racing == Racing(0.9)
+    assert load_study(write(tmp_path, pico, evaluate={"race": True}, seed=3))[
+        0
+    ].goals.racing == Racing(seed=3)
+    assert load_study(write(tmp_path, pico, evaluate={"race": "90%"}))[0].goals.racing == Racing(
+        0.9
+    )
     with pytest.raises(ConfigError, match="race: expected the live model"):
         load_study(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
-    with pytest.raises(ConfigError, match="expected a confidence of 50% or more, such as 95%, got 2%"):
+    with pytest.raises(
+        ConfigError, match="expected a confidence of 50% or more, such as 95%, got 2%"
+    ):
         load_study(write(tmp_path, pico, evaluate={"race": "2%"}))
     with pytest.raises(ConfigError, match="expected a percentage of confidence"):
         load_study(write(tmp_path, pico, evaluate={"race": "2"}))

@@ -13,16 +13,18 @@ import torch
 from rich.console import Console
 
 from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.cli.progress import Progress, tally, volume_text
 from paretomerge.errors import ConfigError, StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
-from paretomerge.search.mmmo import MMMOSampler
-from paretomerge.space.weights import Dial, WeightSpace, named_sources
+from paretomerge.record.record import Record
+from paretomerge.search.mmmo.sampler import MMMOSampler
+from paretomerge.space.sources import named_sources
+from paretomerge.space.weights.layout import Granularity
+from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.budget import evaluated
 from paretomerge.study.goals import Constraint, Goals
 from paretomerge.study.known import Known
-from paretomerge.study.progress import Progress, tally, volume_text
-from paretomerge.study.record import Record
 from paretomerge.study.study import Placement, Study
 
 
@@ -31,16 +33,27 @@ def norms(model, tokenizer):
     state = model.state_dict()
     return {
         "up": Score(state["model.layers.0.mlp.up_proj.weight"].float().norm().item(), 0.001),
-        "down": Score(state["model.layers.0.mlp.up_proj.weight"].float().sum().item(), 0.001, 2, (1.0, 0.0)),
+        "down": Score(
+            state["model.layers.0.mlp.up_proj.weight"].float().sum().item(), 0.001, 2, (1.0, 0.0)
+        ),
     }
 
 
 def make(pico, folder, function=norms, sampler=None, constraints=(), known=Known, **more) -> Study:
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
-    space = WeightSpace(str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture)
-    sampler = sampler or MMMOSampler(seed=0, space=space.distributions, conditions=space.conditions, n_startup=9)
+    space = WeightSearchSpace(
+        str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture
+    )
+    sampler = sampler or MMMOSampler(
+        seed=0, space=space.distributions, conditions=space.conditions, n_startup=9
+    )
     objectives = (Objective("f/up"), Objective("f/down", maximise=False))
-    goals = Goals(FunctionEvaluator("f", function), objectives, tuple(constraints), FunctionEvaluator("w", lambda m, t: 1.0))
+    goals = Goals(
+        FunctionEvaluator("f", function),
+        objectives,
+        tuple(constraints),
+        FunctionEvaluator("w", lambda m, t: 1.0),
+    )
     return Study(folder, space, goals, sampler, known=known, **more)
 
 
@@ -56,7 +69,9 @@ def test_starts_with_what_is_known_and_ends_with_a_front(pico, tmp_path):
     assert [t.label for t in trials[:4]] == ["ada", "bob", "cyd", "uniform soup"]
     assert [t.number for t in trials] == list(range(11)) and not any(t.failure for t in trials)
     assert {"ask", "merge", "evaluate", "record"} <= set(events[-1].seconds)
-    volumes = [e.hypervolume for e in events[2:]]  # the reference stands once the sources are scored
+    volumes = [
+        e.hypervolume for e in events[2:]
+    ]  # the reference stands once the sources are scored
     assert volumes == sorted(volumes)
     front = study.front()
     for trial in trials:
@@ -75,7 +90,10 @@ def test_resuming_goes_on_as_if_never_stopped(pico, tmp_path):
 def test_optuna_reads_the_record(pico, tmp_path):
     make(pico, tmp_path).run(4)
     loaded = optuna.load_study(study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db")
-    assert len(loaded.trials) == 4 and loaded.trials[1].values[1] == -loaded.trials[1].user_attrs["scores"]["f/down"][0]
+    assert (
+        len(loaded.trials) == 4
+        and loaded.trials[1].values[1] == -loaded.trials[1].user_attrs["scores"]["f/down"][0]
+    )
     assert loaded.trials[0].user_attrs["stderr"] == [0.001, 0.001]
 
 
@@ -95,7 +113,9 @@ def test_kill_9_loses_no_finished_trial(pico, tmp_path):
     from tests.conftest import REPOSITORY
 
     code = KILLED.format(root=str(REPOSITORY), pico=str(pico), folder=str(tmp_path / "killed"))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == "3":
@@ -163,8 +183,13 @@ def test_the_same_recipe_is_not_scored_twice_and_that_shows(pico, tmp_path):
     told = study.run(n + 3)
     again = [t for t in study.trials if t.same_as is not None]
     assert len(calls) == evaluated(study.trials) == len(study.trials) - len(again) < n + 3
-    assert told.endswith("the last 100 proposals were merges that had been scored") and len(again) >= 100
-    assert make(pico, tmp_path, counted, sampler=Stubborn(seed=0)).run(n + 3) == told and len(study.trials) == len(calls) + len(again)
+    assert (
+        told.endswith("the last 100 proposals were merges that had been scored")
+        and len(again) >= 100
+    )
+    assert make(pico, tmp_path, counted, sampler=Stubborn(seed=0)).run(n + 3) == told and len(
+        study.trials
+    ) == len(calls) + len(again)
     assert all(t.scores == study.trials[t.same_as].scores for t in again)
     assert f"{len(again)} reused" in tally(study.trials)
 
@@ -182,7 +207,11 @@ def test_held_out_scores_are_kept_and_watched_ones_added(pico, tmp_path):
 
 
 def test_what_is_shown_as_held_out_was_measured_there(pico, tmp_path, capsys):
-    study = make(pico, tmp_path, lambda model, tokenizer, split: {"up": 0.25 if split == "search" else 0.75, "down": 0.0})
+    study = make(
+        pico,
+        tmp_path,
+        lambda model, tokenizer, split: {"up": 0.25 if split == "search" else 0.75, "down": 0.0},
+    )
     study.run(1)
     with Progress(study, Console(width=120)) as progress:
         study.hold_out(study.trials, progress.held_out)
@@ -199,8 +228,12 @@ def test_trials_of_another_question_are_refused(pico, tmp_path):
 def test_a_record_without_trials_begins_anew(pico, tmp_path):
     make(pico, tmp_path, identity={"space": [1, 2]}).record.note("home", "elsewhere")
     study = make(pico, tmp_path, identity={"space": [1, 3]})
-    assert study.record.noted("identity") == {"space": [1, 3]} and study.record.noted("home") is None
-    one = Record(study.record.storage, study.objectives[:1], {"objectives": 1})  # another number of objectives, too
+    assert (
+        study.record.noted("identity") == {"space": [1, 3]} and study.record.noted("home") is None
+    )
+    one = Record(
+        study.record.storage, study.objectives[:1], {"objectives": 1}
+    )  # another number of objectives, too
     assert len(one._study.directions) == 1
     make(pico, tmp_path, identity={"space": [1, 3]}).run(1)
     with pytest.raises(StudyError, match="another `study_name` where `storage` is set"):
@@ -213,17 +246,23 @@ def test_without_an_identity_the_question_is_compared(pico, tmp_path):
     with pytest.raises(StudyError, match="constraints changed since"):
         make(pico, tmp_path, constraints=[Constraint("f/up", at_least=0)])
     study = make(pico, tmp_path)
-    narrow = replace(study.space, weight=Dial((0.0, 1.0)))
+    narrow = replace(study.space, weight=Granularity((0.0, 1.0)))
     with pytest.raises(StudyError, match="distributions changed since"):
         Study(tmp_path, narrow, study.goals, study.sampler)
-    renamed = replace(study.space, sources={"ada": str(pico / "cyd"), "bob": str(pico / "bob"), "cyd": str(pico / "ada")})
+    renamed = replace(
+        study.space,
+        sources={"ada": str(pico / "cyd"), "bob": str(pico / "bob"), "cyd": str(pico / "ada")},
+    )
     with pytest.raises(StudyError, match="holds trials of another study: sources changed since"):
         Study(tmp_path, renamed, study.goals, study.sampler)
 
 
 def test_a_device_that_is_not_there_costs_no_trial(pico, tmp_path):
     study = make(pico, tmp_path, placement=Placement(device="tpu"))
-    with pytest.raises(ConfigError, match="device: expected cpu, cuda or cuda:N with such a GPU in this machine, got 'tpu'"):
+    with pytest.raises(
+        ConfigError,
+        match="device: expected cpu, cuda or cuda:N with such a GPU in this machine, got 'tpu'",
+    ):
         study.run(2)
     assert not study.trials
 
@@ -233,7 +272,9 @@ def test_a_score_beyond_all_measure_stops_nothing(pico, tmp_path):
 
     def wild(model, tokenizer):
         scores = norms(model, tokenizer)
-        return scores | {"down": Score(1e200)} if scores["up"].value > scores["down"].value else scores
+        return (
+            scores | {"down": Score(1e200)} if scores["up"].value > scores["down"].value else scores
+        )
 
     study = make(pico, tmp_path, wild)
     study.run(12)
@@ -254,7 +295,9 @@ def test_a_full_disk_is_told_and_finished_trials_stay(pico, tmp_path, monkeypatc
     study.run(2)
 
     def full(*_, **__):
-        raise sqlalchemy.exc.OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
+        raise sqlalchemy.exc.OperationalError(
+            "insert", {}, sqlite3.OperationalError("database or disk is full")
+        )
 
     monkeypatch.setattr(study.record._study, "add_trial", full)
     with pytest.raises(StudyError, match="free some space"):
@@ -271,7 +314,9 @@ def test_any_optuna_sampler_works_and_resumes(pico, tmp_path, name):
     study.run(10)
     make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0)).run(12)
     make(pico, tmp_path, sampler=optuna.samplers.RandomSampler(seed=0)).run(13)
-    assert len({str(t.params) for t in study.trials}) == 13  # a sampler that is seeded alike again repeats nothing
+    assert (
+        len({str(t.params) for t in study.trials}) == 13
+    )  # a sampler that is seeded alike again repeats nothing
 
 
 def test_the_live_model_is_in_the_dtype_that_will_be_written(pico, tmp_path):
@@ -288,7 +333,12 @@ def test_what_a_failure_says_is_shown_as_it_is(pico, tmp_path, capsys, terminal)
     told = "[/a] [enforce fail] :key:"
     study = make(pico, tmp_path)
     with Progress(study, Console(width=300, force_terminal=terminal)) as progress:
-        study.run(1, lambda event: progress.trial(replace(event, trial=replace(event.trial, label="", failure=told))))
+        study.run(
+            1,
+            lambda event: progress.trial(
+                replace(event, trial=replace(event.trial, label="", failure=told))
+            ),
+        )
     assert told in capsys.readouterr().out
 
 
@@ -312,7 +362,9 @@ def test_two_processes_do_not_search_in_one_folder(pico, tmp_path):
     first, second = make(pico, tmp_path / "s"), make(pico, tmp_path / "s")
 
     def meanwhile(event):
-        with pytest.raises(StudyError, match="got another process that does; wait for it or stop it"):
+        with pytest.raises(
+            StudyError, match="got another process that does; wait for it or stop it"
+        ):
             second.run(6)
 
     first.run(4, meanwhile)
@@ -338,4 +390,9 @@ def test_a_record_outlives_settings_that_nobody_sets(pico, tmp_path):
 
 
 def test_the_hypervolume_of_many_objectives_is_no_row_of_zeros():
-    assert [volume_text(v) for v in (0.0, 0.5, 0.001, 8e-12)] == ["0.0000", "0.5000", "0.0010", "8.00e-12"]
+    assert [volume_text(v) for v in (0.0, 0.5, 0.001, 8e-12)] == [
+        "0.0000",
+        "0.5000",
+        "0.0010",
+        "8.00e-12",
+    ]

@@ -10,12 +10,12 @@ import time
 import pytest
 import yaml
 
-from paretomerge.config import load_study
+from paretomerge.cli.progress import tally
+from paretomerge.config.build import load_study
 from paretomerge.decide.pick import Choice, choose
 from paretomerge.errors import ConfigError
 from paretomerge.report.html import write_report
 from paretomerge.study.budget import evaluated
-from paretomerge.study.progress import tally
 from tests.conftest import REPOSITORY
 
 FUNCTIONS = """
@@ -40,7 +40,10 @@ def write(pico, folder, name="study", **changes):
         "base": str(pico / "base"),
         "models": [str(pico / "ada"), str(pico / "bob")],
         "space": {"methods": ["task_arithmetic", "ties"]},
-        "objectives": [{"function": "norms_of_tensors:up"}, {"function": "norms_of_tensors:down", "direction": "minimize"}],
+        "objectives": [
+            {"function": "norms_of_tensors:up"},
+            {"function": "norms_of_tensors:down", "direction": "minimize"},
+        ],
         "sampler": {"name": "RandomSampler"},
         "trials": 9,
     } | changes
@@ -89,9 +92,9 @@ def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, firs
         assert (taken.held_out or {}) == (t.held_out or {})
         assert taken.label == (t.label or f"warm: runs/first {t.number}")
     assert study.reference == old.reference
-    assert {t.scores["up"].value for t in old.front()} - {t.scores["up"].value for t in study.front()} <= {
-        t.scores["up"].value for t in old.trials
-    }
+    assert {t.scores["up"].value for t in old.front()} - {
+        t.scores["up"].value for t in study.front()
+    } <= {t.scores["up"].value for t in old.trials}
     choose(study, Choice())
     assert "warm: runs/first" in write_report(study, first / "r.html").read_text()
     again = run(path)
@@ -99,27 +102,53 @@ def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, firs
 
 
 def test_other_bounds_keep_what_lies_inside(pico, first):
-    path = write(pico, first, "narrow", space={"methods": ["task_arithmetic", "ties"], "weight": {"bounds": [0.0, 1.0]}}, trials=1)
+    path = write(
+        pico,
+        first,
+        "narrow",
+        space={"methods": ["task_arithmetic", "ties"], "weight": {"bounds": [0.0, 1.0]}},
+        trials=1,
+    )
     path.write_text(path.read_text() + "warm_start: [first.yaml]\n")
     study, config = load_study(path)
     (note,) = study.known.notes
     kept = len(study.known.scored)
-    assert 0 < kept < 9 and f"{kept} of 9 trials taken over" in note and f"{9 - kept} lie outside the space" in note
+    assert (
+        0 < kept < 9
+        and f"{kept} of 9 trials taken over" in note
+        and f"{9 - kept} lie outside the space" in note
+    )
     study.run(config.limit)
-    assert all(0 <= value <= 1 for t in study.trials for name, value in t.params.items() if name.startswith("weight"))
+    assert all(
+        0 <= value <= 1
+        for t in study.trials
+        for name, value in t.params.items()
+        if name.startswith("weight")
+    )
 
 
 def test_studies_of_several_names_share_a_database(pico, tmp_path):
     shared = {"storage": "sqlite:///both.db", "trials": 2}
     run(write(pico, tmp_path, "one", study_name="one", **shared))
-    study = run(write(pico, tmp_path, "two", study_name="two", warm_start="one.yaml", **shared | {"trials": 1}))
-    assert [t.warm for t in study.trials if t.warm] == ["one.yaml 0", "one.yaml 1"] and len(study.trials) == 3
+    study = run(
+        write(
+            pico, tmp_path, "two", study_name="two", warm_start="one.yaml", **shared | {"trials": 1}
+        )
+    )
+    assert [t.warm for t in study.trials if t.warm] == ["one.yaml 0", "one.yaml 1"] and len(
+        study.trials
+    ) == 3
     lost, _ = load_study(write(pico, tmp_path, "three", warm_start="sqlite:///both.db"))
-    with pytest.raises(ConfigError, match=r"expected a study named 'paretomerge' in .*both.db, got one, two; .* give the study.yaml"):
+    with pytest.raises(
+        ConfigError,
+        match=r"expected a study named 'paretomerge' in .*both.db, got one, two; .* give the study.yaml",
+    ):
         lost.run(1)
     write(pico, tmp_path, "gone", study_name="gone", **shared)
     lost, _ = load_study(write(pico, tmp_path, "four", warm_start="gone.yaml"))
-    with pytest.raises(ConfigError, match=r"expected a study named 'gone' in \S*both.db, got one, two"):
+    with pytest.raises(
+        ConfigError, match=r"expected a study named 'gone' in \S*both.db, got one, two"
+    ):
         lost.run(1)
 
 
@@ -141,12 +170,33 @@ def test_under_another_question_the_front_is_evaluated_again(pico, first):
 def test_scores_serve_fewer_objectives_and_other_bounds_but_no_new_score(pico, first):
     before = calls(first)
     up = {"function": "norms_of_tensors:up"}
-    one = write(pico, first, "one", objectives=[up], constraints=[up | {"at_least": 0}], warm_start="runs/first", trials=2)
+    one = write(
+        pico,
+        first,
+        "one",
+        objectives=[up],
+        constraints=[up | {"at_least": 0}],
+        warm_start="runs/first",
+        trials=2,
+    )
     study = run(one)
     study.hold_out(study.front())
-    assert len(study.trials) == 11 and set(study.trials[0].scores) == {"up"} and study.objectives_and_watched() == ["up"]
-    assert len(study.front()) == 1 and calls(first) - before in (2, 3)  # the best may be new, then it was held out
-    new = write(pico, first, "new", constraints=[{"sparsity": True, "at_least": -1}], warm_start=["runs/first", "runs/one"])
+    assert (
+        len(study.trials) == 11
+        and set(study.trials[0].scores) == {"up"}
+        and study.objectives_and_watched() == ["up"]
+    )
+    assert len(study.front()) == 1 and calls(first) - before in (
+        2,
+        3,
+    )  # the best may be new, then it was held out
+    new = write(
+        pico,
+        first,
+        "new",
+        constraints=[{"sparsity": True, "at_least": -1}],
+        warm_start=["runs/first", "runs/one"],
+    )
     known = load_study(new)[0].known
     assert not known.scored and all("score 'sparsity'" in note for note in known.notes)
     assert "score 'down', score 'sparsity'" in known.notes[1]
@@ -163,7 +213,9 @@ def test_scores_serve_fewer_objectives_and_other_bounds_but_no_new_score(pico, f
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(pico, first, changes, cure):
-    changes = yaml.safe_load(yaml.safe_dump({"warm_start": "runs/first"} | changes).replace("PICO", str(pico)))
+    changes = yaml.safe_load(
+        yaml.safe_dump({"warm_start": "runs/first"} | changes).replace("PICO", str(pico))
+    )
     study, config = load_study(write(pico, first, "refused" + re.sub(r"\W", "", cure), **changes))
     before = calls(first)
     with pytest.raises(ConfigError, match=cure):
@@ -193,24 +245,48 @@ parameters: {{normalize: false}}
 def test_recipes_of_the_user_come_right_after_the_sources(pico, tmp_path):
     path = write(pico, tmp_path, starts=["mine.yml", "same.yml"], trials=4)
     for name in ("mine", "same"):
-        (tmp_path / f"{name}.yml").write_text(RECIPE.format(base=pico / "base", pico=pico, weight=0.5))
+        (tmp_path / f"{name}.yml").write_text(
+            RECIPE.format(base=pico / "base", pico=pico, weight=0.5)
+        )
     study = run(path)
-    assert [t.label for t in study.trials] == ["ada", "bob", "mine.yml", "uniform soup"]  # the second says the same again
-    assert study.trials[2].params["density/ada"] == 0.75 and study.trials[2].params["weight/bob"] == 0.5
+    assert [t.label for t in study.trials] == [
+        "ada",
+        "bob",
+        "mine.yml",
+        "uniform soup",
+    ]  # the second says the same again
+    assert (
+        study.trials[2].params["density/ada"] == 0.75
+        and study.trials[2].params["weight/bob"] == 0.5
+    )
     (tmp_path / "late.yml").write_text(RECIPE.format(base=pico / "base", pico=pico, weight=0.9))
-    later = run(write(pico, tmp_path, starts=["mine.yml", "late.yml"], trials=6))  # starts may be added while a study goes on
-    assert [t.label for t in later.trials][4:] == ["late.yml", "task arithmetic 0.7"]  # 0.5 of each is the soup of two
+    later = run(
+        write(pico, tmp_path, starts=["mine.yml", "late.yml"], trials=6)
+    )  # starts may be added while a study goes on
+    assert [t.label for t in later.trials][4:] == [
+        "late.yml",
+        "task arithmetic 0.7",
+    ]  # 0.5 of each is the soup of two
 
 
 def test_every_bad_start_is_told_before_anything_is_merged(pico, tmp_path):
     (tmp_path / "far.yml").write_text(RECIPE.format(base=pico / "base", pico=pico, weight=7))
     (tmp_path / "based.yml").write_text(RECIPE.format(base=pico / "cyd", pico=pico, weight=0.5))
     (tmp_path / "torn.yml").write_text("merge_method: [")
-    study, config = load_study(write(pico, tmp_path, starts=["far.yml", "based.yml", "torn.yml", "none.yml"], warm_start="nowhere"))
+    study, config = load_study(
+        write(
+            pico,
+            tmp_path,
+            starts=["far.yml", "based.yml", "torn.yml", "none.yml"],
+            warm_start="nowhere",
+        )
+    )
     with pytest.raises(ConfigError) as error:
         study.run(config.limit)
     message = str(error.value)
-    assert "5 problems" in message and all(f"{name}.yml" in message for name in ("far", "based", "torn", "none"))
+    assert "5 problems" in message and all(
+        f"{name}.yml" in message for name in ("far", "based", "torn", "none")
+    )
     assert "weight/bob" in message and "nowhere" in message and calls(tmp_path) == 0
 
 
@@ -222,8 +298,10 @@ def test_kill_9_while_scores_are_taken_over_and_later(pico, first):
     beside = load_study(path)[0]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SLOW": "0.3"}
     for enough in (lambda: len(beside.trials) >= 3, lambda: evaluated(beside.trials) >= 2):
-        command = [sys.executable, "-m", "paretomerge.cli", "search", "--quiet", str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=REPOSITORY)
+        command = [sys.executable, "-m", "paretomerge.cli.main", "search", "--quiet", str(path)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, env=environment, cwd=REPOSITORY
+        )
         while not enough() and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -235,17 +313,33 @@ def test_kill_9_while_scores_are_taken_over_and_later(pico, first):
 def test_the_command_line_says_what_was_known_and_why_it_ended(pico, first, monkeypatch):
     from typer.testing import CliRunner
 
-    from paretomerge.cli import app
+    from paretomerge.cli.main import app
 
     monkeypatch.setenv("COLUMNS", "160")
     constraint = {"function": "norms_of_tensors:up", "at_least": 0}
-    path = write(pico, first, "told", warm_start="runs/first", budget={"trials": 2}, trials=None, constraints=[constraint])
+    path = write(
+        pico,
+        first,
+        "told",
+        warm_start="runs/first",
+        budget={"trials": 2},
+        trials=None,
+        constraints=[constraint],
+    )
     path.write_text(path.read_text().replace("trials: null\n", ""))
     found = CliRunner().invoke(app, ["search", str(path)], catch_exceptions=False)
-    assert "note: runs/first: 9 of 9 trials taken over with their scores, beside the budget" in found.stderr
-    assert "finished 2 trials (0 failed, 9 taken over)" in found.stdout and "Pareto front" in found.stdout
+    assert (
+        "note: runs/first: 9 of 9 trials taken over with their scores, beside the budget"
+        in found.stderr
+    )
+    assert (
+        "finished 2 trials (0 failed, 9 taken over)" in found.stdout
+        and "Pareto front" in found.stdout
+    )
     told = CliRunner().invoke(app, ["status", str(path)]).stdout
-    assert told.startswith("2 of 2 trials, 0 failed, 9 taken over, ") and told.endswith("finished 2 trials\n")
+    assert told.startswith("2 of 2 trials, 0 failed, 9 taken over, ") and told.endswith(
+        "finished 2 trials\n"
+    )
     more = CliRunner().invoke(app, ["search", "--trials", "3", str(path)]).stdout
     assert "   3/3  " in more and "   2/" not in more
     path.write_text(path.read_text().replace("at_least: 0", "at_least: 99"))

@@ -1,0 +1,5 @@
+"""`python -m paretomerge`."""
+
+from paretomerge.cli.main import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m paretomerge.cli.main`."""
+
+from paretomerge.cli.main import main
+
+main()

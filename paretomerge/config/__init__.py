@@ -1,0 +1,1 @@
+"""study.yaml as data, and the objects that it describes."""

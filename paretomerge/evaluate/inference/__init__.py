@@ -1,0 +1,1 @@
+"""Fast batched inference on the resident model."""

@@ -1,0 +1,1 @@
+"""Merges written into a loaded model, without touching the disk."""

@@ -1,0 +1,1 @@
+"""A recipe, checked against headers, as a list of tensor jobs."""

@@ -1,0 +1,1 @@
+"""Other samplers of the field, under the same interface."""

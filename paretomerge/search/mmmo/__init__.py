@@ -1,0 +1,1 @@
+"""MM-MO: multi-objective Bayesian optimisation of merges."""

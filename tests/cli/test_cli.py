@@ -1,0 +1,313 @@
+"""The whole way on the specialists, as a user walks it: in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.config.test_build import write
+
+ENVIRONMENT = os.environ | {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "160",
+}
+
+
+def paretomerge(
+    *arguments: object, cwd: Path | None = None, ok: bool = True
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paretomerge.cli.main", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False
+    )
+    if ok:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def small(specialists, tmp_path_factory) -> Path:
+    """The shipped study with few trials and few items, in a folder of its own; already searched."""
+    folder = tmp_path_factory.mktemp("small")
+    study = yaml.safe_load((specialists / "study.yaml").read_text())
+    study["base"] = str(specialists / "models" / "base")
+    study["models"] = [str(specialists / "models" / m) for m in ("order", "mirror", "scribe")]
+    study["evaluate"] |= {
+        "include_path": str(specialists / "tasks"),
+        "data_root": str(specialists.parent.parent),
+        "search_items": 30,
+    }
+    study["watch"] = ["copy"]
+    study["trials"] = 11
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    paretomerge("search", folder / "study.yaml")
+    return folder / "study.yaml"
+
+
+@pytest.mark.slow
+def test_search_status_front(small):
+    assert "11 of 11 trials, 0 failed" in paretomerge("status", small).stdout
+    again = paretomerge("search", small).stdout
+    assert "Pareto front" in again and "/11" not in again  # nothing is left to do
+    told = json.loads(paretomerge("front", small, "--json").stdout)
+    assert told["objectives"] == ["sort", "reverse", "translate"]
+    assert all(
+        row["held_out"]["sort"]["n"] == 600 and row["search"]["sort"]["n"] == 30
+        for row in told["front"]
+    )
+
+
+@pytest.mark.slow
+def test_compare(small):
+    (found,) = json.loads(
+        paretomerge(
+            "compare", "scribe", "mirror", "--study", small, "--task", "reverse", "--json"
+        ).stdout
+    )
+    assert (
+        found["n"] == 600
+        and found["difference"] < -0.3
+        and found["p"] < 1e-4
+        and found["only_other"] > found["only_one"]
+    )
+    shown = paretomerge("compare", "scribe", "mirror", "--study", small).stdout
+    assert (
+        "scribe − mirror" in shown and "right alone" in shown and len(shown.splitlines()) == 6
+    )  # watched tasks too
+    wrong = paretomerge("compare", "scribe", "miror", "--study", small, ok=False)
+    assert wrong.returncode == 1 and "or one of: order, mirror, scribe" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(small, tmp_path):
+    """Also under lm-eval's own command line, in another process, on the held-out items."""
+    from paretomerge.config.build import load_study
+
+    paretomerge("pick", small, "--prefer", "reverse=0.6,translate=0.4", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    number = int(card.split("Trial ")[1].split()[0])
+    (trial,) = [t for t in load_study(small)[0].trials if t.number == number]
+    for split, recorded in (("search", trial.scores), ("held_out", trial.held_out)):
+        told = json.loads(
+            paretomerge(
+                "evaluate", tmp_path / "out", "--study", small, "--split", split, "--json"
+            ).stdout
+        )
+        assert set(told) == set(recorded)
+        for name, score in recorded.items():
+            assert tuple(told[name]["items"]) == score.items and told[name]["value"] == score.value
+    assert paretomerge("pick", small, "--knee", "--out", tmp_path / "out", ok=False).returncode == 1
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={tmp_path}/out",
+        "--tasks",
+        "reverse",
+    ]
+    config = yaml.safe_load(small.read_text())["evaluate"]
+    command += [
+        "--include_path",
+        config["include_path"],
+        "--batch_size",
+        "128",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path / "lm"),
+    ]
+    subprocess.run(
+        command, cwd=config["data_root"], env=ENVIRONMENT, check=True, capture_output=True
+    )
+    (file,) = (tmp_path / "lm").rglob("results_*.json")
+    assert (
+        json.loads(file.read_text())["results"]["reverse"]["acc,none"]
+        == trial.held_out["reverse"].value
+    )
+
+
+@pytest.mark.slow
+def test_report_is_one_file(small, tmp_path):
+    paretomerge("report", small, "--out", tmp_path / "r.html", "--trial", "3")
+    page = (tmp_path / "r.html").read_text()
+    assert "<script src" not in page and "uniform soup" in page and "merge_method" in page
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
+    study = yaml.safe_load(small.read_text()) | {"trials": 500}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "paretomerge.cli.main",
+        "search",
+        str(tmp_path / "study.yaml"),
+    ]
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a job in the background is started deaf to it
+    process = subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "2/500" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (
+        process.returncode == 130
+        and "the same command goes on" in errors
+        and "Traceback" not in errors
+    )
+    assert " of 500 trials, 0 failed" in paretomerge("status", tmp_path / "study.yaml").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["search", "nowhere.yaml"], "no such file"),
+        (["merge", "nowhere.yml", "out"], "expected a recipe"),
+        (["merge", "bad.yml", "out"], "did you mean 'ties'"),
+        (["merge", "missing.yml", "out"], "there is no such folder"),
+        (["status", "typo.yaml"], "did you mean 'models'"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(tmp_path, arguments, told):
+    (tmp_path / "bad.yml").write_text("merge_method: tiess\nmodels: [{model: ./a}]")
+    (tmp_path / "missing.yml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]"
+    )
+    (tmp_path / "typo.yaml").write_text("base: x\nmodles: []\nobjectives: [{sparsity: true}]")
+    done = paretomerge(*arguments, cwd=tmp_path, ok=False)
+    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    debug = paretomerge("--debug", *arguments, cwd=tmp_path, ok=False)
+    assert debug.returncode != 0 and "Traceback" in debug.stderr
+
+
+def test_merge_writes_a_checkpoint(pico, tmp_path):
+    text = f"merge_method: linear\nmodels: [{{model: {pico}/ada}}, {{model: {pico}/bob}}]\nparameters: {{weight: 1}}"
+    (tmp_path / "r.yml").write_text(text)
+    paretomerge("merge", "r.yml", "out", cwd=tmp_path)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    again = paretomerge("merge", "r.yml", "out", cwd=tmp_path, ok=False)
+    assert again.returncode == 1 and "--overwrite" in again.stderr
+    paretomerge("merge", "r.yml", "out", "--overwrite", cwd=tmp_path)
+
+
+def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(pico, tmp_path):
+    from paretomerge.cli.main import pick
+    from paretomerge.config.build import load_study
+    from paretomerge.errors import CheckpointError
+
+    study, _ = load_study(write(tmp_path, pico))
+    study.run(1)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        pick(tmp_path / "study.yaml", tmp_path, trial=0)
+    assert study.trials[0].held_out is None
+    pick(tmp_path / "study.yaml", tmp_path / "out", trial=0)
+    assert study.trials[0].held_out and (tmp_path / "out" / "config.json").is_file()
+
+
+def test_what_a_trial_says_of_its_failure_is_printed_as_it_is(pico, tmp_path):
+    file = write(tmp_path, pico)
+    (tmp_path / "mine.py").write_text(
+        "def other(model, tokenizer): return 1\ndef score(model, tokenizer): raise ValueError('[/a/b] [enforce fail] :key:')\n"
+    )
+    assert (
+        "[/a/b] [enforce fail] :key:"
+        in paretomerge("search", file, "--trials", "1", ok=False).stdout
+    )
+    assert "[/a/b] [enforce fail] :key:" in paretomerge("status", file).stdout
+
+
+def test_help_names_every_command():
+    told = paretomerge("--help").stdout
+    assert all(
+        c in told
+        for c in ("quickstart", "search", "status", "front", "pick", "merge", "evaluate", "report")
+    )
+
+
+def recipe(pico: Path, folder: Path, text: str) -> Path:
+    (folder / "recipe.yml").write_text(text.replace("PICO", str(pico)))
+    return folder / "recipe.yml"
+
+
+TIES = "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada}, {model: PICO/bob}]\nparameters: {weight: 0.5, gamma: 0.1}\n"
+
+
+def test_plan_tells_what_a_merge_needs_and_merge_does_it(pico, tmp_path):
+    file = recipe(pico, tmp_path, TIES)
+    told = paretomerge("plan", file)
+    assert "39 tensors, 4 layers, bfloat16" in told.stdout and "on one core" in told.stdout
+    assert "note: parameters: `gamma` means nothing to ties" in told.stderr
+    plan = json.loads(paretomerge("plan", file, "--json").stdout)
+    merged = paretomerge(
+        "merge", file, "out", "--shard-size", "20KB", "--threads", "2", cwd=tmp_path
+    )
+    assert "wrote out" in merged.stdout and "note:" in merged.stderr
+    sizes = [f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors")]
+    assert len(sizes) > 1 and plan["written"] < sum(sizes) < plan["written"] + 10_000
+
+
+def test_plan_tells_every_error_at_once_and_merge_leaves_nothing(pico, tmp_path):
+    file = recipe(
+        pico,
+        tmp_path,
+        TIES.replace("PICO/bob", "PICO/eve").replace("weight: 0.5", "weight: 0.5, densty: 1"),
+    )
+    for arguments in (("plan", file), ("merge", file, tmp_path / "out")):
+        failed = paretomerge(*arguments, ok=False)
+        assert (
+            failed.returncode == 1
+            and "2 problems" in failed.stderr
+            and "Traceback" not in failed.stderr
+        )
+        assert "eve" in failed.stderr and "did you mean 'density'" in failed.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yml"]
+    assert (
+        "expected a size like 5GB"
+        in paretomerge("merge", file, "out", "--shard-size", "big", ok=False).stderr
+    )
+
+
+def test_methods_is_the_table_of_the_documentation():
+    from paretomerge.report.recipes import methods_markdown
+
+    assert methods_markdown() in (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    told = {row["name"]: row for row in json.loads(paretomerge("methods", "--json").stdout)}
+    assert told["ties"]["parameters"]["density"] == 1.0 and len(told) == 26
+    assert "elect signs" in paretomerge("methods").stdout
+
+
+def test_answers_that_need_no_torch_do_not_import_it(pico, tmp_path):
+    """Start-up under half a second (benchmarks/merge.py measures it) rests on this."""
+    file = recipe(pico, tmp_path, TIES)
+    run = "import sys\nfrom paretomerge.cli.main import app\ntry: app()\nexcept SystemExit: pass\n"
+    code = run + "assert not {'torch', 'transformers'} & set(sys.modules)"
+    for arguments in (["--help"], ["methods"], ["plan", str(file)]):
+        subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            check=True,
+            capture_output=True,
+            env=ENVIRONMENT,
+        )

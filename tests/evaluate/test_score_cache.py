@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.score_cache import ScoreCache
+from tests.evaluate.test_evaluate import harness, live
+
+
+def test_what_is_kept_comes_back_and_more_extends_it(tmp_path):
+    kept = ScoreCache(tmp_path / "deep" / "kept.db")
+    assert kept.of("m", "t") == {}
+    kept.add("m", "t", {"a": 1.0, "b": np.float64(0.5)})
+    ScoreCache(tmp_path / "deep" / "kept.db").add("m", "t", {"c": [1.5, 2]})
+    assert kept.of("m", "t") == {"a": 1.0, "b": 0.5, "c": [1.5, 2]}
+    assert kept.of("m", "u") == kept.of("n", "t") == {}
+    kept.add("m", "t", {"d": object()})
+    assert set(kept.of("m", "t")) == {"a", "b", "c"}
+
+
+def test_a_file_that_is_no_cache_is_told(tmp_path: Path):
+    (tmp_path / "kept.db").write_text("no database, but long enough to be looked at " * 20)
+    with pytest.raises(EvaluationError, match="expected a file of outcomes"):
+        ScoreCache(tmp_path / "kept.db")
+
+
+class Asked:
+    """How many requests a harness sends to its model."""
+
+    def __init__(self, evaluator, monkeypatch):
+        self.numbers = []
+        respond = evaluator._respond
+        monkeypatch.setattr(
+            evaluator,
+            "_respond",
+            lambda live, instances: self.numbers.append(len(instances)) or respond(live, instances),
+        )
+
+
+def test_no_item_is_asked_twice_of_a_merge_and_more_items_extend(
+    specialists, tmp_path, monkeypatch
+):
+    model = live(specialists / "models" / "scribe")
+    known = type(model)(model.model, model.tokenizer, {}, "scribe")
+    fresh = harness(specialists, "reverse", "sort").evaluate(known, "search")
+    small = harness(
+        specialists, "reverse", "sort", search_items=30, kept=ScoreCache(tmp_path / "kept.db")
+    )
+    larger = harness(
+        specialists, "reverse", "sort", kept=ScoreCache(tmp_path / "kept.db")
+    )  # another study: 40 items each
+    asked, more = Asked(small, monkeypatch), Asked(larger, monkeypatch)
+    small.evaluate(known, "search")
+    assert small.evaluate(known, "search")["sort"].items == fresh["sort"].items[
+        :30
+    ] and asked.numbers == [60, 0]
+    assert larger.evaluate(known, "search") == fresh and more.numbers == [20]
+    larger.evaluate(type(model)(model.model, model.tokenizer, {}, "another"), "search")
+    larger.evaluate(model, "search")  # a model that nobody has named
+    assert more.numbers == [20, 80, 80]
+
+
+def test_another_metric_or_task_has_outcomes_of_its_own(specialists, tmp_path):
+    kept = ScoreCache(tmp_path / "kept.db")
+    sort = harness(specialists, "sort", kept=kept).items("search")["sort"]
+    reverse = harness(specialists, "reverse", kept=kept).items("search")["reverse"]
+    again = harness(specialists, "sort", seed=3).items("search")["sort"]
+    assert sort.key != reverse.key and sort.key == again.key and sort.keys == again.keys
+    assert not set(sort.keys) & set(harness(specialists, "sort").items("held_out")["sort"].keys)

@@ -1,0 +1,124 @@
+"""What a record must do, in a file and in PostgreSQL."""
+
+import itertools
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.record.record import Record, Trial
+from paretomerge.record.storage import Storage
+from paretomerge.study.optimiser import Optimiser
+from tests.postgresql import server
+
+OBJECTIVES = (Objective("sort"), Objective("size", maximise=False))
+SPACE = {
+    "w": FloatDistribution(-0.5, 1.5),
+    "method": CategoricalDistribution(("ties", "dare_ties")),
+}
+IDENTITY = {"models": ["ada", "bob"], "seed": 0}
+SCORES = {
+    "sort": Score(0.75, 0.1, 4, (1.0, 1.0, 1.0, 0.0)),
+    "size": Score(1e200, 0.0, 2, (0.5, 0.25)),
+    "copy": Score(-3.0),
+}
+TRIALS = (
+    Trial(
+        0,
+        {"w": 0.1 + 0.2, "method": "ties"},
+        SCORES,
+        label="ada",
+        seconds={"ask": 0.25},
+        constraints={"size": -1.0},
+        gain=0.125,
+    ),
+    Trial(
+        1,
+        {"w": -0.5, "method": "dare_ties"},
+        failure="MergeError: \x00 is no name, nor is '\N{SNOWMAN}'",
+    ),
+    Trial(2, {"w": 1.5, "method": "ties"}, SCORES, warm="other 3", same_as=0, level=1, final=False),
+)
+_names = map("study {}".format, itertools.count())
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request, tmp_path):
+    """Nothing is kept there under its name yet."""
+    name = next(_names)
+    return (
+        Storage.at(tmp_path / "new" / "study.db", name)
+        if request.param == "sqlite"
+        else Storage(request.getfixturevalue("postgresql"), name)
+    )
+
+
+def filled(storage):
+    record = Record(storage, OBJECTIVES, IDENTITY)
+    for trial in TRIALS:
+        record.add(record.freeze(trial, SPACE), trial.number)
+    return record
+
+
+def test_what_is_written_is_read_again(storage):
+    record = filled(storage)
+    record.add_held_out(0, "objectives", {"sort": SCORES["sort"]})
+    record.add_held_out(0, "watched", {"copy": SCORES["copy"]})
+    record.note("end", {"reason": "spent", "total": 3})
+    again = Record(storage, OBJECTIVES, IDENTITY)
+    first, *others = again.trials()
+    assert first.held_out == {"sort": SCORES["sort"], "copy": SCORES["copy"]}
+    assert [first, *others] == record.trials()
+    assert (
+        [*others] == [*TRIALS[1:]]
+        and first.scores == TRIALS[0].scores
+        and first.params == TRIALS[0].params
+    )
+    assert again.noted("end") == {"reason": "spent", "total": 3} and again.noted("nothing") is None
+    assert again.held_out(0)["watched"] == {"copy": SCORES["copy"]} and again.held_out(1) == {}
+
+
+def test_another_question_is_refused_and_has_room_under_another_name(storage):
+    filled(storage)
+    with pytest.raises(StudyError, match=r"seed changed since.*another `study_name`") as raised:
+        Record(storage, OBJECTIVES, IDENTITY | {"seed": 1})
+    assert "secret" not in str(raised.value)
+    other = Record(
+        Storage(storage.url, f"{storage.name}, again"), OBJECTIVES[:1], IDENTITY | {"seed": 1}
+    )
+    assert not other.trials() and len(Record(storage, OBJECTIVES, IDENTITY).trials()) == 3
+
+
+def test_a_record_without_trials_begins_anew(storage):
+    Record(storage, OBJECTIVES, IDENTITY).note("home", "elsewhere")
+    one = Record(storage, OBJECTIVES[:1], {"objectives": 1})
+    assert one.noted("home") is None and one.noted("identity") == {"objectives": 1}
+    one.add(one.freeze(Trial(0, TRIALS[0].params, SCORES), SPACE), 0)
+    assert len(one.frozen()[0].values) == 1
+
+
+def test_two_that_search_at_once_lose_nothing_and_one_is_told(storage):
+    from optuna.samplers import RandomSampler
+
+    one, two = (
+        Optimiser(RandomSampler(seed=seed), Record(storage, OBJECTIVES, IDENTITY), SPACE)
+        for seed in (0, 1)
+    )
+    first, second = one.ask(), two.ask()
+    one.tell(Trial(first.number, first.params, SCORES))
+    with pytest.raises(
+        StudyError,
+        match="expected to add trial 0, got 2 trials: another process searches there, too",
+    ):
+        two.tell(Trial(second.number, second.params, SCORES))
+    assert [t.params for t in Record(storage, OBJECTIVES, IDENTITY).trials()] == [
+        first.params,
+        second.params,
+    ]

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from paretomerge.errors import StudyError
+from paretomerge.record.storage import Storage
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ada:secret@host:5432/db", "postgresql://ada:***@host:5432/db"),
+        ("mysql+pymysql://ada:se%40cret:x@host/db", "mysql+pymysql://ada:***@host/db"),
+        ("postgresql://ada@host/db", "postgresql://ada@host/db"),
+        ("postgresql://ada@home:secret@host/db", "postgresql://ada@home:***@host/db"),
+        (
+            "postgresql://host/db?user=ada&password=secret&x=1",
+            "postgresql://host/db?user=ada&password=***&x=1",
+        ),
+        ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
+    ],
+)
+def test_passwords_are_not_shown(url, shown):
+    assert str(Storage(url)) == shown
+    assert str(Storage(url, "mine")) == f"{shown}, study 'mine'"
+
+
+@pytest.mark.parametrize(
+    ("url", "located"),
+    [
+        ("sqlite:///x.db", "sqlite:////folder/x.db"),
+        ("sqlite:////else/x.db", "sqlite:////else/x.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite://", "sqlite://"),
+        ("postgresql://host/x.db", "postgresql://host/x.db"),
+    ],
+)
+def test_files_are_located_and_nothing_else(url, located):
+    assert Storage(url, "mine").located(Path("/folder")) == Storage(located, "mine")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "postgresql://ada:secret@127.0.0.1:1/db",
+            "failed.*; check the URL, and whether the database runs",
+        ),
+        (
+            "oracle+cx_oracle://ada:secret@host/db",
+            "No module named 'cx_Oracle'; install the driver",
+        ),
+        ("cellar://ada:secret@host/db", "Can't load plugin.*; check the URL"),
+        ("no URL", "Could not parse SQLAlchemy URL.*; check the URL"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_without_the_password(url, told):
+    with pytest.raises(StudyError, match=told) as raised, Storage(url).opened():
+        pass
+    assert "secret" not in str(raised.value)

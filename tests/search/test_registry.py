@@ -1,0 +1,240 @@
+import inspect
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import FloatDistribution
+
+from paretomerge.config.build import load_study
+from paretomerge.errors import ConfigError
+from paretomerge.search.baselines.scalarised import Scalarised
+from paretomerge.search.mmmo.sampler import MMMOSampler
+from paretomerge.search.point_sampler import PointSampler
+from paretomerge.search.registry import PRESETS, SearchProblem, make
+from paretomerge.testing import CONDITIONS, SPACE, check_define_by_run, check_sampler
+
+SMALL = {
+    "cma": {"population_size": 4},
+    "evolver": {"population": 5},
+    "m2n2": {"members": 5},
+    "map": {"generations": 5},
+}
+ITS_OWN_STATE = ("random", "nsga2", "nsga3", "tpe", "gp")  # Optuna's: lost with the process
+COSTLY = {
+    "gp": {"trials": 9, "objectives": (2,)},
+    "mmmo": {"trials": 9, "objectives": (2,)},
+    "map": {"trials": 13, "objectives": (1, 3)},
+}
+LOCAL = [name for name in PRESETS if name != "llm"]
+
+
+def problem(seed: int = 0, **changes) -> SearchProblem:
+    settings = {"conditions": CONDITIONS, "starts": 4, "sources": 2, "trials": 18}
+    return SearchProblem(SPACE, 2, seed, **(settings | changes))
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_every_preset_keeps_the_contract(name):
+    check_sampler(
+        lambda seed: make(name, problem(seed), SMALL.get(name)),
+        exact=name not in ITS_OWN_STATE,
+        repeats=name in (*ITS_OWN_STATE, "cma"),
+        **COSTLY.get(name, {}),
+    )
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_every_preset_takes_parameters_as_they_come(name):
+    check_define_by_run(
+        lambda seed: make(name, SearchProblem({}, 2, seed, starts=4), SMALL.get(name))
+    )
+
+
+def test_every_row_says_what_it_is():
+    assert list(PRESETS) == [row.name for row in PRESETS.values()]
+    for row in PRESETS.values():
+        assert row.rule and row.paper and not row.rule.endswith(".")
+
+
+def test_the_budget_sets_the_population():
+    assert make("nsga2", problem(trials=60)).population_size == 20
+    assert make("nsga2", problem(trials=1000)).population_size == 50
+    assert make("nsga2", problem(), {"population_size": 7}).population_size == 7
+    nsga3 = make("nsga3", SearchProblem(SPACE, 6, trials=60))
+    assert nsga3.population_size == 20
+
+
+@pytest.mark.parametrize(("size", "parts"), [(None, 4), (10, 3), (50, 8)])
+def test_nsga3_has_no_more_directions_than_members(monkeypatch, size, parts):
+    given = {}
+    monkeypatch.setattr(optuna.samplers, "NSGAIIISampler", lambda **options: given.update(options))
+    make(
+        "nsga3",
+        SearchProblem(SPACE, 3, trials=60),
+        {} if size is None else {"population_size": size},
+    )
+    assert given["dividing_parameter"] == parts and given["population_size"] == (size or 20)
+
+
+def test_policy_begins_where_it_is_told():
+    sampler = make("policy", problem(), {"n_startup": 3})
+    assert sampler.n_startup == sampler.proposer.starts == 3
+
+
+def test_optunas_classes_and_our_own_by_their_names():
+    for name in (
+        "NSGAIISampler",
+        "TPESampler",
+        "RandomSampler",
+        "GPSampler",
+        "QMCSampler",
+        "NSGAIIISampler",
+    ):
+        assert type(make(name, problem())) is getattr(optuna.samplers, name)
+    assert isinstance(make("MMMOSampler", problem(), {"elites": 3}), MMMOSampler)
+    assert isinstance(make("CmaEsSampler", SearchProblem(SPACE, 1)), optuna.samplers.CmaEsSampler)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("nsga", {}, "did you mean 'nsga"),
+        ("MMOSampler", {}, "did you mean 'MMMOSampler'"),
+        ("nsga2", {"population": 3}, "did you mean 'population_size'"),
+        ("nsga2", {"population_size": 1}, "population_size"),
+        ("tpe", {"n_startup": 3}, "did you mean 'n_startup_trials'"),
+        ("mmmo", {"elite": 3}, "did you mean 'elites'"),
+        ("evolver", {"populaton": 3}, "did you mean 'population'"),
+        ("evolver", {"population": 3}, "population of 4 or more"),
+        (
+            "evolver",
+            {"population": "many"},
+            "evolver: population: expected a whole number, got 'many'",
+        ),
+        ("evolver", {"differential": 0}, "0 < differential <= 2"),
+        ("kinship", {"top": 1}, "top >= 2"),
+        ("m2n2", {"members": 1}, "members >= 2"),
+        ("map", {"generations": 0}, "generations >= 1"),
+        ("qmc", {"generations": 3}, "unknown option of qmc"),
+        ("mmmo", {"seed": "x"}, "seed: expected a whole number, got 'x'"),
+        ("mmmo", {"reference": [1]}, "reference: expected 2 numbers, one per objective, got 1"),
+        (
+            "mmmo",
+            {"reference": 3},
+            "reference: expected a list of finite numbers, one per objective, got 3",
+        ),
+        ("mmmo", {"reference": [float("nan"), 0]}, "reference: expected a list of finite numbers"),
+        ("mmmo", {"reference": ["a", "b"]}, "reference: expected a list of finite numbers"),
+        ("mmmo", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
+        ("mmmo", {"crossover": 7}, "crossover: expected a probability, got 7"),
+        ("mmmo", {"refit": float("nan")}, "refit: expected a number, got nan"),
+        ("mmmo", {"conditions": 3}, "unknown option of mmmo 'conditions'"),
+        (
+            "mmmo",
+            {"importance": {"weight/a": "x"}},
+            "importance: weight/a: expected a number, got 'x'",
+        ),
+        ("map", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
+        ("kinship", {"alike": 7}, "alike in [-1, 1]"),
+        ("policy", {"rate": True}, "rate: expected a number, got True"),
+        ("tpe", {"n_startup_trials": "x"}, "n_startup_trials: expected a whole number, got 'x'"),
+        ("nsga2", {"crossover_prob": "x"}, "crossover_prob: expected a number, got 'x'"),
+        ("GridSampler", {}, "unknown name 'GridSampler'"),
+        ("cma", {"start": 5}, "start: expected parameters and their values, got 5"),
+        ("cma", {"start": {"wieght/a": 1}}, "did you mean 'weight/a'"),
+        ("cma", {"start": {"weight/a": "x"}}, "start: weight/a: expected a number, got 'x'"),
+        ("cma", {"weights": [1, 2, 3]}, "expected 2 numbers"),
+        ("cma", {"weights": [-1, 2]}, "0 or more"),
+        ("cma", {"weights": "equal"}, "list of numbers"),
+        ("cma", {"kind": "chebyshev"}, "did you mean 'tchebycheff'"),
+        ("cma", {"sigma": 0}, "0 < sigma"),
+        ("cma", {"population_size": 2}, "3 or more"),
+        ("CmaEsSampler", {}, "choose `cma`"),
+        ("llm", {"inner": "llm"}, "another sampler"),
+        ("llm", {"modle": "x"}, "did you mean 'model'"),
+        ("llm", {"inner": "nsga"}, "did you mean 'nsga"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(name, options, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        make(name, problem(), options)
+
+
+def test_a_language_model_in_front_of_a_preset(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_MODEL", "any")
+    sampler = make("llm", problem(), {"inner": "evolver", "share": 0.25})
+    assert isinstance(sampler.inner, PointSampler)
+
+
+def test_a_seed_may_be_any_integer():
+    for name in LOCAL:
+        study = optuna.create_study(directions=["maximize"] * 2, sampler=make(name, problem(-3)))
+        assert study.ask(dict(SPACE)).params
+
+
+def test_the_sobol_sequence_fills_every_interval_once():
+    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    study = optuna.create_study(
+        directions=["maximize"] * 2, sampler=make("qmc", SearchProblem(space, 2))
+    )
+    for _ in range(16):
+        study.tell(study.ask(space), [0.0, 0.0])
+    for name in space:
+        assert sorted(int(16 * t.params[name]) for t in study.trials) == list(range(16))
+
+
+def test_the_table_is_not_to_be_written_to():
+    with pytest.raises(TypeError):
+        PRESETS["mine"] = PRESETS["random"]
+    assert inspect.isfunction(PRESETS["random"].build)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    ["evolver", {"name": "evolver", "population": 8}, "MMMOSampler", "TPESampler", {"name": "cma"}],
+)
+def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler):
+    study, _ = load_study(written(tmp_path, pico, sampler))
+    expected = {
+        "evolver": PointSampler,
+        "MMMOSampler": MMMOSampler,
+        "TPESampler": optuna.samplers.TPESampler,
+        "cma": Scalarised,
+    }
+    assert type(study.sampler) is expected[sampler if isinstance(sampler, str) else sampler["name"]]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        ({"population": 8}, "expected a name"),
+        ({"name": 3}, "expected a name"),
+        ("", "unknown name"),
+    ],
+)
+def test_study_yaml_without_a_name_is_refused(tmp_path, pico, sampler, told):
+    with pytest.raises(ConfigError, match=told):
+        load_study(written(tmp_path, pico, sampler))
+
+
+def test_the_documentation_has_every_preset():
+    text = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    for name in PRESETS:
+        assert f"| `{name}` |" in text and f"**`{name}`**" in text
+
+
+def written(folder, pico, sampler):
+    (folder / "mine.py").write_text(
+        "def score(model, tokenizer):\n    return 1.0\n\n\ndef other(model, tokenizer):\n    return 2.0\n"
+    )
+    models = {"base": str(pico / "base"), "models": [str(pico / "ada"), str(pico / "bob")]}
+    data = models | {
+        "objectives": [{"function": "mine:score"}, {"function": "mine:other"}],
+        "sampler": sampler,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path

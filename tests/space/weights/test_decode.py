@@ -1,0 +1,288 @@
+"""A user's recipe -> the point that means the same, however the recipe says it; else which part is outside the space."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import ConfigError
+from paretomerge.merging.engine import merged_tensors
+from paretomerge.merging.plan.make import make_plan
+from paretomerge.recipe import Recipe
+from paretomerge.space.sources import named_sources
+from paretomerge.space.weights.layers import Grouping
+from paretomerge.space.weights.layout import Granularity
+from paretomerge.space.weights.method_parameters import SEARCHABLE
+from paretomerge.space.weights.space import WeightSearchSpace
+from paretomerge.testing import same_recipe
+
+EXPERTS = ("ada", "bob", "cyd")
+
+
+def space(pico, **more):
+    sources = named_sources([str(pico / e) for e in EXPERTS])
+    return WeightSearchSpace(
+        str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture, **more
+    )
+
+
+def recipe(pico, method="task_arithmetic", base="base", **more):
+    data = {
+        "merge_method": method,
+        "base_model": str(pico / base),
+        "models": [{"model": str(pico / "ada"), "parameters": {"weight": 0.5}}],
+    }
+    data |= more
+    return Recipe.from_yaml(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+
+
+def model(pico, name, **parameters):
+    return {"model": str(pico / name), "parameters": parameters}
+
+
+def test_plain_recipes(pico):
+    full = space(pico)
+    point = full.warm(recipe(pico, "ties", models=[model(pico, "bob", weight=0.7, density=0.3), model(pico, "ada", weight=-0.2)],
+                             parameters={"normalize": False, "density": 0.6}))  # fmt: skip
+    assert point["method"] == "ties" and point["weight/cyd"] == 0  # cyd is not listed
+    assert (
+        point["weight/ada"],
+        point["density/ada"],
+        point["weight/bob"],
+        point["density/bob"],
+    ) == (-0.2, 0.6, 0.7, 0.3)
+    assert set(point) == set(full.distributions)
+    halved = full.warm(
+        recipe(
+            pico, parameters={"lambda": 0.5, "weight": 1.0}, models=[{"model": str(pico / "ada")}]
+        )
+    )
+    assert halved["weight/ada"] == 0.5 and halved["method"] == "task_arithmetic"
+
+
+def test_paths_may_be_spelt_otherwise(pico, monkeypatch):
+    monkeypatch.chdir(pico)
+    data = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base/",
+        "models": [{"model": "./ada", "parameters": {"weight": 0.25}}],
+    }
+    assert space(pico).warm(Recipe.from_yaml(yaml.safe_dump(data)))["weight/ada"] == 0.25
+
+
+def test_averages_are_task_arithmetic(pico):
+    full = space(pico, methods=("task_arithmetic", "ties"))
+    soup = Recipe.from_dict(
+        {"merge_method": "linear", "models": [model(pico, e, weight=1) for e in EXPERTS]}
+    )
+    point = full.warm(soup)
+    assert point["method"] == "task_arithmetic" and [
+        point[f"weight/{e}"] for e in EXPERTS
+    ] == pytest.approx([1 / 3] * 3)
+    with_base = full.warm(
+        recipe(pico, "linear", models=[model(pico, "base", weight=1), model(pico, "ada", weight=3)])
+    )
+    assert with_base["weight/ada"] == pytest.approx(0.75) and with_base["weight/bob"] == 0
+    ours = dict(merged_tensors(make_plan(full.recipe(with_base))))
+    theirs = dict(
+        merged_tensors(
+            make_plan(
+                recipe(
+                    pico,
+                    "linear",
+                    models=[model(pico, "base", weight=1), model(pico, "ada", weight=3)],
+                )
+            )
+        )
+    )
+    assert all(torch.allclose(ours[n].float(), theirs[n].float(), atol=1e-2) for n in ours)
+
+
+def test_slices_filters_and_gradients(pico):
+    full = space(pico, methods=("task_arithmetic",), weight=Granularity((-1, 2), Grouping(2), True))
+    slices = [
+        {
+            "sources": [
+                {
+                    "model": str(pico / "ada"),
+                    "layer_range": [first, first + 2],
+                    "parameters": {
+                        "weight": [
+                            {"filter": "self_attn", "value": w},
+                            {"filter": "mlp", "value": 0.1},
+                            {"value": [0.2, 0.2]},
+                        ]
+                    },
+                }
+            ]
+        }
+        for first, w in ((0, 0.8), (2, 0.9))
+    ]
+    point = full.warm(recipe(pico, models=None, slices=slices))
+    assert point["weight/ada/0/attention"] == 0.8 and point["weight/ada/1/attention"] == 0.9
+    assert (
+        point["weight/ada/1/mlp"] == 0.1
+        and point["weight/ada/0/other"] == pytest.approx(0.2)
+        and point["weight/bob/1/mlp"] == 0
+    )
+    smooth = space(
+        pico, methods=("task_arithmetic",), weight=Granularity((-1, 2), Grouping(2), smooth=True)
+    )
+    lines = [
+        {"filter": "model.norm", "value": 0.9},
+        {"filter": "lm_head", "value": 0.9},
+        {"value": [0.3, 0.6, 0.9]},
+    ]
+    point = smooth.warm(recipe(pico, models=[model(pico, "ada", weight=lines)]))
+    assert point["weight/ada/0"] == pytest.approx(0.3) and point["weight/ada/1"] == pytest.approx(
+        0.9
+    )
+    with pytest.raises(ConfigError, match="weight of ada: expected a value on the space's lines"):
+        smooth.warm(
+            recipe(pico, models=[model(pico, "ada", weight=[0.3, 0.9])])
+        )  # norm and head at the first value
+
+
+def test_sources_that_are_left_out(pico):
+    full = space(pico, subset=True, weight=Granularity((0.1, 1)))
+    point = full.warm(recipe(pico))
+    assert [point[f"use/{e}"] for e in EXPERTS] == [True, False, False]
+    nothing = full.warm(recipe(pico, models=[model(pico, "ada", weight=0)]))
+    assert not any(nothing[f"use/{e}"] for e in EXPERTS)
+    with pytest.raises(
+        ConfigError, match=r"weight/bob: expected 0.1 to 1, the space's bounds, got 0"
+    ):
+        space(pico, weight=Granularity((0.1, 1))).warm(recipe(pico))
+
+
+def test_della_and_its_epsilon(pico):
+    full = space(pico, methods=("della", "ties"))
+    said = {"normalize": False, "density": 0.8, "epsilon": 0.15}
+    assert full.warm(recipe(pico, "della", parameters=said))["epsilon"] == pytest.approx(0.75)
+    assert (
+        full.warm(recipe(pico, "della", parameters={"normalize": False}))["epsilon"] == 0.3
+    )  # density 1: nothing to spread
+    with pytest.raises(ConfigError, match=r"epsilon: expected 0 to 0\.9"):
+        full.warm(recipe(pico, "della", parameters=said | {"epsilon": 0.19}))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            {"method": "linear", "parameters": {"weight": 1.0, "normalize": False}},
+            "expected weights with a sum of 1",
+        ),
+        (
+            {"method": "multislerp", "parameters": {"weight": 1.0}},
+            "merge_method: expected one on deltas",
+        ),
+        (
+            {"method": "linear", "base": "bob", "parameters": {"weight": 1.0}},
+            "base_model: expected",
+        ),
+        (
+            {"method": "dare_linear"},
+            "expected one of task_arithmetic, ties, dare_ties, got dare_linear",
+        ),
+        ({"method": "ties"}, "normalize: expected False"),
+        (
+            {"method": "ties", "parameters": {"normalize": False, "rescale": True}},
+            "rescale: expected False",
+        ),
+        ({"base": "bob"}, "base_model: expected .*base, got .*bob"),
+        (
+            {"parameters": {"lambda": 4.0}},
+            "weight/ada: expected -0.5 to 1.5, the space's bounds, got 2",
+        ),
+        ({"tokenizer_source": "union"}, "tokenizer"),
+    ],
+)
+def test_what_is_outside_is_named(pico, more, told):
+    with pytest.raises(ConfigError, match=told):
+        space(pico).warm(recipe(pico, **more))
+
+
+def test_other_models_layers_and_values_are_outside(pico, tmp_path):
+    full = space(pico)
+    with pytest.raises(ConfigError, match="expected models of the study, got elsewhere/model"):
+        full.warm(recipe(pico, models=[{"model": "elsewhere/model", "parameters": {"weight": 1}}]))
+    with pytest.raises(
+        ConfigError,
+        match=r"weight/ada: expected one value where the space has one, got 0.1 .* and 0.9 in ",
+    ):
+        full.warm(
+            recipe(
+                pico,
+                models=[
+                    model(pico, "ada", weight=[{"filter": "mlp", "value": 0.9}, {"value": 0.1}])
+                ],
+            )
+        )
+    with pytest.raises(ConfigError, match="each source once"):
+        full.warm(recipe(pico, models=[model(pico, "ada", weight=1)] * 2))
+
+    def piece(*ranges):
+        return [
+            {
+                "sources": [
+                    {
+                        "model": str(pico / "ada"),
+                        "layer_range": list(r),
+                        "parameters": {"weight": 1},
+                    }
+                ]
+            }
+            for r in ranges
+        ]
+
+    with pytest.raises(ConfigError, match="expected the base's 4 layers, got 3"):
+        full.warm(recipe(pico, models=None, slices=piece((0, 3))))
+    with pytest.raises(ConfigError, match="in their own places"):
+        full.warm(recipe(pico, models=None, slices=piece((2, 4), (0, 2))))
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_there_and_back_in_any_space(pico, data):
+    """A space of any kind, any point: the recipe's own point gives the recipe again, and the same tensors' settings."""
+    flag = st.booleans()
+    method_groups = data.draw(st.integers(1, 4))
+    methods = tuple(
+        data.draw(st.lists(st.sampled_from(SEARCHABLE), min_size=1, max_size=4, unique=True))
+    )
+    methods = tuple(dict.fromkeys((*methods, "ties")))
+    smooth = data.draw(flag) and "sce" not in methods
+    weight = Granularity(
+        (-0.5, 1.5), Grouping(data.draw(st.integers(1 + smooth, 4))), data.draw(flag), smooth
+    )
+    density = Granularity((0.1, 1), Grouping(data.draw(st.integers(1, 4))), data.draw(flag))
+    full = space(
+        pico,
+        methods=methods,
+        weight=weight,
+        density=density,
+        method_groups=Grouping(method_groups),
+        subset=data.draw(flag),
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    point = {
+        name: d.choices[int(rng.integers(len(d.choices)))]
+        if hasattr(d, "choices")
+        else float(rng.uniform(d.low, d.high))
+        for name, d in full.distributions.items()
+    }
+    there = full.recipe(point)
+    back = full.warm(there)
+    assert same_recipe(there, full.recipe(back))
+    if "pcb" not in methods:
+        a, b = (
+            dict(merged_tensors(make_plan(r), only=["model.layers.2.mlp.up_proj.weight"]))
+            for r in (there, full.recipe(back))
+        )
+        assert all(torch.allclose(a[n].float(), b[n].float(), atol=1e-2) for n in a)
