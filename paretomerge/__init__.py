@@ -1,33 +1,126 @@
-"""Multi-objective search over model merges: several fine-tunes in, a Pareto front of checkpoints out."""
+"""Multi-objective search over model merges: several fine-tunes in, a Pareto front of checkpoints out.
 
-from typing import TYPE_CHECKING, Any
+    import paretomerge as pm
+
+    study = pm.Study(
+        base="Qwen/Qwen2.5-0.5B",
+        models=["./math", "./code", "./chat"],
+        objectives=[pm.Task("gsm8k"), pm.Sparsity()],
+        out="runs/first",
+    )
+    study.optimize(n_trials=60)
+    study.save(study.pick(prefer={"gsm8k": 0.7}), "merged")
+
+A name is loaded when it is first used: torch and botorch take seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paretomerge.errors import ParetoMergeError
+    from paretomerge.config.schema import StudyConfig
+    from paretomerge.config.settings import Budget, Evaluation, SecondLevel
+    from paretomerge.endpoint import EndpointError
+    from paretomerge.errors import (
+        CheckpointError,
+        ConfigError,
+        EvaluationError,
+        ParetoMergeError,
+        RecipeError,
+        StudyError,
+    )
     from paretomerge.evaluate.evaluator import Score
+    from paretomerge.evaluate.measures import (
+        Constraint,
+        Function,
+        Judge,
+        Perplexity,
+        Size,
+        Sparsity,
+        Task,
+    )
     from paretomerge.merging.engine import merge
+    from paretomerge.merging.plan.make import make_plan as plan_merge
     from paretomerge.recipe import Recipe
+    from paretomerge.record.trial import Trial
     from paretomerge.search.mmmo.sampler import MMMOSampler
-    from paretomerge.study.study import Study
+    from paretomerge.space.specs import RouteSpace, WeightSpace
+    from paretomerge.study.study import Study, load_study
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Budget": "paretomerge.config.settings",
+    "CheckpointError": "paretomerge.errors",
+    "ConfigError": "paretomerge.errors",
+    "Constraint": "paretomerge.evaluate.measures",
+    "EndpointError": "paretomerge.endpoint",
+    "Evaluation": "paretomerge.config.settings",
+    "EvaluationError": "paretomerge.errors",
+    "Function": "paretomerge.evaluate.measures",
+    "Judge": "paretomerge.evaluate.measures",
     "MMMOSampler": "paretomerge.search.mmmo.sampler",
     "ParetoMergeError": "paretomerge.errors",
+    "Perplexity": "paretomerge.evaluate.measures",
     "Recipe": "paretomerge.recipe",
+    "RecipeError": "paretomerge.errors",
+    "RouteSpace": "paretomerge.space.specs",
     "Score": "paretomerge.evaluate.evaluator",
+    "SecondLevel": "paretomerge.config.settings",
+    "Size": "paretomerge.evaluate.measures",
+    "Sparsity": "paretomerge.evaluate.measures",
     "Study": "paretomerge.study.study",
+    "StudyConfig": "paretomerge.config.schema",
+    "StudyError": "paretomerge.errors",
+    "Task": "paretomerge.evaluate.measures",
+    "Trial": "paretomerge.record.trial",
+    "WeightSpace": "paretomerge.space.specs",
+    "load_study": "paretomerge.study.study",
     "merge": "paretomerge.merging.engine",
+    "plan_merge": "paretomerge.merging.plan.make",
 }
+_ORIGINAL_NAMES = {"plan_merge": "make_plan"}
 
-__all__ = ["MMMOSampler", "ParetoMergeError", "Recipe", "Score", "Study", "__version__", "merge"]
+__all__ = [
+    "Budget",
+    "CheckpointError",
+    "ConfigError",
+    "Constraint",
+    "EndpointError",
+    "Evaluation",
+    "EvaluationError",
+    "Function",
+    "Judge",
+    "MMMOSampler",
+    "ParetoMergeError",
+    "Perplexity",
+    "Recipe",
+    "RecipeError",
+    "RouteSpace",
+    "Score",
+    "SecondLevel",
+    "Size",
+    "Sparsity",
+    "Study",
+    "StudyConfig",
+    "StudyError",
+    "Task",
+    "Trial",
+    "WeightSpace",
+    "__version__",
+    "load_study",
+    "merge",
+    "plan_merge",
+]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for: torch and botorch take seconds to import."""
-    from importlib import import_module
-
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'paretomerge' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value: object = getattr(import_module(_HOMES[name]), _ORIGINAL_NAMES.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

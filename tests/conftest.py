@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from paretomerge.examples import SPECIALISTS
+
 EXPERTS = ("ada", "bob", "cyd")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -86,4 +88,4 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def specialists() -> Path:
-    return REPOSITORY / "examples" / "specialists"
+    return SPECIALISTS

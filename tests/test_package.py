@@ -1,25 +1,95 @@
+"""The public names: what a user can import, and that importing does nothing."""
+
+import doctest
+import importlib
+import inspect
+import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+import paretomerge as pm
+from tests.conftest import REPOSITORY
+
+EXAMPLE_FREE = {"__version__"}
+ERRORS = {name for name in pm.__all__ if name.endswith("Error")}
+
+FRESH = """
+import importlib, json, pkgutil, sys
 import paretomerge
+for module in pkgutil.walk_packages(paretomerge.__path__, "paretomerge."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+kinds = {name: type(getattr(paretomerge, name)).__name__ for name in paretomerge.__all__}
+print(json.dumps(kinds))
+"""
 
 
-def test_public_names():
-    assert paretomerge.__all__ == sorted(paretomerge.__all__)
-    assert {"Recipe", "merge", "Study", "MMMOSampler"} <= set(paretomerge.__all__)
-    for name in paretomerge.__all__:
-        assert getattr(paretomerge, name) is not None
-    with pytest.raises(AttributeError):
-        paretomerge.nothing  # noqa: B018
+def test_every_public_name_is_what_it_is_after_all_submodules_are_imported():
+    """`paretomerge.merge` once was a module there."""
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    kinds = json.loads(done.stdout)
+    assert set(kinds) == set(pm.__all__)
+    assert "module" not in kinds.values()
+    assert kinds["merge"] == kinds["plan_merge"] == kinds["load_study"] == "function"
+    assert kinds["Study"] == "type" and kinds["__version__"] == "str"
+
+
+def test_the_list_is_sorted_and_nothing_else_is_there():
+    assert pm.__all__ == sorted(pm.__all__) and dir(pm) == pm.__all__
+    with pytest.raises(AttributeError, match="nothing"):
+        pm.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(set(pm.__all__) - EXAMPLE_FREE))
+def test_every_public_name_has_a_docstring_with_an_example_that_runs(name):
+    value = getattr(pm, name)
+    doc = inspect.getdoc(value)
+    assert doc and len(doc.splitlines()[0]) <= 120
+    if name in ERRORS:
+        return
+    assert "Example:" in doc, f"{name} has no example"
+    if inspect.isfunction(value) or inspect.isclass(value):
+        home = importlib.import_module(value.__module__)
+        finder = doctest.DocTestFinder(recurse=False)
+        (test,) = finder.find(value, name, globs=vars(home) | {"pm": pm})
+        assert test.examples, f"{name}'s example has no doctest"
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+        assert result.failed == 0
+
+
+def test_public_methods_of_a_study_say_what_they_take_and_give():
+    for name, method in inspect.getmembers(pm.Study, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        doc = inspect.getdoc(method) or ""
+        parameters = [p for p in inspect.signature(method).parameters if p != "self"]
+        assert not parameters or "Args:" in doc, name
+        for parameter in parameters:
+            assert f"{parameter}:" in doc, f"{name}: {parameter}"
+
+
+def test_the_documentation_names_every_public_name():
+    text = (REPOSITORY / "docs" / "api.md").read_text()
+    for name in set(pm.__all__) - EXAMPLE_FREE:
+        assert re.search(rf"\b{name}\b", text), name
 
 
 def test_importing_does_nothing_heavy():
-    code = "import sys, paretomerge, paretomerge.cli.main; print([m for m in ('torch', 'transformers', 'botorch', 'optuna') if m in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
+    code = (
+        "import sys, paretomerge, paretomerge.cli.main\n"
+        "heavy = ('torch', 'transformers', 'botorch', 'optuna', 'lm_eval', 'pandas', 'plotly')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["paretomerge", "paretomerge.cli"])
+def test_python_m_runs_the_command_line(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "quickstart" in done.stdout

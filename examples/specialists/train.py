@@ -18,7 +18,7 @@ from skills import GREEK, LATIN, SKILLS, draw_item, draw_items
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-HERE = Path(__file__).parent
+SHIPPED = Path(__file__).resolve().parents[2] / "paretomerge" / "examples" / "specialists"
 EXPERTS: dict[str, tuple[str, ...]] = {
     "order": ("sort", "count"),
     "mirror": ("reverse", "translate_reverse"),
@@ -199,7 +199,7 @@ def write_items(out: Path, search: int, held_out: int, seed: int = 0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "models")
+    parser.add_argument("--out", type=Path, default=SHIPPED / "models")
     parser.add_argument("--seed", type=int, default=Training.seed)
     parser.add_argument("--base-steps", type=int, default=Training.base_steps)
     parser.add_argument("--expert-steps", type=int, default=Training.expert_steps)
@@ -220,7 +220,7 @@ def main() -> None:
         drop=arguments.drop,
     )
     train_all(training, arguments.out)
-    write_items(HERE / "tasks" / "data", search=600, held_out=600)
+    write_items(SHIPPED / "tasks" / "data", search=600, held_out=600)
 
 
 if __name__ == "__main__":

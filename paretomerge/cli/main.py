@@ -1,14 +1,13 @@
-"""The command line: reads arguments, calls one function, prints. `paretomerge --help`."""
+"""The commands: each reads its arguments, calls one function and prints. `paretomerge --help` lists them."""
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paretomerge.cli import session as terminal
+from paretomerge.cli import session
 from paretomerge.errors import ConfigError, ParetoMergeError
 
 app = typer.Typer(
@@ -22,11 +21,17 @@ StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Prefer = Annotated[str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")]
 Knee = Annotated[
-    bool, typer.Option("--knee", help="The point nearest to the ideal one (the default).")
+    bool, typer.Option("--knee", help="The trial nearest to the ideal point (the default).")
 ]
 Number = Annotated[int | None, typer.Option("--trial", help="The number of one trial.")]
+StudyOption = Annotated[
+    Path, typer.Option("--study", help="The study.yaml whose tasks to run.", show_default=False)
+]
+SplitOption = Annotated[str, typer.Option(help="search or held_out")]
+MAX_SHOWN = 15  # members of the front that `search` and `quickstart` print
 
 
 @app.callback()
@@ -38,21 +43,19 @@ def _options(
 
 @app.command()
 def quickstart(quiet: Quiet = False) -> None:
-    """Search over merges of the shipped specialists: the main job in a few minutes on a laptop. Run again to resume."""
-    study_file = terminal.shipped()
-    study, config = terminal.open_study(study_file)
-    terminal.search(study, config.limit, quiet)
-    from paretomerge.decide.pick import Choice, write_pick
-    from paretomerge.report.html import write_report
+    """Search over merges of the shipped specialists: the whole way in a few minutes on a laptop. Run again to resume."""
+    from paretomerge.cli.quickstart import unpack_specialists
 
-    choice = Choice()
-    trial = terminal.show(study, most=15)
-    picked = write_pick(study, trial, study.folder / "picked", choice, overwrite=True)
-    write_report(study, study.folder / "report.html", choice)
-    shown = terminal.short(study_file)
-    terminal.console().print(
-        f"\nThe picked merge is an ordinary checkpoint: {terminal.short(picked)}\n"
-        f"The report: {terminal.short(study.folder / 'report.html')}\n\n"
+    study_file = unpack_specialists(Path.cwd())
+    study = session.open_study(study_file)
+    session.search(study, None, quiet)
+    trial = session.show(study, MAX_SHOWN)
+    picked = study.save(trial, study.folder / "picked", overwrite=True, picked_by="--knee")
+    report_file = study.report()
+    shown = session.short(study_file)
+    session.console().print(
+        f"\nThe picked merge is an ordinary checkpoint: {session.short(picked)}\n"
+        f"The report: {session.short(report_file)}\n\n"
         f"Next:  paretomerge pick {shown} --prefer translate=0.7,reverse=0.3 --out my-merge\n"
         f"       paretomerge evaluate my-merge --study {shown}",
         highlight=False,
@@ -66,47 +69,50 @@ def search(
     trials: Annotated[int | None, typer.Option(help="Instead of the file's.", min=1)] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search until the study's budget is spent, then score the front on held-out items. Resumes by itself."""
-    study, config = terminal.open_study(study_yaml)
-    terminal.search(study, replace(config.limit, trials=trials) if trials else config.limit, quiet)
-    terminal.show(study, most=15)
+    """Search until the study's budget is spent, then score the front on held-out examples. Resumes by itself."""
+    study = session.open_study(study_yaml)
+    session.search(study, trials, quiet)
+    session.show(study, MAX_SHOWN)
 
 
 @app.command()
 def status(study_yaml: StudyFile) -> None:
     """How far a study is."""
-    study, config = terminal.open_study(study_yaml)
     from paretomerge.cli.progress import tally, volume_text
-    from paretomerge.study.budget import evaluated
 
-    done = study.trials
-    told = f"{evaluated(done)} of {config.limit.trials} trials, {tally(done)}, {len(study.front())} on the front, "
-    lines = [f"{told}hypervolume {volume_text(study.hypervolume(done))}"]
-    lines += [f"latest failure: trial {t.number}: {t.failure}" for t in done if t.failure][-1:]
-    lines += [f"latest infeasible: trial {t.number}: {t.broken}" for t in done if t.broken][-1:]
-    lines += [study.ended] if study.ended else []
+    study = session.open_study(study_yaml)
+    results = study.results()
+    trials = results.trials
+    summary = (
+        f"{results.evaluated} of {study.settings.total_trials} trials, {tally(trials)}, "
+        f"{len(results.front)} on the front, hypervolume {volume_text(results.hypervolume())}"
+    )
+    lines = [summary]
+    failed = [trial for trial in trials if trial.failure]
+    if failed:
+        lines.append(f"latest failure: trial {failed[-1].number}: {failed[-1].failure}")
+    infeasible = [trial for trial in trials if trial.violations]
+    if infeasible:
+        latest = infeasible[-1]
+        lines.append(f"latest infeasible: trial {latest.number}: {latest.violations}")
+    if results.end_reason:
+        lines.append(results.end_reason)
     for line in lines:
-        terminal.console().print(line, highlight=False, soft_wrap=True)
+        session.console().print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def front(
-    study_yaml: StudyFile,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """The Pareto front: scores on the search items and on held-out ones."""
-    study, _ = terminal.open_study(study_yaml)
+def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
+    """The Pareto front: scores on the search examples and on held-out ones."""
+    study = session.open_study(study_yaml)
     if not as_json:
-        terminal.show(study)
+        session.show(study)
         return
     from paretomerge.report.tables import rows
 
-    print(
-        json.dumps(
-            {"objectives": [o.name for o in study.objectives], "front": rows(study.front())},
-            indent=2,
-        )
-    )
+    results = study.results()
+    objectives = [objective.name for objective in results.objectives]
+    print(json.dumps({"objectives": objectives, "front": rows(results.front)}, indent=2))
 
 
 @app.command()
@@ -121,23 +127,21 @@ def pick(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one merge of the front as a Hugging Face checkpoint."""
-    study, _ = terminal.open_study(study_yaml)
-    from paretomerge.decide.pick import Choice, check_out, choose, write_pick
-    from paretomerge.report.tables import terminal_table
+    from paretomerge.decide.pick import Choice, choose
+    from paretomerge.report.tables import trials_table
 
+    study = session.open_study(study_yaml)
     choice = Choice.parse(prefer, trial, knee)
-    chosen = choose(study, choice)
-    check_out(out, overwrite)
-    study.hold_out([chosen], watched=True)
-    chosen = next(t for t in study.trials if t.number == chosen.number)
-    write_pick(study, chosen, out, choice, overwrite)
-    terminal.console().print(
-        terminal_table(study, [chosen], f"{choice.text} → {out}", chosen.number)
-    )
+    number = choose(study.results(), choice).number
+    study.save(number, out, overwrite=overwrite, picked_by=choice.text)
+    results = study.results()
+    picked = choose(results, Choice(trial=number))
+    heading = f"{choice.text} → {out}"
+    session.console().print(trials_table(results, [picked], heading, number))
 
 
 @app.command()
-def merge(
+def merge(  # the command's options
     recipe: RecipeFile,
     out: Path,
     overwrite: Overwrite = False,
@@ -157,20 +161,24 @@ def merge(
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
-    shard_bytes = terminal.bytes_of(shard_size)
+    shard_bytes = session.size_in_bytes(shard_size)
     plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
-    terminal.note(plan.notes)
+    session.print_notes(plan.notes)
     from paretomerge.merging.engine import write
 
-    write(plan, out, overwrite=overwrite, shard_bytes=shard_bytes, threads=threads, device=device)
-    terminal.console().print(f"wrote {terminal.short(out)}", highlight=False, soft_wrap=True)
+    write(
+        plan,
+        out,
+        overwrite=overwrite,
+        shard_bytes=shard_bytes,
+        threads=threads,
+        device=device,
+    )
+    session.console().print(f"wrote {session.short(out)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
-def plan(
-    recipe: RecipeFile,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
+def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
     """Check a recipe from headers alone: every error at once, or what will be read, written and needed."""
     from dataclasses import asdict
 
@@ -178,33 +186,33 @@ def plan(
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
-    made = make_plan(Recipe.load(recipe), download=False)
-    terminal.note(made.notes)
-    told = {
-        "method": made.recipe.merge_method,
-        "models": list(made.recipe.files),
-        "layers": len(made.route),
-        "tensors": len(made.jobs),
-        "dtype": made.dtype,
-        **asdict(cost(made)),
+    merge_plan = make_plan(Recipe.load(recipe), download=False)
+    session.print_notes(merge_plan.notes)
+    facts = {
+        "method": merge_plan.recipe.merge_method,
+        "models": list(merge_plan.recipe.files),
+        "layers": len(merge_plan.route),
+        "tensors": len(merge_plan.jobs),
+        "dtype": merge_plan.dtype,
+        **asdict(cost(merge_plan)),
     }
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(facts, indent=2))
         return
     from paretomerge.report.recipes import plan_table
 
-    terminal.console().print(plan_table(told))
+    session.console().print(plan_table(facts))
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def methods(as_json: AsJson = False) -> None:
     """The table of merge methods: what each does, its parameters and their defaults."""
     from paretomerge.report.recipes import method_rows, methods_table
 
     if as_json:
         print(json.dumps(method_rows(), indent=2))
         return
-    terminal.console().print(methods_table())
+    session.console().print(methods_table())
 
 
 @app.command()
@@ -212,7 +220,7 @@ def kinship(
     models: Annotated[
         list[str], typer.Argument(help="BASE MODEL..., or a study.yaml.", show_default=False)
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How alike fine-tunes are, and which layers they moved: one reading of each checkpoint."""
     from paretomerge.merging.delta_profile import profile
@@ -222,75 +230,78 @@ def kinship(
 
     base, sources = models[0], named_sources(models[1:])
     if len(models) == 1 and Path(base).suffix in (".yaml", ".yml"):
-        from paretomerge.config.build import study_models
-        from paretomerge.config.schema import load_config
+        from paretomerge.study.build import study_pool
 
-        base, sources = study_models(load_config(base), Path(base).resolve().parent)
+        pool = study_pool(session.open_study(Path(base)).settings)
+        base, sources = pool.base, dict(pool.sources)
     if not sources:
-        raise ConfigError(
-            "kinship: expected a base and at least one model, or a study.yaml; got one name"
-        )
+        raise ConfigError("kinship: name a base and at least one model, or a study.yaml")
     opened = open_weights((base, *sources.values()))
-    found, architecture = profile(base, sources, opened), opened[base].architecture
+    deltas = profile(base, sources, opened)
+    architecture = opened[base].architecture
     if as_json:
-        print(json.dumps(kinship_rows(found, architecture), indent=2))
+        print(json.dumps(kinship_rows(deltas, architecture), indent=2))
         return
-    terminal.console().print(kinship_tables(found, architecture), highlight=False)
+    session.console().print(kinship_tables(deltas, architecture), highlight=False)
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint.")],
-    study: Annotated[Path, typer.Option("--study", help="The study.yaml whose tasks to run.")],
-    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    study: StudyOption,
+    split: SplitOption = "held_out",
+    as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint with a study's tasks: what the study recorded, reproduced from disk."""
-    opened, _ = terminal.open_study(study)
-    from paretomerge.decide.rescore import score_checkpoint
+    split_name = session.split_named(split)
+    opened = session.open_study(study)
+    session.set_up_process(opened)
+    from paretomerge.study.checkpoint_scores import score_checkpoint
 
-    scores = score_checkpoint(opened, model, terminal.split_of(split))
+    scores = score_checkpoint(opened.search(), model, split_name)
     if as_json:
-        told = {
-            name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.items}
-            for name, s in scores.items()
-        }
-        print(json.dumps(told))
+        rows = {}
+        for name, score in scores.items():
+            fields = {"value": score.value, "stderr": score.stderr, "n": score.n}
+            rows[name] = {**fields, "items": score.items}
+        print(json.dumps(rows))
         return
     for name, score in scores.items():
-        terminal.console().print(
-            f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}", highlight=False
-        )
+        line = f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}"
+        session.console().print(line, highlight=False)
 
 
 @app.command()
-def compare(
+def compare(  # the command's options
     one: Annotated[
         str,
         typer.Argument(
-            help="A trial's number, a known start's name, or a checkpoint.", show_default=False
+            help="A trial's number, a baseline's name, or a checkpoint.", show_default=False
         ),
     ],
     other: Annotated[str, typer.Argument(help="Likewise.", show_default=False)],
-    study: Annotated[Path, typer.Option("--study", help="The study.yaml whose tasks to run.")],
+    study: StudyOption,
     task: Annotated[
-        list[str], typer.Option("--task", help="A score's name; may be given again. Default: all.")
-    ] = [],  # noqa: B006
-    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+        list[str] | None,
+        typer.Option("--task", help="A score's name; may be given again. Default: all."),
+    ] = None,
+    split: SplitOption = "held_out",
+    as_json: AsJson = False,
 ) -> None:
-    """Two models on the same items: the paired difference, its 95 % interval, and McNemar's test."""
-    opened, _ = terminal.open_study(study)
+    """Two models on the same examples: the paired difference, its 95 % interval, and McNemar's test."""
     from dataclasses import asdict
 
-    from paretomerge.decide.compare import compare as compared
     from paretomerge.report.tables import comparison_table
 
-    found = compared(opened, one, other, task, terminal.split_of(split))
+    split_name = session.split_named(split)
+    opened = session.open_study(study)
+    session.set_up_process(opened)
+    comparisons = opened.compare(one, other, task or (), split_name)
     if as_json:
-        print(json.dumps([asdict(c) | {"difference": c.difference} for c in found], indent=2))
+        rows = [asdict(c) | {"difference": c.difference} for c in comparisons]
+        print(json.dumps(rows, indent=2))
         return
-    terminal.console().print(comparison_table(found, one, other), highlight=False)
+    session.console().print(comparison_table(comparisons, one, other), highlight=False)
 
 
 @app.command()
@@ -304,18 +315,16 @@ def report(
     trial: Number = None,
 ) -> None:
     """Write the study as one HTML file."""
-    study, _ = terminal.open_study(study_yaml)
     from paretomerge.decide.pick import Choice
-    from paretomerge.report.html import write_report
 
-    written = write_report(
-        study, out or study.folder / "report.html", Choice.parse(prefer, trial, knee)
-    )
-    terminal.console().print(f"wrote {terminal.short(written)}", highlight=False, soft_wrap=True)
+    study = session.open_study(study_yaml)
+    choice = Choice.parse(prefer, trial, knee)
+    file = study.report(out, choice.prefer, trial=choice.trial)
+    session.console().print(f"wrote {session.short(file)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """The entry point: one clear message instead of a traceback, unless --debug asks for it."""
+    """Run a command; an error of ours is one message without a traceback, unless --debug asks for it."""
     try:
         app()
     except ParetoMergeError as error:

@@ -1,4 +1,4 @@
-"""What a running study shows: a live table on a terminal, one line per trial elsewhere."""
+"""What a running search shows: a live table on a terminal, one line for each trial elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -10,29 +10,32 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from paretomerge.record.record import Scores, Trial
-from paretomerge.study.budget import evaluated
+from paretomerge.record.results import Results
+from paretomerge.record.trial import Scores, Trial, count_evaluated
 from paretomerge.study.loop import Event
-from paretomerge.study.study import Study
+
+_ROWS = 10
+_STAGES = ("ask", "merge", "evaluate", "record")
 
 
 class Progress:
-    """Watch a study: `with Progress(study, console) as progress: study.run(60, progress.trial)`."""
+    """Shows a search: `with Progress(results, console) as progress: study.run(progress.trial)`.
 
-    _ROWS = 10
+    Args:
+        results: The study's results when the run begins; its objectives name the columns.
+        console: Where to print.
+        quiet: Whether to print nothing.
+    """
 
-    def __init__(self, study: Study, console: Console, quiet: bool = False) -> None:
-        self._goals = study.goals
-        self._names = [o.name for o in study.objectives]
+    def __init__(self, results: Results, console: Console, quiet: bool = False) -> None:
+        self._results = results
+        self._names = [objective.name for objective in results.objectives]
         self._console = console
         self._quiet = quiet
         self._events: list[Event] = []
         self._start = time.perf_counter()
-        self._live = (
-            Live(console=console, refresh_per_second=4)
-            if console.is_terminal and not quiet
-            else None
-        )
+        live = console.is_terminal and not quiet
+        self._live = Live(console=console, refresh_per_second=4) if live else None
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -49,7 +52,11 @@ class Progress:
             self._live.__exit__(kind, error, trace)
 
     def trial(self, event: Event) -> None:
-        """A trial of the search has ended."""
+        """Show a finished trial of the search.
+
+        Args:
+            event: What the loop reports of it.
+        """
         self._events.append(event)
         if self._live:
             self._live.update(self._table())
@@ -57,99 +64,124 @@ class Progress:
             self._console.print(Text(_line(event, self._names)), soft_wrap=True)
 
     def held_out(self, trial: Trial) -> None:
-        """A trial has been scored on its held-out items."""
-        told = f"held-out  {_name(trial)}  " + "  ".join(
-            f"{n} {score_text(trial.held_out or {}, n)}" for n in self._names
-        )
+        """Show that a trial was scored on held-out examples.
+
+        Args:
+            trial: The trial.
+        """
         if self._live:
-            self._live.update(
-                Group(self._table(), Text(f"scoring the front on held-out items: {_name(trial)}"))
-            )
+            message = Text(f"scoring the front on held-out examples: {trial.name}")
+            self._live.update(Group(self._table(), message))
         elif not self._quiet:
-            self._console.print(Text(told), soft_wrap=True)
+            scores = _scores_text(trial.held_out or {}, self._names)
+            self._console.print(Text(f"held-out  {trial.name}  {scores}"), soft_wrap=True)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        averaged = self._goals.averaged
-        for heading in ("trial", *self._names, *(["mean"] if averaged else []), "hypervolume", "s"):
+        mean = ["mean"] if self._results.has_mean else []
+        for heading in ("trial", *self._names, *mean, "hypervolume", "s"):
             table.add_column(Text(heading), justify="right")
         table.add_column("", style="dim")
-        for event in self._events[-self._ROWS :]:
-            values = [score_text(event.trial.scores, n) for n in self._names]
-            mean = self._goals.mean(event.trial.scores)
-            values += [f"{mean:.3f}" if mean is not None else "-"] if averaged else []
-            total = f"{sum(event.seconds.values()):.1f}"
-            broken = f"infeasible: {event.trial.broken}" if event.trial.broken else ""
-            note = event.trial.label or event.trial.failure[:40] or broken or _kind(event.trial)
-            table.add_row(
-                str(event.trial.number), *values, volume_text(event.hypervolume), total, Text(note)
-            )
+        for event in self._events[-_ROWS:]:
+            table.add_row(*self._cells(event), Text(_note(event.trial)))
         if not self._events:
             return Group(table)
         last = self._events[-1]
-        each = (time.perf_counter() - self._start) / max(
-            1, evaluated([e.trial for e in self._events])
-        )
-        parts = "  ".join(
-            f"{k} {sum(e.seconds.get(k, 0) for e in self._events):.0f}s"
-            for k in ("ask", "merge", "evaluate", "record")
-        )
-        told = (
-            f"{last.done}/{last.total} trials  {tally([e.trial for e in self._events])}  {parts}  "
-        )
-        told += f"about {each * (last.total - last.done):.0f}s left"
         below = Table.grid()
         below.add_row(ProgressBar(total=last.total, completed=last.done, width=60))
-        below.add_row(Text(told, style="dim"))
+        below.add_row(Text(self._summary(last), style="dim"))
         return Group(table, below)
+
+    def _cells(self, event: Event) -> list[str]:
+        trial = event.trial
+        cells = [str(trial.number)]
+        cells += [score_text(trial.scores, name) for name in self._names]
+        if self._results.has_mean:
+            mean = self._results.mean(trial.scores)
+            cells.append("-" if mean is None else f"{mean:.3f}")
+        cells += [volume_text(event.hypervolume), f"{sum(event.seconds.values()):.1f}"]
+        return cells
+
+    def _summary(self, last: Event) -> str:
+        trials = [event.trial for event in self._events]
+        seconds_each = (time.perf_counter() - self._start) / max(1, count_evaluated(trials))
+        stages = []
+        for stage in _STAGES:
+            total = sum(event.seconds.get(stage, 0) for event in self._events)
+            stages.append(f"{stage} {total:.0f}s")
+        left = seconds_each * (last.total - last.done)
+        parts = [
+            f"{last.done}/{last.total} trials",
+            tally(trials),
+            *stages,
+            f"about {left:.0f}s left",
+        ]
+        return "  ".join(parts)
 
 
 def tally(trials: Sequence[Trial]) -> str:
-    """How many trials failed, and where there are any, how many were infeasible, reused or taken over."""
+    """Count the trials that failed, and those that were infeasible, left early, reused or taken over, if any.
+
+    Args:
+        trials: Finished trials.
+
+    Returns:
+        Text such as `2 failed, 1 infeasible`.
+    """
+    failed = sum(bool(trial.failure) for trial in trials)
     counts = {
-        "infeasible": sum(bool(t.broken) for t in trials),
-        "left early": sum(not t.final for t in trials),
-        "reused": sum(t.same_as is not None for t in trials),
-        "taken over": sum(bool(t.warm) for t in trials),
+        "infeasible": sum(bool(trial.violations) for trial in trials),
+        "left early": sum(not trial.final for trial in trials),
+        "reused": sum(trial.same_as is not None for trial in trials),
+        "taken over": sum(bool(trial.warm_start) for trial in trials),
     }
-    return ", ".join(
-        [
-            f"{sum(bool(t.failure) for t in trials)} failed",
-            *(f"{n} {what}" for what, n in counts.items() if n),
-        ]
-    )
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    return ", ".join([f"{failed} failed", *parts])
 
 
 def volume_text(volume: float) -> str:
-    """A hypervolume; that of many objectives with small ranges is far below 1, that of perplexities can be anything."""
-    return f"{volume:.4f}" if 0.001 <= volume < 1e6 or not volume else f"{volume:.2e}"
+    """Write a hypervolume: far below 1 with many objectives, of any size with perplexities."""
+    if not volume or 0.001 <= volume < 1e6:
+        return f"{volume:.4f}"
+    return f"{volume:.2e}"
 
 
 def score_text(scores: Scores, name: str) -> str:
-    """A score as text; `-` where there is none."""
+    """Write a score; `-` where there is none."""
     return scores[name].text if name in scores else "-"
 
 
-def _name(trial: Trial) -> str:
-    return trial.label or f"trial {trial.number}"
+def _scores_text(scores: Scores, names: Sequence[str]) -> str:
+    return "  ".join(f"{name} {score_text(scores, name)}" for name in names)
+
+
+def _note(trial: Trial) -> str:
+    """The last column: the baseline's name, what went wrong, or the method."""
+    if trial.label:
+        return trial.label
+    if trial.failure:
+        return trial.failure[:40]
+    if trial.violations:
+        return f"infeasible: {trial.violations}"
+    return _kind(trial)
 
 
 def _kind(trial: Trial) -> str:
     return "route" if trial.level else str(trial.params.get("method", ""))
 
 
-def _line(event: Event, names: list[str]) -> str:
-    scores = "  ".join(f"{n} {score_text(event.trial.scores, n)}" for n in names)
-    told = (
-        f"FAILED {event.trial.failure}"
-        if event.trial.failure
-        else f"hypervolume {volume_text(event.hypervolume)}"
-    )
-    if event.trial.broken:
-        told += f"  infeasible: {event.trial.broken}"
-    note = event.trial.label or _kind(event.trial)
-    if not event.trial.final:
+def _line(event: Event, names: Sequence[str]) -> str:
+    trial = event.trial
+    outcome = f"hypervolume {volume_text(event.hypervolume)}"
+    if trial.failure:
+        outcome = f"FAILED {trial.failure}"
+    if trial.violations:
+        outcome += f"  infeasible: {trial.violations}"
+    note = trial.label or _kind(trial)
+    if not trial.final:
         note += " (left early: estimates)"
-    if event.trial.same_as is not None:
-        note += f" (the recipe of trial {event.trial.same_as})"
-    return f"{event.done:4d}/{event.total}  {scores}  {told}  {sum(event.seconds.values()):.1f}s  {note}"
+    if trial.same_as is not None:
+        note += f" (the recipe of trial {trial.same_as})"
+    scores = _scores_text(trial.scores, names)
+    seconds = sum(event.seconds.values())
+    return f"{event.done:4d}/{event.total}  {scores}  {outcome}  {seconds:.1f}s  {note}"

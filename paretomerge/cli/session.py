@@ -1,4 +1,4 @@
-"""What the commands have in common: a study is opened, searched, shown; names and sizes are read; all is said on one console."""
+"""What the commands have in common: a study is opened, searched and shown; sizes and names are read."""
 
 import os
 import re
@@ -14,105 +14,114 @@ from paretomerge.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paretomerge.config.schema import StudyConfig
     from paretomerge.evaluate.evaluator import Split
-    from paretomerge.record.record import Trial
-    from paretomerge.study.budget import Budget
+    from paretomerge.record.trial import Trial
     from paretomerge.study.study import Study
 
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
+_INTERRUPTED = 130  # the shell's exit status of Ctrl-C
 
-def open_study(path: Path) -> "tuple[Study, StudyConfig]":
-    """The study of a study.yaml; what is noteworthy about its spaces is said."""
+
+def open_study(path: Path) -> "Study":
+    """Read a study.yaml; nothing is loaded yet."""
+    from paretomerge.study.study import load_study
+
+    return load_study(path)
+
+
+def set_up_process(study: "Study") -> None:
+    """Set what belongs to the process and not to the library: threads, and other libraries' progress bars."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    from paretomerge.config.build import load_study
-
-    study, config = load_study(path)
-    note((*study.space.notes, *(study.then.notes if study.then else ())))
-    return study, config
+    if study.settings.threads is not None:
+        torch.set_num_threads(study.settings.threads)
 
 
-def search(study: "Study", budget: "Budget", quiet: bool) -> None:
-    """Until the budget is spent; then known starts and front on held-out items, and what is watched."""
+def search(study: "Study", trials: int | None, quiet: bool) -> None:
+    """Search until the budget is spent; then score baselines and front on held-out examples, and what is watched.
+
+    Args:
+        study: The study.
+        trials: The number of evaluations in the record at which to stop, in place of the study's budget.
+        quiet: Whether to print nothing while searching.
+    """
     from paretomerge.cli.progress import Progress, tally
-    from paretomerge.decide.pick import Choice, choose
+    from paretomerge.record.trial import count_evaluated
 
     try:
-        note(study.known.notes)
-        with Progress(study, console(), quiet) as progress:
-            reason = study.run(budget, progress.trial)
+        set_up_process(study)
+        print_notes(study.check())
+        results = study.results()
+        more = None if trials is None else max(0, trials - count_evaluated(results.trials))
+        with Progress(results, console(), quiet) as progress:
+            reason = study.run(progress.trial, more)
             if not quiet:
-                console().print(f"{reason} ({tally(study.trials)})", highlight=False)
-            known = study.starts()
-            sources = [t for t in known if t.label in study.space.sources]
-            study.hold_out([*known, *study.front()], progress.held_out)
-            study.hold_out([*sources, choose(study, Choice())], progress.held_out, watched=True)
-        note(study.goals.notes)
+                outcome = f"{reason} ({tally(study.get_trials())})"
+                console().print(outcome, highlight=False)
+            study.score_held_out(progress.held_out)
+        print_notes(study.evaluation_notes())
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; every finished trial is kept, the same command goes on\n")
-        raise typer.Exit(130) from None
+        sys.stderr.write(
+            "\nStopped. Every finished trial is kept; the same command continues the search.\n"
+        )
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def show(study: "Study", most: int | None = None) -> "Trial":
-    """The known starts and the front (its `most` best) as tables; returns the trial that `pick` takes by itself."""
+    """Print the baselines and the front, or its `most` best, as tables; return the trial that `pick` takes by default."""
     from paretomerge.decide.pick import Choice, choose
-    from paretomerge.report.tables import best_first, terminal_table
+    from paretomerge.report.tables import best_first, trials_table
 
+    results = study.results()
     choice = Choice()
-    picked = choose(study, choice)
+    picked = choose(results, choice)
     console().print()
-    console().print(terminal_table(study, study.starts(), "Known starts", picked.number))
+    console().print(trials_table(results, results.baselines, "Baselines", picked.number))
     console().print()
-    ranked = best_first(study, study.front())
+    ranked = best_first(results, results.front)
     shown = ranked[:most]
     if picked not in shown:
         shown.append(picked)
     heading = f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
-    console().print(terminal_table(study, shown, heading, picked.number))
+    console().print(trials_table(results, shown, heading, picked.number))
     return picked
 
 
-def split_of(name: str) -> "Split":
+def split_named(name: str) -> "Split":
+    """Read `--split`."""
     if name not in ("search", "held_out"):
-        raise ConfigError(f"--split: expected search or held_out, got {name!r}")
+        raise ConfigError(f"--split: use search or held_out, not {name!r}")
     return "search" if name == "search" else "held_out"
 
 
-def note(notes: Iterable[str]) -> None:
-    for text in notes:
-        sys.stderr.write(f"note: {text}\n")
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes to the standard error stream."""
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
 
 
-def bytes_of(text: str) -> int:
-    """5GB, 500MB, 2000000: decimal units, as the Hub counts."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
-    if not found or (size := int(float(found[1]) * units[found[2] or ""])) < 1:
-        raise ConfigError(f"--shard-size: expected a size like 5GB or 500MB, got {text!r}")
+def size_in_bytes(text: str) -> int:
+    """Read a size such as 5GB, 500MB or 2000000, in decimal units as on the Hub."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size < 1:
+        raise ConfigError(f"--shard-size: a size such as 5GB or 500MB, not {text!r}")
     return size
 
 
 def console() -> "Console":
+    """The terminal. What users and errors say is no markup."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False)  # what users and errors say is no markup
+    return Console(markup=False, emoji=False)
 
 
 def short(path: Path) -> str:
-    """Relative to the current folder where that is shorter."""
+    """A path relative to the current folder, where it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def shipped() -> Path:
-    relative = Path("examples") / "specialists" / "study.yaml"
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
-        if (root / relative).is_file():
-            return root / relative
-    raise ConfigError(
-        f"quickstart: expected {relative} here; run it from a clone of the repository"
-    )

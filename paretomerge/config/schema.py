@@ -1,19 +1,22 @@
-"""A study.yaml as data: unknown_name keys are refused, with the nearest known one; values are checked; nothing else is opened."""
+"""A study.yaml as data: keys and values are checked, nothing else is opened."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
 from paretomerge.errors import ConfigError, unknown_name
-from paretomerge.record.storage import NAME
-from paretomerge.space.build import RoutesConfig, SpaceConfig, Strict
-from paretomerge.study.budget import Budget
+from paretomerge.record.storage import DEFAULT_STUDY_NAME
+
+_KINDS = ("task", "function", "perplexity", "judge", "size")
+_PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 
 
-class JudgeConfig(Strict):
+class JudgeConfig(Section):
     """A language model that grades answers to the prompts of a file; the endpoint's defaults are the environment's."""
 
     prompts: str
@@ -23,8 +26,8 @@ class JudgeConfig(Strict):
     max_tokens: int = Field(default=256, ge=1)
 
 
-class ObjectiveConfig(Strict):
-    """One of `task`, `function`, `perplexity`, `judge`, `sparsity` and `size`. `direction` overrides what the score says of itself."""
+class MeasureConfig(Section):
+    """One of `task`, `function`, `perplexity`, `judge`, `sparsity` and `size`."""
 
     task: str | None = None
     metric: str | None = None
@@ -34,45 +37,26 @@ class ObjectiveConfig(Strict):
     sparsity: bool = False
     size: Literal["layers", "parameters", "seconds_per_token"] | None = None
     name: str | None = None
-    direction: str | None = Field(default=None, pattern="^(maximize|minimize)$")
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "ObjectiveConfig":
-        kinds = {
-            "task": self.task,
-            "function": self.function,
-            "perplexity": self.perplexity,
-            "judge": self.judge,
-            "size": self.size,
-        }
-        if sum(kind is not None for kind in kinds.values()) + self.sparsity != 1:
-            raise ValueError(
-                f"expected one of {', '.join(f'`{kind}`' for kind in kinds)} and `sparsity: true`"
-            )
+    def _one_kind(self) -> "MeasureConfig":
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(kinds) + self.sparsity != 1:
+            names = ", ".join(f"`{kind}`" for kind in _KINDS)
+            raise ValueError(f"set exactly one of {names} and `sparsity: true`")
         if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
-            raise ValueError("metric: expected perplexity or bits_per_byte")
+            raise ValueError(f"metric: use perplexity or bits_per_byte, not {self.metric!r}")
         return self
 
-    @property
-    def title(self) -> str:
-        if self.name:
-            return self.name
-        kinds = {
-            "sparsity": self.sparsity,
-            "judge": self.judge,
-            self.metric or "perplexity": self.perplexity,
-        }
-        of_kind = next((title for title, used in kinds.items() if used), None)
-        return self.task or self.size or of_kind or str(self.function).partition(":")[2]
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Of the kinds that know it without being loaded."""
-        return bool(self.size or self.perplexity)
+class ObjectiveConfig(MeasureConfig):
+    """A score to improve. `direction` overrides what the score says of itself."""
+
+    direction: Literal["maximize", "minimize"] | None = None
 
 
-class ConstraintConfig(ObjectiveConfig):
-    """A score, named like an objective, and the bound that it must keep: one of `at_least` and `at_most`."""
+class ConstraintConfig(MeasureConfig):
+    """A score, and the bound that it must keep: one of `at_least` and `at_most`, in the score's units."""
 
     at_least: float | None = Field(default=None, allow_inf_nan=False)
     at_most: float | None = Field(default=None, allow_inf_nan=False)
@@ -80,18 +64,11 @@ class ConstraintConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _one_bound(self) -> "ConstraintConfig":
         if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("expected one of `at_least` and `at_most`")
-        if self.direction is not None:
-            raise ValueError("direction: expected none, for a bound is in the score's own units")
+            raise ValueError("set exactly one of `at_least` and `at_most`")
         return self
 
-    @property
-    def scored(self) -> ObjectiveConfig:
-        """What is scored, without the bound."""
-        return ObjectiveConfig(**self.model_dump(exclude={"at_least", "at_most", "direction"}))
 
-
-class BudgetConfig(Strict):
+class BudgetConfig(Section):
     """When to stop. `until`: a percentage of the hypervolume. `trials` may stand here or at the top of the file."""
 
     trials: int | None = None
@@ -100,33 +77,12 @@ class BudgetConfig(Strict):
 
     @field_validator("until", mode="before")
     @classmethod
-    def _until(cls, value: Any) -> Any:
-        return value if value is None else _percentage(value, "of the hypervolume", "1%")
-
-    @property
-    def share(self) -> float | None:
-        """`until` as a fraction."""
-        return None if self.until is None else _share(self.until)
+    def _checked_until(cls, value: Any) -> Any:
+        return value if value is None else _checked_percentage(value, "of the hypervolume", "1%")
 
 
-def _percentage(value: Any, what: str, example: str) -> Any:
-    if not (
-        isinstance(value, str)
-        and re.fullmatch(r"\d+(\.\d+)?\s*%", value.strip())
-        and 0 < _share(value) < 1
-    ):
-        raise ValueError(f"expected a percentage {what} above 0 and below 100, such as {example}")
-    return value
-
-
-def _share(percentage: str) -> float:
-    return float(percentage.strip().rstrip("% ")) / 100
-
-
-class ThenConfig(Strict):
-    """A second level: `trials` more, on routes through the models and `front` merges of the first level's front, or the one that a
-    preference picks. sampler: the first level's unless another is named.
-    """
+class ThenConfig(Section):
+    """A second level: `trials` more, on routes through the models and the best merges of the first level."""
 
     routes: RoutesConfig = RoutesConfig()
     trials: int = Field(default=60, ge=1)
@@ -134,25 +90,9 @@ class ThenConfig(Strict):
     prefer: dict[str, float] | None = None
     sampler: str | dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _one_pool(self) -> "ThenConfig":
-        if self.routes.match is not None:
-            raise ValueError(
-                "routes.match: expected none, for the second level does not begin with hand-overs"
-            )
-        if self.front is not None and self.prefer is not None:
-            raise ValueError("expected one of `front` and `prefer`, got both")
-        if self.prefer is not None and (
-            min(self.prefer.values(), default=0) < 0 or not sum(self.prefer.values()) > 0
-        ):
-            raise ValueError(
-                f"prefer: expected weights of 0 or more, one of them above 0, got {self.prefer}"
-            )
-        return self
 
-
-class EvaluateConfig(Strict):
-    """How lm-evaluation-harness runs."""
+class EvaluateConfig(Section):
+    """How lm-evaluation-harness runs. `race`: true, or a confidence such as 95%."""
 
     include_path: str | None = None
     data_root: str | None = None
@@ -166,44 +106,33 @@ class EvaluateConfig(Strict):
 
     @field_validator("race", mode="before")
     @classmethod
-    def _sure(cls, value: Any) -> Any:
-        if not isinstance(value, bool) and _share(_percentage(value, "of confidence", "95%")) < 0.5:
-            raise ValueError(f"expected a confidence of 50% or more, such as 95%, got {value}")
+    def _checked_race(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        if share(_checked_percentage(value, "of confidence", "95%")) < 0.5:
+            raise ValueError(f"a confidence of 50% or more, such as 95%, not {value}")
         return value
 
     @field_validator("backend")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _checked_backend(cls, value: Any) -> Any:
         if isinstance(value, dict) and not isinstance(value.get("name"), str):
             raise ValueError(
-                "expected the name of a model of lm-evaluation-harness, or `name` and its arguments"
+                "name a model of lm-evaluation-harness, or set `name` and its arguments"
             )
         return value
 
-    @property
-    def confidence(self) -> float | None:
-        """`race` as a probability; None where it is off or has no figure."""
-        return _share(self.race) if isinstance(self.race, str) else None
 
-    @model_validator(mode="after")
-    def _race_with_the_live_model(self) -> "EvaluateConfig":
-        if self.race and self.backend:
-            raise ValueError(
-                "race: expected the live model, got a `backend`, which would load each merge again for every few items"
-            )
-        return self
+class StudyConfig(Section):
+    """A whole study.yaml; relative paths start from the file's folder.
 
-    @model_validator(mode="after")
-    def _both_splits(self) -> "EvaluateConfig":
-        if self.splits is not None and set(self.splits) != {"search", "held_out"}:
-            raise ValueError(
-                f"splits: expected `search` and `held_out`, got {', '.join(self.splits)}"
-            )
-        return self
+    `load_config` reads one, `config_of` writes a study's settings as one. Every key: docs/study.md.
 
-
-class StudyConfig(Strict):
-    """A whole study.yaml. Paths start from the file's folder."""
+    Example:
+        >>> config = StudyConfig(base="base", models=["a", "b"], objectives=[{"sparsity": True}])
+        >>> config.trials
+        60
+    """
 
     base: str
     models: list[str] = Field(min_length=2)
@@ -221,8 +150,8 @@ class StudyConfig(Strict):
     seed: int = 0
     out: str | None = None
     storage: str | None = None
-    study_name: str = Field(default=NAME, min_length=1)
-    dtype: str | None = Field(default=None, pattern="^(float32|float16|bfloat16)$")
+    study_name: str = Field(default=DEFAULT_STUDY_NAME, min_length=1)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
 
@@ -239,85 +168,73 @@ class StudyConfig(Strict):
         if not isinstance(budget, dict) or budget.get("trials") is None:
             return data
         if "trials" in data:
-            raise ValueError(
-                "trials: expected it once, got it at the top and under `budget`; keep one of them"
-            )
+            raise ValueError("trials: is set at the top and under `budget`; keep one of them")
         return data | {"trials": budget["trials"], "budget": budget | {"trials": None}}
-
-    @property
-    def limit(self) -> Budget:
-        """The budget as `Study.run` takes it."""
-        return Budget(
-            self.trials + (self.then.trials if self.then else 0),
-            self.budget.share,
-            self.budget.patience,
-        )
-
-    @property
-    def bounds(self) -> list[ConstraintConfig]:
-        """The constraints; one without a name has that of the objective with the same score."""
-        named = {
-            o.model_copy(update={"name": None, "direction": None}): o.title
-            for o in reversed(self.objectives)
-        }
-        return [
-            c if c.name else c.model_copy(update={"name": named.get(c.scored)})
-            for c in self.constraints
-        ]
-
-    @property
-    def scored(self) -> list[ObjectiveConfig]:
-        """Objectives, and what only constraints ask for."""
-        plain = {o.model_copy(update={"name": o.title, "direction": None}) for o in self.objectives}
-        return [
-            *self.objectives,
-            *dict.fromkeys(c.scored for c in self.bounds if c.scored not in plain),
-        ]
-
-    @model_validator(mode="after")
-    def _levels_fit(self) -> "StudyConfig":
-        if self.then is None:
-            return self
-        if self.space.routes is not None:
-            raise ValueError(
-                "then: expected a first level that merges in place, got `space.routes`; leave `then` out"
-            )
-        if sparse := [o.title for o in self.scored if o.sparsity]:
-            raise ValueError(
-                f"then: expected scores that routes have, got {sparse[0]!r}, a sparsity"
-            )
-        names = [o.title for o in self.objectives]
-        if strange := [name for name in self.then.prefer or {} if name not in names]:
-            raise ValueError(f"then.prefer: {unknown_name('objective', strange[0], names)}")
-        return self
-
-    @model_validator(mode="after")
-    def _distinct_names(self) -> "StudyConfig":
-        titles = [o.title for o in self.scored] + self.watch
-        double = sorted({t for t in titles if titles.count(t) > 1})
-        if double:
-            raise ValueError(
-                f"objectives and watch: expected different names, got {double[0]!r} twice; set `name`"
-            )
-        return self
 
 
 def load_config(path: str | Path) -> StudyConfig:
-    """Read and check a study.yaml."""
+    """Read and check a study.yaml.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or says something that cannot be followed; all such errors at once.
+    """
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: expected a study.yaml, got no such file") from error
+        raise ConfigError(f"{path}: no such file; name a study.yaml") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected YAML, got {error}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys such as `base` and `models`, got {_brief(data)}")
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(told(e) for e in error.errors())) from error
+        messages = [message_of(detail) for detail in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(messages)}") from error
 
 
-_WORDS = (
+def share(percentage: str) -> float:
+    """Turn `1.5%` into 0.015."""
+    return float(percentage.strip().rstrip("% ")) / 100
+
+
+def percentage_of(fraction: float) -> str:
+    """Turn 0.015 into `1.5%`."""
+    return f"{100 * fraction:.10g}%"
+
+
+def message_of(detail: Any) -> str:
+    """Write one of pydantic's error details as a sentence: the key, what is wrong, what was there.
+
+    Args:
+        detail: An entry of `ValidationError.errors()`.
+
+    Returns:
+        The sentence.
+    """
+    keys = _keys_of(detail["loc"])
+    place = ".".join(keys) or "study"
+    if detail["type"] == "extra_forbidden":
+        section = ".".join(keys[:-1]) or "study"
+        return f"{section}: {unknown_name('key', keys[-1], _known_keys(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"{place}: required key is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    for pattern, replacement in _REWORDING:
+        message = re.sub(pattern, replacement, message)
+    value = _brief(detail["input"])
+    says_value = value in message or detail["type"] == "value_error" or len(value) >= 100
+    return f"{place}: {message}" if says_value else f"{place}: {message}, got {value}"
+
+
+_REWORDING = (
     (r"^Input should be (a|an) valid", r"expected \1"),
     (r"^Input should be (greater|less)", r"expected a number \1"),
     (r"^Input should be", "expected"),
@@ -325,30 +242,44 @@ _WORDS = (
     (r", unable to parse string as an? \w+", ""),
     (r"\b(expected) a (integer)", r"\1 an \2"),
 )
-"""pydantic's way to say it, and ours."""
+"""pydantic's wording -> ours."""
 
 
-def told(error: Any) -> str:
-    """One of pydantic's errors as a sentence: the key, what was expected, what was there."""
-    where = ".".join(
-        str(part)
-        for part in error["loc"]
-        if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", str(part))
-    )
-    if error["type"] == "extra_forbidden":
-        fields: Any = StudyConfig.model_fields
-        for part in error["loc"][:-1]:
-            kind = fields[part].annotation if isinstance(part, str) and part in fields else None
-            kind = {"objectives": ObjectiveConfig, "constraints": ConstraintConfig}.get(part, kind)
-            kind = next(
-                (one for one in get_args(kind) if hasattr(one, "model_fields")), kind
-            )  # of `RoutesConfig | None`
-            fields = getattr(kind, "model_fields", fields)
-        return f"{'.'.join(str(p) for p in error['loc'][:-1]) or 'study'}: {unknown_name('key', error['loc'][-1], fields)}"
-    if error["type"] == "missing":
-        return f"{where or 'study'}: expected it, got none"
-    message = error["msg"].removeprefix("Value error, ")
-    for theirs, ours in _WORDS:
-        message = re.sub(theirs, ours, message)
-    got = "" if ", got " in message or "; got " in message else f", got {error['input']!r}"
-    return f"{where or 'study'}: {message}{got if len(got) < 100 else ''}"
+def _checked_percentage(value: Any, what: str, example: str) -> Any:
+    matches = isinstance(value, str) and _PERCENTAGE.fullmatch(value)
+    if not matches or not 0 < share(value) < 1:
+        raise ValueError(f"a percentage {what} above 0 and below 100, such as {example}")
+    return value
+
+
+def _keys_of(location: Sequence[int | str]) -> list[str]:
+    """The path of a key, without the alternatives of a union that pydantic adds to it."""
+    keys = [str(part) for part in location]
+    return [key for key in keys if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key)]
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys of the section at a place."""
+    section: type[Section] = StudyConfig
+    for part in location:
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            continue
+        sections = [kind for kind in _kinds_of(field.annotation) if issubclass(kind, Section)]
+        section = sections[0] if sections else section
+    return list(section.model_fields)
+
+
+def _kinds_of(annotation: Any) -> list[type]:
+    """The classes of an annotation such as `list[ObjectiveConfig]` or `ThenConfig | None`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation]
+    kinds = []
+    for argument in get_args(annotation):
+        kinds += _kinds_of(argument)
+    return kinds
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:97]}..."

@@ -1,1 +1,1 @@
-"""From a front to one checkpoint."""
+"""From a front to one checkpoint: picking, comparing, and how optimistic the search scores are."""

@@ -1,26 +1,32 @@
-"""Two models on the same items: the paired difference, and whether chance would explain it."""
+"""Two models on the same examples: the paired difference, and whether chance explains it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from paretomerge.decide.rescore import score_checkpoint
 from paretomerge.errors import ConfigError, EvaluationError, unknown_name
-from paretomerge.evaluate.evaluator import Score, Split
-from paretomerge.record.record import Trial
-from paretomerge.study.study import Study
+from paretomerge.evaluate.evaluator import Score
+from paretomerge.types import Array
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one task: `one` minus `other` over the same n items, with the 95 % interval of a paired mean (Student's t).
+    """`one` minus `other` on the n examples of one task.
 
-    p: of "no difference". Where items are right or wrong, McNemar's exact test on those that only one gets right (`only_one`,
-    `only_other`); else the paired t-test, and both counts are None.
+    Attributes:
+        task: The score's name.
+        n: Examples.
+        one: The first model's mean.
+        other: The second model's mean.
+        low: Lower end of the difference's 95 % interval: that of a paired mean (Student's t).
+        high: Upper end.
+        p: The probability of a difference at least as large if there is none. Where examples are right or wrong, of
+            McNemar's exact test; else of the paired t-test.
+        only_one: Examples that only the first gets right; None where examples are not right or wrong.
+        only_other: Examples that only the second gets right.
     """
 
     task: str
@@ -35,90 +41,97 @@ class Comparison:
 
     @property
     def difference(self) -> float:
+        """The mean difference."""
         return self.one - self.other
 
     @classmethod
     def of(cls, task: str, one: Sequence[float], other: Sequence[float]) -> "Comparison":
-        """From the items' outcomes, in the same order."""
+        """Compare per-example scores.
+
+        Args:
+            task: The score's name.
+            one: The first model's, `(n,)`.
+            other: The second model's on the same examples, in the same order.
+
+        Returns:
+            The comparison.
+
+        Raises:
+            EvaluationError: The examples differ in number, or there are fewer than two.
+        """
         if len(one) != len(other):
             raise EvaluationError(
-                f"{task}: expected the same items of both, got {len(one)} and {len(other)}"
+                f"{task}: the two were not scored on the same examples: {len(one)} and {len(other)}"
             )
-        if len(one) < 2:
-            raise EvaluationError(f"{task}: expected two items or more, got {len(one)}")
-        a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
-        d = a - b
-        error = float(d.std(ddof=1)) / math.sqrt(len(d))
-        reach = float(stats.t.ppf(0.975, len(d) - 1)) * error
-        common = (
-            task,
-            len(d),
-            float(a.mean()),
-            float(b.mean()),
-            float(d.mean()) - reach,
-            float(d.mean()) + reach,
-        )
+        n = len(one)
+        if n < 2:
+            raise EvaluationError(f"{task}: two examples or more are needed, not {n}")
+        first, second = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+        differences = first - second
+        mean = float(differences.mean())
+        stderr = float(differences.std(ddof=1)) / math.sqrt(n)
+        reach = float(stats.t.ppf(0.975, n - 1)) * stderr
+        wins: int | None = None
+        losses: int | None = None
         if set(one) | set(other) <= {0.0, 1.0}:
-            wins, losses = int((d > 0).sum()), int((d < 0).sum())
-            p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-            return cls(*common, p, wins, losses)
-        p = (
-            2 * float(stats.t.sf(abs(d.mean()) / error, len(d) - 1))
-            if error
-            else float(not d.any())
+            wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+            p = _mcnemar(wins, losses)
+        else:
+            p = _paired_t_test(differences, stderr)
+        return cls(
+            task,
+            n,
+            float(first.mean()),
+            float(second.mean()),
+            mean - reach,
+            mean + reach,
+            p,
+            wins,
+            losses,
         )
-        return cls(*common, p)
 
 
-def compare(
-    study: Study, one: str, other: str, tasks: Sequence[str] = (), split: Split = "held_out"
+def compare_scores(
+    one: Mapping[str, Score], other: Mapping[str, Score], tasks: Sequence[str] = ()
 ) -> list[Comparison]:
-    """`one` against `other`, each a trial's number, a known start's name (`uniform soup`, a source) or a checkpoint.
+    """Compare two models, score by score.
 
-    tasks: by default all that have items and that both were scored on. What the record does not have is scored now.
+    Args:
+        one: The first model's scores.
+        other: The second model's.
+        tasks: Scores to compare; by default all that both have per-example scores of.
+
+    Returns:
+        One comparison for each score.
+
+    Raises:
+        ConfigError: A named score is not there.
+        EvaluationError: A named score has no per-example scores, or none has.
     """
-    scores = [_scores(study, who, split, tasks) for who in (one, other)]
-    both = [name for name in scores[0] if name in scores[1]]
+    common = [name for name in one if name in other]
     for task in tasks:
-        if task not in both:
-            raise ConfigError(f"--task: {unknown_name('score', task, both)}")
-    found = []
-    for name in tasks or both:
-        items = [s[name].items for s in scores]
-        if items[0] is not None and items[1] is not None:
-            found.append(Comparison.of(name, items[0], items[1]))
+        if task not in common:
+            raise ConfigError(f"--task: {unknown_name('score', task, common)}")
+    comparisons = []
+    for name in tasks or common:
+        first, second = one[name].items, other[name].items
+        if first is not None and second is not None:
+            comparisons.append(Comparison.of(name, first, second))
         elif tasks:
-            raise EvaluationError(
-                f"{name}: expected a score with an outcome for each item, got one of the whole"
-            )
-    if not found:
+            raise EvaluationError(f"{name}: this score has no per-example scores to compare")
+    if not comparisons:
         raise EvaluationError(
-            f"expected a score with an outcome for each item, got none among {', '.join(both) or 'no scores'}"
+            f"no score has per-example scores to compare; both have {', '.join(common) or 'none'}"
         )
-    return found
+    return comparisons
 
 
-def _scores(study: Study, who: str, split: Split, tasks: Sequence[str]) -> Mapping[str, Score]:
-    trial = _trial(study, who)
-    if trial is None:
-        return score_checkpoint(study, who, split)
-    if split == "search":
-        return trial.scores
-    study.hold_out([trial], watched=any(task not in study.goals.scores for task in tasks))
-    return next(t for t in study.trials if t.number == trial.number).held_out or {}
+def _mcnemar(wins: int, losses: int) -> float:
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def _trial(study: Study, who: str) -> Trial | None:
-    """The trial of that number or label; None where it can only be a checkpoint."""
-    trials = study.trials
-    found = [t for t in trials if str(t.number) == who or (t.is_start and t.label == who)]
-    if found:
-        if found[0].failure:
-            raise ConfigError(f"{who}: this trial failed: {found[0].failure}")
-        return found[0]
-    if who.isdigit() or not (Path(who).exists() or "/" in who):
-        labels = [t.label for t in trials if t.is_start]
-        raise ConfigError(
-            f"{who}: expected a trial's number below {len(trials)}, a checkpoint, or one of: {', '.join(labels)}"
-        )
-    return None
+def _paired_t_test(differences: Array, stderr: float) -> float:
+    if not stderr:
+        return float(not differences.any())
+    statistic = abs(differences.mean()) / stderr
+    return 2 * float(stats.t.sf(statistic, len(differences) - 1))

@@ -1,27 +1,33 @@
-"""How much better search scores look than they are: measured on held-out items, and expected from having chosen the best of many."""
+"""By how much search scores are too good: measured on held-out examples, and expected from choosing the best of many."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import nondominated
-from paretomerge.record.record import Trial
-from paretomerge.study.study import Study
+from paretomerge.record.results import Results
+from paretomerge.record.trial import Trial
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
 _DRAWS = 200
 
 
 @dataclass(frozen=True)
 class Optimism:
-    """Of one objective, means over the front, in the objective's units; above 0 the search scores look too good.
+    """One objective's optimism: means over the front, in the objective's units. Above 0, the search scores are too good.
 
-    measured, stderr: search less held-out, both of finitely many items. expected: what choosing the front by these search items
-    alone brings on average, by drawing the items anew and choosing again (the bootstrap's optimism; Efron and Gong 1983, sec. 7).
-    corrected: the search score less what was expected.
+    Attributes:
+        objective: Its name.
+        search: The mean search score.
+        held_out: The mean held-out score.
+        measured: Search less held-out, turned so that above 0 is too good.
+        stderr: Its standard error: both means are of finitely many examples.
+        expected: What choosing the front by these search examples brings on average: the examples are drawn anew and the
+            front is chosen again (the bootstrap's optimism; Efron and Gong 1983, sec. 7).
+        maximise: The objective's direction.
     """
 
     objective: str
@@ -34,68 +40,77 @@ class Optimism:
 
     @property
     def corrected(self) -> float:
+        """The search score without the expected optimism."""
         return self.search - self.expected if self.maximise else self.search + self.expected
 
 
-def optimism(study: Study) -> list[Optimism]:
-    """Of every objective whose items are known on both splits; none before the front was scored on held-out items."""
-    front = [t for t in study.front() if t.held_out]
-    trials = [t for t in study.trials if t.feasible and t.final]
-    itemised = [o.name for o in study.objectives if _have_items(trials, front, o.name)]
-    if not front or not itemised:
+def optimism(results: Results) -> list[Optimism]:
+    """Measure and estimate the optimism of the front's search scores.
+
+    Args:
+        results: The study's results.
+
+    Returns:
+        One entry for each objective with per-example scores on both splits; none before the front is scored on held-out
+        examples.
+    """
+    front = [trial for trial in results.front if trial.held_out]
+    trials = [trial for trial in results.trials if trial.can_be_on_front]
+    per_example = [o for o in results.objectives if _has_examples(trials, front, o.name)]
+    if not front or not per_example:
         return []
-    expected = _expected(study, trials, itemised)
-    found = []
-    for objective in study.objectives:
-        name = objective.name
-        if name in itemised:
-            sign = 1 if objective.maximise else -1
-            sides = (
-                np.mean([t.scores[name].items or () for t in front], 0),
-                np.mean([(t.held_out or {})[name].items or () for t in front], 0),
-            )
-            error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
-            search, held_out = (float(side.mean()) for side in sides)
-            found.append(
-                Optimism(
-                    name,
-                    search,
-                    held_out,
-                    sign * (search - held_out),
-                    error,
-                    expected[name],
-                    objective.maximise,
-                )
-            )
-    return found
+    expected = _expected(results.objectives, trials, per_example)
+    return [_of_objective(objective, front, expected[objective.name]) for objective in per_example]
 
 
-def _have_items(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
-    """Of all trials, and as many of each: else they cannot be drawn anew together."""
-    searched = {len(t.scores[name].items or ()) for t in trials}
-    held_out = {
-        len((t.held_out or {})[name].items or ()) if name in (t.held_out or {}) else 0
-        for t in front
-    }
+def _of_objective(objective: Objective, front: Sequence[Trial], expected: float) -> Optimism:
+    name = objective.name
+    search_rows = [trial.scores[name].items or () for trial in front]
+    held_out_rows = [(trial.held_out or {})[name].items or () for trial in front]
+    # The mean over the front for each example.
+    search, held_out = np.mean(search_rows, 0), np.mean(held_out_rows, 0)
+    variances = [float(np.var(means, ddof=1)) / len(means) for means in (search, held_out)]
+    difference = float(search.mean()) - float(held_out.mean())
+    return Optimism(
+        name,
+        float(search.mean()),
+        float(held_out.mean()),
+        difference if objective.maximise else -difference,
+        math.sqrt(sum(variances)),
+        expected,
+        objective.maximise,
+    )
+
+
+def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
+    """Whether all trials have per-example scores, and equally many: else they cannot be drawn anew together."""
+    searched = {len(trial.scores[name].items or ()) for trial in trials}
+    held_out = set()
+    for trial in front:
+        score = (trial.held_out or {}).get(name)
+        held_out.add(len(score.items or ()) if score else 0)
     return len(searched) == len(held_out) == 1 and min(searched | held_out) > 1
 
 
-def _expected(study: Study, trials: Sequence[Trial], itemised: Sequence[str]) -> dict[str, float]:
-    """By how much the drawn scores of the front that they choose exceed its true ones, which are here those of all items."""
+def _expected(
+    objectives: Sequence[Objective], trials: Sequence[Trial], per_example: Sequence[Objective]
+) -> dict[str, float]:
+    """By how much a front's scores on drawn examples exceed its true ones, which are here those on all examples."""
     rng = np.random.default_rng(0)
-    values = np.array([t.values(study.objectives) for t in trials])
-    columns = {k: o for k, o in enumerate(study.objectives) if o.name in itemised}
-    tables = {
-        k: np.array([t.scores[o.name].items for t in trials], dtype=float)
-        * (1 if o.maximise else -1)
-        for k, o in columns.items()
-    }
+    values = np.array([trial.values(objectives) for trial in trials])
+    tables: dict[int, Array] = {}
+    for k, objective in enumerate(objectives):
+        if objective in per_example:
+            rows = [trial.scores[objective.name].items for trial in trials]
+            sign = 1 if objective.maximise else -1
+            tables[k] = np.array(rows, dtype=float) * sign
     gains = np.zeros(values.shape[1])
     for _ in range(_DRAWS):
         drawn = values.copy()
         for k, table in tables.items():
             n = table.shape[1]
-            drawn[:, k] = table @ rng.multinomial(n, np.full(n, 1 / n)) / n
+            counts = rng.multinomial(n, np.full(n, 1 / n))
+            drawn[:, k] = table @ counts / n
         chosen = nondominated(drawn)
         gains += (drawn - values)[chosen].mean(0) / _DRAWS
-    return {o.name: float(gains[k]) for k, o in columns.items()}
+    return {objectives[k].name: float(gains[k]) for k in tables}

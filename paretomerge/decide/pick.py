@@ -5,26 +5,42 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from paretomerge.checkpoint.writer import new_folder
 from paretomerge.errors import ConfigError, unknown_name
-from paretomerge.merging.engine import merge
+from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import knee, preferred
-from paretomerge.record.record import Trial
-from paretomerge.study.study import Study
+from paretomerge.record.results import Results
+from paretomerge.record.trial import Trial
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to pick: by preference (objective -> weight), by trial number, or the knee where neither is given."""
+    """How to pick. At most one way is set; the knee of the front is the default.
+
+    Attributes:
+        prefer: Objective -> weight.
+        trial: A trial's number.
+    """
 
     prefer: Mapping[str, float] | None = None
     trial: int | None = None
 
     @classmethod
     def parse(cls, prefer: str | None, trial: int | None, at_knee: bool) -> "Choice":
-        """From the command line: `sort=0.7,reverse=0.3`; at most one way."""
+        """Read the command line's options.
+
+        Args:
+            prefer: `sort=0.7,reverse=0.3`.
+            trial: A trial's number.
+            at_knee: Whether `--knee` was given.
+
+        Returns:
+            The choice.
+
+        Raises:
+            ConfigError: Several ways are named, or a weight is no number.
+        """
         if sum([prefer is not None, trial is not None, at_knee]) > 1:
-            raise ConfigError("expected one of --prefer, --knee and --trial, got several")
+            raise ConfigError("use one of --prefer, --knee and --trial, not several")
         if prefer is None:
             return cls(trial=trial)
         weights = {}
@@ -33,93 +49,153 @@ class Choice:
             try:
                 weights[name.strip()] = float(number)
             except ValueError as error:
-                raise ConfigError(
-                    f"--prefer: expected objective=weight,..., got {part!r}"
-                ) from error
+                raise ConfigError(f"--prefer: write objective=weight,..., not {part!r}") from error
         return cls(prefer=weights)
 
     @property
     def text(self) -> str:
+        """The command line's options that say the same."""
         if self.trial is not None:
             return f"--trial {self.trial}"
         if self.prefer is None:
             return "--knee"
-        return "--prefer " + ",".join(f"{name}={weight:g}" for name, weight in self.prefer.items())
+        weights = [f"{name}={weight:g}" for name, weight in self.prefer.items()]
+        return "--prefer " + ",".join(weights)
 
 
-def choose(study: Study, choice: Choice) -> Trial:
-    """The trial that a choice names; preferences and the knee look at the front's search scores only."""
+def choose(results: Results, choice: Choice) -> Trial:
+    """Find the trial that a choice names. Preferences and the knee look at the front's search scores only.
+
+    Args:
+        results: The study's results.
+        choice: How to pick.
+
+    Returns:
+        The trial.
+
+    Raises:
+        ConfigError: There is no such trial, it failed, or nothing has finished yet.
+    """
     if choice.trial is not None:
-        for trial in study.trials:
-            if trial.number == choice.trial:
-                if trial.failure:
-                    raise ConfigError(f"--trial {choice.trial}: this trial failed: {trial.failure}")
-                if trial.broken:
-                    raise ConfigError(
-                        f"--trial {choice.trial}: expected a feasible trial, got one that breaks {trial.broken}"
-                    )
-                return trial
-        raise ConfigError(
-            f"--trial {choice.trial}: expected a number below {len(study.trials)}, got none of that number"
-        )
-    front = study.front()
-    scored = [t for t in study.trials if not t.failure]
-    if not front and scored:
-        near = min(scored, key=lambda t: sum(max(excess, 0) for excess in t.constraints.values()))
-        raise ConfigError(
-            f"{study.folder}: expected a trial that keeps the constraints, got none of {len(scored)}; the nearest, trial {near.number}, "
-            f"breaks {near.broken}. Search on, or loosen them in another study"
-        )
+        return _numbered(results, choice.trial)
+    front = results.front
     if not front:
-        raise ConfigError(
-            f"{study.folder}: there is no finished trial to pick from; run `paretomerge search` first"
-        )
-    values = [t.values(study.objectives) for t in front]
+        raise ConfigError(_why_no_front(results))
+    values = [trial.values(results.objectives) for trial in front]
     if choice.prefer is None:
         return front[knee(values)]
-    names = [o.name for o in study.objectives]
-    for name, weight in choice.prefer.items():
-        if name not in names:
-            raise ConfigError(f"--prefer: {unknown_name('objective', name, names)}")
-        if weight < 0:
-            raise ConfigError(f"--prefer: expected weights of 0 or more, got {name}={weight:g}")
-    weights = [choice.prefer.get(name, 0.0) for name in names]
-    if not sum(weights) > 0:
-        raise ConfigError("--prefer: expected a weight above 0, got none")
-    return front[preferred(values, weights)]
+    return front[preferred(values, _weights(results, choice.prefer))]
 
 
-class _GivenUp(Exception):  # noqa: N818  no error, but the way out
-    """A folder that was begun only to see that it can be."""
+class _Undo(Exception):  # noqa: N818  # no error: it makes `new_folder` remove what it began
+    pass
 
 
 def check_out(out: Path, overwrite: bool = False) -> None:
-    """Raise CheckpointError where `write_pick` could not write `out`, before time is spent on scoring; nothing is left there."""
-    with suppress(_GivenUp), new_folder(out, overwrite):
-        raise _GivenUp
+    """Check that a folder can be written, before time is spent on scoring; nothing is left there.
+
+    Args:
+        out: The folder.
+        overwrite: Whether an existing one is replaced.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    from paretomerge.checkpoint.writer import new_folder
+
+    with suppress(_Undo), new_folder(out, overwrite):
+        raise _Undo
 
 
 def write_pick(
-    study: Study, trial: Trial, out: Path, choice: Choice, overwrite: bool = False
+    results: Results, trial: Trial, out: Path, picked_by: str, overwrite: bool = False
 ) -> Path:
-    """Write the trial's merge as a checkpoint, with its scores in the model card."""
-    return merge(
-        study.recipe(trial),
-        out,
-        overwrite=overwrite,
-        card=_scores(study.objectives_and_watched(), trial, choice),
+    """Write a trial's merge as a checkpoint, with its scores in the model card.
+
+    Args:
+        results: The study's results.
+        trial: The trial.
+        out: A new folder.
+        picked_by: The command line's options that picked it, for the model card.
+        overwrite: Whether an existing folder is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder exists, or cannot be written.
+    """
+    from paretomerge.merging.engine import merge
+
+    card = scores_table(results.score_names, trial, picked_by)
+    return merge(trial.recipe, out, overwrite=overwrite, card=card)
+
+
+def scores_table(names: Sequence[str], trial: Trial, picked_by: str) -> str:
+    """Write a trial's scores as Markdown, for the model card.
+
+    Args:
+        names: Scores to list.
+        trial: The trial.
+        picked_by: The command line's options that picked it.
+
+    Returns:
+        A paragraph and a table.
+    """
+    lines = [
+        f"Trial {trial.number} of a paretomerge study, picked with `{picked_by}`.",
+        "",
+        "| task | search examples | held-out examples |",
+        "|---|---|---|",
+    ]
+    for name in names:
+        search = _cell(trial.scores.get(name))
+        held_out = _cell((trial.held_out or {}).get(name))
+        lines.append(f"| {name} | {search} | {held_out} |")
+    return "\n".join(lines)
+
+
+def _numbered(results: Results, number: int) -> Trial:
+    trial = results.trial(number)
+    if trial is None:
+        raise ConfigError(
+            f"--trial {number}: there is no such trial; numbers are below {len(results.trials)}"
+        )
+    if trial.failure:
+        raise ConfigError(f"--trial {number}: this trial failed: {trial.failure}")
+    if trial.violations:
+        raise ConfigError(f"--trial {number}: this trial breaks {trial.violations}")
+    return trial
+
+
+def _why_no_front(results: Results) -> str:
+    scored = [trial for trial in results.trials if not trial.failure]
+    if not scored:
+        return f"{results.place}: no trial has finished; run the search first"
+    nearest = min(scored, key=_total_violation)
+    return (
+        f"{results.place}: none of {len(scored)} trials keeps the constraints. The nearest, trial {nearest.number}, "
+        f"breaks {nearest.violations}. Search on, or loosen the constraints in another study."
     )
 
 
-def _scores(names: Sequence[str], trial: Trial, choice: Choice) -> str:
-    lines = [f"Trial {trial.number} of a paretomerge study, picked with `{choice.text}`.", ""]
-    lines += ["| task | search items | held-out items |", "|---|---|---|"]
-    for name in names:
-        search = trial.scores.get(name)
-        held_out = (trial.held_out or {}).get(name)
-        cells = [
-            "-" if s is None else f"{s.value:.4f} ± {s.stderr:.4f} (n = {s.n})"
-            for s in (search, held_out)
-        ]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
+def _total_violation(trial: Trial) -> float:
+    return sum(max(violation, 0) for violation in trial.constraints.values())
+
+
+def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
+    """The weight of each objective, 0 where the preference does not name it."""
+    names = [objective.name for objective in results.objectives]
+    for name, weight in prefer.items():
+        if name not in names:
+            raise ConfigError(f"--prefer: {unknown_name('objective', name, names)}")
+        if weight < 0:
+            raise ConfigError(f"--prefer: weights must be 0 or more, not {name}={weight:g}")
+    weights = [prefer.get(name, 0.0) for name in names]
+    if not sum(weights) > 0:
+        raise ConfigError("--prefer: at least one weight must be above 0")
+    return weights
+
+
+def _cell(score: Score | None) -> str:
+    return "-" if score is None else f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"

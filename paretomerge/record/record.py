@@ -1,239 +1,331 @@
-"""The record of a study: an Optuna storage that only ever holds finished trials, each written in one call.
+"""The record of a study: an Optuna storage that only ever holds finished trials.
 
-A killed process leaves no half-written trial: either the transaction is there or it is not. The optimiser works on a
-copy in memory, so asking costs no disk; `optuna-dashboard` reads the same file live.
+Each trial is written in one transaction, so a killed process leaves no half-written trial. The sampler works on a copy in
+memory: asking costs no disk. `optuna-dashboard` reads the same database while a search runs.
 """
 
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
-from paretomerge.pareto.front import nondominated
+from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
+from paretomerge.record.trial import Scores, Trial
 
-Scores = Mapping[str, Score]
+_HELD_OUT = "held_out"  # study attribute `held_out/<trial>/<kind>`: packed held-out scores
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One finished evaluation. `scores` are in the user's directions; empty where it failed, `failure` says why.
+class Header:
+    """What a record says of its study, written once, before the first trial.
 
-    label: what the point is known as, if it was not proposed (`uniform soup`). held_out: None until it was scored there.
-    constraints: each one's name -> by how much it is broken (kept where 0 or less). warm: the study and number that the
-    scores were taken over from. same_as: the trial that had the same recipe, whose scores these are. gain: what the sampler
-    expected of it, as a share of the hypervolume. final: False where it was left before all its items were scored (see `Race`), and its
-    scores are estimates. level: 1 where it belongs to a study's second level (see `Then`).
+    Attributes:
+        objectives: The objectives, with their directions.
+        sources: Names of the models that are merged.
+        identity: Whatever makes trials comparable. A record with trials of another identity is refused, so that one table
+            never answers two questions.
     """
 
-    number: int
-    params: Mapping[str, Any]
-    scores: Scores = field(default_factory=dict)
-    label: str = ""
-    failure: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    held_out: Scores | None = None
-    constraints: Mapping[str, float] = field(default_factory=dict)
-    warm: str = ""
-    same_as: int | None = None
-    gain: float | None = None
-    level: int = 0
-    final: bool = True
-
-    @property
-    def is_start(self) -> bool:
-        """Whether it is one of the points that were tried because they were known."""
-        return bool(self.label) and self.label != f"warm: {self.warm}"
-
-    @property
-    def broken(self) -> str:
-        """The constraints that are broken, and by how much, as text; empty where all are kept."""
-        return ", ".join(
-            f"{name} (by {excess:.3g})" for name, excess in self.constraints.items() if excess > 0
-        )
-
-    @property
-    def feasible(self) -> bool:
-        """Scored, and within the constraints: only such trials can be on the front."""
-        return not self.failure and not self.broken
-
-    def values(self, objectives: Sequence[Objective]) -> list[float]:
-        """The scores as the search sees them: all maximised."""
-        return [o.inside(self.scores[o.name].value) for o in objectives]
-
-
-def on_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """Those of `trials` that no other of them dominates, in their order."""
-    mask = nondominated([t.values(objectives) for t in trials])
-    return [t for t, best in zip(trials, mask, strict=True) if best]
+    objectives: tuple[Objective, ...]
+    sources: tuple[str, ...]
+    identity: Mapping[str, Any]
 
 
 class Record:
     """A study in an Optuna storage.
 
-    identity: what makes trials comparable; a record with trials of another identity is refused, so that two different
-    questions are never answered from one table, and one without any trial begins anew.
+    Use `Record.begin` to search and `Record.read` to look at what is there.
+
+    Attributes:
+        storage: Where it is.
+        objectives: The objectives, with their directions.
+        sources: Names of the models that are merged.
     """
 
-    def __init__(
-        self, storage: Storage, objectives: Sequence[Objective], identity: Mapping[str, Any]
-    ) -> None:
-        self.objectives = tuple(objectives)
+    def __init__(self, storage: Storage, study: optuna.Study) -> None:
         self.storage = storage
+        self.objectives = _read_objectives(study)
+        self.sources = tuple(study.user_attrs.get("sources", ()))
+        self._study = study
+
+    @classmethod
+    def begin(cls, storage: Storage, header: Header) -> "Record":
+        """Open a study's record to add trials; create it where there is none.
+
+        A record of another study without any trial is replaced.
+
+        Args:
+            storage: Where it is.
+            header: The study.
+
+        Returns:
+            The record.
+
+        Raises:
+            StudyError: The record holds trials of another study, or cannot be read or written.
+        """
         if storage.file:
             storage.file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        mine = _without_unset(json.loads(json.dumps(identity)))
-        with storage.opened() as database:
-            self._study = self._open(database)
-            kept = _without_unset(self.noted("identity"))
-            if kept not in (None, mine) and not self.frozen():
-                optuna.delete_study(study_name=storage.name, storage=database)
-                self._study, kept = self._open(database), None
-            if kept is None:
-                self._begin(mine)
-        if kept not in (None, mine):
-            changed = sorted(key for key in {*kept, *mine} if kept.get(key) != mine.get(key))
-            raise StudyError(
-                f"{storage}: holds trials of another study: {', '.join(changed)} changed since. "
-                "Give the new one another `out` (another `study_name` where `storage` is set), or put the old settings back"
-            )
+        identity = _without_unset(json.loads(json.dumps(header.identity)))
+        with storage.connect() as database:
+            study = _create_or_load(storage, database, header)
+            recorded = _without_unset(study.user_attrs.get("identity"))
+            if recorded not in (None, identity) and not study.get_trials(deepcopy=False):
+                optuna.delete_study(study_name=storage.study_name, storage=database)
+                study = _create_or_load(storage, database, header)
+                recorded = None
+            if recorded is None:
+                _write_header(study, header, identity)
+        if recorded not in (None, identity):
+            raise StudyError(_changed_message(storage, recorded, identity))
+        return cls(storage, study)
 
-    def _open(self, database: optuna.storages.RDBStorage) -> optuna.Study:
-        directions: list[Literal["maximize"]] = ["maximize"] * len(self.objectives)
-        return optuna.create_study(
-            study_name=self.storage.name,
-            storage=database,
-            directions=directions,
-            load_if_exists=True,
-        )
+    @classmethod
+    def read(cls, storage: Storage) -> "Record":
+        """Open a record to look at it; nothing is created or locked.
 
-    def _begin(self, identity: Mapping[str, Any]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_user_attr("identity", identity)
-            self._study.set_metric_names([o.name for o in self.objectives])
+        Args:
+            storage: Where it is.
+
+        Returns:
+            The record.
+
+        Raises:
+            StudyError: There is no such record, or it cannot be read.
+        """
+        if storage.file and not storage.file.is_file():
+            raise StudyError(f"{storage.file}: there is no record here yet. Run the search first.")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with storage.connect() as database:
+            try:
+                study = optuna.load_study(study_name=storage.study_name, storage=database)
+            except KeyError as error:
+                names = optuna.get_all_study_names(database)
+                others = f"It holds {', '.join(names)}." if names else "It is empty."
+                raise StudyError(
+                    f"{storage.redacted_url}: there is no study named {storage.study_name!r}. {others}"
+                ) from error
+        return cls(storage, study)
+
+    def results(self) -> Results:
+        """Read everything that has finished.
+
+        Returns:
+            A snapshot.
+        """
+        with self.storage.readable_errors():
+            trials = tuple(self.trials())
+            last_end = self.note("end")
+        current = bool(last_end) and last_end["total"] == len(trials)
+        end_reason = last_end["reason"] if current else ""
+        return Results(self.objectives, self.sources, trials, end_reason, str(self.storage))
+
+    def trials(self) -> list[Trial]:
+        """Read every finished trial, failed ones included, in the order of their numbers."""
+        attributes = self._study.user_attrs
+        trials = []
+        for frozen in self.frozen_trials():
+            held_out = _held_out_scores(attributes, frozen.number)
+            trials.append(_from_frozen(frozen, held_out))
+        return trials
+
+    def frozen_trials(self) -> list[FrozenTrial]:
+        """Read the trials in Optuna's form, in the order of their numbers."""
+        return self._study.get_trials(deepcopy=False)
 
     def add(self, frozen: FrozenTrial, number: int) -> None:
-        """Write one finished trial, whole or not at all. StudyError, once it is there, where it did not become trial `number`."""
-        with self.storage.legible():
+        """Write one finished trial, whole or not at all.
+
+        Args:
+            frozen: The trial, from `freeze`.
+            number: The number that it is to have.
+
+        Raises:
+            StudyError: It was written under another number, since another process searches here too; or it cannot be written.
+        """
+        with self.storage.readable_errors():
             self._study.add_trial(frozen)
-            there = len(self.frozen())
-        if there != number + 1:
+            total = len(self.frozen_trials())
+        if total != number + 1:
             raise StudyError(
-                f"{self.storage}: expected to add trial {number}, got {there} trials: another process searches there, too. All are "
-                "kept; let one of the two go on alone"
+                f"{self.storage}: another process added trials to this study while trial {number} ran ({total} trials now). "
+                "No trial is lost. Stop one of the two searches."
             )
 
     def freeze(
         self,
         trial: Trial,
         distributions: Mapping[str, BaseDistribution],
-        system: Mapping[str, Any] | None = None,
+        sampler_notes: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
-        """The trial in Optuna's form; `system` is what the sampler noted on it."""
-        user: dict[str, Any] = {
+        """Put a trial into Optuna's form.
+
+        Args:
+            trial: The trial.
+            distributions: Its parameters' distributions.
+            sampler_notes: System attributes that the sampler set on it.
+
+        Returns:
+            Optuna's trial, with all values maximised.
+        """
+        failed = bool(trial.failure)
+        frozen = optuna.trial.create_trial(
+            state=TrialState.FAIL if failed else TrialState.COMPLETE,
+            values=None if failed else trial.values(self.objectives),
+            params=dict(trial.params),
+            distributions=dict(distributions),
+            user_attrs=self._attributes(trial),
+            system_attrs=dict(sampler_notes or {}),
+        )
+        for name, violation in trial.constraints.items():
+            if name not in frozen.constraints:
+                frozen.set_constraint(name, violation)
+        return frozen
+
+    def note(self, key: str) -> Any:
+        """Read a fact about the study itself.
+
+        Args:
+            key: Its name.
+
+        Returns:
+            The value; None where there is none.
+        """
+        return self._study.user_attrs.get(key)
+
+    def set_note(self, key: str, value: object) -> None:
+        """Write a fact about the study itself; nothing is written where it has not changed.
+
+        Args:
+            key: Its name.
+            value: Anything that JSON holds.
+        """
+        if self.note(key) != value:
+            with self.storage.readable_errors():
+                self._study.set_user_attr(key, value)
+
+    def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
+        """Write held-out scores of a trial.
+
+        Args:
+            number: The trial's number.
+            kind: `objectives` or `watched`: each is scored once.
+            scores: The scores.
+        """
+        with self.storage.readable_errors():
+            self._study.set_user_attr(f"{_HELD_OUT}/{number}/{kind}", _pack(scores))
+
+    def held_out(self, number: int) -> dict[str, Scores]:
+        """Read the held-out scores of a trial, by kind."""
+        return _held_out_scores(self._study.user_attrs, number)
+
+    def _attributes(self, trial: Trial) -> dict[str, Any]:
+        attributes: dict[str, Any] = {
             "label": trial.label,
             "seconds": dict(trial.seconds),
             "scores": _pack(trial.scores),
+            "recipe": trial.recipe_yaml,
         }
-        more = {
+        optional = {
             "failure": trial.failure,
-            "warm": trial.warm,
+            "warm": trial.warm_start,
             "same_as": trial.same_as,
             "gain": trial.gain,
             "level": trial.level or None,
+            "final": None if trial.final else False,
         }
-        more["final"] = None if trial.final else False
-        user |= {name: value for name, value in more.items() if value not in ("", None)}
+        attributes |= {name: value for name, value in optional.items() if value not in ("", None)}
         if not trial.failure:
-            user["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
-        frozen = optuna.trial.create_trial(
-            state=TrialState.FAIL if trial.failure else TrialState.COMPLETE,
-            values=None if trial.failure else trial.values(self.objectives),
-            params=dict(trial.params),
-            distributions=dict(distributions),
-            user_attrs=user,
-            system_attrs=dict(system or {}),
-        )
-        for name, excess in trial.constraints.items():
-            if name not in frozen.constraints:
-                frozen.set_constraint(name, excess)
-        return frozen
-
-    def note(self, key: str, value: Any) -> None:
-        """Keep a fact about the study itself; written only where it has changed, for others may be reading."""
-        if self.noted(key) != value:
-            with self.storage.legible():
-                self._study.set_user_attr(key, value)
-
-    def noted(self, key: str) -> Any:
-        """A fact that was kept, None where there is none."""
-        return self._study.user_attrs.get(key)
-
-    def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
-        """Keep held-out scores of a trial; `kind` (objectives, watched) says which, so that each is scored once."""
-        with self.storage.legible():
-            self._study.set_user_attr(f"held_out/{number}/{kind}", _pack(scores))
-
-    def held_out(self, number: int) -> dict[str, Scores]:
-        """kind -> held-out scores of a trial."""
-        return _held_out(self._study.user_attrs, number)
-
-    def frozen(self) -> list[FrozenTrial]:
-        """Optuna's view, in the order of their numbers."""
-        return self._study.get_trials(deepcopy=False)
-
-    def trials(self) -> list[Trial]:
-        """Every finished trial, failed ones included."""
-        return thawed(self._study)
+            attributes["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
+        return attributes
 
 
-def thawed(study: optuna.Study) -> list[Trial]:
-    """The trials of a record that is open, in the order of their numbers."""
-    attributes = study.user_attrs
-    return [
-        _thaw(frozen, _held_out(attributes, frozen.number))
-        for frozen in study.get_trials(deepcopy=False)
-    ]
-
-
-def _without_unset(value: Any) -> Any:
-    """Settings that are not set say nothing: records outlive the coming of new ones."""
-    if isinstance(value, Mapping):
-        return {key: _without_unset(inner) for key, inner in value.items() if inner is not None}
-    return [_without_unset(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _thaw(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
-    user = frozen.user_attrs
-    return Trial(
-        number=frozen.number,
-        params=frozen.params,
-        scores=_unpack(user.get("scores", {})),
-        label=user.get("label", ""),
-        failure=user.get("failure", ""),
-        seconds=user.get("seconds", {}),
-        held_out={name: score for scores in held_out.values() for name, score in scores.items()}
-        or None,
-        constraints=frozen.constraints,
-        warm=user.get("warm", ""),
-        same_as=user.get("same_as"),
-        gain=user.get("gain"),
-        level=user.get("level", 0),
-        final=user.get("final", True),
+def _create_or_load(
+    storage: Storage, database: optuna.storages.RDBStorage, header: Header
+) -> optuna.Study:
+    return optuna.create_study(
+        study_name=storage.study_name,
+        storage=database,
+        directions=[StudyDirection.MAXIMIZE] * len(header.objectives),
+        load_if_exists=True,
     )
 
 
-def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
-    prefix = f"held_out/{number}/"
+def _write_header(study: optuna.Study, header: Header, identity: Mapping[str, Any]) -> None:
+    with warnings.catch_warnings():
+        # `set_metric_names` is experimental in Optuna; the dashboard shows the names.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in header.objectives])
+    study.set_user_attr("maximise", [objective.maximise for objective in header.objectives])
+    study.set_user_attr("sources", list(header.sources))
+    study.set_user_attr("identity", dict(identity))
+
+
+def _read_objectives(study: optuna.Study) -> tuple[Objective, ...]:
+    names = study.metric_names or []
+    directions = study.user_attrs.get("maximise", [])
+    if len(names) != len(directions):
+        raise StudyError(
+            f"{study.study_name!r} is not a study of paretomerge, or of an older version of it."
+        )
+    return tuple(Objective(name, up) for name, up in zip(names, directions, strict=True))
+
+
+def _changed_message(
+    storage: Storage, recorded: Mapping[str, Any], identity: Mapping[str, Any]
+) -> str:
+    keys = sorted({*recorded, *identity})
+    changed = [key for key in keys if recorded.get(key) != identity.get(key)]
+    return (
+        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. Set another `out` "
+        "(another `study_name` where `storage` is set), or put the old settings back."
+    )
+
+
+def _without_unset(value: Any) -> Any:
+    """Drop what is None: a record stays valid when a version adds a setting."""
+    if isinstance(value, Mapping):
+        return {key: _without_unset(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_unset(item) for item in value]
+    return value
+
+
+def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
+    attributes = frozen.user_attrs
+    all_held_out: dict[str, Score] = {}
+    for scores in held_out.values():
+        all_held_out |= scores
+    return Trial(
+        number=frozen.number,
+        params=frozen.params,
+        scores=_unpack(attributes.get("scores", {})),
+        label=attributes.get("label", ""),
+        failure=attributes.get("failure", ""),
+        seconds=attributes.get("seconds", {}),
+        held_out=all_held_out or None,
+        constraints=frozen.constraints,
+        warm_start=attributes.get("warm", ""),
+        same_as=attributes.get("same_as"),
+        gain=attributes.get("gain"),
+        level=attributes.get("level", 0),
+        final=attributes.get("final", True),
+        recipe_yaml=attributes.get("recipe", ""),
+    )
+
+
+def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
+    prefix = f"{_HELD_OUT}/{number}/"
     return {
         key.removeprefix(prefix): _unpack(packed)
         for key, packed in attributes.items()
@@ -242,22 +334,27 @@ def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
 
 
 def _pack(scores: Scores) -> dict[str, Any]:
-    return {name: [s.value, s.stderr, s.n, _pack_items(s.items)] for name, s in scores.items()}
+    packed = {}
+    for name, score in scores.items():
+        packed[name] = [score.value, score.stderr, score.n, _pack_examples(score.items)]
+    return packed
 
 
-def _unpack(packed: Mapping[str, Any]) -> dict[str, Score]:
-    return {
-        name: Score(value, stderr, n, _unpack_items(items))
-        for name, (value, stderr, n, items) in packed.items()
-    }
+def _unpack(packed: Mapping[str, Sequence[Any]]) -> dict[str, Score]:
+    scores = {}
+    for name, (value, stderr, n, examples) in packed.items():
+        scores[name] = Score(value, stderr, n, _unpack_examples(examples))
+    return scores
 
 
-def _pack_items(items: tuple[float, ...] | None) -> str | list[float] | None:
-    """Right and wrong as a string of 1 and 0: the common case, in one byte an item."""
-    if items is None or not all(item in (0.0, 1.0) for item in items):
-        return None if items is None else list(items)
-    return "".join("1" if item else "0" for item in items)
+def _pack_examples(scores: Sequence[float] | None) -> str | list[float] | None:
+    """Write right and wrong, the common case, as a string of 1 and 0: a byte for each example."""
+    if scores is None:
+        return None
+    if all(score in (0.0, 1.0) for score in scores):
+        return "".join("1" if score else "0" for score in scores)
+    return list(scores)
 
 
-def _unpack_items(items: str | list[float] | None) -> tuple[float, ...] | None:
-    return None if items is None else tuple(float(item) for item in items)
+def _unpack_examples(packed: str | Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if packed is None else tuple(float(score) for score in packed)

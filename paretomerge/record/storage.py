@@ -1,4 +1,4 @@
-"""Where studies' records are kept: a SQLite file, or any database that Optuna takes."""
+"""Where the records of studies are kept: a SQLite file, or any database that Optuna takes."""
 
 import re
 from collections.abc import Iterator
@@ -12,80 +12,112 @@ from sqlalchemy.pool import NullPool
 
 from paretomerge.errors import StudyError
 
-NAME = "paretomerge"
-_FILE = "sqlite:///"
+DEFAULT_STUDY_NAME = "paretomerge"
+_SQLITE = "sqlite:///"
+_LOCK_TIMEOUT = 60  # seconds that a writer waits for others of the same SQLite file
+_DATABASE_ERRORS = (
+    sqlalchemy.exc.SQLAlchemyError,
+    optuna.exceptions.StorageInternalError,
+    RuntimeError,  # Optuna: the schema is of another version
+    ImportError,  # the database's driver is not installed
+)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """url: as SQLAlchemy takes it. name: of the study in it; a database can hold several."""
+    """One study's place in a database.
+
+    Attributes:
+        url: The database, as SQLAlchemy writes it.
+        study_name: The study's name in it: one database holds several studies.
+    """
 
     url: str
-    name: str = NAME
+    study_name: str = DEFAULT_STUDY_NAME
 
     @classmethod
-    def at(cls, path: Path, name: str = NAME) -> "Storage":
-        """A SQLite file."""
-        return cls(f"{_FILE}{path}", name)
+    def at(cls, path: Path, study_name: str = DEFAULT_STUDY_NAME) -> "Storage":
+        """Use a SQLite file.
+
+        Args:
+            path: The file; it is created when a study begins.
+            study_name: The study's name in it.
+
+        Returns:
+            The storage.
+        """
+        return cls(f"{_SQLITE}{path}", study_name)
 
     @property
     def file(self) -> Path | None:
-        """The file; None for a server, or SQLite in memory."""
-        path = self.url.removeprefix(_FILE)
-        return Path(path) if path and path != self.url and not path.startswith(":memory:") else None
+        """The SQLite file; None for a server, or a SQLite database in memory."""
+        path = self.url.removeprefix(_SQLITE)
+        if not path or path == self.url or path.startswith(":memory:"):
+            return None
+        return Path(path)
 
-    def located(self, folder: Path) -> "Storage":
-        """A file's path starting from `folder`."""
-        return replace(self, url=f"{_FILE}{folder / self.file}") if self.file else self
+    def relative_to(self, folder: Path) -> "Storage":
+        """Let a file's path start from a folder.
+
+        Args:
+            folder: Where a relative path starts.
+
+        Returns:
+            The storage at that place; servers stay what they are.
+        """
+        return replace(self, url=f"{_SQLITE}{folder / self.file}") if self.file else self
 
     @property
-    def place(self) -> str:
-        """The url without its password: messages are kept and passed on."""
-        return re.sub(
-            r"([?&]\w*passw\w*=)[^&]*", r"\1***", re.sub(r"(//[^:/]*):[^@]*@", r"\1:***@", self.url)
-        )
+    def redacted_url(self) -> str:
+        """The URL without its password: messages end up in logs."""
+        url = re.sub(r"(//[^:/]*):[^@]*@", r"\1:***@", self.url)
+        return re.sub(r"([?&]\w*passw\w*=)[^&]*", r"\1***", url)
 
     def __str__(self) -> str:
-        return self.place + ("" if self.name == NAME else f", study {self.name!r}")
+        if self.study_name == DEFAULT_STUDY_NAME:
+            return self.redacted_url
+        return f"{self.redacted_url}, study {self.study_name!r}"
 
     @contextmanager
-    def opened(self) -> Iterator[optuna.storages.RDBStorage]:
-        """The database as Optuna's storage; what fails while it is used, in one sentence.
+    def connect(self) -> Iterator[optuna.storages.RDBStorage]:
+        """Open the database.
 
-        Writers of one SQLite file wait for each other. To a server each use connects anew: an evaluation may take longer than
-        an idle connection lives.
+        Yields:
+            Optuna's storage.
+
+        Raises:
+            StudyError: The database cannot be opened, read or written.
         """
-        with self.legible():
-            engine = (
-                {"connect_args": {"timeout": 60}}
-                if self.url.startswith("sqlite")
-                else {"poolclass": NullPool}
-            )
-            yield optuna.storages.RDBStorage(self.url, engine_kwargs=engine)
+        with self.readable_errors():
+            yield optuna.storages.RDBStorage(self.url, engine_kwargs=self._engine_options())
 
     @contextmanager
-    def legible(self) -> Iterator[None]:
-        """A storage that fails, in one sentence: torn or foreign files, a full disk, a database that is away."""
+    def readable_errors(self) -> Iterator[None]:
+        """Turn a database's errors into a `StudyError` of one sentence with a cure.
+
+        Raises:
+            StudyError: A file is torn or foreign, the disk is full, the server is away, or the driver is missing.
+        """
         try:
             yield
-        except (
-            sqlalchemy.exc.SQLAlchemyError,
-            optuna.exceptions.StorageInternalError,
-            RuntimeError,
-            ImportError,
-        ) as error:
-            told = str(error.__cause__ or error).splitlines()[0]
+        except _DATABASE_ERRORS as error:
+            cause = str(error.__cause__ or error)
+            summary = cause.splitlines()[0]
             raise StudyError(
-                f"{self}: expected a study's record that can be read and written, got: {told}; {self._cure(error)}"
+                f"{self}: cannot read or write the study's record: {summary}. {self._cure(error, cause)}"
             ) from error
 
-    def _cure(self, error: Exception) -> str:
-        if "full" in str(error.__cause__ or error):
-            return "free some space"
+    def _engine_options(self) -> dict[str, object]:
+        if self.url.startswith("sqlite"):
+            return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
+        # An evaluation may take longer than a server keeps an idle connection: connect anew for each use.
+        return {"poolclass": NullPool}
+
+    def _cure(self, error: Exception, cause: str) -> str:
+        if "full" in cause:
+            return "Free some disk space."
         if isinstance(error, ImportError):
-            return "install the driver (for PostgreSQL: `pip install 'paretomerge[postgresql]'`)"
-        return (
-            "if the file is broken, move it away to start afresh"
-            if self.file
-            else "check the URL, and whether the database runs"
-        )
+            return "Install the database's driver; for PostgreSQL, `pip install 'paretomerge[postgresql]'`."
+        if self.file:
+            return "If the file is broken, move it away to begin afresh."
+        return "Check the URL, and that the database is running."

@@ -1,6 +1,6 @@
 """Tables of a study's trials: rows of plain data, and their look on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,135 +13,185 @@ from rich.text import Text
 from paretomerge.decide.compare import Comparison
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import normalised
-from paretomerge.record.record import Trial
-from paretomerge.study.study import Study
+from paretomerge.record.results import Results
+from paretomerge.record.trial import Scores, Trial
+from paretomerge.report.plots import trial_title
 
 _ANY_WIDTH = 10_000
-
-
-def title(trial: Trial) -> str:
-    """What a trial is called, and that it is infeasible where it is."""
-    name = trial.label or f"trial {trial.number}"
-    return name if not trial.broken else f"{name}, infeasible: {trial.broken}"
+_SIGNIFICANT = 0.05
 
 
 def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """One plain dict per trial, fit for JSON: scores and standard errors, search and held-out, and the parameters."""
-    return [
-        {
-            "trial": trial.number,
-            "label": trial.label,
-            "failure": trial.failure,
-            "constraints": dict(trial.constraints),
-            "search": _numbers(trial.scores),
-            "held_out": None if trial.held_out is None else _numbers(trial.held_out),
-            "params": dict(trial.params),
-        }
-        for trial in trials
-    ]
+    """Write trials as plain data, fit for JSON.
+
+    Args:
+        trials: The trials.
+
+    Returns:
+        One dict for each: scores with standard errors on both splits, parameters, failure.
+    """
+    return [_plain_row(trial) for trial in trials]
 
 
-def best_first(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """By the mean of the search scores, each objective turned to be maximised and scaled to [0, 1] over `trials`."""
+def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
+    """Order trials by the mean of their search scores, each objective scaled to [0, 1] over them.
+
+    Args:
+        results: The study's results.
+        trials: Trials with scores.
+
+    Returns:
+        The trials, the best first.
+    """
     if not trials:
         return []
-    means = normalised([t.values(study.objectives) for t in trials]).mean(1)
-    return [trials[i] for i in np.argsort(-means, kind="stable")]
+    scaled = normalised([trial.values(results.objectives) for trial in trials])
+    order = np.argsort(-scaled.mean(1), kind="stable")
+    return [trials[i] for i in order]
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """The wide table where the terminal has room for it, else the narrow one."""
+class FittingTable:
+    """The wide table where the terminal has room for it, else the narrow one.
+
+    Attributes:
+        wide: Search and held-out scores.
+        narrow: One of the two.
+    """
 
     wide: Table
     narrow: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = Measurement.get(console, options.update(max_width=_ANY_WIDTH), self.wide).maximum
+        unlimited = options.update(max_width=_ANY_WIDTH)
+        needed = Measurement.get(console, unlimited, self.wide).maximum
         yield self.wide if needed <= options.max_width else self.narrow
 
 
-def terminal_table(
-    study: Study, trials: Sequence[Trial], heading: str, marked: int | None = None
-) -> Fitting:
-    """Held-out scores where they are known, search scores beside them; on a narrow terminal in their place alone. `marked` is the
-    picked trial's number.
+def trials_table(
+    results: Results, trials: Sequence[Trial], heading: str, marked: int | None = None
+) -> FittingTable:
+    """Make a table of trials for a terminal.
+
+    Args:
+        results: The study's results.
+        trials: The trials to show.
+        heading: The table's title.
+        marked: The number of the picked trial.
+
+    Returns:
+        The table: search and held-out scores, or on a narrow terminal one of the two.
     """
-    return Fitting(*(_scores_table(study, trials, heading, marked, both) for both in (True, False)))
+    wide = _scores_table(results, trials, heading, marked, both_splits=True)
+    narrow = _scores_table(results, trials, heading, marked, both_splits=False)
+    return FittingTable(wide, narrow)
+
+
+def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) -> Table:
+    """Make a table of comparisons for a terminal; significant differences (p < 0.05) are bold.
+
+    Args:
+        comparisons: One for each task.
+        one: The first model's name.
+        other: The second model's name.
+
+    Returns:
+        The table.
+    """
+    table = _plain_table(f"{one} − {other}", gap=2)
+    for heading in ("", one, other, "difference, 95 %", "right alone", "p", "n"):
+        justify = "right" if heading else "left"
+        table.add_column(Text(heading, overflow="fold"), justify=justify)  # type: ignore[arg-type]
+    for comparison in comparisons:
+        reach = comparison.high - comparison.difference
+        cells = (
+            f"{comparison.one:.3f}",
+            f"{comparison.other:.3f}",
+            f"{comparison.difference:+.3f} ± {reach:.3f}",
+            _right_alone(comparison),
+            "< 0.0001" if comparison.p < 1e-4 else f"{comparison.p:.4f}",
+            str(comparison.n),
+        )
+        style = "bold" if comparison.p < _SIGNIFICANT else None
+        table.add_row(Text(comparison.task), *cells, style=style)
+    return table
 
 
 def _scores_table(
-    study: Study, trials: Sequence[Trial], heading: str, marked: int | None, both: bool
+    results: Results,
+    trials: Sequence[Trial],
+    heading: str,
+    marked: int | None,
+    both_splits: bool,
 ) -> Table:
-    table = Table(
+    table = _plain_table(heading, gap=1)
+    table.add_column("", no_wrap=True)
+    names = [objective.name for objective in results.objectives]
+    for name in (*names, *(["mean"] if results.has_mean else [])):
+        if both_splits:
+            head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
+            table.add_column(head, justify="right", min_width=11)
+        else:
+            table.add_column(Text(name, overflow="fold"), justify="right", min_width=6)
+    for trial in trials:
+        cells = [_cell(trial, name, both_splits) for name in names]
+        if results.has_mean:
+            search, held_out = results.mean(trial.scores), results.mean(trial.held_out)
+            cells.append(_pair(_mean_text(search), _mean_text(held_out), both_splits))
+        is_marked = trial.number == marked
+        name = ("→ " if is_marked else "  ") + trial_title(trial)
+        table.add_row(Text(name), *cells, style="bold green" if is_marked else None)
+    table.caption = _caption(trials, names, both_splits)
+    table.caption_justify = "left"
+    return table
+
+
+def _plain_table(heading: str, gap: int) -> Table:
+    return Table(
         title=heading,
         title_justify="left",
         box=None,
         header_style="bold",
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap, 0, 0),
     )
-    table.add_column("", no_wrap=True)
-    goals = study.goals
-    for name in (*(o.name for o in study.objectives), *(["mean"] if goals.averaged else [])):
-        head = (
-            Text.assemble(f"{name}\n", ("search", "dim"), " held")
-            if both
-            else Text(name, overflow="fold")
-        )
-        table.add_column(head, justify="right", min_width=11 if both else 6)
+
+
+def _caption(trials: Sequence[Trial], names: Sequence[str], both_splits: bool) -> str | None:
+    errors = []
     for trial in trials:
         held_out = trial.held_out or {}
-        cells = [
-            _pair(_text(trial.scores.get(o.name)), _text(held_out.get(o.name)), both)
-            for o in study.objectives
-        ]
-        cells += (
-            [_pair(_mean_text(goals.mean(trial.scores)), _mean_text(goals.mean(held_out)), both)]
-            if goals.averaged
-            else []
-        )
-        name = ("→ " if trial.number == marked else "  ") + title(trial)
-        table.add_row(Text(name), *cells, style="bold green" if trial.number == marked else None)
-    errors = [
-        t.held_out[o.name].stderr
-        for t in trials
-        if t.held_out
-        for o in study.objectives
-        if o.name in t.held_out
-    ]
-    told = [f"standard errors of the held-out scores: at most {max(errors):.3f}"] if errors else []
-    told += [] if both else ["held-out scores; in brackets those of the search items"]
-    table.caption, table.caption_justify = "\n".join(told) or None, "left"
-    return table
+        errors += [held_out[name].stderr for name in names if name in held_out]
+    lines = []
+    if errors:
+        lines.append(f"standard errors of the held-out scores: at most {max(errors):.3f}")
+    if not both_splits:
+        lines.append("held-out scores; those of the search examples in brackets")
+    return "\n".join(lines) or None
 
 
-def comparison_table(found: Sequence[Comparison], one: str, other: str) -> Table:
-    """A line per task; what chance would not explain (p < 0.05) is bold."""
-    table = Table(
-        title=f"{one} − {other}",
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    heads = ("", one, other, "difference, 95 %", "right alone", "p", "n")
-    for name in heads:
-        table.add_column(Text(name, overflow="fold"), justify="left" if not name else "right")
-    for c in found:
-        wins = "" if c.only_one is None else f"{c.only_one} : {c.only_other}"
-        apart = f"{c.difference:+.3f} ± {c.high - c.difference:.3f}"
-        cells = (f"{c.one:.3f}", f"{c.other:.3f}", apart, wins, _chance(c.p), str(c.n))
-        table.add_row(Text(c.task), *cells, style="bold" if c.p < 0.05 else None)
-    return table
+def _cell(trial: Trial, name: str, both_splits: bool) -> Text:
+    search = _score_text(trial.scores.get(name))
+    held_out = _score_text((trial.held_out or {}).get(name))
+    return _pair(search, held_out, both_splits)
 
 
-def _chance(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+def _pair(search: str, held_out: str, both_splits: bool) -> Text:
+    """Search score, dimmed, and held-out score, five places each; or one of them."""
+    if both_splits:
+        return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
+    if held_out == "-":
+        return Text(f"({search})", "dim")
+    return Text(held_out)
 
 
-def _text(score: Score | None) -> str:
+def _right_alone(comparison: Comparison) -> str:
+    if comparison.only_one is None:
+        return ""
+    return f"{comparison.only_one} : {comparison.only_other}"
+
+
+def _score_text(score: Score | None) -> str:
     return "-" if score is None else score.text
 
 
@@ -149,12 +199,21 @@ def _mean_text(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.3f}"
 
 
-def _pair(search: str, held_out: str, both: bool) -> Text:
-    """Search score, dimmed, and held-out score, five places each; or one of them."""
-    if both:
-        return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
-    return Text(f"({search})", "dim") if held_out == "-" else Text(held_out)
+def _plain_row(trial: Trial) -> dict[str, Any]:
+    held_out = None if trial.held_out is None else _plain_scores(trial.held_out)
+    return {
+        "trial": trial.number,
+        "label": trial.label,
+        "failure": trial.failure,
+        "constraints": dict(trial.constraints),
+        "search": _plain_scores(trial.scores),
+        "held_out": held_out,
+        "params": dict(trial.params),
+    }
 
 
-def _numbers(scores: Any) -> dict[str, dict[str, float]]:
-    return {name: {"value": s.value, "stderr": s.stderr, "n": s.n} for name, s in scores.items()}
+def _plain_scores(scores: Scores) -> dict[str, Mapping[str, float]]:
+    return {
+        name: {"value": score.value, "stderr": score.stderr, "n": score.n}
+        for name, score in scores.items()
+    }

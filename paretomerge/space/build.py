@@ -1,19 +1,18 @@
-"""The `space:` part of study.yaml -> the space that it describes."""
+"""From the description of a space to the search space itself: models' headers are read, deltas are measured if need be."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.fold import fold_of
+from paretomerge.checkpoint.fold import Fold, fold_of
+from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.delta_profile import (
     DeltaProfile,
@@ -22,274 +21,233 @@ from paretomerge.merging.delta_profile import (
     profile,
 )
 from paretomerge.merging.plan.make import open_weights
+from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes.edits import EditSearchSpace
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
 from paretomerge.space.routes.space import RouteSearchSpace, hand_over
 from paretomerge.space.sources import digest
+from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import Grouping
-from paretomerge.space.weights.layout import Granularity
-from paretomerge.space.weights.method_parameters import ParameterBounds
 from paretomerge.space.weights.space import WeightSearchSpace
 
-
-class Strict(BaseModel):
-    """A section of a study.yaml: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_MOST_BLOCKS = 8  # by default: more makes the space large before it makes it finer
+_DEFAULT_REPEATS = 2  # of a block, by an edit
 
 
-def _grammar(value: Any) -> Any:
-    """`groups` as it stands in the file, once it is known to be right."""
-    try:
-        Grouping.read(value)
-    except ConfigError as error:
-        raise ValueError(str(error).removeprefix("groups: ")) from error
-    return value
+@dataclass(frozen=True)
+class Pool:
+    """The models that a space merges.
 
-
-Groups = Annotated[Any, AfterValidator(_grammar)]
-
-
-class DialConfig(Strict):
-    """How finely weights or densities are split. `layer_groups: 4` is an older name of `groups: 4`."""
-
-    bounds: tuple[float, float]
-    groups: Groups = 1
-    roles: bool | dict[str, list[str]] = False
-    smooth: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "layer_groups" not in data:
-            return data
-        if "groups" in data:
-            raise ValueError("expected one of `groups` and `layer_groups`, got both")
-        return {"groups" if key == "layer_groups" else key: value for key, value in data.items()}
-
-    def dial(self, kind: str) -> Granularity:
-        """kind: `weight` or `density`, for errors."""
-        try:
-            return Granularity(self.bounds, Grouping.read(self.groups), self.roles, self.smooth)
-        except ConfigError as error:
-            raise ConfigError(f"space.{kind}.{error}") from error
-
-
-class WeightConfig(DialConfig):
-    bounds: tuple[float, float] = (-0.5, 1.5)
-
-
-class DensityConfig(DialConfig):
-    bounds: tuple[float, float] = (0.1, 1.0)
-
-
-class RoutesConfig(Strict):
-    """Routes through layers. blocks: by default the layers of the shallowest model, at most 8. scale: `false` for none.
-
-    most: times that an edit repeats a block. repeats: rounds of the indicators. match: a text, beside the study.yaml; hand-overs begin
-    with the scales that match the models' streams on its first lines.
+    Attributes:
+        base: The base: a folder or a name on the Hub.
+        sources: Name -> path of the fine-tunes.
     """
 
-    form: Literal["edits", "indicators"] = "edits"
-    blocks: int | None = Field(default=None, ge=1)
-    scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
-    most: int | None = Field(default=None, ge=1)
-    repeats: int | None = Field(default=None, ge=1)
-    match: str | None = None
-
-    @model_validator(mode="after")
-    def _own_settings(self) -> "RoutesConfig":
-        other = {"edits": "repeats", "indicators": "most"}[self.form]
-        if getattr(self, other) is not None:
-            raise ValueError(f"expected no `{other}` beside `form: {self.form}`")
-        if self.match is not None and not self.scale:
-            raise ValueError("expected scales where `match` is set, got `scale: false`")
-        return self
-
-
-class SpaceConfig(Strict):
-    """What the search may vary: weights, or with `routes` the way through the layers."""
-
-    routes: RoutesConfig | None = None
-    methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
-    method_groups: Groups = 1
-    weight: WeightConfig = WeightConfig()
-    density: DensityConfig = DensityConfig()
-    method_parameters: dict[str, ParameterBounds] = {}
-    subset: bool = False
-    near_duplicates: float | None = Field(default=None, gt=0, le=1)
-    order: Literal["given", "kinship"] = "given"
-    importance: bool = False
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "SpaceConfig":
-        if self.routes is not None and (others := sorted(self.model_fields_set - {"routes"})):
-            raise ValueError(
-                f"expected nothing beside `routes`, got {', '.join(others)}: weights are not searched along routes"
-            )
-        return self
-
-    @property
-    def profiled(self) -> bool:
-        """Whether the deltas must be looked at before anything else."""
-        by_profile = any(
-            Grouping.read(g).by == "profile"
-            for g in (self.method_groups, self.weight.groups, self.density.groups)
-        )
-        return (
-            by_profile
-            or self.importance
-            or self.near_duplicates is not None
-            or self.order == "kinship"
-        )
+    base: str
+    sources: Mapping[str, str]
 
 
 def build_space(
-    config: SpaceConfig,
-    base: str,
-    sources: Mapping[str, str],
-    architecture: Architecture,
-    seed: int,
-    folder: Path,
+    spec: WeightSpace | RouteSpace, pool: Pool, seed: int, cache_folder: Path
 ) -> WeightSearchSpace | RouteSearchSpace:
-    """The space over `sources` (name -> path). folder: where the delta profile is kept, if one is needed."""
-    if config.routes is not None:
-        routes = route_space(config.routes, base, sources, seed)
-        return (
-            replace(routes, matched=kept_scales(folder, config.routes.match, routes))
-            if config.routes.match
-            else routes
-        )
-    deltas = kept_profile(folder, base, sources) if config.profiled else None
-    notes: list[str] = []
-    if deltas:
-        dropped = (
-            near_duplicates(deltas, config.near_duplicates)
-            if config.near_duplicates is not None
-            else {}
-        )
-        for twin, kept in dropped.items():
-            cosine = deltas.cosine[deltas.names.index(twin)][deltas.names.index(kept)]
-            notes.append(
-                f"{twin} is left out: the cosine of its delta to that of {kept} is {cosine:.3f}, above {config.near_duplicates:g}"
-            )
-        deltas = deltas.of(tuple(name for name in deltas.names if name not in dropped))
-        deltas = deltas.of(order_by_similarity(deltas)) if config.order == "kinship" else deltas
-    space = WeightSearchSpace(
-        base,
-        deltas.sources if deltas else sources,
-        architecture,
-        tuple(config.methods),
-        config.weight.dial("weight"),
-        config.density.dial("density"),
-        seed,
-        method_groups=Grouping.read(config.method_groups),
-        method_parameters=config.method_parameters,
-        subset=config.subset,
-        profile=deltas,
-    )
-    if not space.holds_sources:
-        notes.append(
-            "no point of the space is a source alone, for which weights 0 and 1, density 1 and a method that takes one model "
-            "would have to be in it: the first trials, and the reference point after them, are only near the sources"
-        )
-    return replace(space, notes=tuple(notes))
+    """Make the search space that a description names.
+
+    Args:
+        spec: The description.
+        pool: The models.
+        seed: Of the random masks in its recipes.
+        cache_folder: Where the profile of the deltas is kept, if one is needed. A text to `match` lies beside this folder.
+
+    Returns:
+        The space.
+
+    Raises:
+        ConfigError: The models do not fit the description.
+        CheckpointError: A model cannot be read.
+    """
+    if isinstance(spec, RouteSpace):
+        space = build_route_space(spec, pool, seed)
+        if spec.match is None:
+            return space
+        return replace(space, matched=_cached_scales(cache_folder, spec.match, space))
+    return _build_weight_space(spec, pool, seed, cache_folder)
 
 
-def route_space(
-    config: RoutesConfig,
-    base: str,
-    sources: Mapping[str, str],
+def build_route_space(
+    spec: RouteSpace,
+    pool: Pool,
     seed: int,
     recipes: Mapping[str, Recipe] = MappingProxyType({}),
 ) -> RouteSearchSpace:
-    """Routes through `sources` (name -> path) and merges of the base's depth (name -> recipe)."""
-    opened = open_weights((base, *sources.values()))
-    depths = {name: opened[path].architecture.depth for name, path in sources.items()}
-    depths |= dict.fromkeys(recipes, opened[base].architecture.depth)
-    fold, notes = None, []
-    if config.scale:
-        try:
-            folds = {fold_of(opened[path].config) for path in sources.values()}
-            if len(folds) > 1:
-                raise ConfigError("space.routes: expected models of one family, got several")
-            fold = folds.pop()
-        except CheckpointError as error:
-            notes.append(f"scales of the stream are left out: {error}")
-    common: Any = {
+    """Make a space of routes.
+
+    Args:
+        spec: The description.
+        pool: The models.
+        seed: Of the random masks in its recipes.
+        recipes: Name -> recipe of merges with the base's depth, which are sources too.
+
+    Returns:
+        The space.
+
+    Raises:
+        ConfigError: The models do not fit together.
+        CheckpointError: A model cannot be read.
+    """
+    opened = open_weights((pool.base, *pool.sources.values()))
+    depths = {name: opened[path].architecture.depth for name, path in pool.sources.items()}
+    depths |= dict.fromkeys(recipes, opened[pool.base].architecture.depth)
+    fold, notes = _common_fold(opened, pool) if spec.scale else (None, ())
+    settings: dict[str, Any] = {
         "fold": fold,
-        "blocks": config.blocks or min(8, *depths.values()),
+        "blocks": spec.blocks or min(_MOST_BLOCKS, *depths.values()),
         "seed": seed,
-        "notes": tuple(notes),
+        "notes": notes,
+        "recipes": recipes,
     }
-    common |= {"recipes": recipes}
-    sources = {**sources, **{name: name for name in recipes}}
-    common |= {"scale": config.scale} if config.scale else {}
+    if spec.scale:
+        settings["scale"] = spec.scale
+    sources = {**pool.sources, **{name: name for name in recipes}}
     try:
-        if config.form == "indicators":
-            return IndicatorSearchSpace(
-                base, sources, depths, **common, repeats=config.repeats or 1
-            )
-        return EditSearchSpace(base, sources, depths, **common, most=config.most or 2)
+        if spec.form == "indicators":
+            repeats = spec.repeats or 1
+            return IndicatorSearchSpace(pool.base, sources, depths, **settings, repeats=repeats)
+        most = spec.most or _DEFAULT_REPEATS
+        return EditSearchSpace(pool.base, sources, depths, **settings, most=most)
     except ConfigError as error:
         raise ConfigError(str(error).replace("space.", "space.routes.", 1)) from error
 
 
-def kept_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, float]:
-    """Scales of the hand-overs half-way, by their labels, that match the streams on a text; kept in `folder` for the next time."""
-    from paretomerge.merging.live.matching import matching_scale, streams
-    from paretomerge.merging.live.routed import RoutedModel
+def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
+    """Measure the deltas of the models, or read what an earlier call measured.
 
-    try:
-        content = (folder.parent / text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"space.routes.match: expected a text, got {text}: {error}") from error
-    lines = [line for line in content.splitlines() if line.strip()]
-    if not lines or space.fold is None:
-        raise ConfigError(
-            f"space.routes.match: expected a text with a line in it and a family with a fold, got {text}"
-        )
-    asked = [
-        dict(space.sources),
-        space.half,
-        space.blocks,
-        [digest(path) for path in space.sources.values()],
-        lines,
-    ]
-    file = folder / f"scales-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json"
-    if file.is_file():
-        kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-        return kept
-    live = RoutedModel(tuple(space.sources.values()), "float32")
-    found = streams(live, space.sources, space.depths, lines)
-    at = {name: space.layers(name, space.half).start for name in found}
-    scales = {
-        hand_over(a, b): matching_scale(found[a][at[a]], found[b][at[b]])
-        for a, b in permutations(found, 2)
-        if space.half
-    }
-    _keep(file, json.dumps(scales, indent=1) + "\n")
-    return scales
+    Args:
+        folder: Where the profile is kept.
+        pool: The models; a profile is measured anew when their files change.
 
+    Returns:
+        The profile.
 
-def kept_profile(folder: Path, base: str, sources: Mapping[str, str]) -> DeltaProfile:
-    """The delta profile, kept in `folder` for the next time; another one where a model's files have changed since."""
-    files = [digest(model) for model in (base, *sources.values())]
-    key = hashlib.sha256(json.dumps([base, dict(sources), files]).encode()).hexdigest()[:12]
+    Raises:
+        ConfigError: The cached file is torn.
+        CheckpointError: A model cannot be read.
+    """
+    models = (pool.base, *pool.sources.values())
+    files = [digest(model) for model in models]
+    key = _hash([pool.base, dict(pool.sources), files])
     file = folder / f"deltas-{key}.json"
     if file.is_file():
         try:
             return DeltaProfile.from_json(file.read_text(encoding="utf-8"))
         except (ConfigError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from error
-    made = profile(base, sources)
-    _keep(file, made.to_json())
-    return made
+    measured = profile(pool.base, pool.sources)
+    _write_whole(file, measured.to_json())
+    return measured
 
 
-def _keep(file: Path, text: str) -> None:
-    """Write a file that appears whole, in a folder that need not be there yet."""
+def _build_weight_space(
+    spec: WeightSpace, pool: Pool, seed: int, cache_folder: Path
+) -> WeightSearchSpace:
+    architecture: Architecture = Checkpoint(pool.base).architecture
+    deltas: DeltaProfile | None = None
+    notes: list[str] = []
+    if spec.needs_profile:
+        deltas = cached_profile(cache_folder, pool)
+        deltas, notes = _selected_sources(spec, deltas)
+    space = WeightSearchSpace(
+        pool.base,
+        deltas.sources if deltas else pool.sources,
+        architecture,
+        tuple(spec.methods),
+        spec.weight,
+        spec.density,
+        seed,
+        method_groups=Grouping.read(spec.method_groups),
+        method_parameters=spec.method_parameters,
+        subset=spec.subset,
+        profile=deltas,
+    )
+    if not space.holds_sources:
+        notes.append(
+            "no point of the space is a source alone: that needs weights 0 and 1, density 1 and a method that takes one "
+            "model. The first trials, and the reference point of the hypervolume, are only near the sources."
+        )
+    return replace(space, notes=tuple(notes))
+
+
+def _selected_sources(spec: WeightSpace, deltas: DeltaProfile) -> tuple[DeltaProfile, list[str]]:
+    """Leave out near-duplicates, and put the sources into the order that the description asks for."""
+    notes = []
+    dropped: Mapping[str, str] = {}
+    if spec.near_duplicates is not None:
+        dropped = near_duplicates(deltas, spec.near_duplicates)
+        for name, other in dropped.items():
+            cosine = deltas.cosine[deltas.names.index(name)][deltas.names.index(other)]
+            notes.append(
+                f"{name} is left out: the cosine of its delta to that of {other} is {cosine:.3f}, "
+                f"above {spec.near_duplicates:g}"
+            )
+    deltas = deltas.of(tuple(name for name in deltas.names if name not in dropped))
+    if spec.order == "kinship":
+        deltas = deltas.of(order_by_similarity(deltas))
+    return deltas, notes
+
+
+def _common_fold(opened: Mapping[str, Weights], pool: Pool) -> tuple[Fold | None, tuple[str, ...]]:
+    """How the scales of the residual stream are folded into the weights, and a note where they cannot be."""
+    try:
+        folds = {fold_of(opened[path].config) for path in pool.sources.values()}
+    except CheckpointError as error:
+        return None, (f"scales of the residual stream are left out: {error}",)
+    if len(folds) > 1:
+        raise ConfigError("space.routes: the models are of several families; use models of one")
+    return folds.pop(), ()
+
+
+def _cached_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, float]:
+    """Match the streams of each pair of models on a text, or read what an earlier call found."""
+    from paretomerge.merging.live.matching import matching_scale, streams
+    from paretomerge.merging.live.routed import RoutedModel
+
+    lines = _lines(folder.parent / text, text)
+    if space.fold is None:
+        raise ConfigError("space.routes.match: the models' scales cannot be folded; leave it out")
+    digests = [digest(path) for path in space.sources.values()]
+    key = _hash([dict(space.sources), space.half, space.blocks, digests, lines])
+    file = folder / f"scales-{key}.json"
+    if file.is_file():
+        cached: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        return cached
+    model = RoutedModel(tuple(space.sources.values()), "float32")
+    by_model = streams(model, space.sources, space.depths, lines)
+    scales = {}
+    if space.half:
+        middle = {name: by_model[name][space.layers(name, space.half).start] for name in by_model}
+        for first, second in permutations(by_model, 2):
+            scales[hand_over(first, second)] = matching_scale(middle[first], middle[second])
+    _write_whole(file, json.dumps(scales, indent=1) + "\n")
+    return scales
+
+
+def _lines(path: Path, name: str) -> list[str]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"space.routes.match: cannot read the text {name}: {error}") from error
+    lines = [line for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"space.routes.match: the text {name} is empty")
+    return lines
+
+
+def _hash(content: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file that appears whole or not at all; its folder is created."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")

@@ -1,1 +1,8 @@
-"""The loop and its record."""
+"""The loop of a study: ask the sampler, merge, evaluate, tell the sampler, write the trial down.
+
+- `Study` (study.py) is what a user works with; it loads nothing until something must be evaluated.
+- `Search` (search.py) is the same with everything loaded: record + goals + levels.
+- `Level` is one search space with its live model and sampler; a study has one or two.
+- `Loop` explores one level; `Executor` merges and scores one candidate; `Race` may leave a candidate early.
+- build.py makes a `Search` of a study's settings.
+"""

@@ -1,41 +1,51 @@
-"""What merges are asked for: scores to improve, scores to keep within bounds, scores that are only looked at."""
+"""What merges are asked for: scores to improve, scores to keep within bounds, scores that are only watched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paretomerge.evaluate.evaluator import Evaluator, MergeFact, Objective, Score, parts_of
+from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import (
+    Candidate,
+    Evaluator,
+    MergeFact,
+    Objective,
+    Score,
+    Split,
+    parts_of,
+)
+from paretomerge.evaluate.measures import Constraint
 from paretomerge.evaluate.speed import SpeedEvaluator
-from paretomerge.study.racing import Racing
 
 
 @dataclass(frozen=True)
-class Constraint:
-    """A bound on the score named `score`, in the user's own direction: one of `at_least` and `at_most`."""
+class RaceSettings:
+    """How a candidate may be left before all its examples are scored.
 
-    score: str
-    at_least: float | None = None
-    at_most: float | None = None
+    Attributes:
+        confidence: The probability of being dominated above which a candidate is left. It is checked several times, so
+            that more than 5 % of the candidates that nearly tie with the front are left by mistake at 0.95.
+        first: Examples of each score to begin with.
+        growth: By what the number of examples of the least decided score is then multiplied.
+        seed: Of the order of the examples.
+    """
 
-    @property
-    def text(self) -> str:
-        """What it says, which is also its name in the record: `sort at least 0.8`."""
-        if self.at_least is not None:
-            return f"{self.score} at least {self.at_least:g}"
-        return f"{self.score} at most {self.at_most:g}"
-
-    def excess(self, value: float) -> float:
-        """By how much a score breaks the bound: Optuna's sense of a constraint, kept where this is 0 or less."""
-        if self.at_least is not None:
-            return self.at_least - value
-        assert self.at_most is not None
-        return value - self.at_most
+    confidence: float = 0.95
+    first: int = 24
+    growth: float = 1.5
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Goals:
-    """evaluator: its scores include those of every objective and constraint. watched: scored on held-out items only.
+    """What a study scores, and what for.
 
-    time_limit: seconds that scoring a candidate on the search items may take. racing: whether, and how, it may be left half-scored.
+    Attributes:
+        evaluator: Scores a candidate; its scores include those of every objective and constraint.
+        objectives: What to improve.
+        constraints: Bounds to keep.
+        watched: Scores on held-out examples that are only looked at.
+        time_limit: Seconds that scoring a candidate on the search examples may take.
+        race: Whether, and how, a candidate may be left early.
     """
 
     evaluator: Evaluator
@@ -43,47 +53,72 @@ class Goals:
     constraints: tuple[Constraint, ...] = ()
     watched: Evaluator | None = None
     time_limit: float | None = None
-    racing: Racing | None = None
+    race: RaceSettings | None = None
 
     @property
     def notes(self) -> list[str]:
         """What users should know of how their merges are scored."""
-        return [
-            note
-            for evaluator in (self.evaluator, self.watched)
-            for note in getattr(evaluator, "notes", ())
-        ]
+        notes: list[str] = []
+        for evaluator in (self.evaluator, self.watched):
+            notes += getattr(evaluator, "notes", ())
+        return notes
 
     @property
-    def scores(self) -> tuple[str, ...]:
+    def score_names(self) -> tuple[str, ...]:
         """Names of the scores that every trial needs, the objectives' first."""
-        return tuple(
-            dict.fromkeys(
-                [*(o.name for o in self.objectives), *(c.score for c in self.constraints)]
-            )
-        )
+        names = [objective.name for objective in self.objectives]
+        names += [constraint.score for constraint in self.constraints]
+        return tuple(dict.fromkeys(names))
 
     @property
-    def sized(self) -> bool:
-        """Whether a score is about how large a merge is."""
-        parts = parts_of(self.evaluator)
-        sizes = {
-            p.name or p.fact for p in parts if isinstance(p, MergeFact) and p.fact != "sparsity"
-        }
-        sizes |= {p.name for p in parts if isinstance(p, SpeedEvaluator)}
-        return not sizes.isdisjoint(self.scores)
+    def includes_size(self) -> bool:
+        """Whether a score is about how large or slow a merge is."""
+        sizes = set()
+        for part in parts_of(self.evaluator):
+            if isinstance(part, MergeFact) and part.fact != "sparsity":
+                sizes.add(part.name or part.fact)
+            elif isinstance(part, SpeedEvaluator):
+                sizes.add(part.name)
+        return not sizes.isdisjoint(self.score_names)
 
-    @property
-    def averaged(self) -> bool:
-        """Whether a mean of the objectives' scores says how good they are: not where one of them is minimised."""
-        return all(o.maximise for o in self.objectives)
+    def violations(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """By how much scores break the constraints.
 
-    def mean(self, scores: Mapping[str, Score] | None) -> float | None:
-        """The plain mean of the objectives' scores; None where one is missing, or where it would mislead."""
-        if not self.averaged or not scores or any(o.name not in scores for o in self.objectives):
-            return None
-        return sum(scores[o.name].value for o in self.objectives) / len(self.objectives)
+        Args:
+            scores: The scores of one trial.
 
-    def excesses(self, scores: Mapping[str, Score]) -> dict[str, float]:
-        """Each constraint's name -> by how much it is broken (kept where 0 or less)."""
-        return {c.text: c.excess(scores[c.score].value) for c in self.constraints}
+        Returns:
+            Each constraint's text -> its violation; kept where 0 or less.
+        """
+        violations = {}
+        for constraint in self.constraints:
+            violations[constraint.text] = constraint.violation(scores[constraint.score].value)
+        return violations
+
+    def score(self, candidate: Candidate, split: Split) -> dict[str, Score]:
+        """Score a candidate: the objectives and constraints, and on held-out examples the watched scores too.
+
+        Args:
+            candidate: The loaded merge.
+            split: `search` or `held_out`.
+
+        Returns:
+            Name -> score, the objectives first.
+
+        Raises:
+            EvaluationError: Scoring failed.
+            StudyError: An evaluator does not give a score that an objective or a constraint names.
+        """
+        scores = dict(self.evaluator.evaluate(candidate, split))
+        if split == "held_out" and self.watched is not None:
+            scores |= self.watched.evaluate(candidate, split)
+        for name in self.score_names:
+            if name not in scores:
+                raise StudyError(
+                    f"no score is named {name!r}; the evaluators gave {', '.join(scores) or 'none'}"
+                )
+        return self.in_order(scores)
+
+    def in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
+        """Put the needed scores first, in the order of `score_names`."""
+        return {name: scores[name] for name in self.score_names} | dict(scores)

@@ -2,81 +2,93 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from paretomerge.record.record import Record, Trial
+from paretomerge.record.record import Record
+from paretomerge.record.trial import Trial
+from paretomerge.study.level import Level
 
 
 class Optimiser:
-    """ask, then tell: the sampler sees in memory exactly what the record will hold of its level.
+    """Ask and tell for one level: the sampler sees in memory exactly what the record holds of that level."""
 
-    beforehand: trials that are shown to it first, and belong to another level.
-    """
-
-    def __init__(
-        self,
-        sampler: BaseSampler,
-        record: Record,
-        distributions: Mapping[str, BaseDistribution],
-        level: int = 0,
-        beforehand: Sequence[Trial] = (),
-    ) -> None:
-        self._sampler = sampler
-        self._record = record
+    def __init__(self, level: Level, record: Record) -> None:
         self._level = level
-        self._distributions = dict(distributions)
-        self._study = optuna.create_study(
-            directions=["maximize"] * len(record.objectives), sampler=sampler
-        )
+        self._record = record
+        self._distributions = dict(level.space.distributions)
+        directions = [StudyDirection.MAXIMIZE] * len(record.objectives)
+        self._study = optuna.create_study(directions=directions, sampler=level.sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([o.name for o in record.objectives])
-        known = record.frozen()
-        self._study.add_trials([record.freeze(trial, self._distributions) for trial in beforehand])
-        self._study.add_trials(
-            [trial for trial in known if trial.user_attrs.get("level", 0) == level]
-        )
-        self._ahead = len(known) - len(
-            self._study.get_trials(deepcopy=False)
-        )  # numbers in the record, less those in memory
+            self._study.set_metric_names([objective.name for objective in record.objectives])
+        recorded = record.frozen_trials()
+        for trial in level.shown_first:
+            self._study.add_trial(record.freeze(trial, self._distributions))
+        for frozen in recorded:
+            if frozen.user_attrs.get("level", 0) == level.number:
+                self._study.add_trial(frozen)
+        # A trial's number in the record, less its number in memory.
+        self._offset = len(recorded) - len(self._study.get_trials(deepcopy=False))
         self._asked: optuna.Trial | None = None
 
     def ask(self, start: Trial | None = None) -> Trial:
-        """The next point: that of `start`, or what the sampler proposes, with the gain that it expects where it tells."""
+        """Ask for the next point.
+
+        Args:
+            start: A point to evaluate in place of a proposal.
+
+        Returns:
+            A trial without scores.
+        """
         if start is not None:
             self._study.enqueue_trial(dict(start.params))
         self._asked = self._study.ask(self._distributions)
-        number = self._asked.number + self._ahead
+        number = self._asked.number + self._offset
+        params = self._asked.params
         if start is not None:
-            return Trial(number, self._asked.params, label=start.label, level=self._level)
-        return Trial(number, self._asked.params, gain=self._gain(), level=self._level)
+            return Trial(number, params, label=start.label, level=self._level.number)
+        return Trial(number, params, gain=self._expected_gain(), level=self._level.number)
 
     def tell(self, trial: Trial) -> None:
-        """The outcome of what was asked: to the sampler, then to the record."""
-        assert self._asked is not None
+        """Tell the outcome of the trial that was asked for: to the sampler, then to the record.
+
+        Args:
+            trial: The trial, with scores or a failure.
+
+        Raises:
+            StudyError: It cannot be written.
+        """
+        assert self._asked is not None, "ask first"
         frozen = self._record.freeze(trial, self._distributions)
         for name, value in frozen.user_attrs.items():
             self._asked.set_user_attr(name, value)
-        for name, value in frozen.constraints.items():
-            self._asked.set_constraint(name, value)
+        for name, violation in frozen.constraints.items():
+            self._asked.set_constraint(name, violation)
         values = None if frozen.state == TrialState.FAIL else frozen.values
-        told = self._study.tell(self._asked, values, frozen.state)
-        self._record.add(
-            self._record.freeze(trial, self._distributions, told.system_attrs), trial.number
-        )
+        in_memory = self._study.tell(self._asked, values, frozen.state)
+        # The sampler may have left notes on its trial; they belong into the record too.
+        whole = self._record.freeze(trial, self._distributions, in_memory.system_attrs)
+        self._record.add(whole, trial.number)
 
-    def take(self, trial: Trial) -> None:
-        """A trial that another study has scored."""
+    def take_over(self, trial: Trial) -> None:
+        """Add a trial that another study has scored.
+
+        Args:
+            trial: The trial, with scores.
+
+        Raises:
+            StudyError: It cannot be written.
+        """
         frozen = self._record.freeze(trial, self._distributions)
         self._study.add_trial(frozen)
         self._record.add(frozen, trial.number)
 
-    def _gain(self) -> float | None:
-        told = getattr(self._sampler, "expected_gain", None)
-        gain = None if told is None else told(self._study)
-        return None if gain is None or not math.isfinite(gain) else float(gain)
+    def _expected_gain(self) -> float | None:
+        expected_gain = getattr(self._level.sampler, "expected_gain", None)
+        if expected_gain is None:
+            return None
+        gain = expected_gain(self._study)
+        return float(gain) if gain is not None and math.isfinite(gain) else None

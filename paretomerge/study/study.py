@@ -1,283 +1,590 @@
-"""A study: its spaces, its goals, its record; what has been found, and merges of it loaded and scored."""
+"""`Study`: a search over merges, from its settings to the picked checkpoint."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-from optuna.distributions import distribution_to_json
-from optuna.samplers import BaseSampler
-
-from paretomerge.errors import StudyError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
-from paretomerge.merging.engine import usable_device
-from paretomerge.merging.live.in_place import ResidentModel
-from paretomerge.merging.live.routed import RoutedModel
-from paretomerge.pareto.front import hypervolume, reference_point
-from paretomerge.recipe import Recipe
-from paretomerge.record.record import Record, Trial, on_front
-from paretomerge.record.storage import Storage
-from paretomerge.space.routes.space import RouteSearchSpace
-from paretomerge.space.sources import digest
+from paretomerge.config.convert import check_functions, config_of, settings_of
+from paretomerge.config.schema import StudyConfig, load_config
+from paretomerge.config.settings import (
+    Budget,
+    Evaluation,
+    SamplerSetting,
+    SecondLevel,
+    StudySettings,
+)
+from paretomerge.decide.compare import Comparison, compare_scores
+from paretomerge.decide.pick import Choice, check_out, choose, write_pick
+from paretomerge.errors import ConfigError
+from paretomerge.evaluate.evaluator import Score, Split
+from paretomerge.evaluate.measures import Constraint, Measure
+from paretomerge.record.record import Record
+from paretomerge.record.results import Results
+from paretomerge.record.storage import DEFAULT_STUDY_NAME
+from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.space.space import SearchSpace
-from paretomerge.study.budget import Budget, End
-from paretomerge.study.goals import Goals
-from paretomerge.study.hierarchy import POOL, Then, pool_name
-from paretomerge.study.known import Known
-from paretomerge.study.loop import Event, Loop
+from paretomerge.space.specs import RouteSpace, WeightSpace
 
+if TYPE_CHECKING:
+    import pandas
+    from plotly.graph_objects import Figure
 
-@dataclass(frozen=True)
-class Placement:
-    """How merges are held while they are scored. dtype: also of what is written; None for the base's."""
+    from paretomerge.study.loop import Event
+    from paretomerge.study.search import Search
 
-    dtype: str | None = None
-    device: str = "cpu"
+Callback = Callable[["Study", Trial], None]
 
 
 class Study:
-    """A search over merges of one base's fine-tunes, and its record.
+    """A search over merges of fine-tuned models, with several objectives.
 
-    space: what can be merged, and how. goals: what merges are scored on. sampler: any Optuna sampler. known: reads what is
-    to be tried or taken over first; called once, when a search begins. folder: holds `study.db`, the default `storage`.
-    identity: what makes trials comparable (see Record); by default the models, the parameters and the goals. then: a second level.
+    Nothing is loaded until something must be evaluated: a finished study is read from its record alone.
+
+    Args:
+        base: The model that all others were fine-tuned from: a folder, or a name on the Hugging Face Hub.
+        models: Two or more fine-tunes of it; `model+adapter` for a PEFT adapter.
+        objectives: What to improve: `Task`, `Function`, `Perplexity`, `Judge`, `Sparsity`, `Size`.
+        constraints: Bounds that a merge must keep to be on the front.
+        watch: lm-evaluation-harness tasks that are scored on held-out examples only.
+        space: What may vary: a `WeightSpace` or a `RouteSpace`.
+        then: A second level, which searches routes through the models and the best merges.
+        sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna sampler such as `MMMOSampler`.
+        budget: When the search ends, or a number of evaluations.
+        starts: Recipe files to evaluate right after the sources.
+        warm_start: Earlier studies over the same models (folder, study.yaml or database URL), whose trials are taken over.
+        evaluation: How merges are scored.
+        seed: Of the split into search and held-out examples, of random masks, and of samplers named as text.
+        out: The study's folder. What is there already is continued.
+        storage: An Optuna storage URL for the record. By default a SQLite file in `out`.
+        study_name: The study's name in that storage.
+        dtype: The dtype that merges are scored and written in: `float32`, `float16` or `bfloat16`. By default the base's.
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: Settings contradict each other.
+
+    Example:
+        >>> import paretomerge as pm
+        >>> study = pm.Study(
+        ...     base="Qwen/Qwen2.5-0.5B",
+        ...     models=["./math", "./code", "./chat"],
+        ...     objectives=[pm.Task("gsm8k"), pm.Sparsity()],
+        ...     space=pm.WeightSpace(methods=["task_arithmetic", "ties"], groups=2),
+        ...     sampler=pm.MMMOSampler(seed=0),
+        ...     out="runs/first",
+        ... )
+        >>> study.optimize(n_trials=60)  # doctest: +SKIP
+        >>> trial = study.pick(prefer={"gsm8k": 0.7})  # doctest: +SKIP
+        >>> study.save(trial, "merged")  # doctest: +SKIP
     """
 
-    def __init__(
+    def __init__(  # the keys of a study.yaml
         self,
-        folder: str | Path,
-        space: SearchSpace,
-        goals: Goals,
-        sampler: BaseSampler,
+        base: str | Path,
+        models: Sequence[str | Path],
+        objectives: Sequence[Measure],
         *,
-        known: Callable[[], Known] = Known,
-        storage: Storage | None = None,
-        identity: Mapping[str, Any] | None = None,
-        placement: Placement = Placement(),
-        then: Then | None = None,
+        constraints: Sequence[Constraint] = (),
+        watch: Sequence[str] = (),
+        space: WeightSpace | RouteSpace | SearchSpace | None = None,
+        then: SecondLevel | None = None,
+        sampler: SamplerSetting = "mmmo",
+        budget: Budget | int = 60,
+        starts: Sequence[str | Path] = (),
+        warm_start: Sequence[str | Path] = (),
+        evaluation: Evaluation | None = None,
+        seed: int = 0,
+        out: str | Path = "runs/study",
+        storage: str | None = None,
+        study_name: str = DEFAULT_STUDY_NAME,
+        dtype: str | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.folder = Path(folder)
-        self.space = space
-        self.goals = goals
-        self.evaluator = goals.evaluator
-        self.watched = goals.watched
-        self.objectives = goals.objectives
-        self.sampler = sampler
-        self.dtype = placement.dtype
-        self.device = placement.device
-        self.record = Record(
-            storage or Storage.at(self.folder / "study.db"),
-            self.objectives,
-            identity or self._question,
+        self.settings = StudySettings(
+            base=str(base),
+            models=tuple(str(model) for model in models),
+            objectives=tuple(objectives),
+            constraints=tuple(constraints),
+            watch=tuple(watch),
+            space=WeightSpace() if space is None else space,
+            then=then,
+            sampler=sampler,
+            budget=Budget(budget) if isinstance(budget, int) else budget,
+            starts=tuple(str(file) for file in starts),
+            warm_start=tuple(str(name) for name in warm_start),
+            evaluation=evaluation or Evaluation(),
+            seed=seed,
+            folder=Path.cwd(),
+            out=Path(out),
+            storage_url=storage,
+            study_name=study_name,
+            dtype=dtype,
+            device=device,
         )
-        self.then = then
-        self._known = known
-        self._reference: list[float] | None = None
+        self._stop_requested = False
+
+    @classmethod
+    def from_settings(cls, settings: StudySettings) -> "Study":
+        """Make a study of settings.
+
+        Args:
+            settings: The settings.
+
+        Returns:
+            The study.
+        """
+        study = cls.__new__(cls)
+        study.settings = settings
+        study._stop_requested = False
+        return study
+
+    @classmethod
+    def from_config(cls, config: StudyConfig, folder: str | Path = ".") -> "Study":
+        """Make a study of a study.yaml's content.
+
+        Args:
+            config: The content.
+            folder: Where its relative paths start.
+
+        Returns:
+            The study.
+
+        Raises:
+            ConfigError: Settings contradict each other.
+        """
+        return cls.from_settings(settings_of(config, Path(folder)))
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        names = ", ".join(measure.name for measure in settings.objectives)
+        return f"Study({len(settings.models)} models of {settings.base}, objectives {names}, in {settings.home})"
 
     @property
-    def _question(self) -> dict[str, Any]:
-        distributions = json.dumps(
-            {name: distribution_to_json(d) for name, d in self.space.distributions.items()},
-            sort_keys=True,
-        )
-        return {
-            "base": self.space.base,
-            "sources": dict(self.space.sources),
-            "distributions": hashlib.sha256(distributions.encode()).hexdigest()[:16],
-            "objectives": [asdict(objective) for objective in self.objectives],
-            "constraints": [constraint.text for constraint in self.goals.constraints],
-            "dtype": self.dtype,
-        }
+    def folder(self) -> Path:
+        """The study's folder, absolute."""
+        return self.settings.home
 
     @cached_property
-    def known(self) -> Known:
-        """What is known before the search; read when it is first needed."""
-        return self._known()
+    def _search(self) -> "Search":
+        from paretomerge.study.build import build_search
 
-    @cached_property
-    def _weights(self) -> str:
-        """Which weights the names of models stand for."""
-        found = [digest(model) for model in (self.space.base, *self.space.sources.values())]
-        return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+        return build_search(self.settings)
 
-    @cached_property
-    def resident(self) -> ResidentModel | RoutedModel:
-        """The live model; loaded when it is first needed."""
-        sources = tuple(self.space.sources.values())
-        if self.space.routed:
-            return RoutedModel(sources, self.dtype, self.device)
-        return ResidentModel(self.space.base, sources, self.dtype, self.device)
+    def search(self) -> "Search":
+        """Everything of the study, loaded: for evaluators, levels and models at work.
 
-    @cached_property
-    def pool(self) -> dict[str, Recipe]:
-        """The merges of the first level that the second takes from, by name; known once the first has ended."""
-        numbers = self.record.noted(POOL)
-        if numbers is None:
-            raise StudyError(
-                f"{self.folder}: expected a second level that has begun, got none yet; run `paretomerge search` on"
-            )
-        trials = self.trials
-        return {pool_name(number): self.recipe(trials[number]) for number in numbers}
+        Returns:
+            The search.
 
-    @cached_property
-    def routes(self) -> RouteSearchSpace:
-        """The space of the second level."""
-        assert self.then is not None
-        return self.then.space(self.pool)
+        Raises:
+            ParetoMergeError: As for `check`.
+        """
+        return self._search
 
-    @cached_property
-    def routed(self) -> RoutedModel:
-        """The live model of the second level; it shares the sources' tensors with the first one's."""
-        sources = tuple(self.space.sources.values())
-        return RoutedModel(sources, self.dtype, self.device, self.pool, self.resident.checkpoints)
+    def evaluation_notes(self) -> list[str]:
+        """What users should know of how merges are scored, once something was scored."""
+        return self._search.goals.notes if "_search" in self.__dict__ else []
 
-    @property
-    def trials(self) -> list[Trial]:
-        return self.record.trials()
+    def check(self) -> list[str]:
+        """Check everything that can be checked without merging: models, tasks, functions, the space, the record.
 
-    @property
-    def ended(self) -> str:
-        """Why the latest run ended, where nothing has been added since; empty else."""
-        end = End.read(self.record.noted("end"))
-        return end.reason if end and end.total == len(self.trials) else ""
+        Returns:
+            Notes for the user, such as a source that is left out.
 
-    @property
-    def reference(self) -> list[float] | None:
-        """The reference point of the hypervolume, inside directions: the worst of the sources less a margin."""
-        if self._reference is not None:
-            return self._reference
-        sources = self.trials[: len(self.space.sources)]
-        values = [t.values(self.objectives) for t in sources if not t.failure]
-        reference: list[float] | None = reference_point(values).tolist() if values else None
-        if len(sources) == len(
-            self.space.sources
-        ):  # finished trials never change, so the record need not be read again
-            self._reference = reference
-        return reference
+        Raises:
+            ParetoMergeError: Something is missing or does not fit.
+        """
+        search = self._search
+        notes = [*search.space.notes, *search.warm_start.notes]
+        if search.then is not None:
+            notes += search.then.notes
+        return notes
 
-    def recipe(self, trial: Trial) -> Recipe:
-        """The recipe of a trial, in the dtype that was scored."""
-        return self._recipe(trial.params, trial.level)
+    def optimize(
+        self,
+        n_trials: int | None = None,
+        timeout: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        show_progress_bar: bool = True,
+        held_out: bool = True,
+    ) -> None:
+        """Search, continuing what is in the study's folder; then score the front on held-out examples.
 
-    def load(self, trial: Trial) -> Candidate:
-        """The merge of a trial, loaded, as evaluators see it."""
-        return self.live(self.recipe(trial), trial.level)
+        Interrupt it whenever you like: every finished trial is on disk, and the next call goes on as if never stopped.
 
-    def live(self, recipe: Recipe, level: int = 0) -> Candidate:
-        """A recipe of either level, loaded, as evaluators see it."""
-        holder = self.routed if level else self.resident
-        merged = holder.load(recipe)
-        return Candidate(
-            merged.model, holder.tokenizer, merged.facts, f"{recipe.key} {self._weights}"
-        )
+        Args:
+            n_trials: Evaluate this many more merges, as in Optuna. By default until the study's budget is spent.
+            timeout: Stop after this many seconds; the running trial is finished.
+            callbacks: Called with the study and each finished trial. `study.stop()` in a callback ends the search.
+            show_progress_bar: Show a progress bar, in terminals and notebooks.
+            held_out: Score the baselines, the front and the watched tasks on held-out examples at the end.
 
-    def starts(self) -> list[Trial]:
-        """The known starts that could be scored, by number: sources first."""
-        return [t for t in self.trials if t.is_start and not t.failure]
+        Raises:
+            ConfigError: A setting cannot be followed.
+            StudyError: Ten trials failed in a row, another process searches here, or the record is another study's.
+        """
+        from paretomerge.study.progress_bar import ProgressBar
+
+        self._stop_requested = False
+        with ProgressBar(show_progress_bar) as progress:
+
+            def watch(event: "Event") -> None:
+                progress.trial(event)
+                for callback in callbacks:
+                    callback(self, event.trial)
+
+            self.run(watch, n_trials, timeout)
+            if held_out:
+                self.score_held_out(progress.held_out)
+
+    def run(
+        self,
+        watch: Callable[["Event"], None],
+        n_trials: int | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Search, with a callback of one's own for progress; see `optimize`.
+
+        Args:
+            watch: Called after each trial.
+            n_trials: As in `optimize`.
+            timeout: As in `optimize`.
+
+        Returns:
+            Why the search ended.
+        """
+        search = self._search
+        rule = replace(search.rule, requested=lambda: self._stop_requested)
+        if n_trials is not None:
+            rule = replace(rule, trials=count_evaluated(search.trials()) + n_trials)
+        if timeout is not None:
+            rule = replace(rule, deadline=time.monotonic() + timeout)
+        return search.run(rule, watch)
+
+    def stop(self) -> None:
+        """End the running search after the current trial; for callbacks, as in Optuna."""
+        self._stop_requested = True
+
+    def score_held_out(self, watch: Callable[[Trial], None] = lambda trial: None) -> None:
+        """Score the baselines and the front on held-out examples; the sources and the knee on the watched tasks, too.
+
+        What is in the record is not scored again.
+
+        Args:
+            watch: Called with each trial that was scored.
+        """
+        results = self.results()
+        if not results.front:
+            return
+        sources = [trial for trial in results.baselines if trial.label in results.sources]
+        knee = choose(results, Choice())
+        self._hold_out([*results.baselines, *results.front], watch)
+        self._hold_out([*sources, knee], watch, watched=True)
+
+    def results(self) -> Results:
+        """Read the record.
+
+        Returns:
+            A snapshot of what has finished.
+
+        Raises:
+            StudyError: There is no record yet, or it cannot be read.
+        """
+        return self._record().results()
+
+    def get_trials(self) -> list[Trial]:
+        """Read every finished trial, in the order of their numbers.
+
+        Returns:
+            The trials; none before the search has begun.
+        """
+        if not self._has_record():
+            return []
+        return list(self.results().trials)
 
     def front(self) -> list[Trial]:
-        """The feasible trials that no other dominates, by number; what was left half-scored is not among them."""
-        return on_front([t for t in self.trials if t.feasible and t.final], self.objectives)
+        """Read the Pareto front: the trials that no other dominates on the search examples.
 
-    def objectives_and_watched(self) -> list[str]:
-        """Names of the objectives, then of whatever else was scored on held-out items."""
-        seen = {name: None for t in self.trials if t.held_out for name in t.held_out}
-        return list(dict.fromkeys([o.name for o in self.objectives] + list(seen)))
+        Returns:
+            The trials, with held-out scores where they are measured.
 
-    def hypervolume(self, trials: Sequence[Trial]) -> float:
-        """Of the feasible ones among `trials`, above the reference point; in units of the scores."""
-        reference = self.reference
-        values = [t.values(self.objectives) for t in trials if t.feasible and t.final]
-        return hypervolume(values, reference) if values and reference else 0.0
-
-    def run(self, budget: int | Budget, watch: Callable[[Event], None] = lambda event: None) -> str:
-        """Search until the budget is spent; what the record holds already counts. Returns why it ended.
-
-        Raises ConfigError where the device is not there, StudyError after ten failures in a row, with the last one's cause, and where
-        another process searches in the same folder. Interrupt it whenever you like.
+        Raises:
+            StudyError: There is no record yet, or it cannot be read.
         """
-        budget = Budget.of(budget)
-        budget.check(self.sampler)
-        if (
-            self.then and budget.until is not None
-        ):  # told now, not when the first level has been paid for
-            budget.check(self.then.sampler(self.then.space({})))
-        usable_device(self.device)
-        with _alone(self.folder):
-            end = Loop(self, budget, End.read(self.record.noted("end")), watch).run()
-            self.record.note("end", asdict(end))
-        return end.reason
+        return self.results().front
 
-    def hold_out(
+    def trials_dataframe(self) -> "pandas.DataFrame":
+        """Read the trials as a pandas data frame.
+
+        Returns:
+            One row for each trial: number, label, state, search and held-out scores with standard errors, parameters,
+            seconds. Column names are like `search_gsm8k`, `held_out_gsm8k_stderr`, `params_weight/math`.
+        """
+        import pandas
+
+        from paretomerge.report.frames import dataframe_row
+
+        rows = [dataframe_row(trial) for trial in self.get_trials()]
+        return pandas.DataFrame(rows)
+
+    def pick(self, prefer: Mapping[str, float] | None = None, *, trial: int | None = None) -> Trial:
+        """Choose one trial of the front by its search scores.
+
+        Args:
+            prefer: Objective -> weight: the trial with the least weighted shortfall from the best of each objective
+                (augmented Tchebycheff). By default the knee of the front, the trial nearest to the ideal point.
+            trial: A trial's number, in place of a preference.
+
+        Returns:
+            The trial.
+
+        Raises:
+            ConfigError: There is no such trial or objective.
+            StudyError: There is no record yet.
+        """
+        return choose(self.results(), self._choice(prefer, trial))
+
+    def save(
+        self, trial: Trial | int, out: str | Path, *, overwrite: bool = False, picked_by: str = ""
+    ) -> Path:
+        """Write a trial's merge as a Hugging Face checkpoint, with its recipe and a model card.
+
+        Held-out scores that are missing are measured first.
+
+        Args:
+            trial: The trial, or its number.
+            out: A new folder.
+            overwrite: Replace the folder if it exists.
+            picked_by: How the trial was picked, for the model card.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: The folder exists, or cannot be written.
+        """
+        number = trial if isinstance(trial, int) else trial.number
+        check_out(Path(out), overwrite)
+        chosen = choose(self.results(), Choice(trial=number))
+        self._hold_out([chosen], watched=True)
+        results = self.results()
+        chosen = choose(results, Choice(trial=number))
+        picked_by = picked_by or f"--trial {number}"
+        return write_pick(results, chosen, Path(out), picked_by, overwrite)
+
+    def evaluate(
+        self, model: str | Path | Trial | int, split: Split = "held_out"
+    ) -> dict[str, Score]:
+        """Score a checkpoint or a trial with the study's tasks.
+
+        Args:
+            model: A checkpoint's folder or Hub name, a trial or its number, or a baseline's name.
+            split: `search` or `held_out`. On held-out examples the watched tasks are scored too.
+
+        Returns:
+            Name -> score. A trial's recorded scores are not measured again.
+
+        Raises:
+            ConfigError: There is no such trial.
+            EvaluationError: The checkpoint cannot be scored.
+        """
+        return self._scores(model, split, watched=True)
+
+    def compare(
+        self,
+        one: str | Path | Trial | int,
+        other: str | Path | Trial | int,
+        tasks: Sequence[str] = (),
+        split: Split = "held_out",
+    ) -> list[Comparison]:
+        """Compare two models on the same examples.
+
+        Args:
+            one: A trial, its number, a baseline's name, or a checkpoint.
+            other: The same.
+            tasks: Scores to compare; by default all with per-example scores.
+            split: `search` or `held_out`.
+
+        Returns:
+            For each score the paired difference, its 95 % interval and a p-value.
+
+        Raises:
+            ConfigError: There is no such trial or score.
+        """
+        objectives = [measure.name for measure in self.settings.measures]
+        watched = any(task not in objectives for task in tasks)
+        first = self._scores(one, split, watched)
+        second = self._scores(other, split, watched)
+        return compare_scores(first, second, tasks)
+
+    def report(
+        self,
+        path: str | Path | None = None,
+        prefer: Mapping[str, float] | None = None,
+        *,
+        trial: int | None = None,
+    ) -> Path:
+        """Write the study as one HTML file that opens without a network.
+
+        Args:
+            path: The file; by default `report.html` in the study's folder.
+            prefer: Which trial to show as picked; see `pick`.
+            trial: The same, by number.
+
+        Returns:
+            The file.
+        """
+        from paretomerge.report.html import write_report
+
+        out = self.folder / "report.html" if path is None else Path(path)
+        return write_report(self.results(), out, self._choice(prefer, trial))
+
+    def plot_front(self) -> "Figure":
+        """Plot every pair of objectives on the search examples.
+
+        Returns:
+            A plotly figure.
+        """
+        from paretomerge.report.plots import plot_front
+
+        return plot_front(self.results())
+
+    def plot_hypervolume(self) -> "Figure":
+        """Plot the hypervolume after each trial.
+
+        Returns:
+            A plotly figure.
+        """
+        from paretomerge.report.plots import plot_hypervolume
+
+        return plot_hypervolume(self.results())
+
+    def to_config(self) -> StudyConfig:
+        """Describe the study as a study.yaml's content.
+
+        Returns:
+            The content.
+
+        Raises:
+            ConfigError: A file cannot say it: a function that no module holds, or a sampler or space of your own.
+        """
+        check_functions(self.settings)
+        return config_of(self.settings)
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """Write the study as a study.yaml.
+
+        Args:
+            path: The file to write, in the folder that the study's relative paths start from. By default none is written.
+
+        Returns:
+            The file's text.
+
+        Raises:
+            ConfigError: A file cannot say it, or it would be in another folder.
+        """
+        from paretomerge.config.dump import dump_config
+
+        text = dump_config(self.to_config())
+        if path is not None:
+            path = Path(path)
+            if path.resolve().parent != self.settings.folder.resolve():
+                raise ConfigError(
+                    f"{path}: the study's paths start from {self.settings.folder}; write the file there"
+                )
+            path.write_text(text, encoding="utf-8")
+        return text
+
+    def _record(self) -> Record:
+        if "_search" in self.__dict__:
+            return self._search.record
+        return Record.read(self.settings.storage)
+
+    def _has_record(self) -> bool:
+        file = self.settings.storage.file
+        return "_search" in self.__dict__ or file is None or file.is_file()
+
+    def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
+        if prefer is not None and trial is not None:
+            raise ConfigError("pick by one of `prefer` and `trial`, not both")
+        return Choice(prefer, trial)
+
+    def _numbered(self, number: int) -> Trial:
+        trial = self.results().trial(number)
+        assert trial is not None
+        return trial
+
+    def _scores(
+        self, model: str | Path | Trial | int, split: Split, watched: bool
+    ) -> dict[str, Score]:
+        trial = self._trial_of(model)
+        if trial is None:
+            from paretomerge.study.checkpoint_scores import score_checkpoint
+
+            return dict(score_checkpoint(self._search, str(model), split))
+        if split == "search":
+            return dict(trial.scores)
+        self._hold_out([trial], watched=watched)
+        return dict(self._numbered(trial.number).held_out or {})
+
+    def _trial_of(self, model: str | Path | Trial | int) -> Trial | None:
+        """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
+        if isinstance(model, Trial):
+            return model
+        name = str(model)
+        trials = self.get_trials()
+        for trial in trials:
+            if str(trial.number) == name or (trial.is_baseline and trial.label == name):
+                if trial.failure:
+                    raise ConfigError(f"{name}: this trial failed: {trial.failure}")
+                return trial
+        if name.isdigit() or not (Path(name).exists() or "/" in name):
+            labels = [trial.label for trial in trials if trial.is_baseline]
+            raise ConfigError(
+                f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: {', '.join(labels)}"
+            )
+        return None
+
+    def _hold_out(
         self,
         trials: Sequence[Trial],
         watch: Callable[[Trial], None] = lambda trial: None,
         *,
         watched: bool = False,
     ) -> None:
-        """Score `trials` on the held-out items, with the watched tasks if `watched`; what is known is not scored again."""
-        evaluators = {"objectives": self.evaluator} | (
-            {"watched": self.watched} if watched and self.watched else {}
-        )
-        for trial in trials:
-            known = self.record.held_out(trial.number)
-            missing = [e for kind, e in evaluators.items() if kind not in known]
-            if missing:
-                live = self.load(trial)
-                for kind, evaluator in evaluators.items():
-                    if evaluator in missing:
-                        self.record.add_held_out(
-                            trial.number, kind, evaluator.evaluate(live, "held_out")
-                        )
-                scored = self.record.held_out(trial.number)
-                watch(
-                    replace(
-                        trial,
-                        held_out={
-                            name: score
-                            for scores in scored.values()
-                            for name, score in scores.items()
-                        },
-                    )
-                )
-
-    def score(self, live: Candidate, split: Split) -> dict[str, Score]:
-        """Objectives on the split, and on held-out items the watched tasks too."""
-        scores = dict(self.evaluator.evaluate(live, split))
-        if split == "held_out" and self.watched is not None:
-            scores |= self.watched.evaluate(live, split)
-        missing = [name for name in self.goals.scores if name not in scores]
+        """Score trials on held-out examples where the record has no scores yet: only then is anything loaded."""
+        kinds = {"objectives"}
+        if watched and self.settings.watch:
+            kinds.add("watched")
+        record = self._record()
+        missing = [trial for trial in trials if not kinds <= set(record.held_out(trial.number))]
         if missing:
-            raise StudyError(
-                f"expected a score named {missing[0]!r}, got {', '.join(scores) or 'none'}"
-            )
-        return {name: scores[name] for name in self.goals.scores} | scores
-
-    def key(self, params: Mapping[str, Any]) -> str:
-        """Which points of the first level's space are the same merge."""
-        return self._recipe(params).key
-
-    def _recipe(self, params: Mapping[str, Any], level: int = 0) -> Recipe:
-        return replace((self.routes if level else self.space).recipe(params), dtype=self.dtype)
+            self._search.hold_out(missing, watch, watched=watched)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two processes would number their trials alike, and each would search without what the other finds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "study.lock", timeout=0)
+def load_study(path: str | Path) -> Study:
+    """Read a study from a study.yaml. Nothing is loaded yet.
+
+    Args:
+        path: The file. Relative paths in it start from its folder.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigError: The file cannot be read, or says something that cannot be followed.
+
+    Example:
+        >>> load_study("study.yaml").optimize()  # doctest: +SKIP
+    """
+    path = Path(path)
+    config = load_config(path)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise StudyError(
-            f"{folder}: expected to search here alone, got another process that does; wait for it or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        settings = settings_of(config, path.resolve().parent, path.stem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return Study.from_settings(settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.config.test_build import write
+from tests.study.test_build import write
 
 ENVIRONMENT = os.environ | {
     "HF_HUB_OFFLINE": "1",
@@ -24,7 +24,7 @@ ENVIRONMENT = os.environ | {
 def paretomerge(
     *arguments: object, cwd: Path | None = None, ok: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "paretomerge.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "paretomerge", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False
     )
@@ -42,7 +42,7 @@ def small(specialists, tmp_path_factory) -> Path:
     study["models"] = [str(specialists / "models" / m) for m in ("order", "mirror", "scribe")]
     study["evaluate"] |= {
         "include_path": str(specialists / "tasks"),
-        "data_root": str(specialists.parent.parent),
+        "data_root": str(specialists),
         "search_items": 30,
     }
     study["watch"] = ["copy"]
@@ -89,12 +89,12 @@ def test_compare(small):
 @pytest.mark.slow
 def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(small, tmp_path):
     """Also under lm-eval's own command line, in another process, on the held-out items."""
-    from paretomerge.config.build import load_study
+    from tests.studies import open_search
 
     paretomerge("pick", small, "--prefer", "reverse=0.6,translate=0.4", "--out", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     number = int(card.split("Trial ")[1].split()[0])
-    (trial,) = [t for t in load_study(small)[0].trials if t.number == number]
+    (trial,) = [t for t in open_search(small).trials() if t.number == number]
     for split, recorded in (("search", trial.scores), ("held_out", trial.held_out)):
         told = json.loads(
             paretomerge(
@@ -152,7 +152,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
         sys.executable,
         "-u",
         "-m",
-        "paretomerge.cli.main",
+        "paretomerge",
         "search",
         str(tmp_path / "study.yaml"),
     ]
@@ -174,7 +174,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert (
         process.returncode == 130
-        and "the same command goes on" in errors
+        and "the same command continues the search" in errors
         and "Traceback" not in errors
     )
     assert " of 500 trials, 0 failed" in paretomerge("status", tmp_path / "study.yaml").stdout
@@ -215,16 +215,16 @@ def test_merge_writes_a_checkpoint(pico, tmp_path):
 
 def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(pico, tmp_path):
     from paretomerge.cli.main import pick
-    from paretomerge.config.build import load_study
     from paretomerge.errors import CheckpointError
+    from tests.studies import open_search
 
-    study, _ = load_study(write(tmp_path, pico))
+    study = open_search(write(tmp_path, pico))
     study.run(1)
     with pytest.raises(CheckpointError, match="--overwrite"):
         pick(tmp_path / "study.yaml", tmp_path, trial=0)
-    assert study.trials[0].held_out is None
+    assert study.trials()[0].held_out is None
     pick(tmp_path / "study.yaml", tmp_path / "out", trial=0)
-    assert study.trials[0].held_out and (tmp_path / "out" / "config.json").is_file()
+    assert study.trials()[0].held_out and (tmp_path / "out" / "config.json").is_file()
 
 
 def test_what_a_trial_says_of_its_failure_is_printed_as_it_is(pico, tmp_path):
@@ -285,7 +285,7 @@ def test_plan_tells_every_error_at_once_and_merge_leaves_nothing(pico, tmp_path)
         assert "eve" in failed.stderr and "did you mean 'density'" in failed.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yml"]
     assert (
-        "expected a size like 5GB"
+        "a size such as 5GB"
         in paretomerge("merge", file, "out", "--shard-size", "big", ok=False).stderr
     )
 

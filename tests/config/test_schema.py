@@ -2,16 +2,16 @@
 
 import pytest
 
-from paretomerge.config.build import load_study
-from paretomerge.config.schema import load_config
+from paretomerge.config.settings import Budget
 from paretomerge.errors import ConfigError, ParetoMergeError
-from paretomerge.study.budget import Budget
-from paretomerge.study.goals import Constraint
-from tests.config.test_build import write
+from paretomerge.evaluate.measures import Constraint, Function, Sparsity
+from paretomerge.study.study import load_study
+from tests.studies import open_search
+from tests.study.test_build import write
 
 
 @pytest.mark.parametrize(
-    ("changes", "limit"),
+    ("changes", "budget"),
     [
         ({}, Budget(60)),
         ({"trials": 9}, Budget(9)),
@@ -20,9 +20,9 @@ from tests.config.test_build import write
         ({"budget": {"trials": 9, "until": " 0.5 % ", "patience": 2}}, Budget(9, 0.005, 2)),
     ],
 )
-def test_budgets(tmp_path, pico, changes, limit):
-    config = load_config(write(tmp_path, pico, **changes))
-    assert config.limit == limit and config.trials == limit.trials
+def test_budgets(tmp_path, pico, changes, budget):
+    settings = load_study(write(tmp_path, pico, **changes)).settings
+    assert settings.budget == budget and settings.total_trials == budget.trials
 
 
 def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_path, pico):
@@ -31,21 +31,18 @@ def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_pa
         {"sparsity": True, "at_least": -1},
         {"sparsity": True, "at_most": 0},
     ]
-    study, config = load_study(write(tmp_path, pico, constraints=constraints))
+    study = open_search(write(tmp_path, pico, constraints=constraints))
     assert study.goals.constraints == (
-        Constraint("score", 0.5),
-        Constraint("sparsity", -1.0),
-        Constraint("sparsity", None, 0.0),
+        Constraint(Function("mine:score"), at_least=0.5),
+        Constraint(Sparsity(), at_least=-1.0),
+        Constraint(Sparsity(), at_most=0.0),
     )
-    assert [o.title for o in config.scored] == [
-        "score",
-        "other",
-        "sparsity",
-    ] and study.goals.scores == ("score", "other", "sparsity")
-    assert [o.name for o in study.objectives] == ["score", "other"]
+    assert study.goals.score_names == ("score", "other", "sparsity")
+    assert [o.name for o in study.goals.objectives] == ["score", "other"]
     study.run(1)
     assert (
-        set(study.trials[0].scores) == {"score", "other", "sparsity"} and study.trials[0].feasible
+        set(study.trials()[0].scores) == {"score", "other", "sparsity"}
+        and study.trials()[0].feasible
     )
 
 
@@ -66,7 +63,7 @@ def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_pa
             "one of `at_least` and `at_most`",
         ),
         ({"constraints": [{"function": "mine:score", "at_least": float("nan")}]}, "finite"),
-        ({"constraints": [{"at_least": 1}]}, "expected one of `task`"),
+        ({"constraints": [{"at_least": 1}]}, "set exactly one of `task`"),
         ({"constraints": [{"function": "mine:score", "at_leats": 1}]}, "did you mean 'at_least'"),
         (
             {"constraints": [{"function": "mine:score", "at_least": 1, "direction": "minimize"}]},
@@ -74,7 +71,7 @@ def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_pa
         ),
         (
             {"constraints": [{"function": "mine:score", "name": "other", "at_least": 1}]},
-            "'other' twice",
+            "'other' is the name of two scores",
         ),
         ({"constraints": [{"function": "mine:scor", "at_least": 1}]}, "scor"),
         ({"starts": [1]}, "starts"),
@@ -83,21 +80,21 @@ def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_pa
 )
 def test_bad_values_say_what_is_wrong(tmp_path, pico, changes, told):
     with pytest.raises(ParetoMergeError, match=told):
-        load_study(write(tmp_path, pico, **changes))
+        open_search(write(tmp_path, pico, **changes))
 
 
 def test_what_may_change_while_a_study_goes_on(tmp_path, pico):
-    load_study(write(tmp_path, pico))[0].run(1)
+    open_search(write(tmp_path, pico)).run(1)
     more = {
         "budget": {"trials": 70, "until": "1%"},
         "starts": ["r.yml"],
         "warm_start": "runs/other",
     }
-    study, config = load_study(write(tmp_path, pico, **more))
-    assert config.starts == ["r.yml"] and config.warm_start == [
-        "runs/other"
-    ]  # read when a search begins, not before
+    path = write(tmp_path, pico, **more)
+    settings = load_study(path).settings
+    assert settings.starts == ("r.yml",) and settings.warm_start == ("runs/other",)
+    study = open_search(path)  # both are read when a search begins, not before
     with pytest.raises(ConfigError, match=r"r\.yml"):
         study.run(1)
     with pytest.raises(ParetoMergeError, match="constraints changed since"):
-        load_study(write(tmp_path, pico, constraints=[{"sparsity": True, "at_least": -1}]))
+        open_search(write(tmp_path, pico, constraints=[{"sparsity": True, "at_least": -1}]))

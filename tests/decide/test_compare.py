@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paretomerge.config.build import load_study
-from paretomerge.decide.compare import Comparison, compare
+from paretomerge.decide.compare import Comparison
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate.evaluator import Score
-from tests.config.test_build import write
+from paretomerge.study.study import load_study
+from tests.study.test_build import write
 
 MODULE = """
 from paretomerge.evaluate.evaluator import Score
@@ -55,7 +55,7 @@ def test_equal_models_do_not_differ():
 
 @pytest.mark.parametrize(
     ("one", "other", "told"),
-    [([1.0], [1.0], "two items or more"), ([1.0, 0.0], [1.0], "the same items")],
+    [([1.0], [1.0], "two examples or more"), ([1.0, 0.0], [1.0], "the same examples")],
 )
 def test_items_that_cannot_be_paired_are_refused(one, other, told):
     with pytest.raises(EvaluationError, match=told):
@@ -73,41 +73,39 @@ def study(tmp_path, pico):
         ],
     )
     (tmp_path / "by_item.py").write_text(MODULE)
-    opened, _ = load_study(path)
-    opened.run(4)
-    return opened
+    study = load_study(path)
+    study.optimize(4, show_progress_bar=False, held_out=False)
+    return study
 
 
 def test_trials_starts_and_checkpoints_are_compared(study, pico):
-    (found,) = compare(study, "ada", "3")
+    (found,) = study.compare("ada", "3")
     assert found.task == "score" and found.n == 60
-    trials = study.trials
+    trials = study.get_trials()
     assert (
         trials[0].held_out["score"].items is not None and trials[3].held_out is not None
     )  # kept for the next time
-    assert compare(study, "0", "3") == [found]
-    (searched,) = compare(study, "0", "3", ["score"], "search")
+    assert study.compare("0", "3") == [found]
+    (searched,) = study.compare("0", "3", ["score"], "search")
     assert searched.n == 40 and searched.one == trials[0].scores["score"].value
-    (itself,) = compare(study, str(pico / "ada"), "ada")
+    (itself,) = study.compare(str(pico / "ada"), "ada")
     assert itself.n == 60
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("adda", "3"), "expected a trial's number below 4, a checkpoint, or one of: ada, bob"),
-        (("99", "3"), "expected a trial's number below 4"),
+        (("adda", "3"), "name a trial below 4, a checkpoint, or one of: ada, bob"),
+        (("99", "3"), "name a trial below 4"),
         (("0", "3", ["skore"]), "did you mean 'score'"),
     ],
 )
 def test_what_is_not_there_is_told(study, arguments, told):
     with pytest.raises(ConfigError, match=told):
-        compare(study, *arguments)
+        study.compare(*arguments)
 
 
 def test_a_score_without_items_is_told(study):
-    with pytest.raises(
-        EvaluationError, match="other: expected a score with an outcome for each item"
-    ):
-        compare(study, "0", "3", ["other"])
+    with pytest.raises(EvaluationError, match="other: this score has no per-example scores"):
+        study.compare("0", "3", ["other"])
     assert Score(2.0).items is None

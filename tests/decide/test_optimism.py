@@ -5,7 +5,7 @@ from paretomerge.decide.optimism import optimism
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.report.html import write_report
 from paretomerge.study.goals import Goals
-from tests.study.test_study import make
+from tests.study.test_search import make
 
 N = 100
 
@@ -24,19 +24,18 @@ class Coins:
 @pytest.fixture
 def study(pico, tmp_path):
     made = make(pico, tmp_path)
-    made.objectives = (Objective("a"), Objective("wrong", maximise=False))
-    made.goals = Goals(Coins(), made.objectives)
-    made.evaluator = made.goals.evaluator
-    made.record.objectives = made.objectives
+    objectives = (Objective("a"), Objective("wrong", maximise=False))
+    made.goals = Goals(Coins(), objectives)
+    made.record.objectives = objectives
     return made
 
 
 def test_the_luckiest_of_equals_are_expected_to_look_better_than_they_are(study):
-    assert optimism(study) == []
+    assert optimism(study.results()) == []
     study.run(30)
-    assert optimism(study) == []
+    assert optimism(study.results()) == []
     study.hold_out(study.front())
-    for found, sign in zip(optimism(study), (1, -1), strict=True):
+    for found, sign in zip(optimism(study.results()), (1, -1), strict=True):
         assert found.measured == pytest.approx(sign * (found.search - found.held_out))
         assert (
             found.measured > 0.02 and found.expected > 0.02
@@ -48,12 +47,12 @@ def test_the_luckiest_of_equals_are_expected_to_look_better_than_they_are(study)
 
 def test_one_candidate_has_nothing_to_be_chosen_from(study):
     study.run(1)
-    study.hold_out(study.trials)
-    assert all(abs(found.expected) < 0.01 for found in optimism(study))
+    study.hold_out(study.trials())
+    assert all(abs(found.expected) < 0.01 for found in optimism(study.results()))
 
 
 def test_the_report_tells(study, tmp_path):
     study.run(12)
     study.hold_out(study.front())
-    page = write_report(study, tmp_path / "r.html").read_text()
-    assert "How much better search scores look" in page and "<td>wrong</td>" in page
+    page = write_report(study.results(), tmp_path / "r.html").read_text()
+    assert "Optimism of the search scores" in page and "<td>wrong</td>" in page

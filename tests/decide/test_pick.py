@@ -2,7 +2,7 @@ import pytest
 
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
 from paretomerge.errors import CheckpointError, ConfigError
-from tests.study.test_study import make
+from tests.study.test_search import make
 
 
 def test_choices_from_the_command_line():
@@ -10,7 +10,7 @@ def test_choices_from_the_command_line():
     assert Choice.parse(None, 3, False).text == "--trial 3"
     assert Choice.parse(None, None, True) == Choice.parse(None, None, False) == Choice()
     for arguments in ((("a=1"), 3, False), (None, 3, True)):
-        with pytest.raises(ConfigError, match="got several"):
+        with pytest.raises(ConfigError, match="not several"):
             Choice.parse(*arguments)
     with pytest.raises(ConfigError, match="objective=weight"):
         Choice.parse("a", None, False)
@@ -18,15 +18,15 @@ def test_choices_from_the_command_line():
 
 def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
     study = make(pico, tmp_path / "s")
-    with pytest.raises(ConfigError, match="run `paretomerge search` first"):
-        choose(study, Choice())
+    with pytest.raises(ConfigError, match="run the search first"):
+        choose(study.results(), Choice())
     study.run(9)
     front = {t.number for t in study.front()}
-    up, down = (choose(study, Choice(prefer={name: 1.0})) for name in ("f/up", "f/down"))
-    assert {up.number, down.number, choose(study, Choice()).number} <= front
-    assert up.scores["f/up"].value == max(t.scores["f/up"].value for t in study.trials)
-    assert down.scores["f/down"].value == min(t.scores["f/down"].value for t in study.trials)
-    assert choose(study, Choice(trial=4)).number == 4
+    up, down = (choose(study.results(), Choice(prefer={name: 1.0})) for name in ("f/up", "f/down"))
+    assert {up.number, down.number, choose(study.results(), Choice()).number} <= front
+    assert up.scores["f/up"].value == max(t.scores["f/up"].value for t in study.trials())
+    assert down.scores["f/down"].value == min(t.scores["f/down"].value for t in study.trials())
+    assert choose(study.results(), Choice(trial=4)).number == 4
     for choice, told in (
         (Choice(trial=99), "below 9"),
         (Choice(prefer={"f/upp": 1}), "did you mean 'f/up'"),
@@ -34,9 +34,11 @@ def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
         (Choice(prefer={"f/up": 0}), "above 0"),
     ):
         with pytest.raises(ConfigError, match=told):
-            choose(study, choice)
+            choose(study.results(), choice)
     study.hold_out([up])
-    out = write_pick(study, study.trials[up.number], tmp_path / "out", Choice(prefer={"f/up": 1.0}))
+    picked = study.trials()[up.number]
+    picked_by = Choice(prefer={"f/up": 1.0}).text
+    out = write_pick(study.results(), picked, tmp_path / "out", picked_by)
     card = (out / "README.md").read_text()
     assert f"Trial {up.number}" in card and "--prefer f/up=1" in card and "| f/up | " in card
 

@@ -1,12 +1,12 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate import backend as module
 from paretomerge.evaluate.backend import Backend
-from tests.config.test_build import write
 from tests.evaluate.test_evaluate import harness, live
+from tests.studies import open_search
+from tests.study.test_build import write
 
 
 def test_a_merge_on_disk_scores_as_the_live_one(specialists, tmp_path, monkeypatch):
@@ -45,4 +45,4 @@ def test_models_that_the_harness_does_not_know_are_told(specialists):
 
 def test_study_yaml_names_it(tmp_path, pico):
     with pytest.raises(ConfigError, match="expected the name of a model"):
-        load_study(write(tmp_path, pico, evaluate={"backend": {"dtype": "auto"}}))
+        open_search(write(tmp_path, pico, evaluate={"backend": {"dtype": "auto"}}))

@@ -126,11 +126,7 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     ]  # of the last three, one is searched on
     for name, rows in (("search", lines["search"]), ("held_out", mixed)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    text = (
-        (specialists / "tasks" / "reverse.yaml")
-        .read_text()
-        .replace("examples/specialists/tasks/data/reverse/", "")
-    )
+    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("tasks/data/reverse/", "")
     (tmp_path / "reverse.yaml").write_text(text)
     other = text.replace("task: reverse", "task: other").replace(
         "search: search.jsonl", "search: held_out.jsonl"

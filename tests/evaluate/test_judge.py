@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate.judge import JudgeEvaluator
-from tests.config.test_build import write
 from tests.evaluate.test_evaluate import live
 from tests.openai_server import says, serve
+from tests.studies import open_search
+from tests.study.test_build import write
 
 
 def prompts(path, n=8, **more):
@@ -102,18 +102,21 @@ def test_a_study_may_have_a_judge_and_needs_it_only_to_score(tmp_path, pico, mon
             {"function": "mine:score"},
         ],
     )
-    study, _ = load_study(path)
-    assert [o.name for o in study.objectives] == ["judge", "score"] and study.objectives[0].maximise
+    study = open_search(path)
+    assert [o.name for o in study.goals.objectives] == [
+        "judge",
+        "score",
+    ] and study.goals.objectives[0].maximise
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
-        study.objectives and study.evaluator.evaluate(
+        study.goals.objectives and study.goals.evaluator.evaluate(
             study.live(study.space.recipe(next(iter(study.space.starts().values())))), "search"
         )
     with serve(says('{"score": 4}')) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_MODEL", "any")
-        again, _ = load_study(path)
+        again = open_search(path)
         again.run(3)
-        assert again.trials[2].scores["judge"].value == pytest.approx(0.4)
+        assert again.trials()[2].scores["judge"].value == pytest.approx(0.4)
     prompts(tmp_path / "p.jsonl", 10)
     with pytest.raises(Exception, match="files of scores changed"):
-        load_study(path)
+        open_search(path)

@@ -3,11 +3,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paretomerge.config.build import load_study
 from paretomerge.evaluate import speed
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.speed import SpeedEvaluator
-from tests.config.test_build import write
+from tests.studies import open_search
+from tests.study.test_build import write
 
 
 class Stepping(torch.nn.Module):
@@ -42,17 +42,17 @@ def test_steps_are_timed_one_token_at_a_time_once_warm(monkeypatch):
 
 
 def test_a_live_model_has_a_pace_that_is_better_the_smaller(tmp_path, pico):
-    study, _ = load_study(
+    study = open_search(
         write(
             tmp_path, pico, objectives=[{"function": "mine:score"}, {"size": "seconds_per_token"}]
         )
     )
-    assert [(o.name, o.maximise) for o in study.objectives] == [
+    assert [(o.name, o.maximise) for o in study.goals.objectives] == [
         ("score", True),
         ("seconds_per_token", False),
     ]
     study.run(2)
-    score = study.trials[1].scores["seconds_per_token"]
+    score = study.trials()[1].scores["seconds_per_token"]
     assert score.value > 0 and score.n == 32
 
 

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from paretomerge.config.build import load_study
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.time_limit import within
-from tests.config.test_build import write
+from tests.studies import open_search
+from tests.study.test_build import write
 
 
 def stubborn(model, tokenizer, split):
@@ -71,7 +71,7 @@ def test_a_trial_that_hangs_has_failed_and_the_search_goes_on(tmp_path, pico):
         "import time\n\nseen = []\n\n\ndef score(model, tokenizer):\n    seen.append(1)\n"
         "    time.sleep(60 if len(seen) == 3 else 0)\n    return 1.0\n"
     )
-    study, _ = load_study(path)
+    study = open_search(path)
     study.run(5)
-    assert [bool(t.failure) for t in study.trials] == [False, False, True, False, False]
-    assert "time_limit" in study.trials[2].failure
+    assert [bool(t.failure) for t in study.trials()] == [False, False, True, False, False]
+    assert "time_limit" in study.trials()[2].failure

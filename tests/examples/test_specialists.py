@@ -6,15 +6,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conftest import REPOSITORY
+
+SCRIPTS = REPOSITORY / "examples" / "specialists"
+
 
 @pytest.fixture(scope="module")
-def code(specialists):
-    sys.path.insert(0, str(specialists))
+def code():
+    sys.path.insert(0, str(SCRIPTS))
     import skills
     import train
 
     yield skills, train
-    sys.path.remove(str(specialists))
+    sys.path.remove(str(SCRIPTS))
 
 
 def test_answers(code):

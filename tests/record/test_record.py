@@ -1,14 +1,18 @@
 """What a record must do, in a file and in PostgreSQL."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.samplers import RandomSampler
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
-from paretomerge.record.record import Record, Trial
+from paretomerge.record.record import Header, Record
 from paretomerge.record.storage import Storage
+from paretomerge.record.trial import Trial
+from paretomerge.study.level import Level
 from paretomerge.study.optimiser import Optimiser
 from tests.postgresql import server
 
@@ -17,6 +21,7 @@ SPACE = {
     "w": FloatDistribution(-0.5, 1.5),
     "method": CategoricalDistribution(("ties", "dare_ties")),
 }
+SOURCES = ("ada", "bob")
 IDENTITY = {"models": ["ada", "bob"], "seed": 0}
 SCORES = {
     "sort": Score(0.75, 0.1, 4, (1.0, 1.0, 1.0, 0.0)),
@@ -38,7 +43,15 @@ TRIALS = (
         {"w": -0.5, "method": "dare_ties"},
         failure="MergeError: \x00 is no name, nor is '\N{SNOWMAN}'",
     ),
-    Trial(2, {"w": 1.5, "method": "ties"}, SCORES, warm="other 3", same_as=0, level=1, final=False),
+    Trial(
+        2,
+        {"w": 1.5, "method": "ties"},
+        SCORES,
+        warm_start="other 3",
+        same_as=0,
+        level=1,
+        final=False,
+    ),
 )
 _names = map("study {}".format, itertools.count())
 
@@ -61,7 +74,7 @@ def storage(request, tmp_path):
 
 
 def filled(storage):
-    record = Record(storage, OBJECTIVES, IDENTITY)
+    record = Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY))
     for trial in TRIALS:
         record.add(record.freeze(trial, SPACE), trial.number)
     return record
@@ -71,8 +84,8 @@ def test_what_is_written_is_read_again(storage):
     record = filled(storage)
     record.add_held_out(0, "objectives", {"sort": SCORES["sort"]})
     record.add_held_out(0, "watched", {"copy": SCORES["copy"]})
-    record.note("end", {"reason": "spent", "total": 3})
-    again = Record(storage, OBJECTIVES, IDENTITY)
+    record.set_note("end", {"reason": "spent", "total": 3})
+    again = Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY))
     first, *others = again.trials()
     assert first.held_out == {"sort": SCORES["sort"], "copy": SCORES["copy"]}
     assert [first, *others] == record.trials()
@@ -81,44 +94,53 @@ def test_what_is_written_is_read_again(storage):
         and first.scores == TRIALS[0].scores
         and first.params == TRIALS[0].params
     )
-    assert again.noted("end") == {"reason": "spent", "total": 3} and again.noted("nothing") is None
+    assert again.note("end") == {"reason": "spent", "total": 3} and again.note("nothing") is None
     assert again.held_out(0)["watched"] == {"copy": SCORES["copy"]} and again.held_out(1) == {}
 
 
 def test_another_question_is_refused_and_has_room_under_another_name(storage):
     filled(storage)
     with pytest.raises(StudyError, match=r"seed changed since.*another `study_name`") as raised:
-        Record(storage, OBJECTIVES, IDENTITY | {"seed": 1})
+        Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY | {"seed": 1}))
     assert "secret" not in str(raised.value)
-    other = Record(
-        Storage(storage.url, f"{storage.name}, again"), OBJECTIVES[:1], IDENTITY | {"seed": 1}
+    other = Record.begin(
+        Storage(storage.url, f"{storage.study_name}, again"),
+        Header(OBJECTIVES[:1], SOURCES, IDENTITY | {"seed": 1}),
     )
-    assert not other.trials() and len(Record(storage, OBJECTIVES, IDENTITY).trials()) == 3
+    assert (
+        not other.trials()
+        and len(Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials()) == 3
+    )
 
 
 def test_a_record_without_trials_begins_anew(storage):
-    Record(storage, OBJECTIVES, IDENTITY).note("home", "elsewhere")
-    one = Record(storage, OBJECTIVES[:1], {"objectives": 1})
-    assert one.noted("home") is None and one.noted("identity") == {"objectives": 1}
+    Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).set_note("home", "elsewhere")
+    one = Record.begin(storage, Header(OBJECTIVES[:1], SOURCES, {"objectives": 1}))
+    assert one.note("home") is None and one.note("identity") == {"objectives": 1}
     one.add(one.freeze(Trial(0, TRIALS[0].params, SCORES), SPACE), 0)
-    assert len(one.frozen()[0].values) == 1
+    assert len(one.frozen_trials()[0].values) == 1
+
+
+def level(seed):
+    space = SimpleNamespace(distributions=SPACE)
+    return Level(0, space, RandomSampler(seed=seed), load_model=lambda: None)
 
 
 def test_two_that_search_at_once_lose_nothing_and_one_is_told(storage):
-    from optuna.samplers import RandomSampler
-
     one, two = (
-        Optimiser(RandomSampler(seed=seed), Record(storage, OBJECTIVES, IDENTITY), SPACE)
+        Optimiser(level(seed), Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)))
         for seed in (0, 1)
     )
     first, second = one.ask(), two.ask()
     one.tell(Trial(first.number, first.params, SCORES))
     with pytest.raises(
         StudyError,
-        match="expected to add trial 0, got 2 trials: another process searches there, too",
+        match=r"another process added trials to this study while trial 0 ran \(2 trials now\)",
     ):
         two.tell(Trial(second.number, second.params, SCORES))
-    assert [t.params for t in Record(storage, OBJECTIVES, IDENTITY).trials()] == [
+    assert [
+        t.params for t in Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials()
+    ] == [
         first.params,
         second.params,
     ]

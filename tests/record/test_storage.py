@@ -36,7 +36,7 @@ def test_passwords_are_not_shown(url, shown):
     ],
 )
 def test_files_are_located_and_nothing_else(url, located):
-    assert Storage(url, "mine").located(Path("/folder")) == Storage(located, "mine")
+    assert Storage(url, "mine").relative_to(Path("/folder")) == Storage(located, "mine")
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_files_are_located_and_nothing_else(url, located):
     [
         (
             "postgresql://ada:secret@127.0.0.1:1/db",
-            "failed.*; check the URL, and whether the database runs",
+            "failed.*Check the URL, and that the database is running",
         ),
         (
             "oracle+cx_oracle://ada:secret@host/db",
-            "No module named 'cx_Oracle'; install the driver",
+            "No module named 'cx_Oracle'. Install the database's driver",
         ),
-        ("cellar://ada:secret@host/db", "Can't load plugin.*; check the URL"),
-        ("no URL", "Could not parse SQLAlchemy URL.*; check the URL"),
+        ("cellar://ada:secret@host/db", "Can't load plugin.*Check the URL"),
+        ("no URL", "Could not parse SQLAlchemy URL.*Check the URL"),
     ],
 )
 def test_what_cannot_be_opened_is_told_without_the_password(url, told):
-    with pytest.raises(StudyError, match=told) as raised, Storage(url).opened():
+    with pytest.raises(StudyError, match=told) as raised, Storage(url).connect():
         pass
     assert "secret" not in str(raised.value)

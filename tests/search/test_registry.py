@@ -7,13 +7,13 @@ import pytest
 import yaml
 from optuna.distributions import FloatDistribution
 
-from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.scalarised import Scalarised
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.point_sampler import PointSampler
 from paretomerge.search.registry import PRESETS, SearchProblem, make
 from paretomerge.testing import CONDITIONS, SPACE, check_define_by_run, check_sampler
+from tests.studies import open_search
 
 SMALL = {
     "cma": {"population_size": 4},
@@ -183,7 +183,7 @@ def test_the_sobol_sequence_fills_every_interval_once():
     for _ in range(16):
         study.tell(study.ask(space), [0.0, 0.0])
     for name in space:
-        assert sorted(int(16 * t.params[name]) for t in study.trials) == list(range(16))
+        assert sorted(int(16 * t.params[name]) for t in study.trials()) == list(range(16))
 
 
 def test_the_table_is_not_to_be_written_to():
@@ -197,7 +197,7 @@ def test_the_table_is_not_to_be_written_to():
     ["evolver", {"name": "evolver", "population": 8}, "MMMOSampler", "TPESampler", {"name": "cma"}],
 )
 def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler):
-    study, _ = load_study(written(tmp_path, pico, sampler))
+    study = open_search(written(tmp_path, pico, sampler))
     expected = {
         "evolver": PointSampler,
         "MMMOSampler": MMMOSampler,
@@ -217,7 +217,7 @@ def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler)
 )
 def test_study_yaml_without_a_name_is_refused(tmp_path, pico, sampler, told):
     with pytest.raises(ConfigError, match=told):
-        load_study(written(tmp_path, pico, sampler))
+        open_search(written(tmp_path, pico, sampler))
 
 
 def test_the_documentation_has_every_preset():

@@ -4,19 +4,18 @@ import shutil
 import pytest
 from pydantic import ValidationError
 
-from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.config.space_schema import SpaceConfig
 from paretomerge.errors import ConfigError
-from paretomerge.space.build import SpaceConfig, build_space
+from paretomerge.space.build import Pool, build_space
 from paretomerge.space.sources import digest
+from paretomerge.space.specs import WeightSpace
 from tests.conftest import EXPERTS
 
 
 def build(pico, folder, sources=EXPERTS, **settings):
     base = str(pico / "base")
     named = {name: str(pico / name) for name in sources}
-    return build_space(
-        SpaceConfig.model_validate(settings), base, named, Checkpoint(base).architecture, 0, folder
-    )
+    return build_space(WeightSpace(**settings), Pool(base, named), 0, folder)
 
 
 def test_the_defaults(pico, tmp_path):
@@ -56,7 +55,7 @@ def test_every_key(pico, tmp_path):
     assert SpaceConfig.model_validate(
         json.loads(SpaceConfig(method_parameters={"gamma": [0, 0.1]}).model_dump_json())
     ).method_parameters == {"gamma": (0, 0.1)}
-    smooth = build(pico, tmp_path, weight={"layer_groups": 3, "smooth": True})
+    smooth = build(pico, tmp_path, weight={"groups": 3, "smooth": True})
     assert [n for n in smooth.distributions if n.startswith("weight/ada")] == [
         "weight/ada/0",
         "weight/ada/1",
@@ -69,8 +68,8 @@ def test_near_duplicates_are_left_out_and_told(pico, tmp_path):
     assert space.notes == ()
     doubled = {"ada": str(pico / "ada"), "again": str(pico / "ada") + "/", "bob": str(pico / "bob")}
     base = str(pico / "base")
-    config = SpaceConfig(near_duplicates=0.98, order="kinship")
-    space = build_space(config, base, doubled, Checkpoint(base).architecture, 0, tmp_path)
+    spec = WeightSpace(near_duplicates=0.98, order="kinship")
+    space = build_space(spec, Pool(base, doubled), 0, tmp_path)
     assert sorted(space.sources) == ["ada", "bob"] == sorted(space.profile.names)
     assert space.notes == (
         "again is left out: the cosine of its delta to that of ada is 1.000, above 0.98",
@@ -96,7 +95,7 @@ def test_the_profile_is_kept_until_a_model_changes(pico, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"weight": {"groups": 2, "layer_groups": 2}}, "one of `groups` and `layer_groups`"),
+        ({"weight": {"groups": 2, "layer_groups": 2}}, "layer_groups"),
         ({"weight": {"groups": "profile"}}, "expected a number, {by"),
         ({"method_groups": {"by": "depht", "count": 2}}, "did you mean 'depth'"),
         ({"order": "random"}, "kinship"),

@@ -12,26 +12,26 @@ from rich.console import Console
 from paretomerge.cli.progress import Progress, tally
 from paretomerge.decide.pick import Choice, choose
 from paretomerge.errors import ConfigError
+from paretomerge.evaluate.measures import Constraint
 from paretomerge.pareto.front import nondominated
 from paretomerge.report.html import write_report
-from paretomerge.report.tables import rows, terminal_table
-from paretomerge.study.goals import Constraint
-from tests.study.test_study import make, told
+from paretomerge.report.tables import rows, trials_table
+from tests.study.test_search import make, told
 
 numbers = st.floats(-1e6, 1e6)
 
 
 @given(numbers, numbers)
 def test_a_bound_is_kept_where_its_excess_is_not_above_zero(value, bound):
-    assert (Constraint("a", at_least=bound).excess(value) <= 0) == (value >= bound)
-    assert (Constraint("a", at_most=bound).excess(value) <= 0) == (value <= bound)
+    assert (Constraint("a", at_least=bound).violation(value) <= 0) == (value >= bound)
+    assert (Constraint("a", at_most=bound).violation(value) <= 0) == (value <= bound)
 
 
 def median_bound(pico, folder):
     """A bound on f/up that some of ten trials keep and some break."""
     study = make(pico, folder)
     study.run(10)
-    return sorted(t.scores["f/up"].value for t in study.trials)[5]
+    return sorted(t.scores["f/up"].value for t in study.trials())[5]
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +46,29 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
     with Progress(study, Console(width=200)) as progress:
         study.run(11, progress.trial)
     assert "infeasible: f/up at least" in capsys.readouterr().out
-    trials = study.trials
+    trials = study.trials()
     broken = [t for t in trials if t.scores["f/up"].value < bound]
     assert 0 < len(broken) < 11 and [t.number for t in broken] == [
         t.number for t in trials if not t.feasible
     ]
     kept = [t for t in trials if t.feasible]
-    mask = nondominated([t.values(study.objectives) for t in kept])
+    mask = nondominated([t.values(study.goals.objectives) for t in kept])
     assert [t.number for t in study.front()] == [
         t.number for t, on in zip(kept, mask, strict=True) if on
     ]
-    assert study.hypervolume(trials) == study.hypervolume(kept) >= 0
-    assert choose(study, Choice()).feasible
+    assert study.results().hypervolume(trials) == study.results().hypervolume(kept) >= 0
+    assert choose(study.results(), Choice()).feasible
     with pytest.raises(ConfigError, match=r"breaks f/up at least .* \(by "):
-        choose(study, Choice(trial=broken[0].number))
+        choose(study.results(), Choice(trial=broken[0].number))
     assert f"{len(broken)} infeasible" in tally(trials)
-    assert "Infeasible trials" in write_report(study, tmp_path / "r.html").read_text()
+    assert "Infeasible trials" in write_report(study.results(), tmp_path / "r.html").read_text()
     assert json.loads(json.dumps(rows(trials)))[broken[0].number]["constraints"]
     console = Console(width=200, record=True)
-    console.print(terminal_table(study, trials, "All"))
+    console.print(trials_table(study.results(), trials, "All"))
     assert "infeasible: f/up at least" in console.export_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = optuna.load_study(
+        loaded = optuna.open_search(
             study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db"
         )
     assert {t.number for t in loaded.best_trials} == {
@@ -84,8 +84,8 @@ def test_a_resumed_study_knows_its_constraints(pico, tmp_path, bound):
         make(pico, tmp_path / "parts", constraints=constraints).run(n)
     parts = make(pico, tmp_path / "parts", constraints=constraints)
     assert told(parts) == told(whole)
-    assert [t.constraints for t in parts.trials] == [t.constraints for t in whole.trials]
-    assert set(whole.trials[0].constraints) == {c.text for c in constraints}
+    assert [t.constraints for t in parts.trials()] == [t.constraints for t in whole.trials()]
+    assert set(whole.trials()[0].constraints) == {c.text for c in constraints}
 
 
 @pytest.mark.parametrize("name", ["NSGAIISampler", "TPESampler"])
@@ -117,14 +117,16 @@ def test_a_constraint_that_nothing_keeps(pico, tmp_path):
     study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=1e6)])
     study.run(11)
     assert (
-        not study.front() and study.hypervolume(study.trials) == 0 and study.reference is not None
+        not study.front()
+        and study.results().hypervolume(study.trials()) == 0
+        and study.results().reference is not None
     )
-    near = min(study.trials, key=lambda t: -t.scores["f/up"].value)
+    near = min(study.trials(), key=lambda t: -t.scores["f/up"].value)
     with pytest.raises(
         ConfigError,
         match=rf"got none of 11; the nearest, trial {near.number}, breaks f/up at least 1e\+06",
     ):
-        choose(study, Choice())
+        choose(study.results(), Choice())
 
 
 def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp_path):
@@ -133,4 +135,4 @@ def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp
     study = make(pico, tmp_path, constraints=[Constraint("g", at_least=0)])
     with pytest.raises(StudyError, match=r"last 10 trials failed.*expected a score named 'g'"):
         study.run(12)
-    assert all(t.failure and not t.constraints and not t.feasible for t in study.trials)
+    assert all(t.failure and not t.constraints and not t.feasible for t in study.trials())

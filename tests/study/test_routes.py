@@ -3,12 +3,12 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
-from paretomerge.config.build import load_study
 from paretomerge.decide.pick import Choice, choose, write_pick
-from paretomerge.decide.rescore import score_checkpoint
 from paretomerge.errors import ParetoMergeError
 from paretomerge.report.html import write_report
-from tests.config.test_build import write
+from paretomerge.study.checkpoint_scores import score_checkpoint
+from tests.studies import open_search
+from tests.study.test_build import write
 
 SCORE = """
 import torch
@@ -35,13 +35,13 @@ def study(tmp_path, pico):
         dtype="float32",
     )
     (tmp_path / "spread_of_logits.py").write_text(SCORE)
-    return load_study(path)[0]
+    return open_search(path)
 
 
 def test_from_the_file_to_the_pick(study, tmp_path):
     study.run(14)
-    assert not [t.failure for t in study.trials if t.failure]
-    assert [t.label for t in study.trials[:6]] == [
+    assert not [t.failure for t in study.trials() if t.failure]
+    assert [t.label for t in study.trials()[:6]] == [
         "ada",
         "bob",
         "ada, then bob",
@@ -49,25 +49,25 @@ def test_from_the_file_to_the_pick(study, tmp_path):
         "ada, middle twice",
         "bob, middle twice",
     ]
-    assert [t.scores["layers"].value for t in study.trials[:6]] == [4, 4, 4, 4, 5, 5]
-    assert len({t.scores["layers"].value for t in study.trials}) > 2
+    assert [t.scores["layers"].value for t in study.trials()[:6]] == [4, 4, 4, 4, 5, 5]
+    assert len({t.scores["layers"].value for t in study.trials()}) > 2
     front = study.front()
     study.hold_out(front)
     choice = Choice(trial=front[0].number)
-    picked = choose(study, choice)
-    write_pick(study, picked, tmp_path / "picked", choice)
+    picked = choose(study.results(), choice)
+    write_pick(study.results(), picked, tmp_path / "picked", choice.text)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "picked")
     assert model.config.num_hidden_layers == front[0].scores["layers"].value
     again = score_checkpoint(study, str(tmp_path / "picked"), "search")
     assert {name: s.value for name, s in again.items()} == {
         name: s.value for name, s in front[0].scores.items()
     }
-    write_report(study, tmp_path / "report.html")
+    write_report(study.results(), tmp_path / "report.html")
     assert "bob, then ada" in (tmp_path / "report.html").read_text()
 
 
 def test_fewer_layers_are_better_unless_told(study):
-    assert [(o.name, o.maximise) for o in study.objectives] == [
+    assert [(o.name, o.maximise) for o in study.goals.objectives] == [
         ("score", True),
         ("layers", False),
         ("parameters", False),
@@ -75,7 +75,7 @@ def test_fewer_layers_are_better_unless_told(study):
 
 
 def test_a_route_has_no_sparsity(tmp_path, pico):
-    study, _ = load_study(
+    study = open_search(
         write(
             tmp_path,
             pico,
@@ -89,6 +89,6 @@ def test_a_route_has_no_sparsity(tmp_path, pico):
 
 def test_families_without_a_fold_are_searched_without_scales(tmp_path, pico, monkeypatch):
     monkeypatch.setattr("paretomerge.checkpoint.fold.FOLDS", {})
-    study, _ = load_study(write(tmp_path, pico, space={"routes": {}}))
+    study = open_search(write(tmp_path, pico, space={"routes": {}}))
     assert not [name for name in study.space.distributions if name.startswith("scale/")]
     assert "scales of the stream are left out: llama" in study.space.notes[0]

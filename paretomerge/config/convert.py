@@ -1,0 +1,336 @@
+"""study.yaml <-> the settings of a study, both ways."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paretomerge.config.schema import (
+    BudgetConfig,
+    ConstraintConfig,
+    EvaluateConfig,
+    MeasureConfig,
+    ObjectiveConfig,
+    StudyConfig,
+    ThenConfig,
+    percentage_of,
+    share,
+)
+from paretomerge.config.settings import (
+    Budget,
+    Evaluation,
+    SamplerSetting,
+    SecondLevel,
+    StudySettings,
+)
+from paretomerge.config.space_schema import (
+    GranularityConfig,
+    RoutesConfig,
+    SpaceConfig,
+)
+from paretomerge.errors import ConfigError
+from paretomerge.evaluate.measures import (
+    Constraint,
+    Function,
+    Judge,
+    Measure,
+    Perplexity,
+    Size,
+    Sparsity,
+    Task,
+)
+from paretomerge.space.specs import DENSITY_BOUNDS, WEIGHT_BOUNDS, RouteSpace, WeightSpace
+from paretomerge.space.weights.layers import Grouping
+from paretomerge.space.weights.layout import Granularity
+
+DEFAULT_CONFIDENCE = 0.95  # of `race: true`
+
+
+def settings_of(config: StudyConfig, folder: Path, name: str = "study") -> StudySettings:
+    """Turn a study.yaml's content into settings.
+
+    Args:
+        config: The content.
+        folder: Where its relative paths start.
+        name: The file's name without suffix; the study's folder is `runs/<name>` by default.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: Settings contradict each other.
+    """
+    objectives = tuple(_objective(objective) for objective in config.objectives)
+    constraints = [_constraint(constraint, objectives) for constraint in config.constraints]
+    until = share(config.budget.until) if config.budget.until else None
+    return StudySettings(
+        base=config.base,
+        models=tuple(config.models),
+        objectives=objectives,
+        constraints=tuple(constraints),
+        watch=tuple(config.watch),
+        space=_space(config.space),
+        then=_second_level(config.then) if config.then else None,
+        sampler=config.sampler,
+        budget=Budget(config.trials, until, config.budget.patience),
+        starts=tuple(config.starts),
+        warm_start=tuple(config.warm_start),
+        evaluation=_evaluation(config.evaluate),
+        seed=config.seed,
+        folder=folder.resolve(),
+        out=Path(config.out or f"runs/{name}"),
+        storage_url=config.storage,
+        study_name=config.study_name,
+        dtype=config.dtype,
+        device=config.device,
+        threads=config.threads,
+    )
+
+
+def config_of(settings: StudySettings) -> StudyConfig:
+    """Turn settings into a study.yaml's content.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The content; what has its default value is not set.
+
+    Raises:
+        ConfigError: A file cannot say it: a function that no module holds, or a sampler or space of your own.
+    """
+    content: dict[str, Any] = {
+        "base": settings.base,
+        "models": list(settings.models),
+        "space": _space_config(settings.space),
+        "objectives": [_objective_config(measure) for measure in settings.objectives],
+        "constraints": [
+            _constraint_config(constraint, settings) for constraint in settings.constraints
+        ],
+        "watch": list(settings.watch),
+        "starts": list(settings.starts),
+        "warm_start": list(settings.warm_start),
+        "evaluate": _evaluate_config(settings.evaluation),
+        "sampler": _sampler_config(settings.sampler),
+        "trials": settings.budget.trials,
+        "budget": _budget_config(settings.budget),
+        "then": _then_config(settings.then) if settings.then else None,
+        "seed": settings.seed,
+        "out": str(settings.out),
+        "storage": settings.storage_url,
+        "study_name": settings.study_name,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "threads": settings.threads or 1,
+    }
+    return StudyConfig(**content)
+
+
+def check_functions(settings: StudySettings) -> None:
+    """Check that a file can name the study's functions.
+
+    Args:
+        settings: The settings.
+
+    Raises:
+        ConfigError: A function is not in a module, or not at its top level.
+    """
+    for measure in settings.measures:
+        if isinstance(measure, Function) and callable(measure.function):
+            module, _, name = measure.path.partition(":")
+            if module == "__main__" or getattr(importlib.import_module(module), name, None) is None:
+                raise ConfigError(
+                    f"{measure.name}: a study.yaml cannot name the function {measure.path!r}. "
+                    "Move it to the top level of a module beside the file."
+                )
+
+
+def _objective(config: ObjectiveConfig) -> Measure:
+    return replace(_measure(config), direction=config.direction)
+
+
+def _measure(config: MeasureConfig) -> Measure:
+    name = config.name or ""
+    if config.task is not None:
+        return Task(config.task, config.metric, name)
+    if config.function is not None:
+        return Function(config.function, name)
+    if config.perplexity is not None:
+        return Perplexity(config.perplexity, config.metric or "perplexity", name)  # type: ignore[arg-type]
+    if config.judge is not None:
+        return Judge(**config.judge.model_dump(), name=config.name or "judge")
+    if config.size is not None:
+        return Size(config.size, name)
+    return Sparsity(config.name or "sparsity")
+
+
+def _constraint(config: ConstraintConfig, objectives: tuple[Measure, ...]) -> Constraint:
+    """A bound; one without a name is on the objective with the same measure, if there is one."""
+    measure = _measure(config)
+    if config.name is None:
+        for objective in objectives:
+            if replace(objective, name=measure.name, direction=None) == measure:
+                measure = replace(objective, direction=None)
+                break
+    return Constraint(measure, at_least=config.at_least, at_most=config.at_most)
+
+
+def _space(config: SpaceConfig) -> WeightSpace | RouteSpace:
+    if config.routes is not None:
+        return RouteSpace(**config.routes.model_dump())
+    return WeightSpace(
+        methods=config.methods,
+        groups=config.groups,
+        weight=config.weight.model_dump(exclude_none=True),  # type: ignore[arg-type]
+        density=config.density.model_dump(exclude_none=True),  # type: ignore[arg-type]
+        method_groups=config.method_groups,
+        method_parameters=config.method_parameters,
+        subset=config.subset,
+        near_duplicates=config.near_duplicates,
+        order=config.order,
+        importance=config.importance,
+    )
+
+
+def _second_level(config: ThenConfig) -> SecondLevel:
+    routes = RouteSpace(**config.routes.model_dump())
+    return SecondLevel(routes, config.trials, config.front, config.prefer, config.sampler)
+
+
+def _evaluation(config: EvaluateConfig) -> Evaluation:
+    race: float | None = None
+    if config.race:
+        race = share(config.race) if isinstance(config.race, str) else DEFAULT_CONFIDENCE
+    return Evaluation(**config.model_dump(exclude={"race"}), race=race)
+
+
+def _measure_config(measure: Measure) -> dict[str, Any]:
+    config: dict[str, Any]
+    match measure:
+        case Task():
+            config = {"task": measure.task, "metric": measure.metric}
+        case Function():
+            config = {"function": measure.path}
+        case Perplexity():
+            config = {"perplexity": str(measure.path), "metric": measure.metric}
+        case Judge():
+            keys = ("criteria", "base_url", "model", "max_tokens")
+            judge = {key: getattr(measure, key) for key in keys}
+            config = {"judge": {"prompts": str(measure.prompts), **judge}}
+        case Sparsity():
+            config = {"sparsity": True}
+        case Size():
+            config = {"size": measure.kind}
+    if measure.name != measure.default_name:
+        config["name"] = measure.name
+    return config
+
+
+def _objective_config(measure: Measure) -> ObjectiveConfig:
+    return ObjectiveConfig(**_measure_config(measure), direction=measure.direction)
+
+
+def _constraint_config(constraint: Constraint, settings: StudySettings) -> ConstraintConfig:
+    measure = constraint.measure
+    if isinstance(measure, str):
+        measure = next(one for one in settings.objectives if one.name == measure)
+    return ConstraintConfig(
+        **_measure_config(measure),
+        at_least=constraint.at_least,
+        at_most=constraint.at_most,
+    )
+
+
+def _space_config(space: object) -> SpaceConfig:
+    if isinstance(space, RouteSpace):
+        return SpaceConfig(routes=_routes_config(space))
+    if not isinstance(space, WeightSpace):
+        raise ConfigError(f"space: a study.yaml cannot describe a {type(space).__name__}")
+    return SpaceConfig(
+        methods=list(space.methods),
+        weight=_granularity_config(space.weight, WEIGHT_BOUNDS),
+        density=_granularity_config(space.density, DENSITY_BOUNDS),
+        method_groups=_groups_config(space.method_groups),
+        method_parameters=dict(space.method_parameters),
+        subset=space.subset,
+        near_duplicates=space.near_duplicates,
+        order=space.order,
+        importance=space.importance,
+    )
+
+
+def _granularity_config(
+    granularity: Granularity, default_bounds: tuple[float, float]
+) -> GranularityConfig:
+    settings: dict[str, Any] = {
+        "groups": _groups_config(granularity.groups),
+        "roles": granularity.roles,
+        "smooth": granularity.smooth,
+    }
+    if granularity.bounds != default_bounds:
+        settings["bounds"] = granularity.bounds
+    return GranularityConfig(**settings)
+
+
+def _groups_config(grouping: Grouping) -> Any:
+    if grouping.ranges:
+        return [list(layers) for layers in grouping.ranges]
+    if grouping.by == "profile":
+        return {"by": "profile", "count": grouping.count}
+    return grouping.count
+
+
+def _routes_config(routes: RouteSpace) -> RoutesConfig:
+    keys = ("form", "blocks", "scale", "most", "repeats", "match")
+    return RoutesConfig(**{key: getattr(routes, key) for key in keys})
+
+
+def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
+    keys = (
+        "include_path",
+        "data_root",
+        "splits",
+        "search_items",
+        "batch_size",
+        "cache",
+        "backend",
+        "time_limit",
+    )
+    config: dict[str, Any] = {key: getattr(evaluation, key) for key in keys}
+    for key in ("splits", "backend"):
+        if isinstance(config[key], Mapping):
+            config[key] = dict(config[key])
+    if evaluation.race is not None:
+        config["race"] = percentage_of(evaluation.race)
+    return EvaluateConfig(**config)
+
+
+def _sampler_config(sampler: SamplerSetting) -> str | dict[str, Any]:
+    if isinstance(sampler, str):
+        return sampler
+    if isinstance(sampler, Mapping):
+        return dict(sampler)
+    description: dict[str, Any] | None = getattr(sampler, "study_yaml", None)
+    if description is None:
+        raise ConfigError(
+            f"sampler: a study.yaml cannot describe this {type(sampler).__name__}; name it: "
+            "`sampler={'name': ..., option: ...}`"
+        )
+    return description
+
+
+def _budget_config(budget: Budget) -> BudgetConfig:
+    until = percentage_of(budget.until) if budget.until is not None else None
+    return BudgetConfig(until=until, patience=budget.patience)
+
+
+def _then_config(then: SecondLevel) -> ThenConfig:
+    sampler = None if then.sampler is None else _sampler_config(then.sampler)
+    return ThenConfig(
+        routes=_routes_config(then.routes),
+        trials=then.trials,
+        front=then.front,
+        prefer=dict(then.prefer) if then.prefer else None,
+        sampler=sampler,
+    )

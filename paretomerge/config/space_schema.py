@@ -1,0 +1,74 @@
+"""The `space:` section of a study.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from paretomerge.errors import ConfigError
+from paretomerge.space.weights.layers import Grouping
+from paretomerge.space.weights.method_parameters import ParameterBounds
+
+
+class Section(BaseModel):
+    """A section of a study.yaml: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _checked_groups(value: Any) -> Any:
+    """Keep `groups` as the file says it, once it is known to be right."""
+    if value is None:
+        return None
+    try:
+        Grouping.read(value)
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("groups: ")) from error
+    return value
+
+
+Groups = Annotated[Any, AfterValidator(_checked_groups)]
+
+
+class GranularityConfig(Section):
+    """How finely weights or densities are split."""
+
+    bounds: tuple[float, float] | None = None
+    groups: Groups = None
+    roles: bool | dict[str, list[str]] = False
+    smooth: bool = False
+
+
+class RoutesConfig(Section):
+    """Routes through layers."""
+
+    form: Literal["edits", "indicators"] = "edits"
+    blocks: int | None = Field(default=None, ge=1)
+    scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
+    most: int | None = Field(default=None, ge=1)
+    repeats: int | None = Field(default=None, ge=1)
+    match: str | None = None
+
+
+class SpaceConfig(Section):
+    """What the search may vary: weights, or with `routes` the way through the layers."""
+
+    routes: RoutesConfig | None = None
+    methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
+    groups: Groups = 1
+    method_groups: Groups = 1
+    weight: GranularityConfig = GranularityConfig()
+    density: GranularityConfig = GranularityConfig()
+    method_parameters: dict[str, ParameterBounds] = {}
+    subset: bool = False
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    order: Literal["given", "kinship"] = "given"
+    importance: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SpaceConfig":
+        others = sorted(self.model_fields_set - {"routes"})
+        if self.routes is not None and others:
+            raise ValueError(
+                f"`routes` stands alone, without {', '.join(others)}: weights are not searched along routes"
+            )
+        return self

@@ -1,0 +1,128 @@
+"""What a study has found so far, as a snapshot of its record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from paretomerge.evaluate.evaluator import Objective
+from paretomerge.pareto.front import hypervolume, reference_point
+from paretomerge.record.trial import Scores, Trial, count_evaluated, pareto_front
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished trials of a study, and what follows from them; reading it needs no model, task or data.
+
+    Attributes:
+        objectives: The study's m objectives, with their directions.
+        sources: Names of the models that are merged. The first trials are these sources, alone.
+        trials: Every finished trial in the order of their numbers, failed ones included.
+        end_reason: Why the latest run ended, if no trial has been added since; else empty.
+        place: Where the record is, for messages.
+    """
+
+    objectives: tuple[Objective, ...]
+    sources: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    end_reason: str = ""
+    place: str = ""
+
+    @cached_property
+    def front(self) -> list[Trial]:
+        """The feasible trials that no other dominates on the search examples, by number."""
+        candidates = [trial for trial in self.trials if trial.can_be_on_front]
+        return pareto_front(candidates, self.objectives)
+
+    @cached_property
+    def baselines(self) -> list[Trial]:
+        """The baseline recipes that could be scored, by number: the sources first."""
+        return [trial for trial in self.trials if trial.is_baseline and not trial.failure]
+
+    @cached_property
+    def reference(self) -> list[float] | None:
+        """The hypervolume's reference point `(m,)`, all objectives maximised; None before a source is scored."""
+        return reference_of(self.trials[: len(self.sources)], self.objectives)
+
+    @property
+    def evaluated(self) -> int:
+        """The number of trials that used up the budget."""
+        return count_evaluated(self.trials)
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the objectives, then of whatever else was scored on held-out examples."""
+        names = [objective.name for objective in self.objectives]
+        for trial in self.trials:
+            names += trial.held_out or {}
+        return list(dict.fromkeys(names))
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether the mean of the scores says how good a merge is: not where an objective is minimised."""
+        return all(objective.maximise for objective in self.objectives)
+
+    def mean(self, scores: Scores | None) -> float | None:
+        """Average the objectives' scores.
+
+        Args:
+            scores: Scores of one trial.
+
+        Returns:
+            The mean; None where a score is missing, or where an objective is minimised.
+        """
+        names = [objective.name for objective in self.objectives]
+        if not self.has_mean or not scores or any(name not in scores for name in names):
+            return None
+        return sum(scores[name].value for name in names) / len(names)
+
+    def hypervolume(self, trials: Sequence[Trial] | None = None) -> float:
+        """The hypervolume that trials dominate above the reference point.
+
+        Args:
+            trials: Some of the study's trials; all by default.
+
+        Returns:
+            The hypervolume, in the product of the objectives' units; 0 before the sources are scored.
+        """
+        trials = self.trials if trials is None else trials
+        return hypervolume_of(trials, self.objectives, self.reference)
+
+    def trial(self, number: int) -> Trial | None:
+        """The trial of a number; None where there is none."""
+        return next((trial for trial in self.trials if trial.number == number), None)
+
+
+def reference_of(sources: Sequence[Trial], objectives: Sequence[Objective]) -> list[float] | None:
+    """The worst of the sources in each objective, less a margin.
+
+    Args:
+        sources: The trials of the sources alone.
+        objectives: The study's m objectives.
+
+    Returns:
+        The reference point `(m,)`, all objectives maximised; None where no source was scored.
+    """
+    values = [trial.values(objectives) for trial in sources if not trial.failure]
+    if not values:
+        return None
+    reference: list[float] = reference_point(values).tolist()
+    return reference
+
+
+def hypervolume_of(
+    trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float] | None
+) -> float:
+    """The hypervolume that the feasible trials dominate.
+
+    Args:
+        trials: Finished trials.
+        objectives: The study's m objectives.
+        reference: The reference point `(m,)`, all objectives maximised.
+
+    Returns:
+        The hypervolume; 0 without a reference or without a feasible trial.
+    """
+    values = [trial.values(objectives) for trial in trials if trial.can_be_on_front]
+    if not values or reference is None:
+        return 0.0
+    return hypervolume(values, reference)

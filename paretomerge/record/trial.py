@@ -1,0 +1,115 @@
+"""One finished evaluation of a study, and how several are compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.pareto.front import nondominated
+from paretomerge.recipe import Recipe
+from paretomerge.types import Params
+
+Scores = Mapping[str, Score]
+"""Name of a score -> the score, in the user's direction."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished evaluation of a merge.
+
+    Attributes:
+        number: Its number in the record, from 0.
+        params: The parameters that make its recipe.
+        scores: Scores on the search examples, in the user's directions; empty where the trial failed.
+        label: The name of a baseline recipe (`uniform soup`, a source's name); empty for what a sampler proposed.
+        failure: Why it failed; empty where it did not.
+        seconds: Wall-clock seconds by stage: ask, merge, evaluate, record.
+        held_out: Scores on the held-out examples; None until they are measured.
+        constraints: Each constraint's text -> its violation; kept where 0 or less.
+        warm_start: The study and trial number that the scores were taken from; empty for trials of this study.
+        same_as: The number of an earlier trial with the same recipe, whose scores these are.
+        gain: The share of the hypervolume that the sampler expected it to add.
+        final: False where a race stopped it before all examples were scored; its scores are estimates then.
+        level: 1 for trials of a study's second level, else 0.
+        recipe_yaml: The recipe that was scored, in mergekit's YAML.
+    """
+
+    number: int
+    params: Params
+    scores: Scores = field(default_factory=dict)
+    label: str = ""
+    failure: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    held_out: Scores | None = None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    warm_start: str = ""
+    same_as: int | None = None
+    gain: float | None = None
+    level: int = 0
+    final: bool = True
+    recipe_yaml: str = ""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that was scored."""
+        return Recipe.from_yaml(self.recipe_yaml, f"the recipe of trial {self.number}")
+
+    @property
+    def name(self) -> str:
+        """The baseline's name, or `trial 17`."""
+        return self.label or f"trial {self.number}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is a baseline recipe, or a start that the user named."""
+        return bool(self.label) and self.label != f"warm: {self.warm_start}"
+
+    @property
+    def violations(self) -> str:
+        """The constraints that it breaks, and by how much, as text; empty where it keeps all."""
+        broken = [
+            f"{name} (by {violation:.3g})"
+            for name, violation in self.constraints.items()
+            if violation > 0
+        ]
+        return ", ".join(broken)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it was scored and keeps the constraints: only such trials can be on the front."""
+        return not self.failure and not self.violations
+
+    @property
+    def can_be_on_front(self) -> bool:
+        """Whether it is feasible and scored on all examples."""
+        return self.feasible and self.final
+
+    def values(self, objectives: Sequence[Objective]) -> list[float]:
+        """The objectives' scores as the search sees them.
+
+        Args:
+            objectives: The study's m objectives.
+
+        Returns:
+            m values, all to be maximised.
+        """
+        return [objective.inside(self.scores[objective.name].value) for objective in objectives]
+
+
+def pareto_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Keep the trials that no other of them dominates.
+
+    Args:
+        trials: Trials with scores.
+        objectives: The study's objectives.
+
+    Returns:
+        The non-dominated trials, in their order.
+    """
+    mask = nondominated([trial.values(objectives) for trial in trials])
+    return [trial for trial, on_front in zip(trials, mask, strict=True) if on_front]
+
+
+def count_evaluated(trials: Sequence[Trial]) -> int:
+    """Count the trials that use up the budget: merges that the study scored itself, each once."""
+    return sum(not trial.warm_start and trial.same_as is None for trial in trials)

@@ -1,0 +1,265 @@
+"""Figures of a study's results, as plotly figures: `show()`, `write_image()` and `to_html()` work on them as usual."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paretomerge.record.results import Results
+from paretomerge.record.trial import Trial
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_INK = "#1f2937"
+_OTHER = "#cbd5e1"
+_LEFT_EARLY = "#99f6e4"
+_INFEASIBLE = "#e9d5ff"
+_FRONT = "#2563eb"
+_PICKED = "#dc2626"
+_BASELINE = "#d97706"
+_SOURCES = ("#fcd34d", "#fbbf24", "#d97706", "#92400e")
+
+_PANELS_IN_A_ROW = 3
+_PANEL = 320  # pixels of a panel
+_GAP = 80  # pixels between rows, where the axes' titles stand
+_MARGIN = 50  # pixels above and below the panels
+_LEGEND = 64  # pixels from the panels down to the legend
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Trials that share a colour."""
+
+    name: str
+    colour: str
+    size: int
+    trials: list[Trial]
+    error_bars: bool = True
+
+
+def plot_front(results: Results, picked: Trial | None = None) -> "Figure":
+    """Plot every pair of objectives, on the search examples, with one standard error.
+
+    Args:
+        results: The study's results.
+        picked: A trial to mark.
+
+    Returns:
+        The figure.
+    """
+    from plotly.subplots import make_subplots
+
+    names = [objective.name for objective in results.objectives]
+    pairs = list(combinations(names, 2)) or [(names[0], names[0])]
+    columns = min(len(pairs), _PANELS_IN_A_ROW)
+    rows = math.ceil(len(pairs) / _PANELS_IN_A_ROW)
+    height = rows * _PANEL + (rows - 1) * _GAP
+    figure = make_subplots(
+        cols=columns, rows=rows, horizontal_spacing=0.08, vertical_spacing=_GAP / height
+    )
+    groups = _groups(results, picked)
+    for i, (x, y) in enumerate(pairs):
+        row, column = divmod(i, _PANELS_IN_A_ROW)
+        for group in groups:
+            trace = _scatter(group, x, y)
+            figure.add_scatter(**trace, showlegend=i == 0, row=row + 1, col=column + 1)
+        figure.update_xaxes(title_text=x, row=row + 1, col=column + 1)
+        figure.update_yaxes(title_text=y, row=row + 1, col=column + 1)
+    heading = "Objectives, on the search examples (one standard error)"
+    return _styled(figure, heading, height + 2 * _MARGIN)
+
+
+def plot_hypervolume(results: Results) -> "Figure":
+    """Plot the hypervolume after each trial, and the level that the baselines reach alone.
+
+    Args:
+        results: The study's results.
+
+    Returns:
+        The figure.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    trials = [trial for trial in results.trials if not trial.failure]
+    volumes = [results.hypervolume(trials[: i + 1]) for i in range(len(trials))]
+    numbers = [trial.number + 1 for trial in trials]
+    line = {"color": _FRONT, "shape": "hv"}
+    figure = Figure(Scatter(x=numbers, y=volumes, line=line, name="search"))
+    if results.baselines:
+        figure.add_hline(
+            results.hypervolume(results.baselines),
+            line={"color": _BASELINE, "dash": "dot"},
+            annotation_text="baselines alone",
+        )
+    figure.update_xaxes(title_text="trials")
+    figure.update_yaxes(title_text="hypervolume")
+    return _styled(figure, "Hypervolume over the search", _PANEL)
+
+
+def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
+    """Plot quality against each objective that is minimised: the mean of those that are maximised.
+
+    Args:
+        results: The study's results.
+        picked: The trial to mark.
+
+    Returns:
+        One figure for each minimised objective; none where nothing is maximised.
+    """
+    sizes = [objective.name for objective in results.objectives if not objective.maximise]
+    qualities = [objective.name for objective in results.objectives if objective.maximise]
+    if not qualities:
+        return []
+    return [_quality_against(size, qualities, results, picked) for size in sizes]
+
+
+def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
+    """Plot held-out scores of the sources and the picked merge as bars, watched tasks included.
+
+    Args:
+        results: The study's results.
+        picked: The trial to compare.
+
+    Returns:
+        One figure; none before anything is scored on held-out examples.
+    """
+    from plotly.graph_objects import Figure
+
+    sources = [trial for trial in results.trials if trial.label in results.sources]
+    shown = [trial for trial in [*sources, picked] if trial.held_out]
+    if not shown:
+        return []
+    # Layers and seconds have other units.
+    minimised = {objective.name for objective in results.objectives if not objective.maximise}
+    names = [name for name in results.score_names if name not in minimised]
+    figure = Figure()
+    for i, trial in enumerate(shown):
+        held_out = trial.held_out or {}
+        scored = [name for name in names if name in held_out]
+        errors = [held_out[name].stderr for name in scored]
+        figure.add_bar(
+            x=scored,
+            y=[held_out[name].value for name in scored],
+            error_y={"array": errors, "thickness": 0.8, "width": 2},
+            name="picked" if trial is picked else trial_title(trial),
+            marker_color=_PICKED if trial is picked else _SOURCES[i % len(_SOURCES)],
+        )
+    heading = "Held-out examples: the sources and the picked merge, watched tasks included"
+    return [_styled(figure, heading, 380)]
+
+
+def trial_title(trial: Trial) -> str:
+    """What a trial is called; the constraints that it breaks are added."""
+    if not trial.violations:
+        return trial.name
+    return f"{trial.name}, infeasible: {trial.violations}"
+
+
+def _groups(results: Results, picked: Trial | None) -> list[_Group]:
+    on_front = {trial.number for trial in results.front}
+    others = []
+    left_early = []
+    infeasible = []
+    for trial in results.trials:
+        if trial.failure or trial.number in on_front:
+            continue
+        if not trial.feasible:
+            if not trial.is_baseline:
+                infeasible.append(trial)
+        elif not trial.final:
+            left_early.append(trial)
+        elif not trial.is_baseline:
+            others.append(trial)
+    proposed = [trial for trial in results.front if not trial.is_baseline]
+    groups = [
+        _Group("other trials", _OTHER, 6, others, error_bars=False),
+        _Group("left early", _LEFT_EARLY, 6, left_early),
+        _Group("infeasible", _INFEASIBLE, 6, infeasible),
+        _Group("baselines", _BASELINE, 9, results.baselines),
+        _Group("front", _FRONT, 9, proposed),
+    ]
+    if picked is not None:
+        groups.append(_Group("picked", _PICKED, 13, [picked]))
+    return groups
+
+
+def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
+    trace: dict[str, object] = {
+        "x": [trial.scores[x].value for trial in group.trials],
+        "y": [trial.scores[y].value for trial in group.trials],
+        "text": [html.escape(trial_title(trial)) for trial in group.trials],
+        "hovertemplate": f"%{{text}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>",
+        "mode": "markers",
+        "marker": {"color": group.colour, "size": group.size},
+        "name": group.name,
+        "legendgroup": group.name,
+    }
+    if group.error_bars:
+        for axis, name in (("error_x", x), ("error_y", y)):
+            errors = [trial.scores[name].stderr for trial in group.trials]
+            trace[axis] = {"array": errors, "thickness": 0.7, "width": 0}
+    return trace
+
+
+def _quality_against(
+    size: str, qualities: Sequence[str], results: Results, picked: Trial
+) -> "Figure":
+    """Merged and stacked models on one plot, and the best of what is no larger as a staircase."""
+    from plotly.graph_objects import Figure
+
+    points = {}
+    for trial in results.trials:
+        if not trial.failure:
+            quality = float(np.mean([trial.scores[name].value for name in qualities]))
+            points[trial.number] = (trial.scores[size].value, quality)
+    routes = [t for t in results.trials if not t.failure and _is_route(t)]
+    merges = [t for t in results.trials if not t.failure and not _is_route(t)]
+    figure = Figure()
+    kinds = (
+        ("merged in place", merges, "circle", _BASELINE),
+        ("routes", routes, "diamond", _FRONT),
+    )
+    for name, trials, symbol, colour in kinds:
+        if trials:
+            figure.add_scatter(
+                x=[points[trial.number][0] for trial in trials],
+                y=[points[trial.number][1] for trial in trials],
+                mode="markers",
+                name=name,
+                text=[html.escape(trial_title(trial)) for trial in trials],
+                marker={"symbol": symbol, "color": colour, "size": 8},
+            )
+    by_size = sorted(points.values())
+    figure.add_scatter(
+        x=[x for x, _ in by_size],
+        y=np.maximum.accumulate([quality for _, quality in by_size]),
+        mode="lines",
+        name="best with as little",
+        line={"color": _OTHER, "shape": "hv"},
+    )
+    x, y = points[picked.number]
+    marker = {"color": _PICKED, "size": 13}
+    figure.add_scatter(x=[x], y=[y], mode="markers", name="picked", marker=marker)
+    figure.update_xaxes(title_text=size)
+    figure.update_yaxes(title_text=f"mean of {', '.join(qualities)}")
+    return _styled(figure, f"Quality against {size}, search examples", 420)
+
+
+def _is_route(trial: Trial) -> bool:
+    return bool(trial.level) or trial.recipe.merge_method == "passthrough"
+
+
+def _styled(figure: "Figure", heading: str, height: int) -> "Figure":
+    return figure.update_layout(
+        title={"text": heading, "font": {"size": 15}},
+        height=height,
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "color": _INK},
+        margin={"l": 60, "r": 20, "t": _MARGIN, "b": _MARGIN},
+        legend={"orientation": "h", "y": -_LEGEND / (height - 2 * _MARGIN)},
+    )

@@ -1,0 +1,145 @@
+"""What a user says of a search space: plain descriptions, without models.
+
+`build.py` makes a `SearchSpace` of them, once the models' headers are read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.space.weights.layers import Grouping
+from paretomerge.space.weights.layout import Granularity
+from paretomerge.space.weights.method_parameters import ParameterBounds
+
+WEIGHT_BOUNDS = (-0.5, 1.5)
+DENSITY_BOUNDS = (0.1, 1.0)
+_GRANULARITY_KEYS = ("bounds", "groups", "roles", "smooth")
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    """Merges of the models' weights: which method, and which weight and density for each source, layer group and role.
+
+    Attributes:
+        methods: Merge methods to choose from.
+        groups: Groups of layers with weights and densities of their own: a number, `{"by": "profile", "count": 4}`, or
+            ranges `[[0, 8], [8, 24]]`. `weight` and `density` can each set another.
+        weight: How finely weights are split: a mapping with `bounds`, `groups`, `roles`, `smooth`.
+        density: The same for densities.
+        method_groups: Groups of layers with a method of their own.
+        method_parameters: Bounds or fixed values of the methods' parameters, such as `{"gamma": (0.0, 0.05)}`.
+        subset: Whether a source may be left out.
+        near_duplicates: Leave out a source whose delta has a cosine above this to another's.
+        order: `given`, or `kinship`: neighbours are alike.
+        importance: Tell the sampler how much each parameter moves, from the size of the deltas.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+
+    Example:
+        >>> space = WeightSpace(methods=["task_arithmetic", "ties"], groups=2)
+        >>> space.weight.bounds
+        (-0.5, 1.5)
+    """
+
+    methods: Sequence[str] = ("task_arithmetic", "ties", "dare_ties")
+    groups: Any = 1
+    weight: Granularity = field(default_factory=dict)  # type: ignore[assignment]  # a mapping is read below
+    density: Granularity = field(default_factory=dict)  # type: ignore[assignment]
+    method_groups: Any = 1
+    method_parameters: Mapping[str, ParameterBounds] = field(default_factory=dict)
+    subset: bool = False
+    near_duplicates: float | None = None
+    order: Literal["given", "kinship"] = "given"
+    importance: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.methods, str) or not self.methods:
+            raise ConfigError(f"space.methods: list at least one method, not {self.methods!r}")
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            raise ConfigError(
+                f"space.near_duplicates: a cosine above 0 and at most 1, not {self.near_duplicates}"
+            )
+        if self.order not in ("given", "kinship"):
+            raise ConfigError(f"space.order: use given or kinship, not {self.order!r}")
+        weight = _granularity("weight", self.weight, WEIGHT_BOUNDS, self.groups)
+        density = _granularity("density", self.density, DENSITY_BOUNDS, self.groups)
+        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "density", density)
+        object.__setattr__(self, "method_groups", Grouping.read(self.method_groups))
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether the deltas must be measured before the space is known."""
+        groupings = (self.method_groups, self.weight.groups, self.density.groups)
+        by_profile = any(grouping.by == "profile" for grouping in groupings)
+        deduplicates = self.near_duplicates is not None
+        return by_profile or deduplicates or self.importance or self.order == "kinship"
+
+
+@dataclass(frozen=True)
+class RouteSpace:
+    """Routes through the layers of several models: Akiba et al.'s data-flow space (arXiv 2403.13187, sec. 3.2).
+
+    Attributes:
+        form: `edits` of good routes, or `indicators`, a use-or-skip parameter per block as in Akiba et al.
+        blocks: Blocks of layers that each model is cut into. By default its layers, at most 8.
+        scale: Bounds of the scale of the residual stream at a hand-over; False for no scales.
+        most: The most times that an edit repeats a block (`form="edits"` only).
+        repeats: Rounds through the indicators (`form="indicators"` only).
+        match: A text file; hand-overs begin with the scales that match the models' streams on its first lines.
+
+    Raises:
+        ConfigError: A setting does not belong to the form, or is out of range.
+
+    Example:
+        >>> RouteSpace(blocks=4).form
+        'edits'
+    """
+
+    form: Literal["edits", "indicators"] = "edits"
+    blocks: int | None = None
+    scale: tuple[float, float] | Literal[False] = (0.7, 1.4)
+    most: int | None = None
+    repeats: int | None = None
+    match: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in ("edits", "indicators"):
+            raise ConfigError(f"space.routes.form: use edits or indicators, not {self.form!r}")
+        foreign = "repeats" if self.form == "edits" else "most"
+        if getattr(self, foreign) is not None:
+            raise ConfigError(f"space.routes.{foreign}: has no meaning with form: {self.form}")
+        if self.match is not None and not self.scale:
+            raise ConfigError("space.routes.match: needs scales, but `scale` is false")
+        for name in ("blocks", "most", "repeats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"space.routes.{name}: must be 1 or more, not {value}")
+
+
+def _granularity(
+    kind: str, value: object, default_bounds: tuple[float, float], default_groups: object
+) -> Granularity:
+    """Read `weight:` or `density:`, with the defaults of its kind."""
+    if isinstance(value, Granularity):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"space.{kind}: a mapping with {', '.join(_GRANULARITY_KEYS)}, not {value!r}"
+        )
+    for key in value:
+        if key not in _GRANULARITY_KEYS:
+            raise ConfigError(f"space.{kind}: {unknown_name('key', key, _GRANULARITY_KEYS)}")
+    low, high = value.get("bounds", default_bounds)
+    try:
+        return Granularity(
+            (float(low), float(high)),
+            Grouping.read(value.get("groups", default_groups)),
+            value.get("roles", False),
+            value.get("smooth", False),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"space.{kind}.{error}") from error

@@ -1,0 +1,482 @@
+"""From the settings of a study to a `Search`: spaces, evaluators and samplers are made, models' headers are read."""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from optuna.samplers import BaseSampler
+from pydantic import ValidationError
+
+from paretomerge.checkpoint.reference import is_folder
+from paretomerge.config.convert import config_of, settings_of
+from paretomerge.config.schema import StudyConfig, load_config, message_of
+from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
+from paretomerge.errors import ConfigError, shorten
+from paretomerge.evaluate.backend import Backend
+from paretomerge.evaluate.evaluator import All, Evaluator, MergeFact, Objective
+from paretomerge.evaluate.function import FunctionEvaluator
+from paretomerge.evaluate.harness import HarnessEvaluator
+from paretomerge.evaluate.judge import JudgeEvaluator
+from paretomerge.evaluate.measures import (
+    Function,
+    Judge,
+    Measure,
+    Perplexity,
+    Size,
+    Sparsity,
+    Task,
+    lower_is_better,
+)
+from paretomerge.evaluate.perplexity import PerplexityEvaluator
+from paretomerge.evaluate.score_cache import ScoreCache
+from paretomerge.evaluate.speed import SpeedEvaluator
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
+from paretomerge.recipe import Recipe, under
+from paretomerge.record.storage import Storage
+from paretomerge.search.registry import SearchProblem, make
+from paretomerge.space.build import Pool, build_route_space, build_space
+from paretomerge.space.routes.space import RouteSearchSpace
+from paretomerge.space.sources import digest, named_sources
+from paretomerge.space.space import SearchSpace
+from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.weights.space import WeightSearchSpace
+from paretomerge.study.agenda import WarmStart
+from paretomerge.study.goals import Goals, RaceSettings
+from paretomerge.study.search import Placement, Search
+from paretomerge.study.second_level import SecondLevelPlan
+from paretomerge.study.stopping import StoppingRule
+from paretomerge.study.warm_start import EarlierStudies, Question
+
+_CHANGEABLE_EVALUATION = {"batch_size", "cache", "time_limit", "race"}
+_CHANGEABLE: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "trials",
+            "budget",
+            "threads",
+            "out",
+            "storage",
+            "study_name",
+            "watch",
+            "device",
+            "sampler",
+            "starts",
+            "warm_start",
+        ),
+        True,
+    ),
+    "evaluate": _CHANGEABLE_EVALUATION,
+    "then": {"trials", "sampler"},
+}
+"""Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
+
+
+def build_search(settings: StudySettings) -> Search:
+    """Make the search that settings describe. Nothing is merged or scored yet.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The search, with its record open.
+
+    Raises:
+        ConfigError: A setting cannot be followed.
+        CheckpointError: A model cannot be read.
+        EvaluationError: A task, a metric or a function is missing.
+        StudyError: The record holds trials of another study.
+    """
+    return _Builder(settings).search()
+
+
+def study_pool(settings: StudySettings) -> Pool:
+    """The base, and the name and path of each source; local paths are absolute.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The models.
+
+    Raises:
+        ConfigError: A model is named twice.
+    """
+    models = [_model_path(settings.folder, model) for model in settings.models]
+    return Pool(_model_path(settings.folder, settings.base), named_sources(models))
+
+
+def task_digest(folder: Path, task: str) -> str:
+    """Digest the YAML and Python files of a folder of tasks, without those that define another task alone.
+
+    Args:
+        folder: The folder.
+        task: The task's name.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    content_digest = hashlib.sha256()
+    files = [file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml", ".py")]
+    for file in sorted(files):
+        content = file.read_bytes()
+        definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
+        if definition is None or definition[1].strip(b"\"'") == task.encode():
+            header = f"{file.relative_to(folder)} {len(content)} "
+            content_digest.update(header.encode() + content)
+    return content_digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the parts of a search of one study's settings."""
+
+    settings: StudySettings
+
+    def search(self) -> Search:
+        settings = self.settings
+        space = self.space
+        goals = self.goals()
+        search = Search(
+            settings.home,
+            space,
+            goals,
+            self.sampler(space),
+            warm_start=self.warm_start,
+            storage=settings.storage,
+            identity=self.identity,
+            placement=Placement(settings.dtype, settings.device),
+            then=self.second_level(settings.then) if settings.then else None,
+            rule=StoppingRule(
+                settings.total_trials, settings.budget.until, settings.budget.patience
+            ),
+        )
+        search.record.set_note("home", str(settings.folder))
+        return search
+
+    @cached_property
+    def pool(self) -> Pool:
+        return study_pool(self.settings)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        settings = self.settings
+        if not isinstance(settings.space, WeightSpace | RouteSpace):
+            return settings.space
+        return build_space(settings.space, self.pool, settings.seed, settings.folder / "runs")
+
+    def goals(self) -> Goals:
+        settings = self.settings
+        tasks = {
+            measure.name: HarnessTask(measure.task, measure.metric)
+            for measure in settings.measures
+            if isinstance(measure, Task)
+        }
+        harness = self.harness(tasks)
+        watched = self.harness({name: HarnessTask(name) for name in settings.watch}, harness)
+        race = None
+        if settings.evaluation.race is not None:
+            race = RaceSettings(settings.evaluation.race, seed=settings.seed)
+        return Goals(
+            self.evaluator(harness),
+            self.objectives(harness),
+            settings.constraints,
+            watched,
+            settings.evaluation.time_limit,
+            race,
+        )
+
+    def harness(
+        self, tasks: Mapping[str, HarnessTask], beside: HarnessEvaluator | None = None
+    ) -> HarnessEvaluator | None:
+        if not tasks:
+            return None
+        evaluation, folder = self.settings.evaluation, self.settings.folder
+        data_root = folder
+        if evaluation.data_root:
+            data_root = (folder / evaluation.data_root).resolve()
+        loader = TaskLoader(
+            folder / evaluation.include_path if evaluation.include_path else None,
+            data_root,
+            evaluation.splits,
+            evaluation.search_items,
+            self.settings.seed,
+        )
+        return HarnessEvaluator(
+            tasks,
+            loader,
+            batch_size=evaluation.batch_size,
+            beside=beside,
+            kept=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
+            backend=_backend(evaluation.backend),
+        )
+
+    def evaluator(self, harness: HarnessEvaluator | None) -> Evaluator:
+        """Everything that a trial is scored with, as one evaluator."""
+        parts: list[Evaluator] = [harness] if harness else []
+        for measure in self.settings.measures:
+            if not isinstance(measure, Task):
+                parts.append(_evaluator_of(measure, self.settings.folder))
+        return All(tuple(parts))
+
+    def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
+        """The objectives with their directions; tasks know theirs once they are loaded."""
+        task_directions = harness.directions() if harness else {}
+        objectives = []
+        for measure in self.settings.objectives:
+            if measure.direction is not None:
+                maximise = measure.direction == "maximize"
+            elif isinstance(measure, Task):
+                maximise = task_directions[measure.name]
+            else:
+                maximise = not lower_is_better(measure)
+            objectives.append(Objective(measure.name, maximise))
+        return tuple(objectives)
+
+    def sampler(self, space: SearchSpace, then: SecondLevel | None = None) -> BaseSampler:
+        """The sampler of a level. The second begins with the sources and the pool, each alone."""
+        settings = self.settings
+        setting: SamplerSetting = settings.sampler
+        if then is not None and then.sampler is not None:
+            setting = then.sampler
+        description = _sampler_description(setting)
+        if description is None:
+            assert isinstance(setting, BaseSampler)
+            return setting
+        name, options = description
+        starts = list(space.starts().values())
+        n_sources = len(space.sources)
+        if then is not None:
+            starts = starts[:n_sources]
+            n_sources = len(settings.models)
+        importance: Mapping[str, float] = {}
+        if isinstance(settings.space, WeightSpace) and settings.space.importance:
+            importance = space.importance if isinstance(space, WeightSearchSpace) else {}
+        problem = SearchProblem(
+            space.distributions,
+            len(settings.objectives),
+            seed=settings.seed,
+            conditions=space.conditions,
+            starts=len(starts),
+            sources=n_sources,
+            trials=then.trials if then else settings.budget.trials,
+            start=starts[n_sources] if len(starts) > n_sources else None,
+            importance=importance,
+        )
+        return make(name, problem, options)
+
+    def second_level(self, then: SecondLevel) -> SecondLevelPlan:
+        """The second level; errors in its settings are found before the first begins."""
+        settings = self.settings
+
+        def make_space(recipes: Mapping[str, Recipe]) -> RouteSearchSpace:
+            pool = Pool(self.space.base, self.space.sources)
+            try:
+                return build_route_space(then.routes, pool, settings.seed, recipes)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("space.", "then.", 1)) from error
+
+        def make_sampler(space: SearchSpace) -> BaseSampler:
+            return self.sampler(space, then)
+
+        sources_alone = make_space({})
+        make_sampler(sources_alone)
+        prefer = None
+        if then.prefer:
+            prefer = tuple(then.prefer.get(measure.name, 0.0) for measure in settings.objectives)
+        return SecondLevelPlan(
+            settings.budget.trials,
+            make_space,
+            make_sampler,
+            then.front or SecondLevelPlan.front,
+            prefer,
+            tuple(sources_alone.notes),
+        )
+
+    def warm_start(self) -> WarmStart:
+        settings = self.settings
+        if not settings.starts and not settings.warm_start:
+            return WarmStart()
+        files = {key: self.identity[key] for key in self.identity if key.startswith("files of")}
+        earlier = EarlierStudies(
+            settings.folder,
+            self.space,
+            _question(settings, files),
+            storage_of_file,
+            _question_of_record,
+        )
+        return earlier.read(settings.starts, settings.warm_start)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes trials comparable: the settings, and what the files hold that trials depend on."""
+        settings = self.settings
+        # Samplers and spaces of the user's own have no place in a study.yaml.
+        described = replace(settings, sampler="mmmo", then=_without_sampler(settings.then))
+        own_space = {}
+        if not isinstance(settings.space, WeightSpace | RouteSpace):
+            described = replace(described, space=WeightSpace())
+            parameters = sorted(settings.space.distributions)
+            own_space = {"own space": [type(settings.space).__qualname__, parameters]}
+        config = config_of(described).model_dump(mode="json", exclude=_CHANGEABLE)
+        return config | own_space | self._file_digests()
+
+    def _file_digests(self) -> dict[str, Any]:
+        scores = {}
+        for measure in self.settings.measures:
+            measure_digest = self._measure_digest(measure)
+            if measure_digest:
+                scores[measure.name] = measure_digest
+        return {
+            "files of base": digest(self.pool.base),
+            "files of models": sorted(digest(model) for model in self.pool.sources.values()),
+            "files of scores": scores,
+        }
+
+    def _measure_digest(self, measure: Measure) -> str:
+        """Digest what a score is made of: the function's source, the task's files, the text; empty where nothing is local."""
+        folder, include_path = self.settings.folder, self.settings.evaluation.include_path
+        if isinstance(measure, Task):
+            return task_digest(folder / include_path, measure.task) if include_path else ""
+        if isinstance(measure, Function):
+            return _function_digest(measure, folder)
+        if isinstance(measure, Perplexity | Judge):
+            path = measure.path if isinstance(measure, Perplexity) else measure.prompts
+            return _file_digest(folder / path)
+        return ""
+
+
+def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
+    match measure:
+        case Function():
+            if callable(measure.function):
+                return FunctionEvaluator(measure.name, measure.function)
+            return FunctionEvaluator.load(measure.name, measure.function, folder)
+        case Perplexity():
+            return PerplexityEvaluator(measure.name, folder / measure.path, measure.metric)
+        case Judge():
+            return JudgeEvaluator(
+                measure.name,
+                folder / measure.prompts,
+                measure.criteria,
+                measure.base_url,
+                measure.model,
+                measure.max_tokens,
+            )
+        case Size(kind="seconds_per_token"):
+            return SpeedEvaluator(measure.name)
+        case Size():
+            return MergeFact(measure.kind, measure.name)
+        case Sparsity():
+            return MergeFact("sparsity", measure.name)
+        case _:
+            raise TypeError(f"{measure!r} has no evaluator")
+
+
+def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
+    if not setting:
+        return None
+    if isinstance(setting, str):
+        return Backend(setting)
+    arguments = {key: value for key, value in setting.items() if key != "name"}
+    return Backend(setting["name"], arguments)
+
+
+def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] | None:
+    """The registry's name of a sampler, and its options; None for a sampler that the user made and that is used as it is."""
+    if isinstance(setting, str):
+        return setting, {}
+    if isinstance(setting, BaseSampler):
+        # An MMMOSampler without a space of its own is made anew for the study's.
+        setting = getattr(setting, "study_yaml", None) or {}
+        if not setting:
+            return None
+    options = dict(setting)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"sampler: a name, or `name` and options, not {shorten(setting)}")
+    return name, options
+
+
+def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
+    return replace(then, sampler=None) if then else None
+
+
+def _model_path(folder: Path, model: str) -> str:
+    """Local paths, of a model and its adapter, are made absolute; anything else is a name on the Hub."""
+    name = under(folder, model)
+    parts = [name] if is_folder(name) else name.split("+")
+    absolute = [
+        str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts
+    ]
+    return "+".join(absolute)
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+
+
+def _function_digest(measure: Function, folder: Path) -> str:
+    """Digest the file beside the study.yaml that a function is in, or the source of a function of Python's session."""
+    if isinstance(measure.function, str):
+        module = measure.function.partition(":")[0]
+        return _file_digest(folder / (module.replace(".", "/") + ".py"))
+    try:
+        source = inspect.getsource(measure.function)
+    except (OSError, TypeError):
+        return ""  # built in, or typed at a prompt
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
+    """What a study's scores mean, with models and data by their absolute paths."""
+    pool_models = sorted(_model_path(settings.folder, model) for model in settings.models)
+    evaluation = asdict(settings.evaluation)
+    for key in _CHANGEABLE_EVALUATION:
+        del evaluation[key]
+    if settings.evaluation.include_path:  # other tasks name no files
+        for key in ("include_path", "data_root"):
+            path = settings.folder / (getattr(settings.evaluation, key) or ".")
+            evaluation[key] = str(path.resolve())
+    file_digests = files.get("files of scores", {})
+    scores = {}
+    for measure in settings.measures:
+        described = asdict(replace(measure, name=measure.default_name, direction=None))
+        if isinstance(measure, Function):
+            described["function"] = measure.path
+        described = {key: str(value) for key, value in described.items() if value is not None}
+        kind = type(measure).__name__
+        scores[measure.name] = {**described, "kind": kind, "files": file_digests.get(measure.name)}
+    return Question(
+        {
+            "base": _model_path(settings.folder, settings.base),
+            "models": pool_models,
+            "files of base": files.get("files of base"),
+            "files of models": files.get("files of models"),
+            "items": evaluation,
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+        },
+        scores,
+    )
+
+
+def _question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
+    """The same of an earlier study, from what its record says."""
+    content = {key: value for key, value in identity.items() if key in StudyConfig.model_fields}
+    try:
+        config = StudyConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            f"this version cannot read it: {message_of(error.errors()[0])}"
+        ) from error
+    return _question(settings_of(config, folder), identity)
+
+
+def storage_of_file(path: Path) -> Storage:
+    """Where the study of a study.yaml keeps its record."""
+    return settings_of(load_config(path), path.parent, path.stem).storage

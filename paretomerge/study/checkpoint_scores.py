@@ -1,0 +1,69 @@
+"""A checkpoint on disk, scored as anyone would load it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
+
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import CheckpointError
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.study.search import Search
+
+
+def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, Score]:
+    """Load a checkpoint with transformers, in its own dtype, and score it with a study's evaluators.
+
+    Args:
+        search: The study.
+        model: A folder, or a name on the Hub.
+        split: `search` or `held_out`.
+
+    Returns:
+        Name -> score.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        EvaluationError: It cannot be scored.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = Checkpoint(model)
+    loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
+    loaded = loaded.to(search.placement.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    facts = _Facts(search, checkpoint)
+    return search.score(Candidate(loaded, tokenizer, facts), split)
+
+
+class _Facts(Mapping[str, float]):
+    """What a merge measures of itself, measured on a checkpoint when an evaluator asks: sparsity reads every tensor."""
+
+    def __init__(self, search: Search, checkpoint: Checkpoint) -> None:
+        self._measures: dict[str, Callable[[], float]] = {
+            "layers": lambda: checkpoint.architecture.depth,
+            "parameters": lambda: sum(prod(h.shape) for h in checkpoint.headers.values()),
+        }
+        if not search.space.routed:
+            self._measures["sparsity"] = partial(_sparsity, search, checkpoint)
+
+    def __getitem__(self, name: str) -> float:
+        return self._measures[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._measures)
+
+    def __len__(self) -> int:
+        return len(self._measures)
+
+
+def _sparsity(search: Search, checkpoint: Checkpoint) -> float:
+    """Minus the L1 distance to the base in units of the farthest source, as the search measures it."""
+    resident = search.first_level.model
+    assert isinstance(resident, ResidentModel)
+    if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
+        raise CheckpointError(
+            f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot be measured"
+        )
+    distance = sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers)
+    return -distance / resident.farthest

@@ -1,0 +1,84 @@
+"""Merges one candidate into the live model and scores it; whatever goes wrong becomes a failed trial with its reason."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from paretomerge.errors import ParetoMergeError
+from paretomerge.evaluate.evaluator import Candidate, Score
+from paretomerge.evaluate.time_limit import within
+from paretomerge.record.trial import Trial
+from paretomerge.study.goals import Goals
+from paretomerge.study.level import Level
+from paretomerge.study.race import Race
+
+
+class Executor:
+    """Evaluates trials of any level.
+
+    Attributes:
+        goals: What is scored.
+    """
+
+    def __init__(self, goals: Goals, n_sources: int) -> None:
+        self.goals = goals
+        self._race = Race(goals, goals.race, n_sources) if goals.race else None
+
+    def evaluate(
+        self,
+        asked: Trial,
+        level: Level,
+        finished: Sequence[Trial],
+        by_recipe: Mapping[str, Trial],
+        seconds: dict[str, float],
+    ) -> Trial:
+        """Merge and score a trial.
+
+        Args:
+            asked: The trial, without scores.
+            level: The level that it belongs to.
+            finished: The trials before it.
+            by_recipe: Recipe key -> the trial that has scored it: the same recipe is never scored twice.
+            seconds: The stages' times are added here.
+
+        Returns:
+            The trial with its scores, or with the reason of its failure.
+        """
+        recipe = level.recipe(asked.params)
+        asked = replace(asked, recipe_yaml=recipe.to_yaml(), seconds=seconds)
+        same = by_recipe.get(recipe.key)
+        if same is not None:
+            return replace(
+                asked,
+                scores=same.scores,
+                constraints=same.constraints,
+                same_as=same.number,
+                final=same.final,
+            )
+        try:
+            with stopwatch(seconds, "merge"):
+                candidate = level.load(recipe)
+            with stopwatch(seconds, "evaluate"), within(self.goals.time_limit):
+                scores, final = self._score(asked, candidate, finished)
+        except (ParetoMergeError, RuntimeError, MemoryError) as error:
+            # torch reports exhausted memory as a RuntimeError.
+            return replace(asked, failure=f"{type(error).__name__}: {error}")
+        violations = self.goals.violations(scores)
+        return replace(asked, scores=scores, constraints=violations, final=final)
+
+    def _score(
+        self, asked: Trial, candidate: Candidate, finished: Sequence[Trial]
+    ) -> tuple[dict[str, Score], bool]:
+        """Scores, and whether they are of all examples: baselines are never left early."""
+        if self._race is None or asked.label:
+            return self.goals.score(candidate, "search"), True
+        return self._race.score(candidate, finished)
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the wall-clock seconds of a stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,67 @@
+"""One level of a study: where it searches, with which live model and which sampler."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from optuna.samplers import BaseSampler
+
+from paretomerge.evaluate.evaluator import Candidate
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.recipe import Recipe
+from paretomerge.record.trial import Trial
+from paretomerge.space.space import SearchSpace
+from paretomerge.types import Params
+
+LiveModel = ResidentModel | RoutedModel
+
+
+@dataclass(frozen=True)
+class Level:
+    """A search space with the model that its recipes are loaded into, and the sampler that searches it.
+
+    Attributes:
+        number: 0 for the first level, 1 for the second.
+        space: The search space.
+        sampler: The sampler.
+        load_model: Loads the live model; called once, when the first candidate is merged.
+        weights_key: Identifies the content of the models' files.
+        dtype: Of the merges; None for the base's.
+        agenda: What is evaluated before the sampler proposes; trials with scores are taken over.
+        shown_first: Trials of another level that the sampler sees as if they were its own.
+    """
+
+    number: int
+    space: SearchSpace
+    sampler: BaseSampler
+    load_model: Callable[[], LiveModel]
+    weights_key: str = ""
+    dtype: str | None = None
+    agenda: Callable[[list[Trial]], list[Trial]] = field(default=lambda finished: [])
+    shown_first: tuple[Trial, ...] = ()
+
+    @cached_property
+    def model(self) -> LiveModel:
+        """The live model."""
+        return self.load_model()
+
+    def recipe(self, params: Params) -> Recipe:
+        """The recipe of a point, in the dtype that is scored."""
+        return replace(self.space.recipe(params), dtype=self.dtype)
+
+    def load(self, recipe: Recipe) -> Candidate:
+        """Merge a recipe into the live model.
+
+        Args:
+            recipe: A recipe of this level.
+
+        Returns:
+            What evaluators score; it is valid until the next recipe is loaded.
+
+        Raises:
+            ParetoMergeError: The recipe cannot be merged.
+        """
+        merged = self.model.load(recipe)
+        key = f"{recipe.key} {self.weights_key}"
+        return Candidate(merged.model, self.model.tokenizer, merged.facts, key)

@@ -1,0 +1,63 @@
+"""The progress bar of `Study.optimize`, in terminals and notebooks."""
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from paretomerge.record.trial import Trial
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from paretomerge.study.loop import Event
+
+
+class ProgressBar:
+    """Shows the trials of a run: `with ProgressBar() as progress: study.run(progress.trial)`."""
+
+    def __init__(self, shown: bool = True) -> None:
+        self._shown = shown
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def trial(self, event: "Event") -> None:
+        """Show a finished trial.
+
+        Args:
+            event: What the loop reports of it.
+        """
+        if not self._shown:
+            return
+        if self._bar is None:
+            self._bar = _make_bar(event.total, event.done - 1)
+        self._bar.set_postfix_str(f"hypervolume {event.hypervolume:.4f}", refresh=False)
+        self._bar.n = event.done
+        self._bar.refresh()
+
+    def held_out(self, trial: Trial) -> None:
+        """Show that a trial was scored on held-out examples.
+
+        Args:
+            trial: The trial.
+        """
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"held-out examples: {trial.name}")
+
+
+def _make_bar(total: int, done: int) -> "tqdm[None]":
+    if "ipykernel" in sys.modules:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm(total=total, initial=done, unit="trial", dynamic_ncols=True)

@@ -1,0 +1,336 @@
+"""A study with everything loaded: its record, its goals and its levels."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from optuna.distributions import distribution_to_json
+from optuna.samplers import BaseSampler
+
+from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.merging.engine import usable_device
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.recipe import Recipe
+from paretomerge.record.record import Header, Record
+from paretomerge.record.results import Results
+from paretomerge.record.storage import Storage
+from paretomerge.record.trial import Trial, count_evaluated
+from paretomerge.space.sources import digest
+from paretomerge.space.space import SearchSpace
+from paretomerge.study.agenda import WarmStart, first_agenda
+from paretomerge.study.executor import Executor
+from paretomerge.study.goals import Goals
+from paretomerge.study.level import Level, LiveModel
+from paretomerge.study.loop import Event, Loop
+from paretomerge.study.second_level import (
+    POOL,
+    SecondLevelPlan,
+    already_scored,
+    pool_name,
+    second_agenda,
+)
+from paretomerge.study.stopping import End, StoppingRule
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How merges are held while they are scored.
+
+    Attributes:
+        dtype: Of the live weights, and of what is written; None for the base's.
+        device: `cpu`, `cuda` or `cuda:N`.
+    """
+
+    dtype: str | None = None
+    device: str = "cpu"
+
+
+class Search:
+    """Record + goals + levels.
+
+    Args:
+        folder: Holds `study.db`, the default record, and the lock.
+        space: The first level's search space.
+        goals: What merges are scored on.
+        sampler: Any Optuna sampler for that space.
+        warm_start: Reads what is to be tried or taken over first; called once, when a search begins.
+        storage: Where the record is.
+        identity: What makes trials comparable; by default the models, the parameters and the goals.
+        placement: How merges are held.
+        then: A second level.
+        rule: When it ends by default.
+
+    Raises:
+        StudyError: The record holds trials of another study, or cannot be read or written.
+    """
+
+    def __init__(  # the parts of a study; build.py makes them of settings
+        self,
+        folder: str | Path,
+        space: SearchSpace,
+        goals: Goals,
+        sampler: BaseSampler,
+        *,
+        warm_start: Callable[[], WarmStart] = WarmStart,
+        storage: Storage | None = None,
+        identity: Mapping[str, Any] | None = None,
+        placement: Placement = Placement(),
+        then: SecondLevelPlan | None = None,
+        rule: StoppingRule | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.space = space
+        self.goals = goals
+        self.sampler = sampler
+        self.placement = placement
+        self.then = then
+        self.rule = rule or StoppingRule(60)
+        self._read_warm_start = warm_start
+        header = Header(
+            goals.objectives,
+            tuple(space.sources),
+            identity or _default_identity(space, goals, placement),
+        )
+        storage = storage or Storage.at(self.folder / "study.db")
+        self.record = Record.begin(storage, header)
+
+    @cached_property
+    def warm_start(self) -> WarmStart:
+        """What is known before the search; read when it is first needed."""
+        return self._read_warm_start()
+
+    @cached_property
+    def first_level(self) -> Level:
+        """The level that the study begins with."""
+        return Level(
+            0,
+            self.space,
+            self.sampler,
+            self._load_first_model,
+            self._weights_key,
+            self.placement.dtype,
+            self._first_agenda,
+        )
+
+    @cached_property
+    def pool(self) -> dict[str, Recipe]:
+        """Name -> recipe of the first level's merges that the second takes from.
+
+        Raises:
+            StudyError: The second level has not begun.
+        """
+        numbers = self.record.note(POOL)
+        if numbers is None:
+            raise StudyError(f"{self.folder}: the second level has not begun; continue the search")
+        trials = self.record.trials()
+        return {
+            pool_name(number): self.first_level.recipe(trials[number].params) for number in numbers
+        }
+
+    @cached_property
+    def second_level(self) -> Level:
+        """The level of routes, once the first has ended."""
+        assert self.then is not None
+        space = self.then.space(self.pool)
+        scored = already_scored(space, self.record.trials())
+
+        def agenda(finished: list[Trial]) -> list[Trial]:
+            return second_agenda(space, self.pool, finished, scored, self.goals.includes_size)
+
+        return Level(
+            1,
+            space,
+            self.then.sampler(space),
+            self._load_second_model,
+            self._weights_key,
+            self.placement.dtype,
+            agenda,
+            tuple(scored.values()),
+        )
+
+    def level_of(self, trial: Trial) -> Level:
+        """The level that a trial belongs to."""
+        return self.second_level if trial.level else self.first_level
+
+    def results(self) -> Results:
+        """Read the record."""
+        return self.record.results()
+
+    def trials(self) -> list[Trial]:
+        """Read every finished trial, in the order of their numbers."""
+        return self.record.trials()
+
+    def front(self) -> list[Trial]:
+        """Read the trials that no other dominates."""
+        return self.results().front
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """The recipe of a trial, in the dtype that is scored."""
+        return self.level_of(trial).recipe(trial.params)
+
+    def load(self, trial: Trial) -> Candidate:
+        """Merge a trial into the live model of its level."""
+        return self.level_of(trial).load(self.recipe(trial))
+
+    def score(self, candidate: Candidate, split: Split) -> dict[str, Score]:
+        """Score a candidate; see `Goals.score`."""
+        return self.goals.score(candidate, split)
+
+    def run(
+        self,
+        rule: int | StoppingRule | None = None,
+        watch: Callable[[Event], None] = lambda event: None,
+    ) -> str:
+        """Search until the rule ends it; what the record holds already counts. Interrupt it whenever you like.
+
+        Args:
+            rule: When to stop, or a number of evaluations; by default the search's own rule.
+            watch: Called after each trial that the run made.
+
+        Returns:
+            Why it ended.
+
+        Raises:
+            ConfigError: The device is not there, or a sampler does not suit the rule.
+            StudyError: Ten trials failed in a row, or another process searches in the same folder.
+        """
+        if rule is None:
+            rule = self.rule
+        elif isinstance(rule, int):
+            rule = StoppingRule(rule)
+        rule.check_sampler(self.sampler)
+        if self.then and rule.until is not None:
+            # Checked now, not when the first level has been paid for.
+            rule.check_sampler(self.then.sampler(self.then.space({})))
+        usable_device(self.placement.device)
+        with _locked(self.folder):
+            end = self._explore(rule, watch)
+            self.record.set_note("end", asdict(end))
+        return end.reason
+
+    def hold_out(
+        self,
+        trials: Sequence[Trial],
+        watch: Callable[[Trial], None] = lambda trial: None,
+        *,
+        watched: bool = False,
+    ) -> None:
+        """Score trials on the held-out examples; what is in the record is not scored again.
+
+        Args:
+            trials: Trials without failures.
+            watch: Called with each trial that was scored.
+            watched: Also score what is only watched.
+        """
+        evaluators = {"objectives": self.goals.evaluator}
+        if watched and self.goals.watched is not None:
+            evaluators["watched"] = self.goals.watched
+        for trial in trials:
+            recorded = self.record.held_out(trial.number)
+            missing = {kind: one for kind, one in evaluators.items() if kind not in recorded}
+            if not missing:
+                continue
+            candidate = self.load(trial)
+            for kind, evaluator in missing.items():
+                scores = evaluator.evaluate(candidate, "held_out")
+                self.record.add_held_out(trial.number, kind, scores)
+            held_out: dict[str, Score] = {}
+            for scores in self.record.held_out(trial.number).values():
+                held_out |= scores
+            watch(replace(trial, held_out=held_out))
+
+    def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
+        last_end = End.from_note(self.record.note("end"))
+        executor = Executor(self.goals, len(self.space.sources))
+        loop = Loop(self.record, executor, rule.trials, watch)
+        if self.then is None:
+            return loop.explore(self.first_level, rule, last_end)
+        if self.record.note(POOL) is None:
+            first_rule = replace(rule, trials=min(self.then.after, rule.trials))
+            end = loop.explore(self.first_level, first_rule, last_end)
+            first_level_done = count_evaluated(loop.finished) >= self.then.after or end.stopped
+            if count_evaluated(loop.finished) >= rule.trials or not first_level_done:
+                return end
+            self._choose_pool(loop.finished)
+        return loop.explore(self.second_level, rule, last_end)
+
+    def _choose_pool(self, finished: Sequence[Trial]) -> None:
+        assert self.then is not None
+        feasible = [trial for trial in finished if trial.can_be_on_front]
+        reference = self.results().reference
+        pool = self.then.choose_pool(feasible, self.goals.objectives, reference, self.space.sources)
+        self.record.set_note(POOL, pool)
+
+    def _first_agenda(self, finished: list[Trial]) -> list[Trial]:
+        return first_agenda(
+            self.space.starts(),
+            len(self.space.sources),
+            self.warm_start,
+            finished,
+            lambda params: self.first_level.recipe(params).key,
+        )
+
+    def _load_first_model(self) -> LiveModel:
+        sources = tuple(self.space.sources.values())
+        dtype, device = self.placement.dtype, self.placement.device
+        if self.space.routed:
+            return RoutedModel(sources, dtype, device)
+        return ResidentModel(self.space.base, sources, dtype, device)
+
+    def _load_second_model(self) -> LiveModel:
+        """Shares the sources' tensors with the first level's model."""
+        return RoutedModel(
+            tuple(self.space.sources.values()),
+            self.placement.dtype,
+            self.placement.device,
+            self.pool,
+            self.first_level.model.checkpoints,
+        )
+
+    @cached_property
+    def _weights_key(self) -> str:
+        """Which weights the names of models stand for."""
+        models = (self.space.base, *self.space.sources.values())
+        digests = " ".join(digest(model) for model in models)
+        return hashlib.sha256(digests.encode()).hexdigest()[:16]
+
+
+def _default_identity(space: SearchSpace, goals: Goals, placement: Placement) -> dict[str, Any]:
+    distributions = {
+        name: distribution_to_json(distribution)
+        for name, distribution in space.distributions.items()
+    }
+    text = json.dumps(distributions, sort_keys=True)
+    return {
+        "base": space.base,
+        "sources": dict(space.sources),
+        "distributions": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "objectives": [asdict(objective) for objective in goals.objectives],
+        "constraints": [constraint.text for constraint in goals.constraints],
+        "dtype": placement.dtype,
+    }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out: two would number their trials alike, and each would not see what the other finds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "study.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(
+            f"Another process is already searching in {folder}. Stop it, or set another `out`."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

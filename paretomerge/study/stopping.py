@@ -1,0 +1,149 @@
+"""When a search ends: after a number of evaluations, after some time, or when little is to be gained."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.samplers import BaseSampler
+
+from paretomerge.errors import ConfigError
+from paretomerge.record.trial import Trial, count_evaluated
+
+_REPEATS_IN_A_ROW = 100  # a space of finitely many merges may be used up
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Attributes:
+        reason: For the user.
+        total: Trials in the record then.
+        stopped: Whether it ended for want of gain or of new merges, before its budget was spent.
+        budget: The rule's `trials`, `until` and `patience`.
+    """
+
+    reason: str
+    total: int
+    stopped: bool
+    budget: Mapping[str, Any]
+
+    @classmethod
+    def from_note(cls, note: Mapping[str, Any] | None) -> "End | None":
+        """Read it from the record, as `asdict` wrote it; None where no run has ended yet."""
+        return cls(**note) if note else None
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When to stop.
+
+    Attributes:
+        trials: The most evaluations in the record; what a warm start brought, and repeated recipes, are not counted.
+        until: Stop earlier, once the sampler expected less than this share of the hypervolume of `patience` proposals in a
+            row. The last of them is not evaluated.
+        patience: See `until`.
+        deadline: Stop at this `time.monotonic()`.
+        requested: Whether a callback asked to stop.
+    """
+
+    trials: int
+    until: float | None = None
+    patience: int = 5
+    deadline: float | None = None
+    requested: Callable[[], bool] = lambda: False
+
+    def check_sampler(self, sampler: BaseSampler) -> None:
+        """Check that the sampler can say what it expects to gain, where `until` needs it.
+
+        Args:
+            sampler: The sampler.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.until is not None and not hasattr(sampler, "expected_gain"):
+            raise ConfigError(
+                f"budget.until: {type(sampler).__name__} does not estimate the gain of its proposals. "
+                "Use MMMOSampler, or leave `until` out."
+            )
+
+    def before_asking(
+        self, finished: Sequence[Trial], last_end: End | None, begun: int = 0
+    ) -> End | None:
+        """Decide whether anything more is evaluated.
+
+        A study that stopped for want of gain, or of new merges, stays so until its budget grows.
+
+        Args:
+            finished: The trials in the record.
+            last_end: How the latest run ended.
+            begun: How many trials there were when this run, or this level of it, began.
+
+        Returns:
+            How the run ends; None where it goes on.
+        """
+        evaluated = count_evaluated(finished)
+        if evaluated >= self.trials:
+            return self._end(f"finished {evaluated} trials", finished)
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return self._end(f"timeout after {evaluated} trials", finished)
+        if self.requested():
+            return self._end(f"stopped by a callback after {evaluated} trials", finished)
+        if last_end and self._still_stopped(last_end, finished):
+            return last_end
+        latest = finished[begun:][-_REPEATS_IN_A_ROW:]
+        if len(latest) == _REPEATS_IN_A_ROW and all(t.same_as is not None for t in latest):
+            reason = (
+                f"finished {evaluated} trials: the last {_REPEATS_IN_A_ROW} proposals "
+                "were merges that had been scored"
+            )
+            return self._end(reason, finished, stopped=True)
+        return None
+
+    def after_asking(
+        self, gain: float | None, finished: Sequence[Trial], last_end: End | None, level: int = 0
+    ) -> End | None:
+        """Decide whether the study stops instead of evaluating a proposal.
+
+        Proposals are counted anew for each level, and after a run that went on after a stop.
+
+        Args:
+            gain: The share of the hypervolume that the sampler expects of the proposal; None where it does not say.
+            finished: The trials in the record.
+            last_end: How the latest run ended.
+            level: The level that is searched.
+
+        Returns:
+            How the run ends; None where it goes on.
+        """
+        if self.until is None:
+            return None
+        since = last_end.total if last_end and last_end.stopped else 0
+        earlier = [trial.gain for trial in reversed(finished[since:]) if trial.level == level]
+        in_a_row = 0
+        for expected in (gain, *earlier):
+            if expected is None or expected >= self.until:
+                break
+            in_a_row += 1
+        if in_a_row < self.patience:
+            return None
+        evaluated = count_evaluated(finished)
+        reason = (
+            f"stopped after {evaluated} trials: expected gain below {100 * self.until:g} % "
+            f"for {self.patience} asks"
+        )
+        return self._end(reason, finished, stopped=True)
+
+    def _end(self, reason: str, finished: Sequence[Trial], stopped: bool = False) -> End:
+        budget = {"trials": self.trials, "until": self.until, "patience": self.patience}
+        return End(reason, len(finished), stopped, budget)
+
+    def _still_stopped(self, last_end: End, finished: Sequence[Trial]) -> bool:
+        unchanged = last_end.stopped and last_end.total == len(finished)
+        return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
+
+    def _exceeds(self, other: "StoppingRule") -> bool:
+        stricter = other.until is not None and (self.until is None or self.until < other.until)
+        return stricter or self.trials > other.trials or self.patience > other.patience

@@ -1,0 +1,186 @@
+"""Warm starts: the user's recipes, and earlier studies over the same models, as what a new study knows beforehand."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paretomerge.errors import ConfigError, ErrorCollector, ParetoMergeError, StudyError
+from paretomerge.pareto.front import nondominated, ranked, reference_point
+from paretomerge.recipe import Recipe
+from paretomerge.record.record import Record
+from paretomerge.record.storage import Storage
+from paretomerge.record.trial import Trial
+from paretomerge.space.space import SearchSpace
+from paretomerge.study.agenda import WarmStart
+
+_MOST_STARTS = 10  # from an earlier front: each costs an evaluation
+_MODELS = {"base": "another base", "models": "other models"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the scores of a study mean, whatever file describes it.
+
+    Attributes:
+        settings: What decides all scores, key by key, with absolute paths; `base` and `models` among them.
+        scores: Name of each score -> what it measures.
+    """
+
+    settings: Mapping[str, Any]
+    scores: Mapping[str, Any]
+
+    def differences(self, other: "Question") -> str:
+        """Name what gives the other study's scores another meaning; empty where nothing does."""
+        changed = [key for key in self.settings if self.settings[key] != other.settings.get(key)]
+        for name, measured in self.scores.items():
+            if measured != other.scores.get(name):
+                changed.append(f"score {name!r}")
+        return ", ".join(changed)
+
+
+@dataclass(frozen=True)
+class EarlierStudies:
+    """Reads earlier studies for a new one.
+
+    Attributes:
+        folder: Where the names of files start.
+        space: The new study's space.
+        question: What the new study asks.
+        storage_of: A study.yaml -> where its record is.
+        question_of: An earlier record's identity, and the folder its paths start from -> what it asked.
+    """
+
+    folder: Path
+    space: SearchSpace
+    question: Question
+    storage_of: Callable[[Path], Storage]
+    question_of: Callable[[Mapping[str, Any], Path], Question]
+
+    def read(self, starts: Sequence[str], studies: Sequence[str]) -> WarmStart:
+        """Read what a search begins with; every error at once, before anything is merged.
+
+        Args:
+            starts: Recipe files.
+            studies: Folders, records (`study.db` or a URL) or study.yaml files of earlier studies.
+
+        Returns:
+            Points to evaluate and trials to take over.
+
+        Raises:
+            ConfigError: A recipe is outside the space, or a study merged other models.
+        """
+        errors = ErrorCollector()
+        warm_start = WarmStart()
+        for file in starts:
+            with errors.collect():
+                warm_start |= self._start(file)
+        for name in studies:
+            with errors.collect():
+                try:
+                    warm_start |= self._study(name)
+                except ParetoMergeError as error:
+                    raise ConfigError(f"warm_start: {name}: {error}") from error
+        errors.raise_if_any()
+        return warm_start
+
+    def _start(self, file: str) -> WarmStart:
+        try:
+            recipe = Recipe.load(self.folder / file).relative_to(self.folder)
+            return WarmStart({file: self.space.warm(recipe)})
+        except ParetoMergeError as error:
+            raise ConfigError(f"starts: {file}: {error}") from error
+
+    def _study(self, name: str) -> WarmStart:
+        """An earlier study's scores where they mean the same; else the best of its front as points to evaluate."""
+        storage, home = self._locate(name)
+        try:
+            record = Record.read(storage)
+        except StudyError as error:
+            raise ConfigError(
+                f"{error} Name the folder, the study.db or the study.yaml of an earlier study."
+            ) from error
+        identity = record.note("identity") or {}
+        home = home or record.note("home")
+        if not home or "base" not in identity:
+            raise ConfigError(
+                "its record does not say where its paths start; name its study.yaml instead"
+            )
+        theirs = self.question_of(identity, Path(home))
+        for key, another in _MODELS.items():
+            mine, other = self.question.settings[key], theirs.settings[key]
+            if mine != other:
+                raise ConfigError(f"it is a study over {another}, {other}; this one has {mine}")
+        return known_from(name, record, self.space, self.question.differences(theirs))
+
+    def _locate(self, name: str) -> tuple[Storage, str]:
+        """The record, and the folder that a study.yaml's paths start from."""
+        if "://" in name:
+            return Storage(name).relative_to(self.folder), ""
+        path = self.folder / name
+        if path.suffix in (".yaml", ".yml"):
+            return self.storage_of(path), str(path.resolve().parent)
+        file = path / "study.db" if path.is_dir() else path
+        return Storage.at(file.resolve()), ""
+
+
+def known_from(name: str, record: Record, space: SearchSpace, changed: str) -> WarmStart:
+    """Use an earlier study's trials in a new space. What lies outside is left out.
+
+    Args:
+        name: What the user calls the study.
+        record: Its record.
+        space: The new study's space.
+        changed: What gives its scores another meaning. Empty: the scores are taken over. Else the best of its front are
+            evaluated as starts.
+
+    Returns:
+        Trials to take over, or points to evaluate.
+    """
+    results = record.results()
+    usable = [t for t in results.trials if not t.failure and t.final and not t.level]
+    if changed:
+        feasible = [trial for trial in usable if trial.feasible]
+        values = np.array([trial.values(results.objectives) for trial in feasible])
+        usable = [feasible[i] for i in _best(values)][:_MOST_STARTS]
+    inside = []
+    for trial in usable:
+        try:
+            params = space.warm(trial.recipe)
+        except ConfigError:
+            continue  # outside the new space
+        origin = f"{name} {trial.number}"
+        inside.append(
+            Trial(
+                -1,
+                params,
+                trial.scores,
+                f"warm: {origin}",
+                held_out=trial.held_out,
+                warm_start=origin,
+            )
+        )
+    outside = len(usable) - len(inside)
+    note_outside = f"; {outside} lie outside the space" if outside else ""
+    if changed:
+        starts = {trial.label: trial.params for trial in inside}
+        note = (
+            f"{name}: {changed} changed since: {len(starts)} merges of its front are evaluated "
+            f"as starts{note_outside}"
+        )
+        return WarmStart(starts, (), (note,))
+    note = (
+        f"{name}: {len(inside)} of {len(usable)} trials taken over with their scores, "
+        f"beside the budget{note_outside}"
+    )
+    return WarmStart({}, tuple(inside), (note,))
+
+
+def _best(values: Any) -> list[int]:
+    """Indices of the non-dominated values `(n, m)`, the greatest hypervolume contribution first."""
+    if not len(values):
+        return []
+    order = ranked(values, reference_point(values))
+    return [int(i) for i in order[: nondominated(values).sum()]]
