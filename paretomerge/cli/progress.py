@@ -109,6 +109,7 @@ class Progress:
         for stage in _STAGES:
             total = sum(event.seconds.get(stage, 0) for event in self._events)
             stages.append(f"{stage} {total:.0f}s")
+        # The estimate includes trials that failed or were reused, as the remaining ones will.
         left = seconds_each * (last.total - last.done)
         parts = [
             f"{last.done}/{last.total} trials",

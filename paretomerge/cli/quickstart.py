@@ -30,6 +30,7 @@ def unpack_specialists(parent: Path) -> Path:
         raise ConfigError(
             f"{folder} exists and has no study.yaml. Move it away, or go to another folder."
         )
+    # Copied under another name and renamed: an interrupted copy never looks like a finished one.
     unfinished = parent / f".{FOLDER}.{os.getpid()}"
     try:
         shutil.copytree(SPECIALISTS, unfinished, ignore=shutil.ignore_patterns("runs"))

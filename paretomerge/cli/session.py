@@ -31,6 +31,7 @@ def open_study(path: Path) -> "Study":
 
 def set_up_process(study: "Study") -> None:
     """Set what belongs to the process and not to the library: threads, and other libraries' progress bars."""
+    # Tokenizers fork badly after their thread pool has started, and warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
     from transformers.utils import logging
@@ -55,6 +56,7 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         set_up_process(study)
         print_notes(study.check())
         results = study.results()
+        # `--trials` is a total, as in the file; `Study.run` takes how many more.
         more = None if trials is None else max(0, trials - count_evaluated(results.trials))
         with Progress(results, console(), quiet) as progress:
             reason = study.run(progress.trial, more)

@@ -151,7 +151,7 @@ def _objective(config: ObjectiveConfig) -> Measure:
 
 
 def _measure(config: MeasureConfig) -> Measure:
-    name = config.name or ""
+    name = config.name or ""  # an empty name becomes the measure's default
     if config.task is not None:
         return Task(config.task, config.metric, name)
     if config.function is not None:
@@ -170,6 +170,7 @@ def _constraint(config: ConstraintConfig, objectives: tuple[Measure, ...]) -> Co
     measure = _measure(config)
     if config.name is None:
         for objective in objectives:
+            # The same measure under another name: score it once, under the objective's name.
             if replace(objective, name=measure.name, direction=None) == measure:
                 measure = replace(objective, direction=None)
                 break

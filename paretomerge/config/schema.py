@@ -254,6 +254,7 @@ def _checked_percentage(value: Any, what: str, example: str) -> Any:
 
 def _keys_of(location: Sequence[int | str]) -> list[str]:
     """The path of a key, without the alternatives of a union that pydantic adds to it."""
+    # pydantic names the alternative of a union that it tried, such as `dict[str,any]`, as a part of the path.
     keys = [str(part) for part in location]
     return [key for key in keys if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key)]
 

@@ -73,6 +73,7 @@ class Comparison:
         reach = float(stats.t.ppf(0.975, n - 1)) * stderr
         wins: int | None = None
         losses: int | None = None
+        # Right-or-wrong examples have an exact test that needs no normal approximation.
         if set(one) | set(other) <= {0.0, 1.0}:
             wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
             p = _mcnemar(wins, losses)
@@ -131,6 +132,7 @@ def _mcnemar(wins: int, losses: int) -> float:
 
 
 def _paired_t_test(differences: Array, stderr: float) -> float:
+    # Equal differences everywhere: the t statistic is 0/0 or infinite.
     if not stderr:
         return float(not differences.any())
     statistic = abs(differences.mean()) / stderr

@@ -96,7 +96,7 @@ def _expected(
     objectives: Sequence[Objective], trials: Sequence[Trial], per_example: Sequence[Objective]
 ) -> dict[str, float]:
     """By how much a front's scores on drawn examples exceed its true ones, which are here those on all examples."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # fixed: the report of a record is always the same
     values = np.array([trial.values(objectives) for trial in trials])
     tables: dict[int, Array] = {}
     for k, objective in enumerate(objectives):
@@ -105,6 +105,7 @@ def _expected(
             sign = 1 if objective.maximise else -1
             tables[k] = np.array(rows, dtype=float) * sign
     gains = np.zeros(values.shape[1])
+    # Each draw resamples the examples with replacement, rescores all trials on them and chooses a front by these scores.
     for _ in range(_DRAWS):
         drawn = values.copy()
         for k, table in tables.items():

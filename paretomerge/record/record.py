@@ -76,10 +76,12 @@ class Record:
         if storage.file:
             storage.file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # What JSON makes of it (lists for tuples) is what the database gives back.
         identity = _without_unset(json.loads(json.dumps(header.identity)))
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
             recorded = _without_unset(study.user_attrs.get("identity"))
+            # Nothing is lost with a record that has no trial yet, so a changed study may simply begin anew.
             if recorded not in (None, identity) and not study.get_trials(deepcopy=False):
                 optuna.delete_study(study_name=storage.study_name, storage=database)
                 study = _create_or_load(storage, database, header)
@@ -187,6 +189,7 @@ class Record:
             user_attrs=self._attributes(trial),
             system_attrs=dict(sampler_notes or {}),
         )
+        # Optuna >= 5 keeps constraints on the trial; a frozen trial that was told already has them.
         for name, violation in trial.constraints.items():
             if name not in frozen.constraints:
                 frozen.set_constraint(name, violation)
@@ -245,6 +248,7 @@ class Record:
             "final": None if trial.final else False,
         }
         attributes |= {name: value for name, value in optional.items() if value not in ("", None)}
+        # Samplers look here for the noise of the objectives.
         if not trial.failure:
             attributes["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
         return attributes
@@ -266,6 +270,7 @@ def _write_header(study: optuna.Study, header: Header, identity: Mapping[str, An
         # `set_metric_names` is experimental in Optuna; the dashboard shows the names.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in header.objectives])
+    # Values are stored as maximised; this keeps the user's directions readable without loading a task.
     study.set_user_attr("maximise", [objective.maximise for objective in header.objectives])
     study.set_user_attr("sources", list(header.sources))
     study.set_user_attr("identity", dict(identity))

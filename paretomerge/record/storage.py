@@ -101,6 +101,7 @@ class Storage:
         try:
             yield
         except _DATABASE_ERRORS as error:
+            # SQLAlchemy wraps the driver's message, which says what happened.
             cause = str(error.__cause__ or error)
             summary = cause.splitlines()[0]
             raise StudyError(

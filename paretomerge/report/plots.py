@@ -86,6 +86,7 @@ def plot_hypervolume(results: Results) -> "Figure":
     from plotly.graph_objects import Figure, Scatter
 
     trials = [trial for trial in results.trials if not trial.failure]
+    # From the first trial on, so that the plot shows what the baselines brought.
     volumes = [results.hypervolume(trials[: i + 1]) for i in range(len(trials))]
     numbers = [trial.number + 1 for trial in trials]
     line = {"color": _FRONT, "shape": "hv"}

@@ -63,6 +63,7 @@ class FittingTable:
     narrow: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Rich shrinks columns silently; measuring first keeps every number whole.
         unlimited = options.update(max_width=_ANY_WIDTH)
         needed = Measurement.get(console, unlimited, self.wide).maximum
         yield self.wide if needed <= options.max_width else self.narrow

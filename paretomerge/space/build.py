@@ -95,6 +95,7 @@ def build_route_space(
         ConfigError: The models do not fit together.
         CheckpointError: A model cannot be read.
     """
+    # Only headers are read here: layers, widths and names.
     opened = open_weights((pool.base, *pool.sources.values()))
     depths = {name: opened[path].architecture.depth for name, path in pool.sources.items()}
     depths |= dict.fromkeys(recipes, opened[pool.base].architecture.depth)
@@ -134,6 +135,7 @@ def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
         CheckpointError: A model cannot be read.
     """
     models = (pool.base, *pool.sources.values())
+    # The key contains the files' digests: a model that was trained again is measured again.
     files = [digest(model) for model in models]
     key = _hash([pool.base, dict(pool.sources), files])
     file = folder / f"deltas-{key}.json"

@@ -48,6 +48,7 @@ def first_agenda(
     Returns:
         Trials: those with scores are to be taken over, the others to be evaluated.
     """
+    # Several studies may have scored the same merge; the first one named counts.
     scored: dict[str, Trial] = {}
     for trial in warm_start.scored:
         scored.setdefault(key(trial.params), trial)
@@ -65,6 +66,7 @@ def first_agenda(
     with_label = {key(trial.params) for trial in (*sources, *others)}
     unlabelled = [trial for trial_key, trial in scored.items() if trial_key not in with_label]
 
+    # Sources are lined up by position and not by recipe: two of them may be the same merge, and both need a trial.
     agenda = sources[len(finished) :]
     seen = {key(trial.params) for trial in (*finished, *sources)}
     known_first = [trial for trial in others if trial.scores] + unlabelled

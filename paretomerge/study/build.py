@@ -155,6 +155,7 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
+        # Another study's warm start finds this one's relative paths from here.
         search.record.set_note("home", str(settings.folder))
         return search
 
@@ -176,6 +177,7 @@ class _Builder:
             for measure in settings.measures
             if isinstance(measure, Task)
         }
+        # Watched tasks know the searched examples: none of those is ever held out.
         harness = self.harness(tasks)
         watched = self.harness({name: HarnessTask(name) for name in settings.watch}, harness)
         race = None
@@ -251,6 +253,7 @@ class _Builder:
         starts = list(space.starts().values())
         n_sources = len(space.sources)
         if then is not None:
+            # Its baselines were scored by the first level; only sources and pool count as known starts.
             starts = starts[:n_sources]
             n_sources = len(settings.models)
         importance: Mapping[str, float] = {}
@@ -283,6 +286,7 @@ class _Builder:
         def make_sampler(space: SearchSpace) -> BaseSampler:
             return self.sampler(space, then)
 
+        # Made once without a pool: a wrong setting must not surface after hours of the first level.
         sources_alone = make_space({})
         make_sampler(sources_alone)
         prefer = None
@@ -436,6 +440,7 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
     """What a study's scores mean, with models and data by their absolute paths."""
     pool_models = sorted(_model_path(settings.folder, model) for model in settings.models)
     evaluation = asdict(settings.evaluation)
+    # Batch sizes, caches and races change how fast scores come, not what they mean.
     for key in _CHANGEABLE_EVALUATION:
         del evaluation[key]
     if settings.evaluation.include_path:  # other tasks name no files

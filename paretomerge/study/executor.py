@@ -47,6 +47,7 @@ class Executor:
         """
         recipe = level.recipe(asked.params)
         asked = replace(asked, recipe_yaml=recipe.to_yaml(), seconds=seconds)
+        # Parameters may differ where the recipe does not: an inactive one, or a weight of 0.
         same = by_recipe.get(recipe.key)
         if same is not None:
             return replace(

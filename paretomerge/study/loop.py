@@ -76,13 +76,15 @@ class Loop:
         if finished or any(trial.warm_start for trial in agenda):
             # Optuna's samplers keep their random state to themselves: seeded anew, they would repeat their first points.
             level.sampler.reseed_rng()
+        # Recipes are compared across levels and runs: a merge that was scored once is never scored again.
         by_recipe = self._scored_recipes(level)
         while True:
-            seconds: dict[str, float] = {}
+            seconds: dict[str, float] = {}  # filled by the stages; the trial refers to it
             start = agenda.popleft() if agenda else None
             if start is not None and start.scores:
                 trial = self._take_over(start, level, optimiser)
             else:
+                # A start that the user added is tried even after the study stopped for want of gain.
                 end = rule.before_asking(finished, None if start else last_end, begun)
                 if end:
                     return end
@@ -92,6 +94,7 @@ class Loop:
                 if end:
                     return end
                 trial = self._executor.evaluate(asked, level, finished, by_recipe, seconds)
+                # From here on the trial is on disk: a killed process loses at most the one that it was scoring.
                 with stopwatch(seconds, "record"):
                     optimiser.tell(trial)
             finished.append(trial)

@@ -24,6 +24,7 @@ class Optimiser:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([objective.name for objective in record.objectives])
+        # Samplers read their history from the study: it must hold this level's trials and no others, in their order.
         recorded = record.frozen_trials()
         for trial in level.shown_first:
             self._study.add_trial(record.freeze(trial, self._distributions))
@@ -44,6 +45,7 @@ class Optimiser:
             A trial without scores.
         """
         if start is not None:
+            # An enqueued trial passes through the sampler, so that its bookkeeping knows the point.
             self._study.enqueue_trial(dict(start.params))
         self._asked = self._study.ask(self._distributions)
         number = self._asked.number + self._offset
@@ -63,6 +65,7 @@ class Optimiser:
         """
         assert self._asked is not None, "ask first"
         frozen = self._record.freeze(trial, self._distributions)
+        # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard errors and constraints.
         for name, value in frozen.user_attrs.items():
             self._asked.set_user_attr(name, value)
         for name, violation in frozen.constraints.items():

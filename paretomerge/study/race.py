@@ -88,6 +88,7 @@ class Race:
         if not raced or not rivals:
             return self._goals.score(candidate, "search"), True
         exact = self._unraced_scores(candidate, evaluators, raced)
+        # Seeded by the number of trials, so that a resumed study draws as if never stopped.
         rng = np.random.default_rng([self._settings.seed, len(finished)])
         heat = _Heat(self._goals, models, rivals, exact, rng)
         return self._run(heat, candidate, raced)
@@ -112,6 +113,7 @@ class Race:
                     all_scores = [seen[name][i] for i in in_data_order]
                     scores[name] = evaluator.score("search", name, all_scores)
                 return self._goals.in_order(scores), True
+            # Drawn anew at each look: the Bayesian bootstrap of what has been seen so far.
             dominated = heat.dominated_draws()
             if heat.probability_dominated(dominated) > self._settings.confidence:
                 scores = dict(heat.exact)
@@ -133,6 +135,7 @@ class Race:
 
     def _models_of(self, trials: Sequence[Trial]) -> dict[str, _ScoreModel]:
         """Models of the scores, fitted to the first trials: as many as the last refit had."""
+        # Refits happen at fixed numbers of trials, so the models are a function of the record alone.
         count = _MIN_COMPLETE_TRIALS
         while math.ceil(count * _REFIT_GROWTH) <= len(trials):
             count = math.ceil(count * _REFIT_GROWTH)
@@ -154,6 +157,7 @@ class Race:
 
     def _fit_one(self, table: Array) -> _ScoreModel:
         """Fit one score's model to per-example scores `(trials, N)`."""
+        # Item-response models need shares of right answers; lengths and the like are corrected by difficulty instead.
         bounded = table.min() >= 0 and table.max() <= 1
         estimator = Responses(table).corrected if bounded else by_difficulty(table)
         correct_sources = table[: self._n_sources].sum(0)
@@ -298,6 +302,7 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(correct))
+    # Each stratum's members get evenly spaced places in [0, 1), with a random offset; sorting interleaves the strata.
     place = np.empty(len(correct))
     for stratum in np.unique(correct):
         members = shuffled[correct[shuffled] == stratum]

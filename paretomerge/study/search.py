@@ -99,6 +99,7 @@ class Search:
             tuple(space.sources),
             identity or _default_identity(space, goals, placement),
         )
+        # Opening the record checks that its trials belong to this study, before any model is loaded.
         storage = storage or Storage.at(self.folder / "study.db")
         self.record = Record.begin(storage, header)
 
@@ -139,6 +140,7 @@ class Search:
     def second_level(self) -> Level:
         """The level of routes, once the first has ended."""
         assert self.then is not None
+        # Sources and pool members have scores from the first level: the sampler is shown them, and nothing is scored twice.
         space = self.then.space(self.pool)
         scored = already_scored(space, self.record.trials())
 
@@ -248,14 +250,17 @@ class Search:
             watch(replace(trial, held_out=held_out))
 
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
+        # A study that stopped for want of gain must not begin again with the same budget.
         last_end = End.from_note(self.record.note("end"))
         executor = Executor(self.goals, len(self.space.sources))
         loop = Loop(self.record, executor, rule.trials, watch)
         if self.then is None:
             return loop.explore(self.first_level, rule, last_end)
         if self.record.note(POOL) is None:
+            # The pool is chosen once and written down: a resumed study, or one with a larger budget, keeps its models.
             first_rule = replace(rule, trials=min(self.then.after, rule.trials))
             end = loop.explore(self.first_level, first_rule, last_end)
+            # A timeout or a callback may have ended the first level early; then it goes on at the next run.
             first_level_done = count_evaluated(loop.finished) >= self.then.after or end.stopped
             if count_evaluated(loop.finished) >= rule.trials or not first_level_done:
                 return end
@@ -286,7 +291,7 @@ class Search:
         return ResidentModel(self.space.base, sources, dtype, device)
 
     def _load_second_model(self) -> LiveModel:
-        """Shares the sources' tensors with the first level's model."""
+        """Load the second level's model; it refers to the tensors of the first level's, which may be gigabytes."""
         return RoutedModel(
             tuple(self.space.sources.values()),
             self.placement.dtype,
@@ -308,6 +313,7 @@ def _default_identity(space: SearchSpace, goals: Goals, placement: Placement) ->
         name: distribution_to_json(distribution)
         for name, distribution in space.distributions.items()
     }
+    # Wide spaces have hundreds of parameters; a digest keeps the record short.
     text = json.dumps(distributions, sort_keys=True)
     return {
         "base": space.base,

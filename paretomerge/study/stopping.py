@@ -93,6 +93,7 @@ class StoppingRule:
             return self._end(f"stopped by a callback after {evaluated} trials", finished)
         if last_end and self._still_stopped(last_end, finished):
             return last_end
+        # A space of finitely many merges runs dry; repeats cost nothing, so many are needed to be sure.
         latest = finished[begun:][-_REPEATS_IN_A_ROW:]
         if len(latest) == _REPEATS_IN_A_ROW and all(t.same_as is not None for t in latest):
             reason = (
@@ -120,6 +121,7 @@ class StoppingRule:
         """
         if self.until is None:
             return None
+        # Gains before an earlier stop have been answered by a larger budget.
         since = last_end.total if last_end and last_end.stopped else 0
         earlier = [trial.gain for trial in reversed(finished[since:]) if trial.level == level]
         in_a_row = 0

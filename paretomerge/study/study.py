@@ -124,7 +124,7 @@ class Study:
             dtype=dtype,
             device=device,
         )
-        self._stop_requested = False
+        self._stop_requested = False  # set by `stop`, read between trials
 
     @classmethod
     def from_settings(cls, settings: StudySettings) -> "Study":
@@ -368,6 +368,7 @@ class Study:
             CheckpointError: The folder exists, or cannot be written.
         """
         number = trial if isinstance(trial, int) else trial.number
+        # A folder that cannot be written must not cost an evaluation first.
         check_out(Path(out), overwrite)
         chosen = choose(self.results(), Choice(trial=number))
         self._hold_out([chosen], watched=True)

@@ -102,6 +102,7 @@ class EarlierStudies:
             raise ConfigError(
                 f"{error} Name the folder, the study.db or the study.yaml of an earlier study."
             ) from error
+        # Studies made in Python without settings have no identity that another study could compare.
         identity = record.note("identity") or {}
         home = home or record.note("home")
         if not home or "base" not in identity:
@@ -139,6 +140,7 @@ def known_from(name: str, record: Record, space: SearchSpace, changed: str) -> W
     Returns:
         Trials to take over, or points to evaluate.
     """
+    # Estimates of a race and trials of a second level have no meaning in another study.
     results = record.results()
     usable = [t for t in results.trials if not t.failure and t.final and not t.level]
     if changed:
