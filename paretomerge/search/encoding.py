@@ -20,7 +20,7 @@ Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
 _MOST_STEPS = (
     64  # of an integer that others may depend on: one of many values would explain anything
 )
-AT_REST = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
+INACTIVE = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
 
 
 class Encoding:
@@ -80,7 +80,7 @@ class Encoding:
         placed = np.array(
             [self._write(point, row) for row, point in zip(x, params, strict=True)], dtype=bool
         )
-        x = np.where(self.counting(x), x, AT_REST)
+        x = np.where(self.active_mask(x), x, INACTIVE)
         x[~placed] = np.nan
         return x
 
@@ -91,7 +91,7 @@ class Encoding:
             columns = self.columns[name]
             try:
                 if name not in point:
-                    row[columns] = AT_REST
+                    row[columns] = INACTIVE
                 elif isinstance(distribution, CategoricalDistribution):
                     row[columns][_place(distribution, point[name])] = 1.0
                 else:
@@ -111,7 +111,7 @@ class Encoding:
                 out[name] = self._from_unit(distribution, float(part[0]))
         return out
 
-    def settle(self, x: Array) -> Array:
+    def project(self, x: Array) -> Array:
         """`(n, d)` with choices made one-hot, steps rounded, and inactive parameters moved to their one place."""
         x = np.clip(x, 0.0, 1.0)
         for name, distribution in self.space.items():
@@ -123,9 +123,9 @@ class Encoding:
                     self._to_unit(distribution, self._from_unit(distribution, v))
                     for v in x[:, columns.start]
                 ]
-        return np.where(self.counting(x), x, AT_REST)
+        return np.where(self.active_mask(x), x, INACTIVE)
 
-    def counting(self, x: Array) -> NDArray[np.bool_]:
+    def active_mask(self, x: Array) -> NDArray[np.bool_]:
         """Mask `(n, d)` of the coordinates that mean something where the points' choices are as they are."""
         mask, known = np.ones(x.shape, dtype=bool), dict[str, NDArray[np.bool_]]()
 
@@ -174,15 +174,15 @@ class Encoding:
         others = self._awake(x, others)
         if len(others) > most:
             others = [others[i] for i in rng.choice(len(others), most, replace=False)]
-        settled = self.settle(np.asarray(others).reshape(-1, self.d))
+        settled = self.project(np.asarray(others).reshape(-1, self.d))
         return np.asarray(settled[~(settled == x).all(1)])
 
     def _awake(self, x: Array, others: list[Array]) -> list[Array]:
         """`others`, each once for every value of a choice that counts in it and did not in `x`: at rest it would always be the first."""
         for columns in self.discrete_columns:
             width = columns.stop - columns.start
-            if width > 1 and others and (x[columns] == AT_REST).all():
-                counting = self.counting(np.asarray(others))[:, columns.start]
+            if width > 1 and others and (x[columns] == INACTIVE).all():
+                counting = self.active_mask(np.asarray(others))[:, columns.start]
                 rows: list[list[Array]] = [
                     list(np.eye(width)) if awake else [x[columns]] for awake in counting
                 ]
@@ -223,7 +223,7 @@ def _place(distribution: BaseDistribution, value: Any) -> int:
     return int(distribution.to_internal_repr(value))
 
 
-def inferred_conditions(
+def infer_conditions(
     points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]
 ) -> Conditions:
     """What finished define-by-run trials show: a parameter that they had exactly under some values of another counts under these.

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten
-from paretomerge.search.options import list_of_numbers
+from paretomerge.search.options import number_vector
 
 Array = NDArray[np.float64]
 STDERR = "stderr"
@@ -134,17 +134,17 @@ class Observations:
         return np.asarray(self.complete & ~(self.constraints > 0).any(1))
 
     @property
-    def items(self) -> list[list[Array | None]]:
+    def example_scores(self) -> list[list[Array | None]]:
         """Per trial and objective the outcome of each example (the greater the better), or None where nobody kept them."""
         return [_items(t.user_attrs.get(SCORES), self.signs) for t in self.trials]
 
 
-def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
+def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
     """The trial's standard errors `(m,)`, NaN where it is not known; None where it tells none. ConfigError where they mean nothing."""
     told = trial.user_attrs.get(STDERR)
     if told is None:
         return None
-    errors = list_of_numbers([told] if isinstance(told, float | int) else told)
+    errors = number_vector([told] if isinstance(told, float | int) else told)
     if errors.shape != (m,) or (errors < 0).any():
         raise ConfigError(
             f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, one per objective, "
@@ -156,7 +156,7 @@ def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
 def _stderr(trial: FrozenTrial, m: int) -> Array:
     """The same; what means nothing was told of when it came."""
     try:
-        told = told_stderr(trial, m)
+        told = reported_stderr(trial, m)
     except ConfigError:
         told = None
     return np.full(m, np.nan) if told is None else told

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from paretomerge.errors import ConfigError, shorten
 
 
-def of_kind(owner: str, options: Any) -> None:
+def check_options(owner: str, options: Any) -> None:
     """ConfigError for the first field of a dataclass that is not of the kind of its default."""
     for field in fields(options):
         if field.init:
-            check_kind(f"{owner}: {field.name}", field.default, getattr(options, field.name))
+            check_option(f"{owner}: {field.name}", field.default, getattr(options, field.name))
 
 
-def check_kind(name: str, default: Any, value: Any) -> None:
+def check_option(name: str, default: Any, value: Any) -> None:
     """true or false where the default is, a whole number or any finite number where that is; of other defaults nothing is known."""
     if isinstance(default, bool):
         expected, good = "true or false", isinstance(value, bool)
@@ -39,7 +39,7 @@ def check_kind(name: str, default: Any, value: Any) -> None:
         raise ConfigError(f"{name}: expected {expected}, got {shorten(value)}")
 
 
-def list_of_numbers(value: Any) -> NDArray[np.float64]:
+def number_vector(value: Any) -> NDArray[np.float64]:
     """`(n,)`; empty where it is anything else."""
     try:
         numbers = np.asarray(value, dtype=float)
@@ -48,7 +48,7 @@ def list_of_numbers(value: Any) -> NDArray[np.float64]:
     return numbers if numbers.ndim == 1 else np.zeros(0)
 
 
-def seed_of(seed: int | None) -> int:
+def resolve_seed(seed: int | None) -> int:
     """What generators take: any integer made one of 32 bits; None is drawn by chance, as Optuna's samplers do."""
-    check_kind("seed", 0, 0 if seed is None else seed)
+    check_option("seed", 0, 0 if seed is None else seed)
     return secrets.randbits(32) if seed is None else seed % 2**32

@@ -22,9 +22,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from paretomerge.search.encoding import Conditions, Encoding, inferred_conditions
+from paretomerge.search.encoding import Conditions, Encoding, infer_conditions
 from paretomerge.search.observations import Observations
-from paretomerge.search.options import check_kind, seed_of
+from paretomerge.search.options import check_option, resolve_seed
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
@@ -132,12 +132,12 @@ class PointSampler(BaseSampler):
         self.n_startup = n_startup
         self._usable = usable
         self._centre = centre
-        self._seed = seed_of(seed)
+        self._seed = resolve_seed(seed)
         self._space = dict(space) if space else None
         self._conditions = conditions
         self._proposed: dict[int, dict[str, Any]] = {}
         self._lock = Lock()
-        check_kind("n_startup", 0, n_startup)
+        check_option("n_startup", 0, n_startup)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to the threads of this process."""
@@ -174,7 +174,7 @@ class PointSampler(BaseSampler):
         if self._centre and trial.number == 0 and not self._space:
             encoding = Encoding({param_name: param_distribution})
             return encoding.decode(np.full(encoding.d, 0.5))[param_name]
-        return at_random(self._seed, study, trial, param_name, param_distribution)
+        return random_value(self._seed, study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -201,10 +201,10 @@ class PointSampler(BaseSampler):
         known = seen.feasible if self._usable else seen.complete
         if self.proposer is not None and len(archive.x) >= self.n_startup and known.any():
             points = self.proposer.propose(archive, rng)
-        points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, archive.number)]))
+        points = encoding.project(np.concatenate([points, self._drawn(encoding.d, archive.number)]))
         new = archive.is_new(points)
         if not new.any():
-            others = encoding.settle(rng.random((_TRIES, encoding.d)))
+            others = encoding.project(rng.random((_TRIES, encoding.d)))
             points, new = (
                 np.concatenate([others, points]),
                 np.concatenate([archive.is_new(others), new]),
@@ -221,7 +221,7 @@ class PointSampler(BaseSampler):
         if self._conditions is not None or self._space:
             return self._conditions or {}
         # a trial that failed may have lacked a parameter for that alone
-        return inferred_conditions(
+        return infer_conditions(
             [params for params, whole in zip(seen.params, seen.complete, strict=True) if whole],
             space,
         )
@@ -236,17 +236,17 @@ class PointSampler(BaseSampler):
         return np.asarray(sequence.random(1))
 
 
-def at_random(
+def random_value(
     seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
 ) -> Any:
     """A value of one parameter, a function of the seed, the trial's number and the name: a resume changes nothing."""
-    rng = np.random.default_rng([seed_of(seed), trial.number, zlib.crc32(name.encode())])
+    rng = np.random.default_rng([resolve_seed(seed), trial.number, zlib.crc32(name.encode())])
     return RandomSampler(seed=int(rng.integers(2**31))).sample_independent(
         study, trial, name, distribution
     )
 
 
-def best_first(y: Array) -> NDArray[np.intp]:
+def crowding_order(y: Array) -> NDArray[np.intp]:
     """Indices of `y` `(n, m)`, maximised: front after front, inside a front by crowding distance, the loneliest first."""
     ranks = np.asarray(moocore.pareto_rank(y, maximise=True))
     crowding = np.zeros(len(y))

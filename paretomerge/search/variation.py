@@ -8,7 +8,7 @@ import torch
 from botorch.generation.gen import gen_candidates_scipy
 from numpy.typing import NDArray
 
-from paretomerge.search.encoding import AT_REST, Encoding
+from paretomerge.search.encoding import INACTIVE, Encoding
 from paretomerge.search.mmmo.acquisition import Acquisition, values
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
     )
     if encoding.discrete.mean() > _CHOICES:
         moved = redrawn(encoding, mated(encoding, moved, elites, rng), rng)
-    return encoding.settle(np.concatenate([spread, moved]))
+    return encoding.project(np.concatenate([spread, moved]))
 
 
 def mated(encoding: Encoding, points: Array, elites: Array, rng: np.random.Generator) -> Array:
@@ -63,7 +63,7 @@ def redrawn(encoding: Encoding, points: Array, rng: np.random.Generator) -> Arra
         )
         for i, columns in enumerate(places):
             if i in chosen or (
-                columns.stop - columns.start > 1 and (point[columns] == AT_REST).all()
+                columns.stop - columns.start > 1 and (point[columns] == INACTIVE).all()
             ):
                 point[columns] = rng.random(columns.stop - columns.start)
     return points
@@ -77,8 +77,8 @@ def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int
 
     def rested(points: torch.Tensor) -> torch.Tensor:
         """The acquisition without a slope along what does not count: such moves are taken back, and must not steer."""
-        counting = torch.from_numpy(encoding.counting(points.detach()[:, 0].numpy()))[:, None]
-        return acquisition(torch.where(counting, points, AT_REST))
+        counting = torch.from_numpy(encoding.active_mask(points.detach()[:, 0].numpy()))[:, None]
+        return acquisition(torch.where(counting, points, INACTIVE))
 
     with warnings.catch_warnings(
         record=True

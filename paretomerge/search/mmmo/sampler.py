@@ -32,8 +32,8 @@ from paretomerge.search.mmmo.acquisition import (
     values,
 )
 from paretomerge.search.mmmo.surrogate import PLAIN, Shape, Surrogate
-from paretomerge.search.observations import Observations, told_stderr
-from paretomerge.search.options import check_kind, list_of_numbers, of_kind
+from paretomerge.search.observations import Observations, reported_stderr
+from paretomerge.search.options import check_option, check_options, number_vector
 from paretomerge.search.point_sampler import Archive, PointSampler
 
 Array = NDArray[np.float64]
@@ -78,7 +78,7 @@ class Settings:
     parabola: bool = True
 
     def __post_init__(self) -> None:
-        of_kind("MMMOSampler", self)
+        check_options("MMMOSampler", self)
         for field in fields(self):
             value, least = getattr(self, field.name), 1 if isinstance(field.default, int) else 0
             if not isinstance(field.default, bool) and value < least:
@@ -136,10 +136,10 @@ class MMMOSampler(PointSampler):
         )
         self._reference = None if reference is None else _checked_reference(reference)
         self._reference_trials = reference_trials or self.settings.n_startup
-        check_kind("MMMOSampler: reference_trials", 0, self._reference_trials)
+        check_option("MMMOSampler: reference_trials", 0, self._reference_trials)
         self._importance = dict(importance or {})
         for name, value in self._importance.items():
-            check_kind(f"MMMOSampler: importance: {name}", 0.0, value)
+            check_option(f"MMMOSampler: importance: {name}", 0.0, value)
             if not value > 0:
                 raise ConfigError(
                     f"MMMOSampler: importance: expected positive numbers, got {value} for {name}"
@@ -171,7 +171,7 @@ class MMMOSampler(PointSampler):
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """ConfigError for standard errors that mean nothing, at the trial that has them."""
-        told_stderr(trial, len(study.directions))
+        reported_stderr(trial, len(study.directions))
         if self._constraints_func is not None:
             _process_constraints_after_trial(self._constraints_func, study, trial, state)
 
@@ -187,7 +187,7 @@ class MMMOSampler(PointSampler):
             expected_gain(surrogate, front, reference) if len(archive.usable) else nothing
         )  # first find what is allowed
         acquisition = self._feasible(gain_of, seen, x)
-        points = encoding.settle(self._search(encoding, acquisition, elites, rng))
+        points = encoding.project(self._search(encoding, acquisition, elites, rng))
         points = points[archive.is_new(points)]
         if not len(points):
             return points
@@ -266,7 +266,7 @@ class MMMOSampler(PointSampler):
         start = raw[np.argsort(-values(acquisition, raw), kind="stable")[: s.restarts]]
         points = look.climb(encoding, acquisition, start, s.steps)
         if encoding.discrete.any():
-            switched = look.switch(encoding, acquisition, encoding.settle(points), rng)
+            switched = look.switch(encoding, acquisition, encoding.project(points), rng)
             points = np.concatenate([points, look.climb(encoding, acquisition, switched, s.steps)])
         if s.weak_to_strong:
             points = np.concatenate(
@@ -323,7 +323,7 @@ class MMMOSampler(PointSampler):
 
 
 def _checked_reference(reference: Sequence[float]) -> Array:
-    given = list_of_numbers(reference)
+    given = number_vector(reference)
     if not len(given) or not np.isfinite(given).all():
         raise ConfigError(
             f"reference: expected a list of finite numbers, one per objective, got {shorten(reference)}"
