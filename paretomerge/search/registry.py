@@ -21,9 +21,9 @@ from paretomerge.search.baselines.kinship import Kinship
 from paretomerge.search.baselines.m2n2 import M2N2
 from paretomerge.search.baselines.map import Quadratic
 from paretomerge.search.baselines.scalarised import cma
-from paretomerge.search.encoding import Conditions
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.search.point_sampler import PointSampler
+from paretomerge.types import Conditions
 
 Options = Mapping[str, Any]
 _UNFIT = {

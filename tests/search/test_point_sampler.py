@@ -73,7 +73,9 @@ def test_nothing_is_asked_of_a_proposer_while_every_trial_has_failed():
 
 def test_a_proposer_that_needs_a_usable_trial_waits_for_one():
     for usable, expected in ((True, False), (False, True)):
-        made = study(PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, usable=usable))
+        made = study(
+            PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, require_feasible=usable)
+        )
         trial = made.ask(SPACE)
         trial.set_constraint("c", 1.0)
         made.tell(trial, [0.0, 0.0])
