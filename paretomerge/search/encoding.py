@@ -95,6 +95,7 @@ class Encoding:
             valid[i] = self._encode_into(x[i], point)
         active = self.active_mask(x)
         x = np.where(active, x, INACTIVE)
+        # After the inactive coordinates, which would overwrite the NaN.
         x[~valid] = np.nan
         return x
 
@@ -183,6 +184,7 @@ class Encoding:
             points = [points[i] for i in chosen]
         stacked = np.asarray(points).reshape(-1, self.d)
         projected = self.project(stacked)
+        # A change of an inactive parameter is taken back by the projection.
         unchanged = (projected == x).all(1)
         return np.asarray(projected[~unchanged])
 
@@ -258,7 +260,9 @@ class _Choices:
         return np.asarray(units[:, indices].sum(1) > 0)
 
     def alternatives(self, unit: Array) -> Sequence[Array]:
-        return [choice for choice in self._one_hot if not np.array_equal(choice, unit)]
+        # Of an inactive parameter, whose coordinates are equal, every choice is an alternative.
+        is_current = (self._one_hot == unit).all(1)
+        return list(self._one_hot[~is_current])
 
 
 class _Number:
@@ -374,8 +378,13 @@ def infer_conditions(
         Parameter -> its one condition; parameters without a condition are left out. Categorical
         parents are preferred to integers.
     """
-    categorical = [name for name, d in space.items() if isinstance(d, CategoricalDistribution)]
-    integers = [name for name, d in space.items() if _is_short_integer(d)]
+    categorical = []
+    integers = []
+    for name, distribution in space.items():
+        if isinstance(distribution, CategoricalDistribution):
+            categorical.append(name)
+        elif _is_short_integer(distribution):
+            integers.append(name)
     conditions: dict[str, list[tuple[str, Sequence[ParamValue]]]] = {}
     for name in space:
         having = [point for point in points if name in point]

@@ -58,6 +58,7 @@ class Observations:
             study: The study.
             asking: The trial that parameters are wanted for; it is left out.
         """
+        # Sorted, because storages may return the trials in any order.
         trials = sorted(study.get_trials(deepcopy=False), key=attrgetter("number"))
         if asking is not None:
             trials = [trial for trial in trials if trial.number != asking.number]
@@ -94,7 +95,8 @@ class Observations:
     @cached_property
     def y(self) -> Array:
         """The objectives `(n, m)`, all maximised; NaN where a trial is not complete."""
-        y = np.full((len(self), len(self.signs)), np.nan)
+        shape = (len(self), len(self.signs))
+        y = np.full(shape, np.nan)
         for i in np.flatnonzero(self.complete):
             y[i] = self.trials[i].values
         return np.asarray(self.signs * y)
@@ -112,6 +114,7 @@ class Observations:
             stderr[i] = _valid_stderr(self.trials[i], m)
         missing = np.isnan(stderr)
         reported = ~missing.all(0)
+        # The surrogate needs the noise of an objective in all trials or in none.
         for k in np.flatnonzero(reported):
             column = stderr[:, k]
             column[missing[:, k]] = np.nanmedian(column)
@@ -138,7 +141,8 @@ class Observations:
         columns = sorted(names)
         constraints = np.full((len(self), len(columns)), np.nan)
         for i, trial in enumerate(self.trials):
-            constraints[i] = [trial.constraints.get(name, np.nan) for name in columns]
+            reported = trial.constraints
+            constraints[i] = [reported.get(name, np.nan) for name in columns]
         return constraints
 
     @cached_property
@@ -163,6 +167,7 @@ class Observations:
     @cached_property
     def feasible(self) -> Mask:
         """Mask `(n,)` of the complete trials that report no violated constraint."""
+        # A constraint that is not reported is NaN, which does not count as violated.
         violated = (self.constraints > 0).any(1)
         return np.asarray(self.complete & ~violated)
 

@@ -228,6 +228,7 @@ class PointSampler(BaseSampler):
         """The next point. Threads wait for each other, and each sees the others' proposals."""
         if not search_space:
             return {}
+        # Optuna calls this from several threads (`n_jobs`), which must not get the same point.
         with self._lock:
             observations = Observations.of(study, trial)
             for number in self._proposed.keys() - {t.number for t in observations.running}:
@@ -242,8 +243,10 @@ class PointSampler(BaseSampler):
     def _next(self, archive: Archive) -> dict[str, ParamValue]:
         """The first new point of the proposer, of the Sobol sequence, or of random ones."""
         encoding = archive.encoding
+        # A generator per trial, so that a proposal does not depend on how many were drawn before.
         rng = np.random.default_rng([self._seed, archive.number])
         proposals = self._proposals(archive, rng)
+        # The proposer comes first, so the Sobol point is taken only if no proposal is new.
         sobol = self._sobol_point(encoding.d, archive.number)
         points = encoding.project(np.concatenate([proposals, sobol]))
         is_new = archive.is_new(points)
@@ -282,6 +285,7 @@ class PointSampler(BaseSampler):
         """Point `number` of the Sobol sequence, `(1, d)`."""
         if self._centre and number == 0:
             return np.full((1, d), 0.5)
+        # The sequence starts again for each trial: a resumed study has no state but its trials.
         sequence = qmc.Sobol(d, rng=np.random.default_rng(self._seed))
         if number:
             sequence.fast_forward(number)
@@ -296,7 +300,9 @@ def random_value(
     The value is a function of the seed, the trial's number and the parameter's name, so a resumed
     study draws the same.
     """
-    rng = np.random.default_rng([resolve_seed(seed), trial.number, zlib.crc32(name.encode())])
+    # crc32, because Python's hash of a text differs between processes.
+    name_hash = zlib.crc32(name.encode())
+    rng = np.random.default_rng([resolve_seed(seed), trial.number, name_hash])
     sampler = RandomSampler(seed=int(rng.integers(2**31)))
     value: ParamValue = sampler.sample_independent(study, trial, name, distribution)
     return value
@@ -328,7 +334,8 @@ def _crowding_distance(y: Array) -> Array:
     for values in y.T:
         order = values.argsort(kind="stable")
         spread = max(float(np.ptp(values)), 1e-12)
-        gaps = values[order[2:]] - values[order[:-2]]
+        ascending = values[order]
+        gaps = ascending[2:] - ascending[:-2]
         distance[order[1:-1]] += gaps / spread
         distance[order[[0, -1]]] = np.inf
     return distance

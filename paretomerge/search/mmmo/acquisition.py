@@ -85,8 +85,8 @@ class BoxLogEHVI:
         """Log EHVI `b` of points `b x 1 x d`."""
         mean, std = self._surrogate.moments(X[:, 0])
         # `b x 1 x m` against the boxes, `boxes x m`.
-        mean = mean[:, None]
-        std = std[:, None]
+        mean = mean.unsqueeze(1)
+        std = std.unsqueeze(1)
         # Ament et al. 2023, sec. 4.1: log E[(y - l)_+] = log_h((mean - l) / std) + log std.
         above_lower = log_standard_normal_ei((mean - self._lower) / std)
         above_upper = log_standard_normal_ei((mean - self._upper) / std)
@@ -120,36 +120,39 @@ class DirectionalLogEHVI:
         self._m = m
         self._directions = _positive_directions(m)
         # The length of the front in each direction.
-        above_reference = torch.from_numpy(np.vstack([front, reference]) - reference)
-        above_reference = above_reference.clamp_min(0.0)
-        lengths = (above_reference[:, None] / self._directions).amin(2)
+        # The reference point is added, so that an empty front has length 0.
+        points = np.vstack([front, reference])
+        above_reference = torch.from_numpy(points - reference).clamp_min(0.0)
+        lengths = (above_reference.unsqueeze(1) / self._directions).amin(2)
         self._front_length = lengths.amax(0)
         nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
         # From [-1, 1] to [0, 1].
         self._nodes = torch.from_numpy((nodes + 1) / 2)
         self._weights = torch.from_numpy(weights / 2)
         # c: the volume of the positive part of the unit ball.
-        self._ball_volume = math.pi ** (m / 2) / (2**m * math.gamma(m / 2 + 1))
+        orthants = 2**m
+        self._ball_volume = math.pi ** (m / 2) / (orthants * math.gamma(m / 2 + 1))
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
         """Log EHVI `b` of points `b x 1 x d`."""
         mean, std = self._surrogate.moments(X[:, 0])
         mean = mean - self._reference
         # Integration ends where the tightest objective is 5 standard deviations above its mean.
-        optimistic = mean + 5 * std
-        longest = (optimistic[:, None] / self._directions).amin(2).detach()
+        optimistic = (mean + 5 * std).unsqueeze(1)
+        # Detached: the end of the integration is a choice, not a part of the function.
+        longest = (optimistic / self._directions).amin(2).detach()
         span = (longest - self._front_length).clamp_min(1e-3)
-        # t: `b x directions x nodes`.
-        t = self._front_length[:, None] + span[..., None] * self._nodes
-        threshold = t[..., None] * self._directions[:, None]
-        z = (mean[:, None, None] - threshold) / std[:, None, None]
+        span = span.unsqueeze(-1)
+        # t: `b x directions x nodes`; the thresholds of the objectives at t, `... x nodes x m`.
+        t = self._front_length.unsqueeze(-1) + span * self._nodes
+        threshold = t.unsqueeze(-1) * self._directions.unsqueeze(1)
+        excess = mean[:, None, None] - threshold
+        z = excess / std[:, None, None]
+        # The outcomes are independent, so the logarithms of their probabilities add up.
         log_probability = torch.special.log_ndtr(z).sum(-1)
         # The derivative of t^m is m t^(m-1).
         log_integrand = (
-            log_probability
-            + (self._m - 1) * t.log()
-            + (self._weights * self._m).log()
-            + span[..., None].log()
+            log_probability + (self._m - 1) * t.log() + (self._weights * self._m).log() + span.log()
         )
         log_mean_factor = math.log(self._ball_volume / len(self._directions))
         log_improvement: torch.Tensor = log_integrand.flatten(1).logsumexp(1) + log_mean_factor
@@ -216,7 +219,9 @@ class FeasibilityWeighted:
         posterior deviation would draw the search to regions where only failures are known.
         """
         mean, _ = success.moments(x)
-        rate = mean[:, 0] * float(success.y_std[0]) + float(success.y_mean[0])
+        scale = float(success.y_std[0])
+        offset = float(success.y_mean[0])
+        rate = mean[:, 0] * scale + offset
         log_probability: torch.Tensor = torch.special.log_ndtr((rate - 0.5) / _SUCCESS_WIDTH)
         return log_probability
 

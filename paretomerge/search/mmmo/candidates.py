@@ -41,8 +41,10 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator)
     chosen = rng.integers(len(elites), size=n - n // 2)
     near = elites[chosen]
     probability = min(0.5, _MOVED_COORDINATES / encoding.d)
-    log_move = rng.uniform(math.log(_MIN_MOVE), math.log(_MAX_MOVE), (len(near), 1))
-    move = np.exp(log_move) * rng.standard_normal(near.shape)
+    lowest = math.log(_MIN_MOVE)
+    highest = math.log(_MAX_MOVE)
+    std = np.exp(rng.uniform(lowest, highest, (len(near), 1)))
+    move = std * rng.standard_normal(near.shape)
     is_moved = rng.random(near.shape) < probability
     near = near + move * is_moved * ~encoding.discrete
     if encoding.discrete.mean() > _MOSTLY_DISCRETE:
@@ -168,7 +170,9 @@ def switch(
             neighbours = encoding.neighbours(point, rng)
             if not len(neighbours):
                 break
-            values = evaluate(acquisition, np.concatenate([point[None], neighbours]))
+            # The point itself comes first, so that it stays where no neighbour is better.
+            alternatives = np.concatenate([point[None], neighbours])
+            values = evaluate(acquisition, alternatives)
             best = int(values.argmax())
             if best == 0:
                 break

@@ -147,6 +147,7 @@ class MMMOProposer:
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
         """New points `(k, d)`, the best first."""
         self.expected_gain = None
+        # One trial has no standard deviation to standardise by.
         if archive.observations.complete.sum() < 2:
             return archive.x[:0]
         reference = self._reference_point(archive.observations)
@@ -156,12 +157,13 @@ class MMMOProposer:
         if len(archive.usable):
             improvement = log_ehvi(model.surrogate, model.front, reference)
         acquisition = self._with_feasibility(improvement, archive)
-        found = self._search(archive.encoding, acquisition, model.elites, rng)
-        points = archive.encoding.project(found)
+        maxima = self._search(archive.encoding, acquisition, model.elites, rng)
+        points = archive.encoding.project(maxima)
         points = points[archive.is_new(points)]
         if not len(points):
             return points
         values = evaluate(acquisition, points)
+        # Stable sorts throughout: ties must not depend on the platform.
         order: NDArray[np.intp] = np.argsort(-values, kind="stable")
         if self._settings.fisher_filter:
             order = self._least_informed(points, values, order, model.surrogate)
@@ -218,6 +220,7 @@ class MMMOProposer:
         if observations.constraints.shape[1] and reported.sum() >= 2:
             violations = observations.constraints[reported]
             constraints = self._fit("constraints", x[reported], violations, None)
+        # Failures are an outcome of 1 or 0 with a process of its own, over all trials.
         if not observations.complete.all():
             completed = observations.complete[:, None].astype(float)
             stderr = np.full(completed.shape, _SUCCESS_STDERR)
@@ -239,6 +242,7 @@ class MMMOProposer:
         order = np.argsort(-evaluate(acquisition, raw), kind="stable")
         start = raw[order[: settings.restarts]]
         points = candidates.climb(encoding, acquisition, start, settings.steps)
+        # Gradients cannot change discrete parameters, so they are switched in turn after the climb.
         if encoding.discrete.any():
             projected = encoding.project(points)
             switched = candidates.switch(encoding, acquisition, projected, rng)
@@ -292,6 +296,7 @@ class MMMOProposer:
             kernels: The priors to mix.
         """
         n = len(y)
+        # With refit = 0.1 and n = 37, step is 3, and the last refit was at 36 trials.
         step = max(1, int(n * self._settings.refit))
         first = max(2, n - n % step)
         noise = None if stderr is None else stderr[:first]

@@ -24,6 +24,7 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
 from linear_operator.utils.warnings import NumericalWarning
+from numpy.typing import NDArray
 
 from paretomerge.types import Array
 
@@ -177,8 +178,11 @@ class Surrogate:
             kernel: The prior.
         """
         m = y.shape[1]
-        known = np.zeros(m, dtype=bool) if stderr is None else ~np.isnan(stderr).any(0)
+        known: NDArray[np.bool_] = np.zeros(m, dtype=bool)
+        if stderr is not None:
+            known = np.asarray(~np.isnan(stderr).any(0))
         plans = []
+        # Outcomes with known and with inferred noise need separate BoTorch models.
         for mask in (known, ~known):
             outcomes = tuple(np.flatnonzero(mask).tolist())
             if outcomes:
@@ -210,6 +214,7 @@ class Surrogate:
         for row, fit in zip(log_density, fits, strict=True):
             for batch in fit.batches:
                 row[list(batch.outcomes)] = batch.loo_log_density()
+        # Relative to the best kernel, since the densities themselves overflow.
         weights = np.exp(log_density - log_density.max(0))
         weights[weights < _MIN_WEIGHT] = 0.0
         weights /= weights.sum(0)
@@ -243,6 +248,8 @@ class Surrogate:
         stderr: Array | None,
         plans: Sequence["_BatchPlan"],
     ) -> "Surrogate":
+        # Standardised here, not by BoTorch's outcome transform: the acquisition needs the front and
+        # the reference point in the same units.
         y_mean = y.mean(0)
         y_std = y.std(0, ddof=1)
         y_std = np.where(y_std > _MIN_STD, y_std, 1.0)
@@ -275,7 +282,9 @@ class Surrogate:
             k = len(batch.outcomes)
             # `k x m`: takes the outcomes of the batch to their columns, times their weights.
             weights = torch.zeros(k, m, dtype=x.dtype)
-            weights[range(k), list(batch.outcomes)] = torch.from_numpy(batch.weight)
+            columns = list(batch.outcomes)
+            weights[range(k), columns] = torch.from_numpy(batch.weight)
+            # A mixture's variance is E[y^2] - E[y]^2 over its components.
             squared = posterior.variance + posterior.mean**2
             mean = mean + posterior.mean @ weights
             second_moment = second_moment + squared @ weights
@@ -286,7 +295,8 @@ class Surrogate:
         """Posterior mean and standard deviation, each `(n, m)`, at `x` `(n, d)`, in units of y."""
         with torch.no_grad():
             mean, std = self.moments(torch.from_numpy(x))
-        return mean.numpy() * self.y_std + self.y_mean, std.numpy() * self.y_std
+        y = mean.numpy() * self.y_std + self.y_mean
+        return y, std.numpy() * self.y_std
 
 
 @dataclass(frozen=True)
