@@ -101,7 +101,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _ObjectiveModel:
-    """What is believed of the objectives.
+    """The model of the objectives at one proposal.
 
     Attributes:
         surrogate: Predicts them.
@@ -301,10 +301,11 @@ class MMMOProposer:
         first = max(2, n - n % step)
         noise = None if stderr is None else stderr[:first]
         digest = _digest(x[:first], y[:first], noise, kernels[0].importance)
-        if name not in self._fits or self._fits[name][0] != digest:
-            fit = Surrogate.fit_mixture(x[:first], y[:first], noise, kernels)
-            self._fits[name] = digest, fit
-        return self._fits[name][1].with_trials(x, y, stderr)
+        last_digest, surrogate = self._fits.get(name, (b"", None))
+        if surrogate is None or last_digest != digest:
+            surrogate = Surrogate.fit_mixture(x[:first], y[:first], noise, kernels)
+            self._fits[name] = digest, surrogate
+        return surrogate.with_trials(x, y, stderr)
 
     def _coordinate_importance(self, encoding: Encoding) -> Array | None:
         """Importance per coordinate `(d,)`, scaled to a geometric mean of 1 over the parameters."""

@@ -178,12 +178,12 @@ class Surrogate:
             kernel: The prior.
         """
         m = y.shape[1]
-        known: NDArray[np.bool_] = np.zeros(m, dtype=bool)
+        has_stderr: NDArray[np.bool_] = np.zeros(m, dtype=bool)
         if stderr is not None:
-            known = np.asarray(~np.isnan(stderr).any(0))
+            has_stderr = np.asarray(~np.isnan(stderr).any(0))
         plans = []
         # Outcomes with known and with inferred noise need separate BoTorch models.
-        for mask in (known, ~known):
+        for mask in (has_stderr, ~has_stderr):
             outcomes = tuple(np.flatnonzero(mask).tolist())
             if outcomes:
                 plans.append(_BatchPlan(kernel, outcomes, np.ones(len(outcomes))))
