@@ -64,7 +64,7 @@ def starts(problem: Problem, encoding: Encoding, sobol: int, seed: int) -> Array
     drawn = qmc.Sobol(encoding.d, rng=np.random.default_rng(seed)).random(
         max(sobol - len(known), 0)
     )
-    return np.concatenate([known, encoding.settle(drawn)]) if len(drawn) else known
+    return np.concatenate([known, encoding.project(drawn)]) if len(drawn) else known
 
 
 @dataclass
@@ -83,6 +83,6 @@ class Cube:
 
     def __call__(self, x: Array) -> None:
         """Evaluate each row, rounded to what the parameters can be."""
-        for row in self.encoding.settle(np.atleast_2d(x)):
+        for row in self.encoding.project(np.atleast_2d(x)):
             self.meter(self.encoding.decode(row))
             self.x = np.concatenate([self.x, row[None]])

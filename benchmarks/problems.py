@@ -27,7 +27,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from scipy.stats import qmc
 
 from paretomerge.pareto.front import hypervolume, nondominated
-from paretomerge.search.encoding import Conditions
+from paretomerge.types import Conditions
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Any]

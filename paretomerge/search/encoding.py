@@ -1,8 +1,12 @@
-"""Between Optuna's parameters and the unit cube `(n, d)` that the surrogate sees."""
+"""Optuna parameters as points of the unit cube, and back.
+
+`Encoding` gives surrogates and variation operators one array `(n, d)` for a mixed, conditional
+space. `infer_conditions` reads the conditions of a define-by-run study from its finished trials.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,261 +18,414 @@ from optuna.distributions import (
 )
 
 from paretomerge.errors import ConfigError
+from paretomerge.types import Array, Conditions, Params, ParamValue
 
-Array = NDArray[np.float64]
-Conditions = Mapping[str, Sequence[tuple[str, Sequence[Any]]]]
-_MOST_STEPS = (
-    64  # of an integer that others may depend on: one of many values would explain anything
-)
-AT_REST = 0.5  # where a parameter that does not count is put, so that points that mean the same are the same
+Mask = NDArray[np.bool_]
+Space = Mapping[str, BaseDistribution]
+
+INACTIVE = 0.5
+"""The coordinate of an inactive parameter: points that differ only there become one point."""
+
+# An integer with more values than trials separates any two groups of trials: it explains nothing.
+_MAX_PARENT_VALUES = 64
 
 
 class Encoding:
-    """Numbers are scaled to [0, 1]; a choice among C becomes C coordinates, one of them 1 (one-hot).
+    """Maps parameters to points of the unit cube and back.
 
-    conditions: name -> (parent, values) pairs: the parameter counts only where each `parent`, a choice or an integer, counts and
-        has one of its `values`. A point that lacks a parameter is encoded as one where it does not count.
+    A number takes one coordinate, scaled to [0, 1] (in logarithms for `log=True`). A categorical
+    parameter with C choices takes C coordinates, one-hot. An inactive parameter has all its
+    coordinates at `INACTIVE`; a parameter that a point lacks is encoded in the same way.
+
+    Args:
+        space: Parameter -> distribution.
+        conditions: Parameter -> pairs (parent, values), each parent categorical or an integer. The
+            parameter is active where every parent is active and has one of its values. Parameters
+            that are not in `space` are ignored.
+
+    Attributes:
+        space: Parameter -> distribution, in the order of the coordinates.
+        conditions: Those of `conditions` that lie inside `space`.
+        columns: Parameter -> its coordinates.
+        d: Number of coordinates.
+
+    Raises:
+        ConfigError: A distribution is neither float, int nor categorical.
     """
 
-    def __init__(
-        self, space: Mapping[str, BaseDistribution], conditions: Conditions | None = None
-    ) -> None:
+    def __init__(self, space: Space, conditions: Conditions | None = None) -> None:
         self.space = dict(space)
-        self.conditions = {
-            k: [p for p in v if p[0] in self.space]
-            for k, v in (conditions or {}).items()
-            if k in self.space
-        }
+        self.conditions = _conditions_inside(self.space, conditions or {})
         self.columns: dict[str, slice] = {}
         self.d = 0
+        self._codecs: dict[str, _Codec] = {}
         for name, distribution in self.space.items():
-            if not isinstance(
-                distribution, (CategoricalDistribution, FloatDistribution, IntDistribution)
-            ):
-                raise ConfigError(
-                    f"{name}: expected a float, int or categorical parameter, got {distribution}"
-                )
-            width = (
-                len(distribution.choices)
-                if isinstance(distribution, CategoricalDistribution)
-                else 1
-            )
-            self.columns[name] = slice(self.d, self.d + width)
-            self.d += width
+            codec = _codec(name, distribution)
+            self._codecs[name] = codec
+            self.columns[name] = slice(self.d, self.d + codec.width)
+            self.d += codec.width
 
     @property
-    def discrete(self) -> NDArray[np.bool_]:
-        """Mask `(d,)` of the coordinates that gradients must not move."""
+    def discrete(self) -> Mask:
+        """Mask `(d,)` of the coordinates without a gradient: choices, integers and steps."""
         mask = np.zeros(self.d, dtype=bool)
-        for name, distribution in self.space.items():
-            mask[self.columns[name]] = (
-                not isinstance(distribution, FloatDistribution) or distribution.step is not None
-            )
+        for name, codec in self._codecs.items():
+            mask[self.columns[name]] = codec.discrete
         return mask
 
     @property
     def discrete_columns(self) -> list[slice]:
-        """The coordinates of each choice or integer."""
-        discrete = self.discrete
-        return [columns for columns in self.columns.values() if discrete[columns.start]]
+        """The coordinates of each discrete parameter."""
+        names = [name for name, codec in self._codecs.items() if codec.discrete]
+        return [self.columns[name] for name in names]
 
-    def encode(self, params: Sequence[Mapping[str, Any]]) -> Array:
-        """`(n, d)`, inactive parameters at their one place. A point with a value that has none, a choice that is not there or a
-        logarithm of 0, is NaN.
+    def encode(self, params: Sequence[Params]) -> Array:
+        """Encode parameters.
+
+        Args:
+            params: n points; each may lack parameters.
+
+        Returns:
+            `(n, d)`. A row is NaN where a value has no place in the space: a choice that is not
+            listed, a logarithm of 0, a text for a number.
         """
         x = np.zeros((len(params), self.d))
-        placed = np.array(
-            [self._write(point, row) for row, point in zip(x, params, strict=True)], dtype=bool
-        )
-        x = np.where(self.counting(x), x, AT_REST)
-        x[~placed] = np.nan
+        valid = np.zeros(len(params), dtype=bool)
+        for i, point in enumerate(params):
+            valid[i] = self._encode_into(x[i], point)
+        active = self.active_mask(x)
+        x = np.where(active, x, INACTIVE)
+        # After the inactive coordinates, which would overwrite the NaN.
+        x[~valid] = np.nan
         return x
 
-    def _write(self, point: Mapping[str, Any], row: Array) -> bool:
-        """A point into its row `(d,)`; whether every value has a place there."""
-        placed = True
-        for name, distribution in self.space.items():
+    def _encode_into(self, row: Array, point: Params) -> bool:
+        """Write a point into `row` `(d,)`; return whether each of its values has a place there."""
+        valid = True
+        for name, codec in self._codecs.items():
             columns = self.columns[name]
+            if name not in point:
+                row[columns] = INACTIVE
+                continue
             try:
-                if name not in point:
-                    row[columns] = AT_REST
-                elif isinstance(distribution, CategoricalDistribution):
-                    row[columns][_place(distribution, point[name])] = 1.0
-                else:
-                    row[columns] = self._to_unit(distribution, point[name])
+                row[columns] = codec.encode(point[name])
             except (TypeError, ValueError):
-                placed = False
-        return placed
+                valid = False
+        return valid
 
     def decode(self, x: Array) -> dict[str, Any]:
-        """One row `(d,)` -> parameters."""
-        out: dict[str, Any] = {}
-        for name, distribution in self.space.items():
-            part = x[self.columns[name]]
-            if isinstance(distribution, CategoricalDistribution):
-                out[name] = distribution.choices[int(part.argmax())]
-            else:
-                out[name] = self._from_unit(distribution, float(part[0]))
-        return out
-
-    def settle(self, x: Array) -> Array:
-        """`(n, d)` with choices made one-hot, steps rounded, and inactive parameters moved to their one place."""
-        x = np.clip(x, 0.0, 1.0)
-        for name, distribution in self.space.items():
+        """Decode one point `(d,)`; of a categorical parameter, the greatest coordinate wins."""
+        params = {}
+        for name, codec in self._codecs.items():
             columns = self.columns[name]
-            if isinstance(distribution, CategoricalDistribution):
-                x[:, columns] = np.eye(columns.stop - columns.start)[x[:, columns].argmax(1)]
-            elif self.discrete[columns][0]:
-                x[:, columns.start] = [
-                    self._to_unit(distribution, self._from_unit(distribution, v))
-                    for v in x[:, columns.start]
-                ]
-        return np.where(self.counting(x), x, AT_REST)
+            params[name] = codec.decode(x[columns])
+        return params
 
-    def counting(self, x: Array) -> NDArray[np.bool_]:
-        """Mask `(n, d)` of the coordinates that mean something where the points' choices are as they are."""
-        mask, known = np.ones(x.shape, dtype=bool), dict[str, NDArray[np.bool_]]()
+    def project(self, x: Array) -> Array:
+        """Move points to the nearest ones that parameters can express.
 
-        def count(name: str) -> NDArray[np.bool_]:
-            if name not in known:
-                known[name] = np.ones(len(x), dtype=bool)
-                for parent, values in self.conditions.get(name, ()):
-                    known[name] = known[name] & count(parent) & self._has(x, parent, values)
-            return known[name]
+        Args:
+            x: `(n, d)`, any real numbers.
 
+        Returns:
+            `(n, d)`: clipped to the cube, choices one-hot, integers and steps rounded, inactive
+            parameters at `INACTIVE`.
+        """
+        x = np.clip(x, 0.0, 1.0)
+        for name, codec in self._codecs.items():
+            if codec.discrete:
+                columns = self.columns[name]
+                x[:, columns] = codec.round(x[:, columns])
+        active = self.active_mask(x)
+        return np.where(active, x, INACTIVE)
+
+    def active_mask(self, x: Array) -> Mask:
+        """Mask `(n, d)` of the active coordinates of points `x` `(n, d)`."""
+        mask = np.ones(x.shape, dtype=bool)
+        cache: dict[str, Mask] = {}
         for name in self.conditions:
-            mask[:, self.columns[name]] = count(name)[:, None]
+            columns = self.columns[name]
+            active = self._is_active(name, x, cache)
+            mask[:, columns] = active[:, None]
         return mask
 
-    def _has(self, x: Array, name: str, values: Sequence[Any]) -> NDArray[np.bool_]:
-        """Mask `(n,)` of the points whose parameter has one of the values."""
-        distribution, columns = self.space[name], self.columns[name]
-        if isinstance(distribution, CategoricalDistribution):
-            return np.asarray(
-                x[:, [columns.start + _place(distribution, value) for value in values]].sum(1) > 0
-            )
-        return np.isin(
-            [self._from_unit(distribution, float(unit)) for unit in x[:, columns.start]],
-            list(values),
-        )
+    def _is_active(self, name: str, x: Array, cache: dict[str, Mask]) -> Mask:
+        """Mask `(n,)` of the points where a parameter is active; `cache` has those done before."""
+        if name in cache:
+            return cache[name]
+        # The entry exists before the parents are asked, so a cycle of conditions ends.
+        cache[name] = np.ones(len(x), dtype=bool)
+        for parent, values in self.conditions.get(name, ()):
+            units = x[:, self.columns[parent]]
+            has_value = self._codecs[parent].has_value(units, values)
+            parent_active = self._is_active(parent, x, cache)
+            cache[name] = cache[name] & parent_active & has_value
+        return cache[name]
 
     def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
-        """Points that differ from `x` `(d,)` in one discrete parameter: another choice, or a step up or down."""
-        others = []
-        for name, distribution in self.space.items():
+        """Points that differ from `x` in one discrete parameter: another choice, or one step.
+
+        Args:
+            x: `(d,)`, projected.
+            rng: Chooses among the neighbours where there are more than `most`.
+            most: Greatest number of neighbours.
+
+        Returns:
+            `(k, d)`, projected, none equal to `x`.
+        """
+        points: list[Array] = []
+        for name, codec in self._codecs.items():
             columns = self.columns[name]
-            if not self.discrete[columns][0]:
-                continue
-            if isinstance(distribution, CategoricalDistribution):
-                values = [
-                    row
-                    for row in np.eye(columns.stop - columns.start)
-                    if not np.array_equal(row, x[columns])
-                ]
-            else:
-                values = [np.array([v]) for v in self._steps(distribution, float(x[columns.start]))]
-            for value in values:
-                other = x.copy()
-                other[columns] = value
-                others.append(other)
-        others = self._awake(x, others)
-        if len(others) > most:
-            others = [others[i] for i in rng.choice(len(others), most, replace=False)]
-        settled = self.settle(np.asarray(others).reshape(-1, self.d))
-        return np.asarray(settled[~(settled == x).all(1)])
+            for units in codec.alternatives(x[columns]):
+                points.append(_replaced(x, columns, units))
+        points = self._with_every_activated_choice(x, points)
+        if len(points) > most:
+            chosen = rng.choice(len(points), most, replace=False)
+            points = [points[i] for i in chosen]
+        stacked = np.asarray(points).reshape(-1, self.d)
+        projected = self.project(stacked)
+        # A change of an inactive parameter is taken back by the projection.
+        unchanged = (projected == x).all(1)
+        return np.asarray(projected[~unchanged])
 
-    def _awake(self, x: Array, others: list[Array]) -> list[Array]:
-        """`others`, each once for every value of a choice that counts in it and did not in `x`: at rest it would always be the first."""
+    def _with_every_activated_choice(self, x: Array, points: list[Array]) -> list[Array]:
+        """Repeat each point for every choice of a categorical parameter that it makes active.
+
+        The coordinates of an inactive parameter are equal, so without this its first choice would
+        always be taken.
+        """
         for columns in self.discrete_columns:
-            width = columns.stop - columns.start
-            if width > 1 and others and (x[columns] == AT_REST).all():
-                counting = self.counting(np.asarray(others))[:, columns.start]
-                rows: list[list[Array]] = [
-                    list(np.eye(width)) if awake else [x[columns]] for awake in counting
-                ]
-                others = [
-                    np.concatenate([other[: columns.start], row, other[columns.stop :]])
-                    for other, several in zip(others, rows, strict=True)
-                    for row in several
-                ]
-        return others
+            inactive = x[columns]
+            width = len(inactive)
+            if width == 1 or not points or (inactive != INACTIVE).any():
+                continue
+            active = self.active_mask(np.asarray(points))
+            repeated = []
+            for point, activated in zip(points, active[:, columns.start], strict=True):
+                every_choice = np.eye(width) if activated else inactive[None]
+                for units in every_choice:
+                    repeated.append(_replaced(point, columns, units))
+            points = repeated
+        return points
 
-    def _steps(self, distribution: Any, unit: float) -> list[float]:
-        step, value = distribution.step or 1, self._from_unit(distribution, unit)
-        return [
-            self._to_unit(distribution, v)
-            for v in (value - step, value + step)
-            if distribution.low <= v <= distribution.high
-        ]
 
-    def _to_unit(self, distribution: Any, value: float) -> float:
-        low, high = distribution.low, distribution.high
-        if distribution.log:  # of 0 math raises, where NumPy would go on with infinity
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return float((value - low) / (high - low)) if high > low else 0.5
+class _Codec(Protocol):
+    """Between one parameter's values and its `width` coordinates."""
 
-    def _from_unit(self, distribution: Any, unit: float) -> float:
-        low, high = distribution.low, distribution.high
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def discrete(self) -> bool: ...
+
+    def encode(self, value: ParamValue) -> float | Array:
+        """Coordinates `(width,)` of a value; TypeError or ValueError where it has none."""
+
+    def decode(self, unit: Array) -> ParamValue:
+        """The value at coordinates `(width,)`."""
+
+    def round(self, units: Array) -> Array:
+        """Coordinates `(n, width)` of the nearest values; for discrete parameters."""
+
+    def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
+        """Mask `(n,)` of the points `(n, width)` that have one of the values."""
+
+    def alternatives(self, unit: Array) -> Sequence[float | Array]:
+        """Coordinates of the neighbouring values; none for continuous parameters."""
+
+
+class _Choices:
+    """A categorical parameter, one-hot."""
+
+    discrete = True
+
+    def __init__(self, distribution: CategoricalDistribution) -> None:
+        self.width = len(distribution.choices)
+        self._distribution = distribution
+        self._one_hot = np.eye(self.width)
+
+    def encode(self, value: ParamValue) -> Array:
+        index = _choice_index(self._distribution, value)
+        return np.asarray(self._one_hot[index])
+
+    def decode(self, unit: Array) -> ParamValue:
+        choices = self._distribution.choices
+        return choices[int(unit.argmax())]
+
+    def round(self, units: Array) -> Array:
+        return np.asarray(self._one_hot[units.argmax(1)])
+
+    def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
+        indices = [_choice_index(self._distribution, value) for value in values]
+        return np.asarray(units[:, indices].sum(1) > 0)
+
+    def alternatives(self, unit: Array) -> Sequence[Array]:
+        # Of an inactive parameter, whose coordinates are equal, every choice is an alternative.
+        is_current = (self._one_hot == unit).all(1)
+        return list(self._one_hot[~is_current])
+
+
+class _Number:
+    """A float or an integer, scaled to [0, 1]."""
+
+    width = 1
+
+    def __init__(self, distribution: FloatDistribution | IntDistribution) -> None:
+        self._low = distribution.low
+        self._high = distribution.high
+        self._log = distribution.log
+        self._step = distribution.step
+        self._integer = isinstance(distribution, IntDistribution)
+        self.discrete = self._integer or self._step is not None
+
+    def encode(self, value: ParamValue) -> float:
+        return self._to_unit(value)  # type: ignore[arg-type]  # raises TypeError for a text
+
+    def decode(self, unit: Array) -> float:
+        return self._from_unit(float(unit[0]))
+
+    def round(self, units: Array) -> Array:
+        values = [self._from_unit(unit) for unit in units[:, 0]]
+        rounded = [self._to_unit(value) for value in values]
+        return np.array(rounded)[:, None]
+
+    def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
+        decoded = [self._from_unit(float(unit)) for unit in units[:, 0]]
+        return np.isin(decoded, list(values))  # type: ignore[arg-type]  # of numbers only
+
+    def alternatives(self, unit: Array) -> Sequence[float]:
+        if not self.discrete:
+            return []
+        value = self.decode(unit)
+        step = self._step or 1
+        steps = (value - step, value + step)
+        return [self._to_unit(v) for v in steps if self._low <= v <= self._high]
+
+    def _to_unit(self, value: float) -> float:
+        low: float = self._low
+        high: float = self._high
+        if self._log:
+            # math.log raises for 0, where np.log would return an infinity.
+            low = math.log(low)
+            high = math.log(high)
+            value = math.log(value)
+        if high <= low:
+            return 0.5
+        return float((value - low) / (high - low))
+
+    def _from_unit(self, unit: float) -> float:
+        low, high = self._low, self._high
         value = low + unit * (high - low)
-        if distribution.log:
-            value = float(np.exp(np.log(low) + unit * (np.log(high) - np.log(low))))
-        if distribution.step is not None:
-            value = low + round((value - low) / distribution.step) * distribution.step
+        if self._log:
+            log_range = np.log(high) - np.log(low)
+            value = float(np.exp(np.log(low) + unit * log_range))
+        if self._step is not None:
+            steps = round((value - low) / self._step)
+            value = low + steps * self._step
         value = min(max(value, low), high)
-        return round(value) if isinstance(distribution, IntDistribution) else float(value)
+        return round(value) if self._integer else float(value)
 
 
-def _place(distribution: BaseDistribution, value: Any) -> int:
-    """Number of a choice, by Optuna's rule of which are the same: NaN is itself, and a list can be one. An integer is its own."""
+def _codec(name: str, distribution: BaseDistribution) -> _Codec:
+    if isinstance(distribution, CategoricalDistribution):
+        return _Choices(distribution)
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return _Number(distribution)
+    raise ConfigError(f"{name}: expected a float, int or categorical parameter, got {distribution}")
+
+
+def _conditions_inside(
+    space: Space, conditions: Conditions
+) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+    """The conditions between parameters of the space."""
+    inside = {}
+    for name, pairs in conditions.items():
+        if name in space:
+            inside[name] = [pair for pair in pairs if pair[0] in space]
+    return inside
+
+
+def _choice_index(distribution: BaseDistribution, value: ParamValue) -> int:
+    """Index of a choice; an integer is its own index.
+
+    Optuna's rule decides which choices are equal: NaN equals itself, and a choice may be a list.
+    """
     return int(distribution.to_internal_repr(value))
 
 
-def inferred_conditions(
-    points: Sequence[Mapping[str, Any]], space: Mapping[str, BaseDistribution]
-) -> Conditions:
-    """What finished define-by-run trials show: a parameter that they had exactly under some values of another counts under these.
+def _replaced(point: Array, columns: slice, units: float | Array) -> Array:
+    """A copy of `point` `(d,)` with other coordinates in `columns`."""
+    copy = point.copy()
+    copy[columns] = units
+    return copy
 
-    Conditions of conditions are found one by one: a parent counts only if some point had it and yet lacked the parameter, and
-    so none can be its own ancestor.
+
+def infer_conditions(
+    points: Sequence[Params], space: Space
+) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+    """Infer when parameters are active from the trials of a define-by-run study.
+
+    A parameter gets the condition (parent, values) if exactly the points whose parent has one of
+    the values have the parameter. Nested conditions are found one level at a time: a parent
+    qualifies only if some point has the parent and lacks the parameter, so none becomes its own
+    ancestor.
+
+    Args:
+        points: Parameters of complete trials.
+        space: Parameter -> distribution.
+
+    Returns:
+        Parameter -> its one condition; parameters without a condition are left out. Categorical
+        parents are preferred to integers.
     """
-    found: dict[str, list[tuple[str, Sequence[Any]]]] = {}
-    parents = sorted(
-        (name for name in space if _may_be_parent(space[name])),
-        key=lambda name: isinstance(space[name], IntDistribution),
-    )
+    categorical = []
+    integers = []
+    for name, distribution in space.items():
+        if isinstance(distribution, CategoricalDistribution):
+            categorical.append(name)
+        elif _is_short_integer(distribution):
+            integers.append(name)
+    conditions: dict[str, list[tuple[str, Sequence[ParamValue]]]] = {}
     for name in space:
         having = [point for point in points if name in point]
         lacking = [point for point in points if name not in point]
-        for parent in parents if having and lacking else ():
-            if parent != name and (values := _under(parent, space[parent], having, lacking)):
-                found[name] = [(parent, values)]
+        if not having or not lacking:
+            continue
+        for parent in categorical + integers:
+            values = _activating_values(parent, space[parent], having, lacking)
+            if parent != name and values:
+                conditions[name] = [(parent, values)]
                 break
-    return found
+    return conditions
 
 
-def _may_be_parent(distribution: BaseDistribution) -> bool:
-    few = (
-        isinstance(distribution, IntDistribution)
-        and distribution.high - distribution.low < _MOST_STEPS
-    )
-    return few or isinstance(distribution, CategoricalDistribution)
+def _is_short_integer(distribution: BaseDistribution) -> bool:
+    if not isinstance(distribution, IntDistribution):
+        return False
+    return distribution.high - distribution.low < _MAX_PARENT_VALUES
 
 
-def _under(
+def _activating_values(
     parent: str,
-    distribution: Any,
-    having: Sequence[Mapping[str, Any]],
-    lacking: Sequence[Mapping[str, Any]],
-) -> list[Any]:
-    """The parent's values that all `having` show and none of `lacking`, an integer's without a gap; none where they do not tell."""
-    others = [point[parent] for point in lacking if parent in point]
-    if not others or not all(parent in point for point in having):
+    distribution: BaseDistribution,
+    having: Sequence[Params],
+    lacking: Sequence[Params],
+) -> list[ParamValue]:
+    """The parent's values in all of `having` and none of `lacking`; empty where it does not decide.
+
+    The values of an integer form an interval, which may hold values that no point has.
+    """
+    values_lacking = [point[parent] for point in lacking if parent in point]
+    if not values_lacking or not all(parent in point for point in having):
         return []
-    values = {_place(distribution, value): value for value in (point[parent] for point in having)}
+    by_index: dict[int, ParamValue] = {}
+    for point in having:
+        value = point[parent]
+        by_index[_choice_index(distribution, value)] = value
     if isinstance(distribution, IntDistribution):
-        values = {value: value for value in range(min(values), max(values) + 1)}
-    return (
-        []
-        if any(_place(distribution, other) in values for other in others)
-        else list(values.values())
-    )
+        interval = range(min(by_index), max(by_index) + 1)
+        by_index = {value: value for value in interval}
+    indices_lacking = [_choice_index(distribution, value) for value in values_lacking]
+    if any(index in by_index for index in indices_lacking):
+        return []
+    return list(by_index.values())

@@ -1,10 +1,14 @@
-"""An Optuna study's trials as arrays: what a sampler may know."""
+"""The trials of an Optuna study as arrays.
+
+Standard errors enter here: `reported_stderr` reads those of one trial from its user attribute
+`stderr`, and `Observations.stderr` collects them for the surrogate.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
-from typing import Any
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,156 +17,217 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten
-from paretomerge.search.options import list_of_numbers
+from paretomerge.search.options import number_vector
+from paretomerge.types import Array, ParamValue
 
-Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+StoredScore = tuple[float, float | None, int, str | Sequence[float] | None]
+
 STDERR = "stderr"
 """Trial user attribute: the standard error of each value, in the order of the objectives."""
+
 SCORES = "scores"
-"""Trial user attribute of our own studies: objective -> [value, standard error, examples, outcome of each example]."""
-_ABSURD = 1e100  # a value from here on is as good as infinite: what is made of it soon is
-_UNFINISHED = (TrialState.FAIL, TrialState.PRUNED)
+"""Trial user attribute: objective -> [value, standard error, examples, score of each example]."""
+
+# From here on a value counts as infinite: its square overflows soon.
+_INFINITE = 1e100
+_STOPPED = (TrialState.FAIL, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Observations:
-    """n finished, failed or pruned trials, in the order of their numbers, and those that still run."""
+    """The n finished trials of a study, in the order of their numbers, and its running trials.
+
+    A failed or pruned trial is one of them if it has parameters.
+
+    Attributes:
+        trials: Complete, failed and pruned trials.
+        running: Trials that still run.
+        signs: `(m,)`, 1 where the study maximises the objective, -1 where it minimises it.
+    """
 
     trials: tuple[FrozenTrial, ...]
     running: tuple[FrozenTrial, ...]
     signs: Array
-    """`(m,)`: 1 where the study maximises, -1 where it minimises."""
 
     @classmethod
     def of(cls, study: Study, asking: FrozenTrial | None = None) -> "Observations":
-        """Everything that the study knows besides `asking`, the trial that parameters are wanted for.
+        """Read a study.
 
-        A failed or pruned trial counts where its parameters are known: one that failed before it had any teaches nothing.
+        Args:
+            study: The study.
+            asking: The trial that parameters are wanted for; it is left out.
         """
-        trials = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if asking is None or t.number != asking.number
-        ]
-        trials.sort(key=lambda t: t.number)
-        done = [
-            t
-            for t in trials
-            if t.state == TrialState.COMPLETE or (t.state in _UNFINISHED and t.params)
-        ]
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        signs = np.array([1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions])
-        return cls(tuple(done), tuple(running), signs)
+        # Sorted, because storages may return the trials in any order.
+        trials = sorted(study.get_trials(deepcopy=False), key=attrgetter("number"))
+        if asking is not None:
+            trials = [trial for trial in trials if trial.number != asking.number]
+        finished = tuple(trial for trial in trials if _is_informative(trial))
+        running = tuple(trial for trial in trials if trial.state == TrialState.RUNNING)
+        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        signs = np.where(maximise, 1.0, -1.0)
+        return cls(finished, running, signs)
 
     def __len__(self) -> int:
         return len(self.trials)
 
-    def only(self, mask: NDArray[np.bool_]) -> "Observations":
-        """Those of the finished trials that are in the mask `(n,)`."""
-        return self if mask.all() else replace(self, trials=tuple(compress(self.trials, mask)))
+    def only(self, mask: Mask) -> "Observations":
+        """The observations with only those finished trials that are in the mask `(n,)`."""
+        if mask.all():
+            return self
+        trials = tuple(compress(self.trials, mask))
+        return replace(self, trials=trials)
 
     @property
-    def params(self) -> list[dict[str, Any]]:
-        return [t.params for t in self.trials]
+    def params(self) -> list[dict[str, ParamValue]]:
+        """The parameters of each finished trial."""
+        return [trial.params for trial in self.trials]
 
     @cached_property
-    def complete(self) -> NDArray[np.bool_]:
-        """Mask `(n,)` of the trials that have values, all of them finite, and not only just."""
-        return np.array(
-            [
-                t.state == TrialState.COMPLETE and (np.abs(t.values) < _ABSURD).all()
-                for t in self.trials
-            ],
-            dtype=bool,
-        )
+    def complete(self) -> Mask:
+        """Mask `(n,)` of the complete trials with finite values below 1e100 in size."""
+        mask = np.zeros(len(self), dtype=bool)
+        for i, trial in enumerate(self.trials):
+            if trial.state == TrialState.COMPLETE:
+                mask[i] = (np.abs(trial.values) < _INFINITE).all()
+        return mask
 
     @cached_property
     def y(self) -> Array:
-        """`(n, m)`, all maximised; NaN where a trial failed."""
-        m = len(self.signs)
-        rows = [
-            t.values if good else [np.nan] * m
-            for t, good in zip(self.trials, self.complete, strict=True)
-        ]
-        return np.asarray(self.signs * np.array(rows, dtype=float).reshape(-1, m))
+        """The objectives `(n, m)`, all maximised; NaN where a trial is not complete."""
+        shape = (len(self), len(self.signs))
+        y = np.full(shape, np.nan)
+        for i in np.flatnonzero(self.complete):
+            y[i] = self.trials[i].values
+        return np.asarray(self.signs * y)
 
     @cached_property
     def stderr(self) -> Array | None:
-        """`(n, m)`, or None where no trial tells; one that does not tell gets the median of those that do. NaN for an objective of which
-        none tells.
+        """The standard errors `(n, m)` of the objectives, or None where no trial reports any.
+
+        A trial that reports none for an objective gets the median of the others. The column of an
+        objective without any reported standard error is NaN.
         """
         m = len(self.signs)
-        known = np.array([_stderr(t, m) for t in self.trials]).reshape(-1, m)
-        known[~self.complete] = np.nan
-        told = ~np.isnan(known).all(0)
-        for k in np.flatnonzero(told):
-            known[np.isnan(known[:, k]), k] = np.nanmedian(known[:, k])
-        return known if told.any() else None
+        stderr = np.full((len(self), m), np.nan)
+        for i in np.flatnonzero(self.complete):
+            stderr[i] = _valid_stderr(self.trials[i], m)
+        missing = np.isnan(stderr)
+        reported = ~missing.all(0)
+        # The surrogate needs the noise of an objective in all trials or in none.
+        for k in np.flatnonzero(reported):
+            column = stderr[:, k]
+            column[missing[:, k]] = np.nanmedian(column)
+        return stderr if reported.any() else None
 
     @cached_property
     def constraints(self) -> Array:
-        """`(n, c)` in Optuna's sense, feasible where all are <= 0; NaN where a trial does not tell. c may be 0. An infinite one is as far
-        from 0 as the farthest that is not.
+        """The constraints `(n, c)` in Optuna's sense: feasible where all are at most 0.
+
+        NaN where a trial does not report one; c may be 0. An infinite value is replaced by the
+        greatest finite distance from 0 of that constraint.
         """
-        return np.asarray(np.clip(self._constraints, -self._farthest, self._farthest))
+        largest = self._largest_constraint
+        clipped = np.clip(self._reported_constraints, -largest, largest)
+        return np.asarray(clipped)
 
     @cached_property
-    def _constraints(self) -> Array:
-        """`(n, c)`, as they were told."""
-        names = sorted(
-            {name for t in self.trials for name in t.constraints}
-        )  # a storage may forget their order
-        rows = [[t.constraints.get(name, np.nan) for name in names] for t in self.trials]
-        return np.array(rows, dtype=float).reshape(len(self.trials), len(names))
+    def _reported_constraints(self) -> Array:
+        """The constraints `(n, c)` as the trials report them."""
+        names: set[str] = set()
+        for trial in self.trials:
+            names.update(trial.constraints)
+        # Sorted, because a storage does not keep their order, and the surrogate depends on it.
+        columns = sorted(names)
+        constraints = np.full((len(self), len(columns)), np.nan)
+        for i, trial in enumerate(self.trials):
+            reported = trial.constraints
+            constraints[i] = [reported.get(name, np.nan) for name in columns]
+        return constraints
 
     @cached_property
-    def _farthest(self) -> Array:
-        """`(c,)`: of each constraint how far from 0 a trial was, infinitely far ones apart; 1 where none was."""
-        distance = np.abs(self._constraints)
-        farthest = np.where(distance < _ABSURD, distance, 0.0).max(0, initial=0.0)
-        return np.asarray(np.where(farthest > 0, farthest, 1.0))
+    def _largest_constraint(self) -> Array:
+        """The greatest finite distance from 0 of each constraint `(c,)`; 1 where there is none."""
+        distance = np.abs(self._reported_constraints)
+        finite = np.where(distance < _INFINITE, distance, 0.0)
+        largest = finite.max(0, initial=0.0)
+        return np.asarray(np.where(largest > 0, largest, 1.0))
 
     @property
     def violation(self) -> Array:
-        """`(n,)`: by how much constraints are broken, each in units of the farthest from 0; infinite where that is not told."""
-        broken = self.constraints.clip(min=0) / self._farthest
-        return np.where(self.complete, np.nan_to_num(broken.sum(1), nan=np.inf), np.inf)
+        """How much each trial violates its constraints `(n,)`.
+
+        The sum over the constraints, each in units of its greatest distance from 0; infinite for
+        trials that are not complete or do not report all constraints.
+        """
+        excess = self.constraints.clip(min=0) / self._largest_constraint
+        total = np.nan_to_num(excess.sum(1), nan=np.inf)
+        return np.where(self.complete, total, np.inf)
 
     @cached_property
-    def feasible(self) -> NDArray[np.bool_]:
-        """Mask `(n,)`: complete, and no constraint known to be violated."""
-        return np.asarray(self.complete & ~(self.constraints > 0).any(1))
+    def feasible(self) -> Mask:
+        """Mask `(n,)` of the complete trials that report no violated constraint."""
+        # A constraint that is not reported is NaN, which does not count as violated.
+        violated = (self.constraints > 0).any(1)
+        return np.asarray(self.complete & ~violated)
 
     @property
-    def items(self) -> list[list[Array | None]]:
-        """Per trial and objective the outcome of each example (the greater the better), or None where nobody kept them."""
-        return [_items(t.user_attrs.get(SCORES), self.signs) for t in self.trials]
+    def example_scores(self) -> list[list[Array | None]]:
+        """Per trial and objective the score of each example, higher is better; None if unknown."""
+        m = len(self.signs)
+        return [_example_scores(trial.user_attrs.get(SCORES), m) for trial in self.trials]
 
 
-def told_stderr(trial: FrozenTrial, m: int) -> Array | None:
-    """The trial's standard errors `(m,)`, NaN where it is not known; None where it tells none. ConfigError where they mean nothing."""
-    told = trial.user_attrs.get(STDERR)
-    if told is None:
+def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
+    """Read the standard errors of one trial from its user attribute `stderr`.
+
+    Args:
+        trial: The trial.
+        m: Number of objectives.
+
+    Returns:
+        `(m,)`, NaN where one is not known; None where the trial reports none.
+
+    Raises:
+        ConfigError: The attribute is not a list of m numbers of at least 0.
+    """
+    reported = trial.user_attrs.get(STDERR)
+    if reported is None:
         return None
-    errors = list_of_numbers([told] if isinstance(told, float | int) else told)
-    if errors.shape != (m,) or (errors < 0).any():
+    is_number = isinstance(reported, float | int)
+    stderr = number_vector([reported] if is_number else reported)
+    if stderr.shape != (m,) or (stderr < 0).any():
         raise ConfigError(
-            f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, one per objective, "
-            f"got {shorten(told)}; they count as not told"
+            f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, "
+            f"one per objective, got {shorten(reported)}; the trial counts as one without "
+            "standard errors"
         )
-    return np.where(errors < _ABSURD, errors, np.nan)
+    return np.where(stderr < _INFINITE, stderr, np.nan)
 
 
-def _stderr(trial: FrozenTrial, m: int) -> Array:
-    """The same; what means nothing was told of when it came."""
+def _valid_stderr(trial: FrozenTrial, m: int) -> Array:
+    """The standard errors `(m,)` of a trial; NaN where they are missing or invalid."""
     try:
-        told = told_stderr(trial, m)
+        stderr = reported_stderr(trial, m)
     except ConfigError:
-        told = None
-    return np.full(m, np.nan) if told is None else told
+        # Reported to the user when the trial finished (`MMMOSampler.after_trial`).
+        stderr = None
+    return np.full(m, np.nan) if stderr is None else stderr
 
 
-def _items(scores: Mapping[str, Sequence[Any]] | None, signs: Array) -> list[Array | None]:
-    kept = [score[3] for score in (scores or {}).values()][: len(signs)]
-    kept += [None] * (len(signs) - len(kept))
-    return [None if items is None else np.array([float(item) for item in items]) for items in kept]
+def _is_informative(trial: FrozenTrial) -> bool:
+    """Whether a trial is complete, or failed or was pruned with parameters that it had by then."""
+    if trial.state in _STOPPED:
+        return bool(trial.params)
+    return trial.state == TrialState.COMPLETE
+
+
+def _example_scores(scores: Mapping[str, StoredScore] | None, m: int) -> list[Array | None]:
+    """The scores of each example, per objective; None for objectives that have none."""
+    per_objective: list[Array | None] = [None] * m
+    stored = list((scores or {}).values())
+    for k, score in enumerate(stored[:m]):
+        examples = score[3]
+        if examples is not None:
+            per_objective[k] = np.array([float(value) for value in examples])
+    return per_objective

@@ -1,46 +1,71 @@
-"""What options of samplers may be: of the kind of their defaults, lists of numbers, seeds."""
+"""Checks of the options that samplers take: types, lists of numbers, seeds."""
 
 import math
 import secrets
-from dataclasses import fields
+from dataclasses import Field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError, shorten
+from paretomerge.types import Array
 
 
-def of_kind(owner: str, options: Any) -> None:
-    """ConfigError for the first field of a dataclass that is not of the kind of its default."""
+class Dataclass(Protocol):
+    """Any instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+
+def check_options(owner: str, options: Dataclass) -> None:
+    """Check each field of a dataclass against the type of its default.
+
+    Args:
+        owner: Name of the sampler, for the message.
+        options: The dataclass.
+
+    Raises:
+        ConfigError: A field has a value of another type.
+    """
     for field in fields(options):
         if field.init:
-            check_kind(f"{owner}: {field.name}", field.default, getattr(options, field.name))
+            value = getattr(options, field.name)
+            check_option(f"{owner}: {field.name}", field.default, value)
 
 
-def check_kind(name: str, default: Any, value: Any) -> None:
-    """true or false where the default is, a whole number or any finite number where that is; of other defaults nothing is known."""
+def check_option(name: str, default: object, value: object) -> None:
+    """Check one option against the type of its default.
+
+    A bool needs a bool, an int an integer, a float any finite number. Options with other defaults
+    are not checked.
+
+    Args:
+        name: The option, for the message.
+        default: Its default value.
+        value: The value to check.
+
+    Raises:
+        ConfigError: The value has another type.
+    """
+    is_bool = isinstance(value, bool)
     if isinstance(default, bool):
-        expected, good = "true or false", isinstance(value, bool)
+        valid = is_bool
+        expected = "true or false"
     elif isinstance(default, int):
-        expected, good = (
-            "a whole number",
-            isinstance(value, Integral) and not isinstance(value, bool),
-        )
+        valid = isinstance(value, Integral) and not is_bool
+        expected = "a whole number"
     elif isinstance(default, float):
-        expected, good = (
-            "a number",
-            isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
-        )
+        valid = isinstance(value, Real) and not is_bool and math.isfinite(value)
+        expected = "a number"
     else:
         return
-    if not good:
+    if not valid:
         raise ConfigError(f"{name}: expected {expected}, got {shorten(value)}")
 
 
-def list_of_numbers(value: Any) -> NDArray[np.float64]:
-    """`(n,)`; empty where it is anything else."""
+def number_vector(value: object) -> Array:
+    """Convert a list of numbers to an array `(n,)`; anything else becomes an empty array."""
     try:
         numbers = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
@@ -48,7 +73,13 @@ def list_of_numbers(value: Any) -> NDArray[np.float64]:
     return numbers if numbers.ndim == 1 else np.zeros(0)
 
 
-def seed_of(seed: int | None) -> int:
-    """What generators take: any integer made one of 32 bits; None is drawn by chance, as Optuna's samplers do."""
-    check_kind("seed", 0, 0 if seed is None else seed)
-    return secrets.randbits(32) if seed is None else seed % 2**32
+def resolve_seed(seed: int | None) -> int:
+    """A seed of 32 bits from any integer; a random one for None, as in Optuna's samplers.
+
+    Raises:
+        ConfigError: The seed is not an integer.
+    """
+    if seed is None:
+        return secrets.randbits(32)
+    check_option("seed", 0, seed)
+    return seed % 2**32

@@ -1,7 +1,8 @@
-"""What samplers that think in points of the unit cube have in common: the archive that they read, start and finish.
+"""The frame of samplers that propose points of the unit cube.
 
-`PointSampler` asks a `Proposer` for points and does the rest: the first points, parameters that come and go, other
-trials that still run, points that were evaluated already.
+A `Proposer` chooses points from an `Archive` of finished trials. `PointSampler` makes an Optuna
+sampler of it: it adds the first points, conditional parameters, and the rule that no point is
+proposed twice.
 """
 
 import logging
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import moocore
 import numpy as np
@@ -22,20 +23,30 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from paretomerge.search.encoding import Conditions, Encoding, inferred_conditions
+from paretomerge.search.encoding import Encoding, infer_conditions
 from paretomerge.search.observations import Observations
-from paretomerge.search.options import check_kind, seed_of
+from paretomerge.search.options import check_option, resolve_seed
+from paretomerge.types import Array, Conditions, Params, ParamValue
 
-Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
-_TRIES = 512  # random points looked at before a space counts as exhausted
+
+# Random points that are tried before a space counts as exhausted.
+_RANDOM_TRIES = 512
+# Coordinates closer than this are equal: decoding and encoding rounds by less.
+_SAME_COORDINATE = 1e-6
+_NOTHING_PROPOSED: Mapping[int, Params] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The n finished trials in the order of their numbers, as points of the unit cube, when trial `number` is asked for.
+    """What a proposer sees when a trial asks for parameters: n finished trials as points.
 
-    x: `(n, d)`. pending: `(p, d)`, the points of trials that still run, as far as they are known.
+    Attributes:
+        encoding: Between parameters and points.
+        observations: The n finished trials that have a place in the space.
+        x: `(n, d)`, their points, in the order of the trials' numbers.
+        pending: `(p, d)`, the points of running trials.
+        number: The number of the trial that asks.
     """
 
     encoding: Encoding
@@ -50,71 +61,101 @@ class Archive:
         observations: Observations,
         encoding: Encoding,
         number: int,
-        proposed: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+        proposed: Mapping[int, Params] = _NOTHING_PROPOSED,
     ) -> "Archive":
-        """proposed: trial's number -> what it was given: of a trial that runs, Optuna knows only what it has used so far. Trials that
-        have no place in the space, for it was another one when they were made, are left out.
+        """Encode trials; those that do not lie in the space (an earlier one was used) are left out.
+
+        Args:
+            observations: The trials of the study.
+            encoding: Between parameters and points.
+            number: The number of the trial that asks.
+            proposed: Trial number -> the parameters that were proposed for it. Of a running trial,
+                Optuna knows only the parameters that it has suggested so far.
         """
-        running = [{**proposed.get(t.number, {}), **t.params} for t in observations.running]
-        x, pending = (
-            encoding.encode(observations.params),
-            encoding.encode([params for params in running if params]),
-        )
-        placed = np.asarray(np.isfinite(x).all(1), dtype=bool)
+        x = encoding.encode(observations.params)
+        in_space = np.asarray(np.isfinite(x).all(1))
+        running = []
+        for trial in observations.running:
+            params = {**proposed.get(trial.number, {}), **trial.params}
+            if params:
+                running.append(params)
+        pending = encoding.encode(running)
+        pending_in_space = np.isfinite(pending).all(1)
         return cls(
-            encoding,
-            observations.only(placed),
-            x[placed],
-            pending[np.isfinite(pending).all(1)],
-            number,
+            encoding=encoding,
+            observations=observations.only(in_space),
+            x=x[in_space],
+            pending=pending[pending_in_space],
+            number=number,
         )
 
     @property
     def y(self) -> Array:
-        """`(n, m)`, all maximised; NaN where a trial failed."""
+        """The objectives `(n, m)`, all maximised; NaN where a trial is not complete."""
         return self.observations.y
 
     @cached_property
     def usable(self) -> NDArray[np.intp]:
-        """Indices of the trials to learn from: complete, and breaking no constraint."""
+        """Indices of the trials to learn from: complete, and violating no constraint."""
         return np.flatnonzero(self.observations.feasible)
 
     @cached_property
     def widths(self) -> NDArray[np.intp]:
-        """How many coordinates each parameter has, in their order."""
-        return np.array(
-            [columns.stop - columns.start for columns in self.encoding.columns.values()]
-        )
+        """Number of coordinates of each parameter, in the order of the space."""
+        columns = self.encoding.columns.values()
+        return np.array([column.stop - column.start for column in columns])
 
     def is_new(self, x: Array) -> NDArray[np.bool_]:
-        """Mask of the points `(k, d)` that were not evaluated, tried in vain, or are being evaluated."""
-        known = np.concatenate([self.x, self.pending])
-        return np.array(
-            [not np.isclose(known, point, rtol=0, atol=1e-6).all(1).any() for point in x],
-            dtype=bool,
-        )
+        """Mask `(k,)` of the points `x` `(k, d)` that no finished, failed or running trial has."""
+        seen = np.concatenate([self.x, self.pending])
+        mask = np.zeros(len(x), dtype=bool)
+        for i, point in enumerate(x):
+            same = np.isclose(seen, point, rtol=0, atol=_SAME_COORDINATE).all(1)
+            mask[i] = not same.any()
+        return mask
 
 
 class Proposer(Protocol):
-    """One way to choose the next point."""
+    """A rule that chooses the next points."""
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Points `(k, d)`, the best first; none as long as too little is known. They need not be settled or new."""
+        """Choose points for one trial.
+
+        Args:
+            archive: The trials so far.
+            rng: A generator that depends on the seed and the trial's number only.
+
+        Returns:
+            `(k, d)`, the best first; k is 0 as long as too little is known. The points may lie
+            between the values that parameters can have, and may repeat earlier ones.
+        """
         ...
 
 
 class PointSampler(BaseSampler):
-    """An Optuna sampler that asks `proposer` once `n_startup` trials are known.
+    """An Optuna sampler that takes its points from a proposer.
 
-    proposer: None goes on through the Sobol sequence for ever.
-    space: the parameters, if known up front; else all that finished trials had, and new ones at random. So are those whose
-        range changes between trials.
-    conditions: when a parameter counts, as of `Encoding`; without them and a space, what the trials show.
-    usable: whether the proposer needs a trial that keeps the constraints; else one with values will do.
-    centre: whether the study's first trial, if it is not enqueued, is the middle of the space.
-    Until then, and when the proposer has nothing new, points come from a Sobol sequence scrambled by `seed` (None: by chance). No
-    point is proposed twice, unless the space has no other, nor to two threads of one process; what a trial suggests before the
-    space is known is drawn at random. Every proposal is a function of the seed and the trials so far.
+    The first `n_startup` points come from a Sobol sequence scrambled by the seed, and so does a
+    point for which the proposer has nothing new. No point is proposed twice unless the space has no
+    other, nor to two threads of one process. A parameter outside the space, or one that a trial
+    suggests before the space is known, is drawn at random. Every proposal is a function of the seed
+    and the trials so far, so a resumed study goes on as if it had not stopped.
+
+    Args:
+        proposer: Chooses the points; None goes through the Sobol sequence only.
+        seed: Any integer; None draws one.
+        space: Parameter -> distribution. By default, the parameters of the finished trials whose
+            distribution is the same in all of them.
+        conditions: When parameters are active (see `Encoding`). By default, and without `space`,
+            they are inferred from the complete trials.
+        n_startup: Finished trials before the proposer is asked.
+        require_feasible: Whether the proposer needs a trial that violates no constraint; otherwise
+            a complete one is enough.
+        centre: Whether the first trial of the study, if it is not enqueued, is the centre of the
+            space.
+
+    Raises:
+        ConfigError: `seed` or `n_startup` is not an integer.
     """
 
     def __init__(
@@ -125,44 +166,46 @@ class PointSampler(BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
-        usable: bool = True,
+        require_feasible: bool = True,
         centre: bool = False,
     ) -> None:
+        check_option("n_startup", 0, n_startup)
         self.proposer = proposer
         self.n_startup = n_startup
-        self._usable = usable
+        self._require_feasible = require_feasible
         self._centre = centre
-        self._seed = seed_of(seed)
+        self._seed = resolve_seed(seed)
         self._space = dict(space) if space else None
         self._conditions = conditions
-        self._proposed: dict[int, dict[str, Any]] = {}
+        self._proposed: dict[int, dict[str, ParamValue]] = {}
         self._lock = Lock()
-        check_kind("n_startup", 0, n_startup)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to the threads of this process."""
+    def __getstate__(self) -> dict[str, object]:
+        """The state without what belongs to the threads of this process."""
         return {**self.__dict__, "_lock": None, "_proposed": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Restore the state, with a lock of this process."""
         self.__dict__.update(state, _lock=Lock())
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        """The space, or the parameters that have one distribution in all finished trials."""
         if self._space:
             return dict(self._space)
-        seen: dict[str, list[BaseDistribution]] = {}
-        for done in Observations.of(study, trial).trials:
-            for name, distribution in done.distributions.items():
-                seen.setdefault(name, []).append(distribution)
-        same = {
-            name: every[0]
-            for name, every in seen.items()
-            if all(other == every[0] for other in every)
-        }
-        return {
-            name: same[name] for name in sorted(same) if not same[name].single()
-        }  # a storage may forget their order
+        first: dict[str, BaseDistribution] = {}
+        changing = set()
+        for finished in Observations.of(study, trial).trials:
+            for name, distribution in finished.distributions.items():
+                if first.setdefault(name, distribution) != distribution:
+                    changing.add(name)
+        space = {}
+        # Sorted, because a storage does not keep the order of a trial's parameters.
+        for name in sorted(first):
+            if name not in changing and not first[name].single():
+                space[name] = first[name]
+        return space
 
     def sample_independent(
         self,
@@ -170,97 +213,129 @@ class PointSampler(BaseSampler):
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
-    ) -> Any:
+    ) -> ParamValue:
+        """A random value; for the first trial of a define-by-run study, the centre if wanted."""
         if self._centre and trial.number == 0 and not self._space:
             encoding = Encoding({param_name: param_distribution})
-            return encoding.decode(np.full(encoding.d, 0.5))[param_name]
-        return at_random(self._seed, study, trial, param_name, param_distribution)
+            middle = np.full(encoding.d, 0.5)
+            value: ParamValue = encoding.decode(middle)[param_name]
+            return value
+        return random_value(self._seed, study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """The next point of the study; of several threads one after the other, each knowing what the others were given."""
+    ) -> dict[str, ParamValue]:
+        """The next point. Threads wait for each other, and each sees the others' proposals."""
         if not search_space:
             return {}
+        # Optuna calls this from several threads (`n_jobs`), which must not get the same point.
         with self._lock:
-            seen = Observations.of(study, trial)
-            running = {t.number for t in seen.running}
-            self._proposed = {
-                number: params for number, params in self._proposed.items() if number in running
-            }
-            encoding = Encoding(search_space, self._known_conditions(seen, search_space))
-            self._proposed[trial.number] = self._next(
-                Archive.of(seen, encoding, trial.number, self._proposed)
-            )
-            return dict(self._proposed[trial.number])
+            observations = Observations.of(study, trial)
+            for number in self._proposed.keys() - {t.number for t in observations.running}:
+                del self._proposed[number]
+            conditions = self._conditions_of(observations, search_space)
+            encoding = Encoding(search_space, conditions)
+            archive = Archive.of(observations, encoding, trial.number, self._proposed)
+            params = self._next(archive)
+            self._proposed[trial.number] = params
+            return dict(params)
 
-    def _next(self, archive: Archive) -> dict[str, Any]:
-        encoding, seen = archive.encoding, archive.observations
+    def _next(self, archive: Archive) -> dict[str, ParamValue]:
+        """The first new point of the proposer, of the Sobol sequence, or of random ones."""
+        encoding = archive.encoding
+        # A generator per trial, so that a proposal does not depend on how many were drawn before.
         rng = np.random.default_rng([self._seed, archive.number])
-        points = np.zeros((0, encoding.d))
-        known = seen.feasible if self._usable else seen.complete
-        if self.proposer is not None and len(archive.x) >= self.n_startup and known.any():
-            points = self.proposer.propose(archive, rng)
-        points = encoding.settle(np.concatenate([points, self._drawn(encoding.d, archive.number)]))
-        new = archive.is_new(points)
-        if not new.any():
-            others = encoding.settle(rng.random((_TRIES, encoding.d)))
-            points, new = (
-                np.concatenate([others, points]),
-                np.concatenate([archive.is_new(others), new]),
-            )
-        if not new.any():
+        proposals = self._proposals(archive, rng)
+        # The proposer comes first, so the Sobol point is taken only if no proposal is new.
+        sobol = self._sobol_point(encoding.d, archive.number)
+        points = encoding.project(np.concatenate([proposals, sobol]))
+        is_new = archive.is_new(points)
+        if not is_new.any():
+            random = rng.random((_RANDOM_TRIES, encoding.d))
+            others = encoding.project(random)
+            points = np.concatenate([others, points])
+            is_new = np.concatenate([archive.is_new(others), is_new])
+        if not is_new.any():
             _log.warning(
-                "every point that was drawn has been evaluated before; the space may be used up"
+                "Every point that was drawn has been evaluated before; the space may be used up."
             )
-        return encoding.decode(points[new.argmax()])
+        first_new = is_new.argmax()
+        return encoding.decode(points[first_new])
 
-    def _known_conditions(
-        self, seen: Observations, space: Mapping[str, BaseDistribution]
+    def _proposals(self, archive: Archive, rng: np.random.Generator) -> Array:
+        """The proposer's points `(k, d)`; none until it has enough trials."""
+        observations = archive.observations
+        needed = observations.feasible if self._require_feasible else observations.complete
+        started = len(archive.x) >= self.n_startup and needed.any()
+        if self.proposer is None or not started:
+            return np.zeros((0, archive.encoding.d))
+        return self.proposer.propose(archive, rng)
+
+    def _conditions_of(
+        self, observations: Observations, space: Mapping[str, BaseDistribution]
     ) -> Conditions:
         if self._conditions is not None or self._space:
             return self._conditions or {}
-        # a trial that failed may have lacked a parameter for that alone
-        return inferred_conditions(
-            [params for params, whole in zip(seen.params, seen.complete, strict=True) if whole],
-            space,
-        )
+        # Complete trials only: one that failed may lack a parameter just because it failed.
+        complete = np.flatnonzero(observations.complete)
+        params = observations.params
+        return infer_conditions([params[i] for i in complete], space)
 
-    def _drawn(self, d: int, number: int) -> Array:
-        """Point `number` of the sequence, `(1, d)`."""
+    def _sobol_point(self, d: int, number: int) -> Array:
+        """Point `number` of the Sobol sequence, `(1, d)`."""
         if self._centre and number == 0:
             return np.full((1, d), 0.5)
+        # The sequence starts again for each trial: a resumed study has no state but its trials.
         sequence = qmc.Sobol(d, rng=np.random.default_rng(self._seed))
         if number:
             sequence.fast_forward(number)
         return np.asarray(sequence.random(1))
 
 
-def at_random(
+def random_value(
     seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-) -> Any:
-    """A value of one parameter, a function of the seed, the trial's number and the name: a resume changes nothing."""
-    rng = np.random.default_rng([seed_of(seed), trial.number, zlib.crc32(name.encode())])
-    return RandomSampler(seed=int(rng.integers(2**31))).sample_independent(
-        study, trial, name, distribution
-    )
+) -> ParamValue:
+    """Draw one parameter at random.
+
+    The value is a function of the seed, the trial's number and the parameter's name, so a resumed
+    study draws the same.
+    """
+    # crc32, because Python's hash of a text differs between processes.
+    name_hash = zlib.crc32(name.encode())
+    rng = np.random.default_rng([resolve_seed(seed), trial.number, name_hash])
+    sampler = RandomSampler(seed=int(rng.integers(2**31)))
+    value: ParamValue = sampler.sample_independent(study, trial, name, distribution)
+    return value
 
 
-def best_first(y: Array) -> NDArray[np.intp]:
-    """Indices of `y` `(n, m)`, maximised: front after front, inside a front by crowding distance, the loneliest first."""
+def crowding_order(y: Array) -> NDArray[np.intp]:
+    """Sort points by nondominated front, then by crowding distance.
+
+    Source: NSGA-II, Deb et al. 2002, sec. III-A and III-B.
+
+    Args:
+        y: `(n, m)`, all maximised.
+
+    Returns:
+        Indices `(n,)`, the best first: the first front, then the second; inside a front the most
+        isolated point first.
+    """
     ranks = np.asarray(moocore.pareto_rank(y, maximise=True))
-    crowding = np.zeros(len(y))
+    distance = np.zeros(len(y))
     for rank in np.unique(ranks):
-        crowding[ranks == rank] = _crowding(y[ranks == rank])
-    return np.lexsort((-crowding, ranks))
+        front = ranks == rank
+        distance[front] = _crowding_distance(y[front])
+    return np.lexsort((-distance, ranks))
 
 
-def _crowding(y: Array) -> Array:
-    """Deb et al. 2002 (NSGA-II), sec. III-B: per objective the gap between the neighbours; infinite at the ends."""
+def _crowding_distance(y: Array) -> Array:
+    """The gap between both neighbours, summed over objectives; infinite at the ends."""
     distance = np.zeros(len(y))
     for values in y.T:
         order = values.argsort(kind="stable")
         spread = max(float(np.ptp(values)), 1e-12)
-        distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
+        ascending = values[order]
+        gaps = ascending[2:] - ascending[:-2]
+        distance[order[1:-1]] += gaps / spread
         distance[order[[0, -1]]] = np.inf
     return distance

@@ -21,9 +21,9 @@ from paretomerge.search.baselines.kinship import Kinship
 from paretomerge.search.baselines.m2n2 import M2N2
 from paretomerge.search.baselines.map import Quadratic
 from paretomerge.search.baselines.scalarised import cma
-from paretomerge.search.encoding import Conditions
-from paretomerge.search.options import check_kind, seed_of
+from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.search.point_sampler import PointSampler
+from paretomerge.types import Conditions
 
 Options = Mapping[str, Any]
 _UNFIT = {
@@ -94,10 +94,10 @@ def make(name: str, problem: SearchProblem, options: Options | None = None) -> B
         )
     given = dict(options or {})
     if "seed" in given:
-        check_kind(f"sampler: {name}: seed", 0, given["seed"])
-        given["seed"] = seed_of(given["seed"])
+        check_option(f"sampler: {name}: seed", 0, given["seed"])
+        given["seed"] = resolve_seed(given["seed"])
     try:
-        return build(replace(problem, seed=seed_of(problem.seed)), given)
+        return build(replace(problem, seed=resolve_seed(problem.seed)), given)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"sampler: {name}: expected options that it can take, got {shorten(given)}: {error}"
@@ -116,7 +116,7 @@ def _called(name: str, function: Callable[..., Any], defaults: Options, options:
     if not any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
         _check(name, options, accepted)
         for option, value in options.items():
-            check_kind(f"sampler: {name}: {option}", accepted[option].default, value)
+            check_option(f"sampler: {name}: {option}", accepted[option].default, value)
         defaults = {key: value for key, value in defaults.items() if key in accepted}
     return function(**{**defaults, **options})
 

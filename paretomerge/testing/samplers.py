@@ -1,13 +1,13 @@
-"""The contract of a sampler: what a study relies on, whichever Optuna `BaseSampler` it was given.
+"""The contract of a sampler: what a study relies on, for any Optuna `BaseSampler`.
 
     check_sampler(lambda seed: MySampler(seed=seed, space=SPACE, conditions=CONDITIONS))
-    check_define_by_run(lambda seed: MySampler(seed=seed))  # where it can do without being told the space
+    check_define_by_run(lambda seed: MySampler(seed=seed))  # if it works without a given space
 
-Let `make` give a sampler that begins in earnest after some six trials, or the checks see its first points only.
+Let `make` return a sampler that needs about six trials before it proposes by its own rule;
+otherwise the checks see only its first, random points.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import optuna
@@ -19,13 +19,14 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.pareto.front import hypervolume
+from paretomerge.search._optuna import contains
 from paretomerge.search.encoding import Encoding
+from paretomerge.types import Conditions, ParamValue
 
-Make = Callable[[int], BaseSampler]
-Params = Mapping[str, Any]
+MakeSampler = Callable[[int], BaseSampler]
 
 SPACE: Mapping[str, BaseDistribution] = {
     "method": CategoricalDistribution(("plain", "sparse")),
@@ -36,188 +37,246 @@ SPACE: Mapping[str, BaseDistribution] = {
     "step": FloatDistribution(0.0, 1.0, step=0.25),
     "one": IntDistribution(2, 2),
 }
-"""The space of the checks: every kind of parameter that a merge has, and one that cannot vary."""
+"""The space of the checks: every kind of parameter of a merge, and one with a single value."""
 
-CONDITIONS = {"density": [("method", ("sparse",))]}
-"""When a parameter of SPACE counts."""
+CONDITIONS: Conditions = {"density": [("method", ("sparse",))]}
+"""When a parameter of SPACE is active."""
 
-_FAILS = (0, 1, 5, 11)  # the first ones, when nothing else is known, and some later
+# The first trials fail, when a sampler knows nothing else, and some later ones.
+_FAILING_TRIALS = (0, 1, 5, 11)
 _EXAMPLES = 20
+# The type that Optuna documents for a suggested value.
+_VALUE_TYPES = {FloatDistribution: float, IntDistribution: int}
+_CORNER: Mapping[str, ParamValue] = {
+    "method": "plain",
+    "weight/a": 1.5,
+    "weight/b": 1.5,
+    "density": 1.0,
+    "rank": 64,
+    "step": 1.0,
+}
 
 
 def check_sampler(
-    make: Make,
+    make: MakeSampler,
     *,
     trials: int = 16,
     objectives: Sequence[int] = (1, 2, 3),
     exact: bool = True,
     repeats: bool = False,
 ) -> None:
-    """The laws, each broken by an AssertionError that names it. `make(seed)` gives a fresh sampler for SPACE.
+    """Check the laws of a sampler.
 
-    - Parameters lie inside their distributions and have their types, with each number of objectives, both directions
-      mixed, and trials that fail, the first ones included.
-    - The same seed gives the same trials; another seed gives others.
-    - Minimising is maximising with the sign turned.
+    - Parameters lie inside their distributions and have their types, with each number of
+      objectives, mixed directions, and trials that fail, the first ones included.
+    - The same seed gives the same trials; another seed gives other trials.
+    - Minimising an objective is maximising its negative.
     - No point comes twice, and trials that run at the same time get different points.
-    - A fresh sampler, told to draw new random numbers and given the record, goes on as if never stopped.
-    - What is found is better than a corner of the space.
+    - A new sampler, reseeded and given the recorded trials, continues as if the study had not
+      stopped.
+    - The trials are better than a corner of the space.
 
-    trials: how many a study has. exact: False for Optuna's own samplers, whose random state is lost with the process: the
-    law of the resumed study and that of the turned sign are then left out. repeats: points may come twice.
+    Args:
+        make: Seed -> a new sampler for SPACE and CONDITIONS.
+        trials: Number of trials of each study.
+        objectives: Numbers of objectives.
+        exact: Whether to check resumed studies and negated objectives. False for Optuna's own
+            samplers, whose random state is lost with the process.
+        repeats: Whether points may come twice.
+
+    Raises:
+        AssertionError: A law is broken; the message names it.
     """
     for m in objectives:
-        study = searched(make(0), trials, _mixed(m))
-        _check_inside(study.trials)
+        study = searched(make(0), trials, _mixed_directions(m))
+        _check_values(study.trials)
         if not repeats:
-            _check_new(study.trials)
-    m = max(objectives)
-    study = searched(make(0), trials, ["maximize"] * m)
-    _check_same(
-        study.trials,
-        searched(make(0), trials, ["maximize"] * m).trials,
-        "the same seed gives the same trials",
-    )
-    assert _points(study.trials) != _points(searched(make(1), trials, ["maximize"] * m).trials), (
-        "another seed gives the same trials"
-    )
+            _check_no_repeats(study.trials)
+
+    maximise = ["maximize"] * max(objectives)
+    study = searched(make(0), trials, maximise)
+    again = searched(make(0), trials, maximise)
+    _check_same(study, again, "the same seed gives the same trials")
+    other_seed = searched(make(1), trials, maximise)
+    differs = _points(study.trials) != _points(other_seed.trials)
+    assert differs, "another seed gives the same trials"
+
     if exact:
-        turned = searched(make(0), trials, ["minimize"] * m)
-        _check_same(study.trials, turned.trials, "minimising is maximising with the sign turned")
-        for done in (trials // 2, trials - 1):
-            _check_same(
-                study.trials,
-                _resumed(make(0), study, done, trials).trials,
-                f"a study resumed after {done} trials goes on as it was",
-            )
-    _check_pending(make(0), study)
-    _check_finds(study)
+        minimise = ["minimize"] * len(maximise)
+        negated = searched(make(0), trials, minimise)
+        _check_same(study, negated, "minimising is maximising with the sign turned")
+        for n_recorded in (trials // 2, trials - 1):
+            resumed = _resumed(make(0), study, n_recorded, trials)
+            law = f"a study resumed after {n_recorded} trials goes on as it was"
+            _check_same(study, resumed, law)
+    _check_parallel(make(0), study)
+    _check_progress(study)
 
 
-def check_define_by_run(make: Make, *, trials: int = 14) -> None:
-    """Parameters that come up while a trial runs, some of them under one choice only, lie inside their distributions."""
+def check_define_by_run(make: MakeSampler, *, trials: int = 14) -> None:
+    """Check a sampler on a define-by-run study, where conditional and new parameters come up.
+
+    Args:
+        make: Seed -> a new sampler without a given space.
+        trials: Number of trials.
+
+    Raises:
+        AssertionError: A value lies outside its distribution or has a wrong type.
+    """
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=make(0))
     for number in range(trials):
         trial = study.ask()
         width = trial.suggest_float("width", 0.5, 2.0)
-        extra = (
-            trial.suggest_int("extra", 1, 5)
-            if trial.suggest_categorical("kind", ("a", "b")) == "a"
-            else 0
-        )
+        kind = trial.suggest_categorical("kind", ("a", "b"))
+        extra = 0
+        if kind == "a":
+            extra = trial.suggest_int("extra", 1, 5)
         if number > trials // 2:
-            width += trial.suggest_float(
-                "late", 0.0, 1.0
-            )  # a parameter that earlier trials do not have
+            # A parameter that earlier trials do not have.
+            width += trial.suggest_float("late", 0.0, 1.0)
         study.tell(trial, [width + extra, width**2])
-    _check_inside(study.trials)
+    _check_values(study.trials)
 
 
 def searched(sampler: BaseSampler, trials: int, directions: Sequence[str]) -> optuna.Study:
-    """A study of `trials` on SPACE, some of which fail; all objectives are those of the maximising study, turned by need."""
-    study = optuna.create_study(
-        directions=[StudyDirection[d.upper()] for d in directions], sampler=sampler
-    )
-    _go_on(study, trials)
+    """Run a study on SPACE; some trials fail.
+
+    Args:
+        sampler: The sampler.
+        trials: Number of trials.
+        directions: "maximize" or "minimize" per objective. The objectives are those of `scores`,
+            negated where they are minimised.
+    """
+    enums = [StudyDirection[direction.upper()] for direction in directions]
+    study = optuna.create_study(directions=enums, sampler=sampler)
+    _run(study, trials)
     return study
 
 
-def _go_on(study: optuna.Study, trials: int) -> None:
-    signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in study.directions]
+def _run(study: optuna.Study, trials: int) -> None:
+    """Run a study until it has so many trials."""
+    maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+    signs = np.where(maximise, 1.0, -1.0)
+    m = len(signs)
     for _ in range(len(study.trials), trials):
         trial = study.ask(dict(SPACE))
-        if trial.number in _FAILS:
+        if trial.number in _FAILING_TRIALS:
             study.tell(trial, state=TrialState.FAIL)
             continue
-        values = [
-            sign * value
-            for sign, value in zip(signs, scores(trial.params, len(signs)), strict=True)
-        ]
-        trial.set_user_attr("stderr", [0.01] * len(signs))
-        trial.set_user_attr(
-            "scores",
-            {
-                f"task {k}": [value, 0.01, _EXAMPLES, _items(value, k)]
-                for k, value in enumerate(values)
-            },
-        )
+        values = (signs * scores(trial.params, m)).tolist()
+        stored = {}
+        for k, value in enumerate(values):
+            stored[f"task {k}"] = [value, 0.01, _EXAMPLES, _example_scores(value, k)]
+        trial.set_user_attr("stderr", [0.01] * m)
+        trial.set_user_attr("scores", stored)
         study.tell(trial, values)
 
 
-def scores(params: Params, m: int) -> list[float]:
-    """m objectives, all maximised: nearness to m places, a little further away for `plain`; the best of each is 0."""
-    point = [
-        params["weight/a"] / 1.5,
-        (params["weight/b"] + 0.5) / 2,
-        np.log(params["rank"]) / np.log(64),
-        params["step"],
-    ]
-    method = 0.1 if params["method"] == "plain" else 0.2 * (params["density"] - 0.4) ** 2
-    return [
-        -float(sum((p - 0.25 - 0.25 * k * (i % 2)) ** 2 for i, p in enumerate(point)) + method)
-        for k in range(m)
-    ]
+def scores(params: Mapping[str, ParamValue], m: int) -> list[float]:
+    """Score a point of SPACE.
+
+    Args:
+        params: The parameters.
+        m: Number of objectives.
+
+    Returns:
+        m objectives, all maximised: minus the squared distances from m points, less a penalty that
+        depends on the method. The maximum of each is 0.
+    """
+    weight_a, weight_b, rank, step, density = _numbers(params)
+    log_rank = np.log(rank) / np.log(64)
+    point = [weight_a / 1.5, (weight_b + 0.5) / 2, log_rank, step]
+    penalty = 0.1
+    if params["method"] != "plain":
+        penalty = 0.2 * (density - 0.4) ** 2
+    objectives = []
+    for k in range(m):
+        distance = 0.0
+        for i, coordinate in enumerate(point):
+            target = 0.25 * k * (i % 2)
+            distance += (coordinate - 0.25 - target) ** 2
+        objectives.append(-float(distance + penalty))
+    return objectives
 
 
-def _items(value: float, k: int) -> str:
-    """Right and wrong per example, in an order of each task's own: about as many are right as the value says."""
-    order = np.random.default_rng(k).permutation(_EXAMPLES)
-    right = round(_EXAMPLES * float(np.exp(-abs(value))))
-    return "".join("1" if place < right else "0" for place in order)
+def _numbers(params: Mapping[str, ParamValue]) -> list[float]:
+    """The numbers that the scores depend on."""
+    numbers = []
+    for name in ("weight/a", "weight/b", "rank", "step", "density"):
+        value = params[name]
+        assert isinstance(value, float | int), f"{name}: expected a number, got {value!r}"
+        numbers.append(value)
+    return numbers
 
 
-def _mixed(m: int) -> list[str]:
+def _example_scores(value: float, task: int) -> str:
+    """One digit per example, 1 where it is solved; the share of 1 grows with the value.
+
+    Each task solves its examples in an order of its own.
+    """
+    order = np.random.default_rng(task).permutation(_EXAMPLES)
+    n_solved = round(_EXAMPLES * float(np.exp(-abs(value))))
+    solved = order < n_solved
+    return "".join(solved.astype(int).astype(str))
+
+
+def _mixed_directions(m: int) -> list[str]:
     return ["maximize" if k % 2 == 0 else "minimize" for k in range(m)]
 
 
-def _check_inside(trials: Iterable[FrozenTrial]) -> None:
+def _check_values(trials: Iterable[FrozenTrial]) -> None:
     for trial in trials:
         for name, value in trial.params.items():
             distribution = trial.distributions[name]
-            inside = distribution._contains(distribution.to_internal_repr(value))
-            assert inside, (
+            assert contains(distribution, value), (
                 f"trial {trial.number}: expected {name} inside {distribution}, got {value!r}"
             )
-            kind = {FloatDistribution: float, IntDistribution: int}.get(type(distribution), object)
-            assert isinstance(value, kind), (
-                f"trial {trial.number}: expected {name} as {kind.__name__}, got {type(value).__name__}"
+            expected = _VALUE_TYPES.get(type(distribution), object)
+            assert isinstance(value, expected), (
+                f"trial {trial.number}: expected {name} as {expected.__name__}, "
+                f"got {type(value).__name__}"
             )
 
 
 def _points(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
-    """Where the trials are: parameters that do not count make no difference."""
-    return [
-        tuple(np.round(x, 6))
-        for x in Encoding(SPACE, CONDITIONS).encode([t.params for t in trials])
-    ]
+    """The rounded points of trials; inactive parameters make no difference."""
+    return _rounded_points([trial.params for trial in trials])
 
 
-def _check_new(trials: Sequence[FrozenTrial]) -> None:
+def _rounded_points(params: Sequence[Mapping[str, ParamValue]]) -> list[tuple[float, ...]]:
+    x = Encoding(SPACE, CONDITIONS).encode(params)
+    return [tuple(row) for row in np.round(x, 6)]
+
+
+def _check_no_repeats(trials: Sequence[FrozenTrial]) -> None:
     points = _points(trials)
     for number, point in enumerate(points):
         first = points.index(point)
         assert first == number, (
-            f"trial {number}: expected a new point, got that of trial {first}: {trials[number].params}"
+            f"trial {number}: expected a new point, got that of trial {first}: "
+            f"{trials[number].params}"
         )
 
 
-def _check_same(expected: Sequence[FrozenTrial], got: Sequence[FrozenTrial], law: str) -> None:
-    for one, other in zip(expected, got, strict=True):
+def _check_same(expected: optuna.Study, actual: optuna.Study, law: str) -> None:
+    for one, other in zip(expected.trials, actual.trials, strict=True):
         assert one.params == other.params, (
             f"{law}: at trial {one.number} expected {one.params}, got {other.params}"
         )
 
 
-def _resumed(sampler: BaseSampler, study: optuna.Study, done: int, trials: int) -> optuna.Study:
-    """The study again from the record of its first `done` trials, as `Study.run` does it."""
+def _resumed(
+    sampler: BaseSampler, study: optuna.Study, n_recorded: int, trials: int
+) -> optuna.Study:
+    """The study, resumed from its first `n_recorded` trials as `paretomerge.Study` does it."""
     sampler.reseed_rng()
     resumed = optuna.create_study(directions=study.directions, sampler=sampler)
-    resumed.add_trials([_recorded(trial) for trial in study.trials[:done]])
-    _go_on(resumed, trials)
+    resumed.add_trials([_copy(trial) for trial in study.trials[:n_recorded]])
+    _run(resumed, trials)
     return resumed
 
 
-def _recorded(trial: FrozenTrial) -> FrozenTrial:
+def _copy(trial: FrozenTrial) -> FrozenTrial:
     return optuna.trial.create_trial(
         state=trial.state,
         values=trial.values,
@@ -228,32 +287,25 @@ def _recorded(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _check_pending(sampler: BaseSampler, study: optuna.Study) -> None:
-    """Four more trials at once."""
+def _check_parallel(sampler: BaseSampler, study: optuna.Study) -> None:
+    """Four more trials that run at the same time get different points."""
     again = optuna.create_study(directions=study.directions, sampler=sampler)
-    again.add_trials([_recorded(trial) for trial in study.trials])
-    running: list[Trial] = [again.ask(dict(SPACE)) for _ in range(4)]
-    points = _points([trial._get_latest_trial() for trial in running])
+    again.add_trials([_copy(trial) for trial in study.trials])
+    running = [again.ask(dict(SPACE)) for _ in range(4)]
+    points = _rounded_points([trial.params for trial in running])
     assert len(set(points)) == len(points), (
         f"trials that run at the same time: expected different points, got {points}"
     )
 
 
-def _check_finds(study: optuna.Study) -> None:
+def _check_progress(study: optuna.Study) -> None:
+    """The hypervolume of the trials is above that of a corner of the space."""
     m = len(study.directions)
-    corner = {
-        "method": "plain",
-        "weight/a": 1.5,
-        "weight/b": 1.5,
-        "density": 1.0,
-        "rank": 64,
-        "step": 1.0,
-    }
     reference = np.full(m, -4.0)
-    found = hypervolume(
-        [t.values for t in study.trials if t.state == TrialState.COMPLETE], reference
-    )
-    least = hypervolume([scores(corner, m)], reference)
-    assert found > least, (
-        f"expected a hypervolume above that of a corner of the space, {least:.3f}, got {found:.3f}"
+    complete = [trial.values for trial in study.trials if trial.state == TrialState.COMPLETE]
+    volume = hypervolume(complete, reference)
+    corner_volume = hypervolume([scores(_CORNER, m)], reference)
+    assert volume > corner_volume, (
+        "expected a hypervolume above that of a corner of the space, "
+        f"{corner_volume:.3f}, got {volume:.3f}"
     )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.encoding import Encoding, inferred_conditions
+from paretomerge.search.encoding import Encoding, infer_conditions
 
 SPACE = {
     "method": CategoricalDistribution(("plain", "sparse")),
@@ -83,8 +83,8 @@ def test_an_unknown_kind_of_parameter_is_refused():
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_settled_points_stay_and_decode_to_themselves(unit):
     encoding = Encoding(SPACE, CONDITIONS)
-    x = encoding.settle(np.array([unit]))
-    np.testing.assert_allclose(encoding.settle(x), x, atol=1e-12)
+    x = encoding.project(np.array([unit]))
+    np.testing.assert_allclose(encoding.project(x), x, atol=1e-12)
     np.testing.assert_allclose(encoding.encode([encoding.decode(x[0])]), x, atol=1e-9)
     assert all(
         d._contains(d.to_internal_repr(encoding.decode(x[0])[name])) for name, d in SPACE.items()
@@ -106,14 +106,14 @@ def nested(a, b="u", c=1, d=1):
 
 def test_a_parameter_counts_only_where_its_parent_does():
     encoding = Encoding(NESTED, {"b": [("a", ("p",))], "c": [("b", ("u",))], "d": [("a", ("q",))]})
-    x = encoding.settle(np.random.default_rng(0).random((400, encoding.d)))
+    x = encoding.project(np.random.default_rng(0).random((400, encoding.d)))
     assert len({tuple(row) for row in x.round(9)}) == 4 + 1 + 3
     np.testing.assert_allclose(encoding.encode([encoding.decode(row) for row in x]), x)
 
 
 def test_conditions_of_conditions_are_found_one_by_one():
     points = [nested("p", "u", 2), nested("p", "v"), nested("q", d=3), nested("p", "u", 4)]
-    assert inferred_conditions(points, NESTED) == {
+    assert infer_conditions(points, NESTED) == {
         "b": [("a", ["p"])],
         "c": [("b", ["u"])],
         "d": [("a", ["q"])],
@@ -121,7 +121,7 @@ def test_conditions_of_conditions_are_found_one_by_one():
 
 
 def test_what_only_failed_trials_had_is_under_no_condition():
-    assert inferred_conditions([{"a": "p"}, {"a": "q"}], NESTED) == {}
+    assert infer_conditions([{"a": "p"}, {"a": "q"}], NESTED) == {}
 
 
 def test_a_number_may_say_how_many_others_there_are():
@@ -131,7 +131,7 @@ def test_a_number_may_say_how_many_others_there_are():
         **{f"u{i}": FloatDistribution(0, 1) for i in range(4)},
     }
     points = [{"n": n, "m": 7 * n} | {f"u{i}": 0.5 for i in range(n)} for n in (1, 2, 4)]
-    assert inferred_conditions(points, space) == {
+    assert infer_conditions(points, space) == {
         "u1": [("n", [2, 3, 4])],
         "u2": [("n", [4])],
         "u3": [("n", [4])],
@@ -141,7 +141,7 @@ def test_a_number_may_say_how_many_others_there_are():
         {"n": 2},
         {"n": 3, "u1": 0.5},
     ]  # no interval: something else decides
-    assert inferred_conditions(gap, space) == {}
+    assert infer_conditions(gap, space) == {}
 
 
 @pytest.mark.filterwarnings(
@@ -149,7 +149,7 @@ def test_a_number_may_say_how_many_others_there_are():
 )  # Optuna takes them all the same
 def test_a_choice_may_be_a_list():
     space = {"layers": CategoricalDistribution(([1, 2], [3, 4])), "y": FloatDistribution(0, 1)}
-    assert inferred_conditions([{"layers": [1, 2], "y": 0.5}, {"layers": [3, 4]}], space) == {
+    assert infer_conditions([{"layers": [1, 2], "y": 0.5}, {"layers": [3, 4]}], space) == {
         "y": [("layers", [[1, 2]])]
     }
 

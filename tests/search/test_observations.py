@@ -5,7 +5,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.observations import Observations, told_stderr
+from paretomerge.search.observations import Observations, reported_stderr
 
 SPACE = {"a": FloatDistribution(0, 1)}
 
@@ -64,7 +64,7 @@ def test_constraints_decide_what_is_feasible():
 
 
 def test_items_are_outcomes_per_example():
-    items = Observations.of(a_study()).items
+    items = Observations.of(a_study()).example_scores
     assert items[0] == [None, None]
     assert [i.tolist() for i in items[3]] == [[1.0, 0.0, 1.0], [0.5, 1.5]]
 
@@ -122,7 +122,7 @@ def test_standard_errors_that_mean_nothing_are_told_of_and_do_not_count(wrong):
     with pytest.raises(
         ConfigError, match=r"trial 0: user attribute 'stderr': expected 2 numbers of 0 or more"
     ):
-        told_stderr(study.trials[0], 2)
+        reported_stderr(study.trials[0], 2)
     np.testing.assert_array_equal(Observations.of(study).stderr, [[0.1, 0.2]] * 2)
 
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState, create_trial
 
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
-from paretomerge.search.point_sampler import Archive, PointSampler, best_first
+from paretomerge.search.point_sampler import Archive, PointSampler, crowding_order
 from paretomerge.search.registry import SearchProblem, make
 
 SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
@@ -73,7 +73,9 @@ def test_nothing_is_asked_of_a_proposer_while_every_trial_has_failed():
 
 def test_a_proposer_that_needs_a_usable_trial_waits_for_one():
     for usable, expected in ((True, False), (False, True)):
-        made = study(PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, usable=usable))
+        made = study(
+            PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, require_feasible=usable)
+        )
         trial = made.ask(SPACE)
         trial.set_constraint("c", 1.0)
         made.tell(trial, [0.0, 0.0])
@@ -151,13 +153,16 @@ def test_the_sobol_sequence_goes_on_with_the_numbers():
 
 def test_best_first():
     y = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.2, 0.2], [0.52, 0.48]])
-    order = best_first(y).tolist()
+    order = crowding_order(y).tolist()
     assert (
         set(order[:2]) == {1, 2} and order[-1] == 3
     )  # the ends, then the inner ones, then the dominated
-    assert best_first(np.array([[3.0], [1.0], [2.0]])).tolist() == [0, 2, 1]
-    assert best_first(np.ones((4, 2))).tolist() != [] and len(set(best_first(np.ones((4, 2))))) == 4
-    assert best_first(np.zeros((0, 2))).tolist() == []
+    assert crowding_order(np.array([[3.0], [1.0], [2.0]])).tolist() == [0, 2, 1]
+    assert (
+        crowding_order(np.ones((4, 2))).tolist() != []
+        and len(set(crowding_order(np.ones((4, 2))))) == 4
+    )
+    assert crowding_order(np.zeros((0, 2))).tolist() == []
 
 
 class Slow(Always):

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial
 
 from paretomerge.endpoint import last_object
 from paretomerge.errors import shorten
-from paretomerge.search.encoding import Conditions, Encoding
+from paretomerge.search.encoding import Encoding
+from paretomerge.types import Conditions
 
 _NEAR = 1e-3  # of each range: nearer than this is the same point, and as near as the log is rounded
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.options import of_kind
-from paretomerge.search.point_sampler import Archive, best_first
+from paretomerge.search.options import check_options
+from paretomerge.search.point_sampler import Archive, crowding_order
 
 Array = NDArray[np.float64]
 _CHILDREN = 8  # the first that is new is taken
@@ -37,7 +37,7 @@ class Evolver:
     crossover: float = 0.7
 
     def __post_init__(self) -> None:
-        of_kind("evolver", self)
+        check_options("evolver", self)
         if self.population < 4:
             raise ConfigError(f"evolver: expected a population of 4 or more, got {self.population}")
         if not (0 < self.differential <= 2 and 0 <= self.crossover <= 1):
@@ -80,7 +80,7 @@ class Evolver:
         return members
 
     def _cut(self, members: Sequence[int], y: Array) -> list[int]:
-        return [members[i] for i in sorted(best_first(y[list(members)])[: self.population])]
+        return [members[i] for i in sorted(crowding_order(y[list(members)])[: self.population])]
 
     def _child(
         self,

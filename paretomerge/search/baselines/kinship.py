@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.options import of_kind
-from paretomerge.search.point_sampler import Archive, best_first
+from paretomerge.search.options import check_options
+from paretomerge.search.point_sampler import Archive, crowding_order
 
 Array = NDArray[np.float64]
 _LEAST = 4  # of the least kin of each of the best
@@ -39,7 +39,7 @@ class Kinship:
     alike: float = 0.98
 
     def __post_init__(self) -> None:
-        of_kind("kinship", self)
+        check_options("kinship", self)
         if self.top < 2 or self.explore < 1 or not -1 <= self.alike <= 1:
             got = f"{self.top}, {self.explore} and {self.alike}"
             raise ConfigError(
@@ -48,7 +48,7 @@ class Kinship:
 
     def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
         """Merges of pairs `(k, d)`, those of the best first; where it is time to explore, with the least kin first."""
-        ranked = archive.usable[best_first(archive.y[archive.usable])]
+        ranked = archive.usable[crowding_order(archive.y[archive.usable])]
         counts = numbers_that_count(archive)
         kinship = cosines(coefficients(archive, counts)[ranked])
         top = range(min(self.top, len(ranked)))
@@ -79,7 +79,7 @@ def numbers_that_count(archive: Archive) -> NDArray[np.bool_]:
         [not isinstance(d, CategoricalDistribution) for d in archive.encoding.space.values()],
         archive.widths,
     )
-    return np.asarray((archive.encoding.settle(np.where(numbers, 0.0, archive.x)) == 0) & numbers)
+    return np.asarray((archive.encoding.project(np.where(numbers, 0.0, archive.x)) == 0) & numbers)
 
 
 def coefficients(archive: Archive, counts: NDArray[np.bool_]) -> Array:

@@ -22,8 +22,9 @@ from paretomerge.endpoint import Endpoint, EndpointError, Message
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.pareto.front import fronts
 from paretomerge.search.baselines.answers import Answers, described
-from paretomerge.search.encoding import Conditions, Encoding
+from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
+from paretomerge.types import Conditions
 
 PROPOSER = "proposer"
 """Trial system attribute: `llm`, or `inner: ` and why."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.options import of_kind
+from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ class M2N2:
     mutated: float = 0.3
 
     def __post_init__(self) -> None:
-        of_kind("m2n2", self)
+        check_options("m2n2", self)
         if self.members < 2 or self.mutation < 0 or not 0 <= self.mutated <= 1:
             got = f"{self.members}, {self.mutation} and {self.mutated}"
             raise ConfigError(
@@ -77,7 +77,7 @@ def resources(archive: Archive) -> tuple[Array, Array]:
 
     The examples of one objective have a capacity of 1 together, so that objectives count alike however many they have.
     """
-    kept = [archive.observations.items[i] for i in archive.usable]
+    kept = [archive.observations.example_scores[i] for i in archive.usable]
     y = archive.y[archive.usable]
     outcomes, capacity = [], []
     for k in range(y.shape[1]):

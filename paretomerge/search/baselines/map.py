@@ -19,7 +19,7 @@ from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.search.baselines.nsga3 import front_of
 from paretomerge.search.encoding import Encoding
-from paretomerge.search.options import of_kind
+from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Quadratic:
     generations: int = 40
 
     def __post_init__(self) -> None:
-        of_kind("map", self)
+        check_options("map", self)
         if self.generations < 1:
             raise ConfigError(f"map: expected generations >= 1, got {self.generations}")
 

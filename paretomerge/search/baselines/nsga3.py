@@ -34,12 +34,12 @@ def front_of(
     m = objectives(start[:1]).shape[1]
     directions = reference_directions(m, _DIRECTIONS)
     size = max(len(directions), 40)
-    x = np.concatenate([start, encoding.settle(rng.random((size, encoding.d)))])
+    x = np.concatenate([start, encoding.project(rng.random((size, encoding.d)))])
     y = objectives(x)
     for _ in range(generations):
         kept = select(y, size, directions, rng)
         x, y = x[kept], y[kept]
-        children = encoding.settle(_children(encoding, x, rng))
+        children = encoding.project(_children(encoding, x, rng))
         x, y = np.concatenate([x, children]), np.concatenate([y, objectives(children)])
     return np.unique(
         x[np.asarray(moocore.is_nondominated(y, maximise=True, keep_weakly=True), dtype=bool)],

@@ -89,7 +89,7 @@ class Paths:
                 choices[:, column] = np.rint(part[:, 0] * (size - 1))
             else:
                 numbers[:, column] = part[:, 0]
-        counts = self.encoding.counting(x)[:, [self.first[k] for k in places]]
+        counts = self.encoding.active_mask(x)[:, [self.first[k] for k in places]]
         choices, numbers = np.where(counts, choices, 0), np.where(counts, numbers, 0.0)
         return Decisions(
             torch.as_tensor(choices), torch.as_tensor(numbers), torch.as_tensor(counts)
@@ -181,7 +181,7 @@ class PathNetwork(nn.Module):
             paths.put(x, k, values)
             states, hidden = self.cell(self._told(paths.decisions(x, [k]), [k]), hidden)
             state = states[:, 0]
-        return paths.encoding.settle(x)
+        return paths.encoding.project(x)
 
     def _told(self, decisions: Decisions, places: Sequence[int]) -> torch.Tensor:
         """What the GRU reads after decisions at these places: which, and what was decided; only which, where it does not count."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.path_network import Decisions, PathNetwork, Paths, Reading
-from paretomerge.search.options import of_kind
+from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 
 Array = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Policy:
     _learner: "_Learner | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        of_kind("policy", self)
+        check_options("policy", self)
         if self.starts < 1 or self.updates < 1 or not self.rate > 0:
             got = f"{self.starts}, {self.updates} and {self.rate}"
             raise ConfigError(

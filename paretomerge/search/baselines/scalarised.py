@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.search.observations import Observations
-from paretomerge.search.options import check_kind, list_of_numbers, seed_of
-from paretomerge.search.point_sampler import at_random
+from paretomerge.search.options import check_option, number_vector, resolve_seed
+from paretomerge.search.point_sampler import random_value
 
 Array = NDArray[np.float64]
 Inner = Callable[..., BaseSampler]
@@ -67,7 +67,7 @@ class Scalarised(BaseSampler):
         self._weights = None if weights is None else checked_weights(weights)
         self._kind = kind
         self._ideal = None if ideal is None else np.asarray(ideal, dtype=float)
-        self._seed = seed_of(seed)
+        self._seed = resolve_seed(seed)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -82,7 +82,7 @@ class Scalarised(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return at_random(self._seed, study, trial, param_name, param_distribution)
+        return random_value(self._seed, study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -165,7 +165,7 @@ def _copied(trial: FrozenTrial, scalars: Mapping[int, float]) -> FrozenTrial:
 
 def checked_weights(weights: Sequence[float]) -> Array:
     """Scaled to a sum of 1."""
-    given = list_of_numbers(weights)
+    given = number_vector(weights)
     if not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
         raise ConfigError(
             f"weights: expected a list of numbers of 0 or more, one of them above 0, got {shorten(weights)}"
@@ -217,7 +217,7 @@ def _checked_start(
             raise ConfigError(f"cma: start: {unknown_name('parameter', name, space)}")
         distribution = space[name]
         if not isinstance(distribution, CategoricalDistribution):
-            check_kind(f"cma: start: {name}", 0.0, value)
+            check_option(f"cma: start: {name}", 0.0, value)
     return start
 
 

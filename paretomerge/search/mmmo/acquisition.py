@@ -1,7 +1,9 @@
-"""How much a point is expected to add, as a logarithm: its slopes do not vanish where little is to be gained.
+"""Log expected hypervolume improvement, and the probability that a point is feasible.
 
-All of these are closed forms or quadratures of independent normal outcomes: the same number each time, without samples.
-Each acts on `(b, 1, d)` tensors and returns `(b,)`, as BoTorch's acquisition functions do.
+The values are logarithms, so gradients do not vanish where the improvement is small (Ament et al.
+2023). They are closed forms or quadratures over independent normal outcomes, without Monte Carlo
+samples. An acquisition takes points `batch_shape x 1 x d`, as in BoTorch, with one batch dimension,
+and returns `batch_shape`.
 """
 
 import math
@@ -9,154 +11,223 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from botorch.acquisition.analytic import _log_ei_helper
 from botorch.utils.multi_objective.box_decompositions.non_dominated import (
     FastNondominatedPartitioning,
 )
 from botorch.utils.safe_math import log1mexp
-from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from paretomerge.search.mmmo._botorch import log_standard_normal_ei
 from paretomerge.search.mmmo.surrogate import Surrogate
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
 Acquisition = Callable[[torch.Tensor], torch.Tensor]
-_EXACT = 4
-"""Objectives up to which the hypervolume above the front is cut into boxes: their number grows as n^(m/2)."""
+
+# The number of boxes above the front grows as n^(m/2), so they are used for few objectives only.
+_MAX_BOX_OBJECTIVES = 4
 _DIRECTIONS = 128
-_NODES = 12
-_BORDER = 0.1
-"""How far from even odds, in expected successes, a chance counts as settled."""
-_FAR = 1e10
+_QUADRATURE_NODES = 12
+# Stands for infinity as the upper bound of a box.
+_UNBOUNDED = 1e10
+# The predicted success rate changes from likely to unlikely within about this distance of 0.5.
+_SUCCESS_WIDTH = 0.1
 
 
-def expected_gain(surrogate: Surrogate, front: Array, reference: Array) -> Acquisition:
-    """The logarithm of the expected hypervolume improvement over `front` `(n, m)` above `reference` `(m,)`.
+def log_ehvi(surrogate: Surrogate, front: Array, reference: Array) -> Acquisition:
+    """Log expected hypervolume improvement, in standardised units.
 
-    front: believed values, in the units of y. Up to four objectives in closed form, above by directions; of one it is the
-    expected improvement.
+    Exact for up to four objectives, by quadrature over directions for more. For one objective it is
+    log expected improvement.
+
+    Args:
+        surrogate: Predicts the m objectives.
+        front: `(k, m)`, the nondominated posterior means, in units of y; k may be 0.
+        reference: `(m,)`, the reference point, in units of y.
     """
-    worst, points = surrogate.standardise(reference), surrogate.standardise(front)
-    kind = _ByDirections if len(worst) > _EXACT else _ByBoxes
-    return kind(surrogate, points, worst)
+    standardised_front = surrogate.standardise(front)
+    standardised_reference = surrogate.standardise(reference)
+    if len(reference) > _MAX_BOX_OBJECTIVES:
+        return DirectionalLogEHVI(surrogate, standardised_front, standardised_reference)
+    return BoxLogEHVI(surrogate, standardised_front, standardised_reference)
 
 
-class _ByBoxes:
-    """Expected hypervolume improvement in closed form.
+class BoxLogEHVI:
+    """Log expected hypervolume improvement in closed form.
 
-    The region that the front leaves is cut into boxes. What an outcome y adds to the box [l, u] is prod_k of the overlap
-    (min(y_k, u_k) - l_k)_+, so for independent outcomes the expectation is the sum over boxes of the products of E[(y_k -
-    l_k)_+] - E[(y_k - u_k)_+] (Yang et al. 2019). Taken in logarithms throughout (Ament et al. 2023), it has a slope
-    wherever the next point may be.
+    The region above the reference point that the front does not dominate is cut into boxes [l, u].
+    An outcome y adds prod_k [(y_k - l_k)_+ - (y_k - u_k)_+] of a box, so for independent outcomes
+    the expectation is the sum over boxes of prod_k {E[(y_k - l_k)_+] - E[(y_k - u_k)_+]} (Yang et
+    al. 2019; for q points at a time, Daulton et al. 2020). The front consists of posterior means,
+    for observations are noisy (compare qNEHVI, Daulton et al. 2021, which samples the front).
+
+    Args:
+        surrogate: Predicts the m objectives.
+        front: `(k, m)`, standardised.
+        reference: `(m,)`, standardised.
     """
 
-    def __init__(self, surrogate: Surrogate, front: Array, worst: Array) -> None:
+    def __init__(self, surrogate: Surrogate, front: Array, reference: Array) -> None:
         self._surrogate = surrogate
-        if len(worst) == 1:
-            best = float(front.max(initial=worst[0]))
-            self._lower, self._upper = (
-                torch.tensor([[best]], dtype=torch.float64),
-                torch.tensor([[_FAR]], dtype=torch.float64),
-            )
-        else:
-            bounds = FastNondominatedPartitioning(
-                torch.from_numpy(worst), torch.from_numpy(front)
-            ).get_hypercell_bounds()
-            self._lower, self._upper = bounds[0], bounds[1].clamp_max(_FAR)
+        if len(reference) == 1:
+            # BoTorch's partitioning needs two objectives; with one the only box begins at the best.
+            best = float(front.max(initial=reference[0]))
+            self._lower = torch.tensor([[best]], dtype=torch.float64)
+            self._upper = torch.tensor([[_UNBOUNDED]], dtype=torch.float64)
+            return
+        partitioning = FastNondominatedPartitioning(
+            torch.from_numpy(reference), torch.from_numpy(front)
+        )
+        lower, upper = partitioning.get_hypercell_bounds()
+        self._lower = lower
+        self._upper = upper.clamp_max(_UNBOUNDED)
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
-        mean, deviation = (
-            v[:, None] for v in self._surrogate.moments(X[:, 0])
-        )  # (b, 1, m) against (boxes, m)
-        beyond, above = (
-            _log_ei_helper((mean - side) / deviation) for side in (self._lower, self._upper)
-        )
-        overlap = beyond + log1mexp((above - beyond).clamp_max(-1e-12)) + deviation.log()
-        gain: torch.Tensor = overlap.sum(-1).logsumexp(-1)
-        return gain
+        """Log EHVI `b` of points `b x 1 x d`."""
+        mean, std = self._surrogate.moments(X[:, 0])
+        # `b x 1 x m` against the boxes, `boxes x m`.
+        mean = mean.unsqueeze(1)
+        std = std.unsqueeze(1)
+        # Ament et al. 2023, sec. 4.1: log E[(y - l)_+] = log_h((mean - l) / std) + log std.
+        above_lower = log_standard_normal_ei((mean - self._lower) / std)
+        above_upper = log_standard_normal_ei((mean - self._upper) / std)
+        # log(a - b) = log a + log(1 - exp(log b - log a)); a - b > 0, but may round to 0.
+        log_ratio = (above_upper - above_lower).clamp_max(-1e-12)
+        log_overlap = above_lower + log1mexp(log_ratio) + std.log()
+        log_volume = log_overlap.sum(-1)
+        log_improvement: torch.Tensor = log_volume.logsumexp(-1)
+        return log_improvement
 
 
-class _ByDirections:
-    """Expected hypervolume improvement for many objectives, by directions from the reference point.
+class DirectionalLogEHVI:
+    """Log expected hypervolume improvement by quadrature, for many objectives.
 
-    The hypervolume is the mean, over directions u on the positive sphere, of c max_y min_k ((y_k - r_k) / u_k)^m (Deng and
-    Zhang 2019, eq. 9). For independent normal outcomes the length min_k (y_k - r_k) / u_k exceeds t with probability
-    prod_k Phi((mu_k - r_k - t u_k) / sigma_k); its expected excess over the front's length is integrated by quadrature. The
-    cost grows linearly with the objectives and does not depend on the number of points.
+    The hypervolume is the mean, over directions u on the positive part of the unit sphere, of
+    c max_y min_k ((y_k - r_k) / u_k)^m (Deng & Zhang 2019, eq. 9). For independent normal outcomes
+    the length min_k (y_k - r_k) / u_k exceeds t with probability
+    prod_k Phi((mu_k - r_k - t u_k) / sigma_k). What this exceeds the length of the front by is
+    integrated over t with Gauss-Legendre nodes. The cost is linear in m and independent of n.
+
+    Args:
+        surrogate: Predicts the m objectives.
+        front: `(k, m)`, standardised.
+        reference: `(m,)`, standardised.
     """
 
-    def __init__(self, surrogate: Surrogate, front: Array, worst: Array) -> None:
-        m = len(worst)
-        sobol = torch.from_numpy(qmc.Sobol(m, rng=0).random(_DIRECTIONS))
-        normal = torch.special.ndtri(sobol.clamp(1e-6, 1 - 1e-6) / 2 + 0.5)
-        self._directions = (normal / normal.norm(dim=1, keepdim=True)).clamp_min(1e-3)
-        inside = torch.from_numpy(np.vstack([front, worst]) - worst).clamp_min(0.0)
-        self._reached = (inside[:, None] / self._directions).amin(2).amax(0)
-        nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-        self._nodes, self._weights = (
-            torch.from_numpy((nodes + 1) / 2),
-            torch.from_numpy(weights / 2),
-        )
-        # the volume of the unit ball's positive part, by which the mean over directions is the hypervolume
-        self._volume = math.pi ** (m / 2) / (2**m * math.gamma(m / 2 + 1))
-        self._surrogate, self._worst, self._m = surrogate, torch.from_numpy(worst), m
+    def __init__(self, surrogate: Surrogate, front: Array, reference: Array) -> None:
+        m = len(reference)
+        self._surrogate = surrogate
+        self._reference = torch.from_numpy(reference)
+        self._m = m
+        self._directions = _positive_directions(m)
+        # The length of the front in each direction.
+        # The reference point is added, so that an empty front has length 0.
+        points = np.vstack([front, reference])
+        above_reference = torch.from_numpy(points - reference).clamp_min(0.0)
+        lengths = (above_reference.unsqueeze(1) / self._directions).amin(2)
+        self._front_length = lengths.amax(0)
+        nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+        # From [-1, 1] to [0, 1].
+        self._nodes = torch.from_numpy((nodes + 1) / 2)
+        self._weights = torch.from_numpy(weights / 2)
+        # c: the volume of the positive part of the unit ball.
+        orthants = 2**m
+        self._ball_volume = math.pi ** (m / 2) / (orthants * math.gamma(m / 2 + 1))
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
-        mean, deviation = self._surrogate.moments(X[:, 0])
-        mean = mean - self._worst
-        # beyond mean + 5 deviations in its tightest objective no length is likely
-        farthest = ((mean + 5 * deviation)[:, None] / self._directions).amin(2).detach()
-        span = (farthest - self._reached).clamp_min(1e-3)
-        t = self._reached[:, None] + span[..., None] * self._nodes  # (b, directions, nodes)
-        z = (mean[:, None, None] - t[..., None] * self._directions[:, None]) / deviation[
-            :, None, None
-        ]
-        exceeds = torch.special.log_ndtr(z).sum(-1)
-        log_gain = (
-            exceeds
-            + (self._m - 1) * t.log()
-            + (self._weights * self._m).log()
-            + span[..., None].log()
+        """Log EHVI `b` of points `b x 1 x d`."""
+        mean, std = self._surrogate.moments(X[:, 0])
+        mean = mean - self._reference
+        # Integration ends where the tightest objective is 5 standard deviations above its mean.
+        optimistic = (mean + 5 * std).unsqueeze(1)
+        # Detached: the end of the integration is a choice, not a part of the function.
+        longest = (optimistic / self._directions).amin(2).detach()
+        span = (longest - self._front_length).clamp_min(1e-3)
+        span = span.unsqueeze(-1)
+        # t: `b x directions x nodes`; the thresholds of the objectives at t, `... x nodes x m`.
+        t = self._front_length.unsqueeze(-1) + span * self._nodes
+        threshold = t.unsqueeze(-1) * self._directions.unsqueeze(1)
+        excess = mean[:, None, None] - threshold
+        z = excess / std[:, None, None]
+        # The outcomes are independent, so the logarithms of their probabilities add up.
+        log_probability = torch.special.log_ndtr(z).sum(-1)
+        # The derivative of t^m is m t^(m-1).
+        log_integrand = (
+            log_probability + (self._m - 1) * t.log() + (self._weights * self._m).log() + span.log()
         )
-        expected: torch.Tensor = log_gain.flatten(1).logsumexp(1) + math.log(
-            self._volume / len(self._directions)
-        )
-        return expected
+        log_mean_factor = math.log(self._ball_volume / len(self._directions))
+        log_improvement: torch.Tensor = log_integrand.flatten(1).logsumexp(1) + log_mean_factor
+        return log_improvement
 
 
-def nothing(X: torch.Tensor) -> torch.Tensor:  # noqa: N803
-    """The acquisition that prefers no point."""
+def _positive_directions(m: int) -> torch.Tensor:
+    """Directions `directions x m`, spread evenly over the positive part of the unit sphere."""
+    sobol = torch.from_numpy(qmc.Sobol(m, rng=0).random(_DIRECTIONS))
+    # Normalised normal vectors are uniform on the sphere; the quantiles above 1/2 are positive.
+    upper_half = sobol.clamp(1e-6, 1 - 1e-6) / 2 + 0.5
+    half_normal: torch.Tensor = torch.special.ndtri(upper_half)
+    unit = half_normal / half_normal.norm(dim=1, keepdim=True)
+    directions: torch.Tensor = unit.clamp_min(1e-3)
+    return directions
+
+
+def zero(X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    """The acquisition that is 0, `b`, at all points `b x 1 x d`; it has a gradient."""
     return 0.0 * X.sum((1, 2))
 
 
-class Feasible:
-    """`inner` plus the logarithm of the chance that every constraint holds and that the trial does not fail.
+class FeasibilityWeighted:
+    """An acquisition plus the log probability that a point is feasible and does not fail.
 
-    constraints: on outcomes that must be <= 0 (Optuna's sense). success: on outcomes of 1 where a trial succeeded and 0
-    where it failed. Only its mean counts: where little is known it is near the share of successes, and a spread would
-    draw the search to where it has seen nothing but failures.
+    Args:
+        acquisition: The log acquisition without constraints.
+        constraints: Predicts the constraints; feasible where all are at most 0. None: there are
+            none.
+        success: Predicts 1 where a trial completes and 0 where it fails. None: no trial failed.
     """
 
     def __init__(
-        self, inner: Acquisition, constraints: Surrogate | None, success: Surrogate | None
+        self,
+        acquisition: Acquisition,
+        constraints: Surrogate | None,
+        success: Surrogate | None,
     ) -> None:
-        self._inner, self._constraints, self._success = inner, constraints, success
+        self._acquisition = acquisition
+        self._constraints = constraints
+        self._success = success
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
-        value = self._inner(X)
+        """The weighted acquisition `b` of points `b x 1 x d`."""
+        value = self._acquisition(X)
         if self._constraints is not None:
-            mean, deviation = self._constraints.moments(X[:, 0])
-            limit = torch.from_numpy(self._constraints.standardise(np.zeros(mean.shape[-1])))
-            value = value + torch.special.log_ndtr((limit - mean) / deviation).sum(-1)
+            value = value + self._log_feasibility(self._constraints, X[:, 0])
         if self._success is not None:
-            chance = self._success.moments(X[:, 0])[0][:, 0] * float(
-                self._success.scale[0]
-            ) + float(self._success.centre[0])
-            value = value + torch.special.log_ndtr((chance - 0.5) / _BORDER)
+            value = value + self._log_success(self._success, X[:, 0])
         return value
 
+    def _log_feasibility(self, constraints: Surrogate, x: torch.Tensor) -> torch.Tensor:
+        """Log probability `n` that all constraints hold at `n x d` (Gardner et al. 2014)."""
+        mean, std = constraints.moments(x)
+        zeros = np.zeros(mean.shape[-1])
+        bound = torch.from_numpy(constraints.standardise(zeros))
+        log_probability: torch.Tensor = torch.special.log_ndtr((bound - mean) / std)
+        return log_probability.sum(-1)
 
-def values(acquisition: Acquisition, x: Array) -> Array:
-    """The acquisition of the points `(n, d)`."""
+    def _log_success(self, success: Surrogate, x: torch.Tensor) -> torch.Tensor:
+        """Log probability `n` that trials at `n x d` complete, from the posterior mean alone.
+
+        Far from all trials the mean is near the share of completed trials. A term with the
+        posterior deviation would draw the search to regions where only failures are known.
+        """
+        mean, _ = success.moments(x)
+        scale = float(success.y_std[0])
+        offset = float(success.y_mean[0])
+        rate = mean[:, 0] * scale + offset
+        log_probability: torch.Tensor = torch.special.log_ndtr((rate - 0.5) / _SUCCESS_WIDTH)
+        return log_probability
+
+
+def evaluate(acquisition: Acquisition, x: Array) -> Array:
+    """The acquisition `(n,)` of points `(n, d)`, without gradients."""
     with torch.no_grad():
-        return np.asarray(acquisition(torch.from_numpy(x)[:, None]).numpy())
+        values = acquisition(torch.from_numpy(x)[:, None])
+    return np.asarray(values.numpy())

@@ -1,4 +1,11 @@
-"""Gaussian processes over the unit cube, one per outcome, fitted as one batch (BoTorch does the work)."""
+"""Gaussian processes over the unit cube, one or two per outcome.
+
+BoTorch fits them. A `Surrogate` standardises the outcomes, fits one `GPBatch` per kernel and kind
+of noise, and mixes the posteriors. Standard errors that trials report enter in `_BatchPlan.build`,
+as the observation noise of the `SingleTaskGP`.
+
+Shapes: n trials, d coordinates, m outcomes.
+"""
 
 import math
 import warnings
@@ -6,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,278 +26,413 @@ from gpytorch.priors import GammaPrior, LogNormalPrior
 from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from paretomerge.types import Array
+
 Hyperparameters = Mapping[str, torch.Tensor]
-_FIT_ITERATIONS = 40  # a capped fit costs a third to a sixth, for the same hypervolume
-_SHORTEST = 0.025  # length-scale
-_LEAST_SHARE = 0.02  # against that of the best shape; below, it is not worth its time
-_LEAST_VARIANCE = 1e-12
-_LEAST_NOISE = 1e-6  # of the standardised variance: scores of few items can repeat exactly
+
+# A capped fit takes a third to a sixth of the time and reaches the same hypervolume.
+_FIT_ITERATIONS = 40
+_MIN_LENGTHSCALE = 0.025
+# Relative to the best kernel of an outcome; a kernel of less weight does not repay its time.
+_MIN_WEIGHT = 0.02
+_MIN_VARIANCE = 1e-12
+# In units of the standardised variance: scores of few examples can repeat exactly.
+_MIN_NOISE = 1e-6
+# Outcomes with a smaller standard deviation count as constant.
+_MIN_STD = 1e-12
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What is expected of the outcomes as functions.
+class KernelSpec:
+    """The prior of a Gaussian process.
 
-    importance: `(d,)`, by which the length-scale that is expected of a coordinate is divided; None where all are alike.
-    parabola: whether they are one in each coordinate and something rougher besides (Matern 5/2), or just smooth (RBF).
-    repeatable: whether a trial would come out the same again, where its noise is not told.
+    Attributes:
+        importance: `(d,)`, relative importance of the coordinates: the prior length-scale of a
+            coordinate is divided by it. None: all coordinates are alike.
+        quadratic_trend: Whether the process is a quadratic trend in each coordinate plus a Matern
+            5/2 process, or one smooth (RBF) process.
+        deterministic: Whether a trial without a standard error would give the same values again.
     """
 
     importance: Array | None = None
-    parabola: bool = True
-    repeatable: bool = True
+    quadratic_trend: bool = True
+    deterministic: bool = True
 
 
-PLAIN = Shape()
+DEFAULT_KERNEL = KernelSpec()
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Gaussian processes of one shape, for `outcomes` (column numbers of y), as one batch; `share` `(k,)` is what each has of what is
-    believed of its outcome. told: whether the noise of these outcomes was, and is not inferred.
+class GPBatch:
+    """Independent Gaussian processes with one kind of kernel, fitted as one BoTorch batch.
+
+    Attributes:
+        model: The fitted model, of k outcomes.
+        kernel: The prior.
+        outcomes: Column numbers of y, k of them.
+        weight: `(k,)`, the share of this batch in the mixture for each of its outcomes.
+        known_noise: Whether the observation noise is known, not inferred.
     """
 
     model: SingleTaskGP
-    shape: Shape
+    kernel: KernelSpec
     outcomes: tuple[int, ...]
-    share: Array
-    told: bool
+    weight: Array
+    known_noise: bool
 
     @cached_property
-    def foreseeing(self) -> SingleTaskGP:
-        """The process that says what is still to be learnt at a point.
+    def predictive_model(self) -> SingleTaskGP:
+        """The model whose posterior variance says what a trial at a point can still tell.
 
-        Where a trial would come out otherwise again, `model` itself, for going back can tell. Else the noise
-        that was inferred is roughness, and a point next to a trial would seem to add what is not known of that trial. So it is a
-        process through what `model` believes of the trials: the same means, no doubt where a trial was (reinterpolation,
-        Forrester et al. 2006).
+        This is `model` if a repeated trial can give other values. Otherwise the inferred noise is
+        roughness of the objective, and `model` would expect an improvement next to each trial. Then
+        it is a second process with the same kernel through the posterior means of `model` at the
+        trials: it has the same mean, and no variance at a trial ("re-interpolation", Forrester et
+        al. 2006).
         """
-        if self.told or not self.shape.repeatable:
+        if self.known_noise or not self.kernel.deterministic:
             return self.model
         inputs = self.model.train_inputs[0]
-        x = inputs[0] if inputs.dim() == 3 else inputs  # one copy per outcome
-        with _quietly(), torch.no_grad():
-            believed = self.model.eval().posterior(x).mean
-            modules = {
-                "covar_module": self.model.covar_module,
-                "mean_module": self.model.mean_module,
-            }
-            return SingleTaskGP(
+        # BoTorch repeats the inputs per outcome: `k x n x d`.
+        x = inputs[0] if inputs.dim() == 3 else inputs
+        with _ignored_fit_warnings(), torch.no_grad():
+            means = self.model.eval().posterior(x).mean
+            model = SingleTaskGP(
                 x,
-                believed,
-                torch.full_like(believed, _LEAST_NOISE),
+                means,
+                torch.full_like(means, _MIN_NOISE),
+                covar_module=self.model.covar_module,
+                mean_module=self.model.mean_module,
                 outcome_transform=None,
-                **modules,
-            ).eval()
+            )
+            return model.eval()
 
     @property
     def hyperparameters(self) -> Hyperparameters:
+        """Parameter name of the model -> its value."""
         return {name: value.detach() for name, value in self.model.named_parameters()}
 
     def hyperparameters_of(self, outcomes: Sequence[int]) -> Hyperparameters:
-        """Of some of them; a batch of one has no dimension for it."""
-        places = [self.outcomes.index(k) for k in outcomes]
+        """The hyperparameters of a model with some of the outcomes only."""
         if len(self.outcomes) == 1:
             return self.hyperparameters
-        return {
-            name: value[places if len(places) > 1 else places[0]]
-            for name, value in self.hyperparameters.items()
-        }
+        positions = [self.outcomes.index(k) for k in outcomes]
+        # A model of one outcome has no batch dimension.
+        index = positions if len(positions) > 1 else positions[0]
+        return {name: value[index] for name, value in self.hyperparameters.items()}
 
-    def foresight(self) -> Array:
-        """Log density that the other trials give to each trial, added up, per outcome: leave-one-out in closed form
-        (Rasmussen & Williams 2006, eq. 5.10 to 5.12).
+    def loo_log_density(self) -> Array:
+        """Leave-one-out log predictive density, summed over trials.
+
+        Source: Rasmussen & Williams 2006, sec. 5.4.2, eq. 5.10 to 5.12.
+
+        Returns:
+            `(k,)`, one number per outcome of the batch.
         """
         with torch.no_grad():
-            x, y = self.model.train_inputs[0], self.model.train_targets
+            x = self.model.train_inputs[0]
+            y = self.model.train_targets
             noise = self.model.likelihood.noise.expand(y.shape)
-            precision = torch.linalg.inv(
-                self.model.covar_module(x).to_dense() + torch.diag_embed(noise)
-            )
+            covariance = self.model.covar_module(x).to_dense() + torch.diag_embed(noise)
+            precision = torch.linalg.inv(covariance)
+            residual = y - self.model.mean_module(x)
+            # Eq. 5.12: variance_i = 1 / [K^-1]_ii and error_i = [K^-1 y]_i / [K^-1]_ii.
             variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
-            error = variance * (precision @ (y - self.model.mean_module(x))[..., None])[..., 0]
-            density = -(error**2 / variance + (2 * math.pi * variance).log()) / 2
-            return np.atleast_1d(density.sum(-1).numpy())
+            solved = (precision @ residual[..., None])[..., 0]
+            error = variance * solved
+            log_normaliser = (2 * math.pi * variance).log()
+            density = -(error**2 / variance + log_normaliser) / 2
+            total = density.sum(-1).numpy()
+            return np.atleast_1d(total)
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Gaussian processes on m standardised outcomes, of one shape or of several whose beliefs are mixed. `centre` and `scale`
-    `(m,)` lead back to the units of y.
+    """Gaussian processes on m standardised outcomes, mixed per outcome over kernels.
+
+    Attributes:
+        batches: The processes.
+        y_mean: `(m,)`, mean of the outcomes.
+        y_std: `(m,)`, their standard deviation; 1 for an outcome that does not vary.
     """
 
-    processes: tuple[Processes, ...]
-    centre: Array
-    scale: Array
+    batches: tuple[GPBatch, ...]
+    y_mean: Array
+    y_std: Array
 
     @classmethod
-    def fit(cls, x: Array, y: Array, stderr: Array | None, shape: Shape = PLAIN) -> "Surrogate":
-        """x `(n, d)` in the unit cube, y `(n, m)` maximised, stderr `(n, m)`; inferred where it is None or a column of it is NaN."""
-        told = np.zeros(y.shape[1], dtype=bool) if stderr is None else ~np.isnan(stderr).any(0)
-        groups = [
-            tuple(int(k) for k in np.flatnonzero(same)) for same in (told, ~told) if same.any()
-        ]
-        return cls._of(x, y, stderr, [_Kind(shape, group, np.ones(len(group))) for group in groups])
-
-    def again(self, x: Array, y: Array, stderr: Array | None) -> "Surrogate":
-        """With other trials, the same shapes, shares and hyperparameters."""
-        return self._of(
-            x,
-            y,
-            stderr,
-            [_Kind(p.shape, p.outcomes, p.share, p.hyperparameters) for p in self.processes],
-        )
-
-    @classmethod
-    def average(
-        cls, x: Array, y: Array, stderr: Array | None, shapes: Sequence[Shape]
+    def fit(
+        cls,
+        x: Array,
+        y: Array,
+        stderr: Array | None,
+        kernel: KernelSpec = DEFAULT_KERNEL,
     ) -> "Surrogate":
-        """Each outcome by all shapes, in proportion to the density with which each foresees its trials (pseudo-BMA, Yao et al.
-        2018, sec. 3.3): with few trials that density cannot tell which one is right.
+        """Fit processes with one kernel.
+
+        Args:
+            x: `(n, d)`, points of the unit cube.
+            y: `(n, m)`, outcomes.
+            stderr: `(n, m)`, their standard errors. The noise of an outcome is inferred where it is
+                None or its column has a NaN.
+            kernel: The prior.
         """
-        fits = [cls.fit(x, y, stderr, shape) for shape in shapes]
-        density = np.zeros((len(shapes), y.shape[1]))
-        for row, fit in zip(density, fits, strict=True):
-            for p in fit.processes:
-                row[list(p.outcomes)] = p.foresight()
-        share = np.exp(density - density.max(0))
-        share[share < _LEAST_SHARE] = 0.0
-        share /= share.sum(0)
-        kinds = []
-        for p, of_each in (
-            (p, of_each) for fit, of_each in zip(fits, share, strict=True) for p in fit.processes
-        ):
-            if mine := tuple(k for k in p.outcomes if of_each[k]):
-                kinds.append(_Kind(p.shape, mine, of_each[list(mine)], p.hyperparameters_of(mine)))
-        return cls._of(x, y, stderr, kinds)
+        m = y.shape[1]
+        has_stderr: NDArray[np.bool_] = np.zeros(m, dtype=bool)
+        if stderr is not None:
+            has_stderr = np.asarray(~np.isnan(stderr).any(0))
+        plans = []
+        # Outcomes with known and with inferred noise need separate BoTorch models.
+        for mask in (has_stderr, ~has_stderr):
+            outcomes = tuple(np.flatnonzero(mask).tolist())
+            if outcomes:
+                plans.append(_BatchPlan(kernel, outcomes, np.ones(len(outcomes))))
+        return cls._build(x, y, stderr, plans)
 
     @classmethod
-    def _of(cls, x: Array, y: Array, stderr: Array | None, kinds: Sequence["_Kind"]) -> "Surrogate":
-        centre, scale = y.mean(0), y.std(0, ddof=1)
-        scale = np.where(scale > 1e-12, scale, 1.0)
-        noise = None if stderr is None else np.clip((stderr / scale) ** 2, _LEAST_NOISE, None)
-        return cls(
-            tuple(kind.processes(x, (y - centre) / scale, noise) for kind in kinds), centre, scale
-        )
+    def fit_mixture(
+        cls,
+        x: Array,
+        y: Array,
+        stderr: Array | None,
+        kernels: Sequence[KernelSpec],
+    ) -> "Surrogate":
+        """Fit processes with several kernels and weight them per outcome.
+
+        The weights are proportional to the leave-one-out predictive density (pseudo-BMA, Yao et al.
+        2018, sec. 3.3). With few trials the density cannot tell which kernel is right, and then
+        each keeps a weight.
+
+        Args:
+            x: `(n, d)`, points of the unit cube.
+            y: `(n, m)`, outcomes.
+            stderr: `(n, m)`, their standard errors, as for `fit`.
+            kernels: The priors.
+        """
+        fits = [cls.fit(x, y, stderr, kernel) for kernel in kernels]
+        log_density = np.zeros((len(kernels), y.shape[1]))
+        for row, fit in zip(log_density, fits, strict=True):
+            for batch in fit.batches:
+                row[list(batch.outcomes)] = batch.loo_log_density()
+        # Relative to the best kernel, since the densities themselves overflow.
+        weights = np.exp(log_density - log_density.max(0))
+        weights[weights < _MIN_WEIGHT] = 0.0
+        weights /= weights.sum(0)
+        plans = []
+        for fit, weight in zip(fits, weights, strict=True):
+            for batch in fit.batches:
+                outcomes = tuple(k for k in batch.outcomes if weight[k] > 0)
+                if outcomes:
+                    plan = _BatchPlan(
+                        batch.kernel,
+                        outcomes,
+                        weight[list(outcomes)],
+                        batch.hyperparameters_of(outcomes),
+                    )
+                    plans.append(plan)
+        return cls._build(x, y, stderr, plans)
+
+    def with_trials(self, x: Array, y: Array, stderr: Array | None) -> "Surrogate":
+        """The surrogate of other trials, with the same kernels, weights and hyperparameters."""
+        plans = []
+        for batch in self.batches:
+            plan = _BatchPlan(batch.kernel, batch.outcomes, batch.weight, batch.hyperparameters)
+            plans.append(plan)
+        return self._build(x, y, stderr, plans)
+
+    @classmethod
+    def _build(
+        cls,
+        x: Array,
+        y: Array,
+        stderr: Array | None,
+        plans: Sequence["_BatchPlan"],
+    ) -> "Surrogate":
+        # Standardised here, not by BoTorch's outcome transform: the acquisition needs the front and
+        # the reference point in the same units.
+        y_mean = y.mean(0)
+        y_std = y.std(0, ddof=1)
+        y_std = np.where(y_std > _MIN_STD, y_std, 1.0)
+        standardised = (y - y_mean) / y_std
+        noise = None
+        if stderr is not None:
+            variance = (stderr / y_std) ** 2
+            noise = np.clip(variance, _MIN_NOISE, None)
+        batches = tuple(plan.build(x, standardised, noise) for plan in plans)
+        return cls(batches, y_mean, y_std)
 
     def standardise(self, y: Array) -> Array:
-        return np.asarray((y - self.centre) / self.scale)
+        """Outcomes `(..., m)` in units of the standard deviation, from the mean."""
+        return np.asarray((y - self.y_mean) / self.y_std)
 
     def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and standard deviation `(n, m)` at `x` `(n, d)`, standardised, without observation noise."""
-        mean = second = torch.zeros((), dtype=x.dtype)
-        for p in self.processes:
-            posterior = p.foreseeing.posterior(x)
-            place = torch.zeros(len(p.outcomes), len(self.centre), dtype=x.dtype)
-            place[range(len(p.outcomes)), list(p.outcomes)] = torch.from_numpy(p.share)
-            mean = mean + posterior.mean @ place
-            second = second + (posterior.variance + posterior.mean**2) @ place
-        return mean, (second - mean**2).clamp_min(_LEAST_VARIANCE).sqrt()
+        """Standardised posterior at points, without observation noise; differentiable.
+
+        Args:
+            x: `n x d`.
+
+        Returns:
+            Mean and standard deviation of the mixture, each `n x m`.
+        """
+        mean = torch.zeros((), dtype=x.dtype)
+        second_moment = mean
+        m = len(self.y_mean)
+        for batch in self.batches:
+            posterior = batch.predictive_model.posterior(x)
+            k = len(batch.outcomes)
+            # `k x m`: takes the outcomes of the batch to their columns, times their weights.
+            weights = torch.zeros(k, m, dtype=x.dtype)
+            columns = list(batch.outcomes)
+            weights[range(k), columns] = torch.from_numpy(batch.weight)
+            # A mixture's variance is E[y^2] - E[y]^2 over its components.
+            squared = posterior.variance + posterior.mean**2
+            mean = mean + posterior.mean @ weights
+            second_moment = second_moment + squared @ weights
+        variance = (second_moment - mean**2).clamp_min(_MIN_VARIANCE)
+        return mean, variance.sqrt()
 
     def predict(self, x: Array) -> tuple[Array, Array]:
-        """Posterior mean and standard deviation `(n, m)` in the units of y."""
+        """Posterior mean and standard deviation, each `(n, m)`, at `x` `(n, d)`, in units of y."""
         with torch.no_grad():
-            mean, deviation = self.moments(torch.from_numpy(x))
-        return mean.numpy() * self.scale + self.centre, deviation.numpy() * self.scale
+            mean, std = self.moments(torch.from_numpy(x))
+        y = mean.numpy() * self.y_std + self.y_mean
+        return y, std.numpy() * self.y_std
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """Which processes to make. known: hyperparameters of an earlier fit to the same outcomes; None for a new fit."""
+class _BatchPlan:
+    """A batch that is still to be built.
 
-    shape: Shape
+    Attributes:
+        kernel: The prior.
+        outcomes: Column numbers of y.
+        weight: `(k,)`, as of `GPBatch`.
+        hyperparameters: Those of an earlier fit to the same outcomes; None to fit them.
+    """
+
+    kernel: KernelSpec
     outcomes: tuple[int, ...]
-    share: Array
-    known: Hyperparameters | None = None
+    weight: Array
+    hyperparameters: Hyperparameters | None = None
 
-    def processes(self, x: Array, y: Array, noise: Array | None) -> Processes:
-        """y, noise `(n, m)`: standardised, of which `outcomes` are taken."""
-        kernel = _kernel(x.shape[1], len(self.outcomes), self.shape)
-        own = torch.from_numpy(y[:, self.outcomes])
-        told = (
-            None
-            if noise is None or np.isnan(noise[:, self.outcomes]).any()
-            else torch.from_numpy(noise[:, self.outcomes])
-        )
-        with _quietly():
+    def build(self, x: Array, y: Array, noise: Array | None) -> GPBatch:
+        """Fit the processes, or set their hyperparameters.
+
+        Args:
+            x: `(n, d)`, points of the unit cube.
+            y: `(n, m)`, standardised outcomes.
+            noise: `(n, m)`, their squared standard errors in the same units.
+        """
+        columns = list(self.outcomes)
+        # The standard errors of the trials; without them BoTorch infers the noise.
+        known_variance = None
+        if noise is not None and not np.isnan(noise[:, columns]).any():
+            known_variance = torch.from_numpy(noise[:, columns])
+        with _ignored_fit_warnings():
             model = SingleTaskGP(
                 torch.from_numpy(x),
-                own,
-                train_Yvar=told,
-                covar_module=kernel,
+                torch.from_numpy(y[:, columns]),
+                train_Yvar=known_variance,
+                covar_module=_covariance(x.shape[1], len(columns), self.kernel),
                 outcome_transform=None,
             )
-            if self.known is None:
+            if self.hyperparameters is None:
                 likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
-                fit_gpytorch_mll(
-                    likelihood, optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}}
-                )
-        if self.known is not None:
+                options = {"maxiter": _FIT_ITERATIONS}
+                fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": options})
+        if self.hyperparameters is not None:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    parameter.copy_(self.known[name])
+                    parameter.copy_(self.hyperparameters[name])
             model.eval()
-        return Processes(model, self.shape, self.outcomes, self.share, told is not None)
+        return GPBatch(
+            model=model,
+            kernel=self.kernel,
+            outcomes=self.outcomes,
+            weight=self.weight,
+            known_noise=known_variance is not None,
+        )
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """A capped fit says that it stopped early; near-equal points and constant scores are part of the work."""
+def _ignored_fit_warnings() -> Iterator[None]:
+    """Ignore what is expected here: capped fits, near-equal points, constant outcomes."""
     with warnings.catch_warnings():
         for category in (OptimizationWarning, NumericalWarning, InputDataWarning):
             warnings.simplefilter("ignore", category)
         yield
 
 
-class Quadratic(Kernel):  # type: ignore[misc]
-    """The covariance of sum_j a_j z_j + b_j z_j^2, z = 2 x - 1, with normal a and b: a parabola in each coordinate."""
+class QuadraticKernel(Kernel):  # type: ignore[misc]
+    """The covariance of a quadratic polynomial without cross terms.
+
+    The polynomial is sum_j (a_j z_j + b_j z_j^2) / sqrt(d) with z = 2 x - 1 and independent
+    standard normal a_j, b_j.
+    """
 
     has_lengthscale = False
 
     def forward(
-        self, x1: torch.Tensor, x2: torch.Tensor, diag: bool = False, **params: Any
+        self,
+        x1: torch.Tensor,
+        x2: torch.Tensor,
+        diag: bool = False,
+        **params: object,
     ) -> torch.Tensor:
-        first, second = self._features(x1), self._features(x2)
-        covariance: torch.Tensor = (
-            (first * second).sum(-1) if diag else first @ second.transpose(-1, -2)
-        )
-        return covariance
+        """Covariance `... x n1 x n2` of points `... x n1 x d` and `... x n2 x d`.
+
+        Args:
+            x1: The first points.
+            x2: The second points.
+            diag: Whether only the diagonal `... x n` is wanted.
+            **params: Ignored, as in GPyTorch's kernels.
+        """
+        features1 = self._features(x1)
+        features2 = self._features(x2)
+        if diag:
+            return (features1 * features2).sum(-1)
+        return features1 @ features2.transpose(-1, -2)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
+        """Linear and quadratic features, `... x 2d`."""
         z = 2 * x - 1
-        features: torch.Tensor = torch.cat([z, z**2], -1) / x.shape[-1] ** 0.5
-        return features
+        features = torch.cat([z, z**2], -1)
+        scaled: torch.Tensor = features / x.shape[-1] ** 0.5
+        return scaled
 
 
-def _kernel(d: int, m: int, shape: Shape) -> Kernel:
-    """A parabola plus what is left of it, or a smooth process.
+def _covariance(d: int, m: int, spec: KernelSpec) -> Kernel:
+    """A quadratic trend plus a Matern 5/2 process, or an RBF process, for m outcomes.
 
-    A score as a function of merge weights is close to a parabola near its top (the premise of MAP, Li et al. 2024b), which
-    thirty trials can tell in thirty dimensions; the Matern 5/2 process takes up the rest. The smooth one is BoTorch's
-    default. The priors of the length-scales grow with the square root of d (Hvarfner et al. 2024).
+    A score as a function of merge weights is nearly quadratic around its maximum (the premise of
+    MAP, Li et al. 2024, arXiv 2406.07529), and thirty trials determine such a trend in thirty
+    dimensions. The RBF process is BoTorch's default.
     """
-    batch = torch.Size([m] if m > 1 else [])
-    scaled = (
-        torch.zeros(d, dtype=torch.float64)
-        if shape.importance is None
-        else torch.from_numpy(shape.importance).log()
-    )
-    prior = LogNormalPrior(loc=2**0.5 + math.log(d) / 2 - scaled, scale=3**0.5)
-    shortest = GreaterThan(
-        _SHORTEST, transform=None, initial_value=prior.mode.clamp_min(2 * _SHORTEST)
-    )
-    common = {
+    batch_shape = torch.Size([m] if m > 1 else [])
+    # Hvarfner et al. 2024: the prior length-scale grows with the square root of d.
+    log_mean = 2**0.5 + math.log(d) / 2
+    log_importance = torch.zeros(d, dtype=torch.float64)
+    if spec.importance is not None:
+        log_importance = torch.from_numpy(spec.importance).log()
+    prior = LogNormalPrior(loc=log_mean - log_importance, scale=3**0.5)
+    initial_lengthscale = prior.mode.clamp_min(2 * _MIN_LENGTHSCALE)
+    constraint = GreaterThan(_MIN_LENGTHSCALE, transform=None, initial_value=initial_lengthscale)
+    arguments = {
         "ard_num_dims": d,
-        "batch_shape": batch,
+        "batch_shape": batch_shape,
         "lengthscale_prior": prior,
-        "lengthscale_constraint": shortest,
+        "lengthscale_constraint": constraint,
     }
-    if not shape.parabola:
-        return RBFKernel(**common)
-    rest = ScaleKernel(
-        MaternKernel(nu=2.5, **common), batch_shape=batch, outputscale_prior=GammaPrior(1.5, 1.5)
+    if not spec.quadratic_trend:
+        return RBFKernel(**arguments)
+    residual = ScaleKernel(
+        MaternKernel(nu=2.5, **arguments),
+        batch_shape=batch_shape,
+        outputscale_prior=GammaPrior(1.5, 1.5),
     )
-    return rest + ScaleKernel(
-        Quadratic(batch_shape=batch), batch_shape=batch, outputscale_prior=GammaPrior(1.0, 0.2)
+    trend = ScaleKernel(
+        QuadraticKernel(batch_shape=batch_shape),
+        batch_shape=batch_shape,
+        outputscale_prior=GammaPrior(1.0, 0.2),
     )
+    return residual + trend

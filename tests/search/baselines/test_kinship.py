@@ -39,7 +39,7 @@ def archive_of(*rows, number=None):
 
 def proposed(archive, **settings):
     points = Kinship(**settings).propose(archive, np.random.default_rng(0))
-    return [archive.encoding.decode(x) for x in archive.encoding.settle(points)]
+    return [archive.encoding.decode(x) for x in archive.encoding.project(points)]
 
 
 def test_kinship_is_measured_from_the_base_not_from_the_lower_bound():

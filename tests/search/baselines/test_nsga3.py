@@ -77,6 +77,6 @@ def test_choices_and_steps_are_searched_too():
 
     rng = np.random.default_rng(0)
     best = encoding.decode(
-        front_of(objective, encoding, encoding.settle(rng.random((3, 5))), rng)[0]
+        front_of(objective, encoding, encoding.project(rng.random((3, 5))), rng)[0]
     )
     assert best["c"] == "b" and best["i"] == 4 and abs(best["x"] - 0.3) < 0.1

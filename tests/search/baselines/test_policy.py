@@ -50,19 +50,16 @@ def test_walks_are_settled_points_whose_likelihood_can_be_read():
     with torch.no_grad():
         x = network.walk(preferences, np.random.default_rng(0))
         reading = network.read(paths.decisions(x), torch.as_tensor(preferences))
-    assert np.array_equal(x, encoding.settle(x.copy()))
-    counting = encoding.counting(x)[:, [encoding.columns[name].start for name in paths.names]]
+    assert np.array_equal(x, encoding.project(x.copy()))
+    counting = encoding.active_mask(x)[:, [encoding.columns[name].start for name in paths.names]]
     assert (
         np.array_equal(reading.counts.numpy(), counting)
         and not counting.all()
         and counting.any(0).all()
     )
     assert (reading.logs.numpy()[~counting] == 0).all()
-    times = encoding._from_unit(EVERY["times"], float(x[0, encoding.columns["times"].start]))
-    same = [
-        encoding._from_unit(EVERY["times"], float(row[encoding.columns["times"].start])) == times
-        for row in x
-    ]
+    times = encoding.decode(x[0])["times"]
+    same = [encoding.decode(row)["times"] == times for row in x]
     assert abs(np.mean(same) - float(reading.logs[0, 0].exp())) < 0.08  # as often as it says
 
 

@@ -6,13 +6,13 @@ import torch
 
 from paretomerge.pareto.front import hypervolume
 from paretomerge.search.mmmo.acquisition import (
-    Feasible,
-    _ByBoxes,
-    _ByDirections,
-    expected_gain,
-    values,
+    BoxLogEHVI,
+    DirectionalLogEHVI,
+    FeasibilityWeighted,
+    evaluate,
+    log_ehvi,
 )
-from paretomerge.search.mmmo.surrogate import Shape, Surrogate
+from paretomerge.search.mmmo.surrogate import KernelSpec, Surrogate
 
 
 def fitted(m: int, n: int = 20, d: int = 2) -> tuple[Surrogate, np.ndarray]:
@@ -39,10 +39,10 @@ def sampled_gain(
 def test_the_closed_form_is_what_sampling_says(m):
     surrogate, y = fitted(m)
     front, reference = y[:8], y.min(0) - 0.1
-    acquisition = expected_gain(surrogate, front, reference)
+    acquisition = log_ehvi(surrogate, front, reference)
     for x in np.random.default_rng(1).random((4, 2)):
         expected = sampled_gain(surrogate, front, reference, x)
-        assert np.exp(values(acquisition, x[None]))[0] == pytest.approx(
+        assert np.exp(evaluate(acquisition, x[None]))[0] == pytest.approx(
             expected, rel=0.15, abs=3e-3
         )
 
@@ -52,10 +52,12 @@ def test_nothing_is_gained_at_a_trial_unless_it_may_come_out_otherwise():
     x = rng.random((15, 2))
     y = np.stack([np.sin(5 * x[:, 0]), -(x[:, 1] ** 2)], 1) + 0.2 * rng.standard_normal((15, 2))
     between, most = rng.random((200, 2)), {}
-    for repeatable in (True, False):
-        surrogate = Surrogate.fit(x, y, None, Shape(repeatable=repeatable))
-        acquisition = expected_gain(surrogate, surrogate.predict(x)[0], y.min(0) - 0.1)
-        most[repeatable] = np.exp(values(acquisition, x).max() - values(acquisition, between).max())
+    for deterministic in (True, False):
+        surrogate = Surrogate.fit(x, y, None, KernelSpec(deterministic=deterministic))
+        acquisition = log_ehvi(surrogate, surrogate.predict(x)[0], y.min(0) - 0.1)
+        most[deterministic] = np.exp(
+            evaluate(acquisition, x).max() - evaluate(acquisition, between).max()
+        )
     assert most[True] < 0.01 < 0.1 < most[False], most
 
 
@@ -65,8 +67,8 @@ def test_directions_agree_with_boxes(m):
     surrogate, y = fitted(m)
     worst, front = surrogate.standardise(y.min(0) - 0.3), surrogate.standardise(y[:10])
     x = np.random.default_rng(2).random((40, 2))
-    exact = np.exp(values(_ByBoxes(surrogate, front, worst), x))
-    quick = np.exp(values(_ByDirections(surrogate, front, worst), x))
+    exact = np.exp(evaluate(BoxLogEHVI(surrogate, front, worst), x))
+    quick = np.exp(evaluate(DirectionalLogEHVI(surrogate, front, worst), x))
     assert np.corrcoef(exact, quick)[0, 1] > 0.98
     assert quick.sum() == pytest.approx(exact.sum(), rel=0.15)
 
@@ -74,7 +76,7 @@ def test_directions_agree_with_boxes(m):
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 6])
 def test_slopes_exist_everywhere_and_point_uphill(m):
     surrogate, y = fitted(m)
-    acquisition = expected_gain(surrogate, y, y.min(0) - 0.1)
+    acquisition = log_ehvi(surrogate, y, y.min(0) - 0.1)
     x = torch.from_numpy(np.random.default_rng(0).random((5, 1, 2))).requires_grad_()
     value = acquisition(x)
     value.sum().backward()
@@ -83,7 +85,7 @@ def test_slopes_exist_everywhere_and_point_uphill(m):
         and torch.isfinite(x.grad).all()
         and (x.grad.abs().sum(-1) > 0).any()
     )
-    moved = values(
+    moved = evaluate(
         acquisition, (x + 1e-6 * x.grad / x.grad.norm(dim=-1, keepdim=True)).detach()[:, 0].numpy()
     )
     assert (moved >= value.detach().numpy() - 1e-6).all()
@@ -93,22 +95,22 @@ def test_slopes_exist_everywhere_and_point_uphill(m):
 def test_an_empty_front_leaves_everything_to_gain(m):
     surrogate, y = fitted(m)
     x = np.random.default_rng(0).random((6, 2))
-    nothing = values(expected_gain(surrogate, y[:0], y.min(0) - 0.1), x)
-    something = values(expected_gain(surrogate, y, y.min(0) - 0.1), x)
+    nothing = evaluate(log_ehvi(surrogate, y[:0], y.min(0) - 0.1), x)
+    something = evaluate(log_ehvi(surrogate, y, y.min(0) - 0.1), x)
     assert np.isfinite(nothing).all() and (nothing >= something - 1e-9).all()
 
 
 def test_a_constraint_and_failures_lower_what_is_expected():
     x = np.array(list(itertools.product(np.linspace(0, 1, 5), repeat=2)))
     surrogate = Surrogate.fit(x, np.stack([x[:, 0], 1 - x[:, 0]], 1), None)
-    inner = expected_gain(surrogate, np.array([[0.5, 0.5]]), np.array([-0.1, -0.1]))
+    inner = log_ehvi(surrogate, np.array([[0.5, 0.5]]), np.array([-0.1, -0.1]))
     narrow = Surrogate.fit(
         x, x[:, 1:] - 0.5, None
     )  # feasible where the second coordinate is at most 0.5
     works = Surrogate.fit(x, (x[:, :1] < 0.6).astype(float), np.full((25, 1), 0.1))
-    both = Feasible(inner, narrow, works)
+    both = FeasibilityWeighted(inner, narrow, works)
     good, high, failing = np.array([[0.3, 0.2], [0.3, 0.9], [0.95, 0.2]])
-    change = values(both, np.array([good, high, failing])) - values(
+    change = evaluate(both, np.array([good, high, failing])) - evaluate(
         inner, np.array([good, high, failing])
     )
     assert change[0] > -0.3 and change[1] < -3 and change[2] < -1

@@ -1,3 +1,4 @@
+import doctest
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, ranked
-from paretomerge.search import variation as candidates
+from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from tests.search.test_encoding import CONDITIONS, SPACE
 
@@ -376,3 +377,9 @@ def test_elites_are_front_after_front():
     assert ranked(y, np.array([-0.1, -0.1]))[0] == 2
     assert set(ranked(y, np.array([-0.1, -0.1]))[:3]) == {1, 2, 3}
     assert ranked(y, np.array([-0.1, -0.1])).tolist()[3:] == [4, 0]
+
+
+def test_the_example_of_the_docstring_runs():
+    example = doctest.DocTestFinder(recurse=False).find(MMMOSampler, "MMMOSampler", globs={})[0]
+    assert len(example.examples) > 5
+    assert doctest.DocTestRunner().run(example).failed == 0

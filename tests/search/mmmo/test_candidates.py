@@ -5,7 +5,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.search.encoding import Encoding
-from paretomerge.search.variation import climb, cross, mated, redrawn, switch
+from paretomerge.search.mmmo.candidates import climb, cross, recombine, redraw, switch
 from tests.search.test_encoding import CONDITIONS, SPACE
 
 
@@ -51,13 +51,13 @@ def test_choices_are_drawn_anew_and_taken_from_other_elites():
     encoding, rng = Encoding(space), np.random.default_rng(0)
     elites = encoding.encode([{"a": "x", "n": 2, "w": 0.1}, {"a": "y", "n": 7, "w": 0.9}])
     points = np.repeat(elites[:1], 400, 0)
-    new = encoding.settle(redrawn(encoding, points, rng))
+    new = encoding.project(redraw(encoding, points, rng))
     kept = (new[:, encoding.columns["a"]] == elites[0, encoding.columns["a"]]).all(1)
     assert 0.5 < kept.mean() < 0.9 and (new[:, encoding.columns["w"]] == elites[0, -1]).all()
     assert {encoding.decode(row)["a"] for row in new} == {"x", "y", "z"} and (
         points == elites[0]
     ).all()
-    children = [encoding.decode(row) for row in mated(encoding, points, elites[1:], rng)]
+    children = [encoding.decode(row) for row in recombine(encoding, points, elites[1:], rng)]
     assert {(c["a"], c["n"]) for c in children} == {("x", 2), ("x", 7), ("y", 2), ("y", 7)}
 
 
@@ -84,6 +84,6 @@ def test_a_choice_that_begins_to_count_is_had_with_every_value():
     assert sorted(point["who"] for point in found) == ["a", "b", "c"] and all(
         point["on"] for point in found
     )
-    drawn = encoding.settle(redrawn(encoding, np.repeat(off, 200, 0), rng))
+    drawn = encoding.project(redraw(encoding, np.repeat(off, 200, 0), rng))
     woken = [point["who"] for point in map(encoding.decode, drawn) if point["on"]]
     assert set(woken) == {"a", "b", "c"} and (drawn[drawn[:, 0] == 1] == off).all()

@@ -1,0 +1,217 @@
+"""Candidates for the maximum of an acquisition function.
+
+Starting points (`scatter`) are moved by gradients along continuous coordinates (`climb`) and by
+changes of discrete parameters (`switch`), and may be crossed with elites (`cross`).
+"""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from botorch.generation.gen import gen_candidates_scipy
+
+from paretomerge.search.encoding import INACTIVE, Encoding
+from paretomerge.search.mmmo.acquisition import Acquisition, evaluate
+from paretomerge.types import Array
+
+# Coordinates that are moved at a time near an elite, on average: more fail in wide spaces.
+_MOVED_COORDINATES = 20
+# Standard deviations of such moves, drawn log-uniformly between these.
+_MIN_MOVE, _MAX_MOVE = 0.01, 0.3
+# Share of discrete coordinates from which elites are recombined and redrawn too; below, it did not
+# help.
+_MOSTLY_DISCRETE = 0.5
+_SWITCH_ROUNDS = 4
+
+
+def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator) -> Array:
+    """Starting points: half of them uniform, half near elites.
+
+    Args:
+        encoding: Between parameters and points.
+        elites: `(e, d)`, the best trials.
+        n: Number of points.
+        rng: Random generator.
+
+    Returns:
+        `(n, d)`, projected.
+    """
+    uniform = rng.random((n // 2, encoding.d))
+    chosen = rng.integers(len(elites), size=n - n // 2)
+    near = elites[chosen]
+    probability = min(0.5, _MOVED_COORDINATES / encoding.d)
+    lowest = math.log(_MIN_MOVE)
+    highest = math.log(_MAX_MOVE)
+    std = np.exp(rng.uniform(lowest, highest, (len(near), 1)))
+    move = std * rng.standard_normal(near.shape)
+    is_moved = rng.random(near.shape) < probability
+    near = near + move * is_moved * ~encoding.discrete
+    if encoding.discrete.mean() > _MOSTLY_DISCRETE:
+        recombined = recombine(encoding, near, elites, rng)
+        near = redraw(encoding, recombined, rng)
+    points = np.concatenate([uniform, near])
+    return encoding.project(points)
+
+
+def recombine(
+    encoding: Encoding,
+    points: Array,
+    elites: Array,
+    rng: np.random.Generator,
+) -> Array:
+    """Copy discrete parameters from an elite to every second point, each with probability 1/2.
+
+    Args:
+        encoding: Between parameters and points.
+        points: `(n, d)`.
+        elites: `(e, d)`.
+        rng: Random generator.
+
+    Returns:
+        `(n, d)`.
+    """
+    points = points.copy()
+    children = points[::2]
+    partners = elites[rng.integers(len(elites), size=len(children))]
+    for child, partner in zip(children, partners, strict=True):
+        for columns in encoding.discrete_columns:
+            if rng.random() < 0.5:
+                child[columns] = partner[columns]
+    return points
+
+
+def redraw(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array:
+    """Draw some discrete parameters of each point again.
+
+    Their number is k with probability 2^-(k+1). Inactive categorical parameters are always drawn,
+    in case they become active.
+
+    Args:
+        encoding: Between parameters and points.
+        points: `(n, d)`.
+        rng: Random generator.
+
+    Returns:
+        `(n, d)`, not projected.
+    """
+    points = points.copy()
+    discrete = encoding.discrete_columns
+    counts = rng.geometric(0.5, len(points)) - 1
+    for point, count in zip(points, counts, strict=True):
+        size = min(int(count), len(discrete))
+        chosen = rng.choice(len(discrete), size, replace=False)
+        for i, columns in enumerate(discrete):
+            width = columns.stop - columns.start
+            is_inactive = width > 1 and (point[columns] == INACTIVE).all()
+            if i in chosen or is_inactive:
+                point[columns] = rng.random(width)
+    return points
+
+
+def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
+    """Maximise the acquisition from each point by L-BFGS-B along active continuous coordinates.
+
+    Args:
+        encoding: Between parameters and points.
+        acquisition: The function to maximise.
+        start: `(n, d)`, projected.
+        steps: Greatest number of iterations.
+
+    Returns:
+        `(n, d)`; discrete coordinates are unchanged.
+    """
+    if encoding.discrete.all() or not len(start):
+        return start
+    fixed = {}
+    for column in np.flatnonzero(encoding.discrete):
+        fixed[int(column)] = torch.from_numpy(start[:, None, column])
+
+    def on_active_coordinates(points: torch.Tensor) -> torch.Tensor:
+        # Inactive coordinates return to their place afterwards, so they must not have a gradient.
+        x = points.detach()[:, 0].numpy()
+        active = torch.from_numpy(encoding.active_mask(x))[:, None]
+        return acquisition(torch.where(active, points, INACTIVE))
+
+    # A line search that fails warns, although the earlier steps are used.
+    with warnings.catch_warnings(record=True):
+        points, _ = gen_candidates_scipy(
+            torch.from_numpy(start[:, None]),
+            on_active_coordinates,
+            lower_bounds=0.0,
+            upper_bounds=1.0,
+            fixed_features=fixed,
+            options={"maxiter": steps},
+        )
+    return np.asarray(points.detach().numpy()[:, 0])
+
+
+def switch(
+    encoding: Encoding,
+    acquisition: Acquisition,
+    points: Array,
+    rng: np.random.Generator,
+) -> Array:
+    """Improve each point by changes of one discrete parameter at a time, the best change first.
+
+    Args:
+        encoding: Between parameters and points.
+        acquisition: The function to increase.
+        points: `(n, d)`, projected.
+        rng: Chooses among the changes where there are many.
+
+    Returns:
+        `(k, d)`, without the points that no change improves.
+    """
+    improved = []
+    for start in points:
+        point = start
+        for _ in range(_SWITCH_ROUNDS):
+            neighbours = encoding.neighbours(point, rng)
+            if not len(neighbours):
+                break
+            # The point itself comes first, so that it stays where no neighbour is better.
+            alternatives = np.concatenate([point[None], neighbours])
+            values = evaluate(acquisition, alternatives)
+            best = int(values.argmax())
+            if best == 0:
+                break
+            point = neighbours[best - 1]
+        if point is not start:
+            improved.append(point)
+    return np.asarray(improved).reshape(-1, encoding.d)
+
+
+def cross(
+    candidates: Array,
+    elites: Array,
+    crossover: float,
+    differential: float,
+    rng: np.random.Generator,
+) -> Array:
+    """Weak-to-strong crossing of MM-MO: differential evolution with elites.
+
+    Source: Li et al. 2024 (arXiv 2407.00487), sec. 3.2, eq. 5 and 6.
+
+    Args:
+        candidates: `(n, d)`, the weak points.
+        elites: `(e, d)`, the strong points.
+        crossover: CR, the probability that a coordinate comes from the mutant.
+        differential: F, the weight of the difference of two elites.
+        rng: Random generator.
+
+    Returns:
+        `(n, d)`, not projected; none if there are fewer than three elites.
+    """
+    if len(elites) < 3:
+        return candidates[:0]
+    children = []
+    for candidate in candidates:
+        a, b, c = elites[rng.choice(len(elites), 3, replace=False)]
+        # Eq. 5: v = a + F (b - c).
+        mutant = a + differential * (b - c)
+        # Eq. 6: a coordinate is taken from v with probability CR, and at least one is.
+        from_mutant = rng.random(candidate.size) < crossover
+        from_mutant[rng.integers(candidate.size)] = True
+        children.append(np.where(from_mutant, mutant, candidate))
+    return np.asarray(children)

@@ -1,0 +1,374 @@
+"""One proposal of MM-MO: surrogate, acquisition, search for its maximum, filter.
+
+The steps of a proposal, in `MMMOProposer.propose`: the points of greatest expected hypervolume
+improvement; their weak-to-strong crossing with evaluated elites (Li et al. 2024, sec. 3.2); the
+Fisher filter, which takes of the best points the one that the surrogate knows least (sec. 3.3). The
+last two are off by default: docs/search-benchmark.md has their measured effect.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretomerge.errors import ConfigError
+from paretomerge.pareto.front import hypervolume, nondominated, ranked, reference_point
+from paretomerge.search.encoding import Encoding
+from paretomerge.search.mmmo import candidates
+from paretomerge.search.mmmo.acquisition import (
+    Acquisition,
+    FeasibilityWeighted,
+    evaluate,
+    log_ehvi,
+    zero,
+)
+from paretomerge.search.mmmo.surrogate import DEFAULT_KERNEL, KernelSpec, Surrogate
+from paretomerge.search.observations import Observations
+from paretomerge.search.options import check_options
+from paretomerge.search.point_sampler import Archive
+from paretomerge.types import Array
+
+# The Fisher filter may take a point of half the best one's expected improvement, not of less.
+_MAX_LOG_LOSS = np.log(2)
+# Standard error of "the trial failed": nearly certain, but a process needs some slack.
+_SUCCESS_STDERR = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parts of `MMMOSampler` and their constants; `as_published()` has the paper's.
+
+    Attributes:
+        n_startup: Trials before the first fit. Those that are not enqueued are Sobol points.
+        centre: Whether the first trial, if it is not enqueued, is the centre of the space, which
+            with many parameters is nearer to every point than a random one.
+        weak_to_strong: Whether candidates are crossed with elites (Li et al. 2024, sec. 3.2).
+        elites: Number of best trials to cross with and to start the search near.
+        crossover: CR, the probability that a coordinate is crossed.
+        differential: F, the weight of the difference of two elites.
+        fisher_filter: Whether the surrogate's uncertainty chooses among the best candidates (Li et
+            al. 2024, sec. 3.3).
+        shortlist: Number of candidates that the Fisher filter chooses from.
+        raw_samples: Points at which the acquisition is evaluated first.
+        restarts: Number of those from which it is maximised.
+        steps: Greatest number of L-BFGS-B iterations of each.
+        refit: The hyperparameters are fitted again when the number of trials has grown by this
+            share. 0 fits them at every trial.
+        known_noise: Whether the standard errors that trials report are used.
+        deterministic: Whether a trial without a standard error counts as one that would give the
+            same values again, so that repeating it or its surroundings improves nothing.
+        quadratic_trend: Whether a process with a quadratic trend is mixed with a smooth one, each
+            weighted by how well it predicts left-out trials.
+
+    Raises:
+        ConfigError: A setting has a wrong type or lies outside its range.
+    """
+
+    n_startup: int = 10
+    centre: bool = True
+    weak_to_strong: bool = False
+    elites: int = 5
+    crossover: float = 0.5
+    differential: float = 0.5
+    fisher_filter: bool = False
+    shortlist: int = 3
+    raw_samples: int = 256
+    restarts: int = 6
+    steps: int = 20
+    refit: float = 0.1
+    known_noise: bool = True
+    deterministic: bool = True
+    quadratic_trend: bool = True
+
+    def __post_init__(self) -> None:
+        check_options("MMMOSampler", self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool):
+                continue
+            least = 1 if isinstance(field.default, int) else 0
+            if value < least:
+                raise ConfigError(
+                    f"MMMOSampler: {field.name}: expected {least} or more, got {value}"
+                )
+        if self.crossover > 1:
+            raise ConfigError(
+                f"MMMOSampler: crossover: expected a probability, got {self.crossover}"
+            )
+
+
+@dataclass(frozen=True)
+class _ObjectiveModel:
+    """The model of the objectives at one proposal.
+
+    Attributes:
+        surrogate: Predicts them.
+        front: `(k, m)`, the nondominated predictions at usable and running trials, in units of y.
+        elites: `(e, d)`, the points of the best trials.
+    """
+
+    surrogate: Surrogate
+    front: Array
+    elites: Array
+
+
+class MMMOProposer:
+    """Proposes the points of greatest expected hypervolume improvement.
+
+    Args:
+        settings: The parts and constants.
+        reference: `(m,)`, the reference point in the study's own directions; None to take the worst
+            values of the first trials.
+        reference_trials: Number of those trials.
+        importance: Parameter -> relative importance.
+
+    Attributes:
+        expected_gain: The expected hypervolume improvement of the last proposal, as a share of the
+            hypervolume so far; None if it is unknown.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reference: Array | None,
+        reference_trials: int,
+        importance: Mapping[str, float],
+    ) -> None:
+        self.expected_gain: float | None = None
+        self._settings = settings
+        self._reference = reference
+        self._reference_trials = reference_trials
+        self._importance = importance
+        # Name of the model -> digest of the trials that it was fitted to, and the fit.
+        self._fits: dict[str, tuple[bytes, Surrogate]] = {}
+
+    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+        """New points `(k, d)`, the best first."""
+        self.expected_gain = None
+        # One trial has no standard deviation to standardise by.
+        if archive.observations.complete.sum() < 2:
+            return archive.x[:0]
+        reference = self._reference_point(archive.observations)
+        model = self._model_objectives(archive, reference)
+        improvement: Acquisition = zero
+        # While no trial is feasible, only the probability of being feasible counts.
+        if len(archive.usable):
+            improvement = log_ehvi(model.surrogate, model.front, reference)
+        acquisition = self._with_feasibility(improvement, archive)
+        maxima = self._search(archive.encoding, acquisition, model.elites, rng)
+        points = archive.encoding.project(maxima)
+        points = points[archive.is_new(points)]
+        if not len(points):
+            return points
+        values = evaluate(acquisition, points)
+        # Stable sorts throughout: ties must not depend on the platform.
+        order: NDArray[np.intp] = np.argsort(-values, kind="stable")
+        if self._settings.fisher_filter:
+            order = self._least_informed(points, values, order, model.surrogate)
+        self.expected_gain = _relative_improvement(values[order[0]], model, reference)
+        return np.asarray(points[order])
+
+    def _model_objectives(self, archive: Archive, reference: Array) -> _ObjectiveModel:
+        """Fit the objectives and predict the front.
+
+        The posterior mean stands for the noisy scores, so a lucky score does not become the front.
+        While no trial is feasible, the elites are those that violate the constraints least.
+        """
+        observations = archive.observations
+        complete = observations.complete
+        x = archive.x[complete]
+        y = observations.y[complete]
+        stderr = None
+        if self._settings.known_noise and observations.stderr is not None:
+            stderr = observations.stderr[complete]
+        kernels = self._kernels(archive.encoding)
+        surrogate = self._fit("objectives", x, y, stderr, kernels)
+
+        usable = archive.usable
+        predicted = surrogate.predict(archive.x)[0]
+        if len(usable):
+            order = usable[ranked(predicted[usable], reference)]
+        else:
+            order = np.argsort(observations.violation, kind="stable")
+        elites = archive.x[order[: self._settings.elites]]
+
+        if len(archive.pending):
+            surrogate = _with_pending(surrogate, archive.pending, x, y, stderr)
+        front_points = np.concatenate([archive.x[usable], archive.pending])
+        front = predicted[:0]
+        if len(front_points):
+            front = surrogate.predict(front_points)[0]
+        return _ObjectiveModel(surrogate, front[nondominated(front)], elites)
+
+    def _kernels(self, encoding: Encoding) -> list[KernelSpec]:
+        """The kernels that are mixed for the objectives."""
+        importance = self._coordinate_importance(encoding)
+        deterministic = self._settings.deterministic
+        smooth = KernelSpec(importance, quadratic_trend=False, deterministic=deterministic)
+        if not self._settings.quadratic_trend:
+            return [smooth]
+        quadratic = KernelSpec(importance, quadratic_trend=True, deterministic=deterministic)
+        return [quadratic, smooth]
+
+    def _with_feasibility(self, improvement: Acquisition, archive: Archive) -> Acquisition:
+        """The acquisition with models of the constraints and of failures, where there are any."""
+        observations, x = archive.observations, archive.x
+        constraints = success = None
+        reported = ~np.isnan(observations.constraints).any(1) & observations.complete
+        if observations.constraints.shape[1] and reported.sum() >= 2:
+            violations = observations.constraints[reported]
+            constraints = self._fit("constraints", x[reported], violations, None)
+        # Failures are an outcome of 1 or 0 with a process of its own, over all trials.
+        if not observations.complete.all():
+            completed = observations.complete[:, None].astype(float)
+            stderr = np.full(completed.shape, _SUCCESS_STDERR)
+            success = self._fit("success", x, completed, stderr)
+        if constraints is None and success is None:
+            return improvement
+        return FeasibilityWeighted(improvement, constraints, success)
+
+    def _search(
+        self,
+        encoding: Encoding,
+        acquisition: Acquisition,
+        elites: Array,
+        rng: np.random.Generator,
+    ) -> Array:
+        """Candidates `(k, d)` that maximise the acquisition locally, in no order."""
+        settings = self._settings
+        raw = candidates.scatter(encoding, elites, settings.raw_samples, rng)
+        order = np.argsort(-evaluate(acquisition, raw), kind="stable")
+        start = raw[order[: settings.restarts]]
+        points = candidates.climb(encoding, acquisition, start, settings.steps)
+        # Gradients cannot change discrete parameters, so they are switched in turn after the climb.
+        if encoding.discrete.any():
+            projected = encoding.project(points)
+            switched = candidates.switch(encoding, acquisition, projected, rng)
+            climbed = candidates.climb(encoding, acquisition, switched, settings.steps)
+            points = np.concatenate([points, climbed])
+        if settings.weak_to_strong:
+            children = candidates.cross(
+                points, elites, settings.crossover, settings.differential, rng
+            )
+            points = np.concatenate([points, children])
+        return points
+
+    def _least_informed(
+        self,
+        points: Array,
+        values: Array,
+        order: NDArray[np.intp],
+        surrogate: Surrogate,
+    ) -> NDArray[np.intp]:
+        """Fisher information filter: of the best points, those with the least information first.
+
+        Source: Li et al. 2024, sec. 3.3: the information at a point is the sum over objectives of
+        1 / sigma^2, here of standardised objectives.
+        """
+        shortlist = order[: self._settings.shortlist]
+        promising = values[shortlist] > values[shortlist[0]] - _MAX_LOG_LOSS
+        shortlist = shortlist[promising]
+        std = surrogate.predict(points[shortlist])[1]
+        information = (surrogate.y_std**2 / std**2).sum(1)
+        least_first: NDArray[np.intp] = shortlist[np.argsort(information, kind="stable")]
+        return least_first
+
+    def _fit(
+        self,
+        name: str,
+        x: Array,
+        y: Array,
+        stderr: Array | None,
+        kernels: Sequence[KernelSpec] = (DEFAULT_KERNEL,),
+    ) -> Surrogate:
+        """A surrogate of all trials with the hyperparameters of the last refit.
+
+        A refit takes the first trials. Their number depends on n alone, so a resumed study has the
+        same hyperparameters.
+
+        Args:
+            name: Which model it is.
+            x: `(n, d)`.
+            y: `(n, m)`.
+            stderr: `(n, m)`, or None.
+            kernels: The priors to mix.
+        """
+        n = len(y)
+        # With refit = 0.1 and n = 37, step is 3, and the last refit was at 36 trials.
+        step = max(1, int(n * self._settings.refit))
+        first = max(2, n - n % step)
+        noise = None if stderr is None else stderr[:first]
+        digest = _digest(x[:first], y[:first], noise, kernels[0].importance)
+        last_digest, surrogate = self._fits.get(name, (b"", None))
+        if surrogate is None or last_digest != digest:
+            surrogate = Surrogate.fit_mixture(x[:first], y[:first], noise, kernels)
+            self._fits[name] = digest, surrogate
+        return surrogate.with_trials(x, y, stderr)
+
+    def _coordinate_importance(self, encoding: Encoding) -> Array | None:
+        """Importance per coordinate `(d,)`, scaled to a geometric mean of 1 over the parameters."""
+        importance = {}
+        for name in encoding.columns:
+            if name in self._importance:
+                importance[name] = float(self._importance[name])
+        if not importance:
+            return None
+        log_importance = np.log(list(importance.values()))
+        geometric_mean = np.exp(np.mean(log_importance))
+        weights = np.ones(encoding.d)
+        for name, value in importance.items():
+            weights[encoding.columns[name]] = value / geometric_mean
+        return weights
+
+    def _reference_point(self, observations: Observations) -> Array:
+        """The reference point `(m,)`, all objectives maximised."""
+        if self._reference is None:
+            y, complete = observations.y, observations.complete
+            first = slice(self._reference_trials)
+            y_first = y[first][complete[first]]
+            return reference_point(y_first if len(y_first) else y[complete])
+        m = len(observations.signs)
+        if len(self._reference) != m:
+            raise ConfigError(
+                f"reference: expected {m} numbers, one per objective, got {len(self._reference)}"
+            )
+        return np.asarray(self._reference * observations.signs)
+
+
+def _with_pending(
+    surrogate: Surrogate, pending: Array, x: Array, y: Array, stderr: Array | None
+) -> Surrogate:
+    """The surrogate as if running trials had given the predicted values (Kriging believer).
+
+    Source: Ginsbourger et al. 2010.
+    """
+    predicted = surrogate.predict(pending)[0]
+    if stderr is not None:
+        # Times 0, so that the column of an objective without standard errors stays NaN.
+        exact = 0 * stderr[:1].repeat(len(predicted), axis=0)
+        stderr = np.concatenate([stderr, exact])
+    every_x = np.concatenate([x, pending])
+    every_y = np.concatenate([y, predicted])
+    return surrogate.with_trials(every_x, every_y, stderr)
+
+
+def _relative_improvement(
+    log_improvement: float, model: _ObjectiveModel, reference: Array
+) -> float | None:
+    """The improvement over the hypervolume of the front; None where that is 0."""
+    if not len(model.front):
+        return None
+    front = model.surrogate.standardise(model.front)
+    volume = hypervolume(front, model.surrogate.standardise(reference))
+    return float(np.exp(log_improvement) / volume) if volume > 0 else None
+
+
+def _digest(*arrays: Array | None) -> bytes:
+    """A digest of the arrays that are not None."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
