@@ -1,7 +1,10 @@
-"""A chat client for any server that speaks OpenAI's `POST <base URL>/chat/completions`: standard library only.
+"""A chat client for OpenAI-compatible servers: `POST <base URL>/chat/completions`.
 
-Everything is bounded: one answer takes `timeout` seconds at most, whatever the server does, and a reply has
-`_MOST_BYTES` at most. The key appears in the one header that needs it and nowhere else.
+Every request is bounded: it takes `timeout` seconds at most, whatever the server does, and a reply
+has at most `_MAX_BYTES` bytes. The API key is sent in the `Authorization` header and appears
+nowhere else: not in errors, not in `repr`, not in a pickled endpoint.
+
+`httpx` is imported when the first request is sent, so that importing this module stays cheap.
 """
 
 import json
@@ -10,47 +13,71 @@ import queue
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from paretomerge.errors import ConfigError, ParetoMergeError, shorten
 
-BASE_URL = "OPENAI_BASE_URL"
-MODELS = ("PARETOMERGE_LLM_MODEL", "OPENAI_MODEL")
-KEY = "OPENAI_API_KEY"
+if TYPE_CHECKING:
+    import httpx
+
+BASE_URL_VARIABLE = "OPENAI_BASE_URL"
+"""Environment variable: the default base URL."""
+
+MODEL_VARIABLES = ("PARETOMERGE_LLM_MODEL", "OPENAI_MODEL")
+"""Environment variables: the default model; the first one that is set counts."""
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable: the default API key."""
 
 Message = Mapping[str, str]
+"""One message of a chat, with the keys `role` and `content`."""
 
-_MOST_BYTES = 1 << 20
-_QUOTED = 200  # characters of a server's own words in an error
-_SECRET = (
-    8  # characters; shorter keys (`x`, `EMPTY`) only please a local server, and occur in any text
-)
-_LONGEST_ANSWER = 50_000  # characters that are looked through, from the end
-_OBJECT = re.compile(r'\{\s*"')  # how an object begins that is not empty
-_RETRIES = 2
-_PAUSE = 0.5  # seconds before the first retry, doubled each time, where the server does not say
+_MAX_BYTES = 1 << 20
+_MAX_QUOTED = 200  # characters of a server's reply in an error message
+_MAX_RETRIES = 2
+_INITIAL_PAUSE = 0.5  # seconds; doubles with each retry unless the server sends Retry-After
+_MAX_SEARCHED = 50_000  # characters at the end of a reply that are searched for JSON
+# Shorter keys (`x`, `EMPTY`) are placeholders for local servers and occur in any text.
+_MIN_SECRET_LENGTH = 8
+_OBJECT_START = re.compile(r'\{\s*"')
+_HINTS = {
+    401: f"; check {KEY_VARIABLE}",
+    403: f"; check {KEY_VARIABLE}",
+    404: f"; check {BASE_URL_VARIABLE} and {MODEL_VARIABLES[1]}",
+}
+_UNPROCESSABLE = (400, 415, 422)  # how servers answer a request field that they do not support
 
 
 class EndpointError(ParetoMergeError):
-    """A model's endpoint that cannot be reached, refuses, or answers with something that is no chat completion."""
+    """A model's server that cannot be reached, refuses, or sends no chat completion.
+
+    Where `Endpoint` raises it, the message starts with the server's base URL.
+    """
 
 
 class Endpoint:
     """An OpenAI-compatible server and a model on it.
 
-    base_url: what `/chat/completions` is added to, http or https; by default OPENAI_BASE_URL. There is no default
-        server: nobody is sent anything who was not named. model: by default PARETOMERGE_LLM_MODEL or OPENAI_MODEL.
-    key: sent as a bearer token; by default OPENAI_API_KEY, but only to the base URL that the environment names too, so
-        that a study.yaml from somebody else cannot send the key elsewhere. None or "": no key, as local servers like it.
-    timeout: seconds that one answer may take, retries and waiting included.
-    Redirects are not followed. Raises ConfigError for settings that are missing or cannot be.
+    There is no default server: data goes only to a server that the user or the environment names.
+    Redirects are not followed.
+
+    Args:
+        base_url: The http or https URL that `/chat/completions` is appended to. Defaults to
+            OPENAI_BASE_URL.
+        model: The model's name on the server. Defaults to PARETOMERGE_LLM_MODEL, then OPENAI_MODEL.
+        key: The API key, sent as a bearer token. Defaults to OPENAI_API_KEY, but only where
+            `base_url` is the one in OPENAI_BASE_URL: a study.yaml from someone else must not send
+            the key to another server. An empty string sends no key.
+        timeout: Seconds that one call of `chat` may take, retries and pauses included.
+
+    Raises:
+        ConfigError: A setting is missing or invalid.
     """
 
     def __init__(
@@ -61,200 +88,288 @@ class Endpoint:
         *,
         timeout: float = 60.0,
     ) -> None:
-        self.base_url = (base_url or os.environ.get(BASE_URL, "")).strip().rstrip("/")
-        self.model = model or next(
-            (os.environ[name] for name in MODELS if os.environ.get(name)), ""
-        )
-        self._key = (self._key_of_the_environment() if key is None else key).strip()
+        self.base_url = _clean_url(base_url or os.environ.get(BASE_URL_VARIABLE, ""))
+        self.model = model or _default_model()
+        self._key = (self._environment_key() if key is None else key).strip()
         self.timeout = timeout
-        self._refuses_json_object = False
-        self._check()
+        self._json_object_unsupported = False
+        self._check_complete()
+        self._check_url()
+        self._check_key()
+        if not 0 < timeout < threading.TIMEOUT_MAX:
+            raise ConfigError(f"timeout: expected seconds above 0, got {shorten(timeout)}")
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the key, so that no pickled study holds it; a copy takes the environment's again."""
-        return {name: value for name, value in self.__dict__.items() if name != "_key"}
+    def __getstate__(self) -> dict[str, object]:
+        """Drop the key, so that no pickled study holds it. A copy reads the environment's again."""
+        state = dict(self.__dict__)
+        state.pop("_key")
+        # A client holds locks and an SSL context, which cannot be pickled.
+        state.pop("_client", None)
+        return state
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
+    def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__ |= state
-        self._key = self._key_of_the_environment().strip()
+        self._key = self._environment_key().strip()
 
     def chat(
-        self, messages: Sequence[Message], *, json_object: bool = False, **options: Any
+        self, messages: Sequence[Message], *, json_object: bool = False, **options: object
     ) -> str:
-        """The model's reply to `messages` ({"role", "content"}); `options` (temperature, ...) are sent as they are.
+        """Send a chat and return the model's reply.
 
-        json_object: ask the server to make the reply a JSON object. Servers that refuse the field are asked without it.
-        Raises EndpointError, after at most `timeout` seconds.
+        Args:
+            messages: The chat so far.
+            json_object: Ask the server for a reply that is a JSON object. The request is repeated
+                without this field if the server refuses it.
+            **options: Further fields of the request, such as `temperature`.
+
+        Returns:
+            The text of the first choice, with the API key masked.
+
+        Raises:
+            EndpointError: There is no valid reply within `timeout` seconds.
         """
-        until = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.timeout
         body = {"model": self.model, "messages": list(messages), **options}
-        if json_object and not self._refuses_json_object:
-            status, reply = self._post(body | {"response_format": {"type": "json_object"}}, until)
-            if status not in (400, 415, 422):
-                return self._content(status, reply)
-            text = self._content(*self._post(body, until))
-            self._refuses_json_object = True  # it was the field: without it all is well
-            return text
-        return self._content(*self._post(body, until))
+        if not json_object or self._json_object_unsupported:
+            return self._content(self._post(body, deadline))
+        reply = self._post(body | {"response_format": {"type": "json_object"}}, deadline)
+        if reply.status not in _UNPROCESSABLE:
+            return self._content(reply)
+        text = self._content(self._post(body, deadline))
+        # Only now is it known that the field was at fault and not the rest of the request.
+        self._json_object_unsupported = True
+        return text
 
-    def _key_of_the_environment(self) -> str:
-        """For the server that the environment names, and no other."""
-        named = os.environ.get(BASE_URL, "").strip().rstrip("/")
-        return os.environ.get(KEY, "") if self.base_url == named else ""
+    def _environment_key(self) -> str:
+        """The environment's key, if the environment also names this server."""
+        environment_url = _clean_url(os.environ.get(BASE_URL_VARIABLE, ""))
+        if self.base_url != environment_url:
+            return ""
+        return os.environ.get(KEY_VARIABLE, "")
 
-    def _check(self) -> None:
-        missing = [
-            name
-            for name, value in ((BASE_URL, self.base_url), (MODELS[1], self.model))
-            if not value
-        ]
+    def _check_complete(self) -> None:
+        required = {BASE_URL_VARIABLE: self.base_url, MODEL_VARIABLES[1]: self.model}
+        missing = [name for name, value in required.items() if not value]
         if missing:
             raise ConfigError(
-                f"a language model was asked for, but {' and '.join(missing)} not set. Set {BASE_URL} (such as "
-                f"https://api.openai.com/v1 or http://localhost:8000/v1), {MODELS[1]}, and {KEY} if the server wants a key"
+                f"A language model is needed, but {' and '.join(missing)} not set. "
+                f"Set {BASE_URL_VARIABLE} (such as https://api.openai.com/v1 or "
+                f"http://localhost:8000/v1), {MODEL_VARIABLES[1]}, and {KEY_VARIABLE} if the "
+                f"server needs a key."
             )
-        try:
-            parts = urlsplit(self.base_url)
-            usable = (
-                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-            )
-        except ValueError:
-            usable = False
-        if (
-            not usable
-            or not self.base_url.isascii()
-            or not self.base_url.isprintable()
-            or " " in self.base_url
-        ):
+
+    def _check_url(self) -> None:
+        url = self.base_url
+        if not _is_http_url(url):
             raise ConfigError(
-                f"{BASE_URL}: expected http://... or https://..., got {shorten(self.base_url)}"
+                f"{BASE_URL_VARIABLE}: expected http://... or https://..., got {shorten(url)}"
             )
+        parts = urlsplit(url)
         if parts.username is not None or parts.query or parts.fragment:
+            # The message does not quote the URL, which may contain a password.
             raise ConfigError(
-                f"{BASE_URL}: expected no name, password, query or fragment in it; a key goes into {KEY}"
+                f"{BASE_URL_VARIABLE} must not contain a user name, password, query or fragment; "
+                f"a key goes into {KEY_VARIABLE}"
             )
-        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
+
+    def _check_key(self) -> None:
+        if not _is_printable_ascii(self._key):
             raise ConfigError(
-                f"{KEY}: expected printable ASCII without spaces, got something else (not shorten)"
+                f"{KEY_VARIABLE} must be printable ASCII without spaces; its value is not shown"
             )
-        if not 0 < self.timeout < threading.TIMEOUT_MAX:
-            raise ConfigError(f"timeout: expected seconds above 0, got {shorten(self.timeout)}")
 
-    def _post(self, body: Mapping[str, Any], until: float) -> tuple[int, bytes]:
-        """Status and body; asked again while the server is busy and there is time."""
-        for attempt in range(_RETRIES + 1):
-            reply = self._once(body, until)
-            busy = reply.status in (408, 429) or reply.status >= 500
-            wait = _wait_of(reply.headers, _PAUSE * 2**attempt)
-            if not busy or attempt == _RETRIES or time.monotonic() + wait >= until:
-                break
-            time.sleep(wait)
-        return reply.status, reply.body
+    @cached_property
+    def _client(self) -> "httpx.Client":
+        import httpx
 
-    def _once(self, body: Mapping[str, Any], until: float) -> "_Reply":
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "User-Agent": "paretomerge",
-        }
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(
-            f"{self.base_url}/chat/completions", json.dumps(body).encode(), headers
+        # A connection that stays open between requests may be closed by the server just when the
+        # next request uses it. One connection per request avoids that race.
+        return httpx.Client(
+            headers={"User-Agent": "paretomerge", "Accept": "application/json"},
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
         )
+
+    def _post(self, body: Mapping[str, object], deadline: float) -> "_Reply":
+        """Send one request; repeat it while the server is busy and time is left."""
+        for attempt in range(_MAX_RETRIES + 1):
+            reply = self._post_once(body, deadline)
+            pause = _retry_after(reply.retry_after)
+            if pause is None:
+                pause = _INITIAL_PAUSE * 2**attempt
+            is_last = attempt == _MAX_RETRIES or time.monotonic() + pause >= deadline
+            if not reply.is_busy or is_last:
+                break
+            time.sleep(pause)
+        return reply
+
+    def _post_once(self, body: Mapping[str, object], deadline: float) -> "_Reply":
+        import httpx
+
         try:
-            return _within(until, lambda: _send(request, until))
-        except TimeoutError as error:
+            return _call_before(deadline, lambda: self._send(body, deadline))
+        except (TimeoutError, httpx.TimeoutException) as error:
             raise EndpointError(
                 f"{self.base_url}: no full answer within {self.timeout:g} s"
             ) from error
-        except (OSError, HTTPException, ValueError) as error:
-            raise EndpointError(
-                f"{self.base_url}: {self._clean(f'{type(error).__name__}: {error}')}"
-            ) from None  # may quote a header
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+            reason = self._masked(f"{type(error).__name__}: {error}")
+            # `from None`: the original error may quote the header with the key.
+            raise EndpointError(f"{self.base_url}: {reason}") from None
 
-    def _content(self, status: int, body: bytes) -> str:
+    def _send(self, body: Mapping[str, object], deadline: float) -> "_Reply":
+        import httpx
+
+        content = bytearray()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        with self._client.stream(
+            "POST",
+            f"{self.base_url}/chat/completions",
+            json=body,
+            headers=headers,
+            timeout=max(deadline - time.monotonic(), 0.001),
+        ) as response:
+            try:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > _MAX_BYTES:
+                        raise ValueError(f"the reply has more than {_MAX_BYTES} bytes")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            except httpx.RemoteProtocolError:
+                # The connection ended before Content-Length bytes came. Some servers send a wrong
+                # length with a complete reply, so the JSON parser decides whether this is one.
+                pass
+            retry_after = response.headers.get("Retry-After", "")
+            return _Reply(response.status_code, retry_after.strip(), bytes(content))
+
+    def _content(self, reply: "_Reply") -> str:
         """The text of the first choice."""
-        if not 200 <= status < 300:
-            cures = {
-                401: f"; check {KEY}",
-                403: f"; check {KEY}",
-                404: f"; check {BASE_URL} and {MODELS[1]}",
-            }
-            cure = (
-                f"; a redirect is not followed, check {BASE_URL}"
-                if 300 <= status < 400
-                else cures.get(status, "")
+        if not reply.is_success:
+            hint = _HINTS.get(reply.status, "")
+            if reply.is_redirect:
+                hint = f"; a redirect is not followed, check {BASE_URL_VARIABLE}"
+            raise EndpointError(
+                f"{self.base_url}: status {reply.status}, {self._quoted(reply.body)}{hint}"
             )
-            raise EndpointError(f"{self.base_url}: status {status}, {self._quoted(body)}{cure}")
         try:
-            content = json.loads(body)["choices"][0]["message"]["content"]
+            content = json.loads(reply.body)["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
             content = None
         if not isinstance(content, str):
             raise EndpointError(
-                f"{self.base_url}: expected a chat completion with text, got {self._quoted(body)}; check {BASE_URL}"
+                f"{self.base_url}: expected a chat completion with text, "
+                f"got {self._quoted(reply.body)}; check {BASE_URL_VARIABLE}"
             )
-        return self._clean(content)
+        return self._masked(content)
 
     def _quoted(self, body: bytes) -> str:
-        text = self._clean(
-            body.decode(errors="replace")
-        )  # before it is cut: half a key is still a secret
-        return ascii(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}...")
+        # The key is masked before the text is cut: half a key is still a secret.
+        text = self._masked(body.decode(errors="replace"))
+        if len(text) > _MAX_QUOTED:
+            text = f"{text[:_MAX_QUOTED]}..."
+        return ascii(text)
 
-    def _clean(self, text: str) -> str:
-        """Without the key, should a server send it back."""
-        return text.replace(self._key, "***") if len(self._key) >= _SECRET else text
+    def _masked(self, text: str) -> str:
+        """`text` without the key, in case a server sends it back."""
+        if len(self._key) < _MIN_SECRET_LENGTH:
+            return text
+        return text.replace(self._key, "***")
+
+
+def last_json_object(text: str) -> dict[str, object] | None:
+    """Return the last JSON object in a text that may have prose or a code fence around it.
+
+    Args:
+        text: A model's reply. Only its last 50,000 characters are searched.
+
+    Returns:
+        The object, or None where there is none that has a key.
+    """
+    decoder = json.JSONDecoder()
+    text = text[-_MAX_SEARCHED:]
+    last: dict[str, object] | None = None
+    position = 0
+    while start := _OBJECT_START.search(text, position):
+        try:
+            last, position = decoder.raw_decode(text, start.start())
+        except RecursionError:
+            # Each level of the nesting would be tried anew, which takes quadratic time.
+            break
+        except ValueError:
+            position = start.start() + 1
+    return last
 
 
 @dataclass(frozen=True)
 class _Reply:
+    """A server's answer; `retry_after` is the header of that name."""
+
     status: int
-    headers: HTTPMessage
+    retry_after: str
     body: bytes
 
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
 
-class _AsItIs(urllib.request.HTTPErrorProcessor):
-    """Every status is an answer like any other: nothing is raised, and no redirect is followed with the key."""
+    @property
+    def is_redirect(self) -> bool:
+        return 300 <= self.status < 400
 
-    def http_response(
-        self, request: urllib.request.Request, response: HTTPResponse
-    ) -> HTTPResponse:
-        return response
-
-    https_response = http_response
-
-
-def _send(request: urllib.request.Request, until: float) -> _Reply:
-    opener = urllib.request.build_opener(_AsItIs)
-    with opener.open(request, timeout=max(until - time.monotonic(), 0.001)) as response:
-        body = bytearray()
-        while piece := response.read1(1 << 16):
-            body += piece
-            if len(body) > _MOST_BYTES:
-                raise ValueError(f"an answer of more than {_MOST_BYTES} bytes")
-            if time.monotonic() > until:
-                raise TimeoutError
-        return _Reply(response.status, response.headers, bytes(body))
+    @property
+    def is_busy(self) -> bool:
+        return self.status in (408, 429) or self.status >= 500
 
 
-def _within(until: float, call: Callable[[], _Reply]) -> _Reply:
-    """`call()`, or TimeoutError at `until`: a socket's own timeout starts anew with every byte that trickles in."""
+def _default_model() -> str:
+    for variable in MODEL_VARIABLES:
+        if os.environ.get(variable):
+            return os.environ[variable]
+    return ""
+
+
+def _clean_url(url: str) -> str:
+    return url.strip().rstrip("/")
+
+
+def _is_printable_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _is_http_url(url: str) -> bool:
+    if not _is_printable_ascii(url):
+        return False
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https"):
+        return False
+    return bool(parts.hostname) and port != 0
+
+
+def _call_before(deadline: float, call: Callable[[], _Reply]) -> _Reply:
+    """Return `call()`, or raise TimeoutError at `deadline`.
+
+    The timeouts of httpx hold for each read, so a server that sends a byte now and then would never
+    hit them. A daemon thread can be abandoned.
+    """
     results: queue.SimpleQueue[_Reply | Exception] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             results.put(call())
-        except Exception as error:  # carried over to the caller's thread
+        except Exception as error:  # raised again in the caller's thread
             results.put(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        result = results.get(timeout=max(until - time.monotonic(), 0.0))
+        result = results.get(timeout=max(deadline - time.monotonic(), 0.0))
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(result, Exception):
@@ -262,32 +377,15 @@ def _within(until: float, call: Callable[[], _Reply]) -> _Reply:
     return result
 
 
-def _wait_of(headers: HTTPMessage, otherwise: float) -> float:
-    """Seconds that `Retry-After` asks for, as a number or as a date (RFC 9110, sec. 10.2.3)."""
-    told = headers.get("Retry-After", "").strip()
+def _retry_after(header: str) -> float | None:
+    """Seconds to wait by a `Retry-After` header, a number or a date (RFC 9110, sec. 10.2.3).
+
+    Returns None where the header is absent or invalid.
+    """
     try:
-        wait = (
-            float(told)
-            if told[:1].isdigit()
-            else (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
-        )
-    except (
-        ValueError,
-        TypeError,
-    ):  # absent, or nonsense; a date without a zone cannot be subtracted from
-        return otherwise
-    return max(wait, 0.0)
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object in a text that may have prose, thoughts or a code fence around it."""
-    decoder, found, end = json.JSONDecoder(), None, 0
-    text = text[-_LONGEST_ANSWER:]
-    while start := _OBJECT.search(text, end):
-        try:
-            found, end = decoder.raw_decode(text, start.start())
-        except RecursionError:
-            break  # nothing that deep is an answer, and each level would be tried anew
-        except ValueError:
-            end = start.start() + 1
-    return found
+        if header[:1].isdigit():
+            return max(float(header), 0.0)
+        wait = parsedate_to_datetime(header) - datetime.now(UTC)
+    except (ValueError, TypeError):  # TypeError: a date without a time zone
+        return None
+    return max(wait.total_seconds(), 0.0)

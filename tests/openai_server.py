@@ -3,7 +3,8 @@
     with serve(says('{"w": 0.5}')) as server:
         Endpoint(server.url, "any")
 
-Behaviours are used one per request, the last one for all that follow. Each is a function of the handler and the request.
+Each request uses the next behaviour; the last one serves all requests that follow. A behaviour is a
+function of the handler and the request.
 """
 
 import contextlib

@@ -1,5 +1,7 @@
 import pickle
 import re
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -8,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretomerge.endpoint import BASE_URL, KEY, MODELS, Endpoint, EndpointError, last_object
+from paretomerge.endpoint import (
+    BASE_URL_VARIABLE,
+    KEY_VARIABLE,
+    MODEL_VARIABLES,
+    Endpoint,
+    EndpointError,
+    last_json_object,
+)
 from paretomerge.errors import ConfigError
 from tests.openai_server import (
     SOON,
@@ -28,7 +37,7 @@ SECRET = "sk-very-secret-0123"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (BASE_URL, *MODELS, KEY):
+    for name in (BASE_URL_VARIABLE, *MODEL_VARIABLES, KEY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
 
@@ -72,9 +81,9 @@ def test_no_key_sends_no_authorization():
 
 def test_the_environment_configures_it(monkeypatch):
     with serve(says("hi")) as server:
-        monkeypatch.setenv(BASE_URL, server.url)
+        monkeypatch.setenv(BASE_URL_VARIABLE, server.url)
         monkeypatch.setenv("OPENAI_MODEL", "general")
-        monkeypatch.setenv(KEY, f"{SECRET}\n")
+        monkeypatch.setenv(KEY_VARIABLE, f"{SECRET}\n")
         assert Endpoint().model == "general"
         monkeypatch.setenv("PARETOMERGE_LLM_MODEL", "special")
         assert Endpoint().chat(HELLO) == "hi"
@@ -85,8 +94,8 @@ def test_the_environment_configures_it(monkeypatch):
 
 
 def test_the_environments_key_does_not_go_to_another_server(monkeypatch):
-    monkeypatch.setenv(BASE_URL, "https://api.example.com/v1")
-    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setenv(BASE_URL_VARIABLE, "https://api.example.com/v1")
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
     with serve(says("hi")) as server:
         Endpoint(server.url, "any").chat(HELLO)
         assert SECRET not in str(server.headers)
@@ -96,8 +105,8 @@ def test_a_pickled_endpoint_holds_no_key(monkeypatch):
     pickled = pickle.dumps(Endpoint("http://host/v1", "any", SECRET))
     assert b"sk-" not in pickled
     with serve(says("hi")) as server:
-        monkeypatch.setenv(BASE_URL, server.url)
-        monkeypatch.setenv(KEY, SECRET)
+        monkeypatch.setenv(BASE_URL_VARIABLE, server.url)
+        monkeypatch.setenv(KEY_VARIABLE, SECRET)
         assert pickle.loads(pickle.dumps(Endpoint(model="any"))).chat(HELLO) == "hi"
         assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
 
@@ -185,7 +194,9 @@ def test_a_busy_server_is_asked_again(status):
 
 
 def test_retry_after_may_be_a_date_or_nonsense(monkeypatch):
-    monkeypatch.setattr("paretomerge.endpoint._PAUSE", 3600.0)  # there is no time for the usual one
+    monkeypatch.setattr(
+        "paretomerge.endpoint._INITIAL_PAUSE", 3600.0
+    )  # there is no time for the usual one
     past = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
     with serve(replies(429, Retry_After=past), says("hi")) as server:
         assert Endpoint(server.url, "any").chat(HELLO) == "hi"
@@ -269,17 +280,17 @@ def test_what_is_no_chat_completion_is_told(body):
         (is_slow(2 * SOON, says("hi")), "no full answer within 1 s|timed out"),
         (never_ends(b"x", 0.02), "no full answer within 1 s"),
         (never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "), "no full answer within 1 s"),
-        (hangs_up(), "RemoteDisconnected|Connection"),
+        (hangs_up(), "Server disconnected without sending a response"),
         (
             hangs_up(b"HTTP/1.0 200 OK\r\nContent-Length: 900\r\n\r\n{"),
-            "IncompleteRead|expected a chat completion",
+            "expected a chat completion",
         ),
         (
             hangs_up(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
-            "IncompleteRead|ValueError|expected a chat completion",
+            "expected a chat completion",
         ),
-        (hangs_up(b"SSH-2.0-OpenSSH_9.6\r\n"), "BadStatusLine"),
-        (hangs_up(b"HTTP/1.0 200 OK\r\n" + b"X: " + b"y" * 70_000), "LineTooLong"),
+        (hangs_up(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "illegal status line"),
+        (hangs_up(b"HTTP/1.0 200 OK\r\n" + b"X: " + b"y" * 200_000), "Receive buffer too long"),
         (replies(200, completion("hi"), length=20), "expected a chat completion"),
     ],
 )
@@ -287,10 +298,14 @@ def test_servers_that_misbehave_are_left_in_time(behaviour, told):
     assert re.search(told, refusal(behaviour, timeout=1 if "within 1 s" in told else SOON))
 
 
-def test_a_length_that_is_none_or_too_long_does_not_hide_a_whole_answer():
-    for length in (-5, 9_999):
-        with serve(replies(200, completion("hi"), length=length)) as server:
-            assert Endpoint(server.url, "any", timeout=SOON).chat(HELLO) == "hi"
+def test_a_length_that_is_too_long_does_not_hide_a_whole_answer():
+    with serve(replies(200, completion("hi"), length=9_999)) as server:
+        assert Endpoint(server.url, "any", timeout=SOON).chat(HELLO) == "hi"
+
+
+def test_a_length_that_is_no_length_is_an_error():
+    """RFC 9112, sec. 6.3: a client treats it as an unrecoverable error."""
+    assert "bad Content-Length" in refusal(replies(200, completion("hi"), length=-5))
 
 
 def test_an_endless_body_is_cut():
@@ -304,14 +319,22 @@ def test_nobody_listens():
         Endpoint(url, "any").chat(HELLO)
 
 
+def test_httpx_is_imported_with_the_first_request_only():
+    program = (
+        "import sys; from paretomerge.endpoint import Endpoint; "
+        "Endpoint('http://host/v1', 'any'); sys.exit('httpx' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.text(), st.text())
 def test_the_last_object_is_found_whatever_stands_around_it(before, after):
     assert (
-        last_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5}
+        last_json_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5}
         or "{" in before
     )
-    last_object(before)
+    last_json_object(before)
 
 
 @pytest.mark.parametrize(
@@ -319,5 +342,5 @@ def test_the_last_object_is_found_whatever_stands_around_it(before, after):
 )
 def test_a_long_answer_does_not_take_long(text):
     start = time.process_time()
-    last_object(text)
+    last_json_object(text)
     assert time.process_time() - start < 2

@@ -1,13 +1,21 @@
-"""The one table of samplers: what `sampler: nsga2` in a study.yaml, the benchmarks and the documentation mean by a name.
+"""The table of samplers: what a name such as `sampler: nsga2` in a study.yaml means.
 
-A preset knows how long a search is and what is known before it: Optuna's own defaults are made for hundreds of trials.
+To add a sampler:
+
+1. Write it: a `Proposer` in `paretomerge/search/baselines/` if it proposes points of the unit cube
+   (a dataclass; its fields are the options), or any `optuna.samplers.BaseSampler`.
+2. Add a row to `_TABLE`: its name, how it is built, how it proposes in one line, and its paper.
+3. How it is built: `_from_proposer(MyProposer)`, `_from_optuna("MySampler")`, or a function of your
+   own that takes a `SearchProblem` and the user's options and returns a sampler.
+4. If its options depend on the problem, pass `defaults`, a function of the `SearchProblem`.
+5. Add its row to `docs/samplers.md`; a test compares the two tables.
+6. Run `pytest tests/search/test_registry.py`: it checks the contract of every row.
 """
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from math import comb
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,32 +24,44 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.search.baselines.evolver import Evolver
-from paretomerge.search.baselines.kinship import Kinship
-from paretomerge.search.baselines.m2n2 import M2N2
-from paretomerge.search.baselines.map import Quadratic
+from paretomerge.search.baselines.evolver import EvolverProposer
+from paretomerge.search.baselines.m2n2 import M2N2Proposer
+from paretomerge.search.baselines.map import MAPProposer
+from paretomerge.search.baselines.model_kinship import KinshipProposer
+from paretomerge.search.baselines.nsga3 import largest_divisions
 from paretomerge.search.baselines.scalarised import cma
 from paretomerge.search.options import check_option, resolve_seed
-from paretomerge.search.point_sampler import PointSampler
-from paretomerge.types import Conditions
+from paretomerge.search.point_sampler import PointSampler, Proposer
+from paretomerge.types import Conditions, Params
 
 Options = Mapping[str, Any]
-_UNFIT = {
+"""Options of a sampler: name -> value, as they stand in a study.yaml."""
+
+_DEFAULT_STARTUP = 10  # trials before a sampler is first asked, where there are no baseline recipes
+# Classes of Optuna that do not search a given space.
+_UNSUITABLE = {
     "BaseSampler",
     "BaseGASampler",
     "BruteForceSampler",
     "GridSampler",
     "PartialFixedSampler",
-}  # no searches of a given space
+}
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a preset is fitted to.
+    """What a sampler is set up for.
 
-    space, conditions: as for `Encoding`. objectives: m. starts: trials that are enqueued before the first proposal, the
-    first `sources` of them the sources alone. trials: how many evaluations there will be. start: a good point, if known.
-    importance: relative size of what a parameter moves.
+    Attributes:
+        space: The parameters.
+        objectives: The number of objectives.
+        seed: Any integer.
+        conditions: When each parameter is active.
+        starts: The number of trials that are enqueued before the first proposal.
+        sources: How many of these, the first ones, are the sources alone.
+        trials: The number of trials of the search, `starts` included.
+        start: A good point, if one is known.
+        importance: The relative size of what each parameter changes.
     """
 
     space: Mapping[str, BaseDistribution]
@@ -51,21 +71,32 @@ class SearchProblem:
     starts: int = 0
     sources: int = 0
     trials: int = 60
-    start: Mapping[str, Any] | None = None
+    start: Params | None = None
     importance: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def n_startup(self) -> int:
-        """Trials before a model of the scores is first trusted."""
-        return self.starts + 2 if self.starts else 10
+        """The number of trials before a sampler first relies on a model of the scores."""
+        return self.starts + 2 if self.starts else _DEFAULT_STARTUP
 
 
 Build = Callable[[SearchProblem, Options], BaseSampler]
+"""Builds a sampler for a problem with the user's options."""
+
+Defaults = Callable[[SearchProblem], dict[str, Any]]
+"""The options that depend on the problem."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A row: the short name, problem and options -> sampler, how it proposes in one line, where that comes from."""
+    """A row of the table.
+
+    Attributes:
+        name: The name in a study.yaml.
+        build: Builds the sampler.
+        rule: How it proposes, in one line.
+        paper: Where it comes from.
+    """
 
     name: str
     build: Build
@@ -73,125 +104,120 @@ class Preset:
     paper: str
 
 
-def make(name: str, problem: SearchProblem, options: Options | None = None) -> BaseSampler:
-    """The sampler of that name, a preset's or a class of `optuna.samplers`, with the user's options.
+def make(
+    name: str,
+    problem: SearchProblem,
+    options: Options | None = None,
+) -> BaseSampler:
+    """Build a sampler by its name.
 
-    Raises ConfigError for a name, an option or a value of one that it does not know.
+    Args:
+        name: A preset, or the name of a class in `optuna.samplers`.
+        problem: What the sampler is set up for.
+        options: The user's options. They override those that follow from the problem.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: The name, an option or its value is invalid.
     """
-    if name in PRESETS:
-        build = PRESETS[name].build
-    elif name == "MMMOSampler":
-        build = PRESETS["mmmo"].build
-    elif name in _optuna_names():
-        if name == "CmaEsSampler" and problem.objectives > 1:
-            raise ConfigError(
-                "sampler: CmaEsSampler takes one objective; for several choose `cma`, which shows it their weighted sum"
-            )
-        build = _optuna(name)
-    else:
-        raise ConfigError(
-            f"sampler: {unknown_name('name', name, [*PRESETS, 'MMMOSampler', *_optuna_names()])}"
-        )
-    given = dict(options or {})
-    if "seed" in given:
-        check_option(f"sampler: {name}: seed", 0, given["seed"])
-        given["seed"] = resolve_seed(given["seed"])
+    build = _find_build(name, problem)
+    options = dict(options or {})
+    # Optuna's samplers take seeds of 32 bits only, so any other integer is mapped to one.
+    if "seed" in options:
+        check_option(f"sampler: {name}: seed", 0, options["seed"])
+        options["seed"] = resolve_seed(options["seed"])
     try:
-        return build(replace(problem, seed=resolve_seed(problem.seed)), given)
+        return build(replace(problem, seed=resolve_seed(problem.seed)), options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"sampler: {name}: expected options that it can take, got {shorten(given)}: {error}"
+            f"sampler: {name}: invalid options {shorten(options)}: {error}"
         ) from error
 
 
-def _optuna_names() -> list[str]:
-    return [
-        name for name in optuna.samplers.__all__ if name.endswith("Sampler") and name not in _UNFIT
+def _find_build(name: str, problem: SearchProblem) -> Build:
+    if name in PRESETS:
+        return PRESETS[name].build
+    if name == "MMMOSampler":
+        return PRESETS["mmmo"].build
+    optuna_names = [
+        sampler
+        for sampler in optuna.samplers.__all__
+        if sampler.endswith("Sampler") and sampler not in _UNSUITABLE
     ]
-
-
-def _called(name: str, function: Callable[..., Any], defaults: Options, options: Options) -> Any:
-    """`function` with the options, and with those of `defaults` that it takes; one that takes `**` checks its own."""
-    accepted = inspect.signature(function).parameters
-    if not any(p.kind == p.VAR_KEYWORD for p in accepted.values()):
-        _check(name, options, accepted)
-        for option, value in options.items():
-            check_option(f"sampler: {name}: {option}", accepted[option].default, value)
-        defaults = {key: value for key, value in defaults.items() if key in accepted}
-    return function(**{**defaults, **options})
-
-
-def _check(name: str, options: Options, accepted: Iterable[str]) -> None:
-    known = set(accepted)
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"sampler: {unknown_name(f'option of {name}', option, known)}")
-
-
-def _check_length(name: str, option: str, problem: SearchProblem, options: Options) -> None:
-    given = options.get(option)
-    if isinstance(given, (list, tuple)) and len(given) != problem.objectives:
+    if name not in optuna_names:
+        names = [*PRESETS, "MMMOSampler", *optuna_names]
+        raise ConfigError(f"sampler: {unknown_name('name', name, names)}")
+    if name == "CmaEsSampler" and problem.objectives > 1:
         raise ConfigError(
-            f"sampler: {name}: {option}: expected {problem.objectives} numbers, one per objective, got {len(given)}"
+            "sampler: CmaEsSampler takes one objective; for several choose `cma`, which shows it "
+            "their weighted sum"
         )
+    return _from_optuna(name)
 
 
-def _optuna(
-    name: str, defaults: Callable[[SearchProblem], dict[str, Any]] = lambda problem: {}
-) -> Build:
-    """A class of `optuna.samplers`."""
+# How samplers are built.
+
+
+def _no_defaults(problem: SearchProblem) -> dict[str, Any]:
+    return {}
+
+
+def _from_optuna(name: str, defaults: Defaults = _no_defaults) -> Build:
+    """Build the class of that name in `optuna.samplers`."""
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
+        sampler = getattr(optuna.samplers, name)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", optuna.exceptions.ExperimentalWarning
-            )  # our choice, not the user's
-            made: BaseSampler = _called(
-                name,
-                getattr(optuna.samplers, name),
-                {"seed": problem.seed} | defaults(problem),
-                options,
-            )
-        return made
+            # Experimental classes are chosen here, so the user need not be warned.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _call(name, sampler, {"seed": problem.seed, **defaults(problem)}, options)
 
     return build
 
 
-def _proposer(
-    kind: type[Any] | None, defaults: Callable[[SearchProblem], dict[str, Any]] = lambda problem: {}
-) -> Build:
-    """A `PointSampler` with a proposer of that kind, or with none; an option is the one's or the other's."""
-    name = kind.__name__ if kind else "qmc"
-    own = {f.name for f in fields(kind) if f.init} if kind else set()
+def _from_proposer(proposer: Callable[..., Proposer], defaults: Defaults = _no_defaults) -> Build:
+    """Build a `PointSampler` that asks the proposer; each option goes to the one that takes it."""
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
-        outer: dict[str, Any] = {"seed": problem.seed, "n_startup": problem.n_startup}
-        _check(name, options, own | set(outer))
-        proposer = (
-            kind(**{**defaults(problem), **{k: v for k, v in options.items() if k in own}})
-            if kind
-            else None
-        )
-        outer |= {key: value for key, value in options.items() if key in outer or key not in own}
-        return PointSampler(proposer, space=problem.space, conditions=problem.conditions, **outer)
+        outer = {"seed": problem.seed, "n_startup": problem.n_startup}
+        # Each option goes to the proposer or to the `PointSampler`; `seed` may go to both.
+        accepted = set(inspect.signature(proposer).parameters)
+        _check_names(proposer.__name__, options, accepted | set(outer))
+        values = {**outer, **defaults(problem), **options}
+        inner = {key: value for key, value in values.items() if key in accepted}
+        return _point_sampler(problem, proposer(**inner), values)
 
     return build
+
+
+def _point_sampler(
+    problem: SearchProblem, proposer: Proposer | None, values: Options
+) -> PointSampler:
+    return PointSampler(
+        proposer,
+        space=problem.space,
+        conditions=problem.conditions,
+        seed=values["seed"],
+        n_startup=values["n_startup"],
+    )
+
+
+def _qmc(problem: SearchProblem, options: Options) -> BaseSampler:
+    """A `PointSampler` without a proposer continues through its Sobol sequence."""
+    values = {"seed": problem.seed, "n_startup": problem.n_startup}
+    _check_names("qmc", options, values)
+    return _point_sampler(problem, None, {**values, **options})
 
 
 def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
+    # Imported here because BoTorch takes seconds to import.
     from paretomerge.search.mmmo.sampler import MMMOSampler, Settings
 
-    _check(
-        "mmmo",
-        options,
-        [
-            "seed",
-            "reference",
-            "reference_trials",
-            "importance",
-            *(f.name for f in fields(Settings)),
-        ],
-    )
+    settings = inspect.signature(Settings).parameters
+    accepted = ["seed", "reference", "reference_trials", "importance", *settings]
+    _check_names("mmmo", options, accepted)
     _check_length("mmmo", "reference", problem, options)
     defaults = {
         "seed": problem.seed,
@@ -201,160 +227,205 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
     }
-    made: BaseSampler = _called("MMMOSampler", MMMOSampler, defaults, options)
-    return made
+    return _call("MMMOSampler", MMMOSampler, defaults, options)
+
+
+def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
+    """NSGA-III with no more reference directions than members."""
+    values = {**_genetic_defaults(problem), **options}
+    divisions = largest_divisions(problem.objectives, int(values["population_size"]))
+    build = _from_optuna("NSGAIIISampler", _genetic_defaults)
+    return build(problem, {"dividing_parameter": divisions, **options})
 
 
 def _cma(problem: SearchProblem, options: Options) -> BaseSampler:
     _check_length("cma", "weights", problem, options)
-    made: BaseSampler = _called(
-        "cma", cma, {"seed": problem.seed, "space": problem.space, "start": problem.start}, options
-    )
-    return made
+    defaults = {"seed": problem.seed, "space": problem.space, "start": problem.start}
+    return _call("cma", cma, defaults, options)
+
+
+def _policy(problem: SearchProblem, options: Options) -> BaseSampler:
+    # Imported here because it imports torch.
+    from paretomerge.search.baselines.policy import PolicyProposer
+
+    return _from_proposer(PolicyProposer, _policy_defaults)(problem, options)
 
 
 def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
-    """`inner`, another preset's name, proposes when it is not the language model's turn."""
+    """The option `inner` is the name of the preset that makes the other proposals."""
     from paretomerge.endpoint import Endpoint
     from paretomerge.search.baselines.llm import LLMSampler
 
-    accepted = {
-        *inspect.signature(LLMSampler).parameters,
-        *inspect.signature(Endpoint).parameters,
-    } - {"connection"}
-    _check("llm", options, accepted)
-    inner = options.get("inner", "mmmo")
-    if inner == "llm":
-        raise ConfigError("sampler: llm: inner: expected the name of another sampler, got 'llm'")
-    rest = {key: value for key, value in options.items() if key != "inner"}
-    defaults = {
+    accepted = {*inspect.signature(LLMSampler).parameters} - {"connection"}
+    _check_names("llm", options, accepted | {*inspect.signature(Endpoint).parameters})
+    values = {
         "seed": problem.seed,
         "space": dict(problem.space),
         "conditions": problem.conditions,
+        **options,
     }
-    return LLMSampler(make(inner, problem), **{**defaults, **rest})
+    inner = values.pop("inner", "mmmo")
+    if inner == "llm":
+        raise ConfigError("sampler: llm: inner: expected the name of another sampler, got 'llm'")
+    return LLMSampler(make(inner, problem), **values)
 
 
-def _population(problem: SearchProblem) -> dict[str, Any]:
+# Options that depend on the problem. Optuna's own defaults are made for hundreds of trials.
+
+
+def _genetic_defaults(problem: SearchProblem) -> dict[str, Any]:
     """A third of the trials, so that there are at least two generations of children."""
     return {"population_size": min(max(problem.trials // 3, 10), 50)}
 
 
-def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
-    """No more reference directions than members."""
-    size, m = int((_population(problem) | dict(options))["population_size"]), problem.objectives
-    parts = max((p for p in range(1, size + 1) if comb(p + m - 1, m - 1) <= size), default=1)
-    return _optuna("NSGAIIISampler", _population)(
-        problem, {"dividing_parameter": parts if m > 1 else 1, **options}
-    )
-
-
-def _tpe(problem: SearchProblem) -> dict[str, Any]:
+def _tpe_defaults(problem: SearchProblem) -> dict[str, Any]:
     return {"multivariate": True, "group": True, "n_startup_trials": problem.n_startup}
 
 
-def _gp(problem: SearchProblem) -> dict[str, Any]:
+def _gp_defaults(problem: SearchProblem) -> dict[str, Any]:
     return {"n_startup_trials": problem.n_startup, "warn_independent_sampling": False}
 
 
-def _evolver(problem: SearchProblem) -> dict[str, Any]:
-    return {"population": min(max(problem.trials // 5, 8), 40)}
+def _evolver_defaults(problem: SearchProblem) -> dict[str, Any]:
+    return {"population_size": min(max(problem.trials // 5, 8), 40)}
 
 
-def _policy(problem: SearchProblem, options: Options) -> BaseSampler:
-    from paretomerge.search.baselines.policy import Policy  # and with it torch
-
-    known = {
-        "n_startup": problem.starts or problem.n_startup,
-        **options,
-    }  # where starts are known, a random point would tell little
-    build = _proposer(Policy, lambda problem: {"starts": known["n_startup"], "seed": problem.seed})
-    return build(problem, known)
+def _m2n2_defaults(problem: SearchProblem) -> dict[str, Any]:
+    return {"archive_size": min(max(problem.trials // 4, 8), 20)}
 
 
-def _m2n2(problem: SearchProblem) -> dict[str, Any]:
-    return {"members": min(max(problem.trials // 4, 8), 20)}
+def _policy_defaults(problem: SearchProblem) -> dict[str, Any]:
+    # Where there are baseline recipes, random points would add little to them.
+    return {"n_startup": problem.starts or problem.n_startup}
+
+
+# Checks of the user's options.
+
+
+def _call(
+    name: str, function: Callable[..., BaseSampler], defaults: Options, options: Options
+) -> BaseSampler:
+    """Call `function` with the options, and with those defaults that it accepts."""
+    accepted = inspect.signature(function).parameters
+    takes_any_option = any(p.kind == p.VAR_KEYWORD for p in accepted.values())
+    # A function that takes any option checks them itself.
+    if not takes_any_option:
+        _check_names(name, options, accepted)
+        for option, value in options.items():
+            check_option(f"sampler: {name}: {option}", accepted[option].default, value)
+        defaults = {key: value for key, value in defaults.items() if key in accepted}
+    return function(**{**defaults, **options})
+
+
+def _check_names(
+    name: str,
+    options: Options,
+    accepted: Iterable[str],
+) -> None:
+    names = set(accepted)
+    for option in options:
+        if option not in names:
+            raise ConfigError(f"sampler: {unknown_name(f'option of {name}', option, names)}")
+
+
+def _check_length(
+    name: str,
+    option: str,
+    problem: SearchProblem,
+    options: Options,
+) -> None:
+    value = options.get(option)
+    if isinstance(value, (list, tuple)) and len(value) != problem.objectives:
+        raise ConfigError(
+            f"sampler: {name}: {option}: expected {problem.objectives} numbers, one per "
+            f"objective, got {len(value)}"
+        )
 
 
 _TABLE = (
     Preset(
-        "mmmo",
-        _mmmo,
-        "expected hypervolume improvement; MM-MO, mended",
-        "Li et al. 2024, arXiv 2407.00487",
+        name="mmmo",
+        build=_mmmo,
+        rule="expected hypervolume improvement; MM-MO, mended",
+        paper="Li et al. 2024, arXiv 2407.00487",
     ),
     Preset(
-        "random",
-        _optuna("RandomSampler"),
-        "every parameter uniformly at random",
-        "Bergstra & Bengio 2012, JMLR 13",
+        name="random",
+        build=_from_optuna("RandomSampler"),
+        rule="every parameter uniformly at random",
+        paper="Bergstra & Bengio 2012, JMLR 13",
     ),
     Preset(
-        "qmc",
-        _proposer(None),
-        "a scrambled Sobol sequence: fills the space evenly",
-        "Sobol 1967; Owen 1998",
+        name="qmc",
+        build=_qmc,
+        rule="a scrambled Sobol sequence: fills the space evenly",
+        paper="Sobol 1967; Owen 1998",
     ),
     Preset(
-        "nsga2",
-        _optuna("NSGAIISampler", _population),
-        "genetic, by front and crowding",
-        "Deb et al. 2002, IEEE TEVC 6(2)",
-    ),
-    Preset("nsga3", _nsga3, "genetic, by front and directions", "Deb & Jain 2014, IEEE TEVC 18(4)"),
-    Preset(
-        "tpe",
-        _optuna("TPESampler", _tpe),
-        "ratio of the densities of good and bad points",
-        "Ozaki et al. 2022, JAIR 73",
+        name="nsga2",
+        build=_from_optuna("NSGAIISampler", _genetic_defaults),
+        rule="genetic, by front and crowding",
+        paper="Deb et al. 2002, IEEE TEVC 6(2)",
     ),
     Preset(
-        "gp",
-        _optuna("GPSampler", _gp),
-        "Gaussian processes, expected hypervolume improvement",
-        "Optuna's GPSampler",
+        name="nsga3",
+        build=_nsga3,
+        rule="genetic, by front and directions",
+        paper="Deb & Jain 2014, IEEE TEVC 18(4)",
     ),
     Preset(
-        "cma",
-        _cma,
-        "CMA-ES on a weighted sum or Tchebycheff scalar",
-        "Hansen & Ostermeier 2001; Akiba et al. 2025, arXiv 2403.13187",
+        name="tpe",
+        build=_from_optuna("TPESampler", _tpe_defaults),
+        rule="ratio of the densities of good and bad points",
+        paper="Ozaki et al. 2022, JAIR 73",
     ),
     Preset(
-        "map",
-        _proposer(Quadratic),
-        "a quadratic per objective, NSGA-III on them",
-        "Li et al. 2024, arXiv 2406.07529",
+        name="gp",
+        build=_from_optuna("GPSampler", _gp_defaults),
+        rule="Gaussian processes, expected hypervolume improvement",
+        paper="Optuna's GPSampler",
     ),
     Preset(
-        "kinship",
-        _proposer(Kinship),
-        "means of the best pairs, and of the best and its least kin",
-        "Hu et al. 2024, arXiv 2410.12613",
+        name="cma",
+        build=_cma,
+        rule="CMA-ES on a weighted sum or Tchebycheff scalar",
+        paper="Hansen & Ostermeier 2001; Akiba et al. 2025, arXiv 2403.13187",
     ),
     Preset(
-        "evolver",
-        _proposer(Evolver, _evolver),
-        "differential evolution, children against their parents",
-        "Du et al. 2024, arXiv 2406.12208; Kukkonen & Lampinen 2005",
+        name="map",
+        build=_from_proposer(MAPProposer),
+        rule="a quadratic per objective, NSGA-III on them",
+        paper="Li et al. 2024, arXiv 2406.07529",
     ),
     Preset(
-        "m2n2",
-        _proposer(M2N2, _m2n2),
-        "examples as shared resources, mates that complement",
-        "Abrantes et al. 2025, arXiv 2508.16204",
+        name="kinship",
+        build=_from_proposer(KinshipProposer),
+        rule="means of the best pairs, and of the best and its least kin",
+        paper="Hu et al. 2024, arXiv 2410.12613",
     ),
     Preset(
-        "policy",
-        _policy,
-        "a recurrent network decides one by one, trained by PPO",
-        "HM3, arXiv 2409.18893",
+        name="evolver",
+        build=_from_proposer(EvolverProposer, _evolver_defaults),
+        rule="differential evolution, children against their parents",
+        paper="Du et al. 2024, arXiv 2406.12208; Kukkonen & Lampinen 2005",
     ),
     Preset(
-        "llm",
-        _llm,
-        "a language model reads the log and proposes",
-        "Liu et al. 2023, arXiv 2310.12541",
+        name="m2n2",
+        build=_from_proposer(M2N2Proposer, _m2n2_defaults),
+        rule="examples as shared resources, mates that complement",
+        paper="Abrantes et al. 2025, arXiv 2508.16204",
+    ),
+    Preset(
+        name="policy",
+        build=_policy,
+        rule="a recurrent network decides one by one, trained by PPO",
+        paper="HM3, arXiv 2409.18893",
+    ),
+    Preset(
+        name="llm",
+        build=_llm,
+        rule="a language model reads the log and proposes",
+        paper="Liu et al. 2023, arXiv 2310.12541",
     ),
 )
 

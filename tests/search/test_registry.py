@@ -8,7 +8,7 @@ import yaml
 from optuna.distributions import FloatDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.baselines.scalarised import Scalarised
+from paretomerge.search.baselines.scalarised import ScalarisedSampler
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.point_sampler import PointSampler
 from paretomerge.search.registry import PRESETS, SearchProblem, make
@@ -17,8 +17,8 @@ from tests.studies import open_search
 
 SMALL = {
     "cma": {"population_size": 4},
-    "evolver": {"population": 5},
-    "m2n2": {"members": 5},
+    "evolver": {"population_size": 5},
+    "m2n2": {"archive_size": 5},
     "map": {"generations": 5},
 }
 ITS_OWN_STATE = ("random", "nsga2", "nsga3", "tpe", "gp")  # Optuna's: lost with the process
@@ -80,7 +80,7 @@ def test_nsga3_has_no_more_directions_than_members(monkeypatch, size, parts):
 
 def test_policy_begins_where_it_is_told():
     sampler = make("policy", problem(), {"n_startup": 3})
-    assert sampler.n_startup == sampler.proposer.starts == 3
+    assert sampler.n_startup == sampler.proposer.n_startup == 3
 
 
 def test_optunas_classes_and_our_own_by_their_names():
@@ -106,16 +106,16 @@ def test_optunas_classes_and_our_own_by_their_names():
         ("nsga2", {"population_size": 1}, "population_size"),
         ("tpe", {"n_startup": 3}, "did you mean 'n_startup_trials'"),
         ("mmmo", {"elite": 3}, "did you mean 'elites'"),
-        ("evolver", {"populaton": 3}, "did you mean 'population'"),
-        ("evolver", {"population": 3}, "population of 4 or more"),
+        ("evolver", {"populaton_size": 3}, "did you mean 'population_size'"),
+        ("evolver", {"population_size": 3}, "population_size of 4 or more"),
         (
             "evolver",
-            {"population": "many"},
-            "evolver: population: expected a whole number, got 'many'",
+            {"population_size": "many"},
+            "evolver: population_size: expected a whole number, got 'many'",
         ),
         ("evolver", {"differential": 0}, "0 < differential <= 2"),
         ("kinship", {"top": 1}, "top >= 2"),
-        ("m2n2", {"members": 1}, "members >= 2"),
+        ("m2n2", {"archive_size": 1}, "archive_size >= 2"),
         ("map", {"generations": 0}, "generations >= 1"),
         ("qmc", {"generations": 3}, "unknown option of qmc"),
         ("mmmo", {"seed": "x"}, "seed: expected a whole number, got 'x'"),
@@ -137,8 +137,8 @@ def test_optunas_classes_and_our_own_by_their_names():
             "importance: weight/a: expected a number, got 'x'",
         ),
         ("map", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
-        ("kinship", {"alike": 7}, "alike in [-1, 1]"),
-        ("policy", {"rate": True}, "rate: expected a number, got True"),
+        ("kinship", {"max_kinship": 7}, "max_kinship in [-1, 1]"),
+        ("policy", {"learning_rate": True}, "learning_rate: expected a number, got True"),
         ("tpe", {"n_startup_trials": "x"}, "n_startup_trials: expected a whole number, got 'x'"),
         ("nsga2", {"crossover_prob": "x"}, "crossover_prob: expected a number, got 'x'"),
         ("GridSampler", {}, "unknown name 'GridSampler'"),
@@ -194,7 +194,13 @@ def test_the_table_is_not_to_be_written_to():
 
 @pytest.mark.parametrize(
     "sampler",
-    ["evolver", {"name": "evolver", "population": 8}, "MMMOSampler", "TPESampler", {"name": "cma"}],
+    [
+        "evolver",
+        {"name": "evolver", "population_size": 8},
+        "MMMOSampler",
+        "TPESampler",
+        {"name": "cma"},
+    ],
 )
 def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler):
     study = open_search(written(tmp_path, pico, sampler))
@@ -202,7 +208,7 @@ def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler)
         "evolver": PointSampler,
         "MMMOSampler": MMMOSampler,
         "TPESampler": optuna.samplers.TPESampler,
-        "cma": Scalarised,
+        "cma": ScalarisedSampler,
     }
     assert type(study.sampler) is expected[sampler if isinstance(sampler, str) else sampler["name"]]
 
@@ -228,7 +234,8 @@ def test_the_documentation_has_every_preset():
 
 def written(folder, pico, sampler):
     (folder / "mine.py").write_text(
-        "def score(model, tokenizer):\n    return 1.0\n\n\ndef other(model, tokenizer):\n    return 2.0\n"
+        "def score(model, tokenizer):\n    return 1.0\n\n\n"
+        "def other(model, tokenizer):\n    return 2.0\n"
     )
     models = {"base": str(pico / "base"), "models": [str(pico / "ada"), str(pico / "bob")]}
     data = models | {

@@ -1,142 +1,247 @@
-"""M2N2 (Abrantes, Lange & Tang 2025, "Competition and attraction improve model fusion", arXiv 2508.16204), in the space
-of parameters.
+"""M2N2: competition and attraction (Abrantes, Lange & Tang 2025, arXiv 2508.16204).
 
-Every example is a resource of limited capacity, shared among the members of the archive that solve it: who solves what
-few others solve is fit, so the archive keeps its diversity without a measure of distance. A mate is chosen for being
-strong where the first parent is weak. The child mixes them in one ratio up to a split point and in the opposite one
-after it. There the split runs along the model's tensors; here along the parameters in their order. Mixing is along the
-line, not the sphere: the sphere has a meaning for weights, not for coefficients.
+Every example is a resource of limited capacity that the members of an archive share if they solve
+it. A member that solves what few others solve has a high fitness, so the archive stays diverse
+without a measure of distance. The second parent is chosen for its strength where the first is weak.
+A child mixes its parents in one ratio before a split point and in the opposite ratio after it. In
+the paper the split runs along the model's tensors; here it runs along the parameters in their
+order. The mix is linear, not spherical: a sphere has a meaning for weights, not for coefficients.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
+from paretomerge.search.baselines.columns import parameter_widths
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
-_CHILDREN = 8  # the first that is new is taken
+_CHILDREN = 8  # per proposal; the sampler takes the first that is new
 _EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
-class M2N2:
-    """members: how many the archive holds; the least fit leaves when one more comes.
-    mutation: standard deviation of the noise on a number, as a share of its bounds; mutated: how likely each is mutated.
+class M2N2Proposer:
+    """Crossover of members that compete for examples.
 
-    Outcomes per example are read from the trials' user attribute `scores`. An objective whose examples nobody kept (a
-    function of your own, sparsity) counts as one example, its values scaled to [0, 1]: the sampler then still works, with
-    less to tell members apart by.
+    Per-example scores are read from the trials' user attribute `scores`. An objective without them
+    (a function of your own, sparsity) counts as one example, its values scaled to [0, 1]. The
+    sampler then still works, but has less to distinguish the members by.
+
+    Attributes:
+        archive_size: The number of members; the one of least fitness leaves when one more comes.
+        mutation_scale: The standard deviation of a number's mutation, as a share of its range.
+        mutation_rate: The probability that a parameter is mutated, in [0, 1].
+
+    Raises:
+        ConfigError: An option is out of its range.
     """
 
-    members: int = 15
-    mutation: float = 0.15
-    mutated: float = 0.3
+    archive_size: int = 15
+    mutation_scale: float = 0.15
+    mutation_rate: float = 0.3
 
     def __post_init__(self) -> None:
         check_options("m2n2", self)
-        if self.members < 2 or self.mutation < 0 or not 0 <= self.mutated <= 1:
-            got = f"{self.members}, {self.mutation} and {self.mutated}"
+        is_valid = self.archive_size >= 2 and self.mutation_scale >= 0
+        if not is_valid or not 0 <= self.mutation_rate <= 1:
             raise ConfigError(
-                f"m2n2: expected members >= 2, mutation >= 0 and mutated in [0, 1], got {got}"
+                f"m2n2: expected archive_size >= 2, mutation_scale >= 0 and mutation_rate in "
+                f"[0, 1], got {self.archive_size}, {self.mutation_scale} and {self.mutation_rate}"
             )
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Children `(k, d)` of pairs of members."""
+    def propose(self, archive: Archive, rng: Generator) -> Array:
+        """Cross pairs of members.
+
+        Args:
+            archive: The trials so far.
+            rng: The source of randomness.
+
+        Returns:
+            Children `(k, d)`; none while there are fewer than two usable trials.
+        """
         if len(archive.usable) < 2:
             return np.zeros((0, archive.encoding.d))
-        outcomes, capacity = resources(archive)
-        kept = survivors(outcomes, capacity, self.members)
-        x = archive.x[archive.usable[kept]]
-        fit = fitness(outcomes[kept], capacity)
+        scores, capacity = example_scores(archive)
+        members = survivors(scores, capacity, self.archive_size)
+        x = archive.x[archive.usable[members]]
+        scores = scores[members]
+        member_fitness = fitness(scores, capacity)
+        widths = parameter_widths(archive.encoding)
         children = []
         for _ in range(_CHILDREN):
-            first = _drawn(fit, rng)
-            second = _drawn(attraction(outcomes[kept], capacity, first), rng)
-            children.append(self._child(archive, x[first], x[second], rng))
+            first = _roulette(member_fitness, rng)
+            attractiveness = attraction(scores, capacity, first)
+            second = _roulette(attractiveness, rng)
+            child = self._crossover(x[first], x[second], widths, rng)
+            children.append(child)
         return np.stack(children)
 
-    def _child(self, archive: Archive, a: Array, b: Array, rng: np.random.Generator) -> Array:
+    def _crossover(
+        self,
+        a: Array,
+        b: Array,
+        widths: NDArray[np.intp],
+        rng: Generator,
+    ) -> Array:
         """Split-point crossover (sec. 3.1), then mutation of some of the parameters."""
-        parameters = len(archive.widths)
-        ratio, split = rng.random(), rng.integers(parameters + 1)
-        share = np.repeat(np.where(np.arange(parameters) < split, ratio, 1 - ratio), archive.widths)
-        moved = np.repeat(rng.random(parameters) < self.mutated, archive.widths)
-        return (
-            share * a
-            + (1 - share) * b
-            + moved * self.mutation * rng.standard_normal(archive.encoding.d)
-        )
+        n_parameters = len(widths)
+        ratio = rng.random()
+        split = rng.integers(n_parameters + 1)
+        is_before_split = np.arange(n_parameters) < split
+        share_of_a = np.where(is_before_split, ratio, 1 - ratio)
+        is_mutated = rng.random(n_parameters) < self.mutation_rate
+        noise = rng.standard_normal(len(a))
+        # From one number per parameter to one per column.
+        share_of_a = np.repeat(share_of_a, widths)
+        is_mutated = np.repeat(is_mutated, widths)
+        mutation = is_mutated * self.mutation_scale * noise
+        mixed = share_of_a * a + (1 - share_of_a) * b
+        return mixed + mutation
 
 
-def resources(archive: Archive) -> tuple[Array, Array]:
-    """Outcomes `(n, examples)` in [0, 1] of the usable trials, and the capacity `(examples,)` of each example.
+def example_scores(archive: Archive) -> tuple[Array, Array]:
+    """Collect the scores of the n usable trials on every example of every objective.
 
-    The examples of one objective have a capacity of 1 together, so that objectives count alike however many they have.
+    Args:
+        archive: The trials so far.
+
+    Returns:
+        The scores `(n, examples)` in [0, 1], more is better, and the capacity `(examples,)` of each
+        example. The capacities of one objective sum to 1, so that objectives have the same weight
+        however many examples they have.
     """
-    kept = [archive.observations.example_scores[i] for i in archive.usable]
+    # A property that is computed at each access, hence read once.
+    all_items = archive.observations.example_scores
+    items = [all_items[i] for i in archive.usable]
     y = archive.y[archive.usable]
-    outcomes, capacity = [], []
-    for k in range(y.shape[1]):
-        column = [items[k] for items in kept]
-        table = _table(column, y[:, k])
-        outcomes.append(table)
-        capacity.append(np.full(table.shape[1], 1 / table.shape[1]))
-    return np.concatenate(outcomes, axis=1), np.concatenate(capacity)
+    scores = []
+    capacity = []
+    for k, values in enumerate(y.T):
+        per_trial = [trial_items[k] for trial_items in items]
+        objective_scores = _objective_scores(per_trial, values)
+        n_examples = objective_scores.shape[1]
+        scores.append(objective_scores)
+        capacity.append(np.full(n_examples, 1 / n_examples))
+    return np.concatenate(scores, axis=1), np.concatenate(capacity)
 
 
-def _table(column: list[Array | None], y: Array) -> Array:
-    """One objective's outcomes `(n, examples)`, more is better; its values as one example where the examples are not known.
+def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
+    """One objective's scores `(n, examples)` in [0, 1], more is better.
 
-    A trial alone that lacks them, for it was left before all were asked, has in each what its value lets one expect.
+    A trial without per-example scores, which a race left before all examples were evaluated, gets
+    on each example what a linear fit expects from its value. Where no trial has them, or where they
+    do not fit together, the values y `(n,)` count as one example.
     """
-    known = np.array([row is not None and len(row) > 0 for row in column], dtype=bool)
-    rows = [row for row, there in zip(column, known, strict=True) if there and row is not None]
-    if len({len(row) for row in rows}) != 1 or not np.isfinite(rows).all():
-        return _scaled(y[:, None])
+    has_scores = np.array([_is_scored(row) for row in per_trial], dtype=bool)
+    rows = [row for row in per_trial if row is not None and len(row)]
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or not np.isfinite(rows).all():
+        return _scale(y[:, None])
     table = np.stack(rows)
-    told, mean = y[known] - y[known].mean(), table.mean(1)
-    slope = float(told @ mean) / max(float(told @ told), _EPSILON)
-    everyone = np.repeat(
-        (mean.mean() + slope * (y - y[known].mean()))[:, None], table.shape[1], axis=1
-    ).clip(table.min(), table.max())
-    everyone[known] = table
-    return _scaled(-everyone if slope < 0 else everyone)  # an error count: the fewer the better
+    mean_score = table.mean(1)
+    mean_value = y[has_scores].mean()
+    centred = y[has_scores] - mean_value
+    variance = float(centred @ centred)
+    slope = float(centred @ mean_score) / max(variance, _EPSILON)
+    expected = mean_score.mean() + slope * (y - mean_value)
+    n_examples = table.shape[1]
+    scores = np.repeat(expected[:, None], n_examples, axis=1)
+    scores = scores.clip(table.min(), table.max())
+    scores[has_scores] = table
+    # Scores that fall as the value rises are errors: fewer is better.
+    if slope < 0:
+        scores = -scores
+    return _scale(scores)
 
 
-def _scaled(table: Array) -> Array:
+def _is_scored(row: Array | None) -> bool:
+    return row is not None and len(row) > 0
+
+
+def _scale(table: Array) -> Array:
+    """`table` scaled to [0, 1]; all ones where it does not vary."""
     low, high = table.min(), table.max()
-    return (table - low) / (high - low) if high > low else np.ones_like(table)
+    if high > low:
+        return np.asarray((table - low) / (high - low))
+    return np.ones_like(table)
 
 
-def fitness(outcomes: Array, capacity: Array) -> Array:
-    """`(n,)`: what each gets of every example when all share it by their outcomes (Abrantes et al. 2025, sec. 3.2)."""
-    return np.asarray((outcomes * capacity / (outcomes.sum(0) + _EPSILON)).sum(1))
+def fitness(scores: Array, capacity: Array) -> Array:
+    """Share every example's capacity among the members (Abrantes et al. 2025, sec. 3.2).
+
+    Args:
+        scores: `(n, examples)` in [0, 1].
+        capacity: `(examples,)`.
+
+    Returns:
+        `(n,)`: sum over examples j of capacity_j * scores_ij / sum_i scores_ij.
+    """
+    total = scores.sum(0) + _EPSILON
+    shares = scores * capacity / total
+    return np.asarray(shares.sum(1))
 
 
-def attraction(outcomes: Array, capacity: Array, first: int) -> Array:
-    """`(n,)`: how much better each is than `first`, on examples that few solve above all (sec. 3.3)."""
-    gain = np.maximum(outcomes - outcomes[first], 0)
-    gain = (gain * capacity / (outcomes.sum(0) + _EPSILON)).sum(1)
-    if not gain.sum() > 0:  # nobody is better anywhere
-        gain = np.ones(len(outcomes))
-    gain[first] = 0
-    return np.asarray(gain)
+def attraction(
+    scores: Array,
+    capacity: Array,
+    first: int,
+) -> Array:
+    """Measure by how much each member is better than the first parent (sec. 3.3).
+
+    Args:
+        scores: `(n, examples)` in [0, 1].
+        capacity: `(examples,)`.
+        first: The index of the first parent.
+
+    Returns:
+        `(n,)`: the sum of the gains, which count more on examples that few members solve. 0 for the
+        first parent; 1 for all others where none is better on any example.
+    """
+    total = scores.sum(0) + _EPSILON
+    gain = np.maximum(scores - scores[first], 0)
+    weighted_gain = gain * capacity / total
+    attractiveness = weighted_gain.sum(1)
+    # Where no member is better than the first, any of them may be its mate.
+    if not attractiveness.sum() > 0:
+        attractiveness = np.ones(len(scores))
+    attractiveness[first] = 0
+    return np.asarray(attractiveness)
 
 
-def survivors(outcomes: Array, capacity: Array, members: int) -> list[int]:
-    """The archive after all n came in their order, the least fit leaving each time."""
-    kept: list[int] = []
-    for index in range(len(outcomes)):
-        kept.append(index)
-        if len(kept) > members:
-            del kept[int(fitness(outcomes[kept], capacity).argmin())]
-    return kept
+def survivors(
+    scores: Array,
+    capacity: Array,
+    archive_size: int,
+) -> list[int]:
+    """Replay the archive: trials enter in their order, and the one of least fitness leaves.
+
+    Args:
+        scores: `(n, examples)` in [0, 1].
+        capacity: `(examples,)`.
+        archive_size: The most members.
+
+    Returns:
+        The members, as indices of the n trials.
+    """
+    members: list[int] = []
+    for index in range(len(scores)):
+        members.append(index)
+        if len(members) > archive_size:
+            member_fitness = fitness(scores[members], capacity)
+            weakest = int(member_fitness.argmin())
+            del members[weakest]
+    return members
 
 
-def _drawn(weights: Array, rng: np.random.Generator) -> int:
+def _roulette(weights: Array, rng: Generator) -> int:
+    """An index drawn in proportion to the weights."""
     total = weights.sum()
-    return int(rng.choice(len(weights), p=weights / total if total > 0 else None))
+    # Without any weight all members are equally likely.
+    probabilities = weights / total if total > 0 else None
+    return int(rng.choice(len(weights), p=probabilities))

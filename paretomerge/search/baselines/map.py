@@ -1,37 +1,48 @@
-"""MAP (Li et al. 2024, "MAP: low-compute model merging with amortized Pareto fronts", arXiv 2406.07529).
+"""MAP: merging with amortized Pareto fronts (Li et al. 2024, arXiv 2406.07529).
 
-Near good coefficients each task's score is nearly a quadratic function of them (Taylor's second order, sec. 3), so one
-fits a quadratic per task to a few tens of evaluations, and runs NSGA-III on the quadratics to get the front for nothing.
-The paper stops there. Here the fit is repeated after every trial, and the point of the predicted front that should add
-most is evaluated next: where the fit is wrong, that is where it is put right.
+Near good coefficients each task's score is nearly a quadratic function of them (second-order Taylor
+expansion, sec. 3). So MAP fits one quadratic per task to a few tens of evaluations and runs
+NSGA-III on the quadratics, which costs nothing. The paper stops there. Here the fit is repeated
+after every trial, and the point of the predicted front with the largest expected gain is evaluated
+next: a wrong prediction is corrected where it matters.
 
-The full quadratic in d coefficients has (d + 1)(d + 2) / 2 terms, more than trials from about 10 on. A ridge penalty makes it
-solvable; its strength, and whether mixed terms are used at all, is what predicts left-out trials best.
+The full quadratic in d coefficients has (d + 1)(d + 2) / 2 terms, which from about d = 10 is more
+than there are trials. A ridge penalty makes the fit unique. Cross-validation chooses the penalty,
+and whether products of two coefficients are used at all.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
-from paretomerge.search.baselines.nsga3 import front_of
+from paretomerge.search.baselines.columns import numeric_columns
+from paretomerge.search.baselines.nsga3 import pareto_front
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
-_PENALTIES = 10.0 ** np.arange(-6, 3)  # in units of the terms' mean eigenvalue
-_FEWEST = 4  # trials
+_PENALTIES = 10.0 ** np.arange(-6, 3)  # in units of the kernel's mean eigenvalue
+_MIN_TRIALS = 4
+_MIN_EIGENVALUE = 1e-12
+_MIN_FREEDOM = 1e-9  # of 1 - leverage, which divides the residuals
+_MIN_VOLUME = 1e-12
+_GAIN_DIGITS = 9  # gains that agree to so many digits differ by rounding only
 
 
 @dataclass(frozen=True)
-class Quadratic:
-    """A quadratic surrogate per objective, NSGA-III on them, and the point of their front that promises most.
+class MAPProposer:
+    """A quadratic surrogate per objective and NSGA-III on the surrogates.
 
-    generations: of NSGA-III. Choices enter by one term each, and their products with everything else where these help.
+    Attributes:
+        generations: The number of generations of NSGA-III.
+
+    Raises:
+        ConfigError: An option is out of its range.
     """
 
     generations: int = 40
@@ -41,104 +52,190 @@ class Quadratic:
         if self.generations < 1:
             raise ConfigError(f"map: expected generations >= 1, got {self.generations}")
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Points `(k, d)` of the predicted front."""
-        x, y = archive.x[archive.usable], archive.y[archive.usable]
-        if len(x) < _FEWEST:
+    def propose(self, archive: Archive, rng: Generator) -> Array:
+        """Propose the points of the predicted front.
+
+        Args:
+            archive: The trials so far.
+            rng: The source of randomness.
+
+        Returns:
+            New points `(k, d)`, the largest expected gain first; none while there are too few
+            trials.
+        """
+        x = archive.x[archive.usable]
+        y = archive.y[archive.usable]
+        if len(x) < _MIN_TRIALS:
             return np.zeros((0, archive.encoding.d))
-        fit = QuadraticFit(archive.encoding, x, y)
-        points = front_of(fit.predict, archive.encoding, x, rng, self.generations)
-        points = points[archive.is_new(points)]
-        return (
-            points[promise(fit.predict(points), y, fit.predict(archive.pending))]
-            if len(points)
-            else points
+        surrogate = QuadraticSurrogate(archive.encoding, x, y)
+        points = pareto_front(
+            objectives=surrogate.predict,
+            encoding=archive.encoding,
+            start=x,
+            rng=rng,
+            generations=self.generations,
         )
+        points = points[archive.is_new(points)]
+        if not len(points):
+            return points
+        predicted = surrogate.predict(points)
+        pending = surrogate.predict(archive.pending)
+        return points[improvement_order(predicted, y, pending)]
 
 
-class QuadraticFit:
-    """m quadratics on x `(n, d)`, y `(n, m)`: of linear terms and squares, or of mixed terms too; ridge regression.
+class QuadraticSurrogate:
+    """One quadratic per objective, fitted by ridge regression.
 
-    Both choices are made per objective by the mean squared error of leaving one trial out, in closed form (PRESS, Allen 1974).
+    A choice enters by one linear term per value. Leave-one-out cross-validation decides for each
+    objective whether there are only linear and squared terms or also all products of two terms.
+
+    Args:
+        encoding: The space.
+        x: Points `(n, d)`.
+        y: Their values `(n, m)`.
     """
 
-    def __init__(self, encoding: Encoding, x: Array, y: Array) -> None:
-        widths = [columns.stop - columns.start for columns in encoding.columns.values()]
-        self._numbers = ~np.repeat(
-            [isinstance(d, CategoricalDistribution) for d in encoding.space.values()], widths
-        )
+    def __init__(
+        self,
+        encoding: Encoding,
+        x: Array,
+        y: Array,
+    ) -> None:
+        self._numeric = numeric_columns(encoding)
         self._pairs = np.triu_indices(encoding.d, 1)
-        plain = _ridge(self._terms(x, mixed=False), y)
-        mixed = _ridge(self._terms(x, mixed=True), y)
-        self._mixed = mixed.error < plain.error
-        self._plain_fit, self._mixed_fit = plain, mixed
+        self._separable = _fit_ridge(self._separable_features(x), y)
+        self._full = _fit_ridge(self._full_features(x), y)
+        self._uses_full = self._full.loo_error < self._separable.loo_error
 
     def predict(self, x: Array) -> Array:
-        """`(k, m)`"""
-        plain = self._plain_fit.at(self._terms(x, mixed=False))
-        return (
-            np.where(self._mixed, self._mixed_fit.at(self._terms(x, mixed=True)), plain)
-            if self._mixed.any()
-            else plain
-        )
+        """Predict the values of points.
 
-    def _terms(self, x: Array, mixed: bool) -> Array:
-        z = np.where(self._numbers, 2 * x - 1, x)
-        terms = [z, z[:, self._numbers] ** 2]
-        if mixed:
-            terms.append(z[:, self._pairs[0]] * z[:, self._pairs[1]])
-        return np.concatenate(terms, axis=1)
+        Args:
+            x: Points `(k, d)`.
+
+        Returns:
+            `(k, m)`.
+        """
+        separable = self._separable.predict(self._separable_features(x))
+        if not self._uses_full.any():
+            return separable
+        full = self._full.predict(self._full_features(x))
+        return np.where(self._uses_full, full, separable)
+
+    def _linear_features(self, x: Array) -> Array:
+        """Numbers in [-1, 1], choices one-hot."""
+        scaled = 2 * x - 1
+        return np.where(self._numeric, scaled, x)
+
+    def _separable_features(self, x: Array) -> Array:
+        """Linear and squared terms."""
+        linear = self._linear_features(x)
+        # The square of a one-hot column is the column itself.
+        squared = linear[:, self._numeric] ** 2
+        return np.concatenate([linear, squared], axis=1)
+
+    def _full_features(self, x: Array) -> Array:
+        """Linear and squared terms, and the products of two columns."""
+        linear = self._linear_features(x)
+        first, second = self._pairs
+        products = linear[:, first] * linear[:, second]
+        separable = self._separable_features(x)
+        return np.concatenate([separable, products], axis=1)
 
 
 @dataclass(frozen=True)
-class _Ridge:
+class _RidgeFit:
+    """A linear model of m values.
+
+    Attributes:
+        centre: The mean of the features, `(features,)`.
+        intercept: The mean of the values, `(m,)`.
+        coefficients: `(features, m)`.
+        loo_error: The mean squared leave-one-out error, `(m,)`.
+    """
+
     centre: Array
-    """`(terms,)`"""
     intercept: Array
-    """`(m,)`"""
     coefficients: Array
-    """`(terms, m)`"""
-    error: Array
-    """`(m,)`: mean squared error of left-out trials."""
+    loo_error: Array
 
-    def at(self, terms: Array) -> Array:
-        return np.asarray(self.intercept + (terms - self.centre) @ self.coefficients)
+    def predict(self, features: Array) -> Array:
+        centred = features - self.centre
+        return np.asarray(self.intercept + centred @ self.coefficients)
 
 
-def _ridge(terms: Array, y: Array) -> _Ridge:
-    """Ridge regression through the `(n, n)` kernel, so that any number of terms will do; a penalty per objective."""
+def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
+    """Ridge regression through the kernel `(n, n)`, which allows any number of features.
+
+    Each value has the penalty with the least leave-one-out error, which has a closed form (PRESS,
+    Allen 1974): residual_i / (1 - leverage_i).
+    """
     n = len(y)
-    centre, intercept = terms.mean(0), y.mean(0)
-    z, target = terms - centre, y - intercept
-    values, vectors = np.linalg.eigh(z @ z.T)
-    values = np.maximum(values, 0)
-    penalties = _PENALTIES * max(float(values.mean()), 1e-12)
-    turned = vectors.T @ target
-    errors, solutions = [], []
-    for penalty in penalties:
-        leverage = (vectors**2) @ (values / (values + penalty)) + 1 / n
-        residual = target - vectors @ ((values / (values + penalty))[:, None] * turned)
-        errors.append(((residual / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2).mean(0))
-        solutions.append(vectors @ (turned / (values + penalty)[:, None]))
+    centre = features.mean(0)
+    intercept = y.mean(0)
+    z = features - centre
+    target = y - intercept
+    eigenvalues, vectors = np.linalg.eigh(z @ z.T)
+    # Rounding may make an eigenvalue of 0 negative.
+    eigenvalues = np.maximum(eigenvalues, 0)
+    rotated_target = vectors.T @ target
+    unit = max(float(eigenvalues.mean()), _MIN_EIGENVALUE)
+    errors = []
+    solutions = []
+    for penalty in _PENALTIES * unit:
+        damped = eigenvalues + penalty
+        shrinkage = eigenvalues / damped
+        # The intercept uses up one degree of freedom, hence 1 / n.
+        leverage = (vectors**2) @ shrinkage + 1 / n
+        freedom = np.maximum(1 - leverage, _MIN_FREEDOM)
+        fitted = vectors @ (shrinkage[:, None] * rotated_target)
+        loo_residual = (target - fitted) / freedom[:, None]
+        loo_error = (loo_residual**2).mean(0)
+        errors.append(loo_error)
+        solution = vectors @ (rotated_target / damped[:, None])
+        solutions.append(solution)
     best = np.argmin(errors, axis=0)
-    dual = np.stack([solutions[b][:, k] for k, b in enumerate(best)], axis=1)
-    return _Ridge(centre, intercept, z.T @ dual, np.min(errors, axis=0))
-
-
-def promise(predicted: Array, y: Array, pending: Array) -> NDArray[np.intp]:
-    """Order of the candidates `(k, m)`: by the hypervolume that each should add to the front of `y` and `pending`; where
-    none adds any, by the distance to the nearest point known, the largest gap first."""
-    known = np.concatenate([y, pending])
-    front = known[nondominated(known)]
-    reference = reference_point(y)
-    before = hypervolume(front, reference)
-    gain = np.array(
-        [
-            hypervolume(np.concatenate([front, point[None]]), reference) - before
-            for point in predicted
-        ]
+    # Each value has the dual coefficients of its own best penalty.
+    dual_columns = []
+    for k, i in enumerate(best):
+        dual_columns.append(solutions[i][:, k])
+    dual = np.stack(dual_columns, axis=1)
+    return _RidgeFit(
+        centre=centre,
+        intercept=intercept,
+        coefficients=z.T @ dual,
+        loo_error=np.min(errors, axis=0),
     )
-    spread = np.ptp(y, axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    gap = np.linalg.norm((predicted[:, None] - front[None]) / scale, axis=2).min(1)
-    return np.lexsort((-gap, -np.round(gain / max(before, 1e-12), 9)))
+
+
+def improvement_order(
+    predicted: Array,
+    y: Array,
+    pending: Array,
+) -> NDArray[np.intp]:
+    """Order candidates by the hypervolume that each is predicted to add.
+
+    Args:
+        predicted: The candidates' predicted values `(k, m)`.
+        y: The values of evaluated points `(n, m)`.
+        pending: The predicted values of points that are being evaluated, `(p, m)`.
+
+    Returns:
+        The indices of the candidates, the largest gain first. Where gains are equal, such as 0, the
+        candidate farthest from the front comes first.
+    """
+    values = np.concatenate([y, pending])
+    front = values[nondominated(values)]
+    reference = reference_point(y)
+    volume = hypervolume(front, reference)
+    gain = np.zeros(len(predicted))
+    for i, point in enumerate(predicted):
+        extended_front = np.concatenate([front, point[None]])
+        gain[i] = hypervolume(extended_front, reference) - volume
+    extent = np.ptp(y, axis=0)
+    scale = np.where(extent > 0, extent, 1.0)
+    differences = (predicted[:, None] - front[None]) / scale
+    distance = np.linalg.norm(differences, axis=2).min(1)
+    relative_gain = gain / max(volume, _MIN_VOLUME)
+    relative_gain = np.round(relative_gain, _GAIN_DIGITS)
+    return np.lexsort((-distance, -relative_gain))

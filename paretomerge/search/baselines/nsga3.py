@@ -1,6 +1,7 @@
-"""NSGA-III (Deb & Jain 2014, IEEE TEVC 18(4)) on a function that costs nothing, such as a surrogate.
+"""NSGA-III (Deb & Jain 2014, IEEE TEVC 18(4)) on a function that is cheap, such as a surrogate.
 
-On merges Optuna's `NSGAIIISampler` does this; as a search inside one ask it is far too slow, a trial per point.
+On merges Optuna's `NSGAIIISampler` does this. Inside one proposal it is far too slow, as it makes a
+trial of every point.
 """
 
 from collections.abc import Callable
@@ -9,113 +10,220 @@ from math import comb
 
 import moocore
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
 
+from paretomerge.search.baselines.columns import numeric_columns, parameter_widths
 from paretomerge.search.encoding import Encoding
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
 Objectives = Callable[[Array], Array]
-_DIRECTIONS = 60  # reference directions at most; the population has as many members, or as many as there are starts
-_SPREAD = 20.0  # distribution index of crossover and mutation: the larger the nearer to the parents
+"""Points `(k, d)` -> values `(k, m)`, all maximised."""
+
+_MAX_DIRECTIONS = 60
+_MIN_POPULATION = 40
+_MIN_EXTENT = 1e-12  # an objective that varies by less is not scaled
+# Distribution index of crossover and mutation: the larger, the nearer children are to parents.
+_DISTRIBUTION_INDEX = 20.0
+_EXPONENT = 1 / (_DISTRIBUTION_INDEX + 1)
 
 
-def front_of(
+def pareto_front(
     objectives: Objectives,
     encoding: Encoding,
     start: Array,
-    rng: np.random.Generator,
+    rng: Generator,
     generations: int = 40,
 ) -> Array:
-    """The nondominated points `(p, d)`, settled, after `generations` from `start` `(n, d)`, n >= 1.
+    """Approximate the Pareto front of a cheap function.
 
-    objectives: `(k, d)` -> `(k, m)`, all maximised.
+    Args:
+        objectives: The function, all m objectives maximised.
+        encoding: The space.
+        start: Points `(n, d)` that the first population contains, n >= 1.
+        rng: The source of randomness.
+        generations: How many generations to run.
+
+    Returns:
+        The nondominated points `(p, d)` of the last population, all valid in the space.
     """
     m = objectives(start[:1]).shape[1]
-    directions = reference_directions(m, _DIRECTIONS)
-    size = max(len(directions), 40)
-    x = np.concatenate([start, encoding.project(rng.random((size, encoding.d)))])
+    directions = reference_directions(m, _MAX_DIRECTIONS)
+    size = max(len(directions), _MIN_POPULATION)
+    random_points = rng.random((size, encoding.d))
+    x = np.concatenate([start, encoding.project(random_points)])
     y = objectives(x)
     for _ in range(generations):
-        kept = select(y, size, directions, rng)
-        x, y = x[kept], y[kept]
+        selected = select(y, size, directions, rng)
+        x, y = x[selected], y[selected]
         children = encoding.project(_children(encoding, x, rng))
-        x, y = np.concatenate([x, children]), np.concatenate([y, objectives(children)])
-    return np.unique(
-        x[np.asarray(moocore.is_nondominated(y, maximise=True, keep_weakly=True), dtype=bool)],
-        axis=0,
-    )
+        x = np.concatenate([x, children])
+        y = np.concatenate([y, objectives(children)])
+    is_nondominated = moocore.is_nondominated(y, maximise=True, keep_weakly=True)
+    mask = np.asarray(is_nondominated, dtype=bool)
+    return np.unique(x[mask], axis=0)
 
 
-def reference_directions(m: int, most: int) -> Array:
-    """`(h, m)`, h <= most, evenly on the simplex: Das & Dennis 1998. With six objectives two layers would be denser."""
-    parts = 1
-    while m > 1 and comb(parts + m, m - 1) <= most:
-        parts += 1
-    bars = np.array(list(combinations(range(parts + m - 1), m - 1)), dtype=float).reshape(
-        comb(parts + m - 1, m - 1), m - 1
-    )
-    edges = np.concatenate(
-        [np.full((len(bars), 1), -1.0), bars, np.full((len(bars), 1), parts + m - 1.0)], axis=1
-    )
-    return (np.diff(edges, axis=1) - 1) / parts
+def reference_directions(m: int, max_directions: int) -> Array:
+    """Spread directions evenly over the unit simplex (Das & Dennis 1998).
+
+    With p divisions there are C(p + m - 1, m - 1) directions, one for each way of placing m - 1
+    bars among p + m - 1 positions; the gaps between the bars are the coordinates. For six
+    objectives two layers of directions would be denser.
+
+    Args:
+        m: The number of objectives.
+        max_directions: An upper limit, m or more.
+
+    Returns:
+        `(h, m)` with rows that sum to 1, h <= `max_directions`.
+    """
+    divisions = largest_divisions(m, max_directions)
+    n_positions = divisions + m - 1
+    n_bars = m - 1
+    placements = list(combinations(range(n_positions), n_bars))
+    n_directions = len(placements)
+    bars = np.array(placements, dtype=float)
+    # For one objective there is one placement of no bars, and the shape must be (1, 0).
+    bars = bars.reshape(n_directions, n_bars)
+    left_edge = np.full((n_directions, 1), -1.0)
+    right_edge = np.full((n_directions, 1), float(n_positions))
+    edges = np.concatenate([left_edge, bars, right_edge], axis=1)
+    gaps = np.diff(edges, axis=1) - 1
+    return gaps / divisions
 
 
-def select(y: Array, size: int, directions: Array, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The `size` members that go on: whole fronts, then the last one by niches (Deb & Jain 2014, sec. IV, alg. 3 and 4)."""
+def largest_divisions(m: int, max_directions: int) -> int:
+    """Compute how finely the simplex can be divided (Das & Dennis 1998).
+
+    Args:
+        m: The number of objectives.
+        max_directions: An upper limit of the number of reference directions.
+
+    Returns:
+        The largest p with C(p + m - 1, m - 1) <= `max_directions`, but at least 1; 1 for one
+        objective.
+    """
+    divisions = 1
+    if m == 1:
+        return divisions
+    while comb(divisions + m, m - 1) <= max_directions:
+        divisions += 1
+    return divisions
+
+
+def select(
+    y: Array,
+    size: int,
+    directions: Array,
+    rng: Generator,
+) -> NDArray[np.intp]:
+    """Select the next population: whole fronts, then the last one by niches (alg. 1, 3 and 4).
+
+    Args:
+        y: Values `(n, m)`, all maximised.
+        size: The number of members to select.
+        directions: The reference directions `(h, m)`.
+        rng: The source of randomness.
+
+    Returns:
+        The indices of the selected members.
+    """
     ranks = np.asarray(moocore.pareto_rank(y, maximise=True))
-    last = np.sort(ranks)[min(size, len(y)) - 1]
-    sure, rest = np.flatnonzero(ranks < last), np.flatnonzero(ranks == last)
-    if len(sure) + len(rest) <= size:
-        return np.concatenate([sure, rest])
+    n_selected = min(size, len(y))
+    last_rank = np.sort(ranks)[n_selected - 1]
+    accepted = np.flatnonzero(ranks < last_rank)
+    last_front = np.flatnonzero(ranks == last_rank)
+    if len(accepted) + len(last_front) <= size:
+        return np.concatenate([accepted, last_front])
     niche, distance = _associate(y, ranks, directions)
-    counts = np.bincount(niche[sure], minlength=len(directions)).astype(float)
-    chosen = list(sure)
-    left = [int(i) for i in rest]
-    while len(chosen) < size:
-        open_niches = np.unique(niche[left])
-        emptiest = open_niches[counts[open_niches] == counts[open_niches].min()]
-        here = rng.choice(emptiest)
-        members = [i for i in left if niche[i] == here]
-        taken = (
-            min(members, key=lambda i: distance[i])
-            if counts[here] == 0
-            else members[int(rng.integers(len(members)))]
-        )
-        chosen.append(np.intp(taken))
-        left.remove(taken)
-        counts[here] += 1
-    return np.array(chosen, dtype=np.intp)
+    counts = np.bincount(niche[accepted], minlength=len(directions))
+    selected = accepted.tolist()
+    candidates = last_front.tolist()
+    while len(selected) < size:
+        open_niches = np.unique(niche[candidates])
+        open_counts = counts[open_niches]
+        emptiest = open_niches[open_counts == open_counts.min()]
+        chosen_niche = rng.choice(emptiest)
+        members = [i for i in candidates if niche[i] == chosen_niche]
+        # Alg. 4: the first member of a niche is nearest to its direction, the others are random.
+        if counts[chosen_niche] == 0:
+            position = distance[members].argmin()
+        else:
+            position = rng.integers(len(members))
+        chosen = members[int(position)]
+        selected.append(chosen)
+        candidates.remove(chosen)
+        counts[chosen_niche] += 1
+    return np.array(selected, dtype=np.intp)
 
 
 def _associate(
     y: Array, ranks: NDArray[np.int_], directions: Array
 ) -> tuple[NDArray[np.intp], Array]:
-    """(nearest direction, distance to its line) of every point, objectives scaled by the first front's extent."""
+    """The nearest direction of each point and the distance to its line, both `(n,)` (alg. 3).
+
+    Objectives are scaled by the extent of the first front.
+    """
     ideal = y.max(0)
-    extent = ideal - y[ranks == ranks.min()].min(0)
-    cost = (ideal - y) / np.where(extent > 1e-12, extent, 1.0)
-    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    first_front = y[ranks == ranks.min()]
+    extent = ideal - first_front.min(0)
+    scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+    cost = (ideal - y) / scale
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    unit = directions / lengths
     along = cost @ unit.T
-    distance = np.sqrt(np.maximum((cost**2).sum(1)[:, None] - along**2, 0))
+    squared_norm = (cost**2).sum(1)
+    squared_distance = squared_norm[:, None] - along**2
+    # Rounding may make a distance of 0 negative.
+    distance = np.sqrt(np.maximum(squared_distance, 0))
     return distance.argmin(1), distance.min(1)
 
 
-def _children(encoding: Encoding, x: Array, rng: np.random.Generator) -> Array:
-    """Simulated binary crossover (Deb & Agrawal 1995) and polynomial mutation; choices are inherited whole, or drawn anew."""
-    widths = [columns.stop - columns.start for columns in encoding.columns.values()]
-    choice = np.repeat(
-        [isinstance(d, CategoricalDistribution) for d in encoding.space.values()], widths
-    )
-    n, parameters = len(x), len(widths)
-    a, b = x[rng.permutation(n)], x[rng.permutation(n)]
-    u = rng.random((n, encoding.d))
-    beta = np.where(u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)), (2 * (1 - u)) ** (-1 / (_SPREAD + 1)))
-    from_a = np.repeat(rng.random((n, parameters)) < 0.5, widths, axis=1)
-    crossed = np.where(from_a, a, np.where(choice, b, ((1 + beta) * a + (1 - beta) * b) / 2))
-    u = rng.random((n, encoding.d))
-    step = np.where(
-        u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)) - 1, 1 - (2 * (1 - u)) ** (1 / (_SPREAD + 1))
-    )
-    mutated = np.repeat(rng.random((n, parameters)) < 1 / parameters, widths, axis=1)
-    return np.where(mutated, np.where(choice, u, crossed + step), crossed)
+def _children(
+    encoding: Encoding,
+    x: Array,
+    rng: Generator,
+) -> Array:
+    """As many children as parents x `(n, d)`, by crossover and mutation of whole parameters."""
+    widths = parameter_widths(encoding)
+    is_choice = ~numeric_columns(encoding)
+    n = len(x)
+    per_parameter = (n, len(widths))
+    a = x[rng.permutation(n)]
+    b = x[rng.permutation(n)]
+    blended = _sbx(a, b, rng.random(x.shape))
+    from_b = np.where(is_choice, b, blended)
+    is_from_a = rng.random(per_parameter) < 0.5
+    is_from_a = np.repeat(is_from_a, widths, axis=1)
+    crossed = np.where(is_from_a, a, from_b)
+    u = rng.random(x.shape)
+    moved = crossed + _polynomial_step(u)
+    # A mutated choice is drawn anew: the largest of its uniform columns becomes the one.
+    mutant = np.where(is_choice, u, moved)
+    # One parameter per child on average.
+    rate = 1 / len(widths)
+    is_mutated = rng.random(per_parameter) < rate
+    is_mutated = np.repeat(is_mutated, widths, axis=1)
+    return np.where(is_mutated, mutant, crossed)
+
+
+def _sbx(
+    a: Array,
+    b: Array,
+    u: Array,
+) -> Array:
+    """Simulated binary crossover with uniform numbers u (Deb & Agrawal 1995)."""
+    contracting = (2 * u) ** _EXPONENT
+    expanding = (2 * (1 - u)) ** -_EXPONENT
+    beta = np.where(u < 0.5, contracting, expanding)
+    from_a = (1 + beta) * a
+    from_b = (1 - beta) * b
+    return (from_a + from_b) / 2
+
+
+def _polynomial_step(u: Array) -> Array:
+    """The step of polynomial mutation with uniform numbers u (Deb & Goyal 1996)."""
+    down = (2 * u) ** _EXPONENT - 1
+    up = 1 - (2 * (1 - u)) ** _EXPONENT
+    return np.where(u < 0.5, down, up)

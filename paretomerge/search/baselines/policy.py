@@ -1,18 +1,23 @@
-"""HM3's learned policy (2409.18893, sec. 3.2) as a sampler: a path is walked decision by decision, and good paths become likely.
+"""HM3's learned policy (arXiv 2409.18893, sec. 3.2) as a sampler.
 
-A point of the space is a path: its parameters are decided one after the other by a recurrent network that has seen those before.
-Where the space is one of routes, that is a walk through the blocks of a model. Differences from the paper:
+A recurrent network decides the parameters of a point one after the other, each with the earlier
+ones as context. Where the space is one of routes, this is a walk through the blocks of a model.
+Good points become likely. Differences from the paper:
 
-- The network is told the preference, so that one training serves every trade-off; HM3 trains one per preference.
-- Evaluating is what is dear. So between two evaluations the policy walks known paths only, as often as it would take them: their
-  reward under any preference is known and costs nothing.
-- It imitates the best known paths for a preference (self-imitation, Oh et al. 2018, arXiv 1806.05635): a few dozen episodes do not
-  teach from nothing that most routes are broken, but the known starts show routes that are not.
-- Decisions that do not count, and values that one does not have, are masked; nothing invalid is ever evaluated.
-- No cost per layer in the reward: the size is an objective of its own.
+- The preference among the objectives is an input of the network, so one training serves every
+  trade-off. HM3 trains one network per preference.
+- An evaluation is expensive. Between two evaluations the policy therefore trains on evaluated
+  points only, drawn as often as the policy would choose them. Their reward under any preference is
+  known and costs nothing.
+- It imitates the best evaluated points for a preference (self-imitation, Oh et al. 2018, arXiv
+  1806.05635). A few dozen episodes do not teach from nothing that most routes are broken, but the
+  baseline recipes show routes that are not.
+- Inactive decisions and invalid choices are masked; nothing invalid is ever evaluated.
+- The reward has no cost per layer: the size is an objective of its own.
 
-PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7) with generalised advantages (Schulman et al. 2016, arXiv 1506.02438, eq. 16)
-and a terminal reward. Numbers are drawn from Beta distributions (Chou, Maturana & Scherer 2017), which end where the bounds are.
+Training is PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7) with generalised advantage
+estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) and a reward at the end. Numbers are
+drawn from Beta distributions (Chou, Maturana & Scherer 2017), whose support ends at the bounds.
 """
 
 from collections.abc import Sequence
@@ -20,207 +25,349 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.baselines.path_network import Decisions, PathNetwork, Paths, Reading
+from paretomerge.search.baselines.policy_network import (
+    DecisionSequence,
+    Evaluation,
+    PolicyNetwork,
+    Trajectories,
+)
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
-_PREFERENCES = 6  # of one update
-_WALKS = 16  # known paths per preference and update
-_ROUNDS = 3  # of gradient steps per update
-_FIRST = 20  # updates before the first proposal: what was known beforehand is learnt
-_CLIP = 0.2  # PPO: how far the probability of a decision may move in one update, relatively
-_LARGEST = 2.0  # a gradient's norm
-_SPREAD = 0.05  # share of the plain weighted sum in the reward: below the best, every objective still counts
-_NEAR_BEST = 0.03  # what is worse by so much is imitated 1/e as often
-_CANDIDATES = 8  # walked for one proposal; the first that is new is taken
+_PREFERENCES = 6  # per update
+_REPLAYED = 16  # evaluated points per preference and update
+_EPOCHS = 3  # gradient steps per update
+_FIRST_UPDATES = 20  # before the first proposal, to learn from the startup trials
+_CLIP = 0.2  # PPO's epsilon: the largest relative change of a decision's probability in an update
+_VALUE_WEIGHT = 0.5  # of the critic's squared error in the loss
+_MAX_GRADIENT_NORM = 2.0
+_MIN_DEVIATION = 1e-3  # added to the standard deviation that the advantages are divided by
+# Share of the plain weighted sum in the reward: it tells apart points that differ in an objective
+# other than the worst.
+_AUGMENTATION = 0.05
+_MAX_SHORTFALL = 2.0  # how far below the median a broken model is carries little information
+_MIN_EXTENT = 1e-12
+_IMITATION_TEMPERATURE = 0.03  # a reward that is lower by this much is imitated 1/e as often
+_CANDIDATES = 8  # per proposal; the sampler takes the first that is new
 
 
 @dataclass
-class Policy:
-    """A `Proposer`. Its proposals are a function of the seed and of the trials, in their order: a resumed study goes on alike.
+class PolicyProposer:
+    """A policy trained by PPO on the trials so far.
 
-    starts: feasible trials that are needed before it proposes. updates: of the network per trial from then on. rate: of Adam.
-    entropy: weight of the decisions' entropy at first; it falls with the root of the number of trials. imitation: weight of the
-    best known paths. surprise: how many decisions of a walk are taken at random. decay, trace: gamma and lambda of the advantages.
+    Proposals are a function of the seed and of the trials in their order, so a resumed study
+    continues exactly.
+
+    Attributes:
+        n_startup: The number of feasible trials before it proposes.
+        updates: Updates of the network per trial.
+        learning_rate: Of Adam.
+        entropy_weight: The weight of the decisions' entropy in the loss at first. It falls with the
+            square root of the number of trials.
+        imitation_weight: The weight of imitating the best evaluated points.
+        random_decisions: The mean number of decisions of a proposal that are drawn uniformly.
+        discount: gamma of the advantages, in (0, 1].
+        gae_lambda: lambda of the advantages, in [0, 1].
+        seed: The seed of the network and its training.
+
+    Raises:
+        ConfigError: An option is out of its range.
     """
 
-    starts: int = 10
+    n_startup: int = 10
     updates: int = 2
-    rate: float = 3e-3
-    entropy: float = 0.005
-    imitation: float = 2.0
-    surprise: float = 3.0
-    decay: float = 0.99
-    trace: float = 0.95
+    learning_rate: float = 3e-3
+    entropy_weight: float = 0.005
+    imitation_weight: float = 2.0
+    random_decisions: float = 3.0
+    discount: float = 0.99
+    gae_lambda: float = 0.95
     seed: int = 0
     _learner: "_Learner | None" = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_options("policy", self)
-        if self.starts < 1 or self.updates < 1 or not self.rate > 0:
-            got = f"{self.starts}, {self.updates} and {self.rate}"
+        if self.n_startup < 1 or self.updates < 1 or not self.learning_rate > 0:
             raise ConfigError(
-                f"policy: expected starts and updates of 1 or more and a rate above 0, got {got}"
+                f"policy: expected n_startup and updates of 1 or more and learning_rate above 0, "
+                f"got {self.n_startup}, {self.updates} and {self.learning_rate}"
             )
-        if min(self.entropy, self.imitation, self.surprise) < 0:
-            got = f"{self.entropy}, {self.imitation} and {self.surprise}"
+        if min(self.entropy_weight, self.imitation_weight, self.random_decisions) < 0:
             raise ConfigError(
-                f"policy: expected an entropy, an imitation and a surprise of 0 or more, got {got}"
+                f"policy: expected entropy_weight, imitation_weight and random_decisions of 0 or "
+                f"more, got {self.entropy_weight}, {self.imitation_weight} and "
+                f"{self.random_decisions}"
             )
-        if not (0 < self.decay <= 1 and 0 <= self.trace <= 1):
+        if not (0 < self.discount <= 1 and 0 <= self.gae_lambda <= 1):
             raise ConfigError(
-                f"policy: expected 0 < decay <= 1 and 0 <= trace <= 1, got {self.decay} and {self.trace}"
+                f"policy: expected 0 < discount <= 1 and 0 <= gae_lambda <= 1, "
+                f"got {self.discount} and {self.gae_lambda}"
             )
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
-        """Walks `(k, d)` for one preference, drawn at random."""
+    def propose(self, archive: Archive, rng: Generator) -> Array:
+        """Train on the new trials and draw points for a random preference.
+
+        Args:
+            archive: The trials so far.
+            rng: The source of randomness.
+
+        Returns:
+            Points `(k, d)`; none while there are fewer than `n_startup` feasible trials.
+        """
         usable = archive.usable
-        if len(usable) < self.starts:
+        if len(usable) < self.n_startup:
             return np.zeros((0, archive.encoding.d))
-        if self._learner is None or not self._learner.knows(archive):
+        if self._learner is None or not self._learner.can_continue_with(archive):
             self._learner = _Learner(self, archive)
-        self._learner.learn(archive.x[usable], archive.y[usable])
-        return self._learner.walk(rng)
+        x = archive.x[usable]
+        y = archive.y[usable]
+        self._learner.learn(x, y)
+        return self._learner.sample(rng)
 
 
 class _Learner:
-    """The network, and what it has learnt from."""
+    """The network, its optimizer and the trials that it has been trained on."""
 
-    def __init__(self, policy: Policy, archive: Archive) -> None:
+    def __init__(self, policy: PolicyProposer, archive: Archive) -> None:
         self.policy = policy
-        self.paths = Paths(archive.encoding)
+        self.decisions = DecisionSequence(archive.encoding)
         self.m = archive.y.shape[1]
         self._x = np.zeros((0, archive.encoding.d))
         self._y = np.zeros((0, self.m))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(policy.seed)
-            self.network = PathNetwork(self.paths, self.m)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=policy.rate)
+            self.network = PolicyNetwork(self.decisions, self.m)
+        parameters = self.network.parameters()
+        self._optimizer = torch.optim.Adam(parameters, lr=policy.learning_rate)
 
-    def knows(self, archive: Archive) -> bool:
-        """Whether what was learnt from is how the archive begins; else a trial that ran beside others has come in late."""
-        n, usable = len(self._x), archive.usable
-        same = (
-            archive.encoding.space == self.paths.encoding.space
-            and archive.encoding.conditions == self.paths.encoding.conditions
-        )
-        if not same or archive.y.shape[1] != self.m:
+    def can_continue_with(self, archive: Archive) -> bool:
+        """Whether the archive begins with the trials of the training so far.
+
+        It does not if a trial that ran beside others has finished late.
+        """
+        encoding, trained = archive.encoding, self.decisions.encoding
+        same_space = encoding.space == trained.space and encoding.conditions == trained.conditions
+        if not same_space or archive.y.shape[1] != self.m:
             return False
-        return np.array_equal(archive.x[usable[:n]], self._x) and np.array_equal(
-            archive.y[usable[:n]], self._y
-        )
+        begin = archive.usable[: len(self._x)]
+        same_points = np.array_equal(archive.x[begin], self._x)
+        return same_points and np.array_equal(archive.y[begin], self._y)
 
     def learn(self, x: Array, y: Array) -> None:
-        """From each trial that is new, in their order: whoever asks less often, or begins again, learns the same."""
-        for n in range(max(len(self._x) + 1, self.policy.starts), len(x) + 1):
-            for step in range(_FIRST if n == self.policy.starts else self.policy.updates):
-                self._update(x[:n], y[:n], np.random.default_rng([self.policy.seed, n, step]))
-        self._x, self._y = x.copy(), y.copy()
+        """Train on each new trial in its order.
 
-    def walk(self, rng: np.random.Generator) -> Array:
+        A process that asks less often, or starts again, thus learns the same.
+        """
+        startup = self.policy.n_startup
+        first = max(len(self._x) + 1, startup)
+        for n in range(first, len(x) + 1):
+            updates = _FIRST_UPDATES if n == startup else self.policy.updates
+            for step in range(updates):
+                rng = np.random.default_rng([self.policy.seed, n, step])
+                self._update(x[:n], y[:n], rng)
+        self._x = x.copy()
+        self._y = y.copy()
+
+    def sample(self, rng: Generator) -> Array:
         """Points `(k, d)` for one preference."""
-        preferences = np.tile(rng.dirichlet(np.ones(self.m)), (_CANDIDATES, 1))
+        preference = rng.dirichlet(np.ones(self.m))
+        preferences = np.tile(preference, (_CANDIDATES, 1))
+        n_decisions = len(self.decisions.names)
+        random_share = min(self.policy.random_decisions / n_decisions, 1.0)
         with torch.no_grad():
-            return self.network.walk(
-                preferences, rng, min(self.policy.surprise / len(self.paths.names), 1.0)
-            )
+            return self.network.sample(preferences, rng, random_share)
 
-    def _update(self, x: Array, y: Array, rng: np.random.Generator) -> None:
-        """PPO on known paths: for some preferences, those that the policy would take."""
-        drawn = rng.dirichlet(np.ones(self.m), _PREFERENCES)
-        known = self.paths.decisions(x)
-        batch, told, rewards = [], [], []
-        for preference in drawn:
-            with torch.no_grad():
-                reading = self.network.read(known, torch.as_tensor(preference).expand(len(x), -1))
-            rows = _taken(reading.likelihood.numpy(), rng)
-            batch.append(known.take(rows))
-            told.append(reading.take(rows))
-            rewards.append(rewarded(y, preference)[rows])
-        preferences = torch.as_tensor(np.repeat(drawn, [len(r) for r in rewards], axis=0))
-        imitated = torch.as_tensor(
-            np.concatenate([_nearly_best(r) for r in rewards]) / _PREFERENCES
-        )
-        paths, before = Decisions.cat(batch), Reading.cat(told)
-        reward = torch.as_tensor(np.concatenate(rewards))
-        gains = advantages(
-            before.values[:, :-1], reward, paths.counts, self.policy.decay, self.policy.trace
-        )
-        entropy = self.policy.entropy * (self.policy.starts / len(x)) ** 0.5
-        for _ in range(_ROUNDS):
-            now = self.network.read(paths, preferences)
-            loss = (
-                _ppo(now, before, gains, reward, entropy)
-                - self.policy.imitation * (imitated * now.likelihood).sum()
-            )
+    def _update(
+        self,
+        x: Array,
+        y: Array,
+        rng: Generator,
+    ) -> None:
+        """One PPO update on evaluated points."""
+        batch = self._draw_batch(x, y, rng)
+        decay = (self.policy.n_startup / len(x)) ** 0.5
+        entropy_weight = self.policy.entropy_weight * decay
+        for _ in range(_EPOCHS):
+            evaluation = self.network.evaluate(batch.trajectories, batch.preferences)
+            ppo_loss = _ppo_loss(evaluation, batch, entropy_weight)
+            imitation = (batch.imitation * evaluation.mean_log_prob).sum()
+            loss = ppo_loss - self.policy.imitation_weight * imitation
             self._optimizer.zero_grad()
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
             self._optimizer.step()
 
+    def _draw_batch(
+        self,
+        x: Array,
+        y: Array,
+        rng: Generator,
+    ) -> "_Batch":
+        """For some preferences, the evaluated points that the policy would choose."""
+        drawn_preferences = rng.dirichlet(np.ones(self.m), _PREFERENCES)
+        evaluated = self.decisions.trajectories(x)
+        trajectories = []
+        evaluations = []
+        preferences = []
+        rewards = []
+        imitation = []
+        for preference in drawn_preferences:
+            with torch.no_grad():
+                repeated = torch.as_tensor(preference).expand(len(x), -1)
+                evaluation = self.network.evaluate(evaluated, repeated)
+            rows = _draw_rows(evaluation.mean_log_prob.numpy(), rng)
+            reward = scalarise(y, preference)[rows]
+            trajectories.append(evaluated.take(rows))
+            evaluations.append(evaluation.take(rows))
+            preferences.append(np.tile(preference, (len(rows), 1)))
+            rewards.append(reward)
+            imitation.append(_imitation_weights(reward))
+        before = Evaluation.cat(evaluations)
+        reward_tensor = torch.as_tensor(np.concatenate(rewards))
+        discount, gae_lambda = self.policy.discount, self.policy.gae_lambda
+        return _Batch(
+            trajectories=Trajectories.cat(trajectories),
+            preferences=torch.as_tensor(np.concatenate(preferences)),
+            before=before,
+            reward=reward_tensor,
+            advantage=advantages(
+                before.values[:, :-1], reward_tensor, before.active, discount, gae_lambda
+            ),
+            imitation=torch.as_tensor(np.concatenate(imitation) / _PREFERENCES),
+        )
 
-def _ppo(
-    now: Reading, before: Reading, gains: torch.Tensor, reward: torch.Tensor, entropy: float
-) -> torch.Tensor:
-    """The loss: clipped surrogate, squared error of the values, entropy. gains `(b, k)`, reward `(b,)`."""
-    counts = before.counts
-    centred = (gains - gains[counts].mean()) / (gains[counts].std() + 1e-3)
-    ratio = (now.logs - before.logs).exp()
-    surrogate = torch.minimum(ratio * centred, ratio.clamp(1 - _CLIP, 1 + _CLIP) * centred)
-    goals = gains + before.values[:, :-1]
-    off = (now.values[:, :-1] - goals).square()[counts].mean() + (
-        now.values[:, -1] - reward
-    ).square().mean()
-    return -surrogate[counts].mean() + 0.5 * off - entropy * now.entropy[counts].mean()
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one update trains on: b trajectories of k decisions.
+
+    Attributes:
+        trajectories: The decisions.
+        preferences: `(b, m)`.
+        before: The network's evaluation before the update.
+        reward: `(b,)`.
+        advantage: `(b, k)`.
+        imitation: The weight of each trajectory in the imitation loss, `(b,)`; sums to 1.
+    """
+
+    trajectories: Trajectories
+    preferences: Tensor
+    before: Evaluation
+    reward: Tensor
+    advantage: Tensor
+    imitation: Tensor
+
+
+def _ppo_loss(
+    evaluation: Evaluation,
+    batch: _Batch,
+    entropy_weight: float,
+) -> Tensor:
+    """Clipped surrogate, squared error of the critic and entropy (Schulman et al. 2017, eq. 9)."""
+    before, active = batch.before, batch.before.active
+    advantage = batch.advantage
+    mean = advantage[active].mean()
+    deviation = advantage[active].std()
+    normalised = (advantage - mean) / (deviation + _MIN_DEVIATION)
+    ratio = (evaluation.log_prob - before.log_prob).exp()
+    clipped_ratio = ratio.clamp(1 - _CLIP, 1 + _CLIP)
+    surrogate = torch.minimum(ratio * normalised, clipped_ratio * normalised)
+    # The return of each decision; the value at the end should be the reward itself.
+    target = advantage + before.values[:, :-1]
+    step_error = evaluation.values[:, :-1] - target
+    final_error = evaluation.values[:, -1] - batch.reward
+    step_loss = step_error.square()[active].mean()
+    final_loss = final_error.square().mean()
+    value_loss = _VALUE_WEIGHT * (step_loss + final_loss)
+    policy_loss = -surrogate[active].mean()
+    entropy = evaluation.entropy[active].mean()
+    return policy_loss + value_loss - entropy_weight * entropy
 
 
 def advantages(
-    values: torch.Tensor, reward: torch.Tensor, counts: torch.Tensor, decay: float, trace: float
-) -> torch.Tensor:
-    """`(b, k)`, 0 where a decision does not count: then it takes no time. values `(b, k)`: before each decision. reward `(b,)`:
-    comes with the last one that counts.
+    values: Tensor,
+    reward: Tensor,
+    active: Tensor,
+    discount: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) with a reward at the end.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}. The reward comes
+    with the last active decision. An inactive decision takes no time.
+
+    Args:
+        values: V before each decision, `(b, k)`.
+        reward: `(b,)`.
+        active: Which decisions are active, `(b, k)` bool.
+        discount: gamma.
+        gae_lambda: lambda.
+
+    Returns:
+        `(b, k)`, 0 where a decision is inactive.
     """
-    ahead, carried = reward, torch.zeros_like(reward)
-    out = torch.zeros_like(values)
-    last = torch.ones_like(reward, dtype=torch.bool)
+    next_value = reward
+    advantage = torch.zeros_like(reward)
+    result = torch.zeros_like(values)
+    is_last = torch.ones_like(reward, dtype=torch.bool)
     for k in reversed(range(values.shape[1])):
-        on = counts[:, k]
-        delta = torch.where(last, 1.0, decay) * ahead - values[:, k]
-        carried = torch.where(on, delta + decay * trace * carried, carried)
-        ahead = torch.where(on, values[:, k], ahead)
-        out[:, k] = torch.where(on, carried, 0.0)
-        last = last & ~on
-    return out
+        is_active = active[:, k]
+        # The reward itself, which stands in for V after the last decision, is not discounted.
+        weight = torch.where(is_last, 1.0, discount)
+        delta = weight * next_value - values[:, k]
+        accumulated = delta + discount * gae_lambda * advantage
+        advantage = torch.where(is_active, accumulated, advantage)
+        next_value = torch.where(is_active, values[:, k], next_value)
+        result[:, k] = torch.where(is_active, advantage, 0.0)
+        is_last = is_last & ~is_active
+    return result
 
 
-def rewarded(y: Array, preference: Sequence[float] | Array) -> Array:
-    """`(n,)`: what points y `(n, m)` (maximised) are worth under a preference `(m,)` that sums to 1: 0 at best, -2 at worst.
+def scalarise(y: Array, preference: Sequence[float] | Array) -> Array:
+    """Compute the reward of points under a preference: the augmented Tchebycheff scalar.
 
-    The augmented Tchebycheff scalar, objectives in units of what lies between the median of the points and the best; how far below
-    the median a broken model is tells little.
+    Shortfalls from the best of each objective are in units of the distance from the median to the
+    best, and at most 2.
+
+    Args:
+        y: Values `(n, m)`, maximised.
+        preference: The weight of each objective, `(m,)`; sums to 1.
+
+    Returns:
+        `(n,)`: 0 at best, -2 at worst.
     """
-    top, middle = y.max(0), np.median(y, axis=0)
-    extent = np.where(top - middle > 1e-12, top - middle, 1.0)
-    shortfall = np.minimum((top - y) / extent, 2.0) * np.asarray(preference)
-    return np.asarray(-(1 - _SPREAD) * shortfall.max(1) - _SPREAD * shortfall.sum(1))
+    best = y.max(0)
+    extent = best - np.median(y, axis=0)
+    scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+    shortfall = np.minimum((best - y) / scale, _MAX_SHORTFALL)
+    weighted = shortfall * np.asarray(preference)
+    worst = weighted.max(1)
+    total = weighted.sum(1)
+    return np.asarray(-(1 - _AUGMENTATION) * worst - _AUGMENTATION * total)
 
 
-def _taken(likelihood: Array, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Some known paths, as often as the policy takes them; all where they are few.
+def _draw_rows(mean_log_prob: Array, rng: Generator) -> NDArray[np.intp]:
+    """Indices of evaluated points, drawn as often as the policy would choose them; all if few.
 
-    likelihood `(n,)`: log-probability per decision, so that in long paths one does not crowd out the others.
+    The log-probability is per decision: in a long sequence the likeliest point would otherwise
+    crowd out all others.
     """
-    if len(likelihood) <= _WALKS:
-        return np.arange(len(likelihood))
-    share = np.exp(likelihood - likelihood.max())
-    return rng.choice(len(likelihood), _WALKS, replace=False, p=share / share.sum())
+    n = len(mean_log_prob)
+    if n <= _REPLAYED:
+        return np.arange(n)
+    share = np.exp(mean_log_prob - mean_log_prob.max())
+    probabilities = share / share.sum()
+    return rng.choice(n, _REPLAYED, replace=False, p=probabilities)
 
 
-def _nearly_best(rewards: Array) -> Array:
-    """How much each path is imitated; sums to 1."""
-    share = np.exp((rewards - rewards.max()) / _NEAR_BEST)
+def _imitation_weights(rewards: Array) -> Array:
+    """The share of each point in what is imitated; sums to 1."""
+    shortfall = rewards - rewards.max()
+    share = np.exp(shortfall / _IMITATION_TEMPERATURE)
     return np.asarray(share / share.sum())

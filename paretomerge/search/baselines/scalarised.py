@@ -1,18 +1,15 @@
-"""A single-objective sampler in a multi-objective study: it is shorten one number per trial.
+"""A single-objective sampler in a multi-objective study: it sees one scalar per trial.
 
-So CMA-ES can be run on several tasks at once, as mergekit-evolve and Akiba et al. (2025, arXiv 2403.13187) do. It gets
-one compromise, not a front; the trials on the way there are the front that one has.
+This is how mergekit-evolve and Akiba et al. (2025, arXiv 2403.13187) run CMA-ES on several tasks.
+The search converges to one compromise, not to a front; its front is that of the trials on the way.
 """
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-import optuna
-from numpy.typing import NDArray
 from optuna import Study
 from optuna.distributions import (
     BaseDistribution,
@@ -21,50 +18,65 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, CmaEsSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.search.baselines._optuna import create_silent_study, set_system_attr
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_option, number_vector, resolve_seed
 from paretomerge.search.point_sampler import random_value
+from paretomerge.types import Array, Params, ParamValue
 
-Array = NDArray[np.float64]
-Inner = Callable[..., BaseSampler]
-Kind = Literal["sum", "tchebycheff"]
-_KINDS = ("sum", "tchebycheff")
-_AUGMENTATION = (
-    1e-3  # share of the weighted sum in the Tchebycheff scalar: tells weakly dominated points apart
-)
-_SIGMA = 1 / 6  # of the unit cube: Akiba et al. 2025, and the default of Optuna
+SamplerFactory = Callable[..., BaseSampler]
+"""Called with `seed=`, returns a single-objective sampler."""
+
+Scalarisation = Literal["sum", "tchebycheff"]
+
+_SCALARISATIONS = ("sum", "tchebycheff")
+# Share of the weighted sum in the Tchebycheff scalar: it ranks weakly dominated points lower.
+_AUGMENTATION = 1e-3
+_MIN_EXTENT = 1e-12
+_SIGMA = 1 / 6  # of the unit cube: Akiba et al. 2025, and Optuna's default
+_MIN_POPULATION = 3
 
 
-class Scalarised(BaseSampler):
-    """Shows `inner` the trials with one value each, to be maximised.
+class ScalarisedSampler(BaseSampler):
+    """Shows a single-objective sampler the trials with one value each, to be maximised.
 
-    inner: a class of `optuna.samplers`, or any function that is called with `seed=` and gives a sampler. It is made anew for
-        each trial, with a seed of its own, and must keep its state in the trials' system attributes or nowhere
-        (CmaEsSampler, TPESampler, GPSampler do): then a resumed study goes on exactly.
-    weights: `(m,)`, 0 or more, scaled to a sum of 1; equal by default.
-    kind: `sum` is the weighted sum of the raw values, as in mergekit-evolve: bring objectives to like units. `tchebycheff`
-        is minus the largest weighted shortfall from the ideal, each objective scaled by the range of the trials so far
-        (Steuer & Choo 1983, augmented); it also reaches the hollow parts of a front.
-    ideal: for `tchebycheff`, in the study's own directions; by default the best seen of each objective.
-    What the inner sampler does not sample, choices in the case of CMA-ES, is drawn at random.
+    Parameters that the inner sampler does not sample, such as choices in the case of CMA-ES, are
+    drawn at random.
+
+    Args:
+        inner: A class of `optuna.samplers`, or a function that is called with `seed=` and returns a
+            sampler. The sampler is created anew for each trial, with a seed of its own. It must
+            keep its state in the trials' system attributes or have none (as CmaEsSampler,
+            TPESampler and GPSampler do); then a resumed study continues exactly.
+        weights: `(m,)`, 0 or more, scaled to a sum of 1. Defaults to equal weights.
+        kind: `sum` is the weighted sum of the raw values, as in mergekit-evolve, so objectives
+            should have like units. `tchebycheff` is minus the largest weighted shortfall from the
+            ideal, each objective scaled by its range over the trials so far (Steuer & Choo 1983,
+            augmented); it also reaches non-convex parts of a front.
+        ideal: For `tchebycheff`, in the directions of the study, `(m,)`. Defaults to the best value
+            of each objective so far.
+        seed: Any integer.
+
+    Raises:
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
         self,
-        inner: Inner,
+        inner: SamplerFactory,
         weights: Sequence[float] | None = None,
-        kind: Kind = "sum",
+        kind: Scalarisation = "sum",
         *,
         ideal: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
-        if kind not in _KINDS:
-            raise ConfigError(f"scalarised: {unknown_name('kind', kind, _KINDS)}")
+        if kind not in _SCALARISATIONS:
+            raise ConfigError(f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}")
         self._inner = inner
-        self._weights = None if weights is None else checked_weights(weights)
+        self._weights = None if weights is None else _normalise_weights(weights)
         self._kind = kind
         self._ideal = None if ideal is None else np.asarray(ideal, dtype=float)
         self._seed = resolve_seed(seed)
@@ -72,8 +84,21 @@ class Scalarised(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        view, asking = self._view(study, trial)
-        return view.sampler.infer_relative_search_space(view, asking)
+        """Return what the inner sampler samples jointly."""
+        view, view_trial = self._single_objective_view(study, trial)
+        return view.sampler.infer_relative_search_space(view, view_trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, ParamValue]:
+        """Return the inner sampler's proposal, and copy the state that it stores with its trial."""
+        view, view_trial = self._single_objective_view(study, trial)
+        params: dict[str, ParamValue]
+        params = view.sampler.sample_relative(view, view_trial, search_space)
+        updated_trial = view.get_trials(deepcopy=False)[view_trial.number]
+        for key, value in updated_trial.system_attrs.items():
+            set_system_attr(study, trial, key, value)
+        return params
 
     def sample_independent(
         self,
@@ -81,166 +106,197 @@ class Scalarised(BaseSampler):
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
-    ) -> Any:
-        return random_value(self._seed, study, trial, param_name, param_distribution)
+    ) -> ParamValue:
+        """Draw a parameter at random."""
+        value: ParamValue
+        value = random_value(self._seed, study, trial, param_name, param_distribution)
+        return value
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """What the inner sampler proposes; the state that it notes at its trial is noted at ours."""
-        view, asking = self._view(study, trial)
-        params = view.sampler.sample_relative(view, asking, search_space)
-        for key, value in view.get_trials(deepcopy=False)[asking.number].system_attrs.items():
-            study._storage.set_trial_system_attr(trial._trial_id, key, value)
-        return params
-
-    def _view(self, study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
-        """A single-objective copy of the study in memory, and `trial` in it under the same number."""
-        sampler = self._inner(
-            seed=int(np.random.default_rng([self._seed, trial.number]).integers(2**31))
-        )
-        known = Observations.of(study)
-        usable = np.flatnonzero(known.feasible)  # what breaks a constraint is shorten as failed
-        scalars = dict(
-            zip(
-                (known.trials[i].number for i in usable),
-                self.scalars(known.y[usable], known.signs),
-                strict=True,
-            )
-        )
-        view = _quiet_study(sampler)
-        view.add_trials(
-            [
-                _copied(t, scalars)
-                for t in sorted(study.get_trials(deepcopy=False), key=lambda t: t.number)
-            ]
-        )
+    def _single_objective_view(self, study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
+        """A copy of the study in memory with one value per trial, and `trial`'s copy in it."""
+        rng = np.random.default_rng([self._seed, trial.number])
+        inner_seed = int(rng.integers(2**31))
+        sampler = self._inner(seed=inner_seed)
+        observations = Observations.of(study)
+        # Trials that violate a constraint count as failed.
+        feasible = np.flatnonzero(observations.feasible)
+        values = self.scalars(observations.y[feasible], observations.signs)
+        numbers = [observations.trials[i].number for i in feasible]
+        scalars = dict(zip(numbers, values.tolist(), strict=True))
+        view = create_silent_study(sampler)
+        # A storage may return the trials in another order.
+        trials = sorted(study.get_trials(deepcopy=False), key=lambda t: t.number)
+        for original in trials:
+            value = scalars.get(original.number)
+            view.add_trial(_copy_with_value(original, value))
         return view, view.get_trials(deepcopy=False)[trial.number]
 
     def scalars(self, y: Array, signs: Array | None = None) -> Array:
-        """y `(n, m)`, maximised -> `(n,)`, to be maximised. signs `(m,)`: -1 where the study minimises."""
+        """Reduce the values of each trial to one scalar.
+
+        Args:
+            y: `(n, m)`, all maximised.
+            signs: `(m,)`: -1 where the study minimises, else 1. Defaults to ones.
+
+        Returns:
+            `(n,)`, to be maximised.
+
+        Raises:
+            ConfigError: The weights or the ideal do not have m numbers.
+        """
         m = y.shape[1]
         signs = np.ones(m) if signs is None else signs
-        for name, given in (("weights", self._weights), ("ideal", self._ideal)):
-            if given is not None and len(given) != m:
+        for name, vector in (("weights", self._weights), ("ideal", self._ideal)):
+            if vector is not None and len(vector) != m:
                 raise ConfigError(
-                    f"scalarised: {name}: expected {m} numbers, one per objective, got {len(given)}"
+                    f"scalarised: {name}: expected {m} numbers, one per objective, "
+                    f"got {len(vector)}"
                 )
-        weights = np.full(m, 1 / m) if self._weights is None else self._weights
+        weights = self._weights
+        if weights is None:
+            weights = np.full(m, 1 / m)
         if self._kind == "sum" or not len(y):
             return np.asarray(y @ weights)
-        ideal = y.max(0) if self._ideal is None else self._ideal * signs
+        ideal = y.max(0)
+        if self._ideal is not None:
+            ideal = self._ideal * signs
         extent = ideal - y.min(0)
-        shortfall = weights * (ideal - y) / np.where(extent > 1e-12, extent, 1.0)
-        return np.asarray(-shortfall.max(1) - _AUGMENTATION * shortfall.sum(1))
-
-
-def _quiet_study(sampler: BaseSampler) -> Study:
-    """A new study in memory, without the line that Optuna logs for each: there is one per ask."""
-    logger = logging.getLogger("optuna.storages._in_memory")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        return optuna.create_study(direction="maximize", sampler=sampler)
-    finally:
-        logger.setLevel(level)
-
-
-def _copied(trial: FrozenTrial, scalars: Mapping[int, float]) -> FrozenTrial:
-    """The trial with one value; one that is finished and has none, or an infinite one, has failed."""
-    value = scalars.get(trial.number)
-    create = partial(
-        optuna.trial.create_trial, user_attrs=trial.user_attrs, system_attrs=trial.system_attrs
-    )
-    try:
-        return create(
-            state=TrialState.FAIL if value is None and trial.state.is_finished() else trial.state,
-            value=None if value is None else float(value),
-            params=trial.params,
-            distributions=trial.distributions,
-        )
-    except ValueError:  # it was enqueued with a value from outside its range, which Optuna takes, and then does not copy
-        return create(state=TrialState.FAIL)
-
-
-def checked_weights(weights: Sequence[float]) -> Array:
-    """Scaled to a sum of 1."""
-    given = number_vector(weights)
-    if not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
-        raise ConfigError(
-            f"weights: expected a list of numbers of 0 or more, one of them above 0, got {shorten(weights)}"
-        )
-    return np.asarray(given / given.sum())
+        scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+        shortfall = weights * (ideal - y) / scale
+        worst = shortfall.max(1)
+        total = shortfall.sum(1)
+        return np.asarray(-worst - _AUGMENTATION * total)
 
 
 def cma(
     seed: int = 0,
     *,
     space: Mapping[str, BaseDistribution] | None = None,
-    start: Mapping[str, Any] | None = None,
+    start: Params | None = None,
     weights: Sequence[float] | None = None,
-    kind: Kind = "sum",
+    kind: Scalarisation = "sum",
     sigma: float = _SIGMA,
     population_size: int | None = None,
-) -> Scalarised:
+) -> ScalarisedSampler:
     """CMA-ES (Hansen & Ostermeier 2001) on one scalar of several objectives.
 
-    start: parameters to begin at, moved at least `sigma` inside the bounds; the middle of the space by default.
-    sigma: of the first generation, in units of the bounds. population_size: 4 + 3 ln(d) by default.
+    Args:
+        seed: Any integer.
+        space: The parameters.
+        start: Where the search starts, moved inside the bounds by at least `sigma`. Defaults to the
+            middle of the space.
+        weights: As for `ScalarisedSampler`.
+        kind: As for `ScalarisedSampler`.
+        sigma: The standard deviation of the first generation in units of the ranges, in (0, 0.5].
+        population_size: Defaults to 4 + 3 ln(d).
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: An argument is invalid.
     """
     if not 0 < sigma <= 0.5:
         raise ConfigError(f"cma: expected 0 < sigma <= 0.5, in units of the bounds, got {sigma}")
-    if population_size is not None and population_size < 3:
-        raise ConfigError(f"cma: expected a population_size of 3 or more, got {population_size}")
-    middle = (
-        _inside(space, _checked_start(space, start), sigma) if space and start is not None else None
-    )
-    return Scalarised(
-        partial(_cma_es, x0=middle, sigma0=sigma, popsize=population_size), weights, kind, seed=seed
-    )
+    if population_size is not None and population_size < _MIN_POPULATION:
+        raise ConfigError(
+            f"cma: expected a population_size of {_MIN_POPULATION} or more, got {population_size}"
+        )
+    mean = None
+    if space and start is not None:
+        _check_start(space, start)
+        mean = _inside(space, start, sigma)
+    inner = partial(_create_cma_es, x0=mean, sigma0=sigma, popsize=population_size)
+    return ScalarisedSampler(inner, weights, kind, seed=seed)
 
 
-def _cma_es(**options: Any) -> CmaEsSampler:
+def _create_cma_es(**options: Any) -> CmaEsSampler:
     with warnings.catch_warnings():
-        # Optuna 5 deprecates the start and its spread without giving another way to say them
+        # Optuna 5 deprecates x0 and sigma0 without giving another way to set them.
         warnings.simplefilter("ignore", FutureWarning)
         return CmaEsSampler(warn_independent_sampling=False, **options)
 
 
-def _checked_start(
-    space: Mapping[str, BaseDistribution], start: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _copy_with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
+    """A copy of the trial; one that is finished but has no finite value counts as failed."""
+    has_failed = value is None and trial.state.is_finished()
+    try:
+        return create_trial(
+            state=TrialState.FAIL if has_failed else trial.state,
+            value=value,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=trial.system_attrs,
+        )
+    except ValueError:
+        # Optuna evaluates an enqueued value that is out of its range, but refuses to copy it.
+        return create_trial(
+            state=TrialState.FAIL,
+            user_attrs=trial.user_attrs,
+            system_attrs=trial.system_attrs,
+        )
+
+
+def _normalise_weights(weights: Sequence[float]) -> Array:
+    """The weights scaled to a sum of 1."""
+    vector = number_vector(weights)
+    is_valid = np.isfinite(vector).all() and (vector >= 0).all()
+    if not is_valid or not vector.sum() > 0:
+        raise ConfigError(
+            f"weights: expected a list of numbers of 0 or more, one of them above 0, "
+            f"got {shorten(weights)}"
+        )
+    return np.asarray(vector / vector.sum())
+
+
+def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
     if not isinstance(start, Mapping):
         raise ConfigError(f"cma: start: expected parameters and their values, got {shorten(start)}")
     for name, value in start.items():
         if name not in space:
             raise ConfigError(f"cma: start: {unknown_name('parameter', name, space)}")
-        distribution = space[name]
-        if not isinstance(distribution, CategoricalDistribution):
+        if not isinstance(space[name], CategoricalDistribution):
             check_option(f"cma: start: {name}", 0.0, value)
-    return start
 
 
 def _inside(
-    space: Mapping[str, BaseDistribution], start: Mapping[str, Any], sigma: float
-) -> dict[str, Any]:
-    """The numbers of `start`, off the bounds: at a bound half of the first generation would be cut."""
-    point: dict[str, Any] = {}
+    space: Mapping[str, BaseDistribution],
+    start: Params,
+    sigma: float,
+) -> dict[str, float]:
+    """The numbers of `start`, moved inside: at a bound half of the first generation is cut off."""
+    point: dict[str, float] = {}
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution) or distribution.single():
             continue
         assert isinstance(distribution, (FloatDistribution, IntDistribution))
-        low, high = distribution.low, distribution.high
-        forth, back = (np.log, np.exp) if distribution.log else (float, float)
-        margin = sigma * (forth(high) - forth(low))
-        value = back(
-            min(
-                max(
-                    forth(start.get(name, back((forth(low) + forth(high)) / 2))),
-                    forth(low) + margin,
-                ),
-                forth(high) - margin,
-            )
-        )
-        point[name] = round(value) if isinstance(distribution, IntDistribution) else float(value)
+        # `_check_start` has refused anything but numbers here.
+        value = cast("float | None", start.get(name))
+        point[name] = _move_inside(distribution, value, sigma)
     return point
+
+
+def _move_inside(
+    distribution: FloatDistribution | IntDistribution,
+    value: float | None,
+    sigma: float,
+) -> float:
+    """`value` at least `sigma` ranges away from the bounds; by default the middle."""
+    low = _to_linear(distribution, distribution.low)
+    high = _to_linear(distribution, distribution.high)
+    margin = sigma * (high - low)
+    if value is None:
+        value = _from_linear(distribution, (low + high) / 2)
+    raised = max(_to_linear(distribution, value), low + margin)
+    clipped = min(raised, high - margin)
+    moved = _from_linear(distribution, clipped)
+    return round(moved) if isinstance(distribution, IntDistribution) else moved
+
+
+def _to_linear(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+    return float(np.log(value)) if distribution.log else float(value)
+
+
+def _from_linear(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+    return float(np.exp(value)) if distribution.log else float(value)

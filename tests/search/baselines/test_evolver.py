@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from paretomerge.pareto.front import hypervolume
-from paretomerge.search.baselines.evolver import Evolver, _reflected
+from paretomerge.search.baselines.evolver import EvolverProposer, _reflect
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.search.point_sampler import Archive, PointSampler
@@ -30,12 +30,15 @@ def archive_of(values, fails=()):
 
 
 def test_the_first_trials_are_the_population():
-    assert Evolver(4).members(archive_of([[float(i)] for i in range(4)])) == [0, 1, 2, 3]
-    assert Evolver(4).propose(archive_of([[1.0]] * 3), np.random.default_rng(0)).shape == (0, 4)
+    assert EvolverProposer(4).members(archive_of([[float(i)] for i in range(4)])) == [0, 1, 2, 3]
+    assert EvolverProposer(4).propose(archive_of([[1.0]] * 3), np.random.default_rng(0)).shape == (
+        0,
+        4,
+    )
 
 
 def test_a_better_child_takes_its_parents_place_and_a_worse_one_none():
-    assert Evolver(4).members(archive_of([[0.0], [0.0], [0.0], [0.0], [1.0], [-1.0]])) == [
+    assert EvolverProposer(4).members(archive_of([[0.0], [0.0], [0.0], [0.0], [1.0], [-1.0]])) == [
         4,
         1,
         2,
@@ -46,14 +49,14 @@ def test_a_better_child_takes_its_parents_place_and_a_worse_one_none():
 def test_where_neither_dominates_both_stay_until_the_generation_ends():
     start = [[1.0, 0.0], [0.8, 0.2], [0.1, 0.1], [0.0, 1.0]]
     other = [[0.0, 0.9], [0.2, 0.8], [0.0, 0.0], [0.5, 0.5]]
-    assert Evolver(4).members(archive_of(start + other[:1])) == [0, 1, 2, 3, 4]
-    kept = Evolver(4).members(archive_of(start + other))
+    assert EvolverProposer(4).members(archive_of(start + other[:1])) == [0, 1, 2, 3, 4]
+    kept = EvolverProposer(4).members(archive_of(start + other))
     assert len(kept) == 4 and {0, 3} <= set(kept) and 2 not in kept and 6 not in kept
 
 
 def test_a_failed_child_changes_nothing():
     values = [[0.0], [0.0], [0.0], [0.0], [9.0], [1.0]]
-    assert Evolver(4).members(archive_of(values, fails=(4,))) == [0, 5, 2, 3]
+    assert EvolverProposer(4).members(archive_of(values, fails=(4,))) == [0, 5, 2, 3]
 
 
 @given(
@@ -63,7 +66,7 @@ def test_a_failed_child_changes_nothing():
 @settings(max_examples=60, deadline=None)
 def test_the_population_never_loses_ground_and_keeps_its_size(values, size):
     y = [[float(a), float(b)] for a, b in values]
-    members = Evolver(size).members(archive_of(y))
+    members = EvolverProposer(size).members(archive_of(y))
     assert len(members) == len(set(members)) and min(size, len(y)) <= len(members) < 2 * size
     for i in range(
         min(size, len(y))
@@ -74,7 +77,7 @@ def test_the_population_never_loses_ground_and_keeps_its_size(values, size):
 def test_children_take_choices_whole():
     space = {"c": CategoricalDistribution(("a", "b", "c")), "x": FloatDistribution(0, 1)}
     study = optuna.create_study(
-        directions=["maximize"], sampler=PointSampler(Evolver(4), space=space, n_startup=4)
+        directions=["maximize"], sampler=PointSampler(EvolverProposer(4), space=space, n_startup=4)
     )
     for _ in range(30):
         trial = study.ask(space)
@@ -97,9 +100,9 @@ def test_a_choice_is_the_parents_or_the_mutants_and_something_always_changes():
     encoding = Encoding(space)
     known = Archive.of(Observations.of(study), encoding, len(study.trials))
     archive = replace(known, number=8)  # the turn of trial 2
-    children = Evolver(6, crossover=0.5).propose(archive, rng)
+    children = EvolverProposer(6, crossover=0.5).propose(archive, rng)
     assert {tuple(child[:3]) for child in children} == {(1, 0, 0), (0, 0, 1)}
-    for child in Evolver(6, crossover=0.0).propose(archive, rng):
+    for child in EvolverProposer(6, crossover=0.0).propose(archive, rng):
         changed = [
             not np.allclose(child[columns], archive.x[2][columns])
             for columns in encoding.columns.values()
@@ -109,7 +112,7 @@ def test_a_choice_is_the_parents_or_the_mutants_and_something_always_changes():
 
 def test_folding_at_the_bounds():
     assert np.allclose(
-        _reflected(np.array([-0.2, 0.0, 0.4, 1.0, 1.3, 2.0, 2.4])),
+        _reflect(np.array([-0.2, 0.0, 0.4, 1.0, 1.3, 2.0, 2.4])),
         [0.2, 0.0, 0.4, 1.0, 0.7, 0.0, 0.4],
     )
 
@@ -124,5 +127,7 @@ def test_it_goes_beyond_random_search():
             study.tell(trial, [x[0] - cost, x[0] ** 2 - 1 + cost])
         return hypervolume([[t.values[0], -t.values[1]] for t in study.trials], [0, 0])
 
-    ours = np.mean([volume(PointSampler(Evolver(10), seed=s, space=SPACE)) for s in range(3)])
+    ours = np.mean(
+        [volume(PointSampler(EvolverProposer(10), seed=s, space=SPACE)) for s in range(3)]
+    )
     assert ours > np.mean([volume(optuna.samplers.RandomSampler(seed=s)) for s in range(3)]) + 0.03

@@ -11,9 +11,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from paretomerge.endpoint import BASE_URL, KEY, MODELS
+from paretomerge.endpoint import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLES
 from paretomerge.errors import ConfigError
-from paretomerge.search.baselines.llm import PROPOSER, LLMSampler, log_lines
+from paretomerge.search.baselines.llm import PROPOSER, LLMSampler
+from paretomerge.search.baselines.llm_prompt import format_trial_log
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.observations import Observations
 from tests.openai_server import (
@@ -26,14 +27,14 @@ from tests.openai_server import (
     says,
     serve,
 )
-from tests.search.baselines.test_answers import CONDITIONS, GOOD, SPACE
+from tests.search.baselines.test_llm_answers import CONDITIONS, GOOD, SPACE
 
 SECRET = "sk-very-secret-0123"
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (BASE_URL, *MODELS, KEY):
+    for name in (BASE_URL_VARIABLE, *MODEL_VARIABLES, KEY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
 
@@ -227,7 +228,10 @@ def test_the_study_goes_on_whatever_the_server_does(behaviour, caplog):
         t.params for t in run(RandomSampler(seed=0), 2).trials
     ]
     (warning,) = [record for record in caplog.records if record.name.startswith("paretomerge")]
-    assert warning.levelno == logging.WARNING and "RandomSampler goes on" in warning.getMessage()
+    assert (
+        warning.levelno == logging.WARNING
+        and "RandomSampler proposes instead" in warning.getMessage()
+    )
     assert SECRET not in caplog.text + str([t.system_attrs for t in study.trials])
 
 
@@ -241,7 +245,7 @@ def test_a_dead_endpoint_is_left_alone_for_longer_and_longer():
         study = run(sampler_of(server), 30)
         asked = [i for i, p in enumerate(proposers(study)) if "status 401" in p]
         assert asked == [0, 1, 2, 5, 10, 19] and len(server.requests) == len(asked)
-        assert proposers(study)[3] == "inner: the model is left alone until trial 5"
+        assert proposers(study)[3] == "inner: the model is paused until trial 5"
 
 
 def test_a_rest_ends_somewhere():
@@ -333,7 +337,7 @@ def test_enqueued_points_are_not_the_models_business():
     assert study.trials[0].params == GOOD and study.trials[1].params["weight/ada"] == 0.25
     assert (
         PROPOSER not in study.trials[0].system_attrs
-        and study.trials[1].system_attrs[PROPOSER] == "inner: some values are given"
+        and study.trials[1].system_attrs[PROPOSER] == "inner: some values are enqueued"
     )
 
 
@@ -403,14 +407,14 @@ def test_the_log_has_the_best_and_the_latest_within_its_size():
             create_trial(params=params, distributions=space, values=values, user_attrs=attributes)
         )
     study.add_trial(create_trial(params=params, distributions=space, state=TrialState.FAIL))
-    heading, *lines = log_lines(study, Observations.of(study), space, 400)
+    heading, *lines = format_trial_log(study, Observations.of(study), space, 400)
     assert heading.split("\t")[1:3] == ["objective 1 (maximize)", "objective 2 (minimize)"]
     assert sum(len(line) + 1 for line in lines) <= 400 and len(lines) > 5
     numbers = [int(line.split("\t")[0]) for line in lines]
     assert numbers == sorted(numbers) and {3, 99, 100} <= set(numbers)
     assert lines[numbers.index(3)] == "3\t1±0.01\t0.1235±0.5\t0.03\t1.235e-05\t3"
     assert lines[-1].split("\t")[1:3] == ["failed", "failed"]
-    assert log_lines(study, Observations.of(study), space, 0) == [heading]
+    assert format_trial_log(study, Observations.of(study), space, 0) == [heading]
 
 
 def test_infeasible_trials_are_marked_and_not_among_the_best():
@@ -420,10 +424,10 @@ def test_infeasible_trials_are_marked_and_not_among_the_best():
         trial = study.ask(space)
         trial.set_constraint("size", 1.0 if i == 2 else -1.0)
         study.tell(trial, [9.0, 9.0] if i == 2 else [i / 10, i / 10])
-    lines = log_lines(study, Observations.of(study), space, 1000)
+    lines = format_trial_log(study, Observations.of(study), space, 1000)
     assert lines[3].startswith("2 (infeasible)\t") and len(lines) == 11
     assert not any(
-        line.startswith("2 ") for line in log_lines(study, Observations.of(study), space, 50)
+        line.startswith("2 ") for line in format_trial_log(study, Observations.of(study), space, 50)
     )
 
 

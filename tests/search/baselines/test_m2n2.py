@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from optuna.distributions import FloatDistribution
 
-from paretomerge.search.baselines.m2n2 import M2N2, attraction, fitness, resources, survivors
+from paretomerge.search.baselines.m2n2 import (
+    M2N2Proposer,
+    attraction,
+    example_scores,
+    fitness,
+    survivors,
+)
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.search.point_sampler import Archive, PointSampler
@@ -56,7 +62,7 @@ def test_a_mate_is_strong_where_the_first_is_weak():
 
 
 def test_examples_are_read_and_objectives_count_alike():
-    table, capacity = resources(
+    table, capacity = example_scores(
         archive_of(
             ([0.5, 0.25], ["1100", [0.5, 0.0, 0.5]]), ([0.75, 0.5], ["0111", [0.5, 1.0, 0.5]])
         )
@@ -67,40 +73,44 @@ def test_examples_are_read_and_objectives_count_alike():
 
 
 def test_examples_of_a_minimised_objective_are_turned():
-    """In our studies the values are maximised and the examples are as the evaluator gave them, here errors."""
-    table, _ = resources(archive_of(([-0.75], ["1110"]), ([-0.25], ["0001"]), ([-0.5], ["0011"])))
+    """Values are maximised; per-example scores stay as the evaluator gave them, here errors."""
+    table, _ = example_scores(
+        archive_of(([-0.75], ["1110"]), ([-0.25], ["0001"]), ([-0.5], ["0011"]))
+    )
     assert table[0].tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("items", [None, [None], [""]])
 def test_an_objective_without_examples_is_one_example(items):
-    table, capacity = resources(archive_of(([2.0], items), ([4.0], items), ([3.0], items)))
+    table, capacity = example_scores(archive_of(([2.0], items), ([4.0], items), ([3.0], items)))
     assert table.tolist() == [[0.0], [1.0], [0.5]] and capacity.tolist() == [1.0]
 
 
 def test_a_trial_that_lacks_its_examples_has_its_mean_in_each():
     """A race leaves it before all were asked."""
-    table, capacity = resources(archive_of(([0.25], ["0001"]), ([0.75], ["0111"]), ([0.5], None)))
+    table, capacity = example_scores(
+        archive_of(([0.25], ["0001"]), ([0.75], ["0111"]), ([0.5], None))
+    )
     assert table.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0.5] * 4] and capacity == pytest.approx(
         [0.25] * 4
     )
-    table, _ = resources(
+    table, _ = example_scores(
         archive_of(([-0.25], ["0001"]), ([-0.75], ["0111"]), ([-0.75], None))
     )  # errors
     assert table.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [0.25] * 4]
 
 
 def test_examples_that_do_not_fit_together_are_left_aside():
-    table, _ = resources(archive_of(([1.0], ["11"]), ([2.0], ["111"])))
+    table, _ = example_scores(archive_of(([1.0], ["11"]), ([2.0], ["111"])))
     assert table.shape == (2, 1)
-    table, _ = resources(archive_of(([1.0], [[float("nan"), 1.0]]), ([2.0], [[0.0, 1.0]])))
+    table, _ = example_scores(archive_of(([1.0], [[float("nan"), 1.0]]), ([2.0], [[0.0, 1.0]])))
     assert table.tolist() == [[0.0], [1.0]]
 
 
 def test_a_child_lies_between_its_parents_on_both_sides_of_the_split():
     archive = archive_of(([1.0], None), ([2.0], None))
     low, high = np.minimum(*archive.x), np.maximum(*archive.x)
-    children = M2N2(mutation=0.0).propose(archive, np.random.default_rng(0))
+    children = M2N2Proposer(mutation_scale=0.0).propose(archive, np.random.default_rng(0))
     assert (children >= low - 1e-12).all() and (children <= high + 1e-12).all()
     shares = (children - archive.x[1]) / (archive.x[0] - archive.x[1])
     mixed = [row for row in shares if not np.allclose(row, row[0])]
@@ -110,9 +120,9 @@ def test_a_child_lies_between_its_parents_on_both_sides_of_the_split():
 
 
 def test_it_composes_specialists():
-    """Example j is solved where w_j > 0.45: solving all needs the strengths of all four starts together."""
+    """Example j is solved where w_j > 0.45: solving all takes the strengths of all four starts."""
     study = optuna.create_study(
-        directions=["maximize"], sampler=PointSampler(M2N2(8), space=SPACE, n_startup=5)
+        directions=["maximize"], sampler=PointSampler(M2N2Proposer(8), space=SPACE, n_startup=5)
     )
     for start in np.eye(4) * 0.7 + 0.1:
         study.enqueue_trial(dict(zip(SPACE, start.tolist(), strict=True)))

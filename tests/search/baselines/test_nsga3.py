@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.pareto.front import nondominated
-from paretomerge.search.baselines.nsga3 import front_of, reference_directions, select
+from paretomerge.search.baselines.nsga3 import pareto_front, reference_directions, select
 from paretomerge.search.encoding import Encoding
 
 
@@ -48,11 +48,10 @@ def test_it_finds_a_known_front():
         return np.stack([x[:, 0] - cost, 1 - x[:, 0] ** 2 - cost], axis=1)
 
     fronts = []
-    for seed in range(
-        8
-    ):  # rounding differs between processors, and with it each path: their mean holds on all of them
+    # Rounding differs between processors, and with it each run; the mean holds on all of them.
+    for seed in range(8):
         rng = np.random.default_rng(seed)
-        fronts.append(front_of(objectives, encoding, rng.random((5, 6)), rng))
+        fronts.append(pareto_front(objectives, encoding, rng.random((5, 6)), rng))
     assert min(map(len, fronts)) > 20
     assert (
         np.mean([np.abs(front[:, 1:] - 0.5).mean() for front in fronts]) < 0.035
@@ -77,6 +76,6 @@ def test_choices_and_steps_are_searched_too():
 
     rng = np.random.default_rng(0)
     best = encoding.decode(
-        front_of(objective, encoding, encoding.project(rng.random((3, 5))), rng)[0]
+        pareto_front(objective, encoding, encoding.project(rng.random((3, 5))), rng)[0]
     )
     assert best["c"] == "b" and best["i"] == 4 and abs(best["x"] - 0.3) < 0.1

@@ -5,8 +5,8 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.baselines.path_network import PathNetwork, Paths
-from paretomerge.search.baselines.policy import Policy, advantages, rewarded
+from paretomerge.search.baselines.policy import PolicyProposer, advantages, scalarise
+from paretomerge.search.baselines.policy_network import DecisionSequence, PolicyNetwork
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.point_sampler import PointSampler
 
@@ -24,7 +24,7 @@ CONDITIONS = {"scale": [("times", (1, 2))], "many": [("kind", ("x",)), ("times",
 
 
 def score(params) -> list[float]:
-    """Two skills: `a` in the first half teaches one, `b` in the second the other; `c` breaks the model."""
+    """Two skills: blocks from `a` teach one, blocks from `b` the other; `c` breaks the model."""
     blocks = [params[f"from/{b}"] for b in range(BLOCKS)]
     broken = 0.3 * blocks.count("c") + (params["scale"] - 0.7) ** 2
     return [blocks.count("a") / BLOCKS - broken, blocks.count("b") / BLOCKS - broken]
@@ -32,7 +32,7 @@ def score(params) -> list[float]:
 
 def searched(trials: int, seed: int = 0, **options) -> optuna.Study:
     sampler = PointSampler(
-        Policy(starts=6, seed=seed, **options), space=SPACE, seed=seed, n_startup=6
+        PolicyProposer(n_startup=6, seed=seed, **options), space=SPACE, seed=seed, n_startup=6
     )
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for _ in range(trials):
@@ -41,55 +41,65 @@ def searched(trials: int, seed: int = 0, **options) -> optuna.Study:
     return study
 
 
-def test_walks_are_settled_points_whose_likelihood_can_be_read():
+def test_samples_are_valid_points_whose_probability_can_be_evaluated():
     encoding = Encoding(EVERY, CONDITIONS)
-    paths = Paths(encoding)
-    assert paths.names == ["times", "scale", "kind", "many"]  # a parent before what it makes count
+    decisions = DecisionSequence(encoding)
+    assert decisions.names == [
+        "times",
+        "scale",
+        "kind",
+        "many",
+    ]  # a parent before what it makes count
     torch.manual_seed(0)
-    network, preferences = PathNetwork(paths, 2), np.tile([0.3, 0.7], (400, 1))
+    network, preferences = PolicyNetwork(decisions, 2), np.tile([0.3, 0.7], (400, 1))
     with torch.no_grad():
-        x = network.walk(preferences, np.random.default_rng(0))
-        reading = network.read(paths.decisions(x), torch.as_tensor(preferences))
+        x = network.sample(preferences, np.random.default_rng(0))
+        evaluation = network.evaluate(decisions.trajectories(x), torch.as_tensor(preferences))
     assert np.array_equal(x, encoding.project(x.copy()))
-    counting = encoding.active_mask(x)[:, [encoding.columns[name].start for name in paths.names]]
+    counting = encoding.active_mask(x)[:, [encoding.columns[name].start for name in decisions.names]]
     assert (
-        np.array_equal(reading.counts.numpy(), counting)
+        np.array_equal(evaluation.active.numpy(), counting)
         and not counting.all()
         and counting.any(0).all()
     )
-    assert (reading.logs.numpy()[~counting] == 0).all()
+    assert (evaluation.log_prob.numpy()[~counting] == 0).all()
     times = encoding.decode(x[0])["times"]
-    same = [encoding.decode(row)["times"] == times for row in x]
-    assert abs(np.mean(same) - float(reading.logs[0, 0].exp())) < 0.08  # as often as it says
+    same = [
+        encoding.decode(row)["times"] == times
+        for row in x
+    ]
+    assert abs(np.mean(same) - float(evaluation.log_prob[0, 0].exp())) < 0.08  # as often as it says
 
 
-def test_walking_and_reading_agree_at_every_decision():
-    """The states of a walk, step by step, are those of the whole path at once."""
+def test_sampling_and_evaluating_agree_at_every_decision():
+    """The states of sampling, step by step, are those of the whole trajectory at once."""
     encoding = Encoding(EVERY, CONDITIONS)
-    paths = Paths(encoding)
+    decisions = DecisionSequence(encoding)
     torch.manual_seed(1)
-    network = PathNetwork(paths, 2)
+    network = PolicyNetwork(decisions, 2)
     with torch.no_grad():
         network.heads.weight.mul_(50.0)  # decisions that depend on those before
-        x = network.walk(np.tile([0.5, 0.5], (3000, 1)), np.random.default_rng(1))
-        reading = network.read(paths.decisions(x), torch.full((3000, 2), 0.5, dtype=torch.float64))
-    decisions = paths.decisions(x)
+        x = network.sample(np.tile([0.5, 0.5], (3000, 1)), np.random.default_rng(1))
+        evaluation = network.evaluate(
+            decisions.trajectories(x), torch.full((3000, 2), 0.5, dtype=torch.float64)
+        )
+    trajectories = decisions.trajectories(x)
     for first in range(3):
-        of = decisions.choices[:, 0] == first
+        of = trajectories.choices[:, 0] == first
         if of.sum() > 200:
-            share = (decisions.choices[of, 2] == 1).double().mean()
+            share = (trajectories.choices[of, 2] == 1).double().mean()
             said = torch.where(
-                decisions.choices[of, 2] == 1,
-                reading.logs[of, 2].exp(),
-                1 - reading.logs[of, 2].exp(),
+                trajectories.choices[of, 2] == 1,
+                evaluation.log_prob[of, 2].exp(),
+                1 - evaluation.log_prob[of, 2].exp(),
             ).mean()
             assert abs(share - said) < 0.06
 
 
 def test_advantages_are_those_of_the_recursion():
     values = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
-    counts = torch.tensor([[True, False, True, False]])
-    got = advantages(values, torch.tensor([1.0]), counts, decay=0.9, trace=0.5)
+    active = torch.tensor([[True, False, True, False]])
+    got = advantages(values, torch.tensor([1.0]), active, discount=0.9, gae_lambda=0.5)
     last = 1.0 - 0.3
     first = 0.9 * 0.3 - 0.1 + 0.9 * 0.5 * last
     assert torch.allclose(got, torch.tensor([[first, 0.0, last, 0.0]]))
@@ -98,18 +108,20 @@ def test_advantages_are_those_of_the_recursion():
 def test_with_full_traces_and_no_decay_an_advantage_is_what_the_reward_exceeds_the_value_by():
     values = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
     reward = torch.tensor([1.0, 0.0, -1.0])
-    got = advantages(values, reward, torch.ones(3, 5, dtype=torch.bool), decay=1.0, trace=1.0)
+    got = advantages(
+        values, reward, torch.ones(3, 5, dtype=torch.bool), discount=1.0, gae_lambda=1.0
+    )
     assert torch.allclose(got, reward[:, None] - values, atol=1e-6)
 
 
 def test_each_preference_has_its_own_best():
     y = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6], [0.0, 0.0]])
     assert (
-        rewarded(y, [0.95, 0.05]).argmax() == 0
-        and rewarded(y, [0.05, 0.95]).argmax() == 1
-        and rewarded(y, [0.5, 0.5]).argmax() == 2
+        scalarise(y, [0.95, 0.05]).argmax() == 0
+        and scalarise(y, [0.05, 0.95]).argmax() == 1
+        and scalarise(y, [0.5, 0.5]).argmax() == 2
     )
-    assert rewarded(y, [0.5, 0.5]).max() <= 0 and (rewarded(y, [0.5, 0.5]) >= -2).all()
+    assert scalarise(y, [0.5, 0.5]).max() <= 0 and (scalarise(y, [0.5, 0.5]) >= -2).all()
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +137,20 @@ def test_it_learns_what_breaks_a_model_and_what_each_preference_wants(study):
     assert front[:, 0].max() > 0.6 and front[:, 1].max() > 0.6  # one training, both ends
 
 
-def test_walks_follow_the_preference(study):
+def test_samples_follow_the_preference(study):
     policy = study.sampler.proposer
-    network, paths = policy._learner.network, policy._learner.paths
+    network, decisions = policy._learner.network, policy._learner.decisions
     with torch.no_grad():
         ends = [
-            network.walk(np.tile(p, (100, 1)), np.random.default_rng(0))
+            network.sample(np.tile(p, (100, 1)), np.random.default_rng(0))
             for p in ([0.95, 0.05], [0.05, 0.95])
         ]
     shares = [
         np.mean(
-            [[v == "a" for k, v in paths.encoding.decode(row).items() if k != "scale"] for row in x]
+            [
+                [v == "a" for k, v in decisions.encoding.decode(row).items() if k != "scale"]
+                for row in x
+            ]
         )
         for x in ends
     ]
@@ -146,7 +161,7 @@ def test_a_trial_that_comes_in_late_is_learnt_from_in_its_place():
     study = searched(12)
     again = optuna.create_study(directions=["maximize"] * 2, sampler=study.sampler)
     again.add_trials([study.trials[i] for i in (0, 1, 2, 3, 4, 5, 7, 6, 8)])
-    fresh = PointSampler(Policy(starts=6), space=SPACE, n_startup=6)
+    fresh = PointSampler(PolicyProposer(n_startup=6), space=SPACE, n_startup=6)
     other = optuna.create_study(directions=["maximize"] * 2, sampler=fresh)
     other.add_trials(again.trials)
     assert again.ask(SPACE).params == other.ask(SPACE).params
@@ -168,10 +183,10 @@ def test_the_number_of_threads_changes_nothing():
     ("wrong", "told"),
     [
         ({"updates": 0}, "updates of 1 or more"),
-        ({"surprise": -1}, "surprise of 0 or more"),
-        ({"decay": 0.0}, "0 < decay"),
+        ({"random_decisions": -1}, "random_decisions of 0 or more"),
+        ({"discount": 0.0}, "0 < discount"),
     ],
 )
 def test_settings_that_cannot_be(wrong, told):
     with pytest.raises(ConfigError, match=told):
-        Policy(**wrong)
+        PolicyProposer(**wrong)

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
-from paretomerge.search.baselines.scalarised import Scalarised, _inside, cma
+from paretomerge.search.baselines.scalarised import ScalarisedSampler, _inside, cma
 
 SPACE = {
     "a": FloatDistribution(0.0, 1.5),
@@ -34,14 +34,14 @@ def run(sampler, n, directions=("maximize", "maximize"), f=None):
 def test_the_scalars():
     y = np.array([[0.0, 10.0], [1.0, 0.0], [0.5, 6.0]])
     inner = optuna.samplers.RandomSampler
-    assert Scalarised(inner).scalars(y).tolist() == [5.0, 0.5, 3.25]
-    assert Scalarised(inner, [3, 1]).scalars(y).tolist() == pytest.approx([2.5, 0.75, 1.875])
-    told = Scalarised(inner, kind="tchebycheff").scalars(y)
+    assert ScalarisedSampler(inner).scalars(y).tolist() == [5.0, 0.5, 3.25]
+    assert ScalarisedSampler(inner, [3, 1]).scalars(y).tolist() == pytest.approx([2.5, 0.75, 1.875])
+    told = ScalarisedSampler(inner, kind="tchebycheff").scalars(y)
     assert (
         told.argmax() == 2
     )  # the balanced one, though the sum prefers the first: each objective in units of its range
     assert told == pytest.approx([-0.5 - 5e-4, -0.5 - 5e-4, -0.25 - 1e-3 * (0.25 + 0.2)])
-    ideal = Scalarised(inner, kind="tchebycheff", ideal=[1.0, -20.0]).scalars(
+    ideal = ScalarisedSampler(inner, kind="tchebycheff", ideal=[1.0, -20.0]).scalars(
         y, np.array([1.0, -1.0])
     )
     assert ideal[0] == pytest.approx(-0.5 * 1 - 1e-3 * (0.5 + 0.5 * 10 / 20))
@@ -49,18 +49,20 @@ def test_the_scalars():
 
 def test_tchebycheff_of_values_that_do_not_vary_is_finite():
     assert np.isfinite(
-        Scalarised(optuna.samplers.RandomSampler, kind="tchebycheff").scalars(np.ones((3, 2)))
+        ScalarisedSampler(optuna.samplers.RandomSampler, kind="tchebycheff").scalars(
+            np.ones((3, 2))
+        )
     ).all()
 
 
 def test_wrong_lengths_are_refused_when_the_objectives_are_known():
     with pytest.raises(ConfigError, match="weights: expected 2 numbers"):
-        run(Scalarised(optuna.samplers.TPESampler, [1, 1, 1]), 1)
+        run(ScalarisedSampler(optuna.samplers.TPESampler, [1, 1, 1]), 1)
     with pytest.raises(ConfigError, match="ideal: expected 2 numbers"):
-        run(Scalarised(optuna.samplers.TPESampler, kind="tchebycheff", ideal=[1]), 2)
+        run(ScalarisedSampler(optuna.samplers.TPESampler, kind="tchebycheff", ideal=[1]), 2)
     for weights in ([], [0, 0], [float("nan"), 1], [[1, 2]]):
         with pytest.raises(ConfigError, match="weights: expected a list"):
-            Scalarised(optuna.samplers.TPESampler, weights)
+            ScalarisedSampler(optuna.samplers.TPESampler, weights)
 
 
 def test_a_value_from_outside_its_range_is_a_failure_to_the_inner_sampler():
@@ -147,7 +149,7 @@ def test_any_sampler_of_one_objective_will_do():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=5)
 
-    one, two = (run(Scalarised(inner, seed=3), 15) for _ in range(2))
+    one, two = (run(ScalarisedSampler(inner, seed=3), 15) for _ in range(2))
     assert [t.params for t in one.trials] == [t.params for t in two.trials]
 
 

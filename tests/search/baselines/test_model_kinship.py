@@ -3,12 +3,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from paretomerge.search.baselines.kinship import (
-    Kinship,
+from paretomerge.search.baselines.model_kinship import (
+    KinshipProposer,
+    active_numbers,
     coefficients,
-    cosines,
-    mean_of,
-    numbers_that_count,
+    cosine_similarity,
+    merge_points,
 )
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
@@ -38,7 +38,7 @@ def archive_of(*rows, number=None):
 
 
 def proposed(archive, **settings):
-    points = Kinship(**settings).propose(archive, np.random.default_rng(0))
+    points = KinshipProposer(**settings).propose(archive, np.random.default_rng(0))
     return [archive.encoding.decode(x) for x in archive.encoding.project(points)]
 
 
@@ -49,16 +49,16 @@ def test_kinship_is_measured_from_the_base_not_from_the_lower_bound():
         (point(-0.5, 0.0), 0.8),
         (point(0.0, 0.0), 0.7),
     )
-    kinship = cosines(coefficients(archive, numbers_that_count(archive)))
+    kinship = cosine_similarity(coefficients(archive, active_numbers(archive)))
     assert kinship[0, 1] == pytest.approx(0) and kinship[0, 2] == pytest.approx(-1)
     assert kinship[3].tolist() == pytest.approx([0, 0, 0, 0])
 
 
 def test_a_density_counts_only_where_the_method_reads_it():
     archive = archive_of((point(1, 0, "sparse", 0.4), 1.0), (point(1, 0, "plain", 0.4), 0.5))
-    counts = numbers_that_count(archive)
-    assert counts[:, archive.encoding.columns["density"].start].tolist() == [True, False]
-    merge = archive.encoding.decode(mean_of(archive, counts, 0, 1))
+    active = active_numbers(archive)
+    assert active[:, archive.encoding.columns["density"].start].tolist() == [True, False]
+    merge = archive.encoding.decode(merge_points(archive, active, 0, 1))
     assert merge["method"] == "sparse" and merge["density"] == pytest.approx(0.4)
 
 
@@ -77,13 +77,14 @@ def test_every_so_often_the_best_meets_its_least_kin():
 def test_it_says_nothing_once_the_best_are_alike():
     rows = [(point(1 + i / 1000, 1), 1.0 + i) for i in range(6)] + [(point(-0.5, 1.5), 0.0)]
     assert proposed(archive_of(*rows)) == []
-    assert proposed(archive_of(*rows), alike=1.0)
+    assert proposed(archive_of(*rows), max_kinship=1.0)
 
 
 def test_merging_sources_pairwise_finds_their_soup():
     space = {name: SPACE[name] for name in ("weight/a", "weight/b")}
     study = optuna.create_study(
-        directions=["maximize"] * 2, sampler=PointSampler(Kinship(), space=space, n_startup=3)
+        directions=["maximize"] * 2,
+        sampler=PointSampler(KinshipProposer(), space=space, n_startup=3),
     )
     for start in ({"weight/a": 1.0, "weight/b": 0.0}, {"weight/a": 0.0, "weight/b": 1.0}):
         study.enqueue_trial(start)
@@ -97,7 +98,7 @@ def test_merging_sources_pairwise_finds_their_soup():
 def test_without_numbers_the_choices_are_compared():
     space = {"c": CategoricalDistribution(("a", "b", "c"))}
     study = optuna.create_study(
-        directions=["maximize"], sampler=PointSampler(Kinship(), space=space, n_startup=2)
+        directions=["maximize"], sampler=PointSampler(KinshipProposer(), space=space, n_startup=2)
     )
     for _ in range(5):
         study.tell(study.ask(space), 1.0)

@@ -1,0 +1,210 @@
+"""What the language model reads: the task, the parameters and the log of trials."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from paretomerge.endpoint import Message
+from paretomerge.pareto.front import fronts
+from paretomerge.search.observations import Observations
+from paretomerge.types import Conditions, ParamValue
+
+TASK = (
+    "You choose the settings for merging the weights of language models that were fine-tuned from "
+    "one base model. `method` is how they are merged; a `weight` scales what one model changed in "
+    "the base (0: left out, 1: in full, above 1: amplified; weights need not sum to 1); a "
+    "`density` is the share of its changes that is kept. A name goes on with the model, then, "
+    "where they are told apart, the group of layers (0: nearest the input) and the part of a layer."
+)
+"""What the parameters of a `WeightSpace` mean."""
+
+_RULES = (
+    "Answer with one JSON object and nothing else: every parameter's name with its value, flat. "
+    "Choose a point that is likely to improve the front: better than known ones in some objective, "
+    "or a trade-off that is not there yet. No known point again."
+)
+_DIGITS = 3  # numbers in the log are rounded to a thousandth of their range
+
+
+def build_messages(
+    task: str,
+    space: Mapping[str, BaseDistribution],
+    conditions: Conditions,
+    log: Sequence[str],
+) -> list[Message]:
+    """Write the chat that asks for a point.
+
+    Args:
+        task: What the parameters mean.
+        space: The parameters.
+        conditions: When each parameter is active.
+        log: The lines of the trial log.
+
+    Returns:
+        A system message and a user message.
+    """
+    parameters = [
+        f"- {json.dumps(name)}: {describe(distribution, conditions.get(name, ()))}"
+        for name, distribution in space.items()
+    ]
+    content = "\n".join(
+        [
+            "Parameters:",
+            *parameters,
+            "",
+            "Trials so far (of many, the best and the latest), as tab-separated values:",
+            *log,
+        ]
+    )
+    return [
+        {"role": "system", "content": f"{task}\n{_RULES}"},
+        {"role": "user", "content": content},
+    ]
+
+
+def describe(
+    distribution: BaseDistribution,
+    conditions: Sequence[tuple[str, Sequence[ParamValue]]] = (),
+) -> str:
+    """Say which values a parameter takes, and when it is active.
+
+    Args:
+        distribution: The parameter's distribution.
+        conditions: Pairs (parent, values), as in `Conditions`.
+
+    Returns:
+        A phrase in English.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        values = f"one of {json.dumps(list(distribution.choices), default=str)}"
+    else:
+        values = _describe_number(distribution)
+    if not conditions:
+        return values
+    clauses = [
+        f"{json.dumps(parent)} is one of {json.dumps(list(parent_values), default=str)}"
+        for parent, parent_values in conditions
+    ]
+    return f"{values}; counts only where {' and '.join(clauses)}"
+
+
+def _describe_number(distribution: BaseDistribution) -> str:
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    kind = "a whole number" if isinstance(distribution, IntDistribution) else "a number"
+    text = f"{kind} from {distribution.low:.12g} to {distribution.high:.12g}"
+    if distribution.step not in (None, 1):
+        text += f" in steps of {distribution.step:g}"
+    if distribution.log:
+        text += " (think in logarithms)"
+    return text
+
+
+def format_trial_log(
+    study: Study,
+    observations: Observations,
+    space: Mapping[str, BaseDistribution],
+    max_characters: int,
+) -> list[str]:
+    """Write the log of trials as tab-separated values.
+
+    Args:
+        study: The study, for the names and directions of the objectives.
+        observations: Its trials.
+        space: The parameters to show.
+        max_characters: The most characters of all lines but the heading.
+
+    Returns:
+        A heading and one line per trial, in their order. If not all fit, the lines are chosen from
+        the best trials, front after front, and the latest, in turn.
+    """
+    lines: dict[int, str] = {}
+    remaining = max_characters
+    for i in _alternate_best_and_latest(observations):
+        if i in lines:
+            continue
+        line = _format_trial(observations, i, space)
+        remaining -= len(line) + 1  # and a line break
+        if remaining < 0:
+            break
+        lines[i] = line
+    heading = "\t".join(["trial", *_objective_titles(study), *space])
+    return [heading, *(lines[i] for i in sorted(lines))]
+
+
+def _objective_titles(study: Study) -> list[str]:
+    """The name and the direction of each objective."""
+    titles = []
+    names = study.metric_names
+    for k, direction in enumerate(study.directions):
+        name = names[k] if names else f"objective {k + 1}"
+        titles.append(f"{name} ({direction.name.lower()})")
+    return titles
+
+
+def _alternate_best_and_latest(observations: Observations) -> Iterator[int]:
+    """Indices of the best and the latest trials in turn; an index may come twice."""
+    best = _best_first(observations)
+    for latest in reversed(range(len(observations))):
+        next_best = next(best, None)
+        if next_best is not None:
+            yield next_best
+        yield latest
+
+
+def _best_first(observations: Observations) -> Iterator[int]:
+    """Indices of the feasible trials, front after front."""
+    feasible = np.flatnonzero(observations.feasible)
+    for front in fronts(observations.y[feasible]):
+        yield from feasible[front].tolist()
+
+
+def _format_trial(
+    observations: Observations,
+    i: int,
+    space: Mapping[str, BaseDistribution],
+) -> str:
+    params = observations.params[i]
+    rounded = [_format_value(params.get(name), d) for name, d in space.items()]
+    return "\t".join([*_format_values(observations, i), *rounded])
+
+
+def _format_values(observations: Observations, i: int) -> list[str]:
+    """The number of a trial and its values, with standard errors where these are known."""
+    trial = observations.trials[i]
+    m = len(observations.signs)
+    if not observations.complete[i]:
+        return [str(trial.number), *["failed"] * m]
+    number = str(trial.number)
+    if not observations.feasible[i]:
+        number += " (infeasible)"
+    texts = [number]
+    for k, value in enumerate(trial.values):
+        text = f"{value:.4g}"
+        # NaN: no trial has a standard error for this objective.
+        if observations.stderr is not None and not math.isnan(observations.stderr[i, k]):
+            text += f"±{observations.stderr[i, k]:.1g}"
+        texts.append(text)
+    return texts
+
+
+def _format_value(value: ParamValue, distribution: BaseDistribution) -> str:
+    """A parameter's value, rounded to a thousandth of its range or to four digits."""
+    if value is None or isinstance(distribution, CategoricalDistribution):
+        return json.dumps(value, default=str)
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    if distribution.log:
+        return f"{value:.4g}"
+    if distribution.step is not None:
+        return f"{value:.12g}"
+    # The range's power of ten: ranges of 0.1 and of 0.9 are rounded to the same digit.
+    magnitude = math.floor(math.log10(distribution.high - distribution.low))
+    return f"{round(float(value), _DIGITS - magnitude):.12g}"
