@@ -182,7 +182,7 @@ def plan(
     terminal.note(made.notes)
     told = {
         "method": made.recipe.merge_method,
-        "models": list(made.recipe.files),
+        "models": list(made.recipe.source_models),
         "layers": len(made.route),
         "tensors": len(made.jobs),
         "dtype": made.dtype,

@@ -22,7 +22,7 @@ from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
-from paretomerge.recipe import Recipe, under
+from paretomerge.recipe import Recipe, resolve_model_path
 from paretomerge.record.storage import Storage
 from paretomerge.space.build import build_space, route_space
 from paretomerge.space.routes.space import RouteSearchSpace
@@ -346,7 +346,7 @@ def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[O
 
 def _model(folder: Path, model: str) -> str:
     """Local paths, of a model and its adapter, are made absolute; anything else is a Hub name."""
-    name = under(folder, model)
+    name = resolve_model_path(folder, model)
     parts = [name] if is_folder(name) else name.split("+")
     return "+".join(
         str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts

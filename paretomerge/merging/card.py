@@ -17,7 +17,7 @@ _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
 
 def model_card(plan: Plan, title: str, more: str, checksums: Mapping[str, str]) -> str:
     """Markdown with the Hub's front matter. more: text after the list of sources; checksums: file -> SHA-256."""
-    files = plan.recipe.files
+    files = plan.recipe.source_models
     named = dict.fromkeys(part for model in files for part in model.split("+"))
     licences = _licences(plan)
     front = {

@@ -88,7 +88,7 @@ def write(
         write_json(folder / "config.json", plan.config)
         _write_tokenizer(plan, folder)
         (folder / "mergekit_config.yml").write_text(
-            plan.recipe.relative_to(Path.cwd()).to_yaml(), encoding="utf-8"
+            plan.recipe.resolve_paths(Path.cwd()).to_yaml(), encoding="utf-8"
         )
         (folder / "README.md").write_text(
             model_card(plan, out.name, card, checksums), encoding="utf-8"
@@ -152,7 +152,7 @@ def _keep_sources(plan: Plan, out: Path) -> None:
     """An error if the new folder would take the place of one that holds a source."""
     parts = [
         Path(part).expanduser()
-        for model in (*plan.recipe.files, *plan.weights)
+        for model in (*plan.recipe.source_models, *plan.weights)
         for part in (model, *model.split("+"))
     ]
     if held := [

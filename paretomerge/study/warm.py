@@ -55,7 +55,7 @@ def known_points(
 
 def _start(file: str, folder: Path, space: SearchSpace) -> Known:
     try:
-        return Known({file: space.warm(Recipe.load(folder / file).relative_to(folder))})
+        return Known({file: space.warm(Recipe.load(folder / file).resolve_paths(folder))})
     except ParetoMergeError as error:
         raise ConfigError(f"starts: {file}: {error}") from error
 

@@ -274,8 +274,8 @@ def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.yml").write_bytes(bytes(range(256)) * 10)
     for name, told in (
         ("big.yml", "at most 1,000,000"),
-        ("binary.yml", "expected a recipe"),
-        (".", "expected a recipe"),
+        ("binary.yml", "cannot read the recipe"),
+        (".", "cannot read the recipe"),
         ("no.yml", "No such"),
     ):
         with pytest.raises(RecipeError, match=told):

@@ -123,7 +123,7 @@ def open_steps(
     """The named steps of a recipe, each able to use those before it; and what was open already."""
     if not recipe.steps:
         return dict(already)
-    opened = dict(open_weights(recipe.files, already, allow_nan, download))
+    opened = dict(open_weights(recipe.source_models, already, allow_nan, download))
     for step in recipe.steps:
         if step.tokenizer or step.tokenizer_source or step.chat_template:
             raise RecipeError(
