@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(CheckpointError, match="GB of free disk"):
+    with pytest.raises(CheckpointError, match="GB of free disk space"):
         merge(recipe(pico / "ada"), tmp_path / "new" / "out")
     assert listed(tmp_path) == []
 
@@ -262,7 +262,9 @@ def test_a_card_names_hub_models_by_repository(
     from paretomerge.checkpoint import reader
 
     monkeypatch.setattr(
-        reader, "locate", lambda name, *_: pico / "ada" if name == "owner/ada@main" else Path(name)
+        reader,
+        "resolve_folder",
+        lambda name, *_: pico / "ada" if name == "owner/ada@main" else Path(name),
     )
     merge(recipe("owner/ada@main", pico / "bob"), tmp_path / "out")
     front = (tmp_path / "out" / "README.md").read_text().split("---")[1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.distributions import FloatDistribution
 
-from paretomerge.checkpoint.reference import place
+from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.errors import ConfigError
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import make_plan
@@ -55,8 +55,8 @@ def point_of(
         raise ConfigError(
             "expected the base's tokenizer and chat template, got `tokenizer`, `tokenizer_source` or `chat_template`"
         )
-    spelt = {place(path): path for path in (space.base, *space.sources.values())}
-    ours = recipe.rename_models(lambda model: spelt.get(place(model), model))
+    spelt = {canonical_name(path): path for path in (space.base, *space.sources.values())}
+    ours = recipe.rename_models(lambda model: spelt.get(canonical_name(model), model))
     if ours.base_model != space.base and not (
         ours.base_model is None and ours.merge_method == AVERAGE
     ):

@@ -174,7 +174,10 @@ LINEAR = "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {}}
             [LINEAR.format("a"), LINEAR.format("b")],
             "only one of several documents may be without a name, 2 are; add `name: ...`",
         ),
-        (["name: x\n" + LINEAR.format("a"), "name: x\n" + LINEAR.format("x")], "each document needs a different name"),
+        (
+            ["name: x\n" + LINEAR.format("a"), "name: x\n" + LINEAR.format("x")],
+            "each document needs a different name",
+        ),
         (["name: x\n" + LINEAR.format("x"), LINEAR.format("x")], r"a circle: \['x'\]"),
         (
             [
@@ -331,7 +334,7 @@ def test_mistakes_of_a_plan_are_told_together(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.Stored.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
     )
     recipe = f"""
 merge_method: dare_tise
