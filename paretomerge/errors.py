@@ -85,19 +85,25 @@ class ErrorCollector:
         """
         if not self._errors:
             return
+        # A single error keeps its traceback and its cause.
         if len(self._errors) == 1:
             raise self._errors[0]
-        all_parts = [part for error in self._errors for part in error.parts]
+        all_parts: list[str] = []
+        for error in self._errors:
+            all_parts += error.parts
+        # Several blocks may report the same problem, such as a model that is named twice.
         parts = tuple(dict.fromkeys(all_parts))
-        raise type(self._errors[0])(self._join(parts), parts)
+        error_class = type(self._errors[0])
+        raise error_class(self._join(parts), parts)
 
     def _join(self, parts: tuple[str, ...]) -> str:
         if len(parts) == 1:
             return parts[0]
         lines = [f"{len(parts)} problems:"]
         lines += [f"  - {part}" for part in parts[: self._MAX_LISTED]]
-        if len(parts) > self._MAX_LISTED:
-            lines.append(f"  ... and {len(parts) - self._MAX_LISTED} more")
+        n_hidden = len(parts) - self._MAX_LISTED
+        if n_hidden > 0:
+            lines.append(f"  ... and {n_hidden} more")
         return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
@@ -55,7 +55,8 @@ class _Factors:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of W."""
-        rows, columns = self.b.shape[0], self.a.shape[1]
+        rows = self.b.shape[0]
+        columns = self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -93,7 +94,12 @@ class AdaptedTensor:
     def _left_and_right(self) -> "tuple[torch.Tensor, torch.Tensor]":
         return self.factors.read()
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Read rows [first, end) in float32; see `Operand.rows`."""
         left, right = self._left_and_right
         n_rows, n_columns = matrix_shape(self.shape)
@@ -102,10 +108,14 @@ class AdaptedTensor:
         chunk_of_first = first // chunk * chunk
         for start in range(chunk_of_first, end, chunk):
             stop = min(start + chunk, n_rows)
-            product = (left[start:stop] @ right).mul_(self.factors.scale)
-            low, high = max(first, start), min(end, stop)
-            update = product[low - start : high - start].to(device)
-            merged[low - first : high - first].add_(update)
+            # The factors are small, so the product is computed on the CPU for every device.
+            product = left[start:stop] @ right
+            product.mul_(self.factors.scale)
+            low = max(first, start)
+            high = min(end, stop)
+            update = product[low - start : high - start]
+            target = merged[low - first : high - first]
+            target.add_(update.to(device))
         return merged
 
 
@@ -213,9 +223,11 @@ class _AdapterMatcher:
         replacements: dict[str, str] = {}
         for key in self.shards.headers:
             match = _FACTOR_NAME.match(key)
+            # `modules_to_save` and trained biases are whole tensors.
             if match is None:
-                module_key = _WRAPPER.sub("", key.removeprefix(_PREFIX))
-                replacements[self._tensor_name(module_key)] = key
+                name = _WRAPPER.sub("", key.removeprefix(_PREFIX))
+                target = self._tensor_name(name)
+                replacements[target] = key
                 continue
             module = match["module"].removeprefix(_PREFIX)
             target = self._tensor_name(f"{module}.weight")
@@ -237,30 +249,44 @@ class _AdapterMatcher:
         where = f"{self.shards.name}: {target}"
         if not {"A", "B"} <= set(keys.sides):
             raise CheckpointError(f"{where}: expected lora_A and lora_B, got one of them")
-        b, a = self.shards.operand(keys.sides["B"]), self.shards.operand(keys.sides["A"])
+        b = self.shards.operand(keys.sides["B"])
+        a = self.shards.operand(keys.sides["A"])
         if len(b.shape) != 2 or len(a.shape) != 2 or not a.shape[0]:
             raise CheckpointError(
                 f"{where}: expected two matrices, got B {list(b.shape)} and A {list(a.shape)}"
             )
-        rank = self._number("r", "rank_pattern", keys.module, default=a.shape[0])
+        actual_rank = a.shape[0]
+        rank = self._number("r", "rank_pattern", keys.module, default=actual_rank)
         alpha = self._number("lora_alpha", "alpha_pattern", keys.module, default=rank)
-        if rank != a.shape[0]:
+        if rank != actual_rank:
             raise CheckpointError(
-                f"{where}: adapter_config.json says rank {rank}, the factors have rank {a.shape[0]}"
+                f"{where}: adapter_config.json says rank {rank}, "
+                f"the factors have rank {actual_rank}"
             )
-        scale = alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank
-        transposed = keys.is_embedding or bool(self.config.get("fan_in_fan_out"))
-        factors = _Factors(b, a, float(scale), transposed)
-        if b.shape[1] != a.shape[0] or factors.shape != self.headers[target].shape:
+        # rsLoRA divides by the root of the rank, so that the updates of high ranks do not shrink.
+        divisor = rank**0.5 if self.config.get("use_rslora") else rank
+        scale = alpha / divisor
+        # Conv1D of GPT-2 stores the transpose of a linear layer's weight.
+        is_conv1d = bool(self.config.get("fan_in_fan_out"))
+        transposed = keys.is_embedding or is_conv1d
+        factors = _Factors(
+            b=b,
+            a=a,
+            scale=float(scale),
+            transposed=transposed,
+        )
+        wanted = self.headers[target].shape
+        if b.shape[1] != actual_rank or factors.shape != wanted:
             raise CheckpointError(
-                f"{where}: expected factors for {list(self.headers[target].shape)}, "
+                f"{where}: expected factors for {list(wanted)}, "
                 f"got B {list(b.shape)} and A {list(a.shape)}; "
                 "was the adapter trained on this model?"
             )
         return factors
 
     def _check_replacement(self, target: str, key: str) -> None:
-        wanted, actual = self.headers[target].shape, self.shards.headers[key].shape
+        wanted = self.headers[target].shape
+        actual = self.shards.headers[key].shape
         if actual != wanted:
             raise CheckpointError(
                 f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; if "
@@ -286,21 +312,34 @@ class _AdapterMatcher:
             "was the adapter trained on this model?"
         )
 
-    def _number(self, key: str, pattern_key: str, module: str, default: float) -> float:
+    def _number(
+        self,
+        key: str,
+        pattern_key: str,
+        module: str,
+        default: float,
+    ) -> float:
         """The value of `key` for a module, with peft's exceptions by module name."""
-        value = self._pattern_value(pattern_key, module, self.config.get(key, default))
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # `not abs(value) < limit` holds for NaN as well.
-        if not is_number or not abs(value) < _MAX_NUMBER:
-            raise CheckpointError(
-                f"{self.shards.name}: adapter_config.json: expected numbers for r, lora_alpha "
-                f"and {pattern_key}, got {shorten(value)}"
-            )
-        return value
+        general_value = self.config.get(key, default)
+        value = self._pattern_value(pattern_key, module, general_value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            is_finite = abs(value) < _MAX_NUMBER  # false for NaN as well
+            if is_finite:
+                return value
+        raise CheckpointError(
+            f"{self.shards.name}: adapter_config.json: expected numbers for r, lora_alpha "
+            f"and {pattern_key}, got {shorten(value)}"
+        )
 
-    def _pattern_value(self, pattern_key: str, module: str, default: Any) -> Any:
+    def _pattern_value(
+        self,
+        pattern_key: str,
+        module: str,
+        default: object,
+    ) -> object:
         """The value of the first pattern that is the module's name or its end."""
         try:
+            # The patterns are regular expressions that anyone may have written: they can be wrong.
             patterns = self.config.get(pattern_key) or {}
             for pattern, value in patterns.items():
                 if re.match(rf"(.*\.)?({pattern})$", module):

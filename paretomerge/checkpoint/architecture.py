@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from paretomerge.checkpoint.json_file import ReadOnlyJson
 from paretomerge.checkpoint.model_config import depths, text_config
@@ -30,6 +31,7 @@ _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP = re.compile(r"mlp|ffn|feed_forward|moe|expert|intermediate|dense|^fc\d", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte|wpe|embd|(^|\.)shared\.|project_in", re.IGNORECASE)
+# Tensors after the layers: language model heads and those of classifiers and encoders.
 _HEAD = re.compile(
     r"head|embed_out|score|classifier|cls|predictions|vocab_|proj_out|pred_layer|logits|lm_output"
     r"|pooler",
@@ -41,6 +43,7 @@ _OTHER_MODALITY = re.compile(
     re.IGNORECASE,
 )
 _LANGUAGE = re.compile(r"language|text|llm")
+# Parts of names that only wrap the modules; `thinker` is Qwen-Omni's.
 _WRAPPERS = re.compile(r"^(?:(?:model|thinker)\.)+")
 _INPUT_EMBEDDING = re.compile(
     r"(embed_tokens|embed_in|tok_embeddings|word_embeddings|token_embedding|wte|shared|embeddings)"
@@ -51,7 +54,9 @@ _TIED = re.compile(
     _INPUT_EMBEDDING.pattern + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output"
     r"|(predictions|lm_head)\.decoder)\.weight$"
 )
+# Embeddings of positions and token types, and layers between the last block and the head.
 _NOT_TOKENS = re.compile(r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE)
+_T = TypeVar("_T")
 _LIST_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _CODER = re.compile(r"\b(en|de)coder\b")
 
@@ -129,18 +134,22 @@ class Architecture:
                 f"expected {wanted} numbered layers, as the config says; got {lists}; "
                 "do the config and the weights come from one model?"
             )
-        stacks = [Stack(prefix, candidates[prefix], is_main=True) for prefix in main]
+        stacks = []
+        for prefix in main:
+            depth = candidates[prefix]
+            stacks.append(Stack(prefix, depth, is_main=True))
         for prefix, length in lists.items():
             if prefix not in main and length > 1:
                 stacks.append(Stack(prefix, length, is_main=False))
         vocab_size = text.get("vocab_size")
         tops = {_top(name) for name in names}
         has_other_modality = any(_OTHER_MODALITY.search(top) for top in tops)
+        has_nested_text = text is not config
         return cls(
-            names,
-            tuple(stacks),
-            vocab_size if isinstance(vocab_size, int) else None,
-            multimodal=bool(main) and (text is not config or has_other_modality),
+            names=names,
+            stacks=tuple(stacks),
+            vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+            multimodal=bool(main) and (has_nested_text or has_other_modality),
         )
 
     @cached_property
@@ -179,9 +188,12 @@ class Architecture:
 
     def at_layer(self, name: str, layer: int) -> str:
         """Return the name of the same tensor in another layer of its stack."""
-        stack = next(stack for stack in self.main_stacks if stack.layer(name) is not None)
-        rest = name.removeprefix(stack.prefix).partition(".")[2]
-        return f"{stack.prefix}{layer}.{rest}"
+        for stack in self.main_stacks:
+            if stack.layer(name) is not None:
+                after_prefix = name.removeprefix(stack.prefix)
+                rest = after_prefix.partition(".")[2]
+                return f"{stack.prefix}{layer}.{rest}"
+        raise ValueError(f"{name} is not in a main stack")
 
     @cached_property
     def by_layer(self) -> Mapping[int | None, tuple[str, ...]]:
@@ -189,13 +201,14 @@ class Architecture:
 
         Layers differ: the first may be dense in a mixture of experts, or own a table of biases.
         """
-        groups: dict[int | None, list[str]] = defaultdict(list)
+        groups = defaultdict(list)
         for name in self.names:
             groups[self.layer(name)].append(name)
-        return {layer: tuple(group) for layer, group in groups.items()}
+        return _frozen(groups)
 
     def role(self, name: str) -> str:
         """Return the role of a tensor in any stack, one of `ROLES`."""
+        # The first part that says something decides: `self_attn.dense` is attention, not MLP.
         for segment in self._segments(name):
             if _NORM.search(segment):
                 return "other"
@@ -211,7 +224,9 @@ class Architecture:
         Such a tensor takes the parameters of the first slice.
         """
         is_outside = self.layer(name) is None
-        return is_outside and bool(_EMBEDDING.search(name)) and not _HEAD.search(name)
+        # Some heads have "embed" in their names: `embed_out` of GPT-NeoX.
+        is_head = bool(_HEAD.search(name))
+        return is_outside and not is_head and bool(_EMBEDDING.search(name))
 
     def vocabulary_axis(self, name: str, shape: Sequence[int]) -> int | None:
         """Return the axis along which a tensor has one entry per token.
@@ -228,6 +243,7 @@ class Architecture:
             return None
         if not _EMBEDDING.search(name) and not _HEAD.search(name):
             return None
+        # A name alone is not enough: a classifier's head has one row per class.
         sizes = tuple(shape)
         if sizes[:1] == (self.vocab_size,):
             return 0
@@ -250,7 +266,7 @@ class Architecture:
         first_part = name.split(".", 1)[0]
         own_first_part = self.prefix.split(".", 1)[0]
         candidates = (
-            name[len(first_part) + 1 :],
+            name.removeprefix(f"{first_part}."),
             f"{own_first_part}.{name}",
             name.replace(".decoder.bias", ".bias"),
         )
@@ -261,8 +277,10 @@ class Architecture:
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a head of that name is the input embedding in this checkpoint."""
-        is_head = _TIED.search(name) and not _INPUT_EMBEDDING.search(name)
-        if not is_head or name in self._name_set or self._input_embedding is None:
+        if name in self._name_set or self._input_embedding is None:
+            return False
+        # A shared embedding that was not written matches both patterns and is no head.
+        if not _TIED.search(name) or _INPUT_EMBEDDING.search(name):
             return False
         return self.find_equivalent(name) == self._input_embedding
 
@@ -282,10 +300,10 @@ class Architecture:
     @cached_property
     def modules(self) -> Mapping[str, tuple[str, ...]]:
         """Tensor names by module."""
-        groups: dict[str, list[str]] = defaultdict(list)
+        groups = defaultdict(list)
         for name in self.names:
             groups[self.module(name)].append(name)
-        return {module: tuple(group) for module, group in groups.items()}
+        return _frozen(groups)
 
     def find_module(self, alias: str) -> str:
         """Return the module that a recipe names.
@@ -308,14 +326,19 @@ class Architecture:
 
         A filter is a substring of tensor names.
         """
-        selected = [name for name in self.names if self.role(name) == role]
-        others = [name for name in self.names if self.role(name) != role]
+        selected: list[str] = []
+        others: list[str] = []
+        for name in self.names:
+            names = selected if self.role(name) == role else others
+            names.append(name)
+        # Layers share their patterns, so each pattern is compared with all names only once.
         is_exclusive: dict[str, bool] = {}
         filters: set[str] = set()
         for name in selected:
             for pattern in self._patterns(name):
                 if pattern not in is_exclusive:
-                    is_exclusive[pattern] = not any(pattern in other for other in others)
+                    matches_other = any(pattern in other for other in others)
+                    is_exclusive[pattern] = not matches_other
                 if is_exclusive[pattern]:
                     filters.add(pattern)
                     break
@@ -328,8 +351,9 @@ class Architecture:
         """
         for stack in self.stacks:
             if stack.layer(name) is not None:
-                after_number = name.removeprefix(stack.prefix).split(".")[1:]
-                return [*after_number, stack.prefix.split(".")[-2]]
+                parts = name.removeprefix(stack.prefix).split(".")
+                list_name = stack.prefix.split(".")[-2]
+                return [*parts[1:], list_name]
         return []
 
     def _patterns(self, name: str) -> Iterator[str]:
@@ -338,12 +362,15 @@ class Architecture:
         Those that hold for all layers come before those with the layer's number.
         """
         parts = self._segments(name)[:-1]
-        number = name.split(".")[-len(parts) - 1]
+        number_position = -len(parts) - 1
+        number = name.split(".")[number_position]
         for width in range(1, len(parts)):
             for start in range(len(parts) - width):
-                yield f".{'.'.join(parts[start : start + width])}."
+                middle = ".".join(parts[start : start + width])
+                yield f".{middle}."
         for width in range(1, len(parts)):
-            yield f".{number}.{'.'.join(parts[:width])}."
+            beginning = ".".join(parts[:width])
+            yield f".{number}.{beginning}."
         yield name
 
     @cached_property
@@ -355,8 +382,9 @@ class Architecture:
         """The token embedding of the language part with the fewest dots in its name."""
         candidates = []
         for name in self.by_layer.get(None, ()):
-            is_token_embedding = _INPUT_EMBEDDING.search(name) and not _NOT_TOKENS.search(name)
-            if is_token_embedding and self.module(name) in (LANGUAGE_MODULE, DEFAULT_MODULE):
+            if not _INPUT_EMBEDDING.search(name) or _NOT_TOKENS.search(name):
+                continue
+            if self.module(name) in (LANGUAGE_MODULE, DEFAULT_MODULE):
                 candidates.append(name)
         return min(candidates, key=_by_number_of_dots, default=None)
 
@@ -369,8 +397,15 @@ class Architecture:
         # If the language part has a name of its own, only the head may be outside of it.
         if any(_LANGUAGE.search(top) for top in language):
             return frozenset(top for top in rest if not _HEAD.search(top))
+        # Else its embeddings, norm and head are outside of it, and others show by their layers or
+        # their name.
         with_layers = {_top(stack.prefix) for stack in self.stacks}
-        return frozenset(top for top in rest if top in with_layers or _OTHER_MODALITY.search(top))
+        named = {top for top in rest if _OTHER_MODALITY.search(top)}
+        return frozenset((rest & with_layers) | named)
+
+
+def _frozen(groups: Mapping[_T, Sequence[str]]) -> Mapping[_T, tuple[str, ...]]:
+    return {key: tuple(names) for key, names in groups.items()}
 
 
 def _top(name: str) -> str:
@@ -391,23 +426,28 @@ def _numbered_lists(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         match = _LIST_NUMBER.search(name)
         if match:
-            numbers[name[: match.start()]].add(int(match.group()))
-    return {
-        prefix: len(found) for prefix, found in numbers.items() if found == set(range(len(found)))
-    }
+            prefix = name[: match.start()]
+            numbers[prefix].add(int(match.group()))
+    lists = {}
+    for prefix, used_numbers in numbers.items():
+        length = len(used_numbers)
+        if used_numbers == set(range(length)):
+            lists[prefix] = length
+    return lists
 
 
 def _main_candidates(lists: Mapping[str, int], text: ReadOnlyJson) -> dict[str, int]:
     """The lists that are as deep as the config says: prefix -> depth."""
     expected = depths(text)
-    if not expected:
-        return {prefix: length for prefix, length in lists.items() if length > 1}
     # DeepSeek numbers its multi-token predictors after the last layer.
     n_predictors = text.get("num_nextn_predict_layers") or 0
     candidates = {}
     for prefix, length in lists.items():
+        if not expected and length > 1:
+            candidates[prefix] = length
         for depth in expected:
-            if 0 <= length - depth <= n_predictors:
+            n_extra = length - depth
+            if 0 <= n_extra <= n_predictors:
                 candidates[prefix] = depth
     return candidates
 
@@ -418,8 +458,11 @@ def _main_prefixes(candidates: Mapping[str, int], names: Sequence[str]) -> tuple
     The best candidate of the language part, with the encoder or decoder that faces it, or with
     the lists that share its layers (XLM numbers attention and MLP separately).
     """
-    matches = [(name, _INPUT_EMBEDDING.search(name)) for name in names]
-    embedding_parents = {name[: match.start()] for name, match in matches if match}
+    embedding_parents = set()
+    for name in names:
+        match = _INPUT_EMBEDDING.search(name)
+        if match:
+            embedding_parents.add(name[: match.start()])
 
     def rank(prefix: str) -> tuple[bool, bool, bool, int, int, str]:
         return (
@@ -437,15 +480,16 @@ def _main_prefixes(candidates: Mapping[str, int], names: Sequence[str]) -> tuple
     best = order[0]
     counterpart = _counterpart(best)
     if counterpart != best and counterpart in candidates:
+        # Layer ranges route both stacks if they can; the decoder alone makes a language model.
         if candidates[best] == candidates[counterpart]:
             return tuple(sorted((best, counterpart), reverse=True))
         is_decoder = re.search(r"\bdecoder\b", best)
         return (best,) if is_decoder else (counterpart,)
-    siblings = [
-        prefix
-        for prefix in order[1:]
-        if _parent(prefix) == _parent(best) and candidates[prefix] == candidates[best]
-    ]
+    siblings = []
+    for prefix in order[1:]:
+        is_beside = _parent(prefix) == _parent(best)
+        if is_beside and candidates[prefix] == candidates[best]:
+            siblings.append(prefix)
     return (best, *siblings)
 
 
@@ -471,5 +515,9 @@ def _is_near_embedding(prefix: str, embedding_parents: Set[str]) -> bool:
     parent = _parent(prefix)
     if any(home.startswith(parent) for home in embedding_parents):
         return True
-    grouped = [home for home in embedding_parents if home.endswith(".embeddings.")]
-    return any(prefix.startswith(home.removesuffix("embeddings.")) for home in grouped)
+    for home in embedding_parents:
+        if home.endswith(".embeddings."):
+            model = home.removesuffix("embeddings.")
+            if prefix.startswith(model):
+                return True
+    return False

@@ -86,6 +86,7 @@ def resolve_chat_template(value: str, folders: Mapping[str, Path]) -> str | None
     """
     if value == "auto":
         return _most_frequent_template(folders.values())
+    # Every template has at least one of these marks, and no name has.
     if "{{" in value or "{%" in value:
         return value
     if value not in CHAT_TEMPLATES:
@@ -106,6 +107,7 @@ def write_chat_template(folder: Path, template: str) -> None:
 
 def _most_frequent_template(folders: Iterable[Path]) -> str | None:
     templates = [_read_template(folder) for folder in folders]
+    # Copies of one template often differ in the newline at their end.
     stripped = [template.strip() for template in templates if template]
     if not stripped:
         return None

@@ -40,12 +40,14 @@ class Checksums:
         self._files = files
         self._missing_bytes: dict[str, int] = {}
         for _, ranges in files.values():
-            tensors = [part for part in ranges if part.name]
-            self._missing_bytes |= {part.name: part.end - part.start for part in tensors}
+            for part in ranges:
+                if part.name:
+                    self._missing_bytes[part.name] = part.end - part.start
         self._digests: dict[str, str] = {}
         self._error: Exception | None = None
         self._stopped = False
         self._changed = threading.Condition()
+        # A daemon: a merge that fails must not keep the process alive.
         self._thread = threading.Thread(target=self._follow, name="checksums", daemon=True)
         self._thread.start()
 
@@ -102,12 +104,16 @@ class Checksums:
 
 
 def _read_chunks(
-    file: str, descriptor: int, part: ByteRange, buffer: memoryview
+    file: str,
+    descriptor: int,
+    part: ByteRange,
+    buffer: memoryview,
 ) -> Iterator[memoryview]:
     """Read a byte range into `buffer`, which each chunk reuses."""
     position = part.start
     while position < part.end:
-        count = os.preadv(descriptor, [buffer[: part.end - position]], position)
+        wanted = buffer[: part.end - position]
+        count = os.preadv(descriptor, [wanted], position)
         if not count:
             raise OSError(f"{file} shrank while it was written")
         yield buffer[:count]

@@ -92,10 +92,14 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def _check_layout(
-    file: Path, headers: Mapping[str, Header], data_start: int, file_size: int
+    file: Path,
+    headers: Mapping[str, Header],
+    data_start: int,
+    file_size: int,
 ) -> None:
     """Check that the tensors fill the file from `data_start` to its end, one after another."""
     end = data_start
+    # Tensors without elements share their offset with the next one, so they must come first.
     in_file_order = sorted(headers.items(), key=lambda item: (item[1].offset, item[1].bytes))
     for name, header in in_file_order:
         if header.offset != end:
@@ -110,7 +114,12 @@ def _check_layout(
         )
 
 
-def _read_entry(file: Path, name: str, entry: object, data_start: int) -> Header:
+def _read_entry(
+    file: Path,
+    name: str,
+    entry: object,
+    data_start: int,
+) -> Header:
     fields = _unpack_entry(name, entry)
     if fields is None:
         raise CheckpointError(
@@ -122,7 +131,13 @@ def _read_entry(file: Path, name: str, entry: object, data_start: int) -> Header
             f"{file}: {name}: the dtype must be one of {', '.join(SAFETENSORS_DTYPES)}, "
             f"got {shorten(code)}; quantised models cannot be merged, use the full model"
         )
-    header = Header(file, SAFETENSORS_DTYPES[code], shape, data_start + first)
+    # `data_offsets` count from the end of the header.
+    header = Header(
+        file=file,
+        dtype=SAFETENSORS_DTYPES[code],
+        shape=shape,
+        offset=data_start + first,
+    )
     if header.bytes != end - first:
         raise CheckpointError(
             f"{file}: {name}: expected {header.bytes} bytes for {list(shape)} {code}, "

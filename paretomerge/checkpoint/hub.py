@@ -10,7 +10,11 @@ _TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
 
 
-def download_snapshot(repository: str, revision: str | None, weights: bool = True) -> Path:
+def download_snapshot(
+    repository: str,
+    revision: str | None,
+    weights: bool = True,
+) -> Path:
     """Download a repository into the Hub's cache.
 
     Args:
@@ -33,7 +37,11 @@ def download_snapshot(repository: str, revision: str | None, weights: bool = Tru
         raise _download_error(repository, error) from error
 
 
-def fetch_headers(repository: str, revision: str | None, folder: Path) -> dict[str, Header]:
+def fetch_headers(
+    repository: str,
+    revision: str | None,
+    folder: Path,
+) -> dict[str, Header]:
     """Fetch the headers of a repository's weights, a few kilobytes of each file.
 
     Args:
@@ -47,6 +55,7 @@ def fetch_headers(repository: str, revision: str | None, folder: Path) -> dict[s
     Raises:
         CheckpointError: If the download fails or a dtype is not supported.
     """
+    # Imported here: most commands never need the Hub's client, which takes a while to load.
     from huggingface_hub import get_safetensors_metadata
 
     try:
@@ -61,8 +70,13 @@ def fetch_headers(repository: str, revision: str | None, folder: Path) -> dict[s
                 f"{repository}: {name}: the dtype must be one of "
                 f"{', '.join(SAFETENSORS_DTYPES)}, got {entry.dtype}; use the full model"
             )
-        dtype = SAFETENSORS_DTYPES[entry.dtype]
-        headers[name] = Header(folder / file, dtype, tuple(entry.shape), entry.data_offsets[0])
+        # The file is not here, so its header's length and the true offset do not matter.
+        headers[name] = Header(
+            file=folder / file,
+            dtype=SAFETENSORS_DTYPES[entry.dtype],
+            shape=tuple(entry.shape),
+            offset=entry.data_offsets[0],
+        )
     return headers
 
 

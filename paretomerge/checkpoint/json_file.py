@@ -44,6 +44,7 @@ def read_optional_json(path: Path) -> JsonObject:
 
 
 def _load(path: Path, label: str) -> JsonObject | None:
+    # RecursionError: a file of nothing but opening brackets nests too deeply for the parser.
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:

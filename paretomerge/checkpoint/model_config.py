@@ -45,21 +45,27 @@ def depths(text: ReadOnlyJson) -> tuple[int, ...]:
     Two numbers for an encoder and a decoder of different depths; () without any.
     """
     keys = (*_DEPTH_KEYS, *_DECODER_DEPTH_KEYS, *_ENCODER_DEPTH_KEYS)
-    numbers = [text[key] for key in keys if isinstance(text.get(key), int)]
-    if not numbers:  # NemotronH gives a list with an entry per layer and no number
-        numbers = [len(text[key]) for key in _LAYER_LIST_KEYS if isinstance(text.get(key), list)]
+    values = [text.get(key) for key in keys]
+    numbers = [value for value in values if isinstance(value, int)]
+    # NemotronH gives a list with an entry per layer and no number.
+    if not numbers:
+        lists = [text.get(key) for key in _LAYER_LIST_KEYS]
+        numbers = [len(value) for value in lists if isinstance(value, list)]
     return tuple(dict.fromkeys(numbers))
 
 
 def _text_path(config: ReadOnlyJson) -> list[ReadOnlyJson]:
     """The config and the nested configs on the way to its text part, which comes last."""
-    nested = [config[key] for key in _TEXT_CONFIG_KEYS if isinstance(config.get(key), Mapping)]
-    if not nested and not depths(config):
+    values = [config.get(key) for key in _TEXT_CONFIG_KEYS]
+    candidates = [value for value in values if isinstance(value, Mapping)]
+    if not candidates and not depths(config):
         # Remote code may use any key; a depth and a vocabulary show which one is the text part.
         parts = [part for part in config.values() if isinstance(part, Mapping)]
-        nested = [part for part in parts if depths(part) and "vocab_size" in part]
-    nested = [part for part in nested if depths(text_config(part)) or "vocab_size" in part]
-    return [config, *_text_path(nested[0])] if nested else [config]
+        candidates = [part for part in parts if depths(part) and "vocab_size" in part]
+    for part in candidates:
+        if depths(text_config(part)) or "vocab_size" in part:
+            return [config, *_text_path(part)]
+    return [config]
 
 
 @dataclass(frozen=True)
@@ -81,20 +87,27 @@ class LayerRule:
 
     def facts(self, text: ReadOnlyJson, depth: int) -> Facts | None:
         """Return what a config says of each layer; None if it does not use the rule."""
-        is_unused = all(text.get(key) is None for key in self.defaults)
-        if is_unused or text.get(self.overridden_by) is not None:
-            return None
+        is_used = False
         values = []
         for key, default in self.defaults.items():
-            values.append(default if text.get(key) is None else text[key])
+            value = text.get(key)
+            if value is None:
+                value = default
+            else:
+                is_used = True
+            values.append(value)
+        if not is_used or text.get(self.overridden_by) is not None:
+            return None
+        # DeepSeek's moe_layer_freq may be a list with an entry per layer and not a number.
         takes_lists = all(isinstance(default, list) for default in self.defaults.values())
         if isinstance(values[0], list) and not takes_lists:
-            return None  # DeepSeek's moe_layer_freq may be a list with an entry per layer instead
+            return None
         return self.evaluate(depth, tuple(values))
 
     def evaluate(self, depth: int, values: _Values) -> Facts:
         """Return what the rule says of each layer for some values of its keys."""
-        return tuple(self.fact(layer, depth, *values) for layer in range(depth))
+        facts = [self.fact(layer, depth, *values) for layer in range(depth)]
+        return tuple(facts)
 
     def solve(self, facts: Facts) -> JsonObject | None:
         """Return values of the keys that express the facts; None if there are none."""
@@ -104,40 +117,82 @@ class LayerRule:
         return None
 
 
-def _is_dense(layer: int, _: int, step: int, dense_layers: Sequence[int]) -> bool:
-    return layer in dense_layers or (layer + 1) % step != 0
+def _is_dense(
+    layer: int,
+    _: int,
+    step: int,
+    dense_layers: Sequence[int],
+) -> bool:
+    ends_step = (layer + 1) % step == 0
+    return layer in dense_layers or not ends_step
 
 
-def _has_experts(layer: int, _: int, interval: int, start: int, end: int) -> bool:
-    is_in_range = layer >= start and (end < 0 or layer <= end)
-    return (layer + 1) % interval == 0 and is_in_range
+def _has_experts(
+    layer: int,
+    _: int,
+    interval: int,
+    start: int,
+    end: int,
+) -> bool:
+    is_before_end = end < 0 or layer <= end
+    ends_interval = (layer + 1) % interval == 0
+    return ends_interval and layer >= start and is_before_end
 
 
-def _is_before(layer: int, _: int, threshold: int) -> bool:
+def _is_before(
+    layer: int,
+    _: int,
+    threshold: int,
+) -> bool:
     return layer < threshold
 
 
-def _is_multiple(layer: int, _: int, period: int) -> bool:
+def _is_multiple(
+    layer: int,
+    _: int,
+    period: int,
+) -> bool:
     return layer % period == 0
 
 
-def _ends_period(layer: int, _: int, period: int) -> bool:
+def _ends_period(
+    layer: int,
+    _: int,
+    period: int,
+) -> bool:
     return (layer + 1) % period == 0
 
 
-def _is_at_offset(layer: int, _: int, period: int, offset: int) -> bool:
+def _is_at_offset(
+    layer: int,
+    _: int,
+    period: int,
+    offset: int,
+) -> bool:
     return layer % period == offset
 
 
-def _is_among_last(layer: int, depth: int, count: int) -> bool:
+def _is_among_last(
+    layer: int,
+    depth: int,
+    count: int,
+) -> bool:
     return layer >= depth - count
 
 
-def _is_listed(layer: int, _: int, listed: Sequence[int]) -> bool:
+def _is_listed(
+    layer: int,
+    _: int,
+    listed: Sequence[int],
+) -> bool:
     return layer in listed
 
 
-def _in_cycle(layer: int, _: int, cycle: Sequence[object]) -> object:
+def _in_cycle(
+    layer: int,
+    _: int,
+    cycle: Sequence[object],
+) -> object:
     return cycle[layer % len(cycle)] if cycle else None
 
 
@@ -236,10 +291,16 @@ RULES = (
 )
 """The rules of all architectures; a config uses those whose keys it has."""
 
-_RULE_LIST_KEYS = {key for rule in RULES for key, default in rule.defaults.items() if default == []}
+_RULE_LIST_KEYS: set[str] = set()
+for _rule in RULES:
+    _RULE_LIST_KEYS |= {key for key, default in _rule.defaults.items() if default == []}
 
 
-def routed_config(config: ReadOnlyJson, route: Route, dtype: str) -> JsonObject:
+def routed_config(
+    config: ReadOnlyJson,
+    route: Route,
+    dtype: str,
+) -> JsonObject:
     """Return a config whose depth, dtype and per-layer values follow a route.
 
     Args:
@@ -253,19 +314,24 @@ def routed_config(config: ReadOnlyJson, route: Route, dtype: str) -> JsonObject:
     result = _copy_with_dtype(config, dtype)
     assert isinstance(result, dict)
     depth = _depth(text_config(config), len(route))
-    is_straight = [layer for _, layer in route] == list(range(depth))
-    if not route or (is_straight and all(source is config for source, _ in route)):
+    layers = [layer for _, layer in route]
+    is_straight = layers == list(range(depth))
+    has_one_source = all(source is config for source, _ in route)
+    # An empty route has one source, too, and changes nothing but the dtype.
+    if not route or (is_straight and has_one_source):
         return result
     # If layers move, their facts move with them: values that the config leaves to its class must
-    # then be known, too.
-    sources = [config, *(source for source, _ in route)]
-    distinct = {id(source): source for source in sources}
+    # then be known, too. Configs are dicts and not hashable, hence `id`.
+    distinct = {id(config): config}
+    for source, _ in route:
+        distinct[id(source)] = source
     per_layer = {
         key: _PerLayer.read(source, len(route), with_defaults=not is_straight)
         for key, source in distinct.items()
     }
     current = per_layer[id(config)]
-    wanted = current.follow([(per_layer[id(source)], layer) for source, layer in route])
+    per_layer_route = [(per_layer[id(source)], layer) for source, layer in route]
+    wanted = current.follow(per_layer_route)
     if is_straight and wanted == current:
         return result
     if not is_straight:
@@ -296,7 +362,12 @@ class _PerLayer:
     facts: Mapping[int, Facts]
 
     @classmethod
-    def read(cls, config: ReadOnlyJson, n_routed: int, with_defaults: bool) -> "_PerLayer":
+    def read(
+        cls,
+        config: ReadOnlyJson,
+        n_routed: int,
+        with_defaults: bool,
+    ) -> "_PerLayer":
         text = dict(text_config(config))
         if with_defaults:
             text |= text_config(_with_class_defaults(config))
@@ -310,20 +381,25 @@ class _PerLayer:
 
     def follow(self, route: Sequence[tuple["_PerLayer", int]]) -> "_PerLayer":
         """The values of the routed layers; a source without a list or rule has this config's."""
-        lists = {}
-        for path, default in self.lists.items():
-            lists[path] = tuple(
-                _entry(source.lists.get(path, default), layer) for source, layer in route
-            )
-        facts = {}
-        for index, default_facts in self.facts.items():
-            facts[index] = tuple(
-                _entry(source.facts.get(index, default_facts), layer) for source, layer in route
-            )
+        lists: dict[_KeyPath, _Values] = {}
+        for path, own_list in self.lists.items():
+            entries = []
+            for source, layer in route:
+                source_list = source.lists.get(path, own_list)
+                entries.append(_entry(source_list, layer))
+            lists[path] = tuple(entries)
+        facts: dict[int, Facts] = {}
+        for index, own_facts in self.facts.items():
+            entries = []
+            for source, layer in route:
+                source_facts = source.facts.get(index, own_facts)
+                entries.append(_entry(source_facts, layer))
+            facts[index] = tuple(entries)
         return _PerLayer(self.text, lists, facts)
 
 
 def _entry(entries: Sequence[object], layer: int) -> object:
+    # A shorter list belongs to a model of another depth.
     if layer >= len(entries):
         raise CheckpointError(
             f"config.json: expected entries for layer {layer}, got {len(entries)}; "
@@ -335,18 +411,22 @@ def _entry(entries: Sequence[object], layer: int) -> object:
 def _depth(text: ReadOnlyJson, n_routed: int) -> int:
     """The depth of the stack that is routed; if there are two, of the one that the route fits."""
     known = depths(text)
-    return n_routed if n_routed in known or not known else known[0]
+    if not known or n_routed in known:
+        return n_routed
+    return known[0]
 
 
 def _with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
     """The config with every value that its class in transformers derives, if there is one."""
+    # Imported here: transformers takes seconds to load, and most merges move no layers.
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         return config
     try:
-        full: JsonObject = CONFIG_MAPPING[model_type].from_dict(dict(config)).to_dict()
+        config_class = CONFIG_MAPPING[model_type]
+        full: JsonObject = config_class.from_dict(dict(config)).to_dict()
     except Exception as error:  # config classes raise exceptions of any class
         raise CheckpointError(
             f"config.json: transformers rejects these values of {model_type}: {error}"
@@ -355,7 +435,9 @@ def _with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
 
 
 def _find_lists(
-    part: ReadOnlyJson, depth: int, path: _KeyPath = ()
+    part: ReadOnlyJson,
+    depth: int,
+    path: _KeyPath = (),
 ) -> Iterator[tuple[_KeyPath, _Values]]:
     """Find lists with an entry per layer, and mappings by layer number (`per_layer_config`)."""
     for key, value in part.items():
@@ -365,16 +447,21 @@ def _find_lists(
         key_path = (*path, key)
         if isinstance(value, (list, tuple)) and len(value) == depth:
             yield key_path, tuple(value)
+        elif isinstance(value, Mapping) and "layer" in key and _has_numbers_as_keys(value):
+            by_layer = {int(number): entry for number, entry in value.items()}
+            entries = [by_layer.get(layer) for layer in range(depth)]
+            yield key_path, tuple(entries)
         elif isinstance(value, Mapping):
-            if value and "layer" in key and all(str(number).isdecimal() for number in value):
-                by_layer = {int(number): entry for number, entry in value.items()}
-                yield key_path, tuple(by_layer.get(layer) for layer in range(depth))
-            else:
-                yield from _find_lists(value, depth, key_path)
+            yield from _find_lists(value, depth, key_path)
+
+
+def _has_numbers_as_keys(value: ReadOnlyJson) -> bool:
+    return bool(value) and all(str(key).isdecimal() for key in value)
 
 
 def _check_movable(current: _PerLayer) -> None:
     """Check that nothing in the config belongs to a place in the network and not to a layer."""
+    # Gemma 3n: each layer reads its own columns of the table.
     if current.text.get("hidden_size_per_layer_input"):
         raise CheckpointError(
             "config.json: layers of this architecture cannot move: it has one table of embeddings "
@@ -391,29 +478,47 @@ def _check_movable(current: _PerLayer) -> None:
             )
 
 
-def _set_depth(part: ReadOnlyJson, old: int, new: int) -> None:
+def _set_depth(
+    part: ReadOnlyJson,
+    old: int,
+    new: int,
+) -> None:
     assert isinstance(part, dict)
     for key in (*_DEPTH_KEYS, *_DECODER_DEPTH_KEYS, "num_blocks"):
         if part.get(key) == old:
             part[key] = new
 
 
-def _write_lists(text: JsonObject, current: _PerLayer, wanted: _PerLayer) -> None:
+def _write_lists(
+    text: JsonObject,
+    current: _PerLayer,
+    wanted: _PerLayer,
+) -> None:
     for path, entries in wanted.lists.items():
         part = text
         for key in path[:-1]:
             part = part.setdefault(key, {})
+        last_key = path[-1]
+        # What was a mapping by layer number stays one; layers without an entry are left out.
         if isinstance(_value_at(current.text, path), Mapping):
-            by_layer = enumerate(entries)
-            part[path[-1]] = {str(layer): entry for layer, entry in by_layer if entry is not None}
+            part[last_key] = {}
+            for layer, entry in enumerate(entries):
+                if entry is not None:
+                    part[last_key][str(layer)] = entry
         else:
-            part[path[-1]] = list(entries)
+            part[last_key] = list(entries)
 
 
-def _write_rules(text: JsonObject, current: _PerLayer, wanted: _PerLayer) -> None:
+def _write_rules(
+    text: JsonObject,
+    current: _PerLayer,
+    wanted: _PerLayer,
+) -> None:
     for index, facts in wanted.facts.items():
         rule = RULES[index]
-        if rule.facts({**current.text, **text}, len(facts)) == facts:
+        # Values that a class derives are not in `text`; they hold unless `text` replaces them.
+        new_text = {**current.text, **text}
+        if rule.facts(new_text, len(facts)) == facts:
             continue
         values = rule.solve(facts)
         if values is None:
@@ -426,7 +531,11 @@ def _write_rules(text: JsonObject, current: _PerLayer, wanted: _PerLayer) -> Non
         text.update(values)
 
 
-def _verify(result: ReadOnlyJson, wanted: _PerLayer, depth: int) -> None:
+def _verify(
+    result: ReadOnlyJson,
+    wanted: _PerLayer,
+    depth: int,
+) -> None:
     """Check that transformers reads from the new config what was written."""
     text = text_config(_with_class_defaults(result))
     known = depths(text)
@@ -434,6 +543,7 @@ def _verify(result: ReadOnlyJson, wanted: _PerLayer, depth: int) -> None:
         raise CheckpointError(
             f"config.json: cannot set the depth to {depth}: transformers still reads {known}"
         )
+    # Some classes compute a list from other values and ignore the one in config.json.
     for path, entries in wanted.lists.items():
         actual = _value_at(text, path)
         if isinstance(actual, (list, tuple)) and tuple(actual) != entries:

@@ -59,7 +59,12 @@ class Operand(Protocol):
         """Dtype of the stored tensor, as torch names it."""
         ...
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Read rows [first, end).
 
         Returns:
@@ -88,7 +93,12 @@ class StoredTensor:
     label: str
     allow_nan: bool = False
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Read rows [first, end) in float32; see `Operand.rows`."""
         import torch
 
@@ -103,7 +113,8 @@ class StoredTensor:
         import torch
 
         columns = matrix_shape(self.shape)[1]
-        rows = torch.empty((end - first, columns), dtype=getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        rows = torch.empty((end - first, columns), dtype=dtype)
         self._read_into(rows, first * columns)
         return self._checked(rows)
 
@@ -117,8 +128,10 @@ class StoredTensor:
         import torch
 
         # numpy asks the kernel for huge pages and torch does not: far fewer page faults.
-        buffer = np.empty(size_in_bytes(self.shape, self.dtype), np.uint8)
-        tensor = torch.from_numpy(buffer).view(getattr(torch, self.dtype)).view(self.shape)
+        n_bytes = size_in_bytes(self.shape, self.dtype)
+        buffer = torch.from_numpy(np.empty(n_bytes, np.uint8))
+        dtype = getattr(torch, self.dtype)
+        tensor = buffer.view(dtype).view(self.shape)
         self._read_into(tensor, 0)
         return self._checked(tensor)
 
@@ -133,13 +146,16 @@ class StoredTensor:
 
         if tensor.numel() == 0:
             return
-        raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        # As bytes, because numpy has no bfloat16.
+        flat = tensor.reshape(-1)
+        raw = memoryview(flat.view(torch.uint8).numpy())
         start = self.offset + first_element * DTYPE_BYTES[self.dtype]
         n_read = 0
         # One call reads at most 2 GB, so large tensors take several.
         while n_read < len(raw):
+            rest = raw[n_read:]
             try:
-                count = os.preadv(self.descriptor(), [raw[n_read:]], start + n_read)
+                count = os.preadv(self.descriptor(), [rest], start + n_read)
             except OSError as error:
                 raise CheckpointError(f"{self.label}: cannot be read: {error}") from error
             if count == 0:
@@ -169,10 +185,16 @@ class InMemoryTensor:
         """Return the tensor itself, not a copy."""
         return self.tensor
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Copy rows [first, end) to float32; see `Operand.rows`."""
         import torch
 
+        # `copy`, as the caller may write to what it gets.
         matrix = self.tensor.view(matrix_shape(self.shape))
         return matrix[first:end].to(device, torch.float32, copy=True)
 
@@ -189,7 +211,12 @@ class CachedTensor:
         self._operand = operand
         self._cached: InMemoryTensor | None = None
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Read rows [first, end) in float32; see `Operand.rows`."""
         if self._cached is None:
             self._cached = InMemoryTensor(self._operand.read())

@@ -62,10 +62,16 @@ class Shards:
         allow_nan: Whether NaN and infinity are read like other values, or are an error.
     """
 
-    def __init__(self, name: str, headers: Mapping[str, Header], allow_nan: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        headers: Mapping[str, Header],
+        allow_nan: bool = False,
+    ) -> None:
         self.name = name
         self.headers = headers
         self.allow_nan = allow_nan
+        # Headers from the Hub name files that are not here.
         files = {header.file for header in headers.values()}
         self._stamps = {file: _FileStamp.of(file) for file in files if file.exists()}
         self._descriptors: dict[Path, int] = {}
@@ -98,6 +104,7 @@ class Shards:
                 )
 
     def _descriptor(self, file: Path) -> int:
+        # Several threads of a merge read from the same files.
         with self._lock:
             if file not in self._descriptors:
                 try:
@@ -132,7 +139,12 @@ class Checkpoint:
         CheckpointError: If the folder is missing, incomplete, damaged, unsafe or quantised.
     """
 
-    def __init__(self, name: str, allow_nan: bool = False, download: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        allow_nan: bool = False,
+        download: bool = True,
+    ) -> None:
         self.name = name
         self.folder = resolve_folder(name, download)
         config_file = reject_symlink_escape(self.folder / "config.json")
@@ -192,6 +204,7 @@ def shard_path(folder: Path, file: str) -> Path:
     Raises:
         CheckpointError: If the name leads out of the folder or the file is missing.
     """
+    # An index may come from anywhere: "../other/model.safetensors" must not be followed.
     if Path(file).name != file:
         raise CheckpointError(
             f"{folder}: {INDEX_FILE}: shards must be files in the same folder, got {file!r}"
@@ -210,6 +223,7 @@ def shard_path(folder: Path, file: str) -> Path:
 
 
 def _check_full_precision(name: str, config: JsonObject) -> None:
+    # Multimodal models may have only their text part quantised.
     for part in (config, text_config(config)):
         if "quantization_config" in part:
             raise CheckpointError(
@@ -264,6 +278,7 @@ def _read_weight_map(folder: Path, name: str) -> dict[str, str]:
 
 
 def _missing_weights_error(folder: Path, name: str) -> CheckpointError:
+    # The advice must not open the pickle here: that is what a sandbox is for.
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     pickles += sorted(path.name for path in folder.glob("*.pt*"))
     problem = f"{name}: the folder has no {SINGLE_FILE} and no {INDEX_FILE}"

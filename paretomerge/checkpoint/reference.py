@@ -49,6 +49,7 @@ def resolve_folder(name: str, weights: bool = True) -> Path:
     path = _existing_path(name)
     if path is not None and path.is_dir():
         return path
+    # An "@" in the name of an existing folder was handled above.
     repository, revision = split_revision(name)
     if revision and _existing_path(repository) is not None:
         raise CheckpointError(
@@ -81,7 +82,11 @@ def canonical_name(model: str) -> str:
 
     Local folders of models and adapters become absolute paths; Hub names stay.
     """
-    parts = [str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+")]
+    parts = []
+    for part in model.split("+"):
+        if is_folder(part):
+            part = str(Path(part).resolve())
+        parts.append(part)
     return "+".join(parts)
 
 
@@ -94,7 +99,9 @@ def reject_symlink_escape(path: Path) -> Path:
     Raises:
         CheckpointError: If it is.
     """
-    folder, target = path.parent.resolve(), path.resolve()
+    # The folder itself may be a link: it is what the user named.
+    folder = path.parent.resolve()
+    target = path.resolve()
     if target.is_relative_to(folder):
         return path
     hub_blobs = folder.parent.parent / "blobs"

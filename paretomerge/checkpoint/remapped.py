@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paretomerge.checkpoint.operand import Operand
-from paretomerge.checkpoint.vocabulary import RowMap
+from paretomerge.checkpoint.vocabulary import RowMap, RowSources
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,21 @@ class RemappedTensor:
         """Shape in the merged vocabulary."""
         own_shape = self.operand.shape
         n_rows = self.row_map.n_rows
-        return (*own_shape[:-1], n_rows) if self._is_vector else (n_rows, *own_shape[1:])
+        if self._is_vector:
+            return (*own_shape[:-1], n_rows)
+        return (n_rows, *own_shape[1:])
 
     @property
     def dtype(self) -> str:
         """Dtype of the stored tensor, as torch names it."""
         return self.operand.dtype
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
         """Read rows [first, end) in float32; see `Operand.rows`."""
         if self._is_vector:
             return self._vector(device)
@@ -50,14 +57,17 @@ class RemappedTensor:
             return self.operand.rows(first, end, device)
         merged = self._token_rows(first, end, device)
         n_tokens = self.row_map.n_tokens
+        # Padding rows hold the mean, as in `RowMap.apply`, which says why.
         if end > n_tokens:
-            merged[max(n_tokens - first, 0) :] = self._mean_row.to(device)
+            first_padding = max(n_tokens - first, 0)
+            merged[first_padding:] = self._mean_row.to(device)
         return merged
 
     @property
     def _is_vector(self) -> bool:
         """One entry per token: a bias, or BART's bias of shape (1, tokens)."""
-        return len(self.operand.shape) == 1 or self.operand.shape[0] == 1
+        own_shape = self.operand.shape
+        return len(own_shape) == 1 or own_shape[0] == 1
 
     def _vector(self, device: str) -> "torch.Tensor":
         def donor_vector(model: str) -> "torch.Tensor":
@@ -65,27 +75,45 @@ class RemappedTensor:
 
         own_vector = self.operand.rows(0, 1, device)[0]
         vector = self.row_map.apply(own_vector, donor_vector)
+        # An identity map gives a view, and the caller may write to what it gets.
         return vector.clone()[None]
 
-    def _token_rows(self, first: int, end: int, device: str) -> "torch.Tensor":
+    def _token_rows(
+        self,
+        first: int,
+        end: int,
+        device: str,
+    ) -> "torch.Tensor":
         """Rows [first, end), with zeros for rows that no token has."""
         import torch
 
-        merged = torch.zeros((end - first, self.shape[1]), device=device)
-        wanted = self.row_map.own_rows[first:end]
+        n_columns = self.shape[1]
+        merged = torch.zeros((end - first, n_columns), device=device)
+        own_rows = self.row_map.own_rows[first:end]
         # Consecutive rows are read together: most of a vocabulary is shared and in one order.
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        for run in np.split(np.arange(len(wanted)), breaks):
-            own_row = int(wanted[run[0]])
+        is_jump = np.diff(own_rows) != 1
+        run_starts = np.flatnonzero(is_jump) + 1
+        for run in np.split(np.arange(len(own_rows)), run_starts):
+            start, stop = run[0], run[-1] + 1
+            own_row = int(own_rows[start])
             if own_row >= 0:
-                block = self.operand.rows(own_row, own_row + len(run), device)
-                merged[run[0] : run[-1] + 1] = block
+                own_end = own_row + len(run)
+                merged[start:stop] = self.operand.rows(own_row, own_end, device)
         for row in range(first, end):
             sources = self.row_map.donor_rows.get(row)
             if sources:
-                rows = [self._donors[model].rows(r, r + 1, device)[0] for model, r in sources]
-                merged[row - first] = torch.stack(rows).mean(0)
+                merged[row - first] = self._mean_of(sources, device)
         return merged
+
+    def _mean_of(self, sources: RowSources, device: str) -> "torch.Tensor":
+        """Mean of some rows of donors."""
+        import torch
+
+        rows = []
+        for model, donor_row in sources:
+            block = self._donors[model].rows(donor_row, donor_row + 1, device)
+            rows.append(block[0])
+        return torch.stack(rows).mean(0)
 
     @cached_property
     def _donors(self) -> dict[str, Operand]:
@@ -98,8 +126,13 @@ class RemappedTensor:
         import torch
 
         n_tokens = self.row_map.n_tokens
-        total = torch.zeros(self.shape[1], dtype=torch.float64)
+        n_columns = self.shape[1]
+        # Always in chunks of one size and on the CPU: the sum, and so the merged weights, must
+        # not depend on the blocks of a merge or on its device.
+        total = torch.zeros(n_columns, dtype=torch.float64)
         for start in range(0, n_tokens, _MEAN_CHUNK_ROWS):
             end = min(start + _MEAN_CHUNK_ROWS, n_tokens)
-            total += self._token_rows(start, end, "cpu").double().sum(0)
-        return (total / n_tokens).to(torch.float32)
+            chunk = self._token_rows(start, end, "cpu")
+            total += chunk.double().sum(0)
+        mean = total / n_tokens
+        return mean.to(torch.float32)

@@ -8,7 +8,7 @@ not import transformers. Tokens that only other files name (a padding token in
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paretomerge.checkpoint.json_file import (
@@ -61,7 +61,11 @@ _SPECIAL_TOKEN_KEYS = (
 )
 
 
-def copy_tokenizer(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
+def copy_tokenizer(
+    source: Path,
+    out: Path,
+    names: Iterable[str] = TOKENIZER_FILES,
+) -> None:
     """Copy the files of a tokenizer, its chat template and the generation config.
 
     Args:
@@ -82,6 +86,7 @@ def tokenizer_files(source: Path, names: Iterable[str] = TOKENIZER_FILES) -> lis
     Raises:
         CheckpointError: If a file is a link that leaves `source`.
     """
+    # A model from elsewhere could link to a private file, which a merge would then publish.
     existing = [source / name for name in names if (source / name).is_file()]
     return [reject_symlink_escape(path) for path in existing]
 
@@ -115,6 +120,7 @@ class Tokens:
             CheckpointError: If the next free id is taken, because the ids have gaps.
         """
         ids, added = dict(self.ids), dict(self.added)
+        # Only made if a token is new: most folders add none to some 150,000.
         used_ids: set[int] | None = None
         last_added_id = max((ids[token] for token in added), default=-1)
         for entry in entries:
@@ -134,10 +140,20 @@ class Tokens:
                 used_ids.add(ids[token])
             last_added_id = max(last_added_id, ids[token])
             added[token] = _flags(entry, is_special)
-        in_order = sorted(added.items(), key=lambda item: ids[item[0]])
-        return Tokens(self.folder, ids, dict(in_order), self.base_size)
+        in_order = sorted(added, key=ids.__getitem__)
+        return Tokens(
+            folder=self.folder,
+            ids=ids,
+            added={token: added[token] for token in in_order},
+            base_size=self.base_size,
+        )
 
-    def _check_free(self, token: str, token_id: int, used_ids: set[int]) -> None:
+    def _check_free(
+        self,
+        token: str,
+        token_id: int,
+        used_ids: set[int],
+    ) -> None:
         if token_id in used_ids:
             raise CheckpointError(
                 f"{self.folder}: cannot add the token {token!r}: its id {token_id} is taken, "
@@ -164,6 +180,7 @@ def read_tokens(folder: Path, cache: dict[bytes, Tokens] | None = None) -> Token
     Raises:
         CheckpointError: If there is no tokenizer or it cannot be read.
     """
+    # Older tokenizers consist of several files, so only tokenizer.json is looked up by content.
     path = folder / "tokenizer.json"
     content = path.read_bytes() if path.is_file() else b""
     if cache is None or not content:
@@ -171,8 +188,7 @@ def read_tokens(folder: Path, cache: dict[bytes, Tokens] | None = None) -> Token
     else:
         if content not in cache:
             cache[content] = _parse_tokens(folder)
-        parsed = cache[content]
-        tokens = Tokens(folder, parsed.ids, parsed.added, parsed.base_size)
+        tokens = replace(cache[content], folder=folder)
     return tokens.with_added(_configured_tokens(folder))
 
 
@@ -206,7 +222,12 @@ def _parse_tokens(folder: Path) -> Tokens:
             ids = vocabulary
         else:  # Unigram lists [token, score] in the order of the ids
             ids = {entry[0]: index for index, entry in enumerate(vocabulary)}
-        tokens = Tokens(folder, ids, {}, len(vocabulary))
+        tokens = Tokens(
+            folder=folder,
+            ids=ids,
+            added={},
+            base_size=len(vocabulary),
+        )
         return tokens.with_added(data.get("added_tokens") or [])
     except (KeyError, IndexError, TypeError) as error:
         raise CheckpointError(
@@ -243,6 +264,7 @@ def _configured_tokens(folder: Path) -> list[JsonObject]:
     """The added tokens that other files name, in the order in which transformers adds them."""
     config = read_optional_json(folder / "tokenizer_config.json")
     decoder = config.get("added_tokens_decoder")
+    # Transformers reads the older files only if the config has no decoder.
     if decoder is None:
         config |= read_optional_json(folder / "special_tokens_map.json")
     special = _special_tokens(config)

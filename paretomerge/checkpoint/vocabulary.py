@@ -8,6 +8,7 @@ A token that a model lacks takes the row of the base; if the base lacks it, too,
 model that has it, or else the mean over all models that have it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 RowSources = tuple[tuple[str, int], ...]
 """(model, row) pairs whose mean a row takes; () for a row of zeros."""
 
+_RowPair = tuple[int, int]
 _SPECIAL_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ZERO_SOURCE = {"kind": "zero"}
 
@@ -56,14 +58,17 @@ class RowMap:
         """Whether the output is the first `n_rows` rows of the model's own tensor."""
         if self.donor_rows or self.n_tokens != self.n_rows:
             return False
-        return bool(np.array_equal(self.own_rows, np.arange(self.n_rows)))
+        identity = np.arange(self.n_rows)
+        return bool(np.array_equal(self.own_rows, identity))
 
     @cached_property
     def donors(self) -> tuple[str, ...]:
         """The models whose tensors `apply` needs."""
+        # A dict and not a set: the order of the models must not depend on the hash seed.
         models: dict[str, None] = {}
         for sources in self.donor_rows.values():
-            models |= {model: None for model, _ in sources}
+            for model, _ in sources:
+                models[model] = None
         return tuple(models)
 
     def apply(
@@ -84,15 +89,17 @@ class RowMap:
 
         if self.is_identity:
             return own[: self.n_rows]
-        index = torch.from_numpy(self.own_rows).to(own.device)
-        present = torch.nonzero(index >= 0).squeeze(1)
-        out = own.new_zeros((self.n_rows, *own.shape[1:]))
-        out[present] = own[index[present]]
+        own_rows = torch.from_numpy(self.own_rows).to(own.device)
+        present = torch.nonzero(own_rows >= 0).squeeze(1)
+        row_shape = own.shape[1:]
+        out = own.new_zeros((self.n_rows, *row_shape))
+        out[present] = own[own_rows[present]]
         self._add_donor_rows(out, tensor_of)
         # A new row at the mean of the others changes the softmax least (Hewitt 2021,
         # "Initializing new word embeddings for pretrained language models").
         if self.n_tokens < self.n_rows:
-            out[self.n_tokens :] = out[: self.n_tokens].mean(dim=0)
+            token_rows = out[: self.n_tokens]
+            out[self.n_tokens :] = token_rows.mean(dim=0)
         return out
 
     def _add_donor_rows(
@@ -103,26 +110,40 @@ class RowMap:
         for gather in self._gathers():
             donor_rows = torch.from_numpy(gather.donor_rows).to(out.device)
             out_rows = torch.from_numpy(gather.out_rows).to(out.device)
-            values = tensor_of(gather.model)[donor_rows].to(out)
-            out[out_rows] = values if gather.position == 0 else out[out_rows] + values
-        counts = {row: len(pairs) for row, pairs in self.donor_rows.items() if len(pairs) > 1}
+            tensor = tensor_of(gather.model)
+            values = tensor[donor_rows].to(out)
+            # The first source is copied and not added to zero: 0 + -0.0 would lose its sign.
+            if gather.position == 0:
+                out[out_rows] = values
+            else:
+                out[out_rows] += values
+        counts = {}
+        for row, sources in self.donor_rows.items():
+            if len(sources) > 1:
+                counts[row] = len(sources)
         if counts:
             rows = torch.tensor(list(counts), device=out.device)
             divisors = torch.tensor(list(counts.values())).to(out)
-            out[rows] /= divisors.reshape(len(counts), *[1] * (out.dim() - 1))
+            other_dimensions = [1] * (out.dim() - 1)
+            out[rows] /= divisors.reshape(len(counts), *other_dimensions)
 
     def _gathers(self) -> list["_Gather"]:
         """`donor_rows` as few vectorised copies, those of each row's first source first."""
-        groups: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
+        row_pairs: defaultdict[tuple[int, str], list[_RowPair]] = defaultdict(list)
         for out_row, sources in self.donor_rows.items():
             for position, (model, donor_row) in enumerate(sources):
-                out_rows, donor_rows = groups.setdefault((position, model), ([], []))
-                out_rows.append(out_row)
-                donor_rows.append(donor_row)
-        gathers = [
-            _Gather(position, model, np.array(out_rows), np.array(donor_rows))
-            for (position, model), (out_rows, donor_rows) in groups.items()
-        ]
+                row_pairs[position, model].append((out_row, donor_row))
+        gathers = []
+        for (position, model), pairs in row_pairs.items():
+            out_rows, donor_rows = np.array(pairs).T.copy()
+            gather = _Gather(
+                position=position,
+                model=model,
+                out_rows=out_rows,
+                donor_rows=donor_rows,
+            )
+            gathers.append(gather)
+        # A row's sum starts with its first source, so those must come before all others.
         return sorted(gathers, key=lambda gather: gather.position)
 
 
@@ -189,10 +210,10 @@ class _Model:
 
     def adds_nothing_to(self, other: "_Model") -> bool:
         """Whether every token that has a row here has one in the other model as well."""
-        same_tokens = self.tokens.ids == other.tokens.ids
-        return (
-            same_tokens and self.tokens.added == other.tokens.added and self.n_rows <= other.n_rows
-        )
+        if self.n_rows > other.n_rows:
+            return False
+        has_same_ids = self.tokens.ids == other.tokens.ids
+        return has_same_ids and self.tokens.added == other.tokens.added
 
 
 @dataclass(frozen=True)
@@ -234,21 +255,27 @@ def merge_vocabularies(
             than its model has rows.
     """
     _check_arguments(source, folders, pad_to_multiple_of)
-    rules = {token: _check_rule(token, rule, folders) for token, rule in (tokens or {}).items()}
+    rules = tokens or {}
+    for token, rule in rules.items():
+        _check_rule(token, rule, folders)
     template = base if base is not None else next(iter(folders))
+    provider_name = template if source in ("union", "base") else source
     cache: dict[bytes, Tokens] = {}
-    models = {
-        name: _Model(name, read_tokens(folder, cache), embedding_rows[name])
-        for name, folder in folders.items()
-    }
-    provider = models[template if source in ("union", "base") else source]
+    models = {}
+    for name, folder in folders.items():
+        models[name] = _Model(
+            name=name,
+            tokens=read_tokens(folder, cache),
+            n_rows=embedding_rows[name],
+        )
+    provider = models[provider_name]
     _check_every_token_has_a_row(provider)
     merged = provider.tokens
     if source == "union":
         merged = merged.with_added(_tokens_of_others(provider, models))
-    new_tokens = [{"content": token} for token in rules if token not in merged.ids]
-    if new_tokens:
-        merged = merged.with_added(new_tokens)
+    unknown_tokens = [token for token in rules if token not in merged.ids]
+    if unknown_tokens:
+        merged = merged.with_added({"content": token} for token in unknown_tokens)
     own_rows = _own_rows(merged, provider.tokens, models)
     n_tokens = own_rows.shape[1]
     size = n_tokens + (-n_tokens % (pad_to_multiple_of or 1))
@@ -264,7 +291,9 @@ def merge_vocabularies(
 
 
 def _check_arguments(
-    source: str, folders: Mapping[str, Path], pad_to_multiple_of: int | None
+    source: str,
+    folders: Mapping[str, Path],
+    pad_to_multiple_of: int | None,
 ) -> None:
     known = ("union", "base", *folders)
     if source not in known:
@@ -300,7 +329,8 @@ def _tokens_of_others(provider: _Model, models: Mapping[str, _Model]) -> list[Re
     added: dict[str, ReadOnlyJson] = {}
     ordinary: dict[str, None] = {}
     visited: list[_Model] = []
-    for model in [provider, *(m for m in models.values() if m is not provider)]:
+    others = [model for model in models.values() if model is not provider]
+    for model in [provider, *others]:
         # Most fine-tunes share the base's tokens, and comparing is faster than merging them.
         if any(model.adds_nothing_to(other) for other in visited):
             continue
@@ -309,27 +339,34 @@ def _tokens_of_others(provider: _Model, models: Mapping[str, _Model]) -> list[Re
         for token, flags in model.tokens.added.items():
             if ids[token] < model.n_rows:
                 added.setdefault(token, {"content": token, **flags})
-        if model is not provider:
-            new = [
-                token
-                for token, token_id in ids.items()
-                if token_id < model.n_rows
-                and token not in model.tokens.added
-                and token not in provider.tokens.ids
-            ]
-            ordinary |= dict.fromkeys(sorted(new, key=ids.__getitem__))
-    entries: list[ReadOnlyJson] = [{"content": token} for token in ordinary if token not in added]
+        new = []
+        for token, token_id in ids.items():
+            is_known = token in provider.tokens.ids or token in model.tokens.added
+            if token_id < model.n_rows and not is_known:
+                new.append(token)
+        # In the order of their ids: that of the file's keys is not part of a tokenizer.
+        ordinary |= dict.fromkeys(sorted(new, key=ids.__getitem__))
+    entries: list[ReadOnlyJson] = []
+    for token in ordinary:
+        if token not in added:
+            entries.append({"content": token})
     return entries + list(added.values())
 
 
-def _own_rows(merged: Tokens, provider: Tokens, models: Mapping[str, _Model]) -> NDArray[np.int64]:
+def _own_rows(
+    merged: Tokens,
+    provider: Tokens,
+    models: Mapping[str, _Model],
+) -> NDArray[np.int64]:
     """(models, tokens): the row that each model has for each merged token; -1 without one."""
     n_tokens = max(merged.ids.values()) + 1
+    # Vocabularies have 150,000 tokens and more, so the tables are filled as arrays.
     n_merged = len(merged.ids)
     merged_ids = np.fromiter(merged.ids.values(), np.int64, n_merged)
     provider_rows = np.arange(n_tokens)
-    new_ids = [number for token, number in merged.ids.items() if token not in provider.ids]
-    provider_rows[new_ids] = -1
+    for token, token_id in merged.ids.items():
+        if token not in provider.ids:
+            provider_rows[token_id] = -1
     all_rows = []
     for model in models.values():
         ids = model.tokens.ids
@@ -337,9 +374,10 @@ def _own_rows(merged: Tokens, provider: Tokens, models: Mapping[str, _Model]) ->
         if ids == provider.ids:
             rows = provider_rows.copy()
         else:
-            token_ids = (ids.get(token, -1) for token in merged.ids)
+            own_ids = (ids.get(token, -1) for token in merged.ids)
             rows = np.full(n_tokens, -1, np.int64)
-            rows[merged_ids] = np.fromiter(token_ids, np.int64, n_merged)
+            rows[merged_ids] = np.fromiter(own_ids, np.int64, n_merged)
+        # A tokenizer may have tokens that its model was never resized for.
         rows[rows >= model.n_rows] = -1
         all_rows.append(rows)
     return np.stack(all_rows)
@@ -354,9 +392,12 @@ def _row_maps(
 ) -> dict[str, RowMap]:
     """The row map of each model: the default rule, then the overrides by output row."""
     n_tokens = own_rows.shape[1]
-    forced = [row for row, override in overrides.items() if override.force]
-    is_missing = ~(own_rows >= 0).all(axis=0)
-    wanted = np.union1d(np.flatnonzero(is_missing), np.array(forced, np.int64))
+    forced_rows = [row for row, override in overrides.items() if override.force]
+    # The type is given for an empty list, which would be an array of floats.
+    forced = np.array(forced_rows, np.int64)
+    has_every_model = (own_rows >= 0).all(axis=0)
+    missing_somewhere = np.flatnonzero(~has_every_model)
+    wanted = np.union1d(missing_somewhere, forced)
     sources = _default_sources(own_rows, wanted, models, base)
     for row, override in overrides.items():
         if override.sources is not None:
@@ -366,45 +407,65 @@ def _row_maps(
         rows = np.full(size, -1, np.int64)
         rows[:n_tokens] = own_rows[index]
         rows[forced] = -1
-        missing = np.flatnonzero(rows[:n_tokens] < 0).tolist()
-        row_maps[model] = RowMap(rows, {row: sources[row] for row in missing}, n_tokens)
+        is_missing = rows[:n_tokens] < 0
+        missing = np.flatnonzero(is_missing).tolist()
+        row_maps[model] = RowMap(
+            own_rows=rows,
+            donor_rows={row: sources[row] for row in missing},
+            n_tokens=n_tokens,
+        )
     return row_maps
 
 
 def _default_sources(
-    own_rows: NDArray[np.int64], wanted: NDArray[np.int64], models: Sequence[str], base: str | None
+    own_rows: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    models: Sequence[str],
+    base: str | None,
 ) -> dict[int, RowSources]:
     """The rows that a model takes for a token that it lacks, for the tokens in `wanted`.
 
     The base's row; else that of the only model that has the token; else those of all that have it.
     """
     has_row = own_rows[:, wanted] >= 0
-    donors = np.where(has_row.sum(axis=0) == 1, has_row.argmax(axis=0), -1)
+    n_owners = has_row.sum(axis=0)
+    first_owner = has_row.argmax(axis=0)
+    donors = np.where(n_owners == 1, first_owner, -1)
     if base is not None:
         base_index = models.index(base)
         donors = np.where(has_row[base_index], base_index, donors)
     donor_rows = own_rows[donors, wanted]
+    # Lists are much faster to loop over than arrays.
+    choices = zip(wanted.tolist(), donors.tolist(), donor_rows.tolist(), strict=True)
     sources: dict[int, RowSources] = {}
-    for row, donor, donor_row in zip(
-        wanted.tolist(), donors.tolist(), donor_rows.tolist(), strict=True
-    ):
+    for row, donor, donor_row in choices:
         if donor >= 0:
             sources[row] = ((models[donor], donor_row),)
         else:  # no model has it (zeros), or several have it (their mean)
-            owners = np.flatnonzero(own_rows[:, row] >= 0).tolist()
-            sources[row] = tuple((models[index], int(own_rows[index, row])) for index in owners)
+            model_rows = own_rows[:, row].tolist()
+            sources[row] = _rows_of_all(model_rows, models)
     return sources
 
 
-def _check_rule(token: str, rule: object, models: Mapping[str, Path]) -> ReadOnlyJson:
+def _rows_of_all(rows: Sequence[int], models: Sequence[str]) -> RowSources:
+    """The row of every model that has the token."""
+    pairs = zip(models, rows, strict=True)
+    owners = [(model, row) for model, row in pairs if row >= 0]
+    return tuple(owners)
+
+
+def _check_rule(
+    token: str,
+    rule: object,
+    models: Mapping[str, Path],
+) -> None:
     """Check the form of the rule for one token, and the model that it names."""
     where = f"tokenizer.tokens[{token!r}]"
-    has_known_keys = isinstance(rule, Mapping) and not set(rule) - {"source", "force"}
-    if not isinstance(rule, Mapping) or not has_known_keys or not _has_valid_force(rule):
+    if not isinstance(rule, Mapping) or not _has_rule_keys(rule):
         raise RecipeError(f"{where}: expected `source` and `force: true` or `false`, got {rule!r}")
     source = rule.get("source")
     if source is None or source == _ZERO_SOURCE:
-        return rule
+        return
     model = source
     if isinstance(source, Mapping):
         is_model_token = source.get("kind") == "model_token"
@@ -418,15 +479,18 @@ def _check_rule(token: str, rule: object, models: Mapping[str, Path]) -> ReadOnl
         model = source["model"]
     if not isinstance(model, str) or model not in models:
         raise RecipeError(f"{where}.source: {unknown_name('model', model, models)}")
-    return rule
 
 
-def _has_valid_force(rule: ReadOnlyJson) -> bool:
-    return isinstance(rule.get("force", False), bool)
+def _has_rule_keys(rule: ReadOnlyJson) -> bool:
+    has_unknown_keys = bool(set(rule) - {"source", "force"})
+    force = rule.get("force", False)
+    return isinstance(force, bool) and not has_unknown_keys
 
 
 def _resolve_rules(
-    rules: Mapping[str, ReadOnlyJson], merged: Tokens, models: Mapping[str, _Model]
+    rules: Mapping[str, ReadOnlyJson],
+    merged: Tokens,
+    models: Mapping[str, _Model],
 ) -> dict[int, _Override]:
     """The overrides by output row, with the rows that their sources mean."""
     overrides: dict[int, _Override] = {}
@@ -438,21 +502,31 @@ def _resolve_rules(
         elif source is not None:
             is_mapping = isinstance(source, Mapping)
             entry = source if is_mapping else {"model": source, "token": token}
-            row = _source_row(token, entry, models[entry["model"]])
-            sources = ((entry["model"], row),)
-        overrides[merged.ids[token]] = _Override(sources, rule.get("force", False))
+            model = models[entry["model"]]
+            row = _source_row(token, entry, model)
+            sources = ((model.name, row),)
+        force = rule.get("force", False)
+        overrides[merged.ids[token]] = _Override(sources, force)
     return overrides
 
 
-def _source_row(token: str, source: ReadOnlyJson, model: _Model) -> int:
+def _source_row(
+    token: str,
+    source: ReadOnlyJson,
+    model: _Model,
+) -> int:
     """The row of a model that `{model, token}` or `{model, token_id}` means."""
     where = f"tokenizer.tokens[{token!r}].source"
     ids = model.tokens.ids
-    if "token" in source and source["token"] not in ids:
-        raise RecipeError(
-            f"{where}: {model.name} has no token {source['token']!r}; name one that it has"
-        )
-    row = ids[source["token"]] if "token" in source else source["token_id"]
+    if "token" in source:
+        wanted = source["token"]
+        if wanted not in ids:
+            raise RecipeError(
+                f"{where}: {model.name} has no token {wanted!r}; name one that it has"
+            )
+        row = ids[wanted]
+    else:
+        row = source["token_id"]
     if type(row) is not int or not 0 <= row < model.n_rows:
         raise RecipeError(
             f"{where}: expected a token id from 0 to {model.n_rows - 1}, the rows of "
@@ -463,6 +537,11 @@ def _source_row(token: str, source: ReadOnlyJson, model: _Model) -> int:
 
 def _changed_special_ids(provider: Path, template: Path) -> JsonObject:
     """The special token ids of the provider's config.json that differ from the template's."""
+    # The merged config follows the template, whose ids may mean other tokens of the provider.
     new = read_optional_json(provider / "config.json")
     old = read_optional_json(template / "config.json")
-    return {key: new.get(key) for key in _SPECIAL_ID_KEYS if new.get(key) != old.get(key)}
+    changed = {}
+    for key in _SPECIAL_ID_KEYS:
+        if new.get(key) != old.get(key):
+            changed[key] = new.get(key)
+    return changed

@@ -30,6 +30,7 @@ SHARD_BYTES = 5_000_000_000
 """Default size of the largest file, in bytes."""
 
 _DTYPE_CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
+_MAX_PREFIX = 50  # file systems limit names to 255 bytes
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TARGET_EXISTS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -55,7 +56,11 @@ class TensorSpec:
 
 
 @contextmanager
-def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
+def new_folder(
+    out: Path,
+    overwrite: bool = False,
+    needed: int = 0,
+) -> Iterator[Path]:
     """Create a folder as a whole or not at all.
 
     Args:
@@ -77,6 +82,7 @@ def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[
         created_parents = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_free_space(out, needed)
+        # From here on the folder exists, and the `finally` below removes it.
         temporary = _make_temporary(out)
         yield temporary
         _replace(temporary, out, overwrite)
@@ -89,6 +95,7 @@ def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+        # `rmdir` removes only empty folders: what others put there meanwhile stays.
         for parent in created_parents:
             with suppress(OSError):
                 parent.rmdir()
@@ -97,8 +104,8 @@ def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[
 def _check_target(out: Path, overwrite: bool) -> None:
     if out.is_symlink():
         raise CheckpointError(f"{out}: is a symbolic link; name the folder itself")
-    is_occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if is_occupied and not overwrite:
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty_folder and not overwrite:
         raise CheckpointError(
             f"{out}: exists and is not an empty folder; choose another or pass --overwrite"
         )
@@ -114,14 +121,16 @@ def _check_free_space(out: Path, needed: int) -> None:
 
 
 def _make_temporary(out: Path) -> Path:
-    prefix = f".{out.name[:50]}."
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
+    # On the same disk as `out`, as a rename cannot cross disks; a dot hides it while it grows.
+    prefix = f".{out.name[:_MAX_PREFIX]}."
+    temporary = Path(tempfile.mkdtemp(".partial", prefix, out.parent))
     # mkdtemp gives access to the owner alone; a model folder is like any other folder.
     temporary.chmod(0o755)
     return temporary
 
 
 def _advice(error: OSError) -> str:
+    # The target was free when the merge began; `_replace` found something there.
     if error.errno in _TARGET_EXISTS:
         return "another program created it meanwhile; choose another folder"
     if error.errno in _DISK_FULL:
@@ -129,7 +138,11 @@ def _advice(error: OSError) -> str:
     return "is the folder writable?"
 
 
-def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
+def _replace(
+    temporary: Path,
+    out: Path,
+    overwrite: bool,
+) -> None:
     """Move the new folder to `out`; an old one stays there until the very end.
 
     A plain rename replaces nothing but an empty folder, whatever another program put there.
@@ -141,7 +154,7 @@ def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
     out.rename(old)
     try:
         temporary.rename(out)
-    except BaseException:
+    except BaseException:  # a KeyboardInterrupt must not lose the old folder
         old.rename(out)
         raise
     if old.is_dir():
@@ -171,12 +184,15 @@ class WeightsWriter:
     """
 
     def __init__(
-        self, folder: Path, specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self._destinations: dict[str, _Destination] = {}
         self._open: list[int] = []
         shards = _split_into_shards(specs, shard_bytes)
-        files: dict[str, tuple[int, list[ByteRange]]] = {}
+        files = {}
         try:
             for name, shard in shards.items():
                 files[name] = self._create_file(folder / name, shard)
@@ -199,7 +215,12 @@ class WeightsWriter:
         while self._open:
             os.close(self._open.pop())
 
-    def write(self, name: str, element: int, block: "torch.Tensor") -> None:
+    def write(
+        self,
+        name: str,
+        element: int,
+        block: "torch.Tensor",
+    ) -> None:
         """Write a part of a tensor; may be called from several threads.
 
         Args:
@@ -215,11 +236,12 @@ class WeightsWriter:
             raise AssertionError(f"planned {target.spec}, got {block.dtype}")
         if block.numel() == 0:
             return
+        # As bytes, because numpy has no bfloat16.
         flat = block.detach().cpu().contiguous().reshape(-1)
         raw = memoryview(flat.view(torch.uint8).numpy())
-        n_bytes = len(raw)
-        _write_all(target.descriptor, raw, target.offset + element * DTYPE_BYTES[dtype])
-        self._checksums.add_written(name, n_bytes)
+        position = target.offset + element * DTYPE_BYTES[dtype]
+        _write_all(target.descriptor, raw, position)
+        self._checksums.add_written(name, len(raw))
 
     def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of each file; every tensor must have been written."""
@@ -228,15 +250,24 @@ class WeightsWriter:
     def _create_file(self, file: Path, specs: Sequence[TensorSpec]) -> tuple[int, list[ByteRange]]:
         """Write the header, reserve the rest and return (descriptor, byte ranges)."""
         header = _header_bytes(specs)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        # O_RDWR, as `Checksums` reads through the same descriptor.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(file, flags, 0o644)
         self._open.append(descriptor)
         _write_all(descriptor, memoryview(header), 0)
-        os.ftruncate(descriptor, len(header) + sum(spec.bytes for spec in specs))
+        # The full size at once: blocks are written at their positions, in any order.
+        data_size = sum(spec.bytes for spec in specs)
+        os.ftruncate(descriptor, len(header) + data_size)
         ranges = [ByteRange("", 0, len(header))]
         for spec in specs:
             start = ranges[-1].end
-            ranges.append(ByteRange(spec.name, start, start + spec.bytes))
-            self._destinations[spec.name] = _Destination(descriptor, start, spec)
+            end = start + spec.bytes
+            ranges.append(ByteRange(spec.name, start, end))
+            self._destinations[spec.name] = _Destination(
+                descriptor=descriptor,
+                offset=start,
+                spec=spec,
+            )
         return descriptor, ranges
 
 
@@ -287,7 +318,11 @@ def _write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> No
     write_json(folder / INDEX_FILE, index)
 
 
-def _write_all(descriptor: int, raw: memoryview, offset: int) -> None:
+def _write_all(
+    descriptor: int,
+    raw: memoryview,
+    offset: int,
+) -> None:
     # A nearly full disk takes only a part of the data; the next call then raises ENOSPC.
     while raw:
         count = os.pwrite(descriptor, raw, offset)

@@ -64,11 +64,13 @@ def read_document(data: object, where: str) -> dict[str, Any]:
         fields["merge_method"] = _read_method(data.get("merge_method"), where)
     with problems.collect():
         fields |= _read_content(data, where)
+    # `null` counts as missing: programs write it for options that are not set.
     for key, read in _FIELD_READERS.items():
-        if data.get(key) is None:
+        value = data.get(key)
+        if value is None:
             continue
         with problems.collect():
-            fields[key] = read(data[key], f"{where}: {key}")
+            fields[key] = read(value, f"{where}: {key}")
     with problems.collect():
         if "tokenizer" in fields and "tokenizer_source" in fields:
             raise RecipeError(
@@ -100,9 +102,13 @@ def _read_content(data: Mapping[str, object], where: str) -> dict[str, Any]:
 
 
 def _read_modules(data: object, where: str) -> dict[str, Module]:
+    # Which modules there are is checked against the model, which is not open yet.
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected modules by name, got {shorten(data)}")
-    return {str(name): _read_module(entry, f"{where}.{name}") for name, entry in data.items()}
+    modules = {}
+    for name, entry in data.items():
+        modules[str(name)] = _read_module(entry, f"{where}.{name}")
+    return modules
 
 
 def _read_module(data: object, where: str) -> Module:
@@ -111,26 +117,37 @@ def _read_module(data: object, where: str) -> Module:
         got = "both" if "models" in module else "none"
         raise RecipeError(f"{where}: exactly one of `models` and `slices` is required, got {got}")
     key = "models" if "models" in module else "slices"
-    slices = _read_slices(module[key], key, f"{where}.{key}")
-    return Module(slices, _read_parameters(module.get("parameters"), f"{where}.parameters"))
+    path = f"{where}.{key}"
+    slices = _read_slices(module[key], key, path)
+    parameters = _read_parameters(module.get("parameters"), f"{where}.parameters")
+    return Module(slices, parameters)
 
 
-def _read_slices(data: object, key: str, where: str) -> tuple[Slice, ...]:
+def _read_slices(
+    data: object,
+    key: str,
+    where: str,
+) -> tuple[Slice, ...]:
     """Read the list under `models`, which is one slice of whole models, or under `slices`."""
     if key == "models":
         return (Slice(_read_list(data, where, _read_model)),)
     return _read_list(data, where, _read_slice)
 
 
-def _read_list(data: object, where: str, read: Callable[[object, str], _T]) -> tuple[_T, ...]:
+def _read_list(
+    data: object,
+    where: str,
+    read: Callable[[object, str], _T],
+) -> tuple[_T, ...]:
     """Read every entry of a list and report the errors of all."""
     if not isinstance(data, list) or not data:
         raise RecipeError(f"{where}: expected a list with at least one entry, got {shorten(data)}")
     problems = ErrorCollector()
     entries = []
     for index, entry in enumerate(data):
+        path = f"{where}[{index}]"
         with problems.collect():
-            entries.append(read(entry, f"{where}[{index}]"))
+            entries.append(read(entry, path))
     problems.raise_if_any()
     return tuple(entries)
 
@@ -138,7 +155,8 @@ def _read_list(data: object, where: str, read: Callable[[object, str], _T]) -> t
 def _read_model(data: object, where: str) -> Source:
     entry = _check_keys(data, ("model", "parameters"), where)
     model = _read_reference(entry.get("model"), f"{where}.model")
-    return Source(model, None, _read_parameters(entry.get("parameters"), where))
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Source(model, parameters=parameters)
 
 
 def _read_slice(data: object, where: str) -> Slice:
@@ -146,7 +164,11 @@ def _read_slice(data: object, where: str) -> Slice:
     keys = ("sources", "parameters", "base_model", "residual_weight")
     entry = _check_keys(data, keys, where)
     sources = _read_list(entry.get("sources"), f"{where}.sources", _read_slice_source)
-    lengths = {s.layer_range[1] - s.layer_range[0] for s in sources if s.layer_range}
+    lengths = set()
+    for source in sources:
+        if source.layer_range:
+            first, end = source.layer_range
+            lengths.add(end - first)
     if len(lengths) > 1:
         raise RecipeError(
             f"{where}: all sources of a slice must have the same number of layers, "
@@ -155,19 +177,21 @@ def _read_slice(data: object, where: str) -> Slice:
     base_model = entry.get("base_model")
     if base_model is not None:
         base_model = _read_reference(base_model, f"{where}.base_model")
-    return Slice(sources, _read_parameters(entry.get("parameters"), where), base_model)
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Slice(sources, parameters, base_model)
 
 
 def _read_slice_source(data: object, where: str) -> Source:
     entry = _check_keys(data, ("model", "layer_range", "parameters"), where)
     layers = _read_layer_range(entry.get("layer_range"), f"{where}.layer_range")
     model = _read_reference(entry.get("model"), f"{where}.model")
-    return Source(model, layers, _read_parameters(entry.get("parameters"), where))
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Source(model, layers, parameters)
 
 
 def _read_layer_range(data: object, where: str) -> tuple[int, int]:
     # `type` and not `isinstance`: YAML's `true` is a bool, and bool is a subclass of int.
-    if isinstance(data, list) and len(data) == 2 and all(type(n) is int for n in data):
+    if isinstance(data, list) and [type(number) for number in data] == [int, int]:
         first, end = data
         if 0 <= first < end:
             return first, end
@@ -180,23 +204,29 @@ def _read_reference(data: object, where: str) -> str:
         # `override_architecture` is accepted and ignored: the architecture is inferred.
         _check_keys(data, ("model", "lora", "override_architecture"), where)
         model = _read_reference(data["model"], where)
-        adapter = data.get("lora")
-        return model if adapter is None else f"{model}+{_read_reference(adapter, where)}"
+        if data.get("lora") is None:
+            return model
+        adapter = _read_reference(data["lora"], where)
+        return f"{model}+{adapter}"
     if isinstance(data, Mapping) and "path" in data:
         _check_keys(data, ("path", "revision"), where)
         path = _read_string(data["path"], where)
-        revision = data.get("revision")
-        return path if revision is None else f"{path}@{_read_string(revision, where)}"
+        if data.get("revision") is None:
+            return path
+        revision = _read_string(data["revision"], where)
+        return f"{path}@{revision}"
     return _read_string(data, where)
 
 
 def _read_string(data: object, where: str) -> str:
+    # A NUL ends a path in the operating system's calls, which raise ValueError for it.
     if not isinstance(data, str) or not data or "\0" in data:
         raise RecipeError(f"{where}: expected a non-empty string, got {shorten(data)}")
     return data
 
 
 def _read_dtype(data: object, where: str) -> str:
+    # `str(torch.bfloat16)` is "torch.bfloat16", and recipes written by programs have that.
     name = data.removeprefix("torch.") if isinstance(data, str) else data
     if name not in RECIPE_DTYPES:
         raise RecipeError(f"{where}: {unknown_name('dtype', name, RECIPE_DTYPES)}")
@@ -217,15 +247,17 @@ def _read_tokenizer(data: object, where: str) -> Tokenizer:
     padding = _read_padding(entry.get("pad_to_multiple_of"), f"{where}.pad_to_multiple_of")
     for token, rule in tokens.items():
         _check_token_rule(rule, f"{where}.tokens[{shorten(token)}]")
-    source = entry.get("source")
-    source = "union" if source is None else _read_reference(source, f"{where}.source")
+    source = "union"
+    if entry.get("source") is not None:
+        source = _read_reference(entry["source"], f"{where}.source")
     return Tokenizer(source, dict(tokens), padding)
 
 
 def _read_padding(data: object, where: str) -> int | None:
     if data is None:
         return None
-    if isinstance(data, int) and not isinstance(data, bool) and 0 < data <= _MAX_PADDING:
+    # Bounded, as every row of padding takes memory in every embedding.
+    if type(data) is int and 0 < data <= _MAX_PADDING:
         return data
     raise RecipeError(
         f"{where}: expected a whole number from 1 to {_MAX_PADDING}, got {shorten(data)}"
@@ -236,10 +268,12 @@ def _check_token_rule(data: object, where: str) -> None:
     """Check the form of a rule; models and tokens are checked against the vocabularies later."""
     rule = _check_keys(data, ("source", "force"), where)
     source = rule.get("source")
-    values = [source, rule.get("force")]
     if isinstance(source, Mapping):
         _check_keys(source, ("kind", "model", "token", "token_id"), f"{where}.source")
-        values = [*source.values(), rule.get("force")]
+        values = list(source.values())
+    else:
+        values = [source]
+    values.append(rule.get("force"))
     for value in values:
         if not isinstance(value, (str, int, type(None))):
             raise RecipeError(
@@ -278,7 +312,8 @@ def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
     if not setting:
         raise RecipeError(f"{where}: a list of values must not be empty")
     n_conditionals = sum(isinstance(entry, Mapping) for entry in setting)
-    if 0 < n_conditionals < len(setting):
+    is_mixture = 0 < n_conditionals < len(setting)
+    if is_mixture:
         raise RecipeError(
             f"{where}: a list holds either numbers or {{filter, value}} entries, not a mixture"
         )
@@ -286,13 +321,14 @@ def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
         if isinstance(entry, Mapping):
             _check_conditional(entry, where)
             yield from _scalars(entry["value"], where)
-        elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
+        elif type(entry) in (int, float):  # without bool, a subclass of int
             yield entry
         else:
             raise RecipeError(f"{where}: expected a gradient of numbers, got {shorten(entry)}")
 
 
 def _check_conditional(entry: Mapping[str, object], where: str) -> None:
+    # A `value` may itself be a gradient, which the caller checks.
     _check_keys(entry, ("filter", "value"), where)
     pattern = entry.get("filter")
     if entry.get("value") is None:
@@ -303,7 +339,11 @@ def _check_conditional(entry: Mapping[str, object], where: str) -> None:
         )
 
 
-def _check_keys(data: object, known: Sequence[str], where: str) -> Mapping[str, object]:
+def _check_keys(
+    data: object,
+    known: Sequence[str],
+    where: str,
+) -> Mapping[str, object]:
     """Return `data` if it is a mapping that has only known keys; report all unknown ones."""
     if not isinstance(data, Mapping):
         _reject_keys(data, known, where)
@@ -316,8 +356,13 @@ def _check_keys(data: object, known: Sequence[str], where: str) -> Mapping[str, 
     return data
 
 
-def _reject_keys(data: object, known: Sequence[str], where: str) -> NoReturn:
-    raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}, got {shorten(data)}")
+def _reject_keys(
+    data: object,
+    known: Sequence[str],
+    where: str,
+) -> NoReturn:
+    keys = ", ".join(known)
+    raise RecipeError(f"{where}: expected a mapping with {keys}, got {shorten(data)}")
 
 
 _FIELD_READERS: Mapping[str, Callable[[object, str], object]] = {

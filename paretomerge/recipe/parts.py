@@ -33,9 +33,12 @@ class Source:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the source as the grammar writes it."""
-        layers = None if self.layer_range is None else list(self.layer_range)
-        optional = drop_empty(layer_range=layers, parameters=dict(self.parameters))
-        return {"model": self.model, **optional}
+        data: dict[str, Any] = {"model": self.model}
+        if self.layer_range is not None:
+            data["layer_range"] = list(self.layer_range)
+        if self.parameters:
+            data["parameters"] = dict(self.parameters)
+        return data
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,28 @@ class Slice:
     @property
     def is_whole_model(self) -> bool:
         """Whether the slice can be written as `models:`, over all layers without settings."""
-        has_ranges = any(source.layer_range is not None for source in self.sources)
-        return not has_ranges and not self.parameters and not self.base_model
+        if self.parameters or self.base_model:
+            return False
+        return all(source.layer_range is None for source in self.sources)
 
     def rename_models(self, rename: RenameModel) -> "Slice":
         """Return a copy with every model renamed."""
-        sources = tuple(source.rename_models(rename) for source in self.sources)
-        return replace(self, sources=sources, base_model=rename_optional(self.base_model, rename))
+        sources = [source.rename_models(rename) for source in self.sources]
+        return replace(
+            self,
+            sources=tuple(sources),
+            base_model=rename_optional(self.base_model, rename),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the slice as the grammar writes it."""
         sources = [source.to_dict() for source in self.sources]
-        optional = drop_empty(parameters=dict(self.parameters), base_model=self.base_model)
-        return {"sources": sources, **optional}
+        data: dict[str, Any] = {"sources": sources}
+        if self.parameters:
+            data["parameters"] = dict(self.parameters)
+        if self.base_model:
+            data["base_model"] = self.base_model
+        return data
 
 
 @dataclass(frozen=True)
@@ -84,11 +96,15 @@ class Module:
 
     def rename_models(self, rename: RenameModel) -> "Module":
         """Return a copy with every model renamed."""
-        return replace(self, slices=tuple(part.rename_models(rename) for part in self.slices))
+        slices = [part.rename_models(rename) for part in self.slices]
+        return replace(self, slices=tuple(slices))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the module as the grammar writes it."""
-        return slices_to_dict(self.slices) | drop_empty(parameters=dict(self.parameters))
+        data = slices_to_dict(self.slices)
+        if self.parameters:
+            data["parameters"] = dict(self.parameters)
+        return data
 
 
 @dataclass(frozen=True)
@@ -107,19 +123,28 @@ class Tokenizer:
 
     def rename_models(self, rename: RenameModel) -> "Tokenizer":
         """Return a copy with every model renamed, those in the rules of tokens included."""
-        tokens = {token: _rename_in_rule(rule, rename) for token, rule in self.tokens.items()}
-        return replace(self, source=rename_tokenizer_source(self.source, rename), tokens=tokens)
+        tokens = {}
+        for token, rule in self.tokens.items():
+            tokens[token] = _rename_in_rule(rule, rename)
+        source = rename_tokenizer_source(self.source, rename)
+        return replace(self, source=source, tokens=tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tokenizer as the grammar writes it."""
-        optional = drop_empty(tokens=dict(self.tokens), pad_to_multiple_of=self.pad_to_multiple_of)
-        return {"source": self.source, **optional}
+        data: dict[str, Any] = {"source": self.source}
+        if self.tokens:
+            data["tokens"] = dict(self.tokens)
+        if self.pad_to_multiple_of:
+            data["pad_to_multiple_of"] = self.pad_to_multiple_of
+        return data
 
 
 def slices_to_dict(slices: tuple[Slice, ...]) -> dict[str, Any]:
     """Return `models: ...` if one slice holds whole models, else `slices: ...`."""
+    # `models` is the form that people write; mergekit reads both.
     if len(slices) == 1 and slices[0].is_whole_model:
-        return {"models": [source.to_dict() for source in slices[0].sources]}
+        sources = [source.to_dict() for source in slices[0].sources]
+        return {"models": sources}
     return {"slices": [part.to_dict() for part in slices]}
 
 
@@ -133,18 +158,18 @@ def rename_tokenizer_source(source: str, rename: RenameModel) -> str:
     return source if source in TOKENIZER_KEYWORDS else rename(source)
 
 
-def drop_empty(**entries: object) -> dict[str, Any]:
-    """Return the entries whose values are not empty, None or zero."""
-    return {key: value for key, value in entries.items() if value}
-
-
 def _rename_in_rule(rule: object, rename: RenameModel) -> object:
     """Rename the model in `{source: model}` or `{source: {kind: model_token, model: ...}}`."""
+    # Rules stay plain data: their models are checked when the vocabularies are merged.
     if not isinstance(rule, Mapping):
         return rule
     source = rule.get("source")
     if isinstance(source, str):
         return {**rule, "source": rename(source)}
-    if isinstance(source, Mapping) and isinstance(source.get("model"), str):
-        return {**rule, "source": {**source, "model": rename(source["model"])}}
-    return rule
+    if not isinstance(source, Mapping):
+        return rule
+    model = source.get("model")
+    if not isinstance(model, str):
+        return rule
+    renamed_source = {**source, "model": rename(model)}
+    return {**rule, "source": renamed_source}

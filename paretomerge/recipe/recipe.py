@@ -30,7 +30,6 @@ from paretomerge.recipe.parts import (
     RenameModel,
     Slice,
     Tokenizer,
-    drop_empty,
     rename_optional,
     rename_tokenizer_source,
     slices_to_dict,
@@ -96,11 +95,15 @@ class Recipe:
         problems = ErrorCollector()
         recipes: list[Recipe] = []
         for number, data in enumerate(documents, start=1):
-            label = where if len(documents) == 1 else f"{where}: document {number}"
+            label = where
+            if len(documents) > 1:
+                label = f"{where}: document {number}"
             with problems.collect():
                 recipes.append(cls.from_dict(data, label))
         problems.raise_if_any()
-        return recipes[0] if len(recipes) == 1 else _join_documents(recipes, where)
+        if len(recipes) == 1:
+            return recipes[0]
+        return _join_documents(recipes, where)
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
@@ -120,7 +123,8 @@ class Recipe:
                 text = stream.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
-        return cls.from_yaml(text, str(path)).resolve_paths(path.parent)
+        recipe = cls.from_yaml(text, str(path))
+        return recipe.resolve_paths(path.parent)
 
     @classmethod
     def from_dict(cls, data: object, where: str = "recipe") -> "Recipe":
@@ -141,26 +145,35 @@ class Recipe:
         The layers are under `models` if one slice holds whole models, else under `slices` or
         `modules`.
         """
-        data: dict[str, Any] = drop_empty(name=self.name)
-        data["merge_method"] = self.merge_method
-        data |= drop_empty(base_model=self.base_model)
         if self.modules:
-            data["modules"] = {name: part.to_dict() for name, part in self.modules.items()}
+            modules = {name: part.to_dict() for name, part in self.modules.items()}
+            content = {"modules": modules}
         else:
-            data |= slices_to_dict(self.slices)
-        data |= drop_empty(
-            parameters=dict(self.parameters),
-            dtype=self.dtype,
-            out_dtype=self.out_dtype,
-            tokenizer_source=self.tokenizer_source,
-        )
-        if self.tokenizer:
-            data["tokenizer"] = self.tokenizer.to_dict()
-        return data | drop_empty(chat_template=self.chat_template, seed=self.seed)
+            content = slices_to_dict(self.slices)
+        # The order of the keys is that of the YAML file.
+        data = {
+            "name": self.name,
+            "merge_method": self.merge_method,
+            "base_model": self.base_model,
+            **content,
+            "parameters": dict(self.parameters),
+            "dtype": self.dtype,
+            "out_dtype": self.out_dtype,
+            "tokenizer_source": self.tokenizer_source,
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
+            "chat_template": self.chat_template,
+            "seed": self.seed,
+        }
+        # Keys with their default values are left out; those of the layers and the method stay.
+        required = {"merge_method", *content}
+        empty = [key for key, value in data.items() if not value and key not in required]
+        for key in empty:
+            del data[key]
+        return data
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, its steps as documents before it."""
-        documents = [*(step.to_dict() for step in self.steps), self.to_dict()]
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
         return "---\n".join(dump(document) for document in documents)
 
     @property
@@ -190,10 +203,12 @@ class Recipe:
     @property
     def key(self) -> str:
         """Digest of the content (16 hex digits), independent of the order of its keys."""
-        documents = [step.to_dict() for step in self.steps] + [self.to_dict()]
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
         data = documents if self.steps else documents[0]
+        # Records of trials store the key, so this text must not change from version to version.
         text = json.dumps(data, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(text.encode())
+        return digest.hexdigest()[:16]
 
     def resolve_paths(self, folder: Path) -> "Recipe":
         """Return a copy whose model and adapter paths that exist under `folder` point there."""
@@ -210,8 +225,9 @@ class Recipe:
         def rename_source(model: str) -> str:
             return model if model in step_names else rename(model)
 
-        steps = tuple(_rename_in_document(step, rename_source) for step in self.steps)
-        return replace(_rename_in_document(self, rename_source), steps=steps)
+        steps = [_rename_in_document(step, rename_source) for step in self.steps]
+        result = _rename_in_document(self, rename_source)
+        return replace(result, steps=tuple(steps))
 
     def as_steps(self, name: str) -> tuple["Recipe", ...]:
         """Return the recipe as steps of another recipe.
@@ -220,17 +236,18 @@ class Recipe:
             name: Name of the step that stands for this recipe. It comes last, after the steps of
                 this recipe, whose names get it as a prefix.
         """
+        # Two recipes may have steps of the same name, hence the prefix.
         new_names = {step.name: f"{name}-{step.name}" for step in self.steps}
 
         def rename(model: str) -> str:
             return new_names.get(model, model)
 
-        earlier = [
-            replace(_rename_in_document(step, rename), name=new_names[step.name])
-            for step in self.steps
-        ]
-        last = replace(_rename_in_document(self, rename), name=name, steps=())
-        return (*earlier, last)
+        steps = []
+        for step in self.steps:
+            renamed = _rename_in_document(step, rename)
+            steps.append(replace(renamed, name=new_names[step.name]))
+        last = _rename_in_document(self, rename)
+        return (*steps, replace(last, name=name, steps=()))
 
 
 def resolve_model_path(folder: Path, model: str) -> str:
@@ -244,17 +261,22 @@ def resolve_model_path(folder: Path, model: str) -> str:
         The path under `folder` of what exists there; other names, or other sides of the plus
         sign, stay as they are.
     """
+    # A plus sign may belong to a path, so the whole name comes first.
     if _is_subfolder(folder, model):
         return str(folder / model)
-    parts = [
-        str(folder / part) if _is_subfolder(folder, part) else part for part in model.split("+")
-    ]
+    parts = []
+    for part in model.split("+"):
+        if _is_subfolder(folder, part):
+            part = str(folder / part)
+        parts.append(part)
     return "+".join(parts)
 
 
 def _is_subfolder(folder: Path, name: str) -> bool:
+    if not name:
+        return False
     try:
-        return bool(name) and not Path(name).is_absolute() and (folder / name).is_dir()
+        return not Path(name).is_absolute() and (folder / name).is_dir()
     except (OSError, ValueError):  # a name that cannot be a path, such as one that is too long
         return False
 
@@ -264,10 +286,14 @@ def _rename_in_document(recipe: Recipe, rename: RenameModel) -> Recipe:
     tokenizer_source = recipe.tokenizer_source
     if tokenizer_source is not None:
         tokenizer_source = rename_tokenizer_source(tokenizer_source, rename)
+    slices = [part.rename_models(rename) for part in recipe.slices]
+    modules = {}
+    for name, module in recipe.modules.items():
+        modules[name] = module.rename_models(rename)
     return replace(
         recipe,
-        slices=tuple(part.rename_models(rename) for part in recipe.slices),
-        modules={key: module.rename_models(rename) for key, module in recipe.modules.items()},
+        slices=tuple(slices),
+        modules=modules,
         base_model=rename_optional(recipe.base_model, rename),
         tokenizer_source=tokenizer_source,
         tokenizer=recipe.tokenizer and recipe.tokenizer.rename_models(rename),
@@ -284,7 +310,9 @@ def _join_documents(recipes: Sequence[Recipe], where: str) -> Recipe:
         )
     result = unnamed[0] if unnamed else recipes[-1]
     steps = {recipe.name: recipe for recipe in recipes if recipe is not result}
-    if len(steps) < len(recipes) - 1 or result.name in steps:
+    # Two documents of one name share an entry of `steps`.
+    has_duplicates = len(steps) < len(recipes) - 1
+    if has_duplicates or result.name in steps:
         names = [recipe.name for recipe in recipes]
         raise RecipeError(f"{where}: each document needs a different name, got {names}")
     return replace(result, steps=_sort_steps(steps, where))
@@ -295,9 +323,9 @@ def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe,
     ordered: list[Recipe] = []
     while len(ordered) < len(steps):
         done = {recipe.name for recipe in ordered}
-        waiting = [recipe for name, recipe in steps.items() if name not in done]
-        blocked_by = steps.keys() - done
-        ready = [recipe for recipe in waiting if blocked_by.isdisjoint(recipe.models)]
+        missing = steps.keys() - done
+        waiting = [recipe for recipe in steps.values() if recipe.name in missing]
+        ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
         if not ready:
             names = [recipe.name for recipe in waiting]
             raise RecipeError(f"{where}: these documents use each other in a circle: {names}")

@@ -12,7 +12,11 @@ ParameterSetting = Any
 """A scalar, a list of numbers (gradient) or a list of `{filter, value}` (conditionals)."""
 
 
-def evaluate_setting(setting: ParameterSetting, tensor: str, depth: float) -> Any:
+def evaluate_setting(
+    setting: ParameterSetting,
+    tensor: str,
+    depth: float,
+) -> Any:
     """Evaluate a setting for one tensor.
 
     Args:
@@ -31,7 +35,10 @@ def evaluate_setting(setting: ParameterSetting, tensor: str, depth: float) -> An
 
 
 def find_value(
-    levels: Sequence[Mapping[str, ParameterSetting]], name: str, tensor: str, depth: float
+    levels: Sequence[Mapping[str, ParameterSetting]],
+    name: str,
+    tensor: str,
+    depth: float,
 ) -> Any:
     """Find the value of a parameter in nested levels of settings.
 
@@ -54,7 +61,11 @@ def find_value(
     return None
 
 
-def _first_match(conditionals: Sequence[Mapping[str, Any]], tensor: str, depth: float) -> Any:
+def _first_match(
+    conditionals: Sequence[Mapping[str, Any]],
+    tensor: str,
+    depth: float,
+) -> Any:
     for conditional in conditionals:
         pattern = conditional.get("filter")
         if pattern is None or pattern == "*" or pattern in tensor:
@@ -68,4 +79,7 @@ def _interpolate(gradient: Sequence[float], depth: float) -> float:
     position = depth * last
     low = min(int(position), last)
     high = min(low + 1, last)
-    return gradient[low] + (position - low) * (gradient[high] - gradient[low])
+    # Not `(1 - weight) * low + weight * high`, which rounds differently: a recipe must give the
+    # same weights in every version.
+    slope = gradient[high] - gradient[low]
+    return gradient[low] + (position - low) * slope

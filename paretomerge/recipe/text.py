@@ -80,12 +80,14 @@ def parse(text: str, where: str) -> list[object]:
             f"{where}: a recipe may have at most {MAX_CHARACTERS:,} characters, this text has "
             f"{len(text):,}; is this the right file?"
         )
+    # Dates, numbers and nesting can make PyYAML raise more than its own errors.
     try:
-        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
+        documents = list(yaml.load_all(text, _Loader))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise RecipeError(f"{where}: YAML syntax error: {reason}") from error
-    return documents or [None]
+    non_empty = [document for document in documents if document is not None]
+    return non_empty or [None]
 
 
 def check_data(data: object, where: str) -> None:
@@ -99,6 +101,7 @@ def check_data(data: object, where: str) -> None:
         RecipeError: If the data is too large, too deep or contains itself, if a key is not a
             string, or if a number or string cannot be written back.
     """
+    # A stack and not recursion: the data may be deeper than Python's own limit.
     stack = [(data, 0)]
     n_visited = 0
     while stack:
@@ -159,6 +162,8 @@ def _check_encodable(text: str, where: str) -> None:
 
 def _shorten_number(value: object) -> str:
     # Python refuses to print very long integers, so their length is given instead.
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, int):
+        n_bits = value.bit_length()
+        if n_bits > 64:
+            return f"a number of {n_bits} bits"
     return shorten(value)

@@ -1,4 +1,4 @@
-"""Adapters in peft's format, written by hand: the model plus scale B A, in memory, the same for any block."""
+"""Adapters in peft's format: the model plus scale B A, in memory, the same for any block."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Files that lie, break or change, and disks that fill: a sentence that names the file, and nothing left behind."""
+"""Damaged or hostile files: the error names the file, and nothing is left behind."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Merged vocabularies: which row goes where, what is written, what is refused. Agrees with mergekit 0.1.4, run aside."""
+"""Merged vocabularies: which row goes where, what is written, what is refused.
+
+Agrees with mergekit 0.1.4, run aside.
+"""
 
 import json
 from collections.abc import Mapping

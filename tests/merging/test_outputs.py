@@ -205,7 +205,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
 
 def test_what_came_there_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckpointError, match="something else is there"),
+        pytest.raises(CheckpointError, match="another program created it meanwhile"),
         new_folder(tmp_path / "out"),
     ):
         (tmp_path / "out").mkdir()

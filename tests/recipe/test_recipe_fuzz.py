@@ -1,4 +1,7 @@
-"""Whatever the text: a Recipe or a RecipeError, in bounded time and memory; what is written is what was read."""
+"""Any text gives a Recipe or a RecipeError, in bounded time and memory.
+
+What is written is what was read.
+"""
 
 import copy
 import os
