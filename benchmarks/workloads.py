@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from paretomerge.checkpoint.operand import InMemory
+from paretomerge.checkpoint.operand import InMemoryTensor
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.methods.inputs import Inputs
 
@@ -247,9 +247,9 @@ def timed(models: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         options = {"lambda": 1.0, "normalize": False, "rescale": method.startswith("dare")}
         with torch.inference_mode():
             for name, base in models[0].items():
-                sources = [InMemory(model[name]) for model in models[1:]]
+                sources = [InMemoryTensor(model[name]) for model in models[1:]]
                 inputs = Inputs(
-                    name, tuple(base.shape), InMemory(base), sources, parameters, options
+                    name, tuple(base.shape), InMemoryTensor(base), sources, parameters, options
                 )
                 combine = METHODS[method].combine(inputs)
                 flat = live[name].view(-1)

@@ -1,14 +1,15 @@
-"""Everything that paretomerge raises on purpose.
+"""The exceptions that paretomerge raises on purpose.
 
     ParetoMergeError
-    ├── RecipeError        a recipe that cannot mean anything: unknown_name key or method, missing or wild value
-    ├── CheckpointError    files on disk that are missing, unsafe, torn or of the wrong shape
-    ├── ConfigError        a study.yaml or a command-line argument that cannot be followed
-    ├── EvaluationError    a task, metric or scoring function that is missing or fails
-    ├── StudyError         a record of trials that cannot be read or does not belong to this study
-    └── EndpointError      a language model's server that is away, slow, or answers something else (`endpoint.py`)
+    ├── RecipeError        a recipe is invalid: unknown key or method, missing or wrong value
+    ├── CheckpointError    files on disk are missing, unsafe, damaged or of the wrong shape
+    ├── ConfigError        a study.yaml or a command-line argument is invalid
+    ├── EvaluationError    a task, metric or scoring function is missing or fails
+    ├── StudyError         a record of trials cannot be read or belongs to another study
+    └── EndpointError      the server of a language model fails (defined in `endpoint.py`)
 
-Each message says what was expected, what was found, and how to cure it. `ErrorCollector` gathers several into one error.
+Each message says what is wrong, where, and what to do. `ErrorCollector` joins several errors into
+one, so that a user sees all of them at once.
 """
 
 import difflib
@@ -18,9 +19,10 @@ from contextlib import contextmanager
 
 
 class ParetoMergeError(Exception):
-    """Root of the tree: the command line prints its message without a traceback.
+    """Base class of all errors; the command line prints its message without a traceback.
 
-    parts: the single messages, more than one where several things were wrong at once.
+    Attributes:
+        parts: The single messages; more than one if several problems were collected.
     """
 
     def __init__(self, message: str, parts: tuple[str, ...] = ()) -> None:
@@ -29,32 +31,37 @@ class ParetoMergeError(Exception):
 
 
 class RecipeError(ParetoMergeError):
-    """A recipe that cannot mean anything."""
+    """A recipe is invalid."""
 
 
 class CheckpointError(ParetoMergeError):
-    """Files on disk that are missing, unsafe, torn or of the wrong shape."""
+    """Files on disk are missing, unsafe, damaged or of the wrong shape."""
 
 
 class ConfigError(ParetoMergeError):
-    """A study.yaml or an argument that cannot be followed."""
+    """A study.yaml or an argument is invalid."""
 
 
 class EvaluationError(ParetoMergeError):
-    """A task, metric or scoring function that is missing or fails."""
+    """A task, metric or scoring function is missing or fails."""
 
 
 class StudyError(ParetoMergeError):
-    """A record of trials that cannot be read or does not belong to this study."""
+    """A record of trials cannot be read or does not belong to this study."""
 
 
 class ErrorCollector:
-    """Errors gathered so that a user sees all of them at once.
+    """Collects errors so that a user sees all of them at once.
 
-    with problems.collect(): each block may fail once; `raise_if_any` raises what was noted as one error.
+    Example:
+        problems = ErrorCollector()
+        for name in names:
+            with problems.collect():  # each block may fail once
+                check(name)
+        problems.raise_if_any()
     """
 
-    _MOST = 20
+    _MAX_LISTED = 20
 
     def __init__(self) -> None:
         self._errors: list[ParetoMergeError] = []
@@ -64,35 +71,63 @@ class ErrorCollector:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
+        """Run a block; store the `ParetoMergeError` that it raises, if any."""
         try:
             yield
         except ParetoMergeError as error:
             self._errors.append(error)
 
     def raise_if_any(self) -> None:
-        """Raise what was noted, if anything, with the kind of the first."""
+        """Raise the collected errors as one, of the class of the first.
+
+        Raises:
+            ParetoMergeError: If any error was collected; `parts` holds each message once.
+        """
         if not self._errors:
             return
+        # A single error keeps its traceback and its cause.
         if len(self._errors) == 1:
             raise self._errors[0]
-        parts = tuple(dict.fromkeys(part for error in self._errors for part in error.parts))
-        shorten = [f"  - {part}" for part in parts[: self._MOST]]
-        if len(parts) > self._MOST:
-            shorten.append(f"  ... and {len(parts) - self._MOST} more")
-        message = parts[0] if len(parts) == 1 else f"{len(parts)} problems:\n" + "\n".join(shorten)
-        raise type(self._errors[0])(message, parts)
+        all_parts: list[str] = []
+        for error in self._errors:
+            all_parts += error.parts
+        # Several blocks may report the same problem, such as a model that is named twice.
+        parts = tuple(dict.fromkeys(all_parts))
+        error_class = type(self._errors[0])
+        raise error_class(self._join(parts), parts)
+
+    def _join(self, parts: tuple[str, ...]) -> str:
+        if len(parts) == 1:
+            return parts[0]
+        lines = [f"{len(parts)} problems:"]
+        lines += [f"  - {part}" for part in parts[: self._MAX_LISTED]]
+        n_hidden = len(parts) - self._MAX_LISTED
+        if n_hidden > 0:
+            lines.append(f"  ... and {n_hidden} more")
+        return "\n".join(lines)
 
 
-def unknown_name(kind: str, got: object, known: Iterable[object]) -> str:
-    """The message for a name that is not in a list: the nearest one first, then all of them."""
+def unknown_name(kind: str, name: object, known: Iterable[object]) -> str:
+    """Return the error message for a name that is not in a list of known names.
+
+    Args:
+        kind: What the name stands for, such as "key" or "model".
+        name: The unknown name.
+        known: All valid names.
+
+    Returns:
+        A message with the most similar known name first, then all known names.
+    """
     names = sorted(str(k) for k in known)
-    near = difflib.get_close_matches(str(got)[:100], names, n=1)
+    # Names come from files of users: a long one must not fill the message.
+    text = str(name)[:100]
+    similar = difflib.get_close_matches(text, names, n=1)
     listed = ", ".join(names)
-    if near:
-        return f"unknown_name {kind} {str(got)[:100]!r}; did you mean {near[0]!r}? Known: {listed}"
-    return f"unknown_name {kind} {str(got)[:100]!r}; known: {listed}"
+    if similar:
+        return f"unknown {kind} {text!r}; did you mean {similar[0]!r}? Known: {listed}"
+    return f"unknown {kind} {text!r}; known: {listed}"
 
 
 def shorten(value: object) -> str:
-    """`repr`, cut to a length that fits a message whatever the value is."""
+    """Return the `repr` of any value, cut to a length that fits into a message."""
     return reprlib.repr(value)

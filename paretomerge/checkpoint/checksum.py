@@ -1,17 +1,27 @@
-"""SHA-256 of shards while they are written: a thread follows the tensors as they become whole, in the order of the file."""
+"""SHA-256 of shards while they are written.
+
+A thread reads each file in order and follows the tensors as they become complete, so that the
+checksums are ready soon after the last write.
+"""
 
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Extent:
-    """The bytes [start, end) of an open file that hold one tensor, or its header, whose name is ''."""
+class ByteRange:
+    """The bytes [start, end) of a file that hold one tensor or the header.
+
+    Attributes:
+        name: Name of the tensor; '' for the header.
+        start: Position of the first byte.
+        end: Position after the last byte.
+    """
 
     name: str
     start: int
@@ -19,61 +29,92 @@ class Extent:
 
 
 class Checksums:
-    """Reads what `wrote` says is complete; `sums` waits for the rest. files: name -> (descriptor, extents in order)."""
+    """Computes SHA-256 of files while other threads write their tensors.
 
-    def __init__(self, files: Mapping[str, tuple[int, Sequence[Extent]]]) -> None:
+    Args:
+        files: File name -> (descriptor, the byte ranges of the file in order). Headers must be
+            written already.
+    """
+
+    def __init__(self, files: Mapping[str, tuple[int, Sequence[ByteRange]]]) -> None:
         self._files = files
-        self._missing = {
-            e.name: e.end - e.start for _, extents in files.values() for e in extents if e.name
-        }
-        self._sums: dict[str, str] = {}
+        self._missing_bytes: dict[str, int] = {}
+        for _, ranges in files.values():
+            for part in ranges:
+                if part.name:
+                    self._missing_bytes[part.name] = part.end - part.start
+        self._digests: dict[str, str] = {}
         self._error: Exception | None = None
         self._stopped = False
         self._changed = threading.Condition()
+        # A daemon: a merge that fails must not keep the process alive.
         self._thread = threading.Thread(target=self._follow, name="checksums", daemon=True)
         self._thread.start()
 
-    def wrote(self, name: str, size: int) -> None:
-        """`size` more bytes of a tensor are there."""
+    def add_written(self, name: str, n_bytes: int) -> None:
+        """Report that `n_bytes` more bytes of a tensor are in the file."""
         with self._changed:
-            self._missing[name] -= size
-            if self._missing[name] <= 0:
+            self._missing_bytes[name] -= n_bytes
+            if self._missing_bytes[name] <= 0:
                 self._changed.notify()
 
-    def sums(self) -> dict[str, str]:
-        """SHA-256 by file, as `sha256sum` prints it; every tensor must have been written."""
+    def hex_digests(self) -> dict[str, str]:
+        """Wait for the thread and return the digest of each file, as `sha256sum` prints it.
+
+        Every tensor must have been written, else this waits forever.
+
+        Raises:
+            OSError: If a file could not be read.
+        """
         self._thread.join()
         if self._error:
             raise self._error
-        return self._sums
+        return self._digests
 
     def stop(self) -> None:
-        """End the thread, before its files are closed."""
+        """End the thread; call this before the files are closed."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
         self._thread.join()
 
     def _follow(self) -> None:
-        buffer = memoryview(bytearray(_CHUNK))
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
         try:
-            for file, (descriptor, extents) in self._files.items():
+            for file, (descriptor, ranges) in self._files.items():
                 digest = hashlib.sha256()
-                for extent in extents:
-                    if not self._whole(extent.name):
+                for part in ranges:
+                    if not self._wait_until_written(part.name):
                         return
-                    at = extent.start
-                    while at < extent.end:
-                        got = os.preadv(descriptor, [buffer[: extent.end - at]], at)
-                        if not got:
-                            raise OSError(f"{file} shrank while it was written")
-                        digest.update(buffer[:got])
-                        at += got
-                self._sums[file] = digest.hexdigest()
-        except Exception as error:  # told by `sums`, on the thread that asks
+                    for chunk in _read_chunks(file, descriptor, part, buffer):
+                        digest.update(chunk)
+                self._digests[file] = digest.hexdigest()
+        except Exception as error:  # raised again by `hex_digests`, on the caller's thread
             self._error = error
 
-    def _whole(self, name: str) -> bool:
+    def _wait_until_written(self, name: str) -> bool:
+        """Wait for all bytes of a tensor; False if the thread has to stop."""
+
+        def is_ready() -> bool:
+            return self._stopped or self._missing_bytes.get(name, 0) <= 0
+
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._missing.get(name, 0) <= 0)
+            self._changed.wait_for(is_ready)
             return not self._stopped
+
+
+def _read_chunks(
+    file: str,
+    descriptor: int,
+    part: ByteRange,
+    buffer: memoryview,
+) -> Iterator[memoryview]:
+    """Read a byte range into `buffer`, which each chunk reuses."""
+    position = part.start
+    while position < part.end:
+        wanted = buffer[: part.end - position]
+        count = os.preadv(descriptor, [wanted], position)
+        if not count:
+            raise OSError(f"{file} shrank while it was written")
+        yield buffer[:count]
+        position += count

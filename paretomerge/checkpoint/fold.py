@@ -1,36 +1,45 @@
-"""How layers read and write the residual stream: what lets a scale of the stream be folded into their weights.
+"""Folds a scale of the residual stream into the weights of an ordinary checkpoint.
 
-Let the stream be multiplied by s_t > 0 on its way into layer t, and S_t be the product of s_1 to s_t. The model that
-carries h / S_t in place of h adds f / S_t in layer t, where f is what the layer adds to h; it needs no multiplication of the
-stream, and its final norm cancels S. A norm at the layer's entrance cancels S there, too, up to its epsilon; a layer
-without one has what it reads multiplied by S.
+Let the residual stream be multiplied by s_t > 0 on its way into layer t, and let S_t be the product
+of s_1 to s_t. A model that carries h / S_t in place of h adds f / S_t in layer t, where f is what
+the layer adds to h. It needs no multiplication of the stream, and its final norm cancels S. A norm
+at the entrance of a layer cancels S as well, up to its epsilon. In a layer without such a norm, the
+matrices that read the stream are multiplied by S.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
+from paretomerge.checkpoint.json_file import ReadOnlyJson
 from paretomerge.checkpoint.model_config import text_config
 from paretomerge.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Parts of tensors' names. adds: what is divided by S. reads: what is multiplied by it.
+    """The tensors that a scale S of the stream is folded into, by parts of their names.
 
-    about: the value in `adds` that adds nothing: -1 where a norm multiplies by 1 + weight.
+    Attributes:
+        writes: Tensors that write to the stream; they are divided by S.
+        reads: Tensors that read the stream without a norm before them; they are multiplied by S.
+        neutral: The value in `writes` that adds nothing to the stream: -1 where a norm multiplies
+            by 1 + weight, else 0.
     """
 
-    adds: tuple[str, ...]
+    writes: tuple[str, ...]
     reads: tuple[str, ...] = ()
-    about: float = 0.0
+    neutral: float = 0.0
 
 
 _LLAMA = Fold(("o_proj", "down_proj"))
-_GEMMA = Fold(
-    ("post_attention_layernorm", "post_feedforward_layernorm"), about=-1.0
-)  # norms at the layers' exits, too
+# Gemma has norms at the exits of its layers as well; they multiply by 1 + weight.
+_GEMMA = Fold(("post_attention_layernorm", "post_feedforward_layernorm"), neutral=-1.0)
+# OLMo 2 has norms only at the exits, so its entrances read the scaled stream.
+_OLMO2 = Fold(
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+)
 
 FOLDS: Mapping[str, Fold] = MappingProxyType(
     {
@@ -41,10 +50,7 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "granite": _LLAMA,
         "llama": _LLAMA,
         "mistral": _LLAMA,
-        "olmo2": Fold(  # norms at the exits alone
-            ("post_attention_layernorm", "post_feedforward_layernorm"),
-            ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
-        ),
+        "olmo2": _OLMO2,
         "phi3": _LLAMA,
         "qwen2": _LLAMA,
         "qwen3": _LLAMA,
@@ -52,14 +58,22 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "starcoder2": Fold(("o_proj", "c_proj")),
     }
 )
-"""model_type -> where its layers read and write the stream; each is tested against a forward pass with explicit scales."""
+"""`model_type` -> its fold; each is tested against a forward pass with explicit scales."""
 
 
-def fold_of(config: Mapping[str, Any]) -> Fold:
-    """The fold of a model, by its config. Raises CheckpointError where none is known to be exact."""
-    kind = str(text_config(config).get("model_type"))
-    if kind not in FOLDS:
+def fold_of(config: ReadOnlyJson) -> Fold:
+    """Return the fold of a model.
+
+    Args:
+        config: The model's config.json.
+
+    Raises:
+        CheckpointError: If no exact fold is known for the architecture.
+    """
+    model_type = str(text_config(config).get("model_type"))
+    if model_type not in FOLDS:
         raise CheckpointError(
-            f"{kind}: expected a family whose stream can be scaled ({', '.join(FOLDS)}), got another; leave out the scales of the route"
+            f"{model_type}: the residual stream can be scaled only in these architectures: "
+            f"{', '.join(FOLDS)}; leave out the scales of the route"
         )
-    return FOLDS[kind]
+    return FOLDS[model_type]

@@ -1,14 +1,18 @@
-"""The header of a safetensors file: 8 bytes of length, little-endian, then JSON. Nothing in it is taken on trust."""
+"""The header of a safetensors file: 8 bytes with its length (little-endian), then JSON.
+
+A file may come from anywhere, so every value of its header is checked before it is used.
+Format: https://huggingface.co/docs/safetensors
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paretomerge.checkpoint.operand import size_in_bytes
 from paretomerge.errors import CheckpointError, shorten
 
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -20,16 +24,25 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_LARGEST = 100_000_000  # bytes: the format's own limit
-_MOST_SIDES = 64  # torch's own limit
-_LONGEST = (
-    1 << 48
-)  # entries along one side; only a tensor without entries could claim more than a file can hold
+"""Name of a dtype in the format -> its name in torch."""
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_DIMENSIONS = 64  # torch's own limit
+# A tensor without elements may claim any size along the other dimensions; torch cannot hold all.
+_MAX_SIZE = 1 << 48
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a shard says of one tensor: its file, its dtype as torch names it, its shape, its first byte in the file."""
+    """The header entry of one tensor.
+
+    Attributes:
+        file: The file that holds the tensor.
+        dtype: Dtype of the tensor, as torch names it.
+        shape: Shape of the tensor.
+        offset: Position of its first byte in the file.
+    """
 
     file: Path
     dtype: str
@@ -38,61 +51,115 @@ class Header:
 
     @property
     def bytes(self) -> int:
+        """Size of the tensor in bytes."""
         return size_in_bytes(self.shape, self.dtype)
 
 
 def read_header(file: Path) -> dict[str, Header]:
-    """Every tensor of a shard. The sizes must fit each other and the file, without holes or overlaps."""
+    """Read the header of a safetensors file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The entry of each tensor, by the tensor's name.
+
+    Raises:
+        CheckpointError: If the file is not in the safetensors format, or if the sizes do not fit
+            each other and the file without gaps and overlaps.
+    """
     try:
-        size = file.stat().st_size
+        file_size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(_LARGEST, size - 8):
+            header_size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            if not 2 <= header_size <= min(_MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
                 raise CheckpointError(
-                    f"{file}: expected a safetensors file, got a header of {length} bytes in a file of {size}"
+                    f"{file}: not a safetensors file: a header of {header_size} bytes "
+                    f"in a file of {file_size}"
                 )
-            entries = json.loads(stream.read(length))
+            entries = json.loads(stream.read(header_size))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: expected a safetensors file; {error}") from error
+        raise CheckpointError(f"{file}: not a safetensors file: {error}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(
-            f"{file}: expected a safetensors header that is an object, got {shorten(entries)}"
+            f"{file}: the safetensors header must be a JSON object, got {shorten(entries)}"
         )
     entries.pop("__metadata__", None)
-    headers = {name: _entry(file, name, entry, 8 + length) for name, entry in entries.items()}
-    end = 8 + length
-    for name, header in sorted(headers.items(), key=lambda item: (item[1].offset, item[1].bytes)):
-        if header.offset != end:
-            raise CheckpointError(
-                f"{file}: {name}: expected its data at byte {end}, got {header.offset}; download the file again"
-            )
-        end += header.bytes
-    if end != size:
-        raise CheckpointError(
-            f"{file}: expected {end} bytes, got {size}: the file is torn; download it again"
-        )
+    data_start = _LENGTH_BYTES + header_size
+    headers = {name: _read_entry(file, name, entry, data_start) for name, entry in entries.items()}
+    _check_layout(file, headers, data_start, file_size)
     return headers
 
 
-def _entry(file: Path, name: str, entry: Any, start: int) -> Header:
-    try:
-        code, shape, (first, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = type(shape) is list and len(shape) <= _MOST_SIDES
-        sound = sound and all(type(n) is int and 0 <= n < _LONGEST for n in (*shape, first, end))
-        name.encode()
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
+def _check_layout(
+    file: Path,
+    headers: Mapping[str, Header],
+    data_start: int,
+    file_size: int,
+) -> None:
+    """Check that the tensors fill the file from `data_start` to its end, one after another."""
+    end = data_start
+    # Tensors without elements share their offset with the next one, so they must come first.
+    in_file_order = sorted(headers.items(), key=lambda item: (item[1].offset, item[1].bytes))
+    for name, header in in_file_order:
+        if header.offset != end:
+            raise CheckpointError(
+                f"{file}: {name}: expected its data at byte {end}, got {header.offset}; "
+                "download the file again"
+            )
+        end += header.bytes
+    if end != file_size:
+        raise CheckpointError(
+            f"{file}: expected {end} bytes, got {file_size}: the file is damaged; download it again"
+        )
+
+
+def _read_entry(
+    file: Path,
+    name: str,
+    entry: object,
+    data_start: int,
+) -> Header:
+    fields = _unpack_entry(name, entry)
+    if fields is None:
         raise CheckpointError(
             f"{file}: {shorten(name)}: expected dtype, shape and data_offsets, got {shorten(entry)}"
         )
-    if not isinstance(code, str) or code not in DTYPES:
+    code, shape, first, end = fields
+    if not isinstance(code, str) or code not in SAFETENSORS_DTYPES:
         raise CheckpointError(
-            f"{file}: {name}: expected one of {', '.join(DTYPES)}, got {shorten(code)}; quantised models can't be merged, use the full one"
+            f"{file}: {name}: the dtype must be one of {', '.join(SAFETENSORS_DTYPES)}, "
+            f"got {shorten(code)}; quantised models cannot be merged, use the full model"
         )
-    header = Header(file, DTYPES[code], tuple(shape), start + first)
+    # `data_offsets` count from the end of the header.
+    header = Header(
+        file=file,
+        dtype=SAFETENSORS_DTYPES[code],
+        shape=shape,
+        offset=data_start + first,
+    )
     if header.bytes != end - first:
         raise CheckpointError(
-            f"{file}: {name}: expected {header.bytes} bytes for {list(shape)} {code}, got {end - first}"
+            f"{file}: {name}: expected {header.bytes} bytes for {list(shape)} {code}, "
+            f"got {end - first}"
         )
     return header
+
+
+def _unpack_entry(name: str, entry: object) -> tuple[object, tuple[int, ...], int, int] | None:
+    """(dtype code, shape, first byte, end byte) of an entry; None if it is malformed."""
+    if not isinstance(entry, dict):
+        return None
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if "dtype" not in entry or not isinstance(shape, list) or not isinstance(offsets, list):
+        return None
+    if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2:
+        return None
+    # `type` and not `isinstance`: JSON's `true` is a bool, and bool is a subclass of int.
+    if not all(type(number) is int and 0 <= number < _MAX_SIZE for number in (*shape, *offsets)):
+        return None
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return None
+    return entry["dtype"], tuple(shape), offsets[0], offsets[1]

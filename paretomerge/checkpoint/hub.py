@@ -1,49 +1,88 @@
-"""Models of the Hugging Face Hub: a snapshot in its cache, or no more than the headers of the weights."""
+"""Models of the Hugging Face Hub: a snapshot in its cache, or only the headers of the weights."""
 
 from pathlib import Path
 
-from paretomerge.checkpoint.header import DTYPES, Header
+from paretomerge.checkpoint.header import SAFETENSORS_DTYPES, Header
 from paretomerge.errors import CheckpointError
 
-_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
+_TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
+# Not `*.safetensors`: some repositories hold a second copy of the weights in another layout.
+_WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
 
 
-def snapshot(repository: str, revision: str | None, weights: bool = True) -> Path:
-    """The folder of a repository's files: text files, and safetensors if `weights` are wanted. Cached."""
+def download_snapshot(
+    repository: str,
+    revision: str | None,
+    weights: bool = True,
+) -> Path:
+    """Download a repository into the Hub's cache.
+
+    Args:
+        repository: `owner/model`.
+        revision: Branch, tag or commit; None for the default branch.
+        weights: Whether safetensors files are downloaded, or only the text files.
+
+    Returns:
+        The folder of the snapshot.
+
+    Raises:
+        CheckpointError: If the download fails.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = (
-        [*_TEXTS, "model*.safetensors", "adapter_model.safetensors"] if weights else _TEXTS
-    )  # not other copies of them
+    patterns = [*_TEXT_FILES, *_WEIGHT_FILES] if weights else _TEXT_FILES
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub raises many kinds; the user needs one sentence
-        raise _refused(repository, error) from error
+    except Exception as error:  # the client raises many classes; the user needs one sentence
+        raise _download_error(repository, error) from error
 
 
-def hub_headers(repository: str, revision: str | None, folder: Path) -> dict[str, Header]:
-    """What the shards of a repository say of their tensors: a few kilobytes of each are fetched."""
+def fetch_headers(
+    repository: str,
+    revision: str | None,
+    folder: Path,
+) -> dict[str, Header]:
+    """Fetch the headers of a repository's weights, a few kilobytes of each file.
+
+    Args:
+        repository: `owner/model`.
+        revision: Branch, tag or commit; None for the default branch.
+        folder: Where the files would be, for the `file` of each header.
+
+    Returns:
+        The entry of each tensor, sorted by the tensor's name.
+
+    Raises:
+        CheckpointError: If the download fails or a dtype is not supported.
+    """
+    # Imported here: most commands never need the Hub's client, which takes a while to load.
     from huggingface_hub import get_safetensors_metadata
 
     try:
-        told = get_safetensors_metadata(repository, revision=revision)
+        metadata = get_safetensors_metadata(repository, revision=revision)
     except Exception as error:
-        raise _refused(repository, error) from error
+        raise _download_error(repository, error) from error
     headers = {}
-    for tensor, file in sorted(told.weight_map.items()):
-        entry = told.files_metadata[file].tensors[tensor]
-        if entry.dtype not in DTYPES:
+    for name, file in sorted(metadata.weight_map.items()):
+        entry = metadata.files_metadata[file].tensors[name]
+        if entry.dtype not in SAFETENSORS_DTYPES:
             raise CheckpointError(
-                f"{repository}: {tensor}: expected one of {', '.join(DTYPES)}, got {entry.dtype}; use the full model"
+                f"{repository}: {name}: the dtype must be one of "
+                f"{', '.join(SAFETENSORS_DTYPES)}, got {entry.dtype}; use the full model"
             )
-        headers[tensor] = Header(
-            folder / file, DTYPES[entry.dtype], tuple(entry.shape), entry.data_offsets[0]
+        # The file is not here, so its header's length and the true offset do not matter.
+        headers[name] = Header(
+            file=folder / file,
+            dtype=SAFETENSORS_DTYPES[entry.dtype],
+            shape=tuple(entry.shape),
+            offset=entry.data_offsets[0],
         )
     return headers
 
 
-def _refused(repository: str, error: Exception) -> CheckpointError:
+def _download_error(repository: str, error: Exception) -> CheckpointError:
+    first_line = (str(error).splitlines() or [""])[0]
     return CheckpointError(
-        f"{repository}: expected a folder or a model on the Hub; the folder does not exist and the Hub said: "
-        f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        f"{repository}: there is no such folder, and the Hugging Face Hub answered: "
+        f"{type(error).__name__}: {first_line}"
     )

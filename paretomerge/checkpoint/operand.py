@@ -1,7 +1,8 @@
-"""One tensor as a merge reads it: rows at a time, in float32, wherever it lies.
+"""One tensor as a merge reads it: a few rows at a time, in float32, wherever the tensor is stored.
 
-A tensor is seen as (rows, columns): all sides but the last are rows; a vector is one row. Reads go through `pread`
-into fresh memory, never through a mapping: a file that shrinks while it is read gives an error, not a dead process.
+A tensor is seen as a matrix (rows, columns): all dimensions but the last are rows; a vector is one
+row. Files are read with `pread` into fresh memory and never memory-mapped: a file that shrinks
+while it is read then gives an error and not a dead process (SIGBUS).
 """
 
 import math
@@ -15,7 +16,7 @@ from paretomerge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-BYTES = {
+DTYPE_BYTES = {
     "float64": 8,
     "float32": 4,
     "float16": 2,
@@ -27,36 +28,63 @@ BYTES = {
     "uint8": 1,
     "bool": 1,
 }
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""Bytes of one element, by the name of the dtype in torch."""
+
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+"""Dtypes that are merged; tensors of other dtypes are copied."""
 
 
-def extent(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of a tensor of that shape."""
-    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (rows, columns) of a tensor of any shape, seen as a matrix."""
+    if not shape:
+        return 1, 1
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def size_in_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Of a tensor as it is stored."""
-    return math.prod(shape) * BYTES[dtype]
+    """Return the size of a stored tensor in bytes."""
+    return math.prod(shape) * DTYPE_BYTES[dtype]
 
 
 class Operand(Protocol):
-    """A tensor to be read; `dtype` is that of its storage, as torch names it."""
+    """A tensor that a merge can read."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        ...
 
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Dtype of the stored tensor, as torch names it."""
+        ...
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
-        """Rows [first, end) as (end - first, columns) in float32, the caller's to write to."""
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
+        """Read rows [first, end).
+
+        Returns:
+            (end - first, columns) in float32, in memory that the caller may write to.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor at `offset` of an open file. `label` (model: tensor) names it in errors."""
+class StoredTensor:
+    """A tensor in an open file.
+
+    Attributes:
+        descriptor: Returns the file descriptor; the file may be opened at the first call.
+        offset: Position of the first byte of the tensor in the file.
+        shape: Shape of the tensor.
+        dtype: Dtype of the tensor, as torch names it.
+        label: Model and tensor, for error messages.
+        allow_nan: Whether NaN and infinity are read like other values, or are an error.
+    """
 
     descriptor: Callable[[], int]
     offset: int
@@ -65,102 +93,160 @@ class Stored:
     label: str
     allow_nan: bool = False
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
+        """Read rows [first, end) in float32; see `Operand.rows`."""
         import torch
 
-        return self.stored(first, end).to(device, torch.float32)
+        return self.rows_as_stored(first, end).to(device, torch.float32)
 
-    def stored(self, first: int, end: int) -> "torch.Tensor":
-        """Rows [first, end) as they are stored."""
+    def rows_as_stored(self, first: int, end: int) -> "torch.Tensor":
+        """Read rows [first, end) as (end - first, columns) in the stored dtype, on the CPU.
+
+        Raises:
+            CheckpointError: If the file cannot be read, or holds NaN or infinity.
+        """
         import torch
 
-        columns = extent(self.shape)[1]
-        rows = torch.empty((end - first, columns), dtype=getattr(torch, self.dtype))
-        self._fill(rows, first * columns)
-        return rows if self.allow_nan or self.dtype not in FLOATS else finite(rows, self.label)
+        columns = matrix_shape(self.shape)[1]
+        dtype = getattr(torch, self.dtype)
+        rows = torch.empty((end - first, columns), dtype=dtype)
+        self._read_into(rows, first * columns)
+        return self._checked(rows)
 
-    def whole(self) -> "torch.Tensor":
-        """The tensor as it is stored."""
+    def read(self) -> "torch.Tensor":
+        """Read the whole tensor in the stored dtype, on the CPU.
+
+        Raises:
+            CheckpointError: If the file cannot be read, or holds NaN or infinity.
+        """
         import numpy as np
         import torch
 
-        # numpy asks for huge pages, torch does not: far fewer page faults
-        raw = torch.from_numpy(np.empty(size_in_bytes(self.shape, self.dtype), np.uint8))
-        stored = raw.view(getattr(torch, self.dtype)).view(self.shape)
-        self._fill(stored, 0)
-        return stored if self.allow_nan or self.dtype not in FLOATS else finite(stored, self.label)
+        # numpy asks the kernel for huge pages and torch does not: far fewer page faults.
+        n_bytes = size_in_bytes(self.shape, self.dtype)
+        buffer = torch.from_numpy(np.empty(n_bytes, np.uint8))
+        dtype = getattr(torch, self.dtype)
+        tensor = buffer.view(dtype).view(self.shape)
+        self._read_into(tensor, 0)
+        return self._checked(tensor)
 
-    def _fill(self, stored: "torch.Tensor", element: int) -> None:
+    def _checked(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        if not self.allow_nan and self.dtype in FLOAT_DTYPES:
+            check_finite(tensor, self.label)
+        return tensor
+
+    def _read_into(self, tensor: "torch.Tensor", first_element: int) -> None:
+        """Fill `tensor` with the elements from `first_element` on."""
         import torch
 
-        if stored.numel() == 0:
+        if tensor.numel() == 0:
             return
-        raw = memoryview(stored.reshape(-1).view(torch.uint8).numpy())
-        start = self.offset + element * BYTES[self.dtype]
-        done = 0
-        while done < len(raw):
+        # As bytes, because numpy has no bfloat16.
+        flat = tensor.reshape(-1)
+        raw = memoryview(flat.view(torch.uint8).numpy())
+        start = self.offset + first_element * DTYPE_BYTES[self.dtype]
+        n_read = 0
+        # One call reads at most 2 GB, so large tensors take several.
+        while n_read < len(raw):
+            rest = raw[n_read:]
             try:
-                got = os.preadv(self.descriptor(), [raw[done:]], start + done)
+                count = os.preadv(self.descriptor(), [rest], start + n_read)
             except OSError as error:
                 raise CheckpointError(f"{self.label}: cannot be read: {error}") from error
-            if got == 0:
+            if count == 0:
                 raise CheckpointError(
                     f"{self.label}: the file ended too early; did it change while it was read?"
                 )
-            done += got
+            n_read += count
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemoryTensor:
     """A tensor that is in memory, in the dtype of its storage."""
 
     tensor: "torch.Tensor"
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
         return tuple(self.tensor.shape)
 
     @property
     def dtype(self) -> str:
+        """Dtype of the tensor, as torch names it."""
         return str(self.tensor.dtype).removeprefix("torch.")
 
-    def whole(self) -> "torch.Tensor":
+    def read(self) -> "torch.Tensor":
+        """Return the tensor itself, not a copy."""
         return self.tensor
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
+        """Copy rows [first, end) to float32; see `Operand.rows`."""
         import torch
 
-        return self.tensor.view(extent(self.shape))[first:end].to(device, torch.float32, copy=True)
+        # `copy`, as the caller may write to what it gets.
+        matrix = self.tensor.view(matrix_shape(self.shape))
+        return matrix[first:end].to(device, torch.float32, copy=True)
 
 
-class Held:
-    """`operand`, read from disk when it is first asked for and kept as it is stored: for what is looked at more than once."""
+class CachedTensor:
+    """A stored tensor that is read once, at its first use, and stays in memory as it is stored.
 
-    def __init__(self, operand: Stored) -> None:
-        self.operand = operand
+    For methods that read their inputs more than once.
+    """
+
+    def __init__(self, operand: StoredTensor) -> None:
         self.shape = operand.shape
         self.dtype = operand.dtype
-        self._kept: InMemory | None = None
+        self._operand = operand
+        self._cached: InMemoryTensor | None = None
 
-    def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
-        if self._kept is None:
-            self._kept = InMemory(self.operand.whole())
-        return self._kept.rows(first, end, device)
+    def rows(
+        self,
+        first: int,
+        end: int,
+        device: str = "cpu",
+    ) -> "torch.Tensor":
+        """Read rows [first, end) in float32; see `Operand.rows`."""
+        if self._cached is None:
+            self._cached = InMemoryTensor(self._operand.read())
+        return self._cached.rows(first, end, device)
 
 
-def whole(operand: Operand) -> "torch.Tensor":
-    """All of a tensor, as it is stored where it is stored, else in float32."""
-    if isinstance(operand, (Stored, InMemory)):
-        return operand.whole()
-    return operand.rows(0, extent(operand.shape)[0]).view(operand.shape)
+def read_tensor(operand: Operand) -> "torch.Tensor":
+    """Read a whole tensor: in its stored dtype if it is stored or in memory, else in float32."""
+    if isinstance(operand, (StoredTensor, InMemoryTensor)):
+        return operand.read()
+    n_rows = matrix_shape(operand.shape)[0]
+    return operand.rows(0, n_rows).view(operand.shape)
 
 
-def finite(tensor: "torch.Tensor", label: str) -> "torch.Tensor":
-    """The tensor, if it has neither NaN nor infinity; a sum finds them at a fraction of the cost of a look at each."""
+def check_finite(tensor: "torch.Tensor", label: str) -> None:
+    """Check that a tensor holds neither NaN nor infinity.
+
+    Args:
+        tensor: The tensor.
+        label: Name of the tensor in the error message.
+
+    Raises:
+        CheckpointError: If it does.
+    """
     import torch
 
+    # The sum is not finite if an element is not, and costs a fraction of looking at each one.
+    # A sum of finite elements can overflow, hence the second test.
     if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
         raise CheckpointError(
-            f"{label}: expected finite weights, got NaN or infinity; is the download or the training broken? --allow-nan merges them anyway"
+            f"{label}: expected finite weights, got NaN or infinity; is the download or the "
+            "training broken? --allow-nan merges them anyway"
         )
-    return tensor

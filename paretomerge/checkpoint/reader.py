@@ -1,88 +1,117 @@
-"""Reading a Hugging Face checkpoint: headers when it is opened, tensors when they are asked for; safetensors only."""
+"""Reads a Hugging Face checkpoint: headers when it is opened, tensors when they are needed.
 
-import json
+Only safetensors files are read; a pickle can run code when it is opened.
+"""
+
 import os
 import shlex
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
-from paretomerge.checkpoint.hub import hub_headers
+from paretomerge.checkpoint.hub import fetch_headers
+from paretomerge.checkpoint.json_file import JsonObject, read_json
 from paretomerge.checkpoint.model_config import text_config
-from paretomerge.checkpoint.operand import FLOATS, Stored
-from paretomerge.checkpoint.reference import locate, on_hub, own
+from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
+from paretomerge.checkpoint.reference import (
+    reject_symlink_escape,
+    resolve_folder,
+    split_revision,
+)
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+"""Lists the shard of each tensor, in a checkpoint of several files."""
+
+SINGLE_FILE = "model.safetensors"
+"""The weights of a checkpoint in one file."""
+
+_MAX_NAME_IN_MESSAGE = 100
 
 
 @dataclass(frozen=True)
-class _Stamp:
-    """What tells that a file is still the one whose header was read."""
+class _FileStamp:
+    """Shows whether a file is still the one whose header was read."""
 
     size: int
-    modified: int
+    modified_ns: int
     inode: int
 
     @classmethod
-    def of(cls, file: Path) -> "_Stamp":
-        told = file.stat()
-        return cls(told.st_size, told.st_mtime_ns, told.st_ino)
+    def of(cls, file: Path) -> "_FileStamp":
+        status = file.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 class Shards:
-    """The tensors of some safetensors files, which are opened when the first of theirs is read. `name` is for errors."""
+    """The tensors of some safetensors files; a file is opened when its first tensor is read.
 
-    def __init__(self, name: str, headers: Mapping[str, Header], allow_nan: bool = False) -> None:
+    Args:
+        name: Name of the model, for error messages.
+        headers: Tensor name -> header entry.
+        allow_nan: Whether NaN and infinity are read like other values, or are an error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        headers: Mapping[str, Header],
+        allow_nan: bool = False,
+    ) -> None:
         self.name = name
         self.headers = headers
         self.allow_nan = allow_nan
-        self._stamps = {
-            file: _Stamp.of(file) for file in {h.file for h in headers.values()} if file.exists()
-        }
-        self._open: dict[Path, int] = {}
+        # Headers from the Hub name files that are not here.
+        files = {header.file for header in headers.values()}
+        self._stamps = {file: _FileStamp.of(file) for file in files if file.exists()}
+        self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
-        weakref.finalize(
-            self, _close, self._open
-        )  # unlike __del__, before the interpreter takes `os` away at its end
+        # Not `__del__`: at the interpreter's end that may run when `os` is gone already.
+        weakref.finalize(self, _close, self._descriptors)
 
-    def operand(self, name: str) -> Stored:
+    def operand(self, name: str) -> StoredTensor:
+        """Return the tensor, to be read a few rows at a time."""
         header = self.headers[name]
-        label = f"{self.name}: {name}"
-        return Stored(
-            lambda: self._descriptor(header.file),
-            header.offset,
-            header.shape,
-            header.dtype,
-            label,
-            self.allow_nan,
+        return StoredTensor(
+            descriptor=lambda: self._descriptor(header.file),
+            offset=header.offset,
+            shape=header.shape,
+            dtype=header.dtype,
+            label=f"{self.name}: {name}",
+            allow_nan=self.allow_nan,
         )
 
     def check_unchanged(self) -> None:
+        """Check that every file is still the one whose header was read.
+
+        Raises:
+            CheckpointError: If a file was changed, replaced or removed.
+        """
         for file, stamp in self._stamps.items():
-            if not file.exists() or _Stamp.of(file) != stamp:
+            if not file.exists() or _FileStamp.of(file) != stamp:
                 raise CheckpointError(
                     f"{file}: the file changed while it was read; merge again when it is complete"
                 )
 
     def _descriptor(self, file: Path) -> int:
+        # Several threads of a merge read from the same files.
         with self._lock:
-            if file not in self._open:
+            if file not in self._descriptors:
                 try:
-                    self._open[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                    self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from error
-            return self._open[file]
+            return self._descriptors[file]
 
 
 def _close(descriptors: Mapping[Path, int]) -> None:
@@ -91,36 +120,54 @@ def _close(descriptors: Mapping[Path, int]) -> None:
 
 
 class Checkpoint:
-    """A folder with config.json and safetensors shards, opened for reading.
+    """A folder with config.json and safetensors files, opened for reading.
 
-    name: what the recipe calls it: a local folder, or a Hub repository with an optional `@revision`.
-    allow_nan: whether weights that are NaN or infinite are read like others, or are an error that names them.
-    download: whether weights that are not here are fetched; without them no tensor can be read, but a merge be planned.
+    Args:
+        name: A local folder, or a Hub name with an optional `@revision`.
+        allow_nan: Whether NaN and infinity in the weights are read like other values, or are an
+            error that names the tensor.
+        download: Whether missing weights are downloaded. Without them a merge can be planned, but
+            no tensor can be read.
+
+    Attributes:
+        name: The name that was given.
+        folder: The folder with the files.
+        config: config.json.
+        shards: The tensors.
+
+    Raises:
+        CheckpointError: If the folder is missing, incomplete, damaged, unsafe or quantised.
     """
 
-    def __init__(self, name: str, allow_nan: bool = False, download: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        allow_nan: bool = False,
+        download: bool = True,
+    ) -> None:
         self.name = name
-        self.folder = locate(name, download)
-        self.config: dict[str, Any] = read_json(
-            own(self.folder / "config.json"), f"{name}: config.json"
-        )
-        if any("quantization_config" in part for part in (self.config, text_config(self.config))):
-            raise CheckpointError(
-                f"{name}: expected full weights, got quantised ones; merge the model that they were made from"
-            )
-        here = download or Path(name).expanduser().is_dir()
-        self.shards = Shards(
-            name,
-            _headers(self.folder, name) if here else hub_headers(*on_hub(name), self.folder),
-            allow_nan,
-        )
+        self.folder = resolve_folder(name, download)
+        config_file = reject_symlink_escape(self.folder / "config.json")
+        self.config: JsonObject = read_json(config_file, f"{name}: config.json")
+        _check_full_precision(name, self.config)
+        if download or Path(name).expanduser().is_dir():
+            headers = _local_headers(self.folder, name)
+        else:
+            headers = fetch_headers(*split_revision(name), self.folder)
+        self.shards = Shards(name, headers, allow_nan)
 
     @property
     def headers(self) -> Mapping[str, Header]:
+        """Tensor name -> header entry."""
         return self.shards.headers
 
     @cached_property
     def architecture(self) -> Architecture:
+        """What the names of the tensors say about the network.
+
+        Raises:
+            CheckpointError: If the names do not fit the config.
+        """
         try:
             return Architecture.infer(self.headers, self.config)
         except CheckpointError as error:
@@ -128,91 +175,121 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of most of the weights, by number of tensors."""
-        counts: dict[str, int] = {}
-        for header in self.headers.values():
-            if header.dtype in FLOATS:
-                counts[header.dtype] = counts.get(header.dtype, 0) + 1
+        """The dtype of most of the float tensors, as torch names it."""
+        dtypes = [header.dtype for header in self.headers.values()]
+        counts = Counter(dtype for dtype in dtypes if dtype in FLOAT_DTYPES)
+        # Sorted, so that a tie does not depend on the order of the tensors.
         return max(sorted(counts), key=counts.__getitem__, default="float32")
 
-    def operand(self, name: str) -> Stored:
-        """The tensor, to be read a few rows at a time."""
+    def operand(self, name: str) -> StoredTensor:
+        """Return the tensor, to be read a few rows at a time."""
         return self.shards.operand(name)
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """The tensor as it is stored, on the CPU."""
-        return self.operand(name).whole()
+        """Read the whole tensor in its stored dtype, on the CPU."""
+        return self.operand(name).read()
 
     def check_unchanged(self) -> None:
-        """An error if a shard is no longer the file whose header was read."""
+        """Check that every file is still the one whose header was read.
+
+        Raises:
+            CheckpointError: If a file was changed, replaced or removed.
+        """
         self.shards.check_unchanged()
 
 
-def _headers(folder: Path, name: str) -> dict[str, Header]:
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX, f"{name}: {INDEX}").get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(isinstance(f, str) for f in weight_map.values())
-        ):
-            raise CheckpointError(f"{name}: {INDEX}: expected a `weight_map` from tensors to files")
-        shards = {
-            file: read_header(inside(folder, file)) for file in sorted(set(weight_map.values()))
-        }
-        if missing := sorted(t for t, file in weight_map.items() if t not in shards[file]):
-            raise CheckpointError(
-                f"{name}: the index promises {missing[0]!r} and {len(missing) - 1} more tensors that their shards lack; download it again"
-            )
-        return {tensor: shards[file][tensor] for tensor, file in sorted(weight_map.items())}
-    if (folder / SINGLE).is_file():
-        if headers := dict(sorted(read_header(inside(folder, SINGLE)).items())):
-            return headers
-        raise CheckpointError(
-            f"{name}: expected tensors in {SINGLE}, got none; download the model again"
-        )
-    pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-        p.name for p in folder.glob("*.pt*")
-    )
-    got = f"{pickles[0]} (a pickle can run code when it is opened)" if pickles else "no weights"
-    code = (
-        "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r} + '-safe')"
-    )
-    cure = f"; convert it in a sandbox: python -c {shlex.quote(code)}"
-    raise CheckpointError(
-        f"{name}: expected {SINGLE} or {INDEX}, got {got}{cure if pickles else ''}"
-    )
+def shard_path(folder: Path, file: str) -> Path:
+    """Return the path of a shard that an index names, if it is a file of the folder itself.
 
-
-def inside(folder: Path, file: str) -> Path:
-    """A shard that an index names: a file of the folder itself."""
+    Raises:
+        CheckpointError: If the name leads out of the folder or the file is missing.
+    """
+    # An index may come from anywhere: "../other/model.safetensors" must not be followed.
     if Path(file).name != file:
         raise CheckpointError(
-            f"{folder}: {INDEX}: expected names of files in the same folder, got {file!r}"
+            f"{folder}: {INDEX_FILE}: shards must be files in the same folder, got {file!r}"
         )
     path = folder / file
     try:
-        there = path.is_file()
-    except OSError:  # a name too long to be one
-        there = False
-    if not there:
+        exists = path.is_file()
+    except OSError:  # the name is too long
+        exists = False
+    if not exists:
         raise CheckpointError(
-            f"{folder}: the index names {file[:100]!r}, which is missing; download the model again"
+            f"{folder}: the index names {file[:_MAX_NAME_IN_MESSAGE]!r}, which is missing; "
+            "download the model again"
         )
-    return own(path)
+    return reject_symlink_escape(path)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; `what` names it in errors."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def _check_full_precision(name: str, config: JsonObject) -> None:
+    # Multimodal models may have only their text part quantised.
+    for part in (config, text_config(config)):
+        if "quantization_config" in part:
+            raise CheckpointError(
+                f"{name}: the weights are quantised; merge the full-precision model that they "
+                "were made from"
+            )
+
+
+def _local_headers(folder: Path, name: str) -> dict[str, Header]:
+    """The header entries of all tensors, sorted by name."""
+    if (folder / INDEX_FILE).is_file():
+        return _indexed_headers(folder, name)
+    if (folder / SINGLE_FILE).is_file():
+        headers = read_header(shard_path(folder, SINGLE_FILE))
+        if not headers:
+            raise CheckpointError(
+                f"{name}: {SINGLE_FILE} contains no tensors; download the model again"
+            )
+        return dict(sorted(headers.items()))
+    raise _missing_weights_error(folder, name)
+
+
+def _indexed_headers(folder: Path, name: str) -> dict[str, Header]:
+    weight_map = _read_weight_map(folder, name)
+    # Each shard is read once, whatever the number of its tensors.
+    files = sorted(set(weight_map.values()))
+    shards = {file: read_header(shard_path(folder, file)) for file in files}
+    headers: dict[str, Header] = {}
+    missing: list[str] = []
+    for tensor, file in sorted(weight_map.items()):
+        if tensor in shards[file]:
+            headers[tensor] = shards[file][tensor]
+        else:
+            missing.append(tensor)
+    if missing:
         raise CheckpointError(
-            f"{what}: not found in {path.parent}; is this a Hugging Face model folder?"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what}: expected JSON, got {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{what}: expected a JSON object, got {type(data).__name__}")
-    return data
+            f"{name}: the index lists {missing[0]!r} and {len(missing) - 1} more tensors that "
+            "its shards do not contain; download the model again"
+        )
+    return headers
+
+
+def _read_weight_map(folder: Path, name: str) -> dict[str, str]:
+    """The file of each tensor, as the index of shards gives it."""
+    label = f"{name}: {INDEX_FILE}"
+    weight_map = read_json(folder / INDEX_FILE, label).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{label}: expected a `weight_map` from tensors to files")
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{label}: expected a `weight_map` from tensors to files")
+    return weight_map
+
+
+def _missing_weights_error(folder: Path, name: str) -> CheckpointError:
+    # The advice must not open the pickle here: that is what a sandbox is for.
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    pickles += sorted(path.name for path in folder.glob("*.pt*"))
+    problem = f"{name}: the folder has no {SINGLE_FILE} and no {INDEX_FILE}"
+    if not pickles:
+        return CheckpointError(f"{problem}; download the model again")
+    code = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(folder)!r}, use_safetensors=False)"
+        f".save_pretrained({str(folder)!r} + '-safe')"
+    )
+    return CheckpointError(
+        f"{problem}, only {pickles[0]} (a pickle can run code when it is opened); "
+        f"convert it in a sandbox: python -c {shlex.quote(code)}"
+    )

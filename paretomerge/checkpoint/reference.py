@@ -3,89 +3,122 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from paretomerge.checkpoint.hub import snapshot
+from paretomerge.checkpoint.hub import download_snapshot
 from paretomerge.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model and the adapter, if any, that is added to it."""
+    """A model and the adapter that is added to it.
+
+    Attributes:
+        model: A folder or a Hub name.
+        adapter: A folder or a Hub name; None without an adapter.
+    """
 
     model: str
     adapter: str | None = None
 
     @classmethod
     def parse(cls, name: str) -> "Reference":
-        """A plus sign that belongs to an existing path separates nothing."""
-        if "+" not in name or _path(name) is not None:
+        """Split a name at its last plus sign, unless the name as a whole is an existing path.
+
+        Raises:
+            CheckpointError: If one side of the plus sign is empty.
+        """
+        if "+" not in name or _existing_path(name) is not None:
             return cls(name)
         model, _, adapter = name.rpartition("+")
         if not model or not adapter:
             raise CheckpointError(
-                f"{name}: expected model+adapter, got an empty side of the plus sign"
+                f"{name}: expected model+adapter, but one side of the plus sign is empty"
             )
         return cls(model, adapter)
 
 
-def locate(name: str, weights: bool = True) -> Path:
-    """The folder of a model or adapter: a local one, or a snapshot from the Hub, on request without its weights."""
-    path = _path(name)
+def resolve_folder(name: str, weights: bool = True) -> Path:
+    """Return the folder of a model or adapter, downloading it from the Hub if needed.
+
+    Args:
+        name: A local folder, or a Hub name with an optional `@revision`.
+        weights: Whether the weights are downloaded, or only the text files.
+
+    Raises:
+        CheckpointError: If there is no such folder and no such model on the Hub.
+    """
+    path = _existing_path(name)
     if path is not None and path.is_dir():
         return path
-    repository, revision = on_hub(name)
-    if revision and _path(repository) is not None:
+    # An "@" in the name of an existing folder was handled above.
+    repository, revision = split_revision(name)
+    if revision and _existing_path(repository) is not None:
         raise CheckpointError(
-            f"{name}: expected a Hub name before @{revision}, got a local folder, which has no revisions"
+            f"{name}: {repository} is a local path, which has no revisions; remove @{revision}"
         )
     if name.startswith(("/", ".", "~")) or repository.count("/") != 1:
         raise CheckpointError(
-            f"{name}: expected a folder with a model, or a Hub name like owner/model; there is no such folder"
+            f"{name}: expected a folder with a model, or a Hub name like owner/model; "
+            "there is no such folder"
         )
-    return snapshot(repository, revision, weights)
+    return download_snapshot(repository, revision, weights)
 
 
-def on_hub(name: str) -> tuple[str, str | None]:
-    """(repository, revision) of a name that is no folder."""
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split a Hub name into (repository, revision)."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 
 
 def is_folder(name: str) -> bool:
-    """Whether there is a folder of that name; False for what can be no path."""
+    """Whether a folder of that name exists; False for names that cannot be paths."""
     try:
         return bool(name) and Path(name).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, `~nobody`, a NUL
         return False
 
 
-def place(model: str) -> str:
-    """A model by where it is, however a recipe spells that: local folders and adapters by their absolute paths."""
-    return "+".join(
-        str(Path(part).resolve()) if is_folder(part) else part for part in model.split("+")
+def canonical_name(model: str) -> str:
+    """Return a name that is the same for every spelling of a model.
+
+    Local folders of models and adapters become absolute paths; Hub names stay.
+    """
+    parts = []
+    for part in model.split("+"):
+        if is_folder(part):
+            part = str(Path(part).resolve())
+        parts.append(part)
+    return "+".join(parts)
+
+
+def reject_symlink_escape(path: Path) -> Path:
+    """Return `path` unless it is a link that leaves its folder.
+
+    The Hub's cache links from `snapshots/<commit>` to `blobs` of the same repository; those links
+    are allowed.
+
+    Raises:
+        CheckpointError: If it is.
+    """
+    # The folder itself may be a link: it is what the user named.
+    folder = path.parent.resolve()
+    target = path.resolve()
+    if target.is_relative_to(folder):
+        return path
+    hub_blobs = folder.parent.parent / "blobs"
+    if folder.parent.name == "snapshots" and target.is_relative_to(hub_blobs):
+        return path
+    raise CheckpointError(
+        f"{path}: a link that leaves its folder is not followed; "
+        "use the folder that holds the file itself"
     )
 
 
-def own(path: Path) -> Path:
-    """`path`, if it does not link out of its folder. The Hub's cache links from its snapshots to its blobs, which is as good."""
-    home, real = path.parent.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not real.is_relative_to(home) and not (
-        home.parent.name == "snapshots" and real.is_relative_to(blobs)
-    ):
-        raise CheckpointError(
-            f"{path}: expected a file of the folder, got a link that leaves it; name the folder where the file lies"
-        )
-    return path
-
-
-def _path(name: str) -> Path | None:
-    """What is there under that path; None if nothing is."""
+def _existing_path(name: str) -> Path | None:
+    """The path of that name; None if nothing is there."""
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
     except PermissionError as error:
-        raise CheckpointError(
-            f"{name}: expected a folder that may be read, got: {error.strerror}"
-        ) from error
+        raise CheckpointError(f"{name}: cannot be read: {error.strerror}") from error
     except (OSError, RuntimeError):  # too long for a path, or `~nobody`
         return None

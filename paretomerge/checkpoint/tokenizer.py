@@ -1,20 +1,25 @@
-"""The tokenizer of a model folder: read as numbered tokens, copied byte for byte, grown, given a chat template.
+"""The tokenizer of a model folder: its tokens and their ids, copied or written with more tokens.
 
-`tokenizer.json` is read as what it is, JSON: that takes a third of a second for 150 000 tokens, and no transformers.
-What the other files add (a padding token in `tokenizer_config.json`) is numbered as transformers would number it.
+`tokenizer.json` is read as plain JSON, which takes a third of a second for 150,000 tokens and does
+not import transformers. Tokens that only other files name (a padding token in
+`tokenizer_config.json`) get the ids that transformers would give them.
 """
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from paretomerge.checkpoint.reference import own
-from paretomerge.checkpoint.writer import write_json
-from paretomerge.errors import CheckpointError, RecipeError, unknown_name
+from paretomerge.checkpoint.json_file import (
+    JsonObject,
+    ReadOnlyJson,
+    read_json,
+    read_optional_json,
+    write_json,
+)
+from paretomerge.checkpoint.reference import reject_symlink_escape
+from paretomerge.errors import CheckpointError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,21 +33,24 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# What stays true when tokens are added: the other files repeat the vocabulary as it was.
-_UNNUMBERED = (
+"""Files that are copied to a merged model."""
+
+# These stay valid when tokens are added; the other files list the vocabulary as it was.
+_FILES_WITHOUT_VOCABULARY = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
 )
-_PLAIN = {
+_CONVERTIBLE_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
+_DEFAULT_FLAGS = {
     "single_word": False,
     "lstrip": False,
     "rstrip": False,
     "normalized": True,
     "special": False,
 }
-_NAMED = (
+_SPECIAL_TOKEN_KEYS = (
     "bos_token",
     "eos_token",
     "unk_token",
@@ -52,250 +60,230 @@ _NAMED = (
     "mask_token",
 )
 
-CHAT_TEMPLATES: Mapping[str, str] = {
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}{{ '\\n' }}{{ message['content'] }}<|im_end|>{{ '\\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
-    ),
-    "alpaca": (
-        "{% if messages[0]['role'] != 'system' %}Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.{{ '\\n\\n' }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}{{ '\\n\\n' }}"
-        "{% elif message['role'] == 'user' %}### Instruction:{{ '\\n' }}{{ message['content'] }}{{ '\\n\\n' }}"
-        "{% else %}### Response:{{ '\\n' }}{{ message['content'] }}{{ eos_token }}{{ '\\n\\n' }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}### Response:{{ '\\n' }}{% endif %}"
-    ),
-    "llama3": (
-        "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>"
-        "{{ '\\n\\n' }}{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}{% endif %}"
-    ),
-    "mistral": (  # it has no system turn: that text opens the first instruction
-        "{{ bos_token }}{% set lead = namespace(text='') %}{% for message in messages %}"
-        "{% if message['role'] == 'system' %}{% set lead.text = message['content'] + '\\n\\n' %}"
-        "{% elif message['role'] == 'user' %}[INST] {{ lead.text + message['content'] }} [/INST]{% set lead.text = '' %}"
-        "{% else %}{{ ' ' + message['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
-    ),
-    "exaone": (
-        "{% if messages[0]['role'] != 'system' %}[|system|][|endofturn|]{{ '\\n' }}{% endif %}"
-        "{% for message in messages %}[|{{ message['role'] }}|]{{ message['content'] }}"
-        "{% if message['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}[|assistant|]{% endif %}"
-    ),
-}
 
+def copy_tokenizer(
+    source: Path,
+    out: Path,
+    names: Iterable[str] = TOKENIZER_FILES,
+) -> None:
+    """Copy the files of a tokenizer, its chat template and the generation config.
 
-def copy_tokenizer(source: Path, out: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Copy what is there of the tokenizer, its chat template and the generation config."""
+    Args:
+        source: Folder of the model.
+        out: Folder to copy to.
+        names: Names of the files; those that do not exist are skipped.
+
+    Raises:
+        CheckpointError: If a file is a link that leaves `source`.
+    """
     for path in tokenizer_files(source, names):
         shutil.copyfile(path, out / path.name)
 
 
 def tokenizer_files(source: Path, names: Iterable[str] = TOKENIZER_FILES) -> list[Path]:
-    """What is there to be copied. A link that leaves the folder is an error."""
-    return [own(source / name) for name in names if (source / name).is_file()]
+    """Return the files that `copy_tokenizer` copies.
+
+    Raises:
+        CheckpointError: If a file is a link that leaves `source`.
+    """
+    # A model from elsewhere could link to a private file, which a merge would then publish.
+    existing = [source / name for name in names if (source / name).is_file()]
+    return [reject_symlink_escape(path) for path in existing]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one folder and their numbers, as AutoTokenizer gives them.
+    """The tokens of a model folder and their ids, as AutoTokenizer gives them.
 
-    `added` are those that are matched as a whole (special tokens among them), with their flags, in the order of their
-    numbers; `model_size` counts the tokens below them, those of the BPE, Unigram, WordPiece or WordLevel model.
+    Attributes:
+        folder: The folder.
+        ids: Token -> id.
+        added: Added tokens, which are matched as a whole (special tokens among them), with their
+            flags, in the order of their ids.
+        base_size: Number of tokens of the BPE, Unigram, WordPiece or WordLevel model, without
+            added tokens (`vocab_size` of a transformers tokenizer).
     """
 
     folder: Path
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, bool]]
-    model_size: int
+    base_size: int
 
-    def grown(self, entries: Iterable[Mapping[str, Any]]) -> "Tokens":
-        """With these as added tokens: each `content` and flags. Known ones keep their number and flags; special wins."""
+    def with_added(self, entries: Iterable[ReadOnlyJson]) -> "Tokens":
+        """Return the tokens with more added tokens.
+
+        Args:
+            entries: `content` and optional flags of each token. A token that is an added token
+                already keeps its id and flags, but becomes special if an entry says so.
+
+        Raises:
+            CheckpointError: If the next free id is taken, because the ids have gaps.
+        """
         ids, added = dict(self.ids), dict(self.added)
-        taken: set[int] | None = None
-        top = max((ids[token] for token in added), default=-1)
+        # Only made if a token is new: most folders add none to some 150,000.
+        used_ids: set[int] | None = None
+        last_added_id = max((ids[token] for token in added), default=-1)
         for entry in entries:
-            token, special = entry["content"], bool(entry.get("special", False))
+            token = entry["content"]
+            is_special = bool(entry.get("special", False))
             if not token:
                 continue
             if token in added:
-                added[token] = {**added[token], "special": special or added[token]["special"]}
+                special = is_special or added[token]["special"]
+                added[token] = {**added[token], "special": special}
                 continue
             if token not in ids:
-                taken = set(ids.values()) if taken is None else taken
-                # The rule by which the tokenizers library numbers added tokens, whatever `id` the file says.
-                ids[token] = max(self.model_size, top + 1)
-                if ids[token] in taken:
-                    raise CheckpointError(
-                        f"{self.folder}: expected tokens numbered without gaps, to add {token!r} behind them; "
-                        f"number {ids[token]} is taken; choose another model's tokenizer"
-                    )
-                taken.add(ids[token])
-            top = max(top, ids[token])
-            default = _PLAIN if not special else {**_PLAIN, "normalized": False, "special": True}
-            added[token] = (
-                default
-                if len(entry) == 1
-                else {flag: bool(entry.get(flag, default[flag])) for flag in _PLAIN}
-            )
+                used_ids = set(ids.values()) if used_ids is None else used_ids
+                # The tokenizers library numbers added tokens like this, whatever `id` a file says.
+                ids[token] = max(self.base_size, last_added_id + 1)
+                self._check_free(token, ids[token], used_ids)
+                used_ids.add(ids[token])
+            last_added_id = max(last_added_id, ids[token])
+            added[token] = _flags(entry, is_special)
+        in_order = sorted(added, key=ids.__getitem__)
         return Tokens(
-            self.folder,
-            ids,
-            dict(sorted(added.items(), key=lambda item: ids[item[0]])),
-            self.model_size,
+            folder=self.folder,
+            ids=ids,
+            added={token: added[token] for token in in_order},
+            base_size=self.base_size,
         )
 
-
-def read_tokens(folder: Path, parsed: dict[bytes, Tokens] | None = None) -> Tokens:
-    """The tokens of a model folder. `parsed` remembers files by content, as fine-tunes mostly share their base's."""
-    path = folder / "tokenizer.json"
-    text = path.read_bytes() if path.is_file() else b""
-    parsed = {} if parsed is None else parsed
-    if not text or text not in parsed:
-        data = _tokenizer_json(folder)
-        try:
-            vocabulary = data["model"]["vocab"]
-            ids = (
-                vocabulary
-                if isinstance(vocabulary, dict)
-                else {entry[0]: i for i, entry in enumerate(vocabulary)}
-            )
-            tokens = Tokens(folder, ids, {}, len(vocabulary)).grown(data.get("added_tokens") or [])
-        except (KeyError, IndexError, TypeError) as error:
+    def _check_free(
+        self,
+        token: str,
+        token_id: int,
+        used_ids: set[int],
+    ) -> None:
+        if token_id in used_ids:
             raise CheckpointError(
-                f"{path}: expected `model.vocab` and `added_tokens`, got a file without ({error!r})"
-            ) from error
-        if not text:
-            return tokens.grown(_configured(folder))
-        parsed[text] = tokens
-    seen = parsed[text]
-    return Tokens(folder, seen.ids, seen.added, seen.model_size).grown(_configured(folder))
+                f"{self.folder}: cannot add the token {token!r}: its id {token_id} is taken, "
+                "because the ids have gaps; choose another model's tokenizer"
+            )
+
+
+def _flags(entry: ReadOnlyJson, is_special: bool) -> Mapping[str, bool]:
+    """The flags of an added token, with the defaults of the tokenizers library."""
+    defaults = _DEFAULT_FLAGS
+    if is_special:
+        defaults = {**_DEFAULT_FLAGS, "normalized": False, "special": True}
+    return {flag: bool(entry.get(flag, default)) for flag, default in defaults.items()}
+
+
+def read_tokens(folder: Path, cache: dict[bytes, Tokens] | None = None) -> Tokens:
+    """Read the tokens of a model folder.
+
+    Args:
+        folder: The folder.
+        cache: Content of a tokenizer.json -> its tokens. Most fine-tunes share the file of their
+            base, which is then parsed once.
+
+    Raises:
+        CheckpointError: If there is no tokenizer or it cannot be read.
+    """
+    # Older tokenizers consist of several files, so only tokenizer.json is looked up by content.
+    path = folder / "tokenizer.json"
+    content = path.read_bytes() if path.is_file() else b""
+    if cache is None or not content:
+        tokens = _parse_tokens(folder)
+    else:
+        if content not in cache:
+            cache[content] = _parse_tokens(folder)
+        tokens = replace(cache[content], folder=folder)
+    return tokens.with_added(_configured_tokens(folder))
 
 
 def write_tokens(tokens: Tokens, out: Path) -> None:
-    """Write the folder's tokenizer with all of `tokens.added` into `out`."""
-    copy_tokenizer(tokens.folder, out, _UNNUMBERED)
-    data = _tokenizer_json(tokens.folder)
-    present = {entry["content"] for entry in data.get("added_tokens") or []}
-    more = [
-        {"id": tokens.ids[t], "content": t, **flags}
-        for t, flags in tokens.added.items()
-        if t not in present
-    ]
-    data["added_tokens"] = [*(data.get("added_tokens") or []), *more]
+    """Write the folder's tokenizer with all of `tokens.added` into the folder `out`."""
+    copy_tokenizer(tokens.folder, out, _FILES_WITHOUT_VOCABULARY)
+    data = _read_tokenizer_json(tokens.folder)
+    entries = list(data.get("added_tokens") or [])
+    present = {entry["content"] for entry in entries}
+    for token, flags in tokens.added.items():
+        if token not in present:
+            entries.append({"id": tokens.ids[token], "content": token, **flags})
+    data["added_tokens"] = entries
     (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    config = read_json(out / "tokenizer_config.json")
-    if (
-        "added_tokens_decoder" in config
-    ):  # classes that build their own backend take added tokens from here alone
-        config["added_tokens_decoder"] = {
-            str(tokens.ids[t]): {"content": t, **flags} for t, flags in tokens.added.items()
-        }
+    config = read_optional_json(out / "tokenizer_config.json")
+    # Some tokenizer classes build their own backend and take added tokens from here alone.
+    if "added_tokens_decoder" in config:
+        decoder = {}
+        for token, flags in tokens.added.items():
+            decoder[str(tokens.ids[token])] = {"content": token, **flags}
+        config["added_tokens_decoder"] = decoder
         write_json(out / "tokenizer_config.json", config)
 
 
-def chat_template(value: str, folders: Mapping[str, Path]) -> str | None:
-    """The jinja text that a recipe's `chat_template` means.
-
-    value: jinja, a name of CHAT_TEMPLATES, or "auto": the most frequent one among the models of `folders`, the
-    first of them where there are several; None where no model has one.
-    """
-    if value == "auto":
-        found = [
-            template.strip() for folder in folders.values() if (template := _own_template(folder))
-        ]
-        return Counter(found).most_common(1)[0][0] if found else None
-    if "{{" in value or "{%" in value:
-        return value
-    if value not in CHAT_TEMPLATES:
-        raise RecipeError(
-            f"chat_template: {unknown_name('template', value, ('auto', *CHAT_TEMPLATES))}; or write jinja, with {{{{ and {{%"
+def _parse_tokens(folder: Path) -> Tokens:
+    """The tokens of tokenizer.json."""
+    data = _read_tokenizer_json(folder)
+    try:
+        vocabulary = data["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            ids = vocabulary
+        else:  # Unigram lists [token, score] in the order of the ids
+            ids = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        tokens = Tokens(
+            folder=folder,
+            ids=ids,
+            added={},
+            base_size=len(vocabulary),
         )
-    return CHAT_TEMPLATES[value]
+        return tokens.with_added(data.get("added_tokens") or [])
+    except (KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'}: `model.vocab` or `added_tokens` is missing or malformed "
+            f"({error!r})"
+        ) from error
 
 
-def write_chat_template(folder: Path, template: str) -> None:
-    """Make `template` the one chat template of the tokenizer in `folder`."""
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    config = read_json(path)
-    if (
-        config.pop("chat_template", None) is not None
-    ):  # an older reader would prefer what stands here
-        write_json(path, config)
-
-
-def _own_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8") or None
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        template = {
-            entry.get("name"): entry.get("template")
-            for entry in template
-            if isinstance(entry, dict)
-        }
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) and template else None
-
-
-def _tokenizer_json(folder: Path) -> dict[str, Any]:
-    """tokenizer.json; where there is only an older kind of file, what transformers makes of it."""
+def _read_tokenizer_json(folder: Path) -> JsonObject:
+    """Read tokenizer.json; transformers converts older files if there is none."""
     if (folder / "tokenizer.json").is_file():
         return read_json(folder / "tokenizer.json")
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt")
-    ):
+    if not any((folder / name).is_file() for name in _CONVERTIBLE_FILES):
         raise CheckpointError(
-            f"{folder}: expected a tokenizer, got no tokenizer.json (nor tokenizer.model, vocab.json, vocab.txt); "
+            f"{folder}: the folder has no tokenizer.json (nor {', '.join(_CONVERTIBLE_FILES)}); "
             "copy the files of the model that it was trained from into the folder"
         )
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        data: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # converters raise many kinds; the user needs one sentence
+        data: JsonObject = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # converters raise many classes; the user needs one sentence
+        first_line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{folder}: expected tokenizer.json, or files that convert to one; transformers said: {type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}; save a fast tokenizer there with AutoTokenizer...save_pretrained"
+            f"{folder}: cannot convert the tokenizer files to tokenizer.json; transformers raised "
+            f"{type(error).__name__}: {first_line}; save a fast tokenizer there with "
+            "AutoTokenizer...save_pretrained"
         ) from error
     return data
 
 
-def _configured(folder: Path) -> list[dict[str, Any]]:
-    """What the files beside tokenizer.json call tokens, in the order in which transformers adds those that are new."""
-    config = read_json(folder / "tokenizer_config.json")
+def _configured_tokens(folder: Path) -> list[JsonObject]:
+    """The added tokens that other files name, in the order in which transformers adds them."""
+    config = read_optional_json(folder / "tokenizer_config.json")
     decoder = config.get("added_tokens_decoder")
+    # Transformers reads the older files only if the config has no decoder.
     if decoder is None:
-        config |= read_json(folder / "special_tokens_map.json")
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    listed = [config.get(name) for name in _NAMED] + (
-        list(extra.values()) if isinstance(extra, dict) else list(extra)
-    )
-    special = [
-        {**(t if isinstance(t, dict) else {"content": t}), "special": True} for t in listed if t
-    ]
+        config |= read_optional_json(folder / "special_tokens_map.json")
+    special = _special_tokens(config)
     if decoder is not None:
-        return [decoder[i] for i in sorted(decoder, key=int)] + special
-    names = {token["content"] for token in special}
-    older = sorted(read_json(folder / "added_tokens.json").items(), key=lambda item: int(item[1]))
-    return [{"content": token, "special": token in names} for token, _ in older] + special
+        return [decoder[number] for number in sorted(decoder, key=int)] + special
+    special_names = {token["content"] for token in special}
+    ids = read_optional_json(folder / "added_tokens.json")
+    in_order = sorted(ids, key=lambda token: int(ids[token]))
+    older = [{"content": token, "special": token in special_names} for token in in_order]
+    return older + special
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is no file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected JSON, got {error}; download the model again"
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, got {type(data).__name__}; download the model again"
-        )
-    return data
+def _special_tokens(config: ReadOnlyJson) -> list[JsonObject]:
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    tokens = [config.get(key) for key in _SPECIAL_TOKEN_KEYS]
+    tokens += list(extra.values()) if isinstance(extra, dict) else list(extra)
+    entries = []
+    for token in tokens:
+        if token:
+            entry = token if isinstance(token, dict) else {"content": token}
+            entries.append({**entry, "special": True})
+    return entries

@@ -1,7 +1,8 @@
-"""Writing a Hugging Face checkpoint; it appears whole or not at all.
+"""Writes a Hugging Face checkpoint, which appears as a whole or not at all.
 
-Shapes and dtypes are known before the first weight, so every byte of the output has its place beforehand: blocks are
-written where they belong, in any order, from any thread, and memory holds blocks, not shards.
+Shapes and dtypes are known before the first weight is computed, so the position of every byte is
+known as well: blocks are written in any order, from any thread, and memory holds blocks and not
+whole shards.
 """
 
 import errno
@@ -13,24 +14,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from paretomerge.checkpoint.checksum import Checksums, Extent
-from paretomerge.checkpoint.header import DTYPES
-from paretomerge.checkpoint.operand import BYTES, size_in_bytes
-from paretomerge.checkpoint.reader import INDEX, SINGLE
+from paretomerge.checkpoint.checksum import ByteRange, Checksums
+from paretomerge.checkpoint.header import SAFETENSORS_DTYPES
+from paretomerge.checkpoint.json_file import JsonObject, write_json
+from paretomerge.checkpoint.operand import DTYPE_BYTES, size_in_bytes
+from paretomerge.checkpoint.reader import INDEX_FILE, SINGLE_FILE
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-_CODES = {name: code for code, name in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
+"""Default size of the largest file, in bytes."""
+
+_DTYPE_CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
+_MAX_PREFIX = 50  # file systems limit names to 255 bytes
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TARGET_EXISTS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that is going to be written."""
+    """A tensor that is going to be written.
+
+    Attributes:
+        name: Name of the tensor.
+        dtype: Its dtype, as torch names it.
+        shape: Its shape.
+    """
 
     name: str
     dtype: str
@@ -38,61 +51,101 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
+        """Size of the tensor in bytes."""
         return size_in_bytes(self.shape, self.dtype)
 
 
 @contextmanager
-def new_folder(out: Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well and vanishes when it does not.
+def new_folder(
+    out: Path,
+    overwrite: bool = False,
+    needed: int = 0,
+) -> Iterator[Path]:
+    """Create a folder as a whole or not at all.
 
-    needed: bytes that are going to be written; a disk that has not as many is refused at once.
+    Args:
+        out: The folder to create.
+        overwrite: Whether an existing folder is replaced.
+        needed: Bytes that are going to be written; too small a disk is an error at once.
+
+    Yields:
+        A temporary folder beside `out`, which becomes `out` if the block ends without an error
+        and is removed if it does not.
+
+    Raises:
+        CheckpointError: If `out` exists, cannot be written or does not fit on the disk.
     """
-    temporary, made = None, []
+    temporary: Path | None = None
+    created_parents: list[Path] = []
     try:
-        if out.is_symlink():
-            raise CheckpointError(
-                f"{out}: expected a new or empty folder, got a symbolic link; name the folder itself"
-            )
-        if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-            raise CheckpointError(
-                f"{out}: expected a new or empty folder, got an existing one; choose another or pass --overwrite"
-            )
-        made = [parent for parent in out.parents if not parent.exists()]
+        _check_target(out, overwrite)
+        created_parents = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise CheckpointError(
-                f"{out}: expected {needed / 1e9:.3g} GB of free disk, got {free / 1e9:.3g}; choose another disk"
-            )
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".partial", dir=out.parent)
-        )
-        temporary.chmod(0o755)  # mkdtemp keeps others out; a model folder is like any other
+        _check_free_space(out, needed)
+        # From here on the folder exists, and the `finally` below removes it.
+        temporary = _make_temporary(out)
         yield temporary
         _replace(temporary, out, overwrite)
-        made = []
+        created_parents = []
     except OSError as error:
-        full, there = (
-            error.errno in (errno.ENOSPC, errno.EDQUOT),
-            error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR),
-        )
-        cure = "free some space or choose another disk" if full else "is the folder writable?"
-        cure = "something else is there by now; choose another folder" if there else cure
         raise CheckpointError(
-            f"{out}: cannot write: {error.strerror or error}; {cure}. Nothing was left behind"
+            f"{out}: cannot write: {error.strerror or error}; {_advice(error)}. "
+            "Nothing was left behind"
         ) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
+        # `rmdir` removes only empty folders: what others put there meanwhile stays.
+        for parent in created_parents:
             with suppress(OSError):
                 parent.rmdir()
 
 
-def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
-    """Put the new folder in place of the old one, which is there until the very end.
+def _check_target(out: Path, overwrite: bool) -> None:
+    if out.is_symlink():
+        raise CheckpointError(f"{out}: is a symbolic link; name the folder itself")
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty_folder and not overwrite:
+        raise CheckpointError(
+            f"{out}: exists and is not an empty folder; choose another or pass --overwrite"
+        )
 
-    A plain rename takes the place of nothing or of an empty folder, and of nothing else, whatever came there meanwhile.
+
+def _check_free_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{out}: needs {needed / 1e9:.3g} GB of free disk space, "
+            f"only {free / 1e9:.3g} GB are free; choose another disk"
+        )
+
+
+def _make_temporary(out: Path) -> Path:
+    # On the same disk as `out`, as a rename cannot cross disks; a dot hides it while it grows.
+    prefix = f".{out.name[:_MAX_PREFIX]}."
+    temporary = Path(tempfile.mkdtemp(".partial", prefix, out.parent))
+    # mkdtemp gives access to the owner alone; a model folder is like any other folder.
+    temporary.chmod(0o755)
+    return temporary
+
+
+def _advice(error: OSError) -> str:
+    # The target was free when the merge began; `_replace` found something there.
+    if error.errno in _TARGET_EXISTS:
+        return "another program created it meanwhile; choose another folder"
+    if error.errno in _DISK_FULL:
+        return "free some space or choose another disk"
+    return "is the folder writable?"
+
+
+def _replace(
+    temporary: Path,
+    out: Path,
+    overwrite: bool,
+) -> None:
+    """Move the new folder to `out`; an old one stays there until the very end.
+
+    A plain rename replaces nothing but an empty folder, whatever another program put there.
     """
     if not overwrite or not out.exists():
         temporary.rename(out)
@@ -101,7 +154,7 @@ def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
     out.rename(old)
     try:
         temporary.rename(out)
-    except BaseException:
+    except BaseException:  # a KeyboardInterrupt must not lose the old folder
         old.rename(out)
         raise
     if old.is_dir():
@@ -110,37 +163,45 @@ def _replace(temporary: Path, out: Path, overwrite: bool) -> None:
         old.unlink()
 
 
+@dataclass(frozen=True)
+class _Destination:
+    """Where a tensor is written."""
+
+    descriptor: int
+    offset: int
+    spec: TensorSpec
+
+
 class WeightsWriter:
-    """Shards of at most `shard_bytes` (or one tensor each) in `folder`, laid out when the object is made."""
+    """Writes safetensors files, which get their full size when the object is made.
+
+    Use it as a context manager: the files are closed at its end.
+
+    Args:
+        folder: Where the files are created.
+        specs: The tensors, in the order in which the files hold them.
+        shard_bytes: Size of the largest file; a tensor that is larger gets a file of its own.
+    """
 
     def __init__(
-        self, folder: Path, specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        shards = _cut(specs, shard_bytes)
-        count = len(shards)
-        names = (
-            [SINGLE]
-            if count == 1
-            else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        )
-        self._place: dict[str, tuple[int, int, TensorSpec]] = {}
+        self._destinations: dict[str, _Destination] = {}
         self._open: list[int] = []
-        laid_out: dict[str, tuple[int, list[Extent]]] = {}
+        shards = _split_into_shards(specs, shard_bytes)
+        files = {}
         try:
-            for name, shard in zip(names, shards, strict=True):
-                laid_out[name] = self._lay_out(folder / name, shard)
+            for name, shard in shards.items():
+                files[name] = self._create_file(folder / name, shard)
         except OSError:
             self.close()
             raise
-        if count > 1:
-            weight_map = {
-                spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard
-            }
-            write_json(
-                folder / INDEX,
-                {"metadata": {"total_size": sum(s.bytes for s in specs)}, "weight_map": weight_map},
-            )
-        self._checksums = Checksums(laid_out)
+        if len(shards) > 1:
+            _write_index(folder, shards)
+        self._checksums = Checksums(files)
 
     def __enter__(self) -> "WeightsWriter":
         return self
@@ -150,70 +211,120 @@ class WeightsWriter:
         self.close()
 
     def close(self) -> None:
+        """Close the files."""
         while self._open:
             os.close(self._open.pop())
 
-    def write(self, name: str, element: int, block: "torch.Tensor") -> None:
-        """Write a block in the tensor's dtype, its first entry at flat position `element` of the tensor."""
+    def write(
+        self,
+        name: str,
+        element: int,
+        block: "torch.Tensor",
+    ) -> None:
+        """Write a part of a tensor; may be called from several threads.
+
+        Args:
+            name: Name of the tensor.
+            element: Flat index in the tensor of the block's first element.
+            block: The elements, in the tensor's dtype.
+        """
         import torch
 
-        descriptor, start, spec = self._place[name]
-        if str(block.dtype) != f"torch.{spec.dtype}":
-            raise AssertionError(f"planned {spec}, got {block.dtype}")
+        target = self._destinations[name]
+        dtype = target.spec.dtype
+        if str(block.dtype) != f"torch.{dtype}":
+            raise AssertionError(f"planned {target.spec}, got {block.dtype}")
         if block.numel() == 0:
             return
-        raw = memoryview(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        _write_all(descriptor, raw, start + element * BYTES[spec.dtype])
-        self._checksums.wrote(name, block.numel() * BYTES[spec.dtype])
+        # As bytes, because numpy has no bfloat16.
+        flat = block.detach().cpu().contiguous().reshape(-1)
+        raw = memoryview(flat.view(torch.uint8).numpy())
+        position = target.offset + element * DTYPE_BYTES[dtype]
+        _write_all(target.descriptor, raw, position)
+        self._checksums.add_written(name, len(raw))
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of each shard, when all has been written."""
-        return self._checksums.sums()
+        """Return the SHA-256 of each file; every tensor must have been written."""
+        return self._checksums.hex_digests()
 
-    def _lay_out(self, file: Path, specs: Sequence[TensorSpec]) -> tuple[int, list[Extent]]:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        start = 0
-        for spec in specs:
-            header[spec.name] = {
-                "dtype": _CODES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [start, start + spec.bytes],
-            }
-            start += spec.bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (
-            -len(text) % 8
-        )  # tensors start on 8 bytes, as the format's own writer aligns them
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    def _create_file(self, file: Path, specs: Sequence[TensorSpec]) -> tuple[int, list[ByteRange]]:
+        """Write the header, reserve the rest and return (descriptor, byte ranges)."""
+        header = _header_bytes(specs)
+        # O_RDWR, as `Checksums` reads through the same descriptor.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(file, flags, 0o644)
         self._open.append(descriptor)
-        _write_all(descriptor, memoryview(len(text).to_bytes(8, "little") + text), 0)
-        os.ftruncate(descriptor, 8 + len(text) + start)
-        extents = [Extent("", 0, 8 + len(text))]
+        _write_all(descriptor, memoryview(header), 0)
+        # The full size at once: blocks are written at their positions, in any order.
+        data_size = sum(spec.bytes for spec in specs)
+        os.ftruncate(descriptor, len(header) + data_size)
+        ranges = [ByteRange("", 0, len(header))]
         for spec in specs:
-            first = extents[-1].end
-            extents.append(Extent(spec.name, first, first + spec.bytes))
-            self._place[spec.name] = (descriptor, first, spec)
-        return descriptor, extents
+            start = ranges[-1].end
+            end = start + spec.bytes
+            ranges.append(ByteRange(spec.name, start, end))
+            self._destinations[spec.name] = _Destination(
+                descriptor=descriptor,
+                offset=start,
+                spec=spec,
+            )
+        return descriptor, ranges
 
 
-def _cut(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    shards: list[list[TensorSpec]] = [[]]
-    held = 0
+def _header_bytes(specs: Sequence[TensorSpec]) -> bytes:
+    """The length and the JSON of a header; see `header.py` for the format."""
+    # Some readers, transformers 4 among them, refuse files whose metadata names no framework.
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
+    start = 0
     for spec in specs:
-        if shards[-1] and held + spec.bytes > shard_bytes:
+        header[spec.name] = {
+            "dtype": _DTYPE_CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, start + spec.bytes],
+        }
+        start += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Tensors start at a multiple of 8 bytes, as in files of the safetensors library.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _split_into_shards(
+    specs: Sequence[TensorSpec], shard_bytes: int
+) -> dict[str, list[TensorSpec]]:
+    """The tensors of each file, by the file's name."""
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.bytes > shard_bytes:
             shards.append([])
-            held = 0
+            size = 0
         shards[-1].append(spec)
-        held += spec.bytes
-    return shards
+        size += spec.bytes
+    count = len(shards)
+    if count == 1:
+        return {SINGLE_FILE: shards[0]}
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    return dict(zip(names, shards, strict=True))
 
 
-def _write_all(descriptor: int, raw: memoryview, offset: int) -> None:
-    """A disk that is nearly full takes a part of what it is given; the next call then says that it is full."""
+def _write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> None:
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    for file, specs in shards.items():
+        weight_map |= {spec.name: file for spec in specs}
+        total_size += sum(spec.bytes for spec in specs)
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    write_json(folder / INDEX_FILE, index)
+
+
+def _write_all(
+    descriptor: int,
+    raw: memoryview,
+    offset: int,
+) -> None:
+    # A nearly full disk takes only a part of the data; the next call then raises ENOSPC.
     while raw:
-        done = os.pwrite(descriptor, raw, offset)
-        raw, offset = raw[done:], offset + done
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        count = os.pwrite(descriptor, raw, offset)
+        raw = raw[count:]
+        offset += count

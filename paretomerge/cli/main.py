@@ -190,7 +190,7 @@ def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
     session.print_notes(merge_plan.notes)
     facts = {
         "method": merge_plan.recipe.merge_method,
-        "models": list(merge_plan.recipe.files),
+        "models": list(merge_plan.recipe.source_models),
         "layers": len(merge_plan.route),
         "tensors": len(merge_plan.jobs),
         "dtype": merge_plan.dtype,

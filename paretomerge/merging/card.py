@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
-from paretomerge.checkpoint.reference import own
+from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import CheckpointError
 from paretomerge.merging.plan.plan import Plan
 from paretomerge.merging.plan.steps import RecipeStep
@@ -17,7 +17,7 @@ _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
 
 def model_card(plan: Plan, title: str, more: str, checksums: Mapping[str, str]) -> str:
     """Markdown with the Hub's front matter. more: text after the list of sources; checksums: file -> SHA-256."""
-    files = plan.recipe.files
+    files = plan.recipe.source_models
     named = dict.fromkeys(part for model in files for part in model.split("+"))
     licences = _licences(plan)
     front = {
@@ -65,7 +65,7 @@ def licence(folder: Path) -> str | None:
     if not readme.is_file():
         return None
     try:
-        text = own(readme).read_text(encoding="utf-8", errors="replace")
+        text = reject_symlink_escape(readme).read_text(encoding="utf-8", errors="replace")
         found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         front = (
             yaml.load(found[1], yaml.BaseLoader) if found else None

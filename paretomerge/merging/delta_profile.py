@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.operand import FLOATS, Operand, extent
+from paretomerge.checkpoint.operand import FLOAT_DTYPES, Operand, matrix_shape
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
@@ -129,7 +129,7 @@ def profile(
     """
     opened = open_weights((base, *sources.values()), already)
     first = opened[base]
-    names = [name for name in sorted(first.headers) if first.headers[name].dtype in FLOATS]
+    names = [name for name in sorted(first.headers) if first.headers[name].dtype in FLOAT_DTYPES]
     shared = [
         (name, [_stand_in(opened[path], name) for path in sources.values()]) for name in names
     ]
@@ -199,8 +199,8 @@ def near_duplicates(profile: DeltaProfile, threshold: float) -> dict[str, str]:
 
 def _stand_in(weights: Weights, name: str) -> str | None:
     """The source's tensor for one of the base: floats only."""
-    found = weights.architecture.stand_in(name)
-    return found if found is not None and weights.headers[found].dtype in FLOATS else None
+    found = weights.architecture.find_equivalent(name)
+    return found if found is not None and weights.headers[found].dtype in FLOAT_DTYPES else None
 
 
 def _one_shape(name: str, operands: list[Operand], models: tuple[str, ...]) -> None:
@@ -217,7 +217,7 @@ def _tensor(operands: list[Operand]) -> tuple[Matrix, Matrix]:
     """(K, K) products and (K,) sums of the deltas of one tensor; the base comes first."""
     import torch
 
-    rows, columns = extent(operands[0].shape)
+    rows, columns = matrix_shape(operands[0].shape)
     k = len(operands) - 1
     gram, total = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     step = max(1, _BLOCK // max(columns, 1))

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 
-from paretomerge.checkpoint.operand import FLOATS, Held, Stored, extent, size_in_bytes, whole
-from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
-from paretomerge.checkpoint.tokenizer import copy_tokenizer, write_chat_template
-from paretomerge.checkpoint.writer import (
-    SHARD_BYTES,
-    TensorSpec,
-    WeightsWriter,
-    new_folder,
-    write_json,
+from paretomerge.checkpoint.chat_template import resolve_chat_template, write_chat_template
+from paretomerge.checkpoint.json_file import write_json
+from paretomerge.checkpoint.operand import (
+    FLOAT_DTYPES,
+    CachedTensor,
+    StoredTensor,
+    matrix_shape,
+    read_tensor,
+    size_in_bytes,
 )
+from paretomerge.checkpoint.tokenizer import copy_tokenizer
+from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.card import model_card
 from paretomerge.merging.methods.inputs import BLOCK, Inputs
@@ -88,7 +90,7 @@ def write(
         write_json(folder / "config.json", plan.config)
         _write_tokenizer(plan, folder)
         (folder / "mergekit_config.yml").write_text(
-            plan.recipe.relative_to(Path.cwd()).to_yaml(), encoding="utf-8"
+            plan.recipe.resolve_paths(Path.cwd()).to_yaml(), encoding="utf-8"
         )
         (folder / "README.md").write_text(
             model_card(plan, out.name, card, checksums), encoding="utf-8"
@@ -152,7 +154,7 @@ def _keep_sources(plan: Plan, out: Path) -> None:
     """An error if the new folder would take the place of one that holds a source."""
     parts = [
         Path(part).expanduser()
-        for model in (*plan.recipe.files, *plan.weights)
+        for model in (*plan.recipe.source_models, *plan.weights)
         for part in (model, *model.split("+"))
     ]
     if held := [
@@ -180,17 +182,19 @@ def _merge_job(
 def _copy(plan: Plan, job: TensorJob, emit: Emit) -> None:
     """The one source as it is; a few rows at a time, but for whole numbers, which no float32 holds."""
     operand = plan.operand(job.sources[0])
-    if operand.dtype not in FLOATS:
-        emit(job, 0, whole(operand))
+    if operand.dtype not in FLOAT_DTYPES:
+        emit(job, 0, read_tensor(operand))
         return
-    rows, columns = extent(job.shape)
+    rows, columns = matrix_shape(job.shape)
     step = max(1, BLOCK // max(columns, 1))
     for first in range(0, rows, step):
         end = min(first + step, rows)
         emit(
             job,
             first * columns,
-            operand.stored(first, end) if isinstance(operand, Stored) else operand.rows(first, end),
+            operand.rows_as_stored(first, end)
+            if isinstance(operand, StoredTensor)
+            else operand.rows(first, end),
         )
 
 
@@ -199,7 +203,8 @@ def inputs_of(plan: Plan, job: TensorJob, device: str = "cpu", held: int = 0) ->
     operands = [plan.operand(pair) for pair in job.pairs]
     if plan.method.looks and sum(size_in_bytes(o.shape, o.dtype) for o in operands) <= held:
         operands = [
-            Held(operand) if isinstance(operand, Stored) else operand for operand in operands
+            CachedTensor(operand) if isinstance(operand, StoredTensor) else operand
+            for operand in operands
         ]
     k = len(job.sources)
     architecture = plan.template.architecture
@@ -281,5 +286,5 @@ def _write_tokenizer(plan: Plan, folder: Path) -> None:
         copy_tokenizer(plan.template.folder, folder)
     if plan.recipe.chat_template:
         folders = {model: weights.folder for model, weights in plan.weights.items()}
-        if text := find_chat_template(plan.recipe.chat_template, folders):
+        if text := resolve_chat_template(plan.recipe.chat_template, folders):
             write_chat_template(folder, text)

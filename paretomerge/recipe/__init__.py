@@ -1,16 +1,22 @@
-"""What to merge: frozen data (`recipe`), how it is read from mergekit's YAML (`grammar`), how settings resolve (`settings`)."""
+"""What to merge: recipes in mergekit's YAML grammar, read, checked, written and frozen.
 
-from paretomerge.recipe.recipe import Module, Recipe, Slice, Source, Tokenizer, under
-from paretomerge.recipe.settings import Setting, resolve, settings
+`Recipe` is one merge; `Source`, `Slice`, `Module` and `Tokenizer` are its parts. `evaluate_setting`
+and `find_value` give the value of a merge parameter for one tensor. `resolve_model_path` resolves a
+model's name against a folder. Nothing here knows merge methods, files of weights or tensors.
+"""
+
+from paretomerge.recipe.parts import Module, Slice, Source, Tokenizer
+from paretomerge.recipe.recipe import Recipe, resolve_model_path
+from paretomerge.recipe.settings import ParameterSetting, evaluate_setting, find_value
 
 __all__ = [
     "Module",
+    "ParameterSetting",
     "Recipe",
-    "Setting",
     "Slice",
     "Source",
     "Tokenizer",
-    "resolve",
-    "settings",
-    "under",
+    "evaluate_setting",
+    "find_value",
+    "resolve_model_path",
 ]

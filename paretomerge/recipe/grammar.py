@@ -1,14 +1,20 @@
-"""Reading mergekit's YAML: every key known, every value of its kind, every error told at once, by the path of its key."""
+"""The grammar of mergekit's YAML: checks every key and value, and reports all errors at once.
+
+Each `_read_*` function takes plain data and `where`, the path of its key (`recipe.yml:
+models[0].layer_range`), and returns frozen parts or raises a `RecipeError` that starts with the
+path. The reader is written by hand because the error messages and the several spellings that
+mergekit accepts would take a custom validator for nearly every field of a schema library.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
-from paretomerge.recipe.recipe import DTYPES, Module, Recipe, Slice, Source, Tokenizer
-from paretomerge.recipe.settings import Setting
-from paretomerge.recipe.text import check_data, parse
+from paretomerge.recipe.parts import Module, Slice, Source, Tokenizer
+from paretomerge.recipe.settings import ParameterSetting
+from paretomerge.recipe.text import check_data
 
-TOP_LEVEL = (
+DOCUMENT_KEYS = (
     "merge_method",
     "base_model",
     "models",
@@ -23,249 +29,260 @@ TOP_LEVEL = (
     "name",
     "seed",
 )
-_CONTENT = ("models", "slices", "modules")
-_MOST_PADDING = 1 << 16
+"""The keys of a document."""
 
-T = TypeVar("T")
+RECIPE_DTYPES = ("float32", "float16", "bfloat16")
+"""Dtypes that a recipe may ask for."""
 
+_CONTENT_KEYS = ("models", "slices", "modules")
+_MAX_PADDING = 1 << 16
 
-def read_documents(text: str, where: str) -> Recipe:
-    """The recipe of a text: its one document, or the last of several, with those before it as named `steps`."""
-    documents = parse(text, where)
-    problems = ErrorCollector()
-    read: list[Recipe] = []
-    for i, data in enumerate(documents):
-        with problems.collect():
-            read.append(
-                read_document(data, where if len(documents) == 1 else f"{where}: document {i + 1}")
-            )
-    problems.raise_if_any()
-    if len(read) == 1:
-        return read[0]
-    return _in_order(read, where)
+_T = TypeVar("_T")
 
 
-def _in_order(read: Sequence[Recipe], where: str) -> Recipe:
-    """The one document without a name, or the last; the others before it, each behind those that it uses."""
-    unnamed = [recipe for recipe in read if recipe.name is None]
-    if len(unnamed) > 1:
-        raise RecipeError(
-            f"{where}: expected `name: ...` in every document but one, got none in {len(unnamed)}"
-        )
-    result = unnamed[0] if unnamed else read[-1]
-    steps = {recipe.name: recipe for recipe in read if recipe is not result}
-    if len(steps) < len(read) - 1 or result.name in steps:
-        raise RecipeError(
-            f"{where}: expected a name of its own for each document, got {[recipe.name for recipe in read]}"
-        )
-    ordered: list[Recipe] = []
-    while len(ordered) < len(steps):
-        done = {recipe.name for recipe in ordered}
-        waiting = [r for name, r in steps.items() if name not in done]
-        ready = [r for r in waiting if not any(m in steps and m not in done for m in r.models)]
-        if not ready:
-            raise RecipeError(
-                f"{where}: expected documents that can be merged one after another, got a circle: {[r.name for r in waiting]}"
-            )
-        ordered += ready
-    return Recipe(**{**result.__dict__, "steps": tuple(ordered)})
+def read_document(data: object, where: str) -> dict[str, Any]:
+    """Check one document and read it.
 
+    Args:
+        data: The document as plain data.
+        where: Name of the document in error messages.
 
-def read_document(data: Any, where: str) -> Recipe:
-    """Check the grammar of one document and freeze it."""
+    Returns:
+        The arguments of `Recipe`.
+
+    Raises:
+        RecipeError: With every error of the document, each with the path of its key.
+    """
     check_data(data, where)
-    problems = ErrorCollector()
-    with problems.collect():
-        _expect_keys(data, TOP_LEVEL, where)
     if not isinstance(data, Mapping):
-        problems.raise_if_any()
-        raise AssertionError("a document that is no mapping was noted")
+        _reject_keys(data, DOCUMENT_KEYS, where)
+    problems = ErrorCollector()
     fields: dict[str, Any] = {}
-
-    def read(key: str, reader: Callable[[Any, str], Any]) -> None:
-        if data.get(key) is not None:
-            with problems.collect():
-                fields[key] = reader(data[key], f"{where}: {key}")
-
     with problems.collect():
-        if not isinstance(data.get("merge_method"), str):
-            raise RecipeError(
-                f"{where}: expected `merge_method: <name>`, got {shorten(data.get('merge_method'))}"
-            )
+        _check_keys(data, DOCUMENT_KEYS, where)
     with problems.collect():
-        given = [key for key in _CONTENT if key in data]
-        if len(given) != 1:
-            raise RecipeError(
-                f"{where}: expected one of `models`, `slices` and `modules`, got {' and '.join(given) or 'none'}"
-            )
-        _reading(fields, data[given[0]], given[0], f"{where}: {given[0]}")
-    read("base_model", _reference)
-    read("parameters", _parameters)
-    read("dtype", _dtype)
-    read("out_dtype", _dtype)
-    read("tokenizer_source", _reference)
-    read("tokenizer", _tokenizer)
-    read("chat_template", _text)
-    read("name", _text)
-    read("seed", _whole_number)
+        fields["merge_method"] = _read_method(data.get("merge_method"), where)
+    with problems.collect():
+        fields |= _read_content(data, where)
+    # `null` counts as missing: programs write it for options that are not set.
+    for key, read in _FIELD_READERS.items():
+        value = data.get(key)
+        if value is None:
+            continue
+        with problems.collect():
+            fields[key] = read(value, f"{where}: {key}")
     with problems.collect():
         if "tokenizer" in fields and "tokenizer_source" in fields:
             raise RecipeError(
-                f"{where}: expected one of `tokenizer` and `tokenizer_source`, got both"
+                f"{where}: `tokenizer` and `tokenizer_source` exclude each other; remove one"
             )
     problems.raise_if_any()
-    return Recipe(merge_method=data["merge_method"], **fields)
+    return fields
 
 
-def _reading(fields: dict[str, Any], data: Any, key: str, where: str) -> None:
-    if key == "modules":
-        if not isinstance(data, Mapping) or not data:
-            raise RecipeError(f"{where}: expected modules by name, got {shorten(data)}")
-        fields["modules"] = {
-            str(name): _module(entry, f"{where}.{name}") for name, entry in data.items()
-        }
-    else:
-        fields["slices"] = _content(data, key, where)
-
-
-def _content(data: Any, key: str, where: str) -> tuple[Slice, ...]:
-    return (Slice(_items(data, where, _model)),) if key == "models" else _items(data, where, _slice)
-
-
-def _module(data: Any, where: str) -> Module:
-    _expect_keys(data, ("models", "slices", "parameters"), where)
-    if ("models" in data) == ("slices" in data):
-        raise RecipeError(
-            f"{where}: expected one of `models` and `slices`, got {'both' if 'models' in data else 'none'}"
-        )
-    key = "models" if "models" in data else "slices"
-    return Module(
-        _content(data[key], key, f"{where}.{key}"),
-        _parameters(data.get("parameters"), f"{where}.parameters"),
-    )
-
-
-def _items(data: Any, where: str, read: Callable[[Any, str], Any]) -> tuple[Any, ...]:
-    if not isinstance(data, list) or not data:
-        raise RecipeError(f"{where}: expected a list with at least one entry, got {shorten(data)}")
-    problems = ErrorCollector()
-    items = []
-    for i, entry in enumerate(data):
-        with problems.collect():
-            items.append(read(entry, f"{where}[{i}]"))
-    problems.raise_if_any()
-    return tuple(items)
-
-
-def _model(data: Any, where: str) -> Source:
-    _expect_keys(data, ("model", "parameters"), where)
-    return Source(
-        _reference(data.get("model"), f"{where}.model"),
-        None,
-        _parameters(data.get("parameters"), where),
-    )
-
-
-def _slice(data: Any, where: str) -> Slice:
-    _expect_keys(
-        data, ("sources", "parameters", "base_model", "residual_weight"), where
-    )  # mergekit reads the last, and uses it not
-    sources = _items(data.get("sources"), f"{where}.sources", _slice_source)
-    lengths = {s.layer_range[1] - s.layer_range[0] for s in sources if s.layer_range}
-    if len(lengths) > 1:
-        raise RecipeError(
-            f"{where}: expected sources with the same number of layers, got {sorted(lengths)}"
-        )
-    base = data.get("base_model")
-    base = None if base is None else _reference(base, f"{where}.base_model")
-    return Slice(sources, _parameters(data.get("parameters"), where), base)
-
-
-def _slice_source(data: Any, where: str) -> Source:
-    _expect_keys(data, ("model", "layer_range", "parameters"), where)
-    layers = data.get("layer_range")
-    whole = isinstance(layers, list) and len(layers) == 2 and all(type(n) is int for n in layers)
-    if not whole or not 0 <= layers[0] < layers[1]:
-        raise RecipeError(
-            f"{where}.layer_range: expected [first, end) with 0 <= first < end, got {shorten(layers)}"
-        )
-    model = _reference(data.get("model"), f"{where}.model")
-    return Source(model, (layers[0], layers[1]), _parameters(data.get("parameters"), where))
-
-
-def _reference(data: Any, where: str) -> str:
-    """A model as `path@revision+adapter@revision`; mergekit's spelt-out form is read, too."""
-    if isinstance(data, Mapping) and "model" in data:
-        _expect_keys(
-            data, ("model", "lora", "override_architecture"), where
-        )  # the last says what we infer
-        adapter = data.get("lora")
-        return _reference(data["model"], where) + (
-            "" if adapter is None else "+" + _reference(adapter, where)
-        )
-    if isinstance(data, Mapping) and "path" in data:
-        _expect_keys(data, ("path", "revision"), where)
-        revision = data.get("revision")
-        return _text(data["path"], where) + (
-            "" if revision is None else "@" + _text(revision, where)
-        )
-    return _text(data, where)
-
-
-def _text(data: Any, where: str) -> str:
-    if not isinstance(data, str) or not data or "\0" in data:
-        raise RecipeError(f"{where}: expected a text, got {shorten(data)}")
+def _read_method(data: object, where: str) -> str:
+    if not isinstance(data, str):
+        raise RecipeError(f"{where}: `merge_method: <name>` is required, got {shorten(data)}")
     return data
 
 
-def _dtype(data: Any, where: str) -> str:
-    data = data.removeprefix("torch.") if isinstance(data, str) else data
-    if data not in DTYPES:
-        raise RecipeError(f"{where}: {unknown_name('dtype', data, DTYPES)}")
-    return str(data)
+def _read_content(data: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Read the one of `models`, `slices` and `modules` that a document has."""
+    present = [key for key in _CONTENT_KEYS if key in data]
+    if len(present) != 1:
+        got = " and ".join(present) or "none"
+        raise RecipeError(
+            f"{where}: exactly one of `models`, `slices` and `modules` is required, got {got}"
+        )
+    key = present[0]
+    path = f"{where}: {key}"
+    if key == "modules":
+        return {"modules": _read_modules(data[key], path)}
+    return {"slices": _read_slices(data[key], key, path)}
 
 
-def _whole_number(data: Any, where: str) -> int:
-    if type(data) is not int:
+def _read_modules(data: object, where: str) -> dict[str, Module]:
+    # Which modules there are is checked against the model, which is not open yet.
+    if not isinstance(data, Mapping) or not data:
+        raise RecipeError(f"{where}: expected modules by name, got {shorten(data)}")
+    modules = {}
+    for name, entry in data.items():
+        modules[str(name)] = _read_module(entry, f"{where}.{name}")
+    return modules
+
+
+def _read_module(data: object, where: str) -> Module:
+    module = _check_keys(data, ("models", "slices", "parameters"), where)
+    if ("models" in module) == ("slices" in module):
+        got = "both" if "models" in module else "none"
+        raise RecipeError(f"{where}: exactly one of `models` and `slices` is required, got {got}")
+    key = "models" if "models" in module else "slices"
+    path = f"{where}.{key}"
+    slices = _read_slices(module[key], key, path)
+    parameters = _read_parameters(module.get("parameters"), f"{where}.parameters")
+    return Module(slices, parameters)
+
+
+def _read_slices(
+    data: object,
+    key: str,
+    where: str,
+) -> tuple[Slice, ...]:
+    """Read the list under `models`, which is one slice of whole models, or under `slices`."""
+    if key == "models":
+        return (Slice(_read_list(data, where, _read_model)),)
+    return _read_list(data, where, _read_slice)
+
+
+def _read_list(
+    data: object,
+    where: str,
+    read: Callable[[object, str], _T],
+) -> tuple[_T, ...]:
+    """Read every entry of a list and report the errors of all."""
+    if not isinstance(data, list) or not data:
+        raise RecipeError(f"{where}: expected a list with at least one entry, got {shorten(data)}")
+    problems = ErrorCollector()
+    entries = []
+    for index, entry in enumerate(data):
+        path = f"{where}[{index}]"
+        with problems.collect():
+            entries.append(read(entry, path))
+    problems.raise_if_any()
+    return tuple(entries)
+
+
+def _read_model(data: object, where: str) -> Source:
+    entry = _check_keys(data, ("model", "parameters"), where)
+    model = _read_reference(entry.get("model"), f"{where}.model")
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Source(model, parameters=parameters)
+
+
+def _read_slice(data: object, where: str) -> Slice:
+    # mergekit accepts `residual_weight` and ignores it.
+    keys = ("sources", "parameters", "base_model", "residual_weight")
+    entry = _check_keys(data, keys, where)
+    sources = _read_list(entry.get("sources"), f"{where}.sources", _read_slice_source)
+    lengths = set()
+    for source in sources:
+        if source.layer_range:
+            first, end = source.layer_range
+            lengths.add(end - first)
+    if len(lengths) > 1:
+        raise RecipeError(
+            f"{where}: all sources of a slice must have the same number of layers, "
+            f"got {sorted(lengths)}"
+        )
+    base_model = entry.get("base_model")
+    if base_model is not None:
+        base_model = _read_reference(base_model, f"{where}.base_model")
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Slice(sources, parameters, base_model)
+
+
+def _read_slice_source(data: object, where: str) -> Source:
+    entry = _check_keys(data, ("model", "layer_range", "parameters"), where)
+    layers = _read_layer_range(entry.get("layer_range"), f"{where}.layer_range")
+    model = _read_reference(entry.get("model"), f"{where}.model")
+    parameters = _read_parameters(entry.get("parameters"), where)
+    return Source(model, layers, parameters)
+
+
+def _read_layer_range(data: object, where: str) -> tuple[int, int]:
+    # `type` and not `isinstance`: YAML's `true` is a bool, and bool is a subclass of int.
+    if isinstance(data, list) and [type(number) for number in data] == [int, int]:
+        first, end = data
+        if 0 <= first < end:
+            return first, end
+    raise RecipeError(f"{where}: expected [first, end) with 0 <= first < end, got {shorten(data)}")
+
+
+def _read_reference(data: object, where: str) -> str:
+    """Read a model as `path@revision+adapter@revision`; mergekit's mapping form is accepted."""
+    if isinstance(data, Mapping) and "model" in data:
+        # `override_architecture` is accepted and ignored: the architecture is inferred.
+        _check_keys(data, ("model", "lora", "override_architecture"), where)
+        model = _read_reference(data["model"], where)
+        if data.get("lora") is None:
+            return model
+        adapter = _read_reference(data["lora"], where)
+        return f"{model}+{adapter}"
+    if isinstance(data, Mapping) and "path" in data:
+        _check_keys(data, ("path", "revision"), where)
+        path = _read_string(data["path"], where)
+        if data.get("revision") is None:
+            return path
+        revision = _read_string(data["revision"], where)
+        return f"{path}@{revision}"
+    return _read_string(data, where)
+
+
+def _read_string(data: object, where: str) -> str:
+    # A NUL ends a path in the operating system's calls, which raise ValueError for it.
+    if not isinstance(data, str) or not data or "\0" in data:
+        raise RecipeError(f"{where}: expected a non-empty string, got {shorten(data)}")
+    return data
+
+
+def _read_dtype(data: object, where: str) -> str:
+    # `str(torch.bfloat16)` is "torch.bfloat16", and recipes written by programs have that.
+    name = data.removeprefix("torch.") if isinstance(data, str) else data
+    if name not in RECIPE_DTYPES:
+        raise RecipeError(f"{where}: {unknown_name('dtype', name, RECIPE_DTYPES)}")
+    return str(name)
+
+
+def _read_integer(data: object, where: str) -> int:
+    if isinstance(data, bool) or not isinstance(data, int):
         raise RecipeError(f"{where}: expected a whole number, got {shorten(data)}")
     return data
 
 
-def _tokenizer(data: Any, where: str) -> Tokenizer:
-    _expect_keys(data, ("source", "tokens", "pad_to_multiple_of"), where)
-    tokens = data.get("tokens") or {}
+def _read_tokenizer(data: object, where: str) -> Tokenizer:
+    entry = _check_keys(data, ("source", "tokens", "pad_to_multiple_of"), where)
+    tokens = entry.get("tokens") or {}
     if not isinstance(tokens, Mapping):
-        raise RecipeError(f"{where}.tokens: expected tokens by their text, got {shorten(tokens)}")
-    pad = data.get("pad_to_multiple_of")
-    if pad is not None and not (type(pad) is int and 0 < pad <= _MOST_PADDING):
-        raise RecipeError(
-            f"{where}.pad_to_multiple_of: expected a whole number from 1 to {_MOST_PADDING}, got {shorten(pad)}"
-        )
-    source = data.get("source")
+        raise RecipeError(f"{where}.tokens: expected rules by token, got {shorten(tokens)}")
+    padding = _read_padding(entry.get("pad_to_multiple_of"), f"{where}.pad_to_multiple_of")
     for token, rule in tokens.items():
-        _token_rule(rule, f"{where}.tokens[{shorten(token)}]")
-    return Tokenizer(
-        "union" if source is None else _reference(source, f"{where}.source"), dict(tokens), pad
+        _check_token_rule(rule, f"{where}.tokens[{shorten(token)}]")
+    source = "union"
+    if entry.get("source") is not None:
+        source = _read_reference(entry["source"], f"{where}.source")
+    return Tokenizer(source, dict(tokens), padding)
+
+
+def _read_padding(data: object, where: str) -> int | None:
+    if data is None:
+        return None
+    # Bounded, as every row of padding takes memory in every embedding.
+    if type(data) is int and 0 < data <= _MAX_PADDING:
+        return data
+    raise RecipeError(
+        f"{where}: expected a whole number from 1 to {_MAX_PADDING}, got {shorten(data)}"
     )
 
 
-def _token_rule(data: Any, where: str) -> None:
-    """Its form alone; models and tokens are checked against the vocabularies."""
-    _expect_keys(data, ("source", "force"), where)
-    source = data.get("source")
+def _check_token_rule(data: object, where: str) -> None:
+    """Check the form of a rule; models and tokens are checked against the vocabularies later."""
+    rule = _check_keys(data, ("source", "force"), where)
+    source = rule.get("source")
     if isinstance(source, Mapping):
-        _expect_keys(source, ("kind", "model", "token", "token_id"), f"{where}.source")
-    for value in (
-        *(source.values() if isinstance(source, Mapping) else [source]),
-        data.get("force"),
-    ):
+        _check_keys(source, ("kind", "model", "token", "token_id"), f"{where}.source")
+        values = list(source.values())
+    else:
+        values = [source]
+    values.append(rule.get("force"))
+    for value in values:
         if not isinstance(value, (str, int, type(None))):
             raise RecipeError(
-                f"{where}: expected a model, {{kind: zero}} or {{kind: model_token, model, token}}, got {shorten(value)}"
+                f"{where}: expected a model, {{kind: zero}} or "
+                f"{{kind: model_token, model, token}}, got {shorten(value)}"
             )
 
 
-def _parameters(data: Any, where: str) -> Mapping[str, Setting]:
+def _read_parameters(data: object, where: str) -> Mapping[str, ParameterSetting]:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -273,50 +290,90 @@ def _parameters(data: Any, where: str) -> Mapping[str, Setting]:
     problems = ErrorCollector()
     for name, setting in data.items():
         with problems.collect():
-            for value in _leaves(setting, f"{where}.{name}"):
-                if not isinstance(value, (int, float, bool, str)):
-                    raise RecipeError(
-                        f"{where}.{name}: expected a number, a list of numbers or {{filter, value}} entries, got {shorten(value)}"
-                    )
+            _check_setting(setting, f"{where}.{name}")
     problems.raise_if_any()
     return dict(data)
 
 
-def _leaves(setting: Setting, where: str) -> Iterator[Any]:
+def _check_setting(setting: ParameterSetting, where: str) -> None:
+    for value in _scalars(setting, where):
+        if not isinstance(value, (int, float, bool, str)):
+            raise RecipeError(
+                f"{where}: expected a number, a list of numbers or {{filter, value}} entries, "
+                f"got {shorten(value)}"
+            )
+
+
+def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
+    """Iterate over the scalars of a setting while checking its lists."""
     if not isinstance(setting, list):
         yield setting
         return
     if not setting:
-        raise RecipeError(f"{where}: expected a value, got an empty list")
-    conditional = [isinstance(entry, Mapping) for entry in setting]
-    if any(conditional) and not all(conditional):
-        raise RecipeError(f"{where}: expected numbers or {{filter, value}} entries, got a mixture")
+        raise RecipeError(f"{where}: a list of values must not be empty")
+    n_conditionals = sum(isinstance(entry, Mapping) for entry in setting)
+    is_mixture = 0 < n_conditionals < len(setting)
+    if is_mixture:
+        raise RecipeError(
+            f"{where}: a list holds either numbers or {{filter, value}} entries, not a mixture"
+        )
     for entry in setting:
         if isinstance(entry, Mapping):
-            _expect_keys(entry, ("filter", "value"), where)
-            if entry.get("value") is None:
-                raise RecipeError(
-                    f"{where}: expected `value` beside `filter: {shorten(entry.get('filter'))}`, got none"
-                )
-            if not isinstance(entry.get("filter", ""), (str, type(None))):
-                raise RecipeError(
-                    f"{where}: expected a filter that is a part of tensor names, got {shorten(entry['filter'])}"
-                )
-            yield from _leaves(entry["value"], where)
-        elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
+            _check_conditional(entry, where)
+            yield from _scalars(entry["value"], where)
+        elif type(entry) in (int, float):  # without bool, a subclass of int
             yield entry
         else:
             raise RecipeError(f"{where}: expected a gradient of numbers, got {shorten(entry)}")
 
 
-def _expect_keys(data: Any, known: Sequence[str], where: str) -> None:
-    if not isinstance(data, Mapping):
+def _check_conditional(entry: Mapping[str, object], where: str) -> None:
+    # A `value` may itself be a gradient, which the caller checks.
+    _check_keys(entry, ("filter", "value"), where)
+    pattern = entry.get("filter")
+    if entry.get("value") is None:
+        raise RecipeError(f"{where}: `filter: {shorten(pattern)}` needs a `value` beside it")
+    if not isinstance(pattern, (str, type(None))):
         raise RecipeError(
-            f"{where}: expected a mapping with {', '.join(known)}, got {shorten(data)}"
+            f"{where}: a filter must be a part of tensor names, got {shorten(pattern)}"
         )
+
+
+def _check_keys(
+    data: object,
+    known: Sequence[str],
+    where: str,
+) -> Mapping[str, object]:
+    """Return `data` if it is a mapping that has only known keys; report all unknown ones."""
+    if not isinstance(data, Mapping):
+        _reject_keys(data, known, where)
     problems = ErrorCollector()
     for key in data:
         with problems.collect():
             if key not in known:
                 raise RecipeError(f"{where}: {unknown_name('key', key, known)}")
     problems.raise_if_any()
+    return data
+
+
+def _reject_keys(
+    data: object,
+    known: Sequence[str],
+    where: str,
+) -> NoReturn:
+    keys = ", ".join(known)
+    raise RecipeError(f"{where}: expected a mapping with {keys}, got {shorten(data)}")
+
+
+_FIELD_READERS: Mapping[str, Callable[[object, str], object]] = {
+    "base_model": _read_reference,
+    "parameters": _read_parameters,
+    "dtype": _read_dtype,
+    "out_dtype": _read_dtype,
+    "tokenizer_source": _read_reference,
+    "tokenizer": _read_tokenizer,
+    "chat_template": _read_string,
+    "name": _read_string,
+    "seed": _read_integer,
+}
+"""Readers of the optional keys of a document, in the order in which errors are reported."""

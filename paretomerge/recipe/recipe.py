@@ -1,4 +1,4 @@
-"""What to merge, as frozen data.
+"""A merge recipe as frozen data.
 
     merge_method: ties
     base_model: ./base
@@ -11,78 +11,64 @@
       lambda: [{filter: mlp, value: 1.2}, {value: 1.0}]
     dtype: bfloat16
 
-A recipe knows the grammar and nothing of methods, files or tensors: those are checked by `paretomerge.merging.plan.make`.
-One key is ours: `seed`, the address of the random masks (mergekit has it on its command line as `--random-seed`).
+A recipe follows the grammar, and does not know methods, files or tensors: `merging.plan` checks it
+against those. The key `seed`, of the random masks, extends mergekit's grammar; mergekit takes it on
+its command line as `--random-seed`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paretomerge.errors import RecipeError
-from paretomerge.recipe.settings import Setting
-from paretomerge.recipe.text import LARGEST, dump
-
-DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One model inside a slice. `layer_range` excludes its end; None means all layers.
-
-    model: a folder or a Hub name, with an optional `@revision` and an optional `+adapter`.
-    """
-
-    model: str
-    layer_range: tuple[int, int] | None = None
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Consecutive output layers, each made of the same number of layers from every source.
-
-    base_model: in place of the recipe's, for these layers.
-    """
-
-    sources: tuple[Source, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
-    base_model: str | None = None
-
-
-@dataclass(frozen=True)
-class Module:
-    """One part of a model that has several, such as the language part of a vision-language model."""
-
-    slices: tuple[Slice, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The merged vocabulary: `union`, `base` or a model; overrides by token; rows padded to a multiple."""
-
-    source: str
-    tokens: Mapping[str, Any] = field(default_factory=dict)
-    pad_to_multiple_of: int | None = None
+from paretomerge.errors import ErrorCollector, RecipeError
+from paretomerge.recipe.grammar import read_document
+from paretomerge.recipe.parts import (
+    Module,
+    RenameModel,
+    Slice,
+    Tokenizer,
+    rename_optional,
+    rename_tokenizer_source,
+    slices_to_dict,
+)
+from paretomerge.recipe.settings import ParameterSetting
+from paretomerge.recipe.text import MAX_CHARACTERS, dump, parse
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole merge. `models:` of the YAML is the one slice over all layers (`layer_range` None).
+    """A whole merge, in the terms of mergekit's YAML.
 
-    modules: by name, in place of `slices` (which is then empty).
-    steps: named merges that this one may use as models, each of which may use those before it; they exist in memory
-    only, a tensor at a time (mergekit-multi's several documents in one file).
+    Attributes:
+        merge_method: Name of the merge method.
+        slices: The output layers; `models:` of the YAML is one slice over all layers.
+        base_model: The model that the others were fine-tuned from.
+        parameters: Settings by parameter name, for the whole merge.
+        dtype: Dtype of the merged weights; None keeps that of the base.
+        out_dtype: Takes the place of `dtype` in the files that are written.
+        tokenizer_source: `union`, `base` or a model; the short form of `tokenizer`.
+        seed: Seed of the random masks.
+        modules: Modules by name, in place of `slices` (which is then empty).
+        tokenizer: How the vocabularies are merged.
+        chat_template: A template, its name, or `auto`.
+        name: Name of a document that other documents use as a model.
+        steps: Named merges that this one may use as models, each of which may use those before
+            it. They exist only in memory, one tensor at a time (several documents in one file,
+            as in mergekit-multi).
+
+    Example:
+        >>> recipe = Recipe.from_yaml("{merge_method: linear, models: [{model: a}, {model: b}]}")
+        >>> recipe.models
+        ('a', 'b')
     """
 
     merge_method: str
     slices: tuple[Slice, ...] = ()
     base_model: str | None = None
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    parameters: Mapping[str, ParameterSetting] = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
@@ -95,201 +81,253 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "recipe") -> "Recipe":
-        """Parse one document or several; `where` names the text in error messages."""
-        from paretomerge.recipe.grammar import read_documents
+        """Parse a recipe.
 
-        return read_documents(text, where)
+        Args:
+            text: One YAML document, or several: then the one without a name (or the last) is the
+                recipe, and the others are its `steps`.
+            where: Name of the text in error messages.
+
+        Raises:
+            RecipeError: With every error of the text, each with the path of its key.
+        """
+        documents = parse(text, where)
+        problems = ErrorCollector()
+        recipes: list[Recipe] = []
+        for number, data in enumerate(documents, start=1):
+            label = where
+            if len(documents) > 1:
+                label = f"{where}: document {number}"
+            with problems.collect():
+                recipes.append(cls.from_dict(data, label))
+        problems.raise_if_any()
+        if len(recipes) == 1:
+            return recipes[0]
+        return _join_documents(recipes, where)
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Read a YAML file; relative model paths that exist beside the file are taken from there."""
+        """Read a recipe from a YAML file.
+
+        Args:
+            path: The file. Relative model paths that exist beside it are resolved against its
+                folder.
+
+        Raises:
+            RecipeError: If the file cannot be read or the recipe is invalid.
+        """
         path = Path(path)
         try:
             with path.open(encoding="utf-8") as stream:
-                text = stream.read(LARGEST + 1)
+                # One character more than allowed shows that a file is too long, unread.
+                text = stream.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: expected a recipe in YAML, got {error}") from error
-        return cls.from_yaml(text, str(path)).relative_to(path.parent)
+            raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+        recipe = cls.from_yaml(text, str(path))
+        return recipe.resolve_paths(path.parent)
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "recipe") -> "Recipe":
-        """Check the grammar of one document and freeze it."""
-        from paretomerge.recipe.grammar import read_document
+    def from_dict(cls, data: object, where: str = "recipe") -> "Recipe":
+        """Check the grammar of one document and freeze it.
 
-        return read_document(data, where)
+        Args:
+            data: The document as plain data.
+            where: Name of the document in error messages.
+
+        Raises:
+            RecipeError: With every error of the document, each with the path of its key.
+        """
+        return cls(**read_document(data, where))
 
     def to_dict(self) -> dict[str, Any]:
-        """The grammar's own shape, without `steps`: `models` where there is one whole slice, else `slices` or `modules`."""
-        out: dict[str, Any] = _if(name=self.name)
-        out["merge_method"] = self.merge_method
-        out |= _if(base_model=self.base_model)
+        """Return the document as plain data, without `steps`.
+
+        The layers are under `models` if one slice holds whole models, else under `slices` or
+        `modules`.
+        """
         if self.modules:
-            out["modules"] = {
-                name: _slices(module.slices) | _if(parameters=dict(module.parameters))
-                for name, module in self.modules.items()
-            }
+            modules = {name: part.to_dict() for name, part in self.modules.items()}
+            content = {"modules": modules}
         else:
-            out |= _slices(self.slices)
-        out |= _if(
-            parameters=dict(self.parameters),
-            dtype=self.dtype,
-            out_dtype=self.out_dtype,
-            tokenizer_source=self.tokenizer_source,
-        )
-        if self.tokenizer:
-            more = _if(
-                tokens=dict(self.tokenizer.tokens),
-                pad_to_multiple_of=self.tokenizer.pad_to_multiple_of,
-            )
-            out["tokenizer"] = {"source": self.tokenizer.source, **more}
-        return out | _if(chat_template=self.chat_template, seed=self.seed)
+            content = slices_to_dict(self.slices)
+        # The order of the keys is that of the YAML file.
+        data = {
+            "name": self.name,
+            "merge_method": self.merge_method,
+            "base_model": self.base_model,
+            **content,
+            "parameters": dict(self.parameters),
+            "dtype": self.dtype,
+            "out_dtype": self.out_dtype,
+            "tokenizer_source": self.tokenizer_source,
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
+            "chat_template": self.chat_template,
+            "seed": self.seed,
+        }
+        # Keys with their default values are left out; those of the layers and the method stay.
+        required = {"merge_method", *content}
+        empty = [key for key, value in data.items() if not value and key not in required]
+        for key in empty:
+            del data[key]
+        return data
 
     def to_yaml(self) -> str:
-        documents = [*(step.to_dict() for step in self.steps), self.to_dict()]
-        return "---\n".join(dump(d) for d in documents)
+        """Return the recipe as YAML, its steps as documents before it."""
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
+        return "---\n".join(dump(document) for document in documents)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model that this document names, the base first, each once."""
-        named = [
-            model
-            for piece in self.pieces()
-            for model in (*(s.model for s in piece.sources), piece.base_model)
-            if model
-        ]
-        return tuple(dict.fromkeys(([self.base_model] if self.base_model else []) + named))
+        names = [self.base_model]
+        for part in self.all_slices():
+            names += [source.model for source in part.sources]
+            names.append(part.base_model)
+        return tuple(dict.fromkeys(name for name in names if name))
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def source_models(self) -> tuple[str, ...]:
         """Every model that is read from disk, those of the steps included."""
-        steps = {step.name for step in self.steps}
-        named = [
-            model for recipe in (*self.steps, self) for model in recipe.models if model not in steps
-        ]
-        return tuple(dict.fromkeys(named))
+        step_names = {step.name for step in self.steps}
+        names: list[str] = []
+        for recipe in (*self.steps, self):
+            names += [model for model in recipe.models if model not in step_names]
+        return tuple(dict.fromkeys(names))
 
-    def pieces(self) -> Iterator[Slice]:
-        """All slices, those of the modules one after another."""
+    def all_slices(self) -> Iterator[Slice]:
+        """Iterate over all slices, those of the modules one after another."""
         yield from self.slices
         for module in self.modules.values():
             yield from module.slices
 
     @property
     def key(self) -> str:
-        """The same for two recipes of the same content, whatever the order of their keys."""
-        documents = [step.to_dict() for step in self.steps] + [self.to_dict()]
-        text = json.dumps(
-            documents if self.steps else documents[0], sort_keys=True, ensure_ascii=False
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Digest of the content (16 hex digits), independent of the order of its keys."""
+        documents = [recipe.to_dict() for recipe in (*self.steps, self)]
+        data = documents if self.steps else documents[0]
+        # Records of trials store the key, so this text must not change from version to version.
+        text = json.dumps(data, sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(text.encode())
+        return digest.hexdigest()[:16]
 
-    def relative_to(self, folder: Path) -> "Recipe":
-        """The recipe with model paths (and adapters) that exist under `folder` made to point there."""
-        return self.renamed(lambda model: under(folder, model))
+    def resolve_paths(self, folder: Path) -> "Recipe":
+        """Return a copy whose model and adapter paths that exist under `folder` point there."""
+        return self.rename_models(lambda model: resolve_model_path(folder, model))
 
-    def renamed(self, at: Callable[[str], str]) -> "Recipe":
-        """The recipe with every model's name `m` replaced by `at(m)`; names of steps stay."""
-        steps = {step.name for step in self.steps}
+    def rename_models(self, rename: RenameModel) -> "Recipe":
+        """Return a copy with every model renamed; names of steps stay.
 
-        def name(model: str) -> str:
-            return model if model in steps else at(model)
+        Args:
+            rename: Takes the name of a model and returns its new name.
+        """
+        step_names = {step.name for step in self.steps}
 
-        return replace(
-            _renamed(self, name), steps=tuple(_renamed(step, name) for step in self.steps)
-        )
+        def rename_source(model: str) -> str:
+            return model if model in step_names else rename(model)
+
+        steps = [_rename_in_document(step, rename_source) for step in self.steps]
+        result = _rename_in_document(self, rename_source)
+        return replace(result, steps=tuple(steps))
 
     def as_steps(self, name: str) -> tuple["Recipe", ...]:
-        """The recipe as a step of another one, under `name`, after its own steps, whose names then begin with that."""
-        own = {step.name: f"{name}-{step.name}" for step in self.steps}
+        """Return the recipe as steps of another recipe.
 
-        def at(model: str) -> str:
-            return own.get(model, model)
+        Args:
+            name: Name of the step that stands for this recipe. It comes last, after the steps of
+                this recipe, whose names get it as a prefix.
+        """
+        # Two recipes may have steps of the same name, hence the prefix.
+        new_names = {step.name: f"{name}-{step.name}" for step in self.steps}
 
-        before = tuple(replace(_renamed(step, at), name=own[step.name]) for step in self.steps)
-        return (*before, replace(_renamed(self, at), name=name, steps=()))
+        def rename(model: str) -> str:
+            return new_names.get(model, model)
+
+        steps = []
+        for step in self.steps:
+            renamed = _rename_in_document(step, rename)
+            steps.append(replace(renamed, name=new_names[step.name]))
+        last = _rename_in_document(self, rename)
+        return (*steps, replace(last, name=name, steps=()))
 
 
-def under(folder: Path, model: str) -> str:
-    """A model's name, with what exists under `folder`, itself or the sides of its plus sign, made to point there."""
-    if _beside(folder, model):
+def resolve_model_path(folder: Path, model: str) -> str:
+    """Resolve a model's name against a folder.
+
+    Args:
+        folder: The folder that relative paths may start from.
+        model: A path or Hub name, or two of them with a plus sign (model and adapter).
+
+    Returns:
+        The path under `folder` of what exists there; other names, or other sides of the plus
+        sign, stay as they are.
+    """
+    # A plus sign may belong to a path, so the whole name comes first.
+    if _is_subfolder(folder, model):
         return str(folder / model)
-    return "+".join(
-        str(folder / part) if _beside(folder, part) else part for part in model.split("+")
-    )
+    parts = []
+    for part in model.split("+"):
+        if _is_subfolder(folder, part):
+            part = str(folder / part)
+        parts.append(part)
+    return "+".join(parts)
 
 
-def _beside(folder: Path, name: str) -> bool:
-    """Whether a relative name is a folder there."""
+def _is_subfolder(folder: Path, name: str) -> bool:
+    if not name:
+        return False
     try:
-        return bool(name) and not Path(name).is_absolute() and (folder / name).is_dir()
-    except (OSError, ValueError):  # too long to be a path
+        return not Path(name).is_absolute() and (folder / name).is_dir()
+    except (OSError, ValueError):  # a name that cannot be a path, such as one that is too long
         return False
 
 
-def _renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:
-    def moved(pieces: tuple[Slice, ...]) -> tuple[Slice, ...]:
-        return tuple(
-            replace(
-                p,
-                sources=tuple(replace(s, model=name(s.model)) for s in p.sources),
-                base_model=None if p.base_model is None else name(p.base_model),
-            )
-            for p in pieces
-        )
-
-    def vocabulary(source: str) -> str:
-        return source if source in ("union", "base") else name(source)
-
-    tokenizer = recipe.tokenizer
-    if tokenizer is not None:
-        tokens = {token: _renamed_rule(rule, name) for token, rule in tokenizer.tokens.items()}
-        tokenizer = replace(tokenizer, source=vocabulary(tokenizer.source), tokens=tokens)
+def _rename_in_document(recipe: Recipe, rename: RenameModel) -> Recipe:
+    """Rename the models of one document, not those of its steps."""
+    tokenizer_source = recipe.tokenizer_source
+    if tokenizer_source is not None:
+        tokenizer_source = rename_tokenizer_source(tokenizer_source, rename)
+    slices = [part.rename_models(rename) for part in recipe.slices]
+    modules = {}
+    for name, module in recipe.modules.items():
+        modules[name] = module.rename_models(rename)
     return replace(
         recipe,
-        slices=moved(recipe.slices),
-        modules={
-            key: replace(module, slices=moved(module.slices))
-            for key, module in recipe.modules.items()
-        },
-        base_model=None if recipe.base_model is None else name(recipe.base_model),
-        tokenizer_source=None
-        if recipe.tokenizer_source is None
-        else vocabulary(recipe.tokenizer_source),
-        tokenizer=tokenizer,
+        slices=tuple(slices),
+        modules=modules,
+        base_model=rename_optional(recipe.base_model, rename),
+        tokenizer_source=tokenizer_source,
+        tokenizer=recipe.tokenizer and recipe.tokenizer.rename_models(rename),
     )
 
 
-def _renamed_rule(rule: Any, name: Callable[[str], str]) -> Any:
-    """A token's rule, `{source: model}` or `{source: {kind: model_token, model: ...}}`, with its model renamed."""
-    if not isinstance(rule, Mapping):
-        return rule
-    source = rule.get("source")
-    if isinstance(source, str):
-        return {**rule, "source": name(source)}
-    if isinstance(source, Mapping) and isinstance(source.get("model"), str):
-        return {**rule, "source": {**source, "model": name(source["model"])}}
-    return rule
+def _join_documents(recipes: Sequence[Recipe], where: str) -> Recipe:
+    """Make one recipe of several documents: the unnamed or last one, the others its steps."""
+    unnamed = [recipe for recipe in recipes if recipe.name is None]
+    if len(unnamed) > 1:
+        raise RecipeError(
+            f"{where}: only one of several documents may be without a name, {len(unnamed)} are; "
+            "add `name: ...` to the others"
+        )
+    result = unnamed[0] if unnamed else recipes[-1]
+    steps = {recipe.name: recipe for recipe in recipes if recipe is not result}
+    # Two documents of one name share an entry of `steps`.
+    has_duplicates = len(steps) < len(recipes) - 1
+    if has_duplicates or result.name in steps:
+        names = [recipe.name for recipe in recipes]
+        raise RecipeError(f"{where}: each document needs a different name, got {names}")
+    return replace(result, steps=_sort_steps(steps, where))
 
 
-def _slices(slices: tuple[Slice, ...]) -> dict[str, Any]:
-    whole = len(slices) == 1 and all(s.layer_range is None for s in slices[0].sources)
-    if whole and not slices[0].parameters and not slices[0].base_model:
-        return {"models": [_source(s) for s in slices[0].sources]}
-    return {
-        "slices": [
-            {
-                "sources": [_source(s) for s in p.sources],
-                **_if(parameters=dict(p.parameters), base_model=p.base_model),
-            }
-            for p in slices
-        ]
-    }
-
-
-def _source(source: Source) -> dict[str, Any]:
-    layers = None if source.layer_range is None else list(source.layer_range)
-    return {"model": source.model, **_if(layer_range=layers, parameters=dict(source.parameters))}
-
-
-def _if(**entries: Any) -> dict[str, Any]:
-    return {key: value for key, value in entries.items() if value}
+def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe, ...]:
+    """Order the steps so that each comes after those that it uses."""
+    ordered: list[Recipe] = []
+    while len(ordered) < len(steps):
+        done = {recipe.name for recipe in ordered}
+        missing = steps.keys() - done
+        waiting = [recipe for recipe in steps.values() if recipe.name in missing]
+        ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
+        if not ready:
+            names = [recipe.name for recipe in waiting]
+            raise RecipeError(f"{where}: these documents use each other in a circle: {names}")
+        ordered += ready
+    return tuple(ordered)

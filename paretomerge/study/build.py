@@ -36,7 +36,7 @@ from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
-from paretomerge.recipe import Recipe, under
+from paretomerge.recipe import Recipe, resolve_model_path
 from paretomerge.record.storage import Storage
 from paretomerge.search.registry import SearchProblem, make
 from paretomerge.space.build import Pool, build_route_space, build_space
@@ -412,7 +412,7 @@ def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
 
 def _model_path(folder: Path, model: str) -> str:
     """Local paths, of a model and its adapter, are made absolute; anything else is a name on the Hub."""
-    name = under(folder, model)
+    name = resolve_model_path(folder, model)
     parts = [name] if is_folder(name) else name.split("+")
     absolute = [
         str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts

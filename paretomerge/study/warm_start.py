@@ -88,7 +88,7 @@ class EarlierStudies:
 
     def _start(self, file: str) -> WarmStart:
         try:
-            recipe = Recipe.load(self.folder / file).relative_to(self.folder)
+            recipe = Recipe.load(self.folder / file).resolve_paths(self.folder)
             return WarmStart({file: self.space.warm(recipe)})
         except ParetoMergeError as error:
             raise ConfigError(f"starts: {file}: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from paretomerge.checkpoint.operand import InMemory, Operand
+from paretomerge.checkpoint.operand import InMemoryTensor, Operand
 from paretomerge.merging.methods import Method, Parameter
 from paretomerge.merging.methods.inputs import BLOCK, Inputs
 
@@ -64,9 +64,9 @@ def inputs_of(
 ) -> Inputs:
     """What the method's function is called with; arguments as of `merge_tensors`. Unknown settings are an error."""
     first = [base] if base is not None and method.base in ("source", "optional") else []
-    operands: list[Operand] = [InMemory(tensor.contiguous()) for tensor in (*first, *sources)]
+    operands: list[Operand] = [InMemoryTensor(tensor.contiguous()) for tensor in (*first, *sources)]
     reference = (
-        InMemory(base.contiguous())
+        InMemoryTensor(base.contiguous())
         if base is not None and method.base in ("required", "reference")
         else None
     )

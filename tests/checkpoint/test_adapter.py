@@ -1,4 +1,4 @@
-"""Adapters in peft's format, written by hand: the model plus scale B A, in memory, the same for any block."""
+"""Adapters in peft's format: the model plus scale B A, in memory, the same for any block."""
 
 import json
 import shutil
@@ -224,14 +224,14 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
         (
             factors(Q, (16, 16), rank=3),
             {},
-            "expected factors of rank 2, as adapter_config.json says; got 3",
+            "adapter_config.json says rank 2, the factors have rank 3",
         ),
-        (factors(Q, (16, 16)), {"rank_pattern": {"q_proj": 4}}, "expected factors of rank 4"),
+        (factors(Q, (16, 16)), {"rank_pattern": {"q_proj": 4}}, "adapter_config.json says rank 4"),
         (factors(Q, (16, 16)), {"rank_pattern": {"(": 4}}, "rank_pattern"),
         (factors(Q, (16, 16)), {"rank_pattern": [1]}, "rank_pattern"),
         (factors(Q, (16, 16)), {"alpha_pattern": "x"}, "alpha_pattern"),
         (factors(Q, (16, 16)), {"r": "2"}, "expected numbers for r"),
-        (factors(Q, (16, 16)), {"r": 0}, "expected factors of rank 0"),
+        (factors(Q, (16, 16)), {"r": 0}, "adapter_config.json says rank 0"),
         (factors(Q, (16, 16)), {"lora_alpha": None}, "expected numbers for r, lora_alpha"),
         (factors(Q, (16, 16)), {"lora_alpha": float("nan")}, "expected numbers for r, lora_alpha"),
         (factors(Q, (24, 16)), {}, r"expected factors for \[16, 16\], got B \[24, 2\]"),
@@ -299,7 +299,7 @@ def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
         ),
         (
             lambda f: (f / "adapter_model.safetensors").write_bytes(b"\0" * 40),
-            "expected a safetensors file",
+            "not a safetensors file",
         ),
         (
             lambda f: (
@@ -416,7 +416,7 @@ def test_a_plus_sign_may_belong_to_a_path(pico: Path, tmp_path: Path) -> None:
     assert make_plan(plain).jobs
     assert make_plan(alone(tmp_path / "a+b", lora)).jobs
     for name in ("+lora", f"{pico}/base+"):
-        with pytest.raises(CheckpointError, match="empty side of the plus sign"):
+        with pytest.raises(CheckpointError, match="one side of the plus sign is empty"):
             make_plan(
                 Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": name}]})
             )

@@ -73,7 +73,7 @@ def test_layers_are_found(checkpoint):
     name, opened = checkpoint
     architecture = opened.architecture
     depth = DEPTH.get(name, 3)
-    assert [stack.prefix for stack in architecture.main] == MAIN.get(name, ["model.layers."])
+    assert [stack.prefix for stack in architecture.main_stacks] == MAIN.get(name, ["model.layers."])
     assert architecture.depth == depth
     assert set(architecture.by_layer) == {None, *range(depth)}
     for tensor in architecture.names:
@@ -96,7 +96,7 @@ def test_roles_and_their_filters(checkpoint):
         assert {
             tensor
             for tensor in architecture.names
-            if any(f in tensor for f in architecture.filters(role))
+            if any(f in tensor for f in architecture.role_filters(role))
         } == ours
         layers = set() if role in NO_ROLES.get(name, ()) else set(range(architecture.depth))
         if name == "jamba" and role == "attention":
@@ -173,26 +173,29 @@ def test_merges_reloads_and_runs(name, saved, tmp_path):
     torch.testing.assert_close(logits, run(base), rtol=0, atol=1e-5)
 
 
-def test_a_tied_or_unprefixed_tensor_has_a_stand_in(saved):
+def test_a_tied_or_unprefixed_tensor_has_an_equivalent(saved):
     def architecture(name):
         return Checkpoint(str(saved(name))).architecture
 
-    assert architecture("llama").stand_in("lm_head.weight") == "lm_head.weight"
-    assert architecture("qwen2").stand_in("lm_head.weight") == "model.embed_tokens.weight"
-    assert architecture("t5").stand_in("encoder.embed_tokens.weight") == "shared.weight"
-    assert architecture("t5").stand_in("lm_head.weight") == "shared.weight"
+    assert architecture("llama").find_equivalent("lm_head.weight") == "lm_head.weight"
+    assert architecture("qwen2").find_equivalent("lm_head.weight") == "model.embed_tokens.weight"
+    assert architecture("t5").find_equivalent("encoder.embed_tokens.weight") == "shared.weight"
+    assert architecture("t5").find_equivalent("lm_head.weight") == "shared.weight"
     assert (
-        architecture("bert").stand_in("cls.predictions.decoder.weight")
+        architecture("bert").find_equivalent("cls.predictions.decoder.weight")
         == "bert.embeddings.word_embeddings.weight"
     )
-    assert architecture("bert").stand_in("cls.predictions.decoder.bias") == "cls.predictions.bias"
-    assert architecture("gpt2").stand_in("h.1.ln_1.weight") == "transformer.h.1.ln_1.weight"
     assert (
-        architecture("gemma3_vl").stand_in("language_model.lm_head.weight")
+        architecture("bert").find_equivalent("cls.predictions.decoder.bias")
+        == "cls.predictions.bias"
+    )
+    assert architecture("gpt2").find_equivalent("h.1.ln_1.weight") == "transformer.h.1.ln_1.weight"
+    assert (
+        architecture("gemma3_vl").find_equivalent("language_model.lm_head.weight")
         == "language_model.model.embed_tokens.weight"
     )
-    assert architecture("llama").stand_in("score.weight") is None
-    assert architecture("llama").stand_in("model.layers.0.self_attn.q_proj.bias") is None
+    assert architecture("llama").find_equivalent("score.weight") is None
+    assert architecture("llama").find_equivalent("model.layers.0.self_attn.q_proj.bias") is None
 
 
 def names(*lists, outside=("model.embed_tokens.weight",)):
@@ -249,7 +252,7 @@ def test_stacks_of_unequal_or_unexpected_depth():
     architecture = Architecture.infer(
         uneven, {"encoder_layers": 4, "decoder_layers": 2, "num_hidden_layers": 4}
     )
-    assert [(s.prefix, s.depth) for s in architecture.main] == [("model.decoder.layers.", 2)]
+    assert [(s.prefix, s.depth) for s in architecture.main_stacks] == [("model.decoder.layers.", 2)]
     assert architecture.layer("model.encoder.layers.3.self_attn.q_proj.weight") is None
     assert architecture.role("model.encoder.layers.3.self_attn.q_proj.weight") == "attention"
     predictor = Architecture.infer(
@@ -264,7 +267,7 @@ def test_stacks_of_unequal_or_unexpected_depth():
         for i in range(2)
     ]
     xlm = Architecture.infer([*split, "transformer.embeddings.weight"], {"n_layers": 2})
-    assert len(xlm.main) == 3 and xlm.filters("attention") == tuple(
+    assert len(xlm.main_stacks) == 3 and xlm.role_filters("attention") == tuple(
         n for n in split if "attentions" in n
     )
     with pytest.raises(CheckpointError, match="expected 5 numbered layers"):

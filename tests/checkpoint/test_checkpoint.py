@@ -22,7 +22,7 @@ def test_architecture_tells_layers_and_roles_from_names(pico):
         "lm_head.weight": "other",
     }
     assert {name: architecture.role(name) for name in roles} == roles
-    assert architecture.filters("attention") == (".self_attn.",)
+    assert architecture.role_filters("attention") == (".self_attn.",)
     assert architecture.layer("model.layers.2.mlp.up_proj.weight") == 2
     assert (
         architecture.at_layer("model.layers.2.mlp.up_proj.weight", 7)
@@ -109,19 +109,19 @@ def test_a_full_folder_is_not_overwritten_unasked(tmp_path):
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda f: (f / "model.safetensors").unlink(), "got no weights"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda f: (f / "config.json").unlink(), "is this a Hugging Face model folder"),
-        (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 100),
-            "expected a safetensors file",
+            "not a safetensors file",
         ),
         (
             lambda f: (f / "model.safetensors").write_bytes(
                 (f / "model.safetensors").read_bytes()[:-10]
             ),
-            "torn",
+            "damaged",
         ),
         (
             lambda f: (f / "model.safetensors.index.json").write_text(
@@ -155,5 +155,5 @@ def test_index_that_promises_too_much(pico, tmp_path):
     (tmp_path / "m" / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}'
     )
-    with pytest.raises(CheckpointError, match="promises 'b'"):
+    with pytest.raises(CheckpointError, match="lists 'b'"):
         Checkpoint(str(tmp_path / "m"))

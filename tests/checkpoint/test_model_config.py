@@ -149,7 +149,7 @@ def test_patterns_without_a_list(said, layers, expected):
 @pytest.mark.parametrize(
     ("said", "layers", "told"),
     [
-        ({"first_k_dense_replace": 1}, (1, 0), r"pattern that config.json can say, got \.x"),
+        ({"first_k_dense_replace": 1}, (1, 0), r"pattern that config.json can express, got \.x"),
         (
             {"attn_layer_period": 4, "attn_layer_offset": 0},
             (0, 0, 1),
@@ -164,7 +164,7 @@ def test_patterns_without_a_list(said, layers, expected):
         (
             {"model_type": "gpt_neo", "num_hidden_layers": 4, "num_layers": 4},
             (0, 1),
-            "expected values that transformers takes",
+            "transformers rejects these values",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files that lie, break or change, and disks that fill: a sentence that names the file, and nothing left behind."""
+"""Damaged or hostile files: the error names the file, and nothing is left behind."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from paretomerge.checkpoint.header import DTYPES, read_header
+from paretomerge.checkpoint.header import SAFETENSORS_DTYPES, read_header
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.checkpoint.reference import Reference, locate
+from paretomerge.checkpoint.reference import Reference, resolve_folder
 from paretomerge.errors import CheckpointError
 
 
@@ -40,19 +40,19 @@ def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
     [
         (b"", "in a file of 0"),
         (b"\x08\0\0\0", "in a file of 4"),
-        (packed({"a": entry()}, bytes(8))[:-3], "torn"),
-        (packed({"a": entry()}, bytes(9)), "torn"),
+        (packed({"a": entry()}, bytes(8))[:-3], "damaged"),
+        (packed({"a": entry()}, bytes(9)), "damaged"),
         (packed(b"{", length=1 << 63), "header of 9223372036854775808 bytes"),
-        (packed(b"\xff\xfe{}"), "expected a safetensors file"),
-        (packed(b"[" * 100_000), "expected a safetensors file"),
-        (packed([1, 2]), "header that is an object"),
+        (packed(b"\xff\xfe{}"), "not a safetensors file"),
+        (packed(b"[" * 100_000), "not a safetensors file"),
+        (packed([1, 2]), "header must be a JSON object"),
         (packed({"a": [1]}, bytes(8)), "expected dtype, shape and data_offsets"),
         (
             packed({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
             "expected dtype, shape and data_offsets",
         ),
         (packed({"a": entry(dtype="F8_E4M3")}, bytes(8)), "quantised"),
-        (packed({"a": entry(dtype=["F32"])}, bytes(8)), "expected one of"),
+        (packed({"a": entry(dtype=["F32"])}, bytes(8)), "the dtype must be one of"),
         (
             packed({"a": entry(shape=[-2], end=-8)}, bytes(8)),
             "expected dtype, shape and data_offsets",
@@ -69,7 +69,7 @@ def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
             packed({"a": entry(shape=[1] * 65, end=4)}, bytes(4)),
             "expected dtype, shape and data_offsets",
         ),
-        (packed({"a": entry(shape=[1 << 20], end=4 << 20)}, bytes(8)), "torn"),
+        (packed({"a": entry(shape=[1 << 20], end=4 << 20)}, bytes(8)), "damaged"),
         (packed({"a": entry(shape=[3])}, bytes(8)), "expected 12 bytes"),
         (packed({"a": entry(start=8, end=0)}, bytes(8)), "expected 8 bytes"),
         (packed({"a": entry(start=8, end=16)}, bytes(16)), "expected its data at byte"),
@@ -100,7 +100,7 @@ def test_headers_that_lie(tmp_path: Path, content: bytes, told: str) -> None:
 def sound(headers: Any, size: int) -> None:
     """What a header that was taken must be."""
     for name, header in headers.items():
-        assert isinstance(name, str) and header.dtype in DTYPES.values()
+        assert isinstance(name, str) and header.dtype in SAFETENSORS_DTYPES.values()
         assert all(side >= 0 for side in header.shape)
         assert header.offset >= 8 and header.offset + header.bytes <= size
 
@@ -109,7 +109,7 @@ NUMBERS = st.integers(-2, 40) | st.sampled_from([1 << 31, 1 << 63, 1 << 64, 0.5,
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
-        "dtype": st.sampled_from([*DTYPES, "F8", 3, None]),
+        "dtype": st.sampled_from([*SAFETENSORS_DTYPES, "F8", 3, None]),
         "shape": st.lists(NUMBERS, max_size=4) | NUMBERS,
         "data_offsets": st.lists(NUMBERS, max_size=3) | st.none(),
     },
@@ -214,7 +214,7 @@ def test_a_folder_may_itself_be_a_link(pico: Path, tmp_path: Path) -> None:
 def test_a_file_without_tensors_is_no_model(pico: Path, tmp_path: Path) -> None:
     folder = copied(pico, tmp_path / "m")
     (folder / "model.safetensors").write_bytes(packed({"__metadata__": {"format": "pt"}}))
-    with pytest.raises(CheckpointError, match="expected tensors in"):
+    with pytest.raises(CheckpointError, match="contains no tensors"):
         Checkpoint(str(folder))
 
 
@@ -246,4 +246,4 @@ def test_names_that_are_no_paths(name: str) -> None:
     if name == "~":
         pytest.skip("a home is a folder") if Path.home().is_dir() else None
     with pytest.raises(CheckpointError):
-        locate(Reference.parse(name).adapter or name)
+        resolve_folder(Reference.parse(name).adapter or name)

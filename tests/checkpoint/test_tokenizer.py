@@ -9,12 +9,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from paretomerge.checkpoint.tokenizer import (
+from paretomerge.checkpoint.chat_template import (
     CHAT_TEMPLATES,
-    chat_template,
-    read_tokens,
+    resolve_chat_template,
     write_chat_template,
 )
+from paretomerge.checkpoint.tokenizer import read_tokens
 from paretomerge.checkpoint.vocabulary import merge_vocabularies
 from paretomerge.errors import CheckpointError, RecipeError
 
@@ -110,10 +110,10 @@ def test_older_files_go_through_transformers(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"got no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         read_tokens(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="expected JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         read_tokens(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"model\.vocab"):
@@ -155,7 +155,7 @@ def test_named_chat_templates(tmp_path: Path, name: str, expected: str) -> None:
         [special("<s>"), special("</s>")],
         config={"bos_token": "<s>", "eos_token": "</s>", "chat_template": "old"},
     )
-    write_chat_template(tmp_path, chat_template(name, {}) or "")
+    write_chat_template(tmp_path, resolve_chat_template(name, {}) or "")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.apply_chat_template(CHAT, tokenize=False) == expected
     # what a model is asked to continue is the beginning of what it was shown
@@ -166,9 +166,9 @@ def test_named_chat_templates(tmp_path: Path, name: str, expected: str) -> None:
 
 def test_chat_template_values(tmp_path: Path) -> None:
     assert set(CHAT_TEMPLATES) == {"chatml", "alpaca", "llama3", "mistral", "exaone"}
-    assert chat_template("{{ messages }}", {}) == "{{ messages }}"
+    assert resolve_chat_template("{{ messages }}", {}) == "{{ messages }}"
     with pytest.raises(RecipeError, match="did you mean 'chatml'"):
-        chat_template("chatlm", {})
+        resolve_chat_template("chatlm", {})
     named = [
         {"name": "tool_use", "template": "{{ 1 }}"},
         {"name": "default", "template": "{{ 2 }}"},
@@ -180,6 +180,6 @@ def test_chat_template_values(tmp_path: Path) -> None:
         "d": save(tmp_path / "d", ["x"], config={"chat_template": "not this"}),
     }
     (folders["d"] / "chat_template.jinja").write_text("{{ 2 }}\n")
-    assert chat_template("auto", folders) == "{{ 2 }}"
-    assert chat_template("auto", {m: folders[m] for m in "abc"}) == "{{ 3 }}"
-    assert chat_template("auto", {"a": folders["a"]}) is None
+    assert resolve_chat_template("auto", folders) == "{{ 2 }}"
+    assert resolve_chat_template("auto", {m: folders[m] for m in "abc"}) == "{{ 3 }}"
+    assert resolve_chat_template("auto", {"a": folders["a"]}) is None

@@ -1,4 +1,7 @@
-"""Merged vocabularies: which row goes where, what is written, what is refused. Agrees with mergekit 0.1.4, run aside."""
+"""Merged vocabularies: which row goes where, what is written, what is refused.
+
+Agrees with mergekit 0.1.4, run aside.
+"""
 
 import json
 from collections.abc import Mapping
@@ -35,8 +38,8 @@ def tensors(rows: Mapping[str, int]) -> dict[str, torch.Tensor]:
 
 def brought(vocabulary: Vocabulary, held: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
     return {
-        m: row_map.bring(held[m], held.__getitem__)[:, 0].tolist()
-        for m, row_map in vocabulary.rows.items()
+        m: row_map.apply(held[m], held.__getitem__)[:, 0].tolist()
+        for m, row_map in vocabulary.row_maps.items()
     }
 
 
@@ -60,7 +63,7 @@ def test_union_worked(three: dict[str, Path]) -> None:
     assert got["a"] == [1000, 1001, 1002, mean_w, 3002, 2003, 3003]
     assert got["b"] == [2001, 1001, 2000, 2002, 3002, 2003, 3003]
     assert got["c"] == [1000, 3001, 1002, 3000, 3002, 2003, 3003]
-    assert vocabulary.rows["a"].donors == ("b", "c")
+    assert vocabulary.row_maps["a"].donors == ("b", "c")
     assert vocabulary.config_updates == {"vocab_size": 7}
 
 
@@ -75,7 +78,7 @@ def test_source_base_or_one_model(three: dict[str, Path], tmp_path: Path) -> Non
     rows = rows_of(three)
     base = merge_vocabularies("base", three, rows, "b")
     assert brought(base, tensors(rows))["c"] == [2000, 2001, 3000, 2003]
-    assert base.rows["b"].identity and not base.rows["c"].identity
+    assert base.row_maps["b"].is_identity and not base.row_maps["c"].is_identity
     one = merge_vocabularies("c", three, rows, "b")
     assert brought(one, tensors(rows))["b"] == [2002, (1001 + 3001) / 2, 3002, 3003]
     out = tmp_path / "out"
@@ -108,8 +111,10 @@ def test_padding_rows_are_the_mean(three: dict[str, Path]) -> None:
     vocabulary = merge_vocabularies("base", three, rows, "a", pad_to_multiple_of=4)
     assert vocabulary.size == 4 and vocabulary.config_updates["vocab_size"] == 4
     assert brought(vocabulary, tensors(rows))["a"] == [1000, 1001, 1002, 1001]
-    assert not vocabulary.rows["a"].identity
-    assert merge_vocabularies("base", three, rows, "b", pad_to_multiple_of=4).rows["b"].identity
+    assert not vocabulary.row_maps["a"].is_identity
+    assert (
+        merge_vocabularies("base", three, rows, "b", pad_to_multiple_of=4).row_maps["b"].is_identity
+    )
 
 
 def test_equal_vocabularies_need_no_work(tmp_path: Path) -> None:
@@ -120,12 +125,12 @@ def test_equal_vocabularies_need_no_work(tmp_path: Path) -> None:
     vocabulary = merge_vocabularies(
         "union", folders, {"a": 3, "b": 8}, "a"
     )  # b's rows were rounded up: they are cut
-    assert all(row_map.identity for row_map in vocabulary.rows.values())
-    assert not vocabulary.grown
+    assert all(row_map.is_identity for row_map in vocabulary.row_maps.values())
+    assert not vocabulary.has_new_tokens
     own = torch.randn(8, 2)
-    row_map = vocabulary.rows["b"]
-    assert row_map.bring(own, {}.__getitem__).data_ptr() == own.data_ptr()
-    assert row_map.bring(own, {}.__getitem__).shape == (3, 2)
+    row_map = vocabulary.row_maps["b"]
+    assert row_map.apply(own, {}.__getitem__).data_ptr() == own.data_ptr()
+    assert row_map.apply(own, {}.__getitem__).shape == (3, 2)
 
 
 def test_gaps_between_numbers_stay_where_they_are(tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_gaps_between_numbers_stay_where_they_are(tmp_path: Path) -> None:
         path.write_text(json.dumps(data))
     rows = {"a": 3, "b": 3, "c": 1}
     vocabulary = merge_vocabularies("base", folders, rows, "a")
-    assert vocabulary.rows["b"].identity
+    assert vocabulary.row_maps["b"].is_identity
     assert brought(vocabulary, tensors(rows))["c"] == [3000, 1001, 1002]
 
 
@@ -167,7 +172,7 @@ def test_every_token_keeps_its_row(
     vocabulary = merge_vocabularies("union", folders, rows, "m0" if with_base else None)
     assert set(vocabulary.tokens.ids) == {word for words in vocabularies for word in words}
     for model, words in zip(folders, vocabularies, strict=True):
-        got = vocabulary.rows[model].bring(held[model], held.__getitem__)
+        got = vocabulary.row_maps[model].apply(held[model], held.__getitem__)
         for token, number in vocabulary.tokens.ids.items():
             owners = [
                 held[m][other.index(token)]
@@ -193,11 +198,11 @@ def test_the_same_tokens_in_another_order_are_a_permutation(
     shuffled = data.draw(st.permutations(words))
     folders = {"a": save(tmp_path / "a", words), "b": save(tmp_path / "b", shuffled)}
     vocabulary = merge_vocabularies("a", folders, rows_of(folders), None)
-    assert vocabulary.rows["a"].identity
-    assert vocabulary.rows["b"].identity == (words == shuffled)
-    assert not vocabulary.rows["b"].filled
-    assert [shuffled[i] for i in vocabulary.rows["b"].own] == words
-    assert np.array_equal(np.sort(vocabulary.rows["b"].own), np.arange(len(words)))
+    assert vocabulary.row_maps["a"].is_identity
+    assert vocabulary.row_maps["b"].is_identity == (words == shuffled)
+    assert not vocabulary.row_maps["b"].donor_rows
+    assert [shuffled[i] for i in vocabulary.row_maps["b"].own_rows] == words
+    assert np.array_equal(np.sort(vocabulary.row_maps["b"].own_rows), np.arange(len(words)))
 
 
 @pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordLevel", "WordPiece"])
@@ -250,7 +255,7 @@ def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -
     ("arguments", "message"),
     [
         ({"source": "unoin"}, "did you mean 'union'"),
-        ({"pad_to_multiple_of": 0}, "from 1 on, got 0"),
+        ({"pad_to_multiple_of": 0}, "positive whole number, got 0"),
         ({"tokens": {"x": "b"}}, "expected `source` and `force"),
         ({"tokens": {"x": {"source": "bb"}}}, "unknown model 'bb'"),
         ({"tokens": {"x": {"source": ["b"]}}}, "unknown model"),
@@ -264,7 +269,7 @@ def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -
             {"tokens": {"x": {"source": {"kind": "model_token", "model": "b", "token_id": 4}}}},
             "from 0 to 3, .* got 4",
         ),
-        ({"tokens": {"v": {"source": "b"}}}, "expected a token of b, got 'v'"),
+        ({"tokens": {"v": {"source": "b"}}}, "b has no token 'v'"),
     ],
 )
 def test_recipes_that_cannot_mean_anything(

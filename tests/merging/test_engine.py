@@ -202,7 +202,7 @@ def test_bad_recipes_are_refused_before_a_weight_is_read(
     pico, tmp_path, monkeypatch, old, new, told
 ):
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.Stored.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
     )
     text = SPARSE.replace("{method}", "dare_ties").replace(old, new, 1).format(pico=pico)
     with pytest.raises((RecipeError, CheckpointError), match=told):

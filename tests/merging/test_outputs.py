@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(CheckpointError, match="GB of free disk"):
+    with pytest.raises(CheckpointError, match="GB of free disk space"):
         merge(recipe(pico / "ada"), tmp_path / "new" / "out")
     assert listed(tmp_path) == []
 
@@ -205,7 +205,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
 
 def test_what_came_there_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckpointError, match="something else is there"),
+        pytest.raises(CheckpointError, match="another program created it meanwhile"),
         new_folder(tmp_path / "out"),
     ):
         (tmp_path / "out").mkdir()
@@ -262,7 +262,9 @@ def test_a_card_names_hub_models_by_repository(
     from paretomerge.checkpoint import reader
 
     monkeypatch.setattr(
-        reader, "locate", lambda name, *_: pico / "ada" if name == "owner/ada@main" else Path(name)
+        reader,
+        "resolve_folder",
+        lambda name, *_: pico / "ada" if name == "owner/ada@main" else Path(name),
     )
     merge(recipe("owner/ada@main", pico / "bob"), tmp_path / "out")
     front = (tmp_path / "out" / "README.md").read_text().split("---")[1]
@@ -274,8 +276,8 @@ def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.yml").write_bytes(bytes(range(256)) * 10)
     for name, told in (
         ("big.yml", "at most 1,000,000"),
-        ("binary.yml", "expected a recipe"),
-        (".", "expected a recipe"),
+        ("binary.yml", "cannot read the recipe"),
+        (".", "cannot read the recipe"),
         ("no.yml", "No such"),
     ):
         with pytest.raises(RecipeError, match=told):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import paretomerge.merging.methods.inputs as inputs_file
 import paretomerge.merging.methods.select as select
-from paretomerge.checkpoint.operand import InMemory
+from paretomerge.checkpoint.operand import InMemoryTensor
 from paretomerge.merging.methods.inputs import Inputs
 from paretomerge.merging.methods.select import largest
 
@@ -23,7 +23,7 @@ def expected(values: np.ndarray, k: int) -> np.ndarray:
 def check(tensor: torch.Tensor, counts: list[int]) -> int:
     """Compares the kept entries for every count, in blocks of other sizes than the search's; gives the number of passes."""
     passes = [0]
-    inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemory(tensor)], [{}], {})
+    inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemoryTensor(tensor)], [{}], {})
 
     def score(block):
         passes[0] += block.first == 0
@@ -204,7 +204,7 @@ def test_any_tensor_any_counts(seed, rows, columns, kinds, shares):
 def test_several_scores_in_the_same_passes(small):
     sources = [TENSORS["normal"], TENSORS["seven values"]]
     inputs = Inputs(
-        "tensor", (97, 53), None, [InMemory(source) for source in sources], [{}] * 2, {}
+        "tensor", (97, 53), None, [InMemoryTensor(source) for source in sources], [{}] * 2, {}
     )
     scores = [lambda block, i=i: block.source(i).abs_() for i in range(2)]
     wanted = [(scores[1], 100), (scores[0], 2000), (scores[1], 4000), (scores[0], 1)]

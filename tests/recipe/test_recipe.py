@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import RecipeError
-from paretomerge.recipe import Recipe, resolve, settings
+from paretomerge.recipe import Recipe, evaluate_setting, find_value
 
 TIES = """
 merge_method: ties
@@ -61,18 +61,18 @@ def test_slices_survive_a_round_trip():
     ],
 )
 def test_resolve(setting, name, t, expected):
-    assert resolve(setting, name, t) == expected
+    assert evaluate_setting(setting, name, t) == expected
 
 
 def test_a_level_where_no_filter_matches_falls_through():
     inner, outer = {"weight": [{"filter": "mlp", "value": 1}]}, {"weight": 0.2}
-    assert settings([inner, outer], "weight", "layers.0.mlp.w", 0) == 1
-    assert settings([inner, outer], "weight", "norm", 0) == 0.2
+    assert find_value([inner, outer], "weight", "layers.0.mlp.w", 0) == 1
+    assert find_value([inner, outer], "weight", "norm", 0) == 0.2
 
 
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=6), st.floats(0, 1))
 def test_a_gradient_stays_between_its_ends(values, t):
-    assert min(values) - 1e-9 <= resolve(values, "x", t) <= max(values) + 1e-9
+    assert min(values) - 1e-9 <= evaluate_setting(values, "x", t) <= max(values) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,10 @@ def test_a_gradient_stays_between_its_ends(values, t):
     [
         ("merge_methd: ties\nmodels: [{model: a}]", "did you mean 'merge_method'"),
         ("models: [{model: a}]", "merge_method"),
-        ("merge_method: ties", "one of `models`, `slices` and `modules`, got none"),
+        (
+            "merge_method: ties",
+            "exactly one of `models`, `slices` and `modules` is required, got none",
+        ),
         ("merge_method: ties\nmodels: []", "at least one entry"),
         ("merge_method: ties\nmodels: [{model: a, weight: 1}]", "unknown key 'weight'"),
         (

@@ -13,7 +13,7 @@ import torch
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import InMemory, whole
+from paretomerge.checkpoint.operand import InMemoryTensor, read_tensor
 from paretomerge.errors import RecipeError
 from paretomerge.merging.engine import cast, run
 from paretomerge.merging.live.names import live_names
@@ -32,7 +32,7 @@ class Warm:
     def __init__(self, weights: Weights, device: str = "cpu") -> None:
         self.weights = weights
         self.device = device
-        self._kept: dict[str, InMemory] = {}
+        self._kept: dict[str, InMemoryTensor] = {}
 
     @property
     def folder(self) -> Path:
@@ -54,11 +54,11 @@ class Warm:
     def dtype(self) -> str:
         return self.weights.dtype
 
-    def operand(self, name: str) -> InMemory:
+    def operand(self, name: str) -> InMemoryTensor:
         if name not in self._kept:
             operand = self.weights.operand(name)
-            self._kept[name] = InMemory(
-                whole(operand).to(self.device, getattr(torch, operand.dtype))
+            self._kept[name] = InMemoryTensor(
+                read_tensor(operand).to(self.device, getattr(torch, operand.dtype))
             )
         return self._kept[name]
 
@@ -182,5 +182,5 @@ class ResidentModel:
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:
         operand = self.checkpoints[model].operand(name)
-        assert isinstance(operand, InMemory)
+        assert isinstance(operand, InMemoryTensor)
         return operand.tensor

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from paretomerge.checkpoint.operand import whole
+from paretomerge.checkpoint.operand import read_tensor
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.engine import cast, run
 from paretomerge.merging.live.in_place import Merged, Warm
@@ -118,7 +118,7 @@ class RoutedModel:
         if pair not in self._resident:
             model, name = pair
             self._resident[pair] = self._placed(
-                whole(self.checkpoints[model].operand(name))
+                read_tensor(self.checkpoints[model].operand(name))
             )  # the tensor itself, in its own dtype
         return self._resident[pair]
 

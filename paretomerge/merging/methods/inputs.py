@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paretomerge.checkpoint.operand import Operand, extent
+from paretomerge.checkpoint.operand import Operand, matrix_shape
 
 BLOCK = 131_072  # elements: smaller ones stay in cache better, larger ones let threads wait less for each other
 GPU_BLOCK = 1 << 26
@@ -75,7 +75,7 @@ class Inputs:
     @property
     def extent(self) -> tuple[int, int]:
         """(rows, columns)."""
-        return extent(self.shape)
+        return matrix_shape(self.shape)
 
     @property
     def size(self) -> int:

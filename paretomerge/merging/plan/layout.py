@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.operand import FLOATS
-from paretomerge.checkpoint.reference import place
-from paretomerge.checkpoint.tokenizer import chat_template, tokenizer_files
+from paretomerge.checkpoint.chat_template import resolve_chat_template
+from paretomerge.checkpoint.operand import FLOAT_DTYPES
+from paretomerge.checkpoint.reference import canonical_name
+from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
 from paretomerge.merging.methods import Method
@@ -49,7 +50,7 @@ class Layout:
     @cached_property
     def places(self) -> dict[str, str]:
         """What sources are put in order by: local folders by where they are, however a recipe spells that."""
-        return {model: place(model) for model in self.recipe.models}
+        return {model: canonical_name(model) for model in self.recipe.models}
 
     @cached_property
     def shapes(self) -> Mapping[str, set[tuple[int, ...]]]:
@@ -73,7 +74,7 @@ class Layout:
             )  # what is copied at the end is looked at now
         with problems.collect():
             if self.recipe.chat_template:
-                chat_template(
+                resolve_chat_template(
                     self.recipe.chat_template,
                     {model: self.weights[model].folder for model in needed(self.recipe)},
                 )
@@ -90,7 +91,7 @@ class Layout:
         )
         ordered = tuple(sorted(jobs, key=lambda job: job.name))
         used = {model: self.weights[model] for model in needed(self.recipe)}
-        untied = any(self.architecture.ties(job.name) for job in jobs)
+        untied = any(self.architecture.is_tied_head(job.name) for job in jobs)
         told = dtype or self.weights[self.template_name].dtype
         notes = (*self.notes, *self._left_out())
         plan = Plan(
@@ -117,9 +118,13 @@ class Layout:
         for model in self.recipe.models:
             theirs = self.weights[model].architecture
             names = {
-                self._in_layer_0(name, theirs) for name in theirs.names if not theirs.beyond(name)
+                self._in_layer_0(name, theirs)
+                for name in theirs.names
+                if not theirs.is_beyond_depth(name)
             }
-            if more := sorted(n for n in names - known if self.architecture.stand_in(n) is None):
+            if more := sorted(
+                n for n in names - known if self.architecture.find_equivalent(n) is None
+            ):
                 shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
                 notes.append(
                     f"{model}: {len(more)} kinds of tensors that {self.template_name} lacks are left out: {shown}"
@@ -159,13 +164,13 @@ class Layout:
         builder = _Jobs(self, content.parameters, dtype, vocabulary, problems)
         names = self.architecture.names if module is None else self.architecture.modules[module]
         straight = len(slices) == 1 and (slices[0].sources[0].layer_range or (0, 0))[0] == 0
-        if not straight and len(self.architecture.main) > 1:
+        if not straight and len(self.architecture.main_stacks) > 1:
             raise RecipeError(
                 "slices: expected whole models, for the architecture has several stacks of layers; list them under `models`"
             )
         for name in (*names, *(self._untied_heads() if module in (None, self.language) else ())):
             if self.architecture.layer(name) is None and (
-                straight or not self.architecture.beyond(name)
+                straight or not self.architecture.is_beyond_depth(name)
             ):
                 piece = slices[0] if self.architecture.is_embedding(name) else slices[-1]
                 layers = [None] * (len(piece.sources) + 1)
@@ -206,7 +211,7 @@ class Layout:
 
     def pair(self, model: str, name: str, layer: int | None) -> Pair | None:
         """What a model has for a tensor of the template, in a layer of its own."""
-        found = self.weights[model].architecture.stand_in(self.named(name, layer))
+        found = self.weights[model].architecture.find_equivalent(self.named(name, layer))
         return None if found is None else (model, found)
 
     def _untied_heads(self) -> list[str]:
@@ -214,7 +219,7 @@ class Layout:
         others = (
             name for model in self.recipe.models for name in self.weights[model].architecture.names
         )
-        return [name for name in dict.fromkeys(others) if self.architecture.ties(name)]
+        return [name for name in dict.fromkeys(others) if self.architecture.is_tied_head(name)]
 
     def _slice(self, builder: "_Jobs", piece: Slice, out: int) -> list[tuple[str, int]]:
         """Jobs of the slice's layers, which are numbered from `out` on; the model and layer that each layer's config follows."""
@@ -298,7 +303,7 @@ class Layout:
             n for n in self.architecture.names if self.architecture.module(n) not in named
         ):
             pair = (self.template_name, name)
-            kept = dtype if dtype and headers[name].dtype in FLOATS else headers[name].dtype
+            kept = dtype if dtype and headers[name].dtype in FLOAT_DTYPES else headers[name].dtype
             jobs.append(
                 TensorJob(
                     name, _sized(self.weights, pair, vocabulary), kept, None, (pair,), copy=True
@@ -351,7 +356,7 @@ class _Jobs:
             )
         header = layout.weights[own[0]].headers[own[1]]
         dtype = self.dtype or header.dtype
-        if header.dtype not in FLOATS:
+        if header.dtype not in FLOAT_DTYPES:
             return TensorJob(out, header.shape, header.dtype, None, (own,), copy=True)
         deltas = method.base == "required" or (
             method.base == "reference" and base_model is not None

@@ -5,7 +5,7 @@ from typing import Any
 
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
 from paretomerge.merging.methods import IGNORED, METHODS, Method, Parameter
-from paretomerge.recipe import Recipe, settings
+from paretomerge.recipe import Recipe, find_value
 
 _EVERYWHERE = {
     parameter.name for method in METHODS.values() for parameter in method.parameters
@@ -34,7 +34,7 @@ def _levels(recipe: Recipe) -> list[tuple[str, Mapping[str, Any], bool]]:
         (f"modules.{name}: parameters", module.parameters, False)
         for name, module in recipe.modules.items()
     ]
-    for i, piece in enumerate(recipe.pieces()):
+    for i, piece in enumerate(recipe.all_slices()):
         levels.append((f"slices[{i}]: parameters", piece.parameters, False))
         levels += [
             (f"{source.model}: parameters", source.parameters, True) for source in piece.sources
@@ -86,7 +86,7 @@ def parameter_values(
             nowhere = not any(parameter.name in level for level in levels)
             parameters[parameter.name] = _value(
                 parameter,
-                settings(levels, parameter.name, tensor, t),
+                find_value(levels, parameter.name, tensor, t),
                 where.removesuffix(f": {tensor}") if nowhere else where,
             )
     return parameters
@@ -97,7 +97,7 @@ def option_values(
 ) -> dict[str, Any]:
     """What the parameters of the whole merge are for one tensor. mergekit never reads them from a source."""
     return {
-        k.name: _value(k, settings(levels, k.name, tensor, t), tensor)
+        k.name: _value(k, find_value(levels, k.name, tensor, t), tensor)
         for k in method.parameters
         if not k.per_source
     }

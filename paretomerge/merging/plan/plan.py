@@ -10,7 +10,7 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.model_config import routed_config
 from paretomerge.checkpoint.operand import Operand, size_in_bytes
-from paretomerge.checkpoint.remapped import Remapped
+from paretomerge.checkpoint.remapped import RemappedTensor
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merging.methods import Method
 from paretomerge.recipe import Recipe
@@ -105,9 +105,9 @@ class Plan:
             or self.weights[model].architecture.vocabulary_axis(name, operand.shape) is None
         ):
             return operand
-        return Remapped(
+        return RemappedTensor(
             operand,
-            self.vocabulary.rows[model],
+            self.vocabulary.row_maps[model],
             lambda other: self.weights[other].operand(self._in(other, name)),
         )
 
@@ -119,7 +119,7 @@ class Plan:
         return sum(size_in_bytes(job.shape, job.dtype) for job in self.jobs)
 
     def _in(self, model: str, name: str) -> str:
-        return self.weights[model].architecture.stand_in(name) or name
+        return self.weights[model].architecture.find_equivalent(name) or name
 
 
 def _with(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import Operand, extent
+from paretomerge.checkpoint.operand import Operand, matrix_shape
 from paretomerge.errors import ParetoMergeError, RecipeError
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob, Weights
@@ -81,7 +81,7 @@ class Computed:
         from paretomerge.merging.engine import cast
 
         if not torch.Size(self.shape).numel():
-            return torch.empty((end - first, extent(self.shape)[1]), device=device)
+            return torch.empty((end - first, matrix_shape(self.shape)[1]), device=device)
         inputs, combine = self._prepared(device)
         return cast(self.plan, self.job, combine(inputs.at(first, end))).to(torch.float32)
 
@@ -123,7 +123,7 @@ def open_steps(
     """The named steps of a recipe, each able to use those before it; and what was open already."""
     if not recipe.steps:
         return dict(already)
-    opened = dict(open_weights(recipe.files, already, allow_nan, download))
+    opened = dict(open_weights(recipe.source_models, already, allow_nan, download))
     for step in recipe.steps:
         if step.tokenizer or step.tokenizer_source or step.chat_template:
             raise RecipeError(

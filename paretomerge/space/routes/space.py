@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from paretomerge.checkpoint.fold import Fold
-from paretomerge.checkpoint.reference import place
+from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.errors import ConfigError, RecipeError
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes.stacks import RouteLayer, recipe_route, route_recipe
@@ -105,14 +105,16 @@ class RouteSearchSpace(ABC):
 
     def named(self, recipe: Recipe) -> list[RouteLayer]:
         """The route of a recipe, models by their names; a ConfigError says what in it is no route through the sources."""
-        spelt = {place(path): name for name, path in self.sources.items()}
+        spelt = {canonical_name(path): name for name, path in self.sources.items()}
         try:
             route = recipe_route(recipe, self.fold)
         except RecipeError as error:
             raise ConfigError(str(error)) from error
-        if unknown := [step.model for step in route if place(step.model) not in spelt]:
+        if unknown := [step.model for step in route if canonical_name(step.model) not in spelt]:
             raise ConfigError(f"expected layers of the study's models, got {unknown[0]}")
-        return [RouteLayer(spelt[place(step.model)], step.layer, step.scale) for step in route]
+        return [
+            RouteLayer(spelt[canonical_name(step.model)], step.layer, step.scale) for step in route
+        ]
 
     @property
     def half(self) -> int:

@@ -77,8 +77,10 @@ def _folded(fold: Fold | None, carried: float) -> Mapping[str, Any]:
     if fold is None or carried == 1:
         return {}
     reads = [{"filter": part, "value": carried} for part in fold.reads]
-    adds = [{"filter": part, "value": 1 / carried} for part in fold.adds]
-    about = [{"filter": part, "value": fold.about} for part in fold.adds] if fold.about else []
+    adds = [{"filter": part, "value": 1 / carried} for part in fold.writes]
+    about = (
+        [{"filter": part, "value": fold.neutral} for part in fold.writes] if fold.neutral else []
+    )
     return {"scale": [*reads, *adds, {"value": 1.0}]} | (
         {"about": [*about, {"value": 0.0}]} if about else {}
     )
@@ -120,6 +122,6 @@ def _carried(parameters: Mapping[str, Any], fold: Fold | None) -> float:
     divided = [
         entry.get("value")
         for entry in scales
-        if isinstance(entry, Mapping) and entry.get("filter") == fold.adds[0]
+        if isinstance(entry, Mapping) and entry.get("filter") == fold.writes[0]
     ]
     return 1 / divided[0] if divided and isinstance(divided[0], float) and divided[0] > 0 else 1.0

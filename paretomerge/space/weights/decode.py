@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.distributions import FloatDistribution
 
-from paretomerge.checkpoint.reference import place
+from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.errors import ConfigError
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import make_plan
@@ -55,13 +55,13 @@ def point_of(
         raise ConfigError(
             "expected the base's tokenizer and chat template, got `tokenizer`, `tokenizer_source` or `chat_template`"
         )
-    spelt = {place(path): path for path in (space.base, *space.sources.values())}
-    ours = recipe.renamed(lambda model: spelt.get(place(model), model))
+    spelt = {canonical_name(path): path for path in (space.base, *space.sources.values())}
+    ours = recipe.rename_models(lambda model: spelt.get(canonical_name(model), model))
     if ours.base_model != space.base and not (
         ours.base_model is None and ours.merge_method == AVERAGE
     ):
         raise ConfigError(f"base_model: expected {space.base}, got {recipe.base_model or 'none'}")
-    if strange := [model for model in ours.files if model not in spelt.values()]:
+    if strange := [model for model in ours.source_models if model not in spelt.values()]:
         raise ConfigError(f"expected models of the study, got {strange[0]}")
     return _Reading(space, dict(_tensors(space, make_plan(ours, opened)))).point()
 

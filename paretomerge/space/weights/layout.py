@@ -107,7 +107,7 @@ class ParameterLayout:
         if isinstance(self.dial.roles, Mapping):
             named = {role: tuple(patterns) for role, patterns in self.dial.roles.items()}
         else:
-            named = {role: self.architecture.filters(role) for role in ROLES[:-1]}
+            named = {role: self.architecture.role_filters(role) for role in ROLES[:-1]}
         return {role: patterns for role, patterns in named.items() if role != REST} | {REST: ()}
 
     @cached_property

@@ -100,7 +100,7 @@ class WeightSearchSpace:
         several = (
             max(len(self.method_starts), *(len(split.starts) for split in self.splits.values())) > 1
         )
-        if several and len(self.architecture.main) > 1:
+        if several and len(self.architecture.main_stacks) > 1:
             raise ConfigError(
                 "space: expected one group, for the architecture has several stacks of layers, got more"
             )

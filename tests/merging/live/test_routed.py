@@ -45,9 +45,9 @@ def test_a_live_route_is_the_written_checkpoint(family, tmp_path):
         except CheckpointError as error:
             assert (
                 family in ORDERED
-                and "expected layers in a pattern that config.json can say" in str(error)
+                and "expected layers in a pattern that config.json can express" in str(error)
             )
-            with pytest.raises(CheckpointError, match=r"pattern that config\.json can say"):
+            with pytest.raises(CheckpointError, match=r"pattern that config\.json can express"):
                 live.load(recipe)
             continue
         written = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()

@@ -67,7 +67,7 @@ def tensors(recipe: Recipe, block: int | None = None) -> dict[str, torch.Tensor]
 def on_disk(documents: list[dict[str, Any]], folder: Path) -> dict[str, torch.Tensor]:
     """Each document merged into a folder of its name, which the later ones read."""
     for i, data in enumerate(documents):
-        recipe = Recipe.from_dict(data).renamed(
+        recipe = Recipe.from_dict(data).rename_models(
             lambda m: str(folder / m) if (folder / m).is_dir() else m
         )
         merge(replace(recipe, name=None), folder / data.get("name", f"last{i}"))
@@ -101,7 +101,7 @@ def test_every_method_takes_steps(pico: Path, tmp_path: Path, method: str) -> No
     second = document("dare_linear", f"{pico}/base", "first", cyd, name="second", seed=3)
     third = document(method, "first", "second", cyd, dtype="float32", seed=9)
     several = Recipe.from_yaml(text(first, second, third))
-    assert several.files == (f"{pico}/base", ada, bob, cyd)
+    assert several.source_models == (f"{pico}/base", ada, bob, cyd)
     assert_same(tensors(several), on_disk([first, second, third], tmp_path))
 
 
@@ -172,9 +172,12 @@ LINEAR = "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {}}
     [
         (
             [LINEAR.format("a"), LINEAR.format("b")],
-            "expected `name: ...` in every document but one, got none in 2",
+            "only one of several documents may be without a name, 2 are; add `name: ...`",
         ),
-        (["name: x\n" + LINEAR.format("a"), "name: x\n" + LINEAR.format("x")], "a name of its own"),
+        (
+            ["name: x\n" + LINEAR.format("a"), "name: x\n" + LINEAR.format("x")],
+            "each document needs a different name",
+        ),
         (["name: x\n" + LINEAR.format("x"), LINEAR.format("x")], r"a circle: \['x'\]"),
         (
             [
@@ -186,7 +189,7 @@ LINEAR = "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {}}
         ),
         (
             ["name: x\n" + LINEAR.format("a"), "name: 3\n" + LINEAR.format("x")],
-            "document 2: name: expected a text",
+            "document 2: name: expected a non-empty string",
         ),
     ],
 )
@@ -331,7 +334,7 @@ def test_mistakes_of_a_plan_are_told_together(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.Stored.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
     )
     recipe = f"""
 merge_method: dare_tise
