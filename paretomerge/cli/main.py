@@ -174,7 +174,7 @@ def plan(
     """Check a recipe from headers alone: every error at once, or what will be read, written and needed."""
     from dataclasses import asdict
 
-    from paretomerge.merging.plan.cost import cost
+    from paretomerge.merging.plan.cost import estimate_cost
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
@@ -186,7 +186,7 @@ def plan(
         "layers": len(made.route),
         "tensors": len(made.jobs),
         "dtype": made.dtype,
-        **asdict(cost(made)),
+        **asdict(estimate_cost(made)),
     }
     if as_json:
         print(json.dumps(told, indent=2))

@@ -52,5 +52,5 @@ def _sparsity(resident: ResidentModel, checkpoint: Checkpoint) -> float:
         )
     return (
         -sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers)
-        / resident.farthest
+        / resident.max_distance
     )

@@ -25,7 +25,7 @@ from paretomerge.merging.plan.make import open_weights
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes.edits import EditSearchSpace
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
-from paretomerge.space.routes.space import RouteSearchSpace, hand_over
+from paretomerge.space.routes.space import RouteSearchSpace, handover_label
 from paretomerge.space.sources import digest
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
@@ -238,7 +238,7 @@ def route_space(
 
 def kept_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, float]:
     """Scales of the hand-overs half-way, by their labels, that match the streams on a text; kept in `folder` for the next time."""
-    from paretomerge.merging.live.matching import matching_scale, streams
+    from paretomerge.merging.live.matching import matching_scale, measure_streams
     from paretomerge.merging.live.routed import RoutedModel
 
     try:
@@ -262,10 +262,10 @@ def kept_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, f
         kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
         return kept
     live = RoutedModel(tuple(space.sources.values()), "float32")
-    found = streams(live, space.sources, space.depths, lines)
+    found = measure_streams(live, space.sources, space.depths, lines)
     at = {name: space.layers(name, space.half).start for name in found}
     scales = {
-        hand_over(a, b): matching_scale(found[a][at[a]], found[b][at[b]])
+        handover_label(a, b): matching_scale(found[a][at[a]], found[b][at[b]])
         for a, b in permutations(found, 2)
         if space.half
     }

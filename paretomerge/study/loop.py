@@ -13,7 +13,7 @@ from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.evaluate.evaluator import Candidate, Score
 from paretomerge.evaluate.time_limit import within
 from paretomerge.record.record import Trial
-from paretomerge.space.routes.space import hand_over, without_middle
+from paretomerge.space.routes.space import handover_label, without_middle_label
 from paretomerge.space.space import SearchSpace
 from paretomerge.study.budget import Budget, End, evaluated
 from paretomerge.study.hierarchy import POOL, scored_already
@@ -150,16 +150,16 @@ class Loop:
         told = {*level.beforehand, *(t.label for t in self.finished if t.level)}
         members = list(study.pool)
         near = [
-            hand_over(one, other)
+            handover_label(one, other)
             for one, other in zip(members, members[1:] + members[:1], strict=True)
         ]
         known = level.space.starts()
         starts = {name: known[name] for name in (*level.space.sources, *near) if name in known}
         if study.goals.sized:
             starts |= {
-                without_middle(name): point
+                without_middle_label(name): point
                 for name in members
-                if (point := study.routes.shorter(name))
+                if (point := study.routes.point_without_middle(name))
             }
         return [
             Trial(-1, point, label=name, level=1)
