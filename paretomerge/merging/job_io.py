@@ -8,7 +8,12 @@ from paretomerge.merging.methods.inputs import Inputs
 from paretomerge.merging.plan.plan import Plan, TensorJob
 
 
-def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int = 0) -> Inputs:
+def job_inputs(
+    plan: Plan,
+    job: TensorJob,
+    device: str = "cpu",
+    cache_bytes: int = 0,
+) -> Inputs:
     """The inputs of the plan's method for one tensor.
 
     Args:
@@ -21,11 +26,13 @@ def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int
         Operands that are read when the method asks for their rows, with all parameters.
     """
     operands = [plan.operand(ref) for ref in job.inputs]
-    total_bytes = sum(size_in_bytes(operand.shape, operand.dtype) for operand in operands)
-    if plan.method.looks and total_bytes <= cache_bytes:
+    sizes = [size_in_bytes(operand.shape, operand.dtype) for operand in operands]
+    # Reading from memory is faster than reading a file twice.
+    if plan.method.looks and sum(sizes) <= cache_bytes:
         operands = [_cached(operand) for operand in operands]
     k = len(job.sources)
     role = plan.template.architecture.role(job.name)
+    is_in_layer = role != "other"
     return Inputs(
         name=job.name,
         shape=job.shape,
@@ -35,16 +42,21 @@ def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int
         options=job.options,
         seed=plan.recipe.seed,
         device=device,
-        matrix=len(job.shape) >= 2 and role != "other",
+        matrix=is_in_layer and len(job.shape) >= 2,
     )
 
 
 def _cached(operand: Operand) -> Operand:
-    return Held(operand) if isinstance(operand, Stored) else operand
+    if isinstance(operand, Stored):
+        return Held(operand)
+    return operand
 
 
 def cast_block(
-    plan: Plan, job: TensorJob, block: torch.Tensor, out: torch.Tensor | None = None
+    plan: Plan,
+    job: TensorJob,
+    block: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cast a merged block to the job's dtype.
 

@@ -35,24 +35,33 @@ class ResidentModel:
     """
 
     def __init__(
-        self, base: str, sources: Sequence[str], dtype: str | None = None, device: str = "cpu"
+        self,
+        base: str,
+        sources: Sequence[str],
+        dtype: str | None = None,
+        device: str = "cpu",
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         opened = open_weights((base, *sources))
-        self.checkpoints = {name: CachedWeights(opened[name], device) for name in opened}
+        self.checkpoints: dict[str, CachedWeights] = {}
+        for name, weights in opened.items():
+            self.checkpoints[name] = CachedWeights(weights, device)
         self.base = base
         self.sources = tuple(source for source in sources if source != base)
         self.device = device
-        self.dtype = dtype or self.checkpoints[base].dtype
-        folder = self.checkpoints[base].folder
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, self.dtype))
+        template = self.checkpoints[base]
+        self.dtype = dtype or template.dtype
+        torch_dtype = getattr(torch, self.dtype)
+        model = AutoModelForCausalLM.from_pretrained(template.folder, dtype=torch_dtype)
         self.model: PreTrainedModel = model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(template.folder)
         state = self.model.state_dict(keep_vars=False)
-        names = names_in_model(self.model, self.checkpoints[base].headers)
+        names = names_in_model(self.model, template.headers)
         # The model's own tensors: what is written here is what the model computes with.
-        self._tensors = {name: state[names[name]] for name in names}
+        self._tensors: dict[str, torch.Tensor] = {}
+        for name, name_in_model in names.items():
+            self._tensors[name] = state[name_in_model]
         self._max_distance: float | None = None
 
     def load(self, recipe: Recipe) -> LoadedMerge:
@@ -75,16 +84,20 @@ class ResidentModel:
         plan = make_plan(recipe, self.checkpoints)
         self._check_same_tensors(plan)
         # One sum per tensor, so that its order does not depend on the order of the threads.
-        distances = {job.name: 0.0 for job in plan.jobs}
+        names = [job.name for job in plan.jobs]
+        distances = dict.fromkeys(names, 0.0)
 
         def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
+            flat = self._tensors[job.name].view(-1)
             end = start + block.numel()
-            out = self._tensors[job.name].view(-1)[start:end]
+            out = flat[start:end]
             merged = cast_block(plan, job, block, out)
-            distances[job.name] += self._distance(merged, job.name, start)
+            distance = self._distance(merged, job.name, start)
+            distances[job.name] += distance
 
         run(plan, write, device=self.device)
-        sparsity = -sum(distances.values()) / self.max_distance
+        total = sum(distances.values())
+        sparsity = -total / self.max_distance
         return LoadedMerge.from_plan(plan, self.model, sparsity=sparsity)
 
     def _check_same_tensors(self, plan: Plan) -> None:
@@ -97,11 +110,12 @@ class ResidentModel:
             )
         for job in plan.jobs:
             tensor = self._tensors.get(job.name)
-            if tensor is None or tuple(tensor.shape) != job.shape:
+            if tensor is None or tensor.shape != job.shape:
+                shape = list(job.shape)
                 raise RecipeError(
-                    f"{job.name}: the base has no such tensor of shape {list(job.shape)}; "
-                    f"{_WRITE_IT_OUT}"
+                    f"{job.name}: the base has no such tensor of shape {shape}; {_WRITE_IT_OUT}"
                 )
+        # A tied head is the embedding's memory, so it cannot hold other values.
         if plan.untied:
             raise RecipeError(
                 "The recipe gives an LM head of its own, but the base ties it to the embedding; "
@@ -121,7 +135,8 @@ class ResidentModel:
         names = self.checkpoints[self.base].headers
         total = 0.0
         for name in names:
-            total += self.distance(self._tensor(source, name), name)
+            tensor = self._tensor(source, name)
+            total += self.distance(tensor, name)
         return total
 
     def distance(self, tensor: torch.Tensor, name: str) -> float:
@@ -134,19 +149,22 @@ class ResidentModel:
         Returns:
             The L1 distance.
         """
-        return self._distance(tensor.reshape(-1), name, 0)
+        flat = tensor.reshape(-1)
+        return self._distance(flat, name, start=0)
 
     def _distance(self, flat: torch.Tensor, name: str, start: int) -> float:
         """L1 distance of a flat part of a tensor, which begins at `start`, to the base's."""
         end = start + flat.numel()
-        base = self._tensor(self.base, name).view(-1)[start:end]
+        flat_base = self._tensor(self.base, name).view(-1)
         # Sums by blocks have the same order for any number of threads, and so the same rounding.
         blocks = torch.split(flat, BLOCK)
-        base_blocks = torch.split(base, BLOCK)
+        base_blocks = torch.split(flat_base[start:end], BLOCK)
         total = 0.0
         for part, base_part in zip(blocks, base_blocks, strict=True):
+            # bfloat16 would round the difference.
             difference = part.to(torch.float32) - base_part.to(torch.float32)
-            total += difference.abs().sum(dtype=torch.float64).item()
+            l1 = difference.abs().sum(dtype=torch.float64)
+            total += l1.item()
         return total
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:

@@ -66,28 +66,37 @@ def matching_scale(stream: StreamStatistics, expected: StreamStatistics) -> floa
         The scale s; 1 if no s > 0 is a minimum.
     """
     # 1 instead of 0, for a model whose stream is constant or centred.
-    mean_norm = float((expected.mean**2).sum()) or 1.0
-    covariance_norm = float((expected.covariance**2).sum()) or 1.0
-    # Without constants the objective is a s^2 - 2 b s + p s^4 - 2 q s^2.
-    a = (stream.mean**2).sum() / mean_norm
-    b = (stream.mean * expected.mean).sum() / mean_norm
-    p = (stream.covariance**2).sum() / covariance_norm
-    q = (stream.covariance * expected.covariance).sum() / covariance_norm
+    mean_norm = _squared_norm(expected.mean) or 1.0
+    covariance_norm = _squared_norm(expected.covariance) or 1.0
+    # Without constants the objective is (a s^2 - 2 b s) + (p s^4 - 2 q s^2).
+    # It is the objective of Deep CORAL for covariances, with a term for means besides.
+    mean_product = (stream.mean * expected.mean).sum()
+    covariance_product = (stream.covariance * expected.covariance).sum()
+    a = _squared_norm(stream.mean) / mean_norm
+    b = mean_product / mean_norm
+    p = _squared_norm(stream.covariance) / covariance_norm
+    q = covariance_product / covariance_norm
 
     def objective(s: float) -> float:
-        value = a * s**2 - 2 * b * s + p * s**4 - 2 * q * s**2
-        return float(value)
+        mean_error = a * s**2 - 2 * b * s
+        covariance_error = p * s**4 - 2 * q * s**2
+        total = mean_error + covariance_error
+        return float(total)
 
     # Half of its derivative is the cubic 2 p s^3 + (a - 2 q) s - b.
-    roots = np.roots([2 * p, 0.0, a - 2 * q, -b])
+    linear = a - 2 * q
+    roots = np.roots([2 * p, 0.0, linear, -b])
     is_real = abs(roots.imag) < 1e-9
     is_positive = roots.real > 1e-9
-    candidates = [float(root) for root in roots.real[is_real & is_positive]]
+    candidates = roots.real[is_real & is_positive].tolist()
     return min(candidates, key=objective, default=1.0)
 
 
 def measure_streams(
-    live: RoutedModel, sources: Mapping[str, str], depths: Mapping[str, int], text: Sequence[str]
+    live: RoutedModel,
+    sources: Mapping[str, str],
+    depths: Mapping[str, int],
+    text: Sequence[str],
 ) -> dict[str, list[StreamStatistics]]:
     """Measure the stream into each layer of each source.
 
@@ -100,15 +109,26 @@ def measure_streams(
     Returns:
         Name of a source -> statistics of the stream into each of its layers.
     """
-    statistics = {}
+    statistics: dict[str, list[StreamStatistics]] = {}
     for name, path in sources.items():
-        whole_model = Slice((Source(path, (0, depths[name])),))
-        model = live.load(Recipe("passthrough", (whole_model,))).model
-        prefix = live.checkpoints[path].architecture.prefix.rstrip(".")
-        layers = list(model.get_submodule(prefix).children())
-        inputs = _layer_inputs(model, layers, _token_ids(live.tokenizer, text))
-        statistics[name] = [StreamStatistics.from_states(states) for states in inputs]
+        # A route through the source as it is: its layers then get what they were trained on.
+        all_layers = Source(path, (0, depths[name]))
+        whole_model = Slice((all_layers,))
+        recipe = Recipe("passthrough", (whole_model,))
+        model = live.load(recipe).model
+        architecture = live.checkpoints[path].architecture
+        stack = model.get_submodule(architecture.prefix.rstrip("."))
+        batches = _token_ids(live.tokenizer, text)
+        inputs = _layer_inputs(model, list(stack.children()), batches)
+        statistics[name] = []
+        for states in inputs:
+            measured = StreamStatistics.from_states(states)
+            statistics[name].append(measured)
     return statistics
+
+
+def _squared_norm(array: Array) -> float:
+    return float((array**2).sum())
 
 
 def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: Sequence[str]) -> Iterable[torch.Tensor]:
@@ -126,11 +146,14 @@ def _layer_inputs(
     model: "PreTrainedModel", layers: Sequence[nn.Module], batches: Iterable[torch.Tensor]
 ) -> list[torch.Tensor]:
     """The hidden states `(tokens, d)` into each layer, over all batches."""
-    recorded: list[list[torch.Tensor]] = [[] for _ in layers]
+    recorded: list[list[torch.Tensor]] = []
     handles = []
-    for layer, states in zip(layers, recorded, strict=True):
+    for layer in layers:
+        states: list[torch.Tensor] = []
         hook = _recorder(states)
-        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+        recorded.append(states)
+        handles.append(handle)
     try:
         with torch.inference_mode():
             for ids in batches:
@@ -148,6 +171,7 @@ def _recorder(states: list[torch.Tensor]) -> _ForwardPreHook:
     def record(module: nn.Module, args: _Tensors, kwargs: _NamedTensors) -> None:
         # Families differ in whether they pass the hidden states by position.
         stream = args[0] if args else kwargs["hidden_states"]
+        # `[0]`: the batch has one line.
         states.append(stream[0].float().cpu())
 
     return record

@@ -104,6 +104,7 @@ class CachedWeights:
 
     def operand(self, name: str) -> InMemory:
         """Return a tensor in its own dtype; the first call reads it."""
+        # One copy in the tensor's own dtype; blocks are cast to float32 as they are read.
         if name not in self._cache:
             operand = self.weights.operand(name)
             dtype = getattr(torch, operand.dtype)

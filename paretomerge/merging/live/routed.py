@@ -59,16 +59,20 @@ class RoutedModel:
         already: Mapping[str, Weights] = MappingProxyType({}),
     ) -> None:
         opened = open_weights(sources, already)
-        self.checkpoints = {name: _cached(opened[name], device) for name in opened}
+        self.checkpoints: dict[str, CachedWeights] = {}
+        for name, weights in opened.items():
+            self.checkpoints[name] = _cached(weights, device)
         self._steps: dict[str | None, Recipe] = {}
         for name, recipe in recipes.items():
-            merge = RecipeStep(make_plan(recipe, self.checkpoints))
-            self.checkpoints[name] = CachedWeights(merge, device)
-            self._steps |= {step.name: step for step in recipe.as_steps(name)}
+            plan = make_plan(recipe, self.checkpoints)
+            self.checkpoints[name] = CachedWeights(RecipeStep(plan), device)
+            for step in recipe.as_steps(name):
+                self._steps[step.name] = step
         self.device = device
         first = self.checkpoints[sources[0]]
         self.dtype = dtype or first.dtype
         self._folder = first.folder
+        # Parameters that models refer to: those of the sources, and memory for computed ones.
         self._resident: dict[TensorRef, nn.Parameter] = {}
         self._computed: list[nn.Parameter] = []
         self._skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
@@ -104,12 +108,13 @@ class RoutedModel:
             )
         for step in recipe.steps:
             if step != self._steps.get(step.name):
-                names = ", ".join(map(str, self._steps)) or "none"
+                names = ", ".join(str(name) for name in self._steps) or "none"
                 raise RecipeError(
                     f"The step {step.name!r} is not one that this model has in memory: {names}"
                 )
         # The steps are in memory as models, so the plan need not merge them again.
-        plan = make_plan(replace(recipe, steps=()), self.checkpoints)
+        without_steps = replace(recipe, steps=())
+        plan = make_plan(without_steps, self.checkpoints)
         skeleton = self._skeleton_for(plan)
         if self._loaded is not None:
             # The tensors that were computed for the last route are overwritten now.
@@ -131,7 +136,7 @@ class RoutedModel:
         Fresh memory would cost as much time as the arithmetic, so the memory of earlier routes is
         used again. As much is kept as the longest route needs.
         """
-        jobs = tuple(job for job in plan.jobs if not _is_unchanged(job))
+        jobs = [job for job in plan.jobs if not _is_unchanged(job)]
         spare = list(self._computed)
         computed: dict[str, nn.Parameter] = {}
         for job in jobs:
@@ -143,23 +148,28 @@ class RoutedModel:
             computed[job.name] = parameter
 
         def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
+            flat = computed[job.name].view(-1)
             end = start + block.numel()
-            out = computed[job.name].view(-1)[start:end]
-            cast_block(plan, job, block, out)
+            cast_block(plan, job, block, flat[start:end])
 
-        run(replace(plan, jobs=jobs), write, device=self.device)
+        plan_of_jobs = replace(plan, jobs=tuple(jobs))
+        run(plan_of_jobs, write, device=self.device)
         return computed
 
     def _resident_parameter(self, ref: TensorRef) -> nn.Parameter:
         """A tensor of a source, without a copy if it has the dtype of the loaded weights."""
         if ref not in self._resident:
             operand = self.checkpoints[ref.model].operand(ref.name)
-            self._resident[ref] = self._placed(whole(operand))
+            tensor = whole(operand)
+            self._resident[ref] = self._placed(tensor)
         return self._resident[ref]
 
     def _placed(self, tensor: torch.Tensor) -> nn.Parameter:
-        dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
-        return nn.Parameter(tensor.to(self.device, dtype), requires_grad=False)
+        dtype = tensor.dtype
+        if tensor.is_floating_point():
+            dtype = getattr(torch, self.dtype)
+        placed = tensor.to(self.device, dtype)
+        return nn.Parameter(placed, requires_grad=False)
 
     def _skeleton_for(self, plan: Plan) -> "_Skeleton":
         """The model of a plan's config. The least recently used ones are dropped."""
@@ -167,7 +177,8 @@ class RoutedModel:
         config = {**plan.config, "dtype": self.dtype}
         key = json.dumps(config, sort_keys=True)
         if key not in self._skeletons:
-            self._skeletons[key] = _Skeleton(config, self._folder, self.device)
+            skeleton = _Skeleton(config, self._folder, self.device)
+            self._skeletons[key] = skeleton
             if len(self._skeletons) > _MAX_SKELETONS:
                 self._skeletons.popitem(last=False)
         self._skeletons.move_to_end(key)
@@ -175,7 +186,10 @@ class RoutedModel:
 
 
 def _cached(weights: Weights, device: str) -> CachedWeights:
-    return weights if isinstance(weights, CachedWeights) else CachedWeights(weights, device)
+    # Models that another live model has in memory are shared, not loaded twice.
+    if isinstance(weights, CachedWeights):
+        return weights
+    return CachedWeights(weights, device)
 
 
 def _take_first(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> nn.Parameter | None:
@@ -188,7 +202,9 @@ def _take_first(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> nn.Pa
 
 def _is_unchanged(job: TensorJob) -> bool:
     """Whether the result is the source's tensor as it is."""
-    return job.copy or job.parameters[0]["scale"] == 1
+    if job.copy:
+        return True
+    return job.parameters[0]["scale"] == 1
 
 
 class _Slot(NamedTuple):
@@ -222,8 +238,9 @@ class _Skeleton:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         # Buffers, such as rotary frequencies, are computed from the config: no checkpoint has them.
+        model_config = AutoConfig.for_model(**config)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            model = AutoModelForCausalLM.from_config(model_config)
         model.tie_weights()
         self.model: PreTrainedModel = model.eval()
         if (folder / "generation_config.json").is_file():
@@ -232,11 +249,13 @@ class _Skeleton:
         slots_of_parameter: dict[int, list[_Slot]] = {}
         for path, module in self.model.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+                on_device = buffer.to(device)
+                setattr(module, name, on_device)
             for name, parameter in module.named_parameters(recurse=False):
                 # Tied parameters are one object, so they share one list of slots.
                 slots = slots_of_parameter.setdefault(id(parameter), [])
                 slots.append(_Slot(module, name))
+                # Parameters of the model itself have no path.
                 full_name = f"{path}.{name}" if path else name
                 self._slots[full_name] = slots
         self._names: dict[str, str] = {}
@@ -252,6 +271,7 @@ class _Skeleton:
         Raises:
             CheckpointError: If a parameter is missing or has another shape than the model's.
         """
+        # Routes of one config have the same tensors, so their names are looked up once.
         if not self._names.keys() >= parameters.keys():
             self._names = names_in_model(self.model, parameters)
         for name, parameter in parameters.items():

@@ -43,7 +43,8 @@ def estimate_cost(plan: Plan, threads: int = 1) -> Cost:
         The estimate.
     """
     method = plan.method
-    read, written = plan.bytes_read(), plan.bytes_written()
+    read = plan.bytes_read()
+    written = plan.bytes_written()
     memory_per_thread = _BYTES_PER_THREAD
     if method.whole:
         tensor_bytes = [_whole_tensor_bytes(job) for job in plan.jobs]

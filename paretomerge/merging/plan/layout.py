@@ -54,11 +54,13 @@ def lay_out(opened: OpenedRecipe, notes: tuple[str, ...], allow_nan: bool = Fals
             route += module.route
     if recipe.modules:
         jobs += _copy_other_modules(opened, modules, dtype, vocabulary)
+    # Jobs in the order of names: the result does not depend on the order of slices and modules.
+    jobs.sort(key=attrgetter("name"))
     plan = Plan(
         recipe=recipe,
         method=opened.method,
         weights={model: opened.weights[model] for model in models_to_open(recipe)},
-        jobs=tuple(sorted(jobs, key=attrgetter("name"))),
+        jobs=tuple(jobs),
         dtype=dtype or opened.template.dtype,
         route=tuple(route),
         vocabulary=vocabulary,
@@ -101,15 +103,24 @@ def _lay_out_module(
     if name is not None and not has_layers:
         content = without_layer_ranges(opened, name, content)
     slices = _complete_slices(opened, content)
-    keeps_layers = len(slices) == 1 and slices[0].sources[0].first_layer == 0
+    starts_at_0 = slices[0].sources[0].first_layer == 0
+    keeps_layers = starts_at_0 and len(slices) == 1
     if not keeps_layers and len(architecture.main) > 1:
         raise RecipeError(
             "slices: the layers of this architecture cannot be stacked, because it has several "
             "stacks of layers; list whole models under `models`"
         )
     problems = ErrorCollector()
-    builder = TensorJobBuilder(opened, content.parameters, dtype, vocabulary, problems)
-    names = architecture.names if name is None else architecture.modules[name]
+    builder = TensorJobBuilder(
+        opened=opened,
+        parameters=content.parameters,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        problems=problems,
+    )
+    names = architecture.names
+    if name is not None:
+        names = architecture.modules[name]
     if has_layers:
         names = (*names, *_untied_heads(opened))
     for tensor in names:
@@ -130,7 +141,8 @@ def _complete_slices(opened: OpenedRecipe, content: Module) -> list[CompleteSlic
     slices = []
     for i, piece in enumerate(content.slices):
         with problems.collect():
-            slices.append(complete_slice(opened, piece, where=f"slices[{i}]"))
+            complete = complete_slice(opened, piece, where=f"slices[{i}]")
+            slices.append(complete)
     problems.raise_if_any()
     return slices
 
@@ -151,19 +163,21 @@ def _add_layers(
 ) -> list[LayerRef]:
     """Add the layers of a slice; returns the layer that each layer's config follows."""
     opened = builder.opened
-    first_source = piece.sources[0]
-    base_start = piece.first_layer_of(piece.base_model or opened.recipe.base_model)
+    first_model = piece.sources[0].model
+    base_model = piece.base_model or opened.recipe.base_model
+    base_start = piece.first_layer_of(base_model)
     template_start = piece.first_layer_of(opened.template_name)
+    starts = [source.first_layer for source in piece.sources]
     last = piece.depth - 1
     route = []
     for i in range(piece.depth):
         layers = SourceLayers(
             base=base_start + i,
-            sources=tuple(source.first_layer + i for source in piece.sources),
+            sources=tuple(start + i for start in starts),
             # mergekit's rule: the only layer of a slice takes the last value of a gradient.
             depth=i / last if last > 0 else 1.0,
         )
-        config_layer = LayerRef(first_source.model, first_source.first_layer + i)
+        config_layer = LayerRef(first_model, starts[0] + i)
         for name in _names_in_layer(opened, template_start + i, config_layer):
             result_name = opened.architecture.at_layer(name, first_result_layer + i)
             builder.add(piece, result_name, name, layers)
@@ -197,7 +211,8 @@ def _copy_other_modules(
         if dtype is not None and result_dtype in FLOATS:
             result_dtype = dtype
         shape = opened.merged_shape(ref, vocabulary)
-        jobs.append(copy_job(name, shape, result_dtype, ref))
+        job = copy_job(name, shape, result_dtype, ref)
+        jobs.append(job)
     return jobs
 
 
@@ -229,7 +244,10 @@ def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
 
 
 def _folders(opened: OpenedRecipe) -> dict[str, Path]:
-    return {model: opened.weights[model].folder for model in models_to_open(opened.recipe)}
+    folders = {}
+    for model in models_to_open(opened.recipe):
+        folders[model] = opened.weights[model].folder
+    return folders
 
 
 def _merge_vocabulary(opened: OpenedRecipe) -> Vocabulary | None:
@@ -243,7 +261,8 @@ def _merge_vocabulary(opened: OpenedRecipe) -> Vocabulary | None:
     rows = {model: _embedding_rows(model, opened.weights[model]) for model in folders}
     tokens = tokenizer.tokens if tokenizer else {}
     multiple = tokenizer.pad_to_multiple_of if tokenizer else None
-    return merge_vocabularies(source, folders, rows, recipe.base_model, tokens, multiple)
+    base = recipe.base_model
+    return merge_vocabularies(source, folders, rows, base, tokens, multiple)
 
 
 def _embedding_rows(model: str, weights: Weights) -> int:
@@ -281,16 +300,16 @@ def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
     template_names = {name_at_layer_0(name, architecture) for name in architecture.names}
     notes = []
     for model in opened.recipe.models:
-        names = _names_at_layer_0(opened.weights[model].architecture) - template_names
-        ignored = sorted(name for name in names if architecture.stand_in(name) is None)
+        names = _names_at_layer_0(opened.weights[model].architecture)
+        extra = sorted(names - template_names)
+        # A tied head or another prefix is only another name for a tensor that the template has.
+        ignored = [name for name in extra if architecture.stand_in(name) is None]
         if ignored:
             shown = ", ".join(ignored[:_MAX_NAMES_IN_NOTE])
             if len(ignored) > _MAX_NAMES_IN_NOTE:
                 shown += ", ..."
-            notes.append(
-                f"{model}: {len(ignored)} kinds of tensors that {opened.template_name} lacks "
-                f"are left out: {shown}"
-            )
+            lacking = f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
+            notes.append(f"{model}: {lacking} are left out: {shown}")
     return notes
 
 

@@ -73,7 +73,8 @@ def make_plan(
     problems.raise_if_any()
     # An unknown method is one of the problems.
     assert method is not None
-    return lay_out(OpenedRecipe(recipe, method, opened), notes, allow_nan)
+    opened_recipe = OpenedRecipe(recipe, method, opened)
+    return lay_out(opened_recipe, notes, allow_nan)
 
 
 def open_weights(
@@ -110,6 +111,7 @@ def open_weights(
 
 
 def _open(model: str, allow_nan: bool, download: bool) -> Weights:
+    # `model@revision+adapter`
     reference = Reference.parse(model)
     checkpoint = Checkpoint(reference.model, allow_nan, download)
     if reference.adapter:
@@ -118,7 +120,10 @@ def _open(model: str, allow_nan: bool, download: bool) -> Weights:
 
 
 def _open_steps(
-    recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool, download: bool
+    recipe: Recipe,
+    already: Mapping[str, Weights],
+    allow_nan: bool,
+    download: bool,
 ) -> dict[str, Weights]:
     """Open the steps of a recipe as models. Each step can use the steps before it.
 
@@ -130,7 +135,7 @@ def _open_steps(
     """
     if not recipe.steps:
         return dict(already)
-    opened = dict(open_weights(recipe.files, already, allow_nan, download))
+    opened = open_weights(recipe.files, already, allow_nan, download)
     for step in recipe.steps:
         # Steps keep the vocabulary of their base: only the result is written with a tokenizer.
         if step.tokenizer or step.tokenizer_source or step.chat_template:
@@ -139,6 +144,7 @@ def _open_steps(
                 "got them in a step; move them there"
             )
         assert step.name is not None
+        # In order: a step may use the steps before it.
         try:
             plan = make_plan(step, opened, allow_nan)
         except ParetoMergeError as error:

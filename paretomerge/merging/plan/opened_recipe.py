@@ -18,7 +18,9 @@ Shape = tuple[int, ...]
 
 def models_to_open(recipe: Recipe) -> tuple[str, ...]:
     """The models of a recipe, and the model that only gives its tokenizer, if there is one."""
-    source = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+    source = recipe.tokenizer_source
+    if recipe.tokenizer:
+        source = recipe.tokenizer.source
     # `union` and `base` stand for models that the recipe names already.
     if source is None or source in ("union", "base", *recipe.models):
         return recipe.models
@@ -76,11 +78,14 @@ class OpenedRecipe:
 
     def header(self, ref: TensorRef) -> Header:
         """Return shape and dtype of a tensor."""
-        return self.weights[ref.model].headers[ref.name]
+        weights = self.weights[ref.model]
+        return weights.headers[ref.name]
 
     def name_at(self, name: str, layer: int | None) -> str:
         """Return the template's name of a tensor in a layer; None stands for outside the layers."""
-        return name if layer is None else self.architecture.at_layer(name, layer)
+        if layer is None:
+            return name
+        return self.architecture.at_layer(name, layer)
 
     def find_tensor(self, model: str, name: str, layer: int | None) -> TensorRef | None:
         """Find the tensor of a model that corresponds to one of the template.
@@ -94,8 +99,11 @@ class OpenedRecipe:
             The tensor, under the name that the model has for it; None if the model has none.
         """
         architecture = self.weights[model].architecture
+        # A model may tie its head, or have been saved without the prefix of its base model.
         match = architecture.stand_in(self.name_at(name, layer))
-        return None if match is None else TensorRef(model, match)
+        if match is None:
+            return None
+        return TensorRef(model, match)
 
     def merged_shape(self, ref: TensorRef, vocabulary: Vocabulary | None) -> Shape:
         """Return the shape of a tensor, with the rows of the merged vocabulary if there is one."""
@@ -112,7 +120,8 @@ class OpenedRecipe:
     def vocabulary_axis(self, ref: TensorRef) -> int | None:
         """Return the axis along which a tensor has one entry per token; None if it has none."""
         architecture = self.weights[ref.model].architecture
-        return architecture.vocabulary_axis(ref.name, self.header(ref).shape)
+        shape = self.header(ref).shape
+        return architecture.vocabulary_axis(ref.name, shape)
 
 
 def name_at_layer_0(name: str, architecture: Architecture) -> str:

@@ -60,15 +60,20 @@ def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
     for level in _levels(recipe):
         with problems.collect():
             notes += _check_level(level, method)
+    needs_base = method.base in ("required", "source")
     with problems.collect():
-        if method.base in ("required", "source") and recipe.base_model is None:
+        if needs_base and recipe.base_model is None:
             raise RecipeError(f"{method.name}: expected `base_model`, got none")
     problems.raise_if_any()
     return tuple(notes)
 
 
 def evaluate_source_parameters(
-    method: Method, levels: _Levels, model: str, tensor: str, depth: float
+    method: Method,
+    levels: _Levels,
+    model: str,
+    tensor: str,
+    depth: float,
 ) -> dict[str, ParamValue]:
     """Evaluate the parameters that each source has, for one source and one tensor.
 
@@ -93,12 +98,16 @@ def evaluate_source_parameters(
         is_set = any(parameter.name in level for level in levels)
         where = f"{model}: {tensor}" if is_set else model
         value = settings(levels, parameter.name, tensor, depth)
-        parameters[parameter.name] = _check_value(parameter, value, where)
+        checked = _check_value(parameter, value, where)
+        parameters[parameter.name] = checked
     return parameters
 
 
 def evaluate_options(
-    method: Method, levels: _Levels, tensor: str, depth: float
+    method: Method,
+    levels: _Levels,
+    tensor: str,
+    depth: float,
 ) -> dict[str, ParamValue]:
     """Evaluate the parameters of the whole merge for one tensor.
 
@@ -120,7 +129,8 @@ def evaluate_options(
     for parameter in method.parameters:
         if not parameter.per_source:
             value = settings(levels, parameter.name, tensor, depth)
-            options[parameter.name] = _check_value(parameter, value, tensor)
+            checked = _check_value(parameter, value, tensor)
+            options[parameter.name] = checked
     return options
 
 
@@ -128,11 +138,14 @@ def _levels(recipe: Recipe) -> Iterator[_Level]:
     """Every level of a recipe that can have parameters."""
     yield _Level("parameters", recipe.parameters)
     for name, module in recipe.modules.items():
-        yield _Level(f"modules.{name}: parameters", module.parameters)
+        where = f"modules.{name}: parameters"
+        yield _Level(where, module.parameters)
     for i, piece in enumerate(recipe.pieces()):
-        yield _Level(f"slices[{i}]: parameters", piece.parameters)
+        where = f"slices[{i}]: parameters"
+        yield _Level(where, piece.parameters)
         for source in piece.sources:
-            yield _Level(f"{source.model}: parameters", source.parameters, of_source=True)
+            where = f"{source.model}: parameters"
+            yield _Level(where, source.parameters, of_source=True)
 
 
 def _check_level(level: _Level, method: Method) -> list[str]:
@@ -141,6 +154,7 @@ def _check_level(level: _Level, method: Method) -> list[str]:
     problems = ErrorCollector()
     notes = []
     for name, setting in level.parameters.items():
+        # mergekit's `int8_mask` and the like: they change nothing, and recipes are full of them.
         if name in IGNORED:
             continue
         with problems.collect():
@@ -168,6 +182,7 @@ def _check_level(level: _Level, method: Method) -> list[str]:
 
 def _values_in(setting: Setting) -> Iterator[object]:
     """Every single value of a setting. Values between those of a gradient need no check."""
+    # A list is a gradient, or a list of conditionals, each with a setting of its own.
     is_list = isinstance(setting, (list, tuple))
     for entry in setting if is_list else [setting]:
         if isinstance(entry, Mapping):
@@ -181,8 +196,10 @@ def _check_value(parameter: Parameter, setting: Any, where: str) -> ParamValue:
 
     `setting` is what a YAML file says, of any type.
     """
-    value: Any = parameter.default if setting is None else setting
-    if isinstance(setting, str):
+    value: Any = setting
+    if setting is None:
+        value = parameter.default
+    elif isinstance(setting, str):
         value = _number_from(setting)
     if value is None:
         raise RecipeError(
@@ -190,7 +207,7 @@ def _check_value(parameter: Parameter, setting: Any, where: str) -> ParamValue:
             "add it under `parameters`"
         )
     is_flag = isinstance(parameter.default, bool)
-    # As in mergekit, 0 and 1 are false and true.
+    # 0 and 1 are taken for false and true.
     if is_flag and value in (0, 1) and not isinstance(value, str):
         return bool(value)
     if parameter.choices:
@@ -204,7 +221,9 @@ def _check_value(parameter: Parameter, setting: Any, where: str) -> ParamValue:
         is_allowed = False
     else:
         allowed = "a whole number"
-        is_allowed = type(parameter.default) is not int or value == int(value)
+        # bool is a kind of int, so `isinstance` would not do; flags are treated above.
+        is_whole_number = type(parameter.default) is int
+        is_allowed = not is_whole_number or value == int(value)
     if not is_allowed:
         message = f"expected {allowed}, got {shorten(value)}"
         raise RecipeError(f"{where}: {parameter.name}: {message}")

@@ -148,7 +148,8 @@ class Plan:
     @property
     def template(self) -> Weights:
         """The model whose config the result follows: the base, else the first model."""
-        return self.weights[self.recipe.base_model or self.recipe.models[0]]
+        name = self.recipe.base_model or self.recipe.models[0]
+        return self.weights[name]
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -161,7 +162,9 @@ class Plan:
         """
         route = []
         for model, layer in self.route:
-            route.append((self.weights[model].config, layer))
+            config = self.weights[model].config
+            route.append((config, layer))
+        # Entries per layer move with their layers: sliding windows, layer types, and the like.
         config = routed_config(self.template.config, route, self.dtype)
         if self.untied:
             config = _set_in_text_part(config, "tie_word_embeddings", False)
@@ -191,14 +194,16 @@ class Plan:
             name_in_donor = donor_weights.architecture.stand_in(name) or name
             return donor_weights.operand(name_in_donor)
 
-        return Remapped(operand, self.vocabulary.rows[model], operand_of)
+        row_map = self.vocabulary.rows[model]
+        return Remapped(operand, row_map, operand_of)
 
     def bytes_read(self) -> int:
         """Size of all inputs, each counted as often as a job has it."""
         total = 0
         for job in self.jobs:
             for model, name in job.inputs:
-                total += self.weights[model].headers[name].bytes
+                header = self.weights[model].headers[name]
+                total += header.bytes
         return total
 
     def bytes_written(self) -> int:

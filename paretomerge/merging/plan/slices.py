@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretomerge.errors import RecipeError
+from paretomerge.merging.methods import Method
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe
 from paretomerge.recipe import Module, Setting, Slice, Source
 
@@ -77,22 +78,34 @@ def complete_slice(opened: OpenedRecipe, piece: Slice, where: str) -> CompleteSl
             method takes another number of models.
     """
     method = opened.method
-    sources = [_complete_source(opened, source, where) for source in piece.sources]
+    sources = []
+    for source in piece.sources:
+        complete = _complete_source(opened, source, where)
+        sources.append(complete)
     _check_equal_depth(opened, sources, where)
     base = piece.base_model or opened.recipe.base_model
     models = [source for source in sources if source.model != base]
+    # As in mergekit: an optional base is added to `models`, but not to `slices`.
     has_whole_models = all(source.layer_range is None for source in piece.sources)
-    base_is_optional_model = method.base == "optional" and has_whole_models
-    if base is not None and (method.base == "source" or base_is_optional_model):
+    base_is_model = method.base == "source"
+    if method.base == "optional":
+        base_is_model = has_whole_models
+    if base is not None and base_is_model:
         if len(models) == len(sources):
             # As in mergekit: a base that is not listed is one more source, without parameters.
-            sources.append(replace(sources[0], model=base, parameters={}))
+            unlisted = replace(sources[0], model=base, parameters={})
+            sources.append(unlisted)
         # Methods on a base and others, such as slerp, expect the base first. The sort is stable.
         sources.sort(key=lambda source: source.model != base)
     # A base that only serves for task vectors is not one of the models to merge.
     base_is_reference = method.base in ("required", "reference")
-    _check_model_count(opened, len(models if base_is_reference else sources), where)
-    return CompleteSlice(tuple(sources), piece.parameters, piece.base_model)
+    counted = models if base_is_reference else sources
+    _check_model_count(method, len(counted), where)
+    return CompleteSlice(
+        sources=tuple(sources),
+        parameters=piece.parameters,
+        base_model=piece.base_model,
+    )
 
 
 def without_layer_ranges(opened: OpenedRecipe, module: str, content: Module) -> Module:
@@ -110,45 +123,58 @@ def without_layer_ranges(opened: OpenedRecipe, module: str, content: Module) -> 
         RecipeError: If a range is not that of a whole model.
     """
     architecture = opened.architecture
+    # A foreign module may have several stacks of layers, of different depths.
     whole_ranges: list[tuple[int, int] | None] = [None]
     for stack in architecture.stacks:
-        if architecture.module(f"{stack.prefix}0.") == module:
+        name_in_stack = f"{stack.prefix}0."
+        if architecture.module(name_in_stack) == module:
             whole_ranges.append((0, stack.depth))
     slices = []
+    is_stacked = len(content.slices) > 1
     for piece in content.slices:
         for source in piece.sources:
-            if source.layer_range not in whole_ranges or len(content.slices) > 1:
+            if is_stacked or source.layer_range not in whole_ranges:
                 raise RecipeError(
                     f"modules.{module}: expected whole models, got layers {source.layer_range}; "
                     "list them under `models`"
                 )
-        sources = tuple(replace(source, layer_range=None) for source in piece.sources)
-        slices.append(replace(piece, sources=sources))
+        sources = [replace(source, layer_range=None) for source in piece.sources]
+        whole_models = replace(piece, sources=tuple(sources))
+        slices.append(whole_models)
     return replace(content, slices=tuple(slices))
 
 
 def _complete_source(opened: OpenedRecipe, source: Source, where: str) -> CompleteSource:
+    # Ranges are checked against each model's own depth: models may differ in it.
     depth = opened.weights[source.model].architecture.depth
     first, end = source.layer_range or (0, depth)
     if end > depth:
-        message = f"expected layers below {depth}, got [{first}, {end})"
-        raise RecipeError(f"{where}: {source.model}: {message}")
-    return CompleteSource(source.model, first, end, source.parameters)
+        where = f"{where}: {source.model}"
+        raise RecipeError(f"{where}: expected layers below {depth}, got [{first}, {end})")
+    return CompleteSource(
+        model=source.model,
+        first_layer=first,
+        end_layer=end,
+        parameters=source.parameters,
+    )
 
 
 def _check_equal_depth(opened: OpenedRecipe, sources: Sequence[CompleteSource], where: str) -> None:
-    if len({source.depth for source in sources}) == 1:
+    lengths = {source.depth for source in sources}
+    if len(lengths) == 1:
         return
     depths = {}
     for source in sources:
-        depths[source.model] = opened.weights[source.model].architecture.depth
+        weights = opened.weights[source.model]
+        depths[source.model] = weights.architecture.depth
     raise RecipeError(f"{where}: expected models of equal depth, got {depths}")
 
 
-def _check_model_count(opened: OpenedRecipe, count: int, where: str) -> None:
-    method = opened.method
+def _check_model_count(method: Method, count: int, where: str) -> None:
     least, most = method.models
-    if count >= least and (most is None or count <= most):
+    is_enough = count >= least
+    is_too_many = most is not None and count > most
+    if is_enough and not is_too_many:
         return
     if least == most:
         wanted = f"{least} models"
@@ -158,4 +184,5 @@ def _check_model_count(opened: OpenedRecipe, count: int, where: str) -> None:
         wanted = f"{least} to {most} models"
     if method.base == "required":
         wanted += " besides the base"
-    raise RecipeError(f"{where}: {method.name}: expected {wanted}, got {count}")
+    message = f"expected {wanted}, got {count}"
+    raise RecipeError(f"{where}: {method.name}: {message}")

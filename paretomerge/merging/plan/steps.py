@@ -1,6 +1,5 @@
 """A recipe step as a model that later steps merge from: tensors are computed when they are read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +27,11 @@ class RecipeStep:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._jobs = {job.name: job for job in plan.jobs}
-        self.headers: Mapping[str, Header] = {job.name: _header(job) for job in plan.jobs}
+        self._jobs = {}
+        self.headers: dict[str, Header] = {}
+        for job in plan.jobs:
+            self._jobs[job.name] = job
+            self.headers[job.name] = _header(job)
 
     @property
     def folder(self) -> Path:
@@ -54,10 +56,13 @@ class RecipeStep:
     def operand(self, name: str) -> Operand:
         """Return a tensor of the result, which is computed as it is read."""
         job = self._jobs[name]
+        # Copies go without float32, which cannot hold all integers.
         if not job.copy:
             return MergedTensor(self.plan, job)
         operand = self.plan.operand(job.sources[0])
-        return operand if operand.dtype == job.dtype else RoundedTensor(operand, job.dtype)
+        if operand.dtype == job.dtype:
+            return operand
+        return RoundedTensor(operand, job.dtype)
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the files of any input have changed since they were opened."""
@@ -66,6 +71,7 @@ class RecipeStep:
 
 
 def _header(job: TensorJob) -> Header:
+    # The tensor is in no file: only its dtype and shape are read from this header.
     no_file = Path()
     return Header(no_file, job.dtype, job.shape, 0)
 
@@ -113,7 +119,8 @@ class MergedTensor:
             return torch.empty((end - first, columns), device=device)
         inputs, combine = self._prepare(device)
         block = combine(inputs.at(first, end))
-        return cast_block(self.plan, self.job, block).to(torch.float32)
+        rounded = cast_block(self.plan, self.job, block)
+        return rounded.to(torch.float32)
 
     def _prepare(self, device: str) -> "tuple[Inputs, Combine]":
         """The tensor's inputs and the function that merges its blocks."""
@@ -122,7 +129,8 @@ class MergedTensor:
             from paretomerge.merging.job_io import job_inputs
 
             inputs = job_inputs(self.plan, self.job, device)
-            self._prepared[device] = (inputs, self.plan.method.combine(inputs))
+            combine = self.plan.method.combine(inputs)
+            self._prepared[device] = (inputs, combine)
         return self._prepared[device]
 
     @cached_property
@@ -161,4 +169,5 @@ class RoundedTensor:
         import torch
 
         rows = self.operand.rows(first, end, device)
-        return rows.to(getattr(torch, self.dtype)).to(torch.float32)
+        rounded = rows.to(getattr(torch, self.dtype))
+        return rounded.to(torch.float32)

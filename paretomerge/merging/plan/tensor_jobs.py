@@ -33,7 +33,8 @@ class SourceLayers:
     @classmethod
     def outside_layers(cls, piece: CompleteSlice) -> "SourceLayers":
         """For tensors outside the layers: embeddings, the final norm, the LM head."""
-        return cls(None, (None,) * len(piece.sources), 0.0)
+        sources = tuple(None for _ in piece.sources)
+        return cls(base=None, sources=sources, depth=0.0)
 
 
 class _SourceTensor(NamedTuple):
@@ -64,7 +65,13 @@ class TensorJobBuilder:
     problems: ErrorCollector
     jobs: list[TensorJob] = field(default_factory=list)
 
-    def add(self, piece: CompleteSlice, result_name: str, name: str, layers: SourceLayers) -> None:
+    def add(
+        self,
+        piece: CompleteSlice,
+        result_name: str,
+        name: str,
+        layers: SourceLayers,
+    ) -> None:
         """Add the job of one tensor, or collect the error that prevents it.
 
         Args:
@@ -78,7 +85,11 @@ class TensorJobBuilder:
             self.jobs.append(job)
 
     def _make_job(
-        self, piece: CompleteSlice, result_name: str, name: str, layers: SourceLayers
+        self,
+        piece: CompleteSlice,
+        result_name: str,
+        name: str,
+        layers: SourceLayers,
     ) -> TensorJob:
         method = self.opened.method
         reference = self._reference(piece, name, layers)
@@ -94,14 +105,14 @@ class TensorJobBuilder:
         if method.symmetric:
             tensors.sort(key=self._sort_key)
         parameters = tuple(tensor.parameters for tensor in tensors)
-        levels = (piece.parameters, self.parameters, self.opened.recipe.parameters)
-        options = evaluate_options(method, levels, result_name, layers.depth)
+        options = evaluate_options(method, self._levels(piece), result_name, layers.depth)
         mistake = method.check(parameters, options) if method.check else None
         if mistake:
-            raise RecipeError(f"{result_name}: {method.name}: {mistake}")
+            where = f"{result_name}: {method.name}"
+            raise RecipeError(f"{where}: {mistake}")
         sources = tuple(tensor.ref for tensor in tensors)
         base = reference if self._merges_task_vectors(piece) else None
-        inputs = sources if base is None else (*sources, base)
+        inputs = [*sources, base] if base else sources
         return TensorJob(
             name=result_name,
             shape=self._check_shapes(result_name, name, inputs),
@@ -126,36 +137,47 @@ class TensorJobBuilder:
         base_model = self._base_model(piece)
         if base_model:
             return self._require_tensor(base_model, name, layers.base)
-        return self._require_tensor(piece.sources[0].model, name, layers.sources[0])
+        first_source = piece.sources[0]
+        return self._require_tensor(first_source.model, name, layers.sources[0])
 
     def _source_tensors(
         self, piece: CompleteSlice, name: str, layers: SourceLayers
     ) -> list[_SourceTensor] | None:
         """The tensors of the slice's sources, in their order; None if they cannot be merged."""
         opened = self.opened
-        skipped_model = self._base_model(piece) if self._merges_task_vectors(piece) else None
+        skips_base = self._merges_task_vectors(piece)
+        base_model = self._base_model(piece)
+        is_language = opened.architecture.module(name) == opened.language_module
         tensors = []
         for source, layer in zip(piece.sources, layers.sources, strict=True):
-            if skipped_model is not None and source.model == skipped_model:
+            if skips_base and source.model == base_model:
                 continue
             ref = opened.find_tensor(source.model, name, layer)
             # Models of one family may have different vision towers: those are copied, not merged.
-            if ref is None and opened.architecture.module(name) != opened.language_module:
+            if ref is None and not is_language:
                 return None
             if ref is None:
                 raise _missing_tensor(source.model, name)
-            # mergekit matches filters with the name in the source's own layer.
+            # Filters match the name in the source's own layer.
             name_in_source = opened.name_at(name, layer)
             parameters = self._source_parameters(piece, source, name_in_source, layers.depth)
             tensors.append(_SourceTensor(ref, parameters))
         return tensors
 
     def _source_parameters(
-        self, piece: CompleteSlice, source: CompleteSource, tensor: str, depth: float
+        self,
+        piece: CompleteSlice,
+        source: CompleteSource,
+        tensor: str,
+        depth: float,
     ) -> Params:
-        recipe, method = self.opened.recipe, self.opened.method
-        levels = (source.parameters, piece.parameters, self.parameters, recipe.parameters)
+        levels = (source.parameters, *self._levels(piece))
+        method = self.opened.method
         return evaluate_source_parameters(method, levels, source.model, tensor, depth)
+
+    def _levels(self, piece: CompleteSlice) -> tuple[Mapping[str, Setting], ...]:
+        """Parameters for all sources, from the innermost level outwards."""
+        return piece.parameters, self.parameters, self.opened.recipe.parameters
 
     def _sort_key(self, tensor: _SourceTensor) -> tuple[str, str, str]:
         # Not by the name in the recipe: two spellings of one path must give the same order.
@@ -177,28 +199,32 @@ class TensorJobBuilder:
                 name and shape in any layer.
         """
         opened = self.opened
-        shapes = [opened.merged_shape(ref, self.vocabulary) for ref in inputs]
+        shapes = []
+        for ref in inputs:
+            shape = opened.merged_shape(ref, self.vocabulary)
+            shapes.append(shape)
         if len(set(shapes)) > 1:
             raise self._unequal_shapes(result_name, inputs, shapes)
-        shape, first = shapes[0], inputs[0]
+        shape = shapes[0]
+        first = inputs[0]
         # The config of the result follows the template, so it could not describe other shapes.
         allowed = opened.template_shapes.get(name, {shape})
-        is_resized = self.vocabulary is not None and opened.vocabulary_axis(first) is not None
+        has_token_axis = opened.vocabulary_axis(first) is not None
+        is_resized = has_token_axis and self.vocabulary is not None
         if shape not in allowed and not is_resized:
-            listed = " or ".join(_shape_text(other) for other in sorted(allowed))
-            raise CheckpointError(
-                f"{result_name}: expected {listed}, as in {opened.template_name}, "
-                f"got {_shape_text(shape)} of {first.model}"
-            )
+            listed = " or ".join(map(_shape_text, sorted(allowed)))
+            expected = f"expected {listed}, as in {opened.template_name}"
+            got = f"got {_shape_text(shape)} of {first.model}"
+            raise CheckpointError(f"{result_name}: {expected}, {got}")
         return shape
 
     def _unequal_shapes(
         self, result_name: str, inputs: Sequence[TensorRef], shapes: Sequence[Shape]
     ) -> CheckpointError:
-        models = [ref.model for ref in inputs]
-        texts = map(_shape_text, shapes)
-        pairs = zip(models, texts, strict=True)
-        listed = ", ".join(f"{model} {text}" for model, text in pairs)
+        entries = []
+        for ref, shape in zip(inputs, shapes, strict=True):
+            entries.append(f"{ref.model} {_shape_text(shape)}")
+        listed = ", ".join(entries)
         first = inputs[0]
         architecture = self.opened.weights[first.model].architecture
         if architecture.vocabulary_axis(first.name, shapes[0]) is not None:
@@ -208,7 +234,12 @@ class TensorJobBuilder:
         return CheckpointError(f"{result_name}: expected one shape, got {listed}; {cure}")
 
 
-def copy_job(name: str, shape: Shape, dtype: str, source: TensorRef) -> TensorJob:
+def copy_job(
+    name: str,
+    shape: Shape,
+    dtype: str,
+    source: TensorRef,
+) -> TensorJob:
     """Return a job that copies a tensor without the method.
 
     Args:
@@ -217,7 +248,14 @@ def copy_job(name: str, shape: Shape, dtype: str, source: TensorRef) -> TensorJo
         dtype: The tensor's dtype in the result.
         source: The tensor to copy.
     """
-    return TensorJob(name, shape, dtype, base=None, sources=(source,), copy=True)
+    return TensorJob(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        base=None,
+        sources=(source,),
+        copy=True,
+    )
 
 
 def _missing_tensor(model: str, name: str) -> CheckpointError:

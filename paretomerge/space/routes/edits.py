@@ -68,15 +68,18 @@ class EditSearchSpace(RouteSearchSpace):
         distributions: dict[str, BaseDistribution] = {}
         if has_choice:
             distributions["lead"] = CategoricalDistribution(names)
+            # At `blocks`, after the last block, `lead` gives all of them.
             distributions["hand_over"] = IntDistribution(1, self.blocks)
             distributions["follow"] = CategoricalDistribution(names)
+        replacements = (AS_ROUTED, *names)
         for b in range(self.blocks):
             distributions[f"times/{b}"] = IntDistribution(0, self.most)
             if has_choice:
-                distributions[f"from/{b}"] = CategoricalDistribution((AS_ROUTED, *names))
+                distributions[f"from/{b}"] = CategoricalDistribution(replacements)
             # Only the first block can never come after another one.
             if self.fold is not None and b > 0:
-                distributions[f"scale/{b}"] = FloatDistribution(*self.scale, log=True)
+                scale = FloatDistribution(*self.scale, log=True)
+                distributions[f"scale/{b}"] = scale
         return distributions
 
     @cached_property
@@ -87,12 +90,14 @@ class EditSearchSpace(RouteSearchSpace):
         hand-over.
         """
         used = tuple(range(1, self.most + 1))
+        # `follow` gives no block if the hand-over is after the last one.
         before_the_end = tuple(range(1, self.blocks))
         conditions: dict[str, ActiveWhere] = {}
         for name in self.distributions:
             kind, _, block = name.partition("/")
             if kind in ("from", "scale"):
-                conditions[name] = ((f"times/{block}", used),)
+                parent = f"times/{block}"
+                conditions[name] = ((parent, used),)
         if "follow" in self.distributions:
             conditions["follow"] = (("hand_over", before_the_end),)
         return conditions
@@ -104,20 +109,23 @@ class EditSearchSpace(RouteSearchSpace):
             params: The value of each parameter.
         """
         first_source = next(iter(self.sources))
+        # A space of one source has no choice of models, and so lacks these parameters.
         lead = cast(str, params.get("lead", first_source))
         follow = cast(str, params.get("follow", first_source))
         hand_over = cast(int, params.get("hand_over", self.blocks))
         route: list[RouteLayer] = []
         for b in range(self.blocks):
             source = lead if b < hand_over else follow
-            replacement = cast(str, params.get(f"from/{b}", AS_ROUTED))
+            replacement = params.get(f"from/{b}", AS_ROUTED)
             if replacement != AS_ROUTED:
-                source = replacement
-            for turn in range(cast(int, params[f"times/{b}"])):
+                source = cast(str, replacement)
+            times = cast(int, params[f"times/{b}"])
+            for turn in range(times):
                 # The scale applies on the way into the block, not between its repeats.
                 is_scaled = bool(route) and turn == 0
                 scale = params.get(f"scale/{b}", 1.0) if is_scaled else 1.0
-                route += self.block(source, b, cast(float, scale))
+                layers = self.block(source, b, cast(float, scale))
+                route += layers
         # A model needs a layer, so a point that skips all blocks gets one.
         return route or self.block(lead, 0)
 
@@ -127,19 +135,25 @@ class EditSearchSpace(RouteSearchSpace):
         Each source alone comes first. Then come the simplest frankenmerges: hand-overs half-way,
         and each source with its middle block twice.
         """
-        names, half = list(self.sources), self.half
-        starts = {name: self._source_point(name) for name in names}
+        names = list(self.sources)
+        half = self.half
+        starts = {}
+        for name in names:
+            starts[name] = self._source_point(name)
+        # With one block per model there is no middle to hand over at.
         pairs = permutations(names, 2) if half else ()
         for first, second in pairs:
             label = handover_label(first, second)
             starts[label] = self._source_point(first)
             starts[label] |= {"hand_over": half, "follow": second}
             if self.fold is not None:
-                starts[label][f"scale/{half}"] = self.handover_scale(label)
+                scale = f"scale/{half}"
+                starts[label][scale] = self.handover_scale(label)
         if self.most > 1:
             for name in names:
-                label = f"{name}, middle twice"
-                starts[label] = self._source_point(name) | {f"times/{half}": 2}
+                point = self._source_point(name)
+                point[f"times/{half}"] = 2
+                starts[f"{name}, middle twice"] = point
         return starts
 
     def point_without_middle(self, source: str) -> Point | None:
@@ -150,7 +164,9 @@ class EditSearchSpace(RouteSearchSpace):
         """
         if self.half == 0:
             return None
-        return self._source_point(source) | {f"times/{self.half}": 0}
+        point = self._source_point(source)
+        point[f"times/{self.half}"] = 0
+        return point
 
     def warm(self, recipe: Recipe) -> Point:
         """Return the point of a recipe of the user's.
@@ -164,22 +180,28 @@ class EditSearchSpace(RouteSearchSpace):
         matcher = BlockMatcher(self, recipe)
         lead = matcher.first_source
         point = self._source_point(lead)
+        # Blocks come in their order, so one pass over them reads any route of this space.
         for b in range(self.blocks):
             source, times = self._match_block(matcher, b)
             point[f"times/{b}"] = times
             if source is None:
                 continue
-            point[f"from/{b}"] = AS_ROUTED if source == lead else source
+            if source != lead:
+                point[f"from/{b}"] = source
             if not matcher.is_at_start and matcher.next_scale != 1:
                 scale = f"scale/{b}"
                 point[scale] = matcher.checked_scale(scale)
             matcher.advance(source, b, times)
         matcher.raise_if_unmatched()
-        return {name: value for name, value in point.items() if name in self.distributions}
+        return point
 
     def _source_point(self, name: str) -> Point:
         """The point of one source, from its first layer to its last."""
-        point: Point = {"lead": name, "follow": name, "hand_over": self.blocks}
+        point: Point = {
+            "lead": name,
+            "follow": name,
+            "hand_over": self.blocks,
+        }
         for b in range(self.blocks):
             point[f"from/{b}"] = AS_ROUTED
             point[f"times/{b}"] = 1

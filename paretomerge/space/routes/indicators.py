@@ -43,12 +43,16 @@ class _Place(NamedTuple):
     @property
     def use(self) -> str:
         """The parameter that says whether the place is used."""
-        return f"use/{self.repeat}/{self.source}/{self.block}"
+        return f"use/{self._address}"
 
     @property
     def scale(self) -> str:
         """The parameter that scales the residual stream on its way into the place."""
-        return f"scale/{self.repeat}/{self.source}/{self.block}"
+        return f"scale/{self._address}"
+
+    @property
+    def _address(self) -> str:
+        return f"{self.repeat}/{self.source}/{self.block}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class IndicatorSearchSpace(RouteSearchSpace):
         distributions: dict[str, BaseDistribution] = {}
         for i, place in enumerate(self._places()):
             distributions[place.use] = IntDistribution(0, 1)
+            # Only the first place can never come after another one.
             if self.fold is not None and i > 0:
                 distributions[place.scale] = FloatDistribution(*self.scale, log=True)
         return distributions
@@ -102,11 +107,14 @@ class IndicatorSearchSpace(RouteSearchSpace):
         """
         route: list[RouteLayer] = []
         for place in self._places():
-            if params[place.use]:
-                scale = params.get(place.scale, 1.0) if route else 1.0
-                route += self.block(place.source, place.block, cast(float, scale))
+            if not params[place.use]:
+                continue
+            scale = params.get(place.scale, 1.0) if route else 1.0
+            layers = self.block(place.source, place.block, cast(float, scale))
+            route += layers
         # A model needs a layer, so a point that uses no place gets one block.
-        return route or self.block(next(iter(self.sources)), 0)
+        first_source = next(iter(self.sources))
+        return route or self.block(first_source, 0)
 
     def starts(self) -> dict[str, Point]:
         """Return the points of the baseline recipes by label.
@@ -114,10 +122,14 @@ class IndicatorSearchSpace(RouteSearchSpace):
         Each source alone comes first, then hand-overs half-way, where the order of the models and
         the number of repeats allow them.
         """
-        names, half = list(self.sources), self.half
+        names = list(self.sources)
+        half = self.half
         starts = {}
         for name in names:
-            starts[name] = self._point(self._places_of(name, 1, range(self.blocks)))
+            all_blocks = range(self.blocks)
+            places = self._places_of(name, 1, all_blocks)
+            starts[name] = self._point(places)
+        # With one block per model there is no middle to hand over at.
         pairs = permutations(names, 2) if half else ()
         for first, second in pairs:
             # A model that comes before the other one in the sequence can follow it in the next
@@ -127,7 +139,8 @@ class IndicatorSearchSpace(RouteSearchSpace):
             if repeat > self.repeats:
                 continue
             before = self._places_of(first, 1, range(half))
-            after = self._places_of(second, repeat, range(half, self.blocks))
+            second_half = range(half, self.blocks)
+            after = self._places_of(second, repeat, second_half)
             label = handover_label(first, second)
             starts[label] = self._point(before | after)
             if self.fold is not None:
@@ -149,7 +162,8 @@ class IndicatorSearchSpace(RouteSearchSpace):
         # Taking the first place that fits is enough: later places can still take all that follows.
         for place in self._places():
             source, block = place.source, place.block
-            if matcher.is_at_end or not matcher.count_repeats(source, block, most=1):
+            # `most=1`: the same block may come again, but in the next repeat.
+            if matcher.count_repeats(source, block, most=1) == 0:
                 continue
             point[place.use] = 1
             if not matcher.is_at_start and matcher.next_scale != 1:

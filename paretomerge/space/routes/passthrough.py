@@ -85,14 +85,23 @@ def route_to_recipe(
     slices = []
     for run in _runs(route):
         parameters = _fold_parameters(fold, run.stream_scale)
-        source = Source(run.model, (run.first, run.end), parameters)
+        source = Source(
+            model=run.model,
+            layer_range=(run.first, run.end),
+            parameters=parameters,
+        )
         slices.append(Slice((source,)))
     models = {step.model for step in route}
     steps: list[Recipe] = []
     for name, recipe in recipes.items():
         if name in models:
             steps += recipe.as_steps(name)
-    return Recipe("passthrough", tuple(slices), seed=seed, steps=tuple(steps))
+    return Recipe(
+        merge_method="passthrough",
+        slices=tuple(slices),
+        seed=seed,
+        steps=tuple(steps),
+    )
 
 
 def recipe_to_route(recipe: Recipe, fold: Fold | None) -> list[RouteLayer]:
@@ -119,7 +128,9 @@ def recipe_to_route(recipe: Recipe, fold: Fold | None) -> list[RouteLayer]:
                 "several models"
             )
         stream_scale = _stream_scale(source.parameters, fold)
-        is_folded = dict(source.parameters) == _fold_parameters(fold, stream_scale)
+        # Writing the scale that was read must give the same parameters.
+        folded = _fold_parameters(fold, stream_scale)
+        is_folded = dict(source.parameters) == folded
         if piece.parameters or not is_folded:
             raise RecipeError(
                 f"slices[{i}]: {source.model}: expected scales that a route folds into its layers, "
@@ -167,8 +178,13 @@ def _runs(route: Route) -> list[_Run]:
             runs[-1].end += 1
             continue
         stream_scale *= step.scale
-        end = step.layer + 1
-        runs.append(_Run(step.model, step.layer, end, stream_scale))
+        run = _Run(
+            model=step.model,
+            first=step.layer,
+            end=step.layer + 1,
+            stream_scale=stream_scale,
+        )
+        runs.append(run)
     return runs
 
 
@@ -181,7 +197,8 @@ def _fold_parameters(fold: Fold | None, stream_scale: float) -> dict[str, Settin
     scale = [{"filter": part, "value": stream_scale} for part in fold.reads]
     scale += [{"filter": part, "value": 1 / stream_scale} for part in fold.adds]
     # The last entry, without a filter, leaves all other tensors as they are.
-    parameters: dict[str, Setting] = {"scale": [*scale, {"value": 1.0}]}
+    others: dict[str, Setting] = {"value": 1.0}
+    parameters: dict[str, Setting] = {"scale": [*scale, others]}
     # Gemma's norms multiply by 1 + weight: there the weight that adds nothing is -1, not 0.
     if fold.about:
         about = [{"filter": part, "value": fold.about} for part in fold.adds]
@@ -195,7 +212,9 @@ def _stream_scale(parameters: Mapping[str, Setting], fold: Fold | None) -> float
     if fold is None or not isinstance(conditionals, (list, tuple)):
         return 1.0
     for entry in conditionals:
-        if not isinstance(entry, Mapping) or entry.get("filter") != fold.adds[0]:
+        if not isinstance(entry, Mapping):
+            continue
+        if entry.get("filter") != fold.adds[0]:
             continue
         factor = entry.get("value")
         if isinstance(factor, float) and factor > 0:

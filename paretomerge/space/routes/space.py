@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optuna.distributions import BaseDistribution
 
@@ -16,7 +16,8 @@ from paretomerge.types import Conditions, Params, ParamValue
 Point = dict[str, ParamValue]
 """Values of a space's parameters."""
 
-ActiveWhere = tuple[tuple[str, tuple[int, ...]], ...]
+_Condition = tuple[str, tuple[int, ...]]
+ActiveWhere = tuple[_Condition, ...]
 """Pairs (parent, values): a parameter is active where each parent has one of its values."""
 
 # Scales that are read from a recipe are quotients of products, so they are off by rounding.
@@ -70,10 +71,12 @@ class RouteSearchSpace(ABC):
     matched: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shallow = min(self.depths[name] for name in self.sources)
-        if not 1 <= self.blocks <= shallow:
+        depths = [self.depths[name] for name in self.sources]
+        shallowest = min(depths)
+        # A block without a layer would not change the model.
+        if not 1 <= self.blocks <= shallowest:
             raise ConfigError(
-                f"space.blocks: expected 1 to {shallow}, the layers of the shallowest model, "
+                f"space.blocks: expected 1 to {shallowest}, the layers of the shallowest model, "
                 f"got {self.blocks}"
             )
         low, high = self.scale
@@ -133,7 +136,8 @@ class RouteSearchSpace(ABC):
         Args:
             params: The value of each parameter.
         """
-        return route_to_recipe(self.route(params), self.fold, self.seed, self.recipes)
+        route = self.route(params)
+        return route_to_recipe(route, self.fold, self.seed, self.recipes)
 
     @property
     def half(self) -> int:
@@ -148,6 +152,7 @@ class RouteSearchSpace(ABC):
             b: The block's number, from 0.
         """
         depth = self.depths[name]
+        # Rounding down makes blocks of unequal size where `blocks` does not divide the depth.
         first = b * depth // self.blocks
         end = (b + 1) * depth // self.blocks
         return range(first, end)
@@ -173,7 +178,8 @@ class RouteSearchSpace(ABC):
             label: The label of the baseline.
         """
         low, high = self.scale
-        return min(max(self.matched.get(label, 1.0), low), high)
+        scale = self.matched.get(label, 1.0)
+        return min(max(scale, low), high)
 
 
 class BlockMatcher:
@@ -226,7 +232,8 @@ class BlockMatcher:
         count = 0
         while count < most:
             start = self._position + count * length
-            if not self._has_block(start, name, b, may_be_scaled=count == 0):
+            is_first = count == 0
+            if not self._has_block(start, name, b, may_be_scaled=is_first):
                 break
             count += 1
         return count
@@ -239,7 +246,8 @@ class BlockMatcher:
             b: The block's number.
             count: How often the block comes, one after another.
         """
-        self._position += count * len(self._space.layers(name, b))
+        length = len(self._space.layers(name, b))
+        self._position += count * length
 
     def checked_scale(self, parameter: str) -> float:
         """Return the scale into the next layer as the value of a parameter.
@@ -252,10 +260,13 @@ class BlockMatcher:
         """
         low, high = self._space.scale
         scale = self.next_scale
-        is_inside = low - _SCALE_TOLERANCE <= scale <= high + _SCALE_TOLERANCE
+        is_above = scale >= low - _SCALE_TOLERANCE
+        is_below = scale <= high + _SCALE_TOLERANCE
+        is_inside = is_above and is_below
         if self._space.fold is None or not is_inside:
             message = f"expected {low} to {high}, got {scale:g}"
             raise ConfigError(f"{parameter}: {message}")
+        # A scale that rounding has moved out of the bounds is moved back.
         return min(max(scale, low), high)
 
     def raise_if_unmatched(self) -> None:
@@ -267,30 +278,42 @@ class BlockMatcher:
                 f"got layer {step.layer} of {step.model} at {self._position}"
             )
 
-    def _has_block(self, start: int, name: str, b: int, may_be_scaled: bool) -> bool:
+    def _has_block(
+        self,
+        start: int,
+        name: str,
+        b: int,
+        may_be_scaled: bool,
+    ) -> bool:
         layers = self._space.layers(name, b)
         end = start + len(layers)
         part = self._route[start:end]
+        # Fewer layers than expected are left at the end of a route.
         expected = [(name, layer) for layer in layers]
-        if [(step.model, step.layer) for step in part] != expected:
+        actual = [(step.model, step.layer) for step in part]
+        if actual != expected:
             return False
         unscaled = part[1:] if may_be_scaled else part
         errors = [abs(step.scale - 1) for step in unscaled]
-        return max(errors, default=0.0) <= _SCALE_TOLERANCE
+        largest_error = max(errors, default=0.0)
+        return largest_error <= _SCALE_TOLERANCE
 
 
 def _route_by_names(space: RouteSearchSpace, recipe: Recipe) -> list[RouteLayer]:
     """The route of a recipe, with models by their names in the space."""
     # A recipe may spell the path of a local folder differently.
-    names = {place(path): name for name, path in space.sources.items()}
+    names = {}
+    for name, path in space.sources.items():
+        names[place(path)] = name
+    # The user wrote a study, in which a recipe outside the space is a mistake of the configuration.
     try:
         route = recipe_to_route(recipe, space.fold)
     except RecipeError as error:
         raise ConfigError(str(error)) from error
     steps = []
     for step in route:
-        name = names.get(place(step.model))
-        if name is None:
+        source = names.get(place(step.model))
+        if source is None:
             raise ConfigError(f"expected layers of the study's models, got {step.model}")
-        steps.append(RouteLayer(name, step.layer, step.scale))
+        steps.append(replace(step, model=source))
     return steps
