@@ -20,7 +20,7 @@ import workloads
 from paretomerge.checkpoint.fold import FOLDS, fold_of
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.merging.live.routed import RoutedModel
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 
 MODELS = Path(__file__).resolve().parent.parent / "examples" / "specialists" / "models"
 ROUTES = 20
@@ -81,8 +81,8 @@ def errors_of(names: list[str], routes: int) -> dict[str, list[float]]:
         route = random_route(names, depth, rng)
         scales = [step.scale for step in route]
         plain, folded = (
-            route_recipe([RouteLayer(s.model, s.layer) for s in route], None),
-            route_recipe(route, fold),
+            route_to_recipe([RouteLayer(s.model, s.layer) for s in route], None),
+            route_to_recipe(route, fold),
         )
         exact = logits(live["float32"].load(plain).model, tokens, prefix, scales)
         found = {
@@ -189,7 +189,7 @@ def switch(folder: Path) -> None:
         np.random.default_rng(0),
     )
     for name in names:  # the sources are read from disk once
-        live.load(route_recipe([RouteLayer(name, layer) for layer in range(layers)], None))
+        live.load(route_to_recipe([RouteLayer(name, layer) for layer in range(layers)], None))
     taken: dict[str, list[float]] = {
         f"{what}, {depth}": []
         for what in ("no scales", "scales")
@@ -202,7 +202,7 @@ def switch(folder: Path) -> None:
         if number % 2:
             route = [RouteLayer(step.model, step.layer) for step in route]
         recipe, seen = (
-            route_recipe(route, fold),
+            route_to_recipe(route, fold),
             "a depth seen before" if len(route) in depths else "another",
         )
         since = time.perf_counter()
@@ -212,7 +212,7 @@ def switch(folder: Path) -> None:
         )
         depths.add(len(route))
         if number % TIMED == 0:  # forget the shells, so that depths are new again
-            live._shells.clear()
+            live._skeletons.clear()
             depths = {len(route)}
     print("| a change of route, 24 layers, 0.5 B | median, ms | worst, ms |\n|---|---:|---:|")
     for name, values in taken.items():

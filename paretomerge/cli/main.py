@@ -182,7 +182,7 @@ def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
     """Check a recipe from headers alone: every error at once, or what will be read, written and needed."""
     from dataclasses import asdict
 
-    from paretomerge.merging.plan.cost import cost
+    from paretomerge.merging.plan.cost import estimate_cost
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
@@ -194,7 +194,7 @@ def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
         "layers": len(merge_plan.route),
         "tensors": len(merge_plan.jobs),
         "dtype": merge_plan.dtype,
-        **asdict(cost(merge_plan)),
+        **asdict(estimate_cost(merge_plan)),
     }
     if as_json:
         print(json.dumps(facts, indent=2))

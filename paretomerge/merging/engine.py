@@ -9,21 +9,15 @@ import torch
 
 from paretomerge.checkpoint.chat_template import resolve_chat_template, write_chat_template
 from paretomerge.checkpoint.json_file import write_json
-from paretomerge.checkpoint.operand import (
-    FLOAT_DTYPES,
-    CachedTensor,
-    StoredTensor,
-    matrix_shape,
-    read_tensor,
-    size_in_bytes,
-)
+from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor, matrix_shape, read_tensor
 from paretomerge.checkpoint.tokenizer import copy_tokenizer
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.card import model_card
-from paretomerge.merging.methods.inputs import BLOCK, Inputs
+from paretomerge.merging.job_io import cast_block, job_inputs
+from paretomerge.merging.methods.inputs import BLOCK
 from paretomerge.merging.plan.make import make_plan
-from paretomerge.merging.plan.plan import HELD_BYTES, Plan, TensorJob
+from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
 from paretomerge.recipe import Recipe
 
 _WARM_HEAP = 31 << 20
@@ -80,7 +74,9 @@ def write(
         with WeightsWriter(folder, specs, shard_bytes) as writer:
             run(
                 plan,
-                lambda job, start, block: writer.write(job.name, start, cast(plan, job, block)),
+                lambda job, start, block: writer.write(
+                    job.name, start, cast_block(plan, job, block)
+                ),
                 threads,
                 device,
             )
@@ -173,7 +169,7 @@ def _merge_job(
         return
     if not torch.Size(job.shape).numel():
         return  # nothing to merge, and nothing that a method could measure
-    inputs = inputs_of(plan, job, device, HELD_BYTES // threads)
+    inputs = job_inputs(plan, job, device, INPUT_CACHE_BYTES // threads)
     combine = plan.method.combine(inputs)
     for piece in inputs.blocks(block):
         emit(job, piece.start, combine(piece))
@@ -192,57 +188,8 @@ def _copy(plan: Plan, job: TensorJob, emit: Emit) -> None:
         emit(
             job,
             first * columns,
-            operand.rows_as_stored(first, end)
-            if isinstance(operand, StoredTensor)
-            else operand.rows(first, end),
+            operand.rows_as_stored(first, end) if isinstance(operand, StoredTensor) else operand.rows(first, end),
         )
-
-
-def inputs_of(plan: Plan, job: TensorJob, device: str = "cpu", held: int = 0) -> Inputs:
-    """What the plan's method sees of one tensor. held: bytes of inputs that may be kept in memory between looks."""
-    operands = [plan.operand(pair) for pair in job.pairs]
-    if plan.method.looks and sum(size_in_bytes(o.shape, o.dtype) for o in operands) <= held:
-        operands = [
-            CachedTensor(operand) if isinstance(operand, StoredTensor) else operand
-            for operand in operands
-        ]
-    k = len(job.sources)
-    architecture = plan.template.architecture
-    return Inputs(
-        name=job.name,
-        shape=job.shape,
-        base=operands[k] if job.base else None,
-        sources=operands[:k],
-        parameters=job.parameters,
-        options=job.options or {},
-        seed=plan.recipe.seed,
-        device=device,
-        matrix=len(job.shape) >= 2 and architecture.role(job.name) != "other",
-    )
-
-
-def cast(
-    plan: Plan, job: TensorJob, block: torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A merged block in the job's dtype; weights that got too large for it, or for float32, are an error. out: flat memory that
-    gets it, of whatever dtype.
-    """
-    dtype = getattr(torch, job.dtype)
-    straight = (
-        out if out is not None and out.dtype == dtype else None
-    )  # one pass less over the block
-    result = block.to(dtype) if straight is None else straight.copy_(block.reshape(-1))
-    if (
-        not plan.allow_nan
-        and result.is_floating_point()
-        and not torch.isfinite(result.sum())
-        and not torch.isfinite(result).all()
-    ):
-        largest = block.abs().max().item()
-        raise CheckpointError(
-            f"{job.name}: expected values that {job.dtype} can hold, got {largest:.3g}; are the weights of the recipe meant so?"
-        )
-    return result if out is None or out is straight else out.copy_(result.reshape(-1))
 
 
 def merged_tensors(
@@ -260,7 +207,7 @@ def _merged(plan: Plan, job: TensorJob, block: int | None) -> torch.Tensor:
     flat = merged.view(-1)
 
     def keep(job: TensorJob, start: int, piece: torch.Tensor) -> None:
-        cast(plan, job, piece, flat[start : start + piece.numel()])
+        cast_block(plan, job, piece, flat[start : start + piece.numel()])
 
     with _single_threaded(), torch.inference_mode():
         _merge_job(plan, job, keep, "cpu", block)

@@ -25,7 +25,7 @@ from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes.edits import EditSearchSpace
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
-from paretomerge.space.routes.space import RouteSearchSpace, hand_over
+from paretomerge.space.routes.space import RouteSearchSpace, handover_label
 from paretomerge.space.sources import digest
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import Grouping
@@ -210,7 +210,7 @@ def _common_fold(opened: Mapping[str, Weights], pool: Pool) -> tuple[Fold | None
 
 def _cached_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, float]:
     """Match the streams of each pair of models on a text, or read what an earlier call found."""
-    from paretomerge.merging.live.matching import matching_scale, streams
+    from paretomerge.merging.live.matching import matching_scale, measure_streams
     from paretomerge.merging.live.routed import RoutedModel
 
     lines = _lines(folder.parent / text, text)
@@ -223,12 +223,12 @@ def _cached_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str
         cached: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
         return cached
     model = RoutedModel(tuple(space.sources.values()), "float32")
-    by_model = streams(model, space.sources, space.depths, lines)
+    by_model = measure_streams(model, space.sources, space.depths, lines)
     scales = {}
     if space.half:
         middle = {name: by_model[name][space.layers(name, space.half).start] for name in by_model}
         for first, second in permutations(by_model, 2):
-            scales[hand_over(first, second)] = matching_scale(middle[first], middle[second])
+            scales[handover_label(first, second)] = matching_scale(middle[first], middle[second])
     _write_whole(file, json.dumps(scales, indent=1) + "\n")
     return scales
 

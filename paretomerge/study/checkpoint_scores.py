@@ -66,4 +66,4 @@ def _sparsity(search: Search, checkpoint: Checkpoint) -> float:
             f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot be measured"
         )
     distance = sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers)
-    return -distance / resident.farthest
+    return -distance / resident.max_distance

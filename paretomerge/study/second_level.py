@@ -9,7 +9,7 @@ from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import preferred, ranked, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial, pareto_front
-from paretomerge.space.routes.space import RouteSearchSpace, hand_over, without_middle
+from paretomerge.space.routes.space import RouteSearchSpace, handover_label, without_middle_label
 from paretomerge.space.space import SearchSpace
 
 POOL = "pool"
@@ -119,16 +119,16 @@ def second_agenda(
     """
     members = list(pool)
     following = members[1:] + members[:1]
-    hand_overs = [hand_over(one, other) for one, other in zip(members, following, strict=True)]
+    hand_overs = [handover_label(one, other) for one, other in zip(members, following, strict=True)]
     baselines = space.starts()
     starts = {}
     for name in (*space.sources, *hand_overs):
         if name in baselines:
             starts[name] = baselines[name]
     for name in members if with_shorter else ():
-        point = space.shorter(name)
+        point = space.point_without_middle(name)
         if point:
-            starts[without_middle(name)] = point
+            starts[without_middle_label(name)] = point
     done = {*scored, *(trial.label for trial in finished if trial.level)}
     return [
         Trial(-1, point, label=name, level=1) for name, point in starts.items() if name not in done

@@ -1,186 +1,171 @@
-"""A live model whose weights are replaced in place; its sources stay in memory between merges.
+"""A live model whose weights are replaced in place by one merge after another."""
 
-While searching, a candidate never touches the disk: it is written into the tensors of a model that is loaded once.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import InMemoryTensor, read_tensor
 from paretomerge.errors import RecipeError
-from paretomerge.merging.engine import cast, run
-from paretomerge.merging.live.names import live_names
+from paretomerge.merging.engine import run
+from paretomerge.merging.job_io import cast_block
+from paretomerge.merging.live.model import CachedWeights, LoadedMerge
+from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.methods.inputs import BLOCK
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Plan, TensorJob, Weights
+from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-class Warm:
-    """`weights` with every tensor that has been read once kept on `device`."""
-
-    def __init__(self, weights: Weights, device: str = "cpu") -> None:
-        self.weights = weights
-        self.device = device
-        self._kept: dict[str, InMemoryTensor] = {}
-
-    @property
-    def folder(self) -> Path:
-        return self.weights.folder
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.weights.config
-
-    @property
-    def headers(self) -> Mapping[str, Header]:
-        return self.weights.headers
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.weights.architecture
-
-    @property
-    def dtype(self) -> str:
-        return self.weights.dtype
-
-    def operand(self, name: str) -> InMemoryTensor:
-        if name not in self._kept:
-            operand = self.weights.operand(name)
-            self._kept[name] = InMemoryTensor(
-                read_tensor(operand).to(self.device, getattr(torch, operand.dtype))
-            )
-        return self._kept[name]
-
-    def check_unchanged(self) -> None:
-        self.weights.check_unchanged()
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merge that is loaded. facts: `layers` and `parameters` of what would be written, and for merges in place `sparsity`:
-    minus the L1 norm of (merged - base) over that of the farthest source, as written, after the cast (MM-MO's objective in
-    units that do not depend on the model's size; Li et al. 2024, sec. 3.4).
-    """
-
-    model: "PreTrainedModel"
-    facts: Mapping[str, float]
-
-    @classmethod
-    def of(cls, plan: Plan, model: "PreTrainedModel", **facts: float) -> "Merged":
-        """What the plan tells, and `facts`."""
-        return cls(
-            model,
-            {
-                "layers": len(plan.route),
-                "parameters": sum(prod(job.shape) for job in plan.jobs),
-                **facts,
-            },
-        )
+_WRITE_IT_OUT = "write the merge to a folder with `paretomerge merge` instead"
 
 
 class ResidentModel:
-    """`model` (a transformers model in eval mode) with `tokenizer`, to be filled with one recipe after another.
+    """A loaded model whose tensors are overwritten by each recipe (a `LiveModel`).
 
-    base: the checkpoint that gives the architecture, and the reference of the sparsity. sources: kept in memory.
-    dtype: of the live weights; the base's own by default, so that scores equal those of the written checkpoint.
+    The sources stay in memory between merges, and the model is built once.
+
+    Args:
+        base: The checkpoint that gives the architecture and the reference of the sparsity.
+        sources: The checkpoints to merge.
+        dtype: The dtype of the loaded weights; by default the base's, so that scores equal those of
+            the written checkpoint.
+        device: cpu, cuda or cuda:N.
     """
 
     def __init__(
-        self, base: str, sources: Sequence[str], dtype: str | None = None, device: str = "cpu"
+        self,
+        base: str,
+        sources: Sequence[str],
+        dtype: str | None = None,
+        device: str = "cpu",
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         opened = open_weights((base, *sources))
-        self.checkpoints: dict[str, Weights] = {
-            name: Warm(weights, device) for name, weights in opened.items()
-        }
+        self.checkpoints: dict[str, CachedWeights] = {}
+        for name, weights in opened.items():
+            self.checkpoints[name] = CachedWeights(weights, device)
         self.base = base
         self.sources = tuple(source for source in sources if source != base)
         self.device = device
-        self.dtype = dtype or self.checkpoints[base].dtype
-        folder = self.checkpoints[base].folder
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, self.dtype)
-        )
-        self.model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        template = self.checkpoints[base]
+        self.dtype = dtype or template.dtype
+        torch_dtype = getattr(torch, self.dtype)
+        model = AutoModelForCausalLM.from_pretrained(template.folder, dtype=torch_dtype)
+        self.model: PreTrainedModel = model.to(device).eval()
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(template.folder)
         state = self.model.state_dict(keep_vars=False)
-        self._live = {
-            name: state[live]
-            for name, live in live_names(self.model, self.checkpoints[base].headers).items()
-        }
-        self._farthest: float | None = None
+        names = names_in_model(self.model, template.headers)
+        # The model's own tensors: what is written here is what the model computes with.
+        self._tensors: dict[str, torch.Tensor] = {}
+        for name, name_in_model in names.items():
+            self._tensors[name] = state[name_in_model]
+        self._max_distance: float | None = None
 
-    def load(self, recipe: Recipe) -> Merged:
-        """Replace every weight by the recipe's. The tensors are those that `merge` would write, bit for bit."""
+    def load(self, recipe: Recipe) -> LoadedMerge:
+        """Overwrite every weight by the recipe's.
+
+        The tensors are those that `merge` would write, bit for bit, if `dtype` is the recipe's.
+
+        Args:
+            recipe: A recipe with the base's architecture.
+
+        Returns:
+            The model with its facts. `sparsity` is minus the L1 norm of (merged - base) over that
+            of the source farthest from the base, measured on the cast weights: the objective of
+            MM-MO (Li et al. 2024, sec. 3.4) in units that do not depend on the model's size.
+
+        Raises:
+            RecipeError: If the result would have other tensors than the base.
+            CheckpointError: If the recipe does not fit its models.
+        """
         plan = make_plan(recipe, self.checkpoints)
-        if len(plan.route) != self.checkpoints[self.base].architecture.depth:
+        self._check_same_tensors(plan)
+        # One sum per tensor, so that its order does not depend on the order of the threads.
+        names = [job.name for job in plan.jobs]
+        distances = dict.fromkeys(names, 0.0)
+
+        def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
+            flat = self._tensors[job.name].view(-1)
+            end = start + block.numel()
+            out = flat[start:end]
+            merged = cast_block(plan, job, block, out)
+            distance = self._distance(merged, job.name, start)
+            distances[job.name] += distance
+
+        run(plan, write, device=self.device)
+        total = sum(distances.values())
+        sparsity = -total / self.max_distance
+        return LoadedMerge.from_plan(plan, self.model, sparsity=sparsity)
+
+    def _check_same_tensors(self, plan: Plan) -> None:
+        """Raise RecipeError if a plan's result cannot be written into the loaded model."""
+        layers = len(plan.route)
+        depth = self.checkpoints[self.base].architecture.depth
+        if layers != depth:
             raise RecipeError(
-                f"expected a recipe with the base's depth, got {len(plan.route)} layers; write it out with `paretomerge merge`"
+                f"The recipe gives {layers} layers, but the base has {depth}; {_WRITE_IT_OUT}"
             )
-        if strange := [
-            job.name
-            for job in plan.jobs
-            if job.name not in self._live or tuple(self._live[job.name].shape) != job.shape
-        ]:
-            raise RecipeError(
-                f"{strange[0]}: expected the tensors of the base, got another; write it out with `paretomerge merge`"
-            )
+        for job in plan.jobs:
+            tensor = self._tensors.get(job.name)
+            if tensor is None or tensor.shape != job.shape:
+                shape = list(job.shape)
+                raise RecipeError(
+                    f"{job.name}: the base has no such tensor of shape {shape}; {_WRITE_IT_OUT}"
+                )
+        # A tied head is the embedding's memory, so it cannot hold other values.
         if plan.untied:
             raise RecipeError(
-                "expected a head that is tied as in the base, got one of its own; write it out with `paretomerge merge`"
+                "The recipe gives an LM head of its own, but the base ties it to the embedding; "
+                f"{_WRITE_IT_OUT}"
             )
-        moved = dict.fromkeys((job.name for job in plan.jobs), 0.0)
-
-        def put(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            live = cast(
-                plan, job, block, self._live[job.name].view(-1)[start : start + block.numel()]
-            )
-            moved[job.name] += self._distance(live, job.name, start)
-
-        run(plan, put, device=self.device)
-        return Merged.of(plan, self.model, sparsity=-sum(moved.values()) / self.farthest)
 
     @property
-    def farthest(self) -> float:
-        """max_i L1(tau_i) over the sources."""
-        if self._farthest is None:
-            names = self.checkpoints[self.base].headers
-            totals = [
-                sum(self.distance(self._tensor(s, n), n) for n in names) for s in self.sources
-            ]
-            self._farthest = max(totals, default=0.0) or 1.0
-        return self._farthest
+    def max_distance(self) -> float:
+        """L1 distance of the base to the source farthest from it; 1 if all are equal to it."""
+        if self._max_distance is None:
+            distances = [self._source_distance(source) for source in self.sources]
+            # 1 instead of 0: if nothing differs from the base, every merge has the sparsity 0.
+            self._max_distance = max(distances, default=0.0) or 1.0
+        return self._max_distance
+
+    def _source_distance(self, source: str) -> float:
+        names = self.checkpoints[self.base].headers
+        total = 0.0
+        for name in names:
+            tensor = self._tensor(source, name)
+            total += self.distance(tensor, name)
+        return total
 
     def distance(self, tensor: torch.Tensor, name: str) -> float:
-        """L1 distance of one tensor to the base's of that name."""
-        return self._distance(tensor.reshape(-1), name, 0)
+        """Measure how far a tensor is from the base's.
+
+        Args:
+            tensor: A tensor of the shape of the base's.
+            name: The tensor's name in the base.
+
+        Returns:
+            The L1 distance.
+        """
+        flat = tensor.reshape(-1)
+        return self._distance(flat, name, start=0)
 
     def _distance(self, flat: torch.Tensor, name: str, start: int) -> float:
-        base = self._tensor(self.base, name).view(-1)[start : start + flat.numel()]
+        """L1 distance of a flat part of a tensor, which begins at `start`, to the base's."""
+        end = start + flat.numel()
+        flat_base = self._tensor(self.base, name).view(-1)
+        # Sums by blocks have the same order for any number of threads, and so the same rounding.
+        blocks = torch.split(flat, BLOCK)
+        base_blocks = torch.split(flat_base[start:end], BLOCK)
         total = 0.0
-        # by blocks: one order of sums for any number of threads
-        for ours, theirs in zip(torch.split(flat, BLOCK), torch.split(base, BLOCK), strict=True):
-            total += (
-                (ours.to(torch.float32) - theirs.to(torch.float32))
-                .abs()
-                .sum(dtype=torch.float64)
-                .item()
-            )
+        for part, base_part in zip(blocks, base_blocks, strict=True):
+            # bfloat16 would round the difference.
+            difference = part.to(torch.float32) - base_part.to(torch.float32)
+            l1 = difference.abs().sum(dtype=torch.float64)
+            total += l1.item()
         return total
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:
-        operand = self.checkpoints[model].operand(name)
-        assert isinstance(operand, InMemoryTensor)
-        return operand.tensor
+        return self.checkpoints[model].operand(name).tensor

@@ -1,86 +1,177 @@
-"""Scales that bring the stream of one model to what another's layers are used to: mean and covariance before and after.
+"""Scales that bring the residual stream of one model to what the layers of another one expect.
 
-HM3 (arXiv 2409.18893) trains its scales to match statistics of activations in the manner of Deep CORAL (Sun & Saenko 2016,
-arXiv 1607.01719, eq. 1). One number per hand-over needs no training: the best one is the root of a cubic.
+HM3 (arXiv 2409.18893) trains such scales to match statistics of activations, in the manner of Deep
+CORAL (Sun & Saenko 2016, arXiv 1607.01719, eq. 1). One scale per switch between models needs no
+training: the best one is the root of a cubic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe, Slice, Source
+from paretomerge.types import Array
 
-Array = NDArray[np.float64]
-_LINES, _TOKENS = 64, 512  # of the text that is looked at
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_Tensors = tuple[torch.Tensor, ...]
+_NamedTensors = Mapping[str, torch.Tensor]
+_ForwardPreHook = Callable[[nn.Module, _Tensors, _NamedTensors], None]
+
+_MAX_LINES = 64
+_MAX_TOKENS_PER_LINE = 512
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The residual stream over the tokens of a text. mean `(d,)`, covariance `(d, d)`."""
+class StreamStatistics:
+    """Statistics of the residual stream over the tokens of a text.
+
+    Attributes:
+        mean: `(d,)`.
+        covariance: `(d, d)`, divided by the number of tokens.
+    """
 
     mean: Array
     covariance: Array
 
     @classmethod
-    def of(cls, states: torch.Tensor) -> "Stream":
-        """states `(tokens, d)`."""
+    def from_states(cls, states: torch.Tensor) -> "StreamStatistics":
+        """Measure hidden states.
+
+        Args:
+            states: `(tokens, d)`.
+        """
         values = states.double().cpu().numpy()
-        return cls(values.mean(0), np.cov(values, rowvar=False, bias=True))
+        covariance = np.cov(values, rowvar=False, bias=True)
+        return cls(values.mean(0), covariance)
 
 
-def matching_scale(leaving: Stream, expected: Stream) -> float:
-    """The s > 0 that minimises |s m - m'|^2 / |m'|^2 + |s^2 C - C'|^2 / |C'|^2; 1 where there is none.
+def matching_scale(stream: StreamStatistics, expected: StreamStatistics) -> float:
+    """Compute the scale that brings a stream closest to the expected one.
 
-    leaving: the stream as the route has it there (m, C). expected: as the next layer has it in its own model (m', C').
+    It minimises |s m - m'|^2 / |m'|^2 + |s^2 C - C'|^2 / |C'|^2 over s > 0, with Frobenius norms.
+
+    Args:
+        stream: Mean m and covariance C of the stream that leaves the layer before.
+        expected: Mean m' and covariance C' of the stream into the next layer, in that layer's own
+            model.
+
+    Returns:
+        The scale s; 1 if no s > 0 is a minimum.
     """
-    first, second = (float((a**2).sum()) or 1.0 for a in (expected.mean, expected.covariance))
-    a, b = (leaving.mean**2).sum() / first, (leaving.mean * expected.mean).sum() / first
-    p, q = (
-        (leaving.covariance**2).sum() / second,
-        (leaving.covariance * expected.covariance).sum() / second,
-    )
-    roots = np.roots([2 * p, 0.0, a - 2 * q, -b])
-    real = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and root.real > 1e-9]
-    return min(real, key=lambda s: a * s**2 - 2 * b * s + p * s**4 - 2 * q * s**2, default=1.0)
+    # 1 instead of 0, for a model whose stream is constant or centred.
+    mean_norm = _squared_norm(expected.mean) or 1.0
+    covariance_norm = _squared_norm(expected.covariance) or 1.0
+    # Without constants the objective is (a s^2 - 2 b s) + (p s^4 - 2 q s^2).
+    # It is the objective of Deep CORAL for covariances, with a term for means besides.
+    mean_product = (stream.mean * expected.mean).sum()
+    covariance_product = (stream.covariance * expected.covariance).sum()
+    a = _squared_norm(stream.mean) / mean_norm
+    b = mean_product / mean_norm
+    p = _squared_norm(stream.covariance) / covariance_norm
+    q = covariance_product / covariance_norm
+
+    def objective(s: float) -> float:
+        mean_error = a * s**2 - 2 * b * s
+        covariance_error = p * s**4 - 2 * q * s**2
+        total = mean_error + covariance_error
+        return float(total)
+
+    # Half of its derivative is the cubic 2 p s^3 + (a - 2 q) s - b.
+    linear = a - 2 * q
+    roots = np.roots([2 * p, 0.0, linear, -b])
+    is_real = abs(roots.imag) < 1e-9
+    is_positive = roots.real > 1e-9
+    candidates = roots.real[is_real & is_positive].tolist()
+    return min(candidates, key=objective, default=1.0)
 
 
-def streams(
-    live: RoutedModel, sources: Mapping[str, str], depths: Mapping[str, int], text: Sequence[str]
-) -> dict[str, list[Stream]]:
-    """Of each source (name -> path, which `live` has) the stream into each of its layers."""
-    found = {}
+def measure_streams(
+    live: RoutedModel,
+    sources: Mapping[str, str],
+    depths: Mapping[str, int],
+    text: Sequence[str],
+) -> dict[str, list[StreamStatistics]]:
+    """Measure the stream into each layer of each source.
+
+    Args:
+        live: A live model with the sources.
+        sources: Name of a source -> path that `live` knows it by.
+        depths: Name of a source -> number of layers.
+        text: Lines of text; the first 64 are used, up to 512 tokens of each.
+
+    Returns:
+        Name of a source -> statistics of the stream into each of its layers.
+    """
+    statistics: dict[str, list[StreamStatistics]] = {}
     for name, path in sources.items():
-        whole = Recipe("passthrough", (Slice((Source(path, (0, depths[name])),)),))
-        model = live.load(whole).model
-        prefix = live.checkpoints[path].architecture.prefix.rstrip(".")
-        found[name] = _recorded(model, model.get_submodule(prefix), live.tokenizer, text)
-    return found
+        # A route through the source as it is: its layers then get what they were trained on.
+        all_layers = Source(path, (0, depths[name]))
+        whole_model = Slice((all_layers,))
+        recipe = Recipe("passthrough", (whole_model,))
+        model = live.load(recipe).model
+        architecture = live.checkpoints[path].architecture
+        stack = model.get_submodule(architecture.prefix.rstrip("."))
+        batches = _token_ids(live.tokenizer, text)
+        inputs = _layer_inputs(model, list(stack.children()), batches)
+        statistics[name] = []
+        for states in inputs:
+            measured = StreamStatistics.from_states(states)
+            statistics[name].append(measured)
+    return statistics
 
 
-def _recorded(model: Any, layers: Any, tokenizer: Any, text: Sequence[str]) -> list[Stream]:
-    kept: list[list[torch.Tensor]] = [[] for _ in layers]
+def _squared_norm(array: Array) -> float:
+    return float((array**2).sum())
+
+
+def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: Sequence[str]) -> Iterable[torch.Tensor]:
+    """Token ids `(1, tokens)` of each line that has a token."""
+    for line in text[:_MAX_LINES]:
+        encoded = tokenizer(
+            line, return_tensors="pt", truncation=True, max_length=_MAX_TOKENS_PER_LINE
+        )
+        ids = encoded["input_ids"]
+        if ids.numel():
+            yield ids
+
+
+def _layer_inputs(
+    model: "PreTrainedModel", layers: Sequence[nn.Module], batches: Iterable[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The hidden states `(tokens, d)` into each layer, over all batches."""
+    recorded: list[list[torch.Tensor]] = []
     handles = []
-    for layer, states in zip(layers, kept, strict=True):
-
-        def note(module: Any, args: Any, kwargs: Any, states: list[torch.Tensor] = states) -> None:
-            stream = args[0] if args else kwargs["hidden_states"]
-            states.append(stream[0].float().cpu())
-
-        handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
+    for layer in layers:
+        states: list[torch.Tensor] = []
+        hook = _recorder(states)
+        handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+        recorded.append(states)
+        handles.append(handle)
     try:
         with torch.inference_mode():
-            for line in text[:_LINES]:
-                ids = tokenizer(line, return_tensors="pt", truncation=True, max_length=_TOKENS)[
-                    "input_ids"
-                ]
-                if ids.numel():
-                    model(ids.to(model.device))
+            for ids in batches:
+                model(ids.to(model.device))
     finally:
+        # The layers belong to the live model, which goes on to score candidates.
         for handle in handles:
             handle.remove()
-    return [Stream.of(torch.cat(states)) for states in kept]
+    return [torch.cat(states) for states in recorded]
+
+
+def _recorder(states: list[torch.Tensor]) -> _ForwardPreHook:
+    """A forward hook that appends the hidden states into a layer to `states`."""
+
+    def record(module: nn.Module, args: _Tensors, kwargs: _NamedTensors) -> None:
+        # Families differ in whether they pass the hidden states by position.
+        stream = args[0] if args else kwargs["hidden_states"]
+        # `[0]`: the batch has one line.
+        states.append(stream[0].float().cpu())
+
+    return record

@@ -1,7 +1,8 @@
-"""A live model made of layers that stay where they are: a route refers to the layers of its sources, and copies nothing.
+"""A live model whose layers are references to the layers of its sources, in the order of a route.
 
-While searching in data-flow space every candidate has its own number and order of layers. Their tensors are the resident
-ones of the sources; only those that a scale divides are computed, where the last candidate's were.
+In data-flow space every candidate has its own number and order of layers. Loading one copies no
+weights: its layers are the tensors of the sources that stay in memory. Only the tensors that a
+scale changes are computed, into memory that earlier candidates used.
 """
 
 import json
@@ -11,33 +12,42 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
 from paretomerge.checkpoint.operand import read_tensor
 from paretomerge.errors import CheckpointError, RecipeError
-from paretomerge.merging.engine import cast, run
-from paretomerge.merging.live.in_place import Merged, Warm
-from paretomerge.merging.live.names import live_names
+from paretomerge.merging.engine import run
+from paretomerge.merging.job_io import cast_block
+from paretomerge.merging.live.model import CachedWeights, LoadedMerge
+from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Pair, Plan, TensorJob, Weights
+from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob, TensorRef, Weights
 from paretomerge.merging.plan.steps import RecipeStep
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SHELLS = 32  # models without weights that are kept, one per depth and kinds of layers
+# There is one per depth and sequence of layer kinds. Building one takes longer than loading a
+# route.
+_MAX_SKELETONS = 32
 
 
 class RoutedModel:
-    """`model` (a transformers model in eval mode) with `tokenizer`, to follow one route after another.
+    """A loaded model that takes on one route through layers after another (a `LiveModel`).
 
-    sources: models whose layers routes take, kept in memory in `dtype`, by default the first one's. recipes: by the name that
-    routes call them by, merges whose layers they may take, too: each is merged once. already: models that are open, by name.
-    A route of another depth has another model object.
+    Routes of different depths are different model objects over the same tensors.
+
+    Args:
+        sources: The models whose layers routes use; they stay in memory.
+        dtype: The dtype of the loaded weights; by default that of the first source.
+        device: cpu, cuda or cuda:N.
+        recipes: Merges whose layers routes use, too, by the names that routes have for them. Each
+            is merged once.
+        already: Models that are open already, by name.
     """
 
     def __init__(
@@ -49,144 +59,242 @@ class RoutedModel:
         already: Mapping[str, Weights] = MappingProxyType({}),
     ) -> None:
         opened = open_weights(sources, already)
-        self.checkpoints: dict[str, Weights] = {
-            n: w if isinstance(w, Warm) else Warm(w, device) for n, w in opened.items()
-        }
+        self.checkpoints: dict[str, CachedWeights] = {}
+        for name, weights in opened.items():
+            self.checkpoints[name] = _cached(weights, device)
+        self._steps: dict[str | None, Recipe] = {}
         for name, recipe in recipes.items():
-            self.checkpoints[name] = Warm(RecipeStep(make_plan(recipe, self.checkpoints)), device)
-        self._steps = {
-            step.name: step for name, recipe in recipes.items() for step in recipe.as_steps(name)
-        }
+            plan = make_plan(recipe, self.checkpoints)
+            self.checkpoints[name] = CachedWeights(RecipeStep(plan), device)
+            for step in recipe.as_steps(name):
+                self._steps[step.name] = step
         self.device = device
         first = self.checkpoints[sources[0]]
         self.dtype = dtype or first.dtype
         self._folder = first.folder
-        self._resident: dict[Pair, nn.Parameter] = {}
+        # Parameters that models refer to: those of the sources, and memory for computed ones.
+        self._resident: dict[TensorRef, nn.Parameter] = {}
         self._computed: list[nn.Parameter] = []
-        self._shells: OrderedDict[str, _Shell] = OrderedDict()
-        self._shell: _Shell | None = None
+        self._skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
+        self._loaded: _Skeleton | None = None
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of the first source."""
         from transformers import AutoTokenizer
 
-        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
-        return made
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
+        return tokenizer
 
-    def load(self, recipe: Recipe) -> Merged:
-        """Follow a route. The tensors are those that `merge` would write, bit for bit, where `dtype` is the recipe's."""
+    def load(self, recipe: Recipe) -> LoadedMerge:
+        """Load the layers of a route.
+
+        The tensors are those that `merge` would write, bit for bit, if `dtype` is the recipe's.
+
+        Args:
+            recipe: A route, as `paretomerge.space.routes.passthrough` writes it.
+
+        Returns:
+            The model with its facts. The next call takes its weights away.
+
+        Raises:
+            RecipeError: If the recipe is no route, or uses merges that are not in memory.
+            CheckpointError: If the recipe does not fit its models.
+        """
         if recipe.merge_method != "passthrough":
             raise RecipeError(
-                f"expected a route through layers (passthrough), got {recipe.merge_method}; load it in place"
+                "expected a route through layers (merge_method: passthrough), got "
+                f"{recipe.merge_method}"
             )
-        if strange := [step.name for step in recipe.steps if step != self._steps.get(step.name)]:
-            raise RecipeError(
-                f"expected steps that are resident, {', '.join(map(str, self._steps)) or 'none'}, got another: {strange[0]}"
-            )
-        plan = make_plan(replace(recipe, steps=()), self.checkpoints)
-        shell = self._shell_of(plan)
-        if self._shell is not None:
-            self._shell.empty()  # what was computed for the last route is computed over
-        computed = self._compute(plan, tuple(job for job in plan.jobs if not _is_reference(job)))
-        shell.fill(
-            {
-                j.name: computed[j.name] if j.name in computed else self._resident_of(j.sources[0])
-                for j in plan.jobs
-            }
-        )
-        self._shell = shell
-        return Merged.of(plan, shell.model)
+        for step in recipe.steps:
+            if step != self._steps.get(step.name):
+                names = ", ".join(str(name) for name in self._steps) or "none"
+                raise RecipeError(
+                    f"The step {step.name!r} is not one that this model has in memory: {names}"
+                )
+        # The steps are in memory as models, so the plan need not merge them again.
+        without_steps = replace(recipe, steps=())
+        plan = make_plan(without_steps, self.checkpoints)
+        skeleton = self._skeleton_for(plan)
+        if self._loaded is not None:
+            # The tensors that were computed for the last route are overwritten now.
+            self._loaded.clear()
+        computed = self._compute(plan)
+        parameters = {}
+        for job in plan.jobs:
+            parameter = computed.get(job.name)
+            if parameter is None:
+                parameter = self._resident_parameter(job.sources[0])
+            parameters[job.name] = parameter
+        skeleton.fill(parameters)
+        self._loaded = skeleton
+        return LoadedMerge.from_plan(plan, skeleton.model)
 
-    def _compute(self, plan: Plan, jobs: tuple[TensorJob, ...]) -> dict[str, nn.Parameter]:
-        """What no source has as it stands, on the device, in memory that earlier routes had: fresh memory costs as much as the
-        arithmetic. So much is kept as the longest route needs.
+    def _compute(self, plan: Plan) -> dict[str, nn.Parameter]:
+        """Compute the tensors that no source has as they are.
+
+        Fresh memory would cost as much time as the arithmetic, so the memory of earlier routes is
+        used again. As much is kept as the longest route needs.
         """
-        spare, computed = list(self._computed), {}
+        jobs = [job for job in plan.jobs if not _is_unchanged(job)]
+        spare = list(self._computed)
+        computed: dict[str, nn.Parameter] = {}
         for job in jobs:
-            at = next((i for i, old in enumerate(spare) if old.shape == job.shape), None)
-            if at is None:
-                self._computed.append(self._placed(torch.empty(job.shape, device=self.device)))
-            computed[job.name] = self._computed[-1] if at is None else spare.pop(at)
+            parameter = _take_first(spare, job.shape)
+            if parameter is None:
+                memory = torch.empty(job.shape, device=self.device)
+                parameter = self._placed(memory)
+                self._computed.append(parameter)
+            computed[job.name] = parameter
 
-        def put(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            cast(plan, job, block, computed[job.name].view(-1)[start : start + block.numel()])
+        def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
+            flat = computed[job.name].view(-1)
+            end = start + block.numel()
+            cast_block(plan, job, block, flat[start:end])
 
-        run(replace(plan, jobs=jobs), put, device=self.device)
+        plan_of_jobs = replace(plan, jobs=tuple(jobs))
+        run(plan_of_jobs, write, device=self.device)
         return computed
 
-    def _resident_of(self, pair: Pair) -> nn.Parameter:
-        if pair not in self._resident:
-            model, name = pair
-            self._resident[pair] = self._placed(
-                read_tensor(self.checkpoints[model].operand(name))
-            )  # the tensor itself, in its own dtype
-        return self._resident[pair]
+    def _resident_parameter(self, ref: TensorRef) -> nn.Parameter:
+        """A tensor of a source, without a copy if it has the dtype of the loaded weights."""
+        if ref not in self._resident:
+            operand = self.checkpoints[ref.model].operand(ref.name)
+            tensor = read_tensor(operand)
+            self._resident[ref] = self._placed(tensor)
+        return self._resident[ref]
 
     def _placed(self, tensor: torch.Tensor) -> nn.Parameter:
-        wanted = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
-        return nn.Parameter(tensor.to(self.device, wanted), requires_grad=False)
+        dtype = tensor.dtype
+        if tensor.is_floating_point():
+            dtype = getattr(torch, self.dtype)
+        placed = tensor.to(self.device, dtype)
+        return nn.Parameter(placed, requires_grad=False)
 
-    def _shell_of(self, plan: Plan) -> "_Shell":
+    def _skeleton_for(self, plan: Plan) -> "_Skeleton":
+        """The model of a plan's config. The least recently used ones are dropped."""
+        # Routes of one depth can differ in their kinds of layers, so the key is the whole config.
         config = {**plan.config, "dtype": self.dtype}
         key = json.dumps(config, sort_keys=True)
-        if key not in self._shells:
-            self._shells[key] = _Shell(config, self._folder, self.device)
-            if len(self._shells) > _SHELLS:
-                self._shells.popitem(last=False)
-        self._shells.move_to_end(key)
-        return self._shells[key]
+        if key not in self._skeletons:
+            skeleton = _Skeleton(config, self._folder, self.device)
+            self._skeletons[key] = skeleton
+            if len(self._skeletons) > _MAX_SKELETONS:
+                self._skeletons.popitem(last=False)
+        self._skeletons.move_to_end(key)
+        return self._skeletons[key]
 
 
-def _is_reference(job: TensorJob) -> bool:
-    """Whether the tensor is a source's as it stands."""
-    return job.copy or job.parameters[0]["scale"] == 1
+def _cached(weights: Weights, device: str) -> CachedWeights:
+    # Models that another live model has in memory are shared, not loaded twice.
+    if isinstance(weights, CachedWeights):
+        return weights
+    return CachedWeights(weights, device)
 
 
-class _Shell:
-    """A model of one config without weights of its own. Each layer has its number, so caches of keys and values work."""
+def _take_first(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> nn.Parameter | None:
+    """Take the first parameter of a shape out of a list."""
+    for i, parameter in enumerate(parameters):
+        if parameter.shape == shape:
+            return parameters.pop(i)
+    return None
 
-    def __init__(self, config: Mapping[str, Any], folder: Path, device: str) -> None:
+
+def _is_unchanged(job: TensorJob) -> bool:
+    """Whether the result is the source's tensor as it is."""
+    if job.copy:
+        return True
+    return job.parameters[0]["scale"] == 1
+
+
+class _Slot(NamedTuple):
+    """A place for a parameter in a model."""
+
+    module: nn.Module
+    name: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.get_parameter(self.name)
+
+    def fill(self, parameter: nn.Parameter) -> None:
+        self.module.register_parameter(self.name, parameter)
+
+
+class _Skeleton:
+    """A model of one config without weights of its own.
+
+    Every layer has its own number, so caches of keys and values work even if a layer of a source
+    comes more than once.
+
+    Args:
+        config: The model's configuration.
+        folder: The folder with the generation config.
+        device: The device of the buffers.
+    """
+
+    def __init__(self, config: ModelConfig, folder: Path, device: str) -> None:
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+        # Buffers, such as rotary frequencies, are computed from the config: no checkpoint has them.
+        model_config = AutoConfig.for_model(**config)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            model = AutoModelForCausalLM.from_config(model_config)
         model.tie_weights()
         self.model: PreTrainedModel = model.eval()
         if (folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(folder)
-        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
-        tied: dict[int, list[tuple[nn.Module, str]]] = {}
+        self._slots: dict[str, list[_Slot]] = {}
+        slots_of_parameter: dict[int, list[_Slot]] = {}
         for path, module in self.model.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
+                on_device = buffer.to(device)
+                setattr(module, name, on_device)
             for name, parameter in module.named_parameters(recurse=False):
-                places = tied.setdefault(id(parameter), [])
-                places.append((module, name))
-                self._places[f"{path}.{name}" if path else name] = places
+                # Tied parameters are one object, so they share one list of slots.
+                slots = slots_of_parameter.setdefault(id(parameter), [])
+                slots.append(_Slot(module, name))
+                # Parameters of the model itself have no path.
+                full_name = f"{path}.{name}" if path else name
+                self._slots[full_name] = slots
         self._names: dict[str, str] = {}
-        self._nothing = dict(self.model.named_parameters(remove_duplicate=False))
+        # Parameters on torch's meta device: they have a shape and no memory.
+        self._empty = dict(self.model.named_parameters(remove_duplicate=False))
 
     def fill(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Put parameters, by their names in a checkpoint, in their places; those tied to them come along."""
+        """Put parameters into the model, also where they are tied.
+
+        Args:
+            parameters: Every parameter, by its name in a checkpoint.
+
+        Raises:
+            CheckpointError: If a parameter is missing or has another shape than the model's.
+        """
+        # Routes of one config have the same tensors, so their names are looked up once.
         if not self._names.keys() >= parameters.keys():
-            self._names = live_names(self.model, parameters)
+            self._names = names_in_model(self.model, parameters)
         for name, parameter in parameters.items():
-            live = self._names[name]
-            if parameter.shape != self._nothing[live].shape:
-                expected, got = tuple(self._nothing[live].shape), tuple(parameter.shape)
+            name_in_model = self._names[name]
+            expected = list(self._empty[name_in_model].shape)
+            shape = list(parameter.shape)
+            if shape != expected:
                 raise CheckpointError(
-                    f"{name}: expected the shape {expected}, got {got}; do the models come from one base?"
+                    f"{name}: expected the shape {expected}, got {shape}; "
+                    "do the models come from one base?"
                 )
-            for module, last in self._places[live]:
-                module._parameters[last] = parameter
-        for name, [(module, last), *_] in self._places.items():
-            if module._parameters[last] is self._nothing[name]:
+            for slot in self._slots[name_in_model]:
+                slot.fill(parameter)
+        # A part of the model that is still empty would compute nothing but an error of torch.
+        for name, slots in self._slots.items():
+            if slots[0].parameter is self._empty[name]:
                 raise CheckpointError(
-                    f"{name}: expected a tensor for it in the route, got none; do the models come from one family?"
+                    f"{name}: the route has no tensor for this part of the model; "
+                    "do the models come from one family?"
                 )
 
-    def empty(self) -> None:
-        for name, parameter in self._nothing.items():
-            for module, last in self._places[name]:
-                module._parameters[last] = parameter
+    def clear(self) -> None:
+        """Take all parameters out of the model."""
+        for name, parameter in self._empty.items():
+            for slot in self._slots[name]:
+                slot.fill(parameter)

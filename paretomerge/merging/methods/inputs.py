@@ -73,13 +73,13 @@ class Inputs:
     matrix: bool = False
 
     @property
-    def extent(self) -> tuple[int, int]:
+    def matrix_shape(self) -> tuple[int, int]:
         """(rows, columns)."""
         return matrix_shape(self.shape)
 
     @property
     def size(self) -> int:
-        rows, columns = self.extent
+        rows, columns = self.matrix_shape
         return rows * columns
 
     def each(self, name: str) -> list[float]:
@@ -95,15 +95,15 @@ class Inputs:
 
     def blocks(self, elements: int | None = None) -> "Iterator[Block]":
         """The tensor from its first row to its last. Statistics use the default size: sums depend on where blocks end."""
-        rows, columns = self.extent
+        rows, columns = self.matrix_shape
         step = max(
             1, (elements or (BLOCK if self.device == "cpu" else GPU_BLOCK)) // max(1, columns)
         )
         for first in range(0, rows, step):
             yield Block(self, first, min(first + step, rows))
 
-    def whole(self) -> "Block":
-        return Block(self, 0, self.extent[0])
+    def read_tensor(self) -> "Block":
+        return Block(self, 0, self.matrix_shape[0])
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ class Block:
     @property
     def start(self) -> int:
         """Position of the block's first element in the flat tensor."""
-        return self.first * self.inputs.extent[1]
+        return self.first * self.inputs.matrix_shape[1]
 
     @property
     def size(self) -> int:
-        return (self.end - self.first) * self.inputs.extent[1]
+        return (self.end - self.first) * self.inputs.matrix_shape[1]
 
     @cached_property
     def base(self) -> torch.Tensor:

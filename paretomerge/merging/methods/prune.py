@@ -91,7 +91,7 @@ def by_rank(inputs: Inputs) -> list[Prune]:
     density - epsilon to density + epsilon (Deep et al. 2024, sec. 3.1), then rescale."""
     settings = enumerate(zip(inputs.each("density"), inputs.each("epsilon"), strict=True))
     return _rescaled(
-        inputs, [_masked(inputs, _ranked(i, d, e, inputs.extent[1]), d) for i, (d, e) in settings]
+        inputs, [_masked(inputs, _ranked(i, d, e, inputs.matrix_shape[1]), d) for i, (d, e) in settings]
     )
 
 

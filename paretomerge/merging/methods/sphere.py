@@ -34,7 +34,7 @@ def nuslerp(inputs: Inputs) -> Combine:
     axis = 0 if inputs.options["nuslerp_row_wise"] else -1
 
     def by_vector(block: Block) -> torch.Tensor:
-        shape = inputs.shape if axis == 0 else (block.end - block.first, inputs.extent[1])
+        shape = inputs.shape if axis == 0 else (block.end - block.first, inputs.matrix_shape[1])
         one, two = ((block.delta(i) if deltas else block.source(i)).view(shape) for i in (0, 1))
         norms = one.double().norm(dim=axis, keepdim=True) * two.double().norm(
             dim=axis, keepdim=True
@@ -152,7 +152,7 @@ def _of(inputs: Inputs, coefficients: Sequence[float]) -> Combine:
 
 def in_one_piece(inputs: Inputs, merge: Combine) -> Combine:
     """For rules that need a whole tensor at once."""
-    return in_pieces(inputs, inputs.extent[0], merge)
+    return in_pieces(inputs, inputs.matrix_shape[0], merge)
 
 
 def in_pieces(inputs: Inputs, rows: int, merge: Combine) -> Combine:

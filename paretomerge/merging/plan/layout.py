@@ -1,468 +1,323 @@
-"""Laying out a plan: which tensors of which layers of which models make each tensor of the result."""
+"""Lays out a plan: walks over the modules and slices of a recipe and makes one job per tensor."""
 
-import json
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Collection, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.chat_template import resolve_chat_template
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
-from paretomerge.checkpoint.reference import canonical_name
+from paretomerge.checkpoint.chat_template import resolve_chat_template
 from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
-from paretomerge.merging.methods import Method
-from paretomerge.merging.plan.parameters import option_values, parameter_values
-from paretomerge.merging.plan.plan import Pair, Plan, TensorJob, Weights
-from paretomerge.recipe import Module, Recipe, Slice, Source
+from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open, name_at_layer_0
+from paretomerge.merging.plan.plan import LayerRef, Plan, TensorJob, TensorRef, Weights
+from paretomerge.merging.plan.slices import CompleteSlice, complete_slice, without_layer_ranges
+from paretomerge.merging.plan.tensor_jobs import SourceLayers, TensorJobBuilder, copy_job
+from paretomerge.recipe import Module
+
+_WHOLE_MODEL = None
+"""Stands for the one module of a recipe without `modules`."""
+
+_MAX_NAMES_IN_NOTE = 3
 
 
-def needed(recipe: Recipe) -> tuple[str, ...]:
-    """The models of a recipe, and one that only gives its tokenizer."""
-    source = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
-    return (
-        recipe.models
-        if source is None or source in ("union", "base", *recipe.models)
-        else (*recipe.models, source)
+def lay_out(opened: OpenedRecipe, notes: tuple[str, ...], allow_nan: bool = False) -> Plan:
+    """Make the plan of a recipe whose models are open. Only headers and configs are read.
+
+    Args:
+        opened: The recipe with its models.
+        notes: Notes to put into the plan, before those that are found here.
+        allow_nan: True if NaN and infinite weights are merged like others.
+
+    Returns:
+        The plan, with its config checked.
+
+    Raises:
+        ParetoMergeError: All that is wrong with the recipe and the headers, in one error.
+    """
+    recipe = opened.recipe
+    # Each part below collects its errors, so that a user sees all of them at once.
+    problems = ErrorCollector()
+    vocabulary = None
+    with problems.collect():
+        vocabulary = _merge_vocabulary(opened)
+    _check_copied_files(opened, problems)
+    dtype = recipe.out_dtype or recipe.dtype
+    modules = _named_modules(opened, problems)
+    jobs: list[TensorJob] = []
+    route: list[LayerRef] = []
+    for name, content in modules.items():
+        with problems.collect():
+            module = _lay_out_module(opened, name, content, dtype, vocabulary)
+            jobs += module.jobs
+            route += module.route
+    if recipe.modules:
+        jobs += _copy_other_modules(opened, modules, dtype, vocabulary)
+    # Jobs in the order of names: the result does not depend on the order of slices and modules.
+    jobs.sort(key=attrgetter("name"))
+    plan = Plan(
+        recipe=recipe,
+        method=opened.method,
+        weights={model: opened.weights[model] for model in models_to_open(recipe)},
+        jobs=tuple(jobs),
+        dtype=dtype or opened.template.dtype,
+        route=tuple(route),
+        vocabulary=vocabulary,
+        notes=(*notes, *_notes_of_ignored_tensors(opened)),
+        untied=any(opened.architecture.is_tied_head(job.name) for job in jobs),
+        allow_nan=allow_nan,
     )
+    with problems.collect():
+        # The config is made once here, so that its errors are reported with the others. It would
+        # only add consequences of errors that are known already.
+        if not problems:
+            _ = plan.config
+    problems.raise_if_any()
+    return plan
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A recipe whose method is known and whose models are open."""
+class _ModuleLayout(NamedTuple):
+    """What one module adds to a plan.
 
-    recipe: Recipe
-    method: Method
-    weights: Mapping[str, Weights]
-    notes: tuple[str, ...]
-    allow_nan: bool = False
+    Attributes:
+        jobs: One job per tensor of the module.
+        route: For each layer of the module, the layer that its config entries are copied from.
+    """
 
-    @property
-    def template_name(self) -> str:
-        return self.recipe.base_model or self.recipe.models[0]
+    jobs: list[TensorJob]
+    route: list[LayerRef]
 
-    @cached_property
-    def architecture(self) -> Architecture:
-        return self.weights[self.template_name].architecture
 
-    @cached_property
-    def places(self) -> dict[str, str]:
-        """What sources are put in order by: local folders by where they are, however a recipe spells that."""
-        return {model: canonical_name(model) for model in self.recipe.models}
-
-    @cached_property
-    def shapes(self) -> Mapping[str, set[tuple[int, ...]]]:
-        """Name, as of layer 0 -> the shapes that the template has there, in whichever layer."""
-        found: dict[str, set[tuple[int, ...]]] = {}
-        for name, header in self.weights[self.template_name].headers.items():
-            found.setdefault(self._in_layer_0(name, self.architecture), set()).add(header.shape)
-        return found
-
-    def plan(self) -> Plan:
-        dtype = self.recipe.out_dtype or self.recipe.dtype
-        problems = ErrorCollector()
-        jobs: list[TensorJob] = []
-        route: list[tuple[str, int]] = []
-        vocabulary = None
-        with problems.collect():
-            vocabulary = self._vocabulary()
-        with problems.collect():
-            tokenizer_files(
-                self.weights[self.template_name].folder
-            )  # what is copied at the end is looked at now
-        with problems.collect():
-            if self.recipe.chat_template:
-                resolve_chat_template(
-                    self.recipe.chat_template,
-                    {model: self.weights[model].folder for model in needed(self.recipe)},
-                )
-        modules = self._modules(problems)
-        for module, content in modules:
-            with problems.collect():
-                more, layers = self._module(module, content, dtype, vocabulary)
-                jobs += more
-                route += layers
-        jobs += (
-            self._rest({module for module, _ in modules}, dtype, vocabulary)
-            if self.recipe.modules
-            else []
+def _lay_out_module(
+    opened: OpenedRecipe,
+    name: str | None,
+    content: Module,
+    dtype: str | None,
+    vocabulary: Vocabulary | None,
+) -> _ModuleLayout:
+    """Lay out the module `name` of the template, or the whole model."""
+    architecture = opened.architecture
+    # Of a multimodal model, only the layers of the language module can be stacked.
+    has_layers = name in (_WHOLE_MODEL, opened.language_module)
+    if name is not None and not has_layers:
+        content = without_layer_ranges(opened, name, content)
+    slices = _complete_slices(opened, content)
+    starts_at_0 = slices[0].sources[0].first_layer == 0
+    keeps_layers = starts_at_0 and len(slices) == 1
+    if not keeps_layers and len(architecture.main_stacks) > 1:
+        raise RecipeError(
+            "slices: the layers of this architecture cannot be stacked, because it has several "
+            "stacks of layers; list whole models under `models`"
         )
-        ordered = tuple(sorted(jobs, key=lambda job: job.name))
-        used = {model: self.weights[model] for model in needed(self.recipe)}
-        untied = any(self.architecture.is_tied_head(job.name) for job in jobs)
-        told = dtype or self.weights[self.template_name].dtype
-        notes = (*self.notes, *self._left_out())
-        plan = Plan(
-            self.recipe,
-            self.method,
-            used,
-            ordered,
-            told,
-            tuple(route),
-            vocabulary,
-            notes,
-            untied,
-            self.allow_nan,
-        )
-        with problems.collect():
-            assert problems or plan.config
-        problems.raise_if_any()
-        return plan
-
-    def _left_out(self) -> list[str]:
-        """Notes of tensors that sources have and the template has not."""
-        known = {self._in_layer_0(name, self.architecture) for name in self.architecture.names}
-        notes = []
-        for model in self.recipe.models:
-            theirs = self.weights[model].architecture
-            names = {
-                self._in_layer_0(name, theirs)
-                for name in theirs.names
-                if not theirs.is_beyond_depth(name)
-            }
-            if more := sorted(
-                n for n in names - known if self.architecture.find_equivalent(n) is None
-            ):
-                shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
-                notes.append(
-                    f"{model}: {len(more)} kinds of tensors that {self.template_name} lacks are left out: {shown}"
-                )
-        return notes
-
-    @staticmethod
-    def _in_layer_0(name: str, architecture: Architecture) -> str:
-        return name if architecture.layer(name) is None else architecture.at_layer(name, 0)
-
-    def _modules(self, problems: ErrorCollector) -> list[tuple[str | None, Module]]:
-        """What the recipe says of each module of the template; None stands for the whole model."""
-        if not self.recipe.modules:
-            return [(None, Module(self.recipe.slices))]
-        found: list[tuple[str | None, Module]] = []
-        for alias, content in self.recipe.modules.items():
-            with problems.collect():
-                module = self.architecture.find_module(alias)
-                if module in dict(found):
-                    raise RecipeError(
-                        f"modules: expected each module once, got {alias!r}, which is {module!r}, again"
-                    )
-                found.append((module, content))
-        return found
-
-    def _module(
-        self, module: str | None, content: Module, dtype: str | None, vocabulary: Vocabulary | None
-    ) -> tuple[list[TensorJob], list[tuple[str, int]]]:
-        problems = ErrorCollector()
-        slices = []
-        if module not in (None, self.language):
-            content = self._whole(module, content)
-        for i, piece in enumerate(content.slices):
-            with problems.collect():
-                slices.append(self._complete(piece, f"slices[{i}]"))
-        problems.raise_if_any()
-        builder = _Jobs(self, content.parameters, dtype, vocabulary, problems)
-        names = self.architecture.names if module is None else self.architecture.modules[module]
-        straight = len(slices) == 1 and (slices[0].sources[0].layer_range or (0, 0))[0] == 0
-        if not straight and len(self.architecture.main_stacks) > 1:
-            raise RecipeError(
-                "slices: expected whole models, for the architecture has several stacks of layers; list them under `models`"
-            )
-        for name in (*names, *(self._untied_heads() if module in (None, self.language) else ())):
-            if self.architecture.layer(name) is None and (
-                straight or not self.architecture.is_beyond_depth(name)
-            ):
-                piece = slices[0] if self.architecture.is_embedding(name) else slices[-1]
-                layers = [None] * (len(piece.sources) + 1)
-                builder.add(piece, name, name, layers, 0.0)
-        route: list[tuple[str, int]] = []
-        if module in (None, self.language) and self.architecture.depth:
-            for piece in slices:
-                route += self._slice(builder, piece, len(route))
-        problems.raise_if_any()
-        return builder.jobs, route
-
-    def _whole(self, module: str | None, content: Module) -> Module:
-        """Only the language part is cut into layers; of the others, recipes may spell out the whole range."""
-        inside = [
-            s
-            for s in self.architecture.stacks
-            if self.architecture.module(f"{s.prefix}0.") == module
-        ]
-        whole = [None, *((0, stack.depth) for stack in inside)]
-        for source in (source for piece in content.slices for source in piece.sources):
-            if source.layer_range not in whole or len(content.slices) > 1:
-                raise RecipeError(
-                    f"modules.{module}: expected whole models, got layers {source.layer_range}; list them under `models`"
-                )
-        pieces = tuple(
-            replace(p, sources=tuple(replace(s, layer_range=None) for s in p.sources))
-            for p in content.slices
-        )
-        return replace(content, slices=pieces)
-
-    @property
-    def language(self) -> str:
-        """The module whose layers are routed."""
-        return self.architecture.module(self.architecture.prefix)
-
-    def named(self, name: str, layer: int | None) -> str:
-        return name if layer is None else self.architecture.at_layer(name, layer)
-
-    def pair(self, model: str, name: str, layer: int | None) -> Pair | None:
-        """What a model has for a tensor of the template, in a layer of its own."""
-        found = self.weights[model].architecture.find_equivalent(self.named(name, layer))
-        return None if found is None else (model, found)
-
-    def _untied_heads(self) -> list[str]:
-        """Heads that the template ties to its embedding and another source has of its own: the result has them, too."""
-        others = (
-            name for model in self.recipe.models for name in self.weights[model].architecture.names
-        )
-        return [name for name in dict.fromkeys(others) if self.architecture.is_tied_head(name)]
-
-    def _slice(self, builder: "_Jobs", piece: Slice, out: int) -> list[tuple[str, int]]:
-        """Jobs of the slice's layers, which are numbered from `out` on; the model and layer that each layer's config follows."""
-        ranges = [s.layer_range or (0, 0) for s in piece.sources]
-        listed = {
-            s.model: r for s, r in zip(reversed(piece.sources), reversed(ranges), strict=True)
-        }
-        base = listed.get(piece.base_model or self.recipe.base_model or "", ranges[0])
-        first, length = piece.sources[0].model, ranges[0][1] - ranges[0][0]
-        route = []
-        for i in range(length):
-            t = i / (length - 1) if length > 1 else 1.0
-            for name in self._layer_names(
-                listed.get(self.template_name, ranges[0])[0] + i, first, ranges[0][0] + i
-            ):
-                builder.add(
-                    piece,
-                    self.architecture.at_layer(name, out + i),
-                    name,
-                    [base[0] + i, *(r[0] + i for r in ranges)],
-                    t,
-                )
-            route.append((first, ranges[0][0] + i))
-        return route
-
-    def _layer_names(self, layer: int, first: str, first_layer: int) -> list[str]:
-        """Names, as of layer 0, of the tensors in the template's layer; where it has no such layer, in the first source's."""
-        owner = self.architecture
-        if layer not in owner.by_layer:
-            owner, layer = self.weights[first].architecture, first_layer
-        return [owner.at_layer(name, 0) for name in owner.by_layer[layer]]
-
-    def _complete(self, piece: Slice, where: str) -> Slice:
-        """Layer ranges written out; the sources in the order and number that the method works on."""
-        sources = []
-        for source in piece.sources:
-            depth = self.weights[source.model].architecture.depth
-            first, end = source.layer_range or (0, depth)
-            if end > depth:
-                raise RecipeError(
-                    f"{where}: {source.model}: expected layers below {depth}, got [{first}, {end})"
-                )
-            sources.append(Source(source.model, (first, end), source.parameters))
-        if len({s.layer_range[1] - s.layer_range[0] for s in sources if s.layer_range}) > 1:
-            depths = {s.model: self.weights[s.model].architecture.depth for s in sources}
-            raise RecipeError(f"{where}: expected models of equal depth, got {depths}")
-        base = piece.base_model or self.recipe.base_model
-        listed = [s for s in sources if s.model != base]
-        whole = all(s.layer_range is None for s in piece.sources)
-        if base is not None and (
-            self.method.base == "source" or (self.method.base == "optional" and whole)
-        ):
-            if len(listed) == len(
-                sources
-            ):  # as mergekit does: an unlisted base of `models` is a source without parameters
-                sources.append(Source(base, sources[0].layer_range, {}))
-            sources.sort(key=lambda s: s.model != base)
-        count = len(listed if self.method.base in ("required", "reference") else sources)
-        least, most = self.method.models
-        if count < least or (most is not None and count > most):
-            wanted = (
-                f"{least}"
-                if least == most
-                else f"{least} or more"
-                if most is None
-                else f"{least} to {most}"
-            )
-            besides = " besides the base" if self.method.base == "required" else ""
-            raise RecipeError(
-                f"{where}: {self.method.name}: expected {wanted} models{besides}, got {count}"
-            )
-        return Slice(tuple(sources), piece.parameters, piece.base_model)
-
-    def _rest(
-        self, named: Container[str | None], dtype: str | None, vocabulary: Vocabulary | None
-    ) -> list[TensorJob]:
-        """Modules that the recipe does not name stay as they are in the template."""
-        headers = self.weights[self.template_name].headers
-        jobs = []
-        for name in (
-            n for n in self.architecture.names if self.architecture.module(n) not in named
-        ):
-            pair = (self.template_name, name)
-            kept = dtype if dtype and headers[name].dtype in FLOAT_DTYPES else headers[name].dtype
-            jobs.append(
-                TensorJob(
-                    name, _sized(self.weights, pair, vocabulary), kept, None, (pair,), copy=True
-                )
-            )
-        return jobs
-
-    def _vocabulary(self) -> Vocabulary | None:
-        spec = self.recipe.tokenizer
-        source = spec.source if spec else self.recipe.tokenizer_source
-        if source is None:
-            return None
-        folders = {model: self.weights[model].folder for model in needed(self.recipe)}
-        rows = {model: _vocabulary_rows(model, self.weights[model]) for model in folders}
-        more = (spec.tokens, spec.pad_to_multiple_of) if spec else ({}, None)
-        return merge_vocabularies(source, folders, rows, self.recipe.base_model, *more)
-
-
-@dataclass
-class _Jobs:
-    """Jobs of one module as they are laid out; what is wrong with a tensor is noted and the next one looked at."""
-
-    layout: "Layout"
-    parameters: Mapping[str, Any]
-    dtype: str | None
-    vocabulary: Vocabulary | None
-    problems: ErrorCollector
-
-    def __post_init__(self) -> None:
-        self.jobs: list[TensorJob] = []
-
-    def add(
-        self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float
-    ) -> None:
-        """out: the tensor's name in the result; name: in the template, as of layer 0; layers: that of the base and of each
-        source, None outside layers."""
-        with self.problems.collect():
-            self.jobs.append(self._job(piece, out, name, layers, t))
-
-    def _job(
-        self, piece: Slice, out: str, name: str, layers: Sequence[int | None], t: float
-    ) -> TensorJob:
-        layout, method = self.layout, self.layout.method
-        base_model = piece.base_model or layout.recipe.base_model
-        owner = base_model or piece.sources[0].model
-        own = layout.pair(owner, name, layers[0 if base_model else 1])
-        if own is None:
-            raise CheckpointError(
-                f"{owner}: expected a tensor {name!r}, got none; do the models come from one base?"
-            )
-        header = layout.weights[own[0]].headers[own[1]]
-        dtype = self.dtype or header.dtype
-        if header.dtype not in FLOAT_DTYPES:
-            return TensorJob(out, header.shape, header.dtype, None, (own,), copy=True)
-        deltas = method.base == "required" or (
-            method.base == "reference" and base_model is not None
-        )
-        entries = []
-        for source, layer in zip(piece.sources, layers[1:], strict=True):
-            if deltas and source.model == base_model:
-                continue
-            pair = layout.pair(source.model, name, layer)
-            if pair is None and layout.architecture.module(name) != layout.language:
-                return TensorJob(out, header.shape, dtype, None, (own,), copy=True)
-            if pair is None:
-                raise CheckpointError(
-                    f"{source.model}: expected a tensor {name!r}, got none; do the models come from one base?"
-                )
-            levels = (
-                source.parameters,
-                piece.parameters,
-                self.parameters,
-                layout.recipe.parameters,
-            )
-            tensor = layout.named(name, layer)
-            entries.append(
-                (pair, parameter_values(method, levels, tensor, t, f"{source.model}: {tensor}"))
-            )
-        if (
-            method.symmetric
-        ):  # one order for every listing: sums and random masks then agree bit for bit
-            entries.sort(
-                key=lambda entry: (
-                    layout.places[entry[0][0]],
-                    entry[0][1],
-                    json.dumps(entry[1], sort_keys=True),
-                )
-            )
-        pairs, parameters = tuple(p for p, _ in entries), tuple(k for _, k in entries)
-        base = own if deltas else None
-        options = option_values(
-            method, (piece.parameters, self.parameters, layout.recipe.parameters), out, t
-        )
-        if method.check and (wrong := method.check(parameters, options)):
-            raise RecipeError(f"{out}: {method.name}: {wrong}")
-        return TensorJob(
-            out,
-            self._shape(out, name, pairs + ((base,) if base else ())),
-            dtype,
-            base,
-            pairs,
-            parameters,
-            options,
-        )
-
-    def _shape(self, out: str, name: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
-        """The one shape of all inputs, which the result's config can hold: one that the template has in such a place."""
-        weights = self.layout.weights
-        shapes = [_sized(weights, pair, self.vocabulary) for pair in pairs]
-        if len(set(shapes)) > 1:
-            told = ", ".join(
-                f"{model} {list(shape)}" for (model, _), shape in zip(pairs, shapes, strict=True)
-            )
-            tokens = (
-                weights[pairs[0][0]].architecture.vocabulary_axis(pairs[0][1], shapes[0])
-                is not None
-            )
-            cure = (
-                "give `tokenizer_source: union` or `base`"
-                if tokens
-                else "do the models come from one base?"
-            )
-            raise CheckpointError(f"{out}: expected one shape, got {told}; {cure}")
-        model, tensor = pairs[0]
-        known = self.layout.shapes.get(name, {shapes[0]})
-        axis = weights[model].architecture.vocabulary_axis(
-            tensor, weights[model].headers[tensor].shape
-        )
-        if shapes[0] not in known and (self.vocabulary is None or axis is None):
-            wanted = " or ".join(str(list(shape)) for shape in sorted(known))
-            raise CheckpointError(
-                f"{out}: expected {wanted}, as in {self.layout.template_name}, got {list(shapes[0])} of {model}"
-            )
-        return shapes[0]
-
-
-def _sized(
-    weights: Mapping[str, Weights], pair: Pair, vocabulary: Vocabulary | None
-) -> tuple[int, ...]:
-    """The shape of a tensor, in the merged vocabulary where there is one."""
-    model, name = pair
-    shape = weights[model].headers[name].shape
-    axis = weights[model].architecture.vocabulary_axis(name, shape) if vocabulary else None
-    return (
-        shape
-        if vocabulary is None or axis is None
-        else (*shape[:axis], vocabulary.size, *shape[axis + 1 :])
+    problems = ErrorCollector()
+    builder = TensorJobBuilder(
+        opened=opened,
+        parameters=content.parameters,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        problems=problems,
     )
+    names = architecture.names
+    if name is not None:
+        names = architecture.modules[name]
+    if has_layers:
+        names = (*names, *_untied_heads(opened))
+    for tensor in names:
+        # A multi-token predictor after the last layer fits only layers in their own order.
+        is_dropped = architecture.is_beyond_depth(tensor) and not keeps_layers
+        if architecture.layer(tensor) is None and not is_dropped:
+            _add_outside_layers(builder, slices, tensor)
+    route: list[LayerRef] = []
+    if has_layers and architecture.depth:
+        for piece in slices:
+            route += _add_layers(builder, piece, first_result_layer=len(route))
+    problems.raise_if_any()
+    return _ModuleLayout(builder.jobs, route)
 
 
-def _vocabulary_rows(model: str, weights: Weights) -> int:
-    """Rows of the input embedding."""
+def _complete_slices(opened: OpenedRecipe, content: Module) -> list[CompleteSlice]:
+    problems = ErrorCollector()
+    slices = []
+    for i, piece in enumerate(content.slices):
+        with problems.collect():
+            complete = complete_slice(opened, piece, where=f"slices[{i}]")
+            slices.append(complete)
+    problems.raise_if_any()
+    return slices
+
+
+def _add_outside_layers(
+    builder: TensorJobBuilder, slices: Sequence[CompleteSlice], name: str
+) -> None:
+    """Add a tensor before or after the layers: an embedding, the final norm, the LM head."""
+    # As in mergekit, embeddings take the models and parameters of the first slice, the others take
+    # those of the last one.
+    is_first = builder.opened.architecture.is_embedding(name)
+    piece = slices[0] if is_first else slices[-1]
+    builder.add(piece, name, name, SourceLayers.outside_layers(piece))
+
+
+def _add_layers(
+    builder: TensorJobBuilder, piece: CompleteSlice, first_result_layer: int
+) -> list[LayerRef]:
+    """Add the layers of a slice; returns the layer that each layer's config follows."""
+    opened = builder.opened
+    first_model = piece.sources[0].model
+    base_model = piece.base_model or opened.recipe.base_model
+    base_start = piece.first_layer_of(base_model)
+    template_start = piece.first_layer_of(opened.template_name)
+    starts = [source.first_layer for source in piece.sources]
+    last = piece.depth - 1
+    route = []
+    for i in range(piece.depth):
+        layers = SourceLayers(
+            base=base_start + i,
+            sources=tuple(start + i for start in starts),
+            # mergekit's rule: the only layer of a slice takes the last value of a gradient.
+            depth=i / last if last > 0 else 1.0,
+        )
+        config_layer = LayerRef(first_model, starts[0] + i)
+        for name in _names_in_layer(opened, template_start + i, config_layer):
+            result_name = opened.architecture.at_layer(name, first_result_layer + i)
+            builder.add(piece, result_name, name, layers)
+        route.append(config_layer)
+    return route
+
+
+def _names_in_layer(opened: OpenedRecipe, template_layer: int, fallback: LayerRef) -> list[str]:
+    """Names, at layer 0, of the tensors in a layer of the template."""
+    architecture, layer = opened.architecture, template_layer
+    # Sources may be deeper than the template.
+    if layer not in architecture.by_layer:
+        architecture = opened.weights[fallback.model].architecture
+        layer = fallback.layer
+    return [architecture.at_layer(name, 0) for name in architecture.by_layer[layer]]
+
+
+def _copy_other_modules(
+    opened: OpenedRecipe,
+    named: Collection[str | None],
+    dtype: str | None,
+    vocabulary: Vocabulary | None,
+) -> list[TensorJob]:
+    """Jobs that copy the template's tensors of all modules that the recipe does not name."""
+    jobs = []
+    for name in opened.architecture.names:
+        if opened.architecture.module(name) in named:
+            continue
+        ref = TensorRef(opened.template_name, name)
+        result_dtype = opened.header(ref).dtype
+        if dtype is not None and result_dtype in FLOAT_DTYPES:
+            result_dtype = dtype
+        shape = opened.merged_shape(ref, vocabulary)
+        job = copy_job(name, shape, result_dtype, ref)
+        jobs.append(job)
+    return jobs
+
+
+def _named_modules(opened: OpenedRecipe, problems: ErrorCollector) -> dict[str | None, Module]:
+    """The template's modules that the recipe names, with what it says of them."""
+    recipe = opened.recipe
+    if not recipe.modules:
+        return {_WHOLE_MODEL: Module(recipe.slices)}
+    modules: dict[str | None, Module] = {}
+    for alias, content in recipe.modules.items():
+        with problems.collect():
+            name = opened.architecture.find_module(alias)
+            if name in modules:
+                raise RecipeError(
+                    f"modules: {alias!r} is the module {name!r}, which is listed twice"
+                )
+            modules[name] = content
+    return modules
+
+
+def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
+    """Check now the files that are copied after the merge."""
+    recipe = opened.recipe
+    with problems.collect():
+        tokenizer_files(opened.template.folder)
+    if recipe.chat_template:
+        with problems.collect():
+            resolve_chat_template(recipe.chat_template, _folders(opened))
+
+
+def _folders(opened: OpenedRecipe) -> dict[str, Path]:
+    folders = {}
+    for model in models_to_open(opened.recipe):
+        folders[model] = opened.weights[model].folder
+    return folders
+
+
+def _merge_vocabulary(opened: OpenedRecipe) -> Vocabulary | None:
+    """The merged vocabulary, if the recipe asks for one."""
+    recipe = opened.recipe
+    tokenizer = recipe.tokenizer
+    source = tokenizer.source if tokenizer else recipe.tokenizer_source
+    if source is None:
+        return None
+    folders = _folders(opened)
+    rows = {model: _embedding_rows(model, opened.weights[model]) for model in folders}
+    tokens = tokenizer.tokens if tokenizer else {}
+    multiple = tokenizer.pad_to_multiple_of if tokenizer else None
+    base = recipe.base_model
+    return merge_vocabularies(source, folders, rows, base, tokens, multiple)
+
+
+def _embedding_rows(model: str, weights: Weights) -> int:
+    """Rows of a model's input embedding."""
+    architecture = weights.architecture
     sizes = [
-        h.shape[0]
-        for name, h in weights.headers.items()
-        if weights.architecture.is_vocabulary(name, h.shape)
+        header.shape[0]
+        for name, header in weights.headers.items()
+        if architecture.is_vocabulary(name, header.shape)
     ]
     if not sizes:
         raise CheckpointError(
-            f"{model}: expected an embedding with a row per token, got none; leave `tokenizer_source` out"
+            f"{model}: found no embedding with a row per token, so vocabularies cannot be merged; "
+            "leave out `tokenizer_source`"
         )
     return max(sizes)
+
+
+def _untied_heads(opened: OpenedRecipe) -> list[str]:
+    """LM heads that the template ties to its embedding and another model has of its own.
+
+    The result gets a head of its own, too.
+    """
+    heads: dict[str, None] = {}
+    for model in opened.recipe.models:
+        for name in opened.weights[model].architecture.names:
+            if opened.architecture.is_tied_head(name):
+                heads[name] = None
+    return list(heads)
+
+
+def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
+    """Notes on tensors that sources have and the template lacks."""
+    architecture = opened.architecture
+    template_names = {name_at_layer_0(name, architecture) for name in architecture.names}
+    notes = []
+    for model in opened.recipe.models:
+        names = _names_at_layer_0(opened.weights[model].architecture)
+        extra = sorted(names - template_names)
+        # A tied head or another prefix is only another name for a tensor that the template has.
+        ignored = [name for name in extra if architecture.find_equivalent(name) is None]
+        if ignored:
+            shown = ", ".join(ignored[:_MAX_NAMES_IN_NOTE])
+            if len(ignored) > _MAX_NAMES_IN_NOTE:
+                shown += ", ..."
+            lacking = f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
+            notes.append(f"{model}: {lacking} are left out: {shown}")
+    return notes
+
+
+def _names_at_layer_0(architecture: Architecture) -> set[str]:
+    """One name per kind of tensor; multi-token predictors are left out without a note."""
+    names = set()
+    for name in architecture.names:
+        if not architecture.is_beyond_depth(name):
+            names.add(name_at_layer_0(name, architecture))
+    return names

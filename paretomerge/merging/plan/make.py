@@ -1,42 +1,18 @@
-"""From a recipe to a plan: all meaning checked against headers before a weight is read, and every error told at once."""
+"""From a recipe to a plan: everything is checked against headers before a weight is read."""
 
 from collections.abc import Mapping, Sequence
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import Reference
-from paretomerge.errors import ErrorCollector, RecipeError, unknown_name
+from paretomerge.errors import ErrorCollector, ParetoMergeError, RecipeError, unknown_name
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.plan.layout import Layout, needed
-from paretomerge.merging.plan.parameters import check_names
+from paretomerge.merging.plan.layout import lay_out
+from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open
+from paretomerge.merging.plan.parameters import check_parameters
 from paretomerge.merging.plan.plan import Plan, Weights
+from paretomerge.merging.plan.steps import RecipeStep
 from paretomerge.recipe import Recipe
-
-
-def open_weights(
-    models: Sequence[str],
-    already: Mapping[str, Weights] | None = None,
-    allow_nan: bool = False,
-    download: bool = True,
-) -> dict[str, Weights]:
-    """Open each model that is not open `already`; all that fail are told at once. See `Checkpoint` for the last two."""
-    opened: dict[str, Weights] = {}
-    problems = ErrorCollector()
-    for model in models:
-        with problems.collect():
-            opened[model] = (
-                already[model]
-                if already and model in already
-                else _open(model, allow_nan, download)
-            )
-    problems.raise_if_any()
-    return opened
-
-
-def _open(model: str, allow_nan: bool, download: bool) -> Weights:
-    reference = Reference.parse(model)
-    checkpoint = Checkpoint(reference.model, allow_nan, download)
-    return AdaptedCheckpoint(checkpoint, reference.adapter) if reference.adapter else checkpoint
 
 
 def make_plan(
@@ -45,28 +21,135 @@ def make_plan(
     allow_nan: bool = False,
     download: bool = True,
 ) -> Plan:
-    """Check the recipe against the table of methods and the models' headers, and lay out the work.
+    """Check a recipe against its models and lay out the merge as one job per tensor.
 
-    weights: models that are open already, by the name that the recipe uses. allow_nan, download: see `Checkpoint`.
+    Only configs and headers of the checkpoints are read, no weights.
+
+    Args:
+        recipe: The merge to plan, with its steps if it has any.
+        weights: Models that are open already, by the names that the recipe uses. All others are
+            opened.
+        allow_nan: True to merge NaN and infinite weights like others. By default they are an error
+            when they are read.
+        download: False to plan for models on the Hub from their headers, without their weights.
+            Such a plan cannot be carried out.
+
+    Returns:
+        The plan: for each tensor of the result its shape, dtype, inputs and parameters; the config
+        of the result; notes on parts of the recipe that have no effect.
+
+    Raises:
+        RecipeError: If the method, its parameters, layers or models do not fit together.
+        CheckpointError: If a model is missing, cannot be read safely, or has tensors of other
+            shapes. If several things are wrong, one error reports all of them; `error.parts` lists
+            them.
+
+    Example:
+        Print what a merge will write, and what it will cost::
+
+            from paretomerge.merging.plan import estimate_cost, make_plan
+            from paretomerge.recipe import Recipe
+
+            plan = make_plan(Recipe.load("recipe.yml"))
+            for job in plan.jobs:
+                print(job.name, job.shape, job.dtype, [ref.model for ref in job.inputs])
+            print(estimate_cost(plan).memory, plan.notes)
     """
-    from paretomerge.merging.plan.steps import open_steps
-
+    # All checks run, so that one error reports everything that is wrong.
     problems = ErrorCollector()
-    opened: dict[str, Weights] = {}
     with problems.collect():
         if recipe.merge_method not in METHODS:
-            raise RecipeError(
-                f"merge_method: {unknown_name('method', recipe.merge_method, METHODS)}"
-            )
+            message = unknown_name("method", recipe.merge_method, METHODS)
+            raise RecipeError(f"merge_method: {message}")
     method = METHODS.get(recipe.merge_method)
     notes: tuple[str, ...] = ()
-    if method:
+    if method is not None:
         with problems.collect():
-            notes = check_names(recipe, method)
+            notes = check_parameters(recipe, method)
+    opened: dict[str, Weights] = {}
     with problems.collect():
-        opened = open_steps(recipe, weights or {}, allow_nan, download)
-        opened = open_weights(needed(recipe), opened, allow_nan, download)
-    if problems or method is None:
-        problems.raise_if_any()
-        raise AssertionError("an unknown_name method was noted")
-    return Layout(recipe, method, opened, notes, allow_nan).plan()
+        opened = _open_steps(recipe, weights or {}, allow_nan, download)
+        opened = open_weights(models_to_open(recipe), opened, allow_nan, download)
+    problems.raise_if_any()
+    # An unknown method is one of the problems.
+    assert method is not None
+    opened_recipe = OpenedRecipe(recipe, method, opened)
+    return lay_out(opened_recipe, notes, allow_nan)
+
+
+def open_weights(
+    models: Sequence[str],
+    already: Mapping[str, Weights] | None = None,
+    allow_nan: bool = False,
+    download: bool = True,
+) -> dict[str, Weights]:
+    """Open models to merge from.
+
+    Args:
+        models: Folders or Hub names, with an optional `@revision` and an optional `+adapter`.
+        already: Models that are open already; they are returned as they are.
+        allow_nan: True if NaN and infinite weights are no error.
+        download: False to read only the headers of models on the Hub.
+
+    Returns:
+        The opened models by name, in the order of `models`.
+
+    Raises:
+        CheckpointError: If a model cannot be opened. One error reports all such models.
+    """
+    already = already or {}
+    opened: dict[str, Weights] = {}
+    problems = ErrorCollector()
+    for model in models:
+        with problems.collect():
+            if model in already:
+                opened[model] = already[model]
+            else:
+                opened[model] = _open(model, allow_nan, download)
+    problems.raise_if_any()
+    return opened
+
+
+def _open(model: str, allow_nan: bool, download: bool) -> Weights:
+    # `model@revision+adapter`
+    reference = Reference.parse(model)
+    checkpoint = Checkpoint(reference.model, allow_nan, download)
+    if reference.adapter:
+        return AdaptedCheckpoint(checkpoint, reference.adapter)
+    return checkpoint
+
+
+def _open_steps(
+    recipe: Recipe,
+    already: Mapping[str, Weights],
+    allow_nan: bool,
+    download: bool,
+) -> dict[str, Weights]:
+    """Open the steps of a recipe as models. Each step can use the steps before it.
+
+    Returns:
+        The steps by name and the models that they read, besides those that are open already.
+
+    Raises:
+        ParetoMergeError: If a step cannot be planned; the message begins with the step's name.
+    """
+    if not recipe.steps:
+        return dict(already)
+    opened = open_weights(recipe.source_models, already, allow_nan, download)
+    for step in recipe.steps:
+        # Steps keep the vocabulary of their base: only the result is written with a tokenizer.
+        if step.tokenizer or step.tokenizer_source or step.chat_template:
+            raise RecipeError(
+                f"{step.name}: expected tokenizer and chat template in the last document, "
+                "got them in a step; move them there"
+            )
+        assert step.name is not None
+        # In order: a step may use the steps before it.
+        try:
+            plan = make_plan(step, opened, allow_nan)
+        except ParetoMergeError as error:
+            message = f"{step.name}: {error}"
+            parts = tuple(f"{step.name}: {part}" for part in error.parts)
+            raise type(error)(message, parts) from error
+        opened[step.name] = RecipeStep(plan)
+    return opened

@@ -1,150 +1,254 @@
-"""The settings of a recipe against the parameters of its method: names, levels, kinds and ranges."""
+"""The parameters of a recipe: checked against those of its method, and looked up for one tensor."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
 from paretomerge.merging.methods import IGNORED, METHODS, Method, Parameter
-from paretomerge.recipe import Recipe, find_value
-
-_EVERYWHERE = {
-    parameter.name for method in METHODS.values() for parameter in method.parameters
-} | set(IGNORED)
+from paretomerge.recipe import ParameterSetting, Recipe, find_value
+from paretomerge.types import ParamValue
 
 
-def check_names(recipe: Recipe, method: Method) -> tuple[str, ...]:
-    """Parameters that no method has are errors. Those that this one does not read are told and left alone, as in mergekit:
-    published recipes are full of them."""
+def _names_of_all_methods() -> set[str]:
+    names = set(IGNORED)
+    for method in METHODS.values():
+        names |= {parameter.name for parameter in method.parameters}
+    return names
+
+
+_KNOWN_NAMES = _names_of_all_methods()
+
+_Levels = Sequence[Mapping[str, ParameterSetting]]
+"""Parameters at each level of a recipe, from the innermost outwards."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A place in a recipe that sets parameters.
+
+    Attributes:
+        where: The place, for error messages.
+        parameters: The settings by parameter name.
+        of_source: True if the level belongs to a single source.
+    """
+
+    where: str
+    parameters: Mapping[str, ParameterSetting]
+    of_source: bool = False
+
+
+def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
+    """Check all parameters of a recipe: names, levels, types and ranges.
+
+    A name that no method has is an error. A name that only other methods have is ignored with a
+    note, as in mergekit: many published recipes have such parameters.
+
+    Args:
+        recipe: The recipe.
+        method: The row of its method in the table of methods.
+
+    Returns:
+        Notes on parameters that have no effect.
+
+    Raises:
+        RecipeError: All mistakes, in one error.
+    """
     problems = ErrorCollector()
     notes: list[str] = []
-    for where, parameters, source in _levels(recipe):
+    for level in _levels(recipe):
         with problems.collect():
-            notes += _names(where, parameters, source, method)
+            notes += _check_level(level, method)
+    needs_base = method.base in ("required", "source")
     with problems.collect():
-        if method.base in ("required", "source") and recipe.base_model is None:
+        if needs_base and recipe.base_model is None:
             raise RecipeError(f"{method.name}: expected `base_model`, got none")
     problems.raise_if_any()
     return tuple(notes)
 
 
-def _levels(recipe: Recipe) -> list[tuple[str, Mapping[str, Any], bool]]:
-    """(where, parameters, whether it is a source's own) of every level that has parameters."""
-    levels: list[tuple[str, Mapping[str, Any], bool]] = [("parameters", recipe.parameters, False)]
-    levels += [
-        (f"modules.{name}: parameters", module.parameters, False)
-        for name, module in recipe.modules.items()
-    ]
+def evaluate_source_parameters(
+    method: Method,
+    levels: _Levels,
+    model: str,
+    tensor: str,
+    depth: float,
+) -> dict[str, ParamValue]:
+    """Evaluate the parameters that each source has, for one source and one tensor.
+
+    Args:
+        method: The row of the method in the table of methods.
+        levels: Settings from the innermost level (the source) outwards.
+        model: The source, for error messages.
+        tensor: The tensor's name, for filters.
+        depth: Relative depth from 0 to 1, for gradients.
+
+    Returns:
+        The value of each parameter.
+
+    Raises:
+        RecipeError: If a value is missing or not allowed.
+    """
+    parameters = {}
+    for parameter in method.parameters:
+        if not parameter.per_source:
+            continue
+        # A value that no level has is missing for all tensors: one error, not one per tensor.
+        is_set = any(parameter.name in level for level in levels)
+        where = f"{model}: {tensor}" if is_set else model
+        value = find_value(levels, parameter.name, tensor, depth)
+        checked = _check_value(parameter, value, where)
+        parameters[parameter.name] = checked
+    return parameters
+
+
+def evaluate_options(
+    method: Method,
+    levels: _Levels,
+    tensor: str,
+    depth: float,
+) -> dict[str, ParamValue]:
+    """Evaluate the parameters of the whole merge for one tensor.
+
+    As in mergekit, `levels` do not include the sources.
+
+    Args:
+        method: The row of the method in the table of methods.
+        levels: Settings from the innermost level (the slice) outwards.
+        tensor: The tensor's name in the result, for filters and error messages.
+        depth: Relative depth from 0 to 1, for gradients.
+
+    Returns:
+        The value of each parameter.
+
+    Raises:
+        RecipeError: If a value is missing or not allowed.
+    """
+    options = {}
+    for parameter in method.parameters:
+        if not parameter.per_source:
+            value = find_value(levels, parameter.name, tensor, depth)
+            checked = _check_value(parameter, value, tensor)
+            options[parameter.name] = checked
+    return options
+
+
+def _levels(recipe: Recipe) -> Iterator[_Level]:
+    """Every level of a recipe that can have parameters."""
+    yield _Level("parameters", recipe.parameters)
+    for name, module in recipe.modules.items():
+        where = f"modules.{name}: parameters"
+        yield _Level(where, module.parameters)
     for i, piece in enumerate(recipe.all_slices()):
-        levels.append((f"slices[{i}]: parameters", piece.parameters, False))
-        levels += [
-            (f"{source.model}: parameters", source.parameters, True) for source in piece.sources
-        ]
-    return levels
+        where = f"slices[{i}]: parameters"
+        yield _Level(where, piece.parameters)
+        for source in piece.sources:
+            where = f"{source.model}: parameters"
+            yield _Level(where, source.parameters, of_source=True)
 
 
-def _names(where: str, parameters: Mapping[str, Any], source: bool, method: Method) -> list[str]:
-    known = {parameter.name: parameter for parameter in method.parameters}
-    notes = []
+def _check_level(level: _Level, method: Method) -> list[str]:
+    """Check the parameters of one level; returns notes on those that have no effect."""
+    method_parameters = {parameter.name: parameter for parameter in method.parameters}
     problems = ErrorCollector()
-    for name in parameters:
+    notes = []
+    for name, setting in level.parameters.items():
+        # mergekit's `int8_mask` and the like: they change nothing, and recipes are full of them.
+        if name in IGNORED:
+            continue
         with problems.collect():
-            if name in IGNORED:
-                continue
-            if name not in _EVERYWHERE:
-                raise RecipeError(
-                    f"{where}: {unknown_name(f'parameter of {method.name}', name, known or ['none'])}"
-                )
-            if name not in known:
-                notes.append(f"{where}: `{name}` means nothing to {method.name} and is ignored")
-            elif source and not known[name].per_source:
+            if name not in _KNOWN_NAMES:
+                known = method_parameters or ["none"]
+                kind = f"parameter of {method.name}"
+                message = unknown_name(kind, name, known)
+                raise RecipeError(f"{level.where}: {message}")
+            parameter = method_parameters.get(name)
+            if parameter is None:
                 notes.append(
-                    f"{where}: `{name}` holds for the whole merge and is ignored here; move it to the top level's `parameters`"
+                    f"{level.where}: `{name}` means nothing to {method.name} and is ignored"
+                )
+            elif level.of_source and not parameter.per_source:
+                notes.append(
+                    f"{level.where}: `{name}` holds for the whole merge and is ignored here; "
+                    "move it to the top level's `parameters`"
                 )
             else:
-                for value in _leaves(parameters[name]):
-                    _value(known[name], value, where)
+                for value in _values_in(setting):
+                    _check_value(parameter, value, level.where)
     problems.raise_if_any()
     return notes
 
 
-def _leaves(setting: Any) -> Iterator[Any]:
-    """Every single value of a setting. A gradient stays between its values, so these are all there is to check."""
-    for entry in setting if isinstance(setting, (list, tuple)) else [setting]:
+def _values_in(setting: ParameterSetting) -> Iterator[object]:
+    """Every single value of a setting. Values between those of a gradient need no check."""
+    # A list is a gradient, or a list of conditionals, each with a setting of its own.
+    is_list = isinstance(setting, (list, tuple))
+    for entry in setting if is_list else [setting]:
         if isinstance(entry, Mapping):
-            yield from _leaves(entry["value"])
+            yield from _values_in(entry["value"])
         else:
             yield entry
 
 
-def parameter_values(
-    method: Method, levels: Sequence[Mapping[str, Any]], tensor: str, t: float, where: str
-) -> dict[str, Any]:
-    """What a source's own parameters are for one tensor at depth t; levels from the innermost outwards."""
-    parameters = {}
-    for parameter in method.parameters:
-        if parameter.per_source:
-            nowhere = not any(parameter.name in level for level in levels)
-            parameters[parameter.name] = _value(
-                parameter,
-                find_value(levels, parameter.name, tensor, t),
-                where.removesuffix(f": {tensor}") if nowhere else where,
-            )
-    return parameters
+def _check_value(parameter: Parameter, setting: Any, where: str) -> ParamValue:
+    """The value of a parameter: the default if it is None, numbers in quotes as numbers.
 
-
-def option_values(
-    method: Method, levels: Sequence[Mapping[str, Any]], tensor: str, t: float
-) -> dict[str, Any]:
-    """What the parameters of the whole merge are for one tensor. mergekit never reads them from a source."""
-    return {
-        k.name: _value(k, find_value(levels, k.name, tensor, t), tensor)
-        for k in method.parameters
-        if not k.per_source
-    }
-
-
-def _value(parameter: Parameter, value: Any, where: str) -> Any:
-    value = (
-        parameter.default if value is None else _number(value) if isinstance(value, str) else value
-    )
+    `setting` is what a YAML file says, of any type.
+    """
+    value: Any = setting
+    if setting is None:
+        value = parameter.default
+    elif isinstance(setting, str):
+        value = _number_from(setting)
     if value is None:
         raise RecipeError(
-            f"{where}: expected a value for `{parameter.name}`, which has no default; add it under `parameters`"
+            f"{where}: expected a value for `{parameter.name}`, which has no default; "
+            "add it under `parameters`"
         )
-    if isinstance(parameter.default, bool) and value in (0, 1) and not isinstance(value, str):
+    is_flag = isinstance(parameter.default, bool)
+    # 0 and 1 are taken for false and true.
+    if is_flag and value in (0, 1) and not isinstance(value, str):
         return bool(value)
     if parameter.choices:
-        if value not in parameter.choices:
-            raise RecipeError(
-                f"{where}: {parameter.name}: expected one of {parameter.choices}, got {shorten(value)}"
-            )
-    elif isinstance(parameter.default, bool):
-        raise RecipeError(
-            f"{where}: {parameter.name}: expected true or false, got {shorten(value)}"
-        )
-    elif (
-        isinstance(value, (bool, str))
-        or not parameter.low <= value <= parameter.high
-        or value in (float("inf"), float("-inf"))
-    ):
-        raise RecipeError(
-            f"{where}: {parameter.name}: expected a number{_range(parameter)}, got {shorten(value)}"
-        )
-    elif type(parameter.default) is int and value != int(value):
-        raise RecipeError(
-            f"{where}: {parameter.name}: expected a whole number, got {shorten(value)}"
-        )
-    return value
+        allowed = f"one of {parameter.choices}"
+        is_allowed = value in parameter.choices
+    elif is_flag:
+        allowed = "true or false"
+        is_allowed = False
+    elif not _is_in_range(parameter, value):
+        allowed = f"a number{_range_text(parameter)}"
+        is_allowed = False
+    else:
+        allowed = "a whole number"
+        # bool is a kind of int, so `isinstance` would not do; flags are treated above.
+        is_whole_number = type(parameter.default) is int
+        is_allowed = not is_whole_number or value == int(value)
+    if not is_allowed:
+        message = f"expected {allowed}, got {shorten(value)}"
+        raise RecipeError(f"{where}: {parameter.name}: {message}")
+    checked: ParamValue = value
+    return checked
 
 
-def _range(parameter: Parameter) -> str:
-    if parameter.high < float("inf"):
+def _is_in_range(parameter: Parameter, value: Any) -> bool:
+    if isinstance(value, (bool, str)):
+        return False
+    # NaN fails both comparisons; infinity passes them where there is no bound.
+    is_within_bounds = bool(parameter.low <= value <= parameter.high)
+    return is_within_bounds and abs(value) != math.inf
+
+
+def _range_text(parameter: Parameter) -> str:
+    if parameter.high < math.inf:
         return f" from {parameter.low} to {parameter.high}"
-    return f" from {parameter.low} on" if parameter.low > float("-inf") else ""
+    if parameter.low > -math.inf:
+        return f" from {parameter.low} on"
+    return ""
 
 
-def _number(text: str) -> Any:
-    """mergekit takes "0.5" for 0.5."""
+def _number_from(text: str) -> float | str:
+    """The number in a text, as mergekit reads it; the text itself if it is no number."""
     try:
         return float(text)
     except ValueError:

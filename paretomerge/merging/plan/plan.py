@@ -1,10 +1,10 @@
-"""What a plan is made of: the models it reads, one job for each tensor of the result, and what else the result needs."""
+"""The data of a plan: the models that it reads and one job for each tensor of the result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
@@ -14,57 +14,124 @@ from paretomerge.checkpoint.remapped import RemappedTensor
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merging.methods import Method
 from paretomerge.recipe import Recipe
+from paretomerge.types import Params
 
-HELD_BYTES = 400 << 20
-"""Inputs of the tensors in work that a method looks at more than once are kept in memory up to this size, else read again."""
+INPUT_CACHE_BYTES = 400 << 20
+"""Memory for inputs that a method reads more than once. Larger inputs are read from disk again."""
 
-Pair = tuple[str, str]
-"""(model as the recipe names it, name of a tensor in it)."""
+ModelConfig = dict[str, Any]  # Any: the content of a JSON file
+"""The content of a `config.json`."""
+
+
+class TensorRef(NamedTuple):
+    """One tensor of one model.
+
+    Attributes:
+        model: The model, as the recipe names it.
+        name: The tensor's name in the checkpoint of that model.
+    """
+
+    model: str
+    name: str
+
+
+class LayerRef(NamedTuple):
+    """One layer of one model.
+
+    Attributes:
+        model: The model, as the recipe names it.
+        layer: The layer's number, from 0.
+    """
+
+    model: str
+    layer: int
 
 
 class Weights(Protocol):
-    """A model to merge from: on disk, with an adapter, in memory, or the result of an earlier step."""
+    """An opened model: on disk, with an adapter, in memory, or the result of a recipe step."""
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """The folder with the tokenizer."""
+        ...
+
     @property
-    def config(self) -> dict[str, Any]: ...
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        ...
+
     @property
-    def headers(self) -> Mapping[str, Header]: ...
+    def headers(self) -> Mapping[str, Header]:
+        """Shape and dtype by tensor name."""
+        ...
+
     @property
-    def architecture(self) -> Architecture: ...
+    def architecture(self) -> Architecture:
+        """The layers, modules and roles of the tensors."""
+        ...
+
     @property
-    def dtype(self) -> str: ...
-    def operand(self, name: str) -> Operand: ...
-    def check_unchanged(self) -> None: ...
+    def dtype(self) -> str:
+        """The model's dtype, as torch names it."""
+        ...
+
+    def operand(self, name: str) -> Operand:
+        """Return a tensor as merges read it."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the files have changed since the model was opened."""
+        ...
 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """One output tensor: which tensors of which models make it, with what settings.
+    """How one tensor of the result is made.
 
-    `parameters` has one entry per source. A `copy` takes its one source as it is stored.
+    Attributes:
+        name: The tensor's name in the result.
+        shape: The tensor's shape in the result.
+        dtype: The tensor's dtype in the result, as torch names it.
+        base: The tensor that task vectors are taken from; None where the method needs none.
+        sources: The tensors to merge.
+        parameters: The method's parameters per source, in the order of `sources`.
+        options: The method's parameters for the whole merge.
+        copy: True if the one source is copied as it is stored, without the method.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    base: Pair | None
-    sources: tuple[Pair, ...]
-    parameters: tuple[Mapping[str, Any], ...] = ()
-    options: Mapping[str, Any] | None = None
+    base: TensorRef | None
+    sources: tuple[TensorRef, ...]
+    parameters: tuple[Params, ...] = ()
+    options: Params = field(default_factory=dict)
     copy: bool = False
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
-        return self.sources + ((self.base,) if self.base else ())
+    def inputs(self) -> tuple[TensorRef, ...]:
+        """Every tensor that the job reads: the sources, then the base if there is one."""
+        if self.base is None:
+            return self.sources
+        return (*self.sources, self.base)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that has been understood: every job, in the order of names, and the models that they read.
+    """A checked recipe, laid out as tensor jobs.
 
-    route: for each output layer the model and layer that its config entries follow.
+    Attributes:
+        recipe: The recipe.
+        method: The row of the recipe's method in the table of methods.
+        weights: The opened models by the names that the recipe uses.
+        jobs: One job per tensor of the result, sorted by name.
+        dtype: The dtype that the result's config states.
+        route: For each layer of the result, the layer that its config entries are copied from.
+        vocabulary: The merged vocabulary, if the recipe asks for one.
+        notes: Parts of the recipe that have no effect.
+        untied: True if the result has an LM head of its own where the template ties it to the
+            embedding.
+        allow_nan: True if NaN and infinite weights are merged like others.
     """
 
     recipe: Recipe
@@ -72,72 +139,96 @@ class Plan:
     weights: Mapping[str, Weights]
     jobs: tuple[TensorJob, ...]
     dtype: str
-    route: tuple[tuple[str, int], ...]
+    route: tuple[LayerRef, ...]
     vocabulary: Vocabulary | None = None
     notes: tuple[str, ...] = ()
-    """What in the recipe has no effect."""
     untied: bool = False
-    """Whether the result has a head of its own where the template's is its embedding."""
     allow_nan: bool = False
 
     @property
     def template(self) -> Weights:
-        """The model whose config the result follows."""
-        return self.weights[self.recipe.base_model or self.recipe.models[0]]
+        """The model whose config the result follows: the base, else the first model."""
+        name = self.recipe.base_model or self.recipe.models[0]
+        return self.weights[name]
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.json of the result: depth, per-layer lists, dtype and vocabulary follow the recipe."""
-        route = [(self.weights[model].config, layer) for model, layer in self.route]
+    def config(self) -> ModelConfig:
+        """The `config.json` of the result.
+
+        Depth, per-layer lists, dtype and vocabulary follow the recipe.
+
+        Raises:
+            CheckpointError: If a config cannot describe such a sequence of layers.
+        """
+        route = []
+        for model, layer in self.route:
+            config = self.weights[model].config
+            route.append((config, layer))
+        # Entries per layer move with their layers: sliding windows, layer types, and the like.
         config = routed_config(self.template.config, route, self.dtype)
         if self.untied:
-            config = _with(config, "tie_word_embeddings", False)
-        return (
-            _with_vocabulary(config, self.vocabulary.config_updates) if self.vocabulary else config
-        )
+            config = _set_in_text_part(config, "tie_word_embeddings", False)
+        if self.vocabulary is not None:
+            config = _update_vocabulary(config, self.vocabulary.config_updates)
+        return config
 
-    def operand(self, pair: Pair) -> Operand:
-        """What a job reads, in the merged vocabulary where there is one."""
-        model, name = pair
-        operand = self.weights[model].operand(name)
-        if (
-            self.vocabulary is None
-            or self.weights[model].architecture.vocabulary_axis(name, operand.shape) is None
-        ):
+    def operand(self, ref: TensorRef) -> Operand:
+        """Return a tensor as jobs read it, in the merged vocabulary where there is one.
+
+        Args:
+            ref: A tensor of one of the plan's models.
+        """
+        model, name = ref
+        weights = self.weights[model]
+        operand = weights.operand(name)
+        if self.vocabulary is None:
             return operand
-        return RemappedTensor(
-            operand,
-            self.vocabulary.row_maps[model],
-            lambda other: self.weights[other].operand(self._in(other, name)),
-        )
+        axis = weights.architecture.vocabulary_axis(name, operand.shape)
+        if axis is None:
+            return operand
+
+        def operand_of(donor: str) -> Operand:
+            # A token that a model lacks is taken from another one, which may name the tensor
+            # differently or tie it to its embedding.
+            donor_weights = self.weights[donor]
+            name_in_donor = donor_weights.architecture.find_equivalent(name) or name
+            return donor_weights.operand(name_in_donor)
+
+        row_map = self.vocabulary.row_maps[model]
+        return RemappedTensor(operand, row_map, operand_of)
 
     def bytes_read(self) -> int:
-        """One reading of every input."""
-        return sum(self.weights[m].headers[t].bytes for job in self.jobs for m, t in job.pairs)
+        """Size of all inputs, each counted as often as a job has it."""
+        total = 0
+        for job in self.jobs:
+            for model, name in job.inputs:
+                header = self.weights[model].headers[name]
+                total += header.bytes
+        return total
 
     def bytes_written(self) -> int:
+        """Size of the result's tensors."""
         return sum(size_in_bytes(job.shape, job.dtype) for job in self.jobs)
 
-    def _in(self, model: str, name: str) -> str:
-        return self.weights[model].architecture.find_equivalent(name) or name
+
+def _set_in_text_part(config: ModelConfig, key: str, value: object) -> ModelConfig:
+    """The config with a key set at the top, and in its text part if that has the key."""
+    result = {**config, key: value}
+    if key in config.get("text_config", {}):
+        result["text_config"] = {**config["text_config"], key: value}
+    return result
 
 
-def _with(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The key set at the top, and in the text part where that has it."""
-    text = (
-        {"text_config": {**config["text_config"], key: value}}
-        if key in config.get("text_config", {})
-        else {}
-    )
-    return {**config, **text, key: value}
-
-
-def _with_vocabulary(config: dict[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
-    """The updates at every level that has the key: multimodal configs nest the language part."""
-    out = {
-        k: _with_vocabulary(v, {"vocab_size": updates["vocab_size"]}) if k == "text_config" else v
-        for k, v in config.items()
-    }
-    return out | {
-        k: v for k, v in updates.items() if k in out or (k != "vocab_size" and v is not None)
-    }
+def _update_vocabulary(config: ModelConfig, updates: Mapping[str, object]) -> ModelConfig:
+    """The config with its vocabulary entries replaced, at the top and in the text part."""
+    result = dict(config)
+    # Multimodal configs nest the language part, which has a `vocab_size` of its own.
+    if "text_config" in config:
+        size = {"vocab_size": updates["vocab_size"]}
+        result["text_config"] = _update_vocabulary(config["text_config"], size)
+    for key, value in updates.items():
+        # A level without `vocab_size` gets none. A special token may be new to the template.
+        is_new_token = key != "vocab_size" and value is not None
+        if key in config or is_new_token:
+            result[key] = value
+    return result

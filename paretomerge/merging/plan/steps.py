@@ -1,18 +1,14 @@
-"""An earlier step of a recipe as a model to merge from: its tensors are computed when a later step reads them."""
+"""A recipe step as a model that later steps merge from: tensors are computed when they are read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import Operand, matrix_shape
-from paretomerge.errors import ParetoMergeError, RecipeError
-from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Plan, TensorJob, Weights
-from paretomerge.recipe import Recipe
+from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob
 
 if TYPE_CHECKING:
     import torch
@@ -21,119 +17,157 @@ if TYPE_CHECKING:
 
 
 class RecipeStep:
-    """The result of `plan`, never written to disk. A tensor is rounded to the step's dtype, as if it had been."""
+    """The result of a plan as opened model weights (`Weights`), without a file on disk.
+
+    Tensors are rounded to the dtype of the step, as if they had been written.
+
+    Args:
+        plan: The plan of the step.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._jobs = {job.name: job for job in plan.jobs}
-        here = Path()
-        self.headers: Mapping[str, Header] = {
-            name: Header(here, job.dtype, job.shape, 0) for name, job in self._jobs.items()
-        }
+        self._jobs = {}
+        self.headers: dict[str, Header] = {}
+        for job in plan.jobs:
+            self._jobs[job.name] = job
+            self.headers[job.name] = _header(job)
 
     @property
     def folder(self) -> Path:
-        """Where the tokenizer is."""
+        """The folder with the tokenizer: that of the plan's template."""
         return self.plan.template.folder
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ModelConfig:
+        """The configuration of the step's result."""
         return self.plan.config
 
     @cached_property
     def architecture(self) -> Architecture:
+        """The architecture of the step's result."""
         return Architecture.infer(self.headers, self.config)
 
     @property
     def dtype(self) -> str:
+        """The dtype of the step's result."""
         return self.plan.dtype
 
     def operand(self, name: str) -> Operand:
+        """Return a tensor of the result, which is computed as it is read."""
         job = self._jobs[name]
+        # Copies go without float32, which cannot hold all integers.
         if not job.copy:
-            return Computed(self.plan, job)
+            return MergedTensor(self.plan, job)
         operand = self.plan.operand(job.sources[0])
-        return operand if operand.dtype == job.dtype else Rounded(operand, job.dtype)
+        if operand.dtype == job.dtype:
+            return operand
+        return RoundedTensor(operand, job.dtype)
 
     def check_unchanged(self) -> None:
+        """Raise CheckpointError if the files of any input have changed since they were opened."""
         for weights in self.plan.weights.values():
             weights.check_unchanged()
 
 
+def _header(job: TensorJob) -> Header:
+    # The tensor is in no file: only its dtype and shape are read from this header.
+    no_file = Path()
+    return Header(no_file, job.dtype, job.shape, 0)
+
+
 @dataclass(frozen=True)
-class Computed:
-    """A tensor of a step."""
+class MergedTensor:
+    """A tensor of a recipe step, merged as its rows are read.
+
+    Attributes:
+        plan: The plan of the step.
+        job: The job of the tensor.
+    """
 
     plan: Plan
     job: TensorJob
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
         return self.job.shape
 
     @property
     def dtype(self) -> str:
+        """The dtype that the step rounds to."""
         return self.job.dtype
 
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+        """Merge rows [first, end).
+
+        Args:
+            first: The first row.
+            end: The row after the last one.
+            device: The device to merge on.
+
+        Returns:
+            `(end - first, columns)` in float32, rounded to the step's dtype.
+        """
         import torch
 
-        from paretomerge.merging.engine import cast
+        from paretomerge.merging.job_io import cast_block
 
+        # There is nothing to merge in a tensor without entries, and nothing a method could measure.
         if not torch.Size(self.shape).numel():
-            return torch.empty((end - first, matrix_shape(self.shape)[1]), device=device)
-        inputs, combine = self._prepared(device)
-        return cast(self.plan, self.job, combine(inputs.at(first, end))).to(torch.float32)
+            _, columns = matrix_shape(self.shape)
+            return torch.empty((end - first, columns), device=device)
+        inputs, combine = self._prepare(device)
+        block = combine(inputs.at(first, end))
+        rounded = cast_block(self.plan, self.job, block)
+        return rounded.to(torch.float32)
 
-    def _prepared(self, device: str) -> "tuple[Inputs, Combine]":
-        if device not in self._by_device:
-            from paretomerge.merging.engine import inputs_of
+    def _prepare(self, device: str) -> "tuple[Inputs, Combine]":
+        """The tensor's inputs and the function that merges its blocks."""
+        # Many methods read the whole tensor before the first block, so this is done once.
+        if device not in self._prepared:
+            from paretomerge.merging.job_io import job_inputs
 
-            inputs = inputs_of(self.plan, self.job, device)
-            self._by_device[device] = (inputs, self.plan.method.combine(inputs))
-        return self._by_device[device]
+            inputs = job_inputs(self.plan, self.job, device)
+            combine = self.plan.method.combine(inputs)
+            self._prepared[device] = (inputs, combine)
+        return self._prepared[device]
 
     @cached_property
-    def _by_device(self) -> "dict[str, tuple[Inputs, Combine]]":
+    def _prepared(self) -> "dict[str, tuple[Inputs, Combine]]":
         return {}
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """A tensor that a step copies, in the step's dtype."""
+class RoundedTensor:
+    """A tensor that a recipe step copies, rounded to the step's dtype.
+
+    Attributes:
+        operand: The tensor to copy.
+        dtype: The dtype that the step rounds to.
+    """
 
     operand: Operand
     dtype: str
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
         return self.operand.shape
 
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
+        """Read rows [first, end).
+
+        Args:
+            first: The first row.
+            end: The row after the last one.
+            device: The device of the result.
+
+        Returns:
+            `(end - first, columns)` in float32, rounded to the step's dtype.
+        """
         import torch
 
-        return (
-            self.operand.rows(first, end, device).to(getattr(torch, self.dtype)).to(torch.float32)
-        )
-
-
-def open_steps(
-    recipe: Recipe, already: Mapping[str, Weights], allow_nan: bool, download: bool = True
-) -> dict[str, Weights]:
-    """The named steps of a recipe, each able to use those before it; and what was open already."""
-    if not recipe.steps:
-        return dict(already)
-    opened = dict(open_weights(recipe.source_models, already, allow_nan, download))
-    for step in recipe.steps:
-        if step.tokenizer or step.tokenizer_source or step.chat_template:
-            raise RecipeError(
-                f"{step.name}: expected tokenizer and chat template in the last document, got them in a step; move them there"
-            )
-        assert step.name is not None
-        try:
-            opened[step.name] = RecipeStep(make_plan(step, opened, allow_nan))
-        except ParetoMergeError as error:
-            raise type(error)(
-                f"{step.name}: {error}", tuple(f"{step.name}: {part}" for part in error.parts)
-            ) from error
-    return opened
+        rows = self.operand.rows(first, end, device)
+        rounded = rows.to(getattr(torch, self.dtype))
+        return rounded.to(torch.float32)

@@ -1,13 +1,13 @@
-"""Data-flow space by edits of a good route: blocks of layers skipped, repeated or taken from another model, a hand-over, scales.
+"""Data-flow space by edits of a working route: blocks are skipped, repeated or replaced.
 
-A random route is garbage; here every point is a few edits from a model that works, and neighbours are near.
+A random route gives a broken model. Here every point is a few edits away from a model that works,
+and points that are near each other give similar routes.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import Any
+from typing import cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -18,22 +18,39 @@ from optuna.distributions import (
 
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes.space import RouteSearchSpace, hand_over
-from paretomerge.space.routes.stacks import RouteLayer
+from paretomerge.space.routes.passthrough import RouteLayer
+from paretomerge.space.routes.space import (
+    ActiveWhere,
+    BlockMatcher,
+    Point,
+    RouteSearchSpace,
+    handover_label,
+)
+from paretomerge.types import Conditions, Params
 
-Params = Mapping[str, Any]
 AS_ROUTED = "as routed"
+"""The value of `from/b` that does not replace the block's model."""
 
 
 @dataclass(frozen=True)
 class EditSearchSpace(RouteSearchSpace):
-    """See RouteSearchSpace for the models and their blocks.
+    """Routes that are edits of one model, or of two with a hand-over between them.
 
-    - `lead`, `hand_over`, `follow`: whose blocks come before block number `hand_over`, and whose from there on.
-    - `times/b`: how often block b comes, 0 to `most`. `from/b`: another model for it.
-    - `scale/b`: what the stream is multiplied by on its way into block b, unless it comes first.
+    A point that leaves out every block goes through the first one.
 
-    A point that leaves everything out goes through the first block.
+    Parameters of a point:
+        `lead`, `hand_over`, `follow`: `lead` gives the blocks before block number `hand_over`,
+        `follow` gives the others.
+
+        `times/b`: how often block b comes, 0 to `most`.
+
+        `from/b`: another model for block b, or `AS_ROUTED`.
+
+        `scale/b`: what the residual stream is multiplied by on its way into block b, unless that
+        comes first.
+
+    Attributes:
+        most: How often a block may come.
     """
 
     most: int = 2
@@ -45,96 +62,157 @@ class EditSearchSpace(RouteSearchSpace):
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter, whether or not it counts at a given point, in the order of the walk."""
-        names, space = tuple(self.sources), dict[str, BaseDistribution]()
-        if len(names) > 1:
-            space |= {
-                "lead": CategoricalDistribution(names),
-                "hand_over": IntDistribution(1, self.blocks),
-            }
-            space["follow"] = CategoricalDistribution(names)
+        """Every parameter, active or not, in the order of the route."""
+        names = tuple(self.sources)
+        has_choice = len(names) > 1
+        distributions: dict[str, BaseDistribution] = {}
+        if has_choice:
+            distributions["lead"] = CategoricalDistribution(names)
+            # At `blocks`, after the last block, `lead` gives all of them.
+            distributions["hand_over"] = IntDistribution(1, self.blocks)
+            distributions["follow"] = CategoricalDistribution(names)
+        replacements = (AS_ROUTED, *names)
         for b in range(self.blocks):
-            space[f"times/{b}"] = IntDistribution(0, self.most)
-            if len(names) > 1:
-                space[f"from/{b}"] = CategoricalDistribution((AS_ROUTED, *names))
-            if self.fold is not None and b:
-                space[f"scale/{b}"] = FloatDistribution(*self.scale, log=True)
-        return space
+            distributions[f"times/{b}"] = IntDistribution(0, self.most)
+            if has_choice:
+                distributions[f"from/{b}"] = CategoricalDistribution(replacements)
+            # Only the first block can never come after another one.
+            if self.fold is not None and b > 0:
+                scale = FloatDistribution(*self.scale, log=True)
+                distributions[f"scale/{b}"] = scale
+        return distributions
 
     @cached_property
-    def conditions(self) -> dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]:
-        """A block's model and scale count where it is used, who follows where there is a hand-over."""
-        used, before = tuple(range(1, self.most + 1)), tuple(range(1, self.blocks))
-        names = [name for name in self.distributions if name.startswith(("from/", "scale/"))]
-        found: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]
-        found = {name: ((f"times/{name.partition('/')[2]}", used),) for name in names}
-        return found | (
-            {"follow": (("hand_over", before),)} if "follow" in self.distributions else {}
-        )
+    def conditions(self) -> Conditions:
+        """When parameters are active.
+
+        The model and the scale of a block are active if it is used, `follow` if there is a
+        hand-over.
+        """
+        used = tuple(range(1, self.most + 1))
+        # `follow` gives no block if the hand-over is after the last one.
+        before_the_end = tuple(range(1, self.blocks))
+        conditions: dict[str, ActiveWhere] = {}
+        for name in self.distributions:
+            kind, _, block = name.partition("/")
+            if kind in ("from", "scale"):
+                parent = f"times/{block}"
+                conditions[name] = ((parent, used),)
+        if "follow" in self.distributions:
+            conditions["follow"] = (("hand_over", before_the_end),)
+        return conditions
 
     def route(self, params: Params) -> list[RouteLayer]:
-        """The layers of one point."""
-        first = next(iter(self.sources))
-        lead, follow = params.get("lead", first), params.get("follow", first)
+        """Return the layers of a point.
+
+        Args:
+            params: The value of each parameter.
+        """
+        first_source = next(iter(self.sources))
+        # A space of one source has no choice of models, and so lacks these parameters.
+        lead = cast(str, params.get("lead", first_source))
+        follow = cast(str, params.get("follow", first_source))
+        hand_over = cast(int, params.get("hand_over", self.blocks))
         route: list[RouteLayer] = []
         for b in range(self.blocks):
-            source = lead if b < params.get("hand_over", self.blocks) else follow
-            if (named := params.get(f"from/{b}", AS_ROUTED)) != AS_ROUTED:
-                source = named
-            for turn in range(params[f"times/{b}"]):
-                entering = params.get(f"scale/{b}", 1.0) if route and turn == 0 else 1.0
-                route += self.block(source, b, entering)
+            source = lead if b < hand_over else follow
+            replacement = params.get(f"from/{b}", AS_ROUTED)
+            if replacement != AS_ROUTED:
+                source = cast(str, replacement)
+            times = cast(int, params[f"times/{b}"])
+            for turn in range(times):
+                # The scale applies on the way into the block, not between its repeats.
+                is_scaled = bool(route) and turn == 0
+                scale = params.get(f"scale/{b}", 1.0) if is_scaled else 1.0
+                layers = self.block(source, b, cast(float, scale))
+                route += layers
+        # A model needs a layer, so a point that skips all blocks gets one.
         return route or self.block(lead, 0)
 
-    def starts(self) -> dict[str, dict[str, Any]]:
-        """Each source alone; then the simplest stacks: hand-overs half-way, and each source with its middle repeated."""
-        names, half = list(self.sources), self.half
-        starts = {name: self._plain(name) for name in names}
-        for one, other in permutations(names, 2) if half else ():
-            label = hand_over(one, other)
-            starts[label] = self._plain(one) | {"hand_over": half, "follow": other}
+    def starts(self) -> dict[str, Point]:
+        """Return the points of the baseline recipes by label.
+
+        Each source alone comes first. Then come the simplest frankenmerges: hand-overs half-way,
+        and each source with its middle block twice.
+        """
+        names = list(self.sources)
+        half = self.half
+        starts = {}
+        for name in names:
+            starts[name] = self._source_point(name)
+        # With one block per model there is no middle to hand over at.
+        pairs = permutations(names, 2) if half else ()
+        for first, second in pairs:
+            label = handover_label(first, second)
+            starts[label] = self._source_point(first)
+            starts[label] |= {"hand_over": half, "follow": second}
             if self.fold is not None:
-                starts[label][f"scale/{half}"] = self.entering(label)
+                scale = f"scale/{half}"
+                starts[label][scale] = self.handover_scale(label)
         if self.most > 1:
-            starts |= {
-                f"{name}, middle twice": self._plain(name) | {f"times/{half}": 2} for name in names
-            }
+            for name in names:
+                point = self._source_point(name)
+                point[f"times/{half}"] = 2
+                starts[f"{name}, middle twice"] = point
         return starts
 
-    def shorter(self, name: str) -> dict[str, Any] | None:
-        """A source without its middle block."""
-        return self._plain(name) | {f"times/{self.half}": 0} if self.half else None
+    def point_without_middle(self, source: str) -> Point | None:
+        """Return the point of a source without its middle block; None if there is one block only.
 
-    def warm(self, recipe: Recipe) -> dict[str, Any]:
-        """The point that gives the user's recipe; a ConfigError says what in it is outside the space."""
-        route = self.named(recipe)
-        lead, taken = route[0].model, 0
-        point = self._plain(lead) | {f"times/{b}": 0 for b in range(self.blocks)}
-        for b in range(self.blocks):
-            source, turns = self._matched(route, taken, b)
-            if turns:
-                point |= {f"times/{b}": turns, f"from/{b}": AS_ROUTED if source == lead else source}
-                if taken and abs(route[taken].scale - 1) > 0:
-                    point[f"scale/{b}"] = self.within(f"scale/{b}", route[taken].scale)
-                taken += turns * len(self.layers(source, b))
-        self.left_over(route, taken)
-        return {name: value for name, value in point.items() if name in self.distributions}
+        Args:
+            source: The source's name.
+        """
+        if self.half == 0:
+            return None
+        point = self._source_point(source)
+        point[f"times/{self.half}"] = 0
+        return point
 
-    def _plain(self, name: str) -> dict[str, Any]:
-        """One source from its first layer to its last."""
-        point: dict[str, Any] = {"lead": name, "follow": name, "hand_over": self.blocks}
+    def warm(self, recipe: Recipe) -> Point:
+        """Return the point of a recipe of the user's.
+
+        Args:
+            recipe: A route through the sources.
+
+        Raises:
+            ConfigError: If the recipe is outside the space; the message says which part.
+        """
+        matcher = BlockMatcher(self, recipe)
+        lead = matcher.first_source
+        point = self._source_point(lead)
+        # Blocks come in their order, so one pass over them reads any route of this space.
         for b in range(self.blocks):
-            point |= {f"from/{b}": AS_ROUTED, f"times/{b}": 1, f"scale/{b}": 1.0}
+            source, times = self._match_block(matcher, b)
+            point[f"times/{b}"] = times
+            if source is None:
+                continue
+            if source != lead:
+                point[f"from/{b}"] = source
+            if not matcher.is_at_start and matcher.next_scale != 1:
+                scale = f"scale/{b}"
+                point[scale] = matcher.checked_scale(scale)
+            matcher.advance(source, b, times)
+        matcher.raise_if_unmatched()
+        return point
+
+    def _source_point(self, name: str) -> Point:
+        """The point of one source, from its first layer to its last."""
+        point: Point = {
+            "lead": name,
+            "follow": name,
+            "hand_over": self.blocks,
+        }
+        for b in range(self.blocks):
+            point[f"from/{b}"] = AS_ROUTED
+            point[f"times/{b}"] = 1
+            point[f"scale/{b}"] = 1.0
+        # Spaces of one source, or without a fold, lack some of these parameters.
         return {key: point[key] for key in self.distributions}
 
-    def _matched(self, route: Sequence[RouteLayer], start: int, b: int) -> tuple[str, int]:
-        """Whose block b stands at `start` of a route (of names), and how often in a row."""
+    def _match_block(self, matcher: BlockMatcher, b: int) -> tuple[str | None, int]:
+        """The source whose block b comes next in a route, and how often it comes."""
         for name in self.sources:
-            turns, length = 0, len(self.layers(name, b))
-            while turns < self.most and self.stands(
-                route, start + turns * length, name, b, scaled=turns == 0
-            ):
-                turns += 1
-            if turns:
-                return name, turns
-        return "", 0
+            times = matcher.count_repeats(name, b, self.most)
+            if times:
+                return name, times
+        return None, 0

@@ -1,33 +1,75 @@
-"""Data-flow space by indicators: the layers of all models in a row, a few times over, each used or skipped, with scales.
+"""Data-flow space by indicators: the blocks of all models in a row, each used or skipped.
 
-Akiba et al. 2024 (arXiv 2403.13187), sec. 3.2: model 1's layers, then model 2's, and so on, the whole sequence `repeats` times;
-CMA-ES decides for each place whether it is used. They multiply the stream by one number per pair of layers; here it is one per
-place, which is the same for a route without loops and does not grow with the square of the layers.
+Akiba et al. 2024 (arXiv 2403.13187), sec. 3.2: the layers of model 1, then those of model 2, and so
+on; the whole sequence is repeated, and CMA-ES decides for each place whether it is used. They
+multiply the stream by one number per pair of layers. Here it is one number per place, which is the
+same for a route without loops and does not grow with the square of the number of layers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import Any
+from typing import NamedTuple, cast
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes.space import RouteSearchSpace, hand_over
-from paretomerge.space.routes.stacks import RouteLayer
+from paretomerge.space.routes.passthrough import RouteLayer
+from paretomerge.space.routes.space import (
+    ActiveWhere,
+    BlockMatcher,
+    Point,
+    RouteSearchSpace,
+    handover_label,
+)
+from paretomerge.types import Conditions, Params
 
-Params = Mapping[str, Any]
+
+class _Place(NamedTuple):
+    """A place of the sequence: a block of a source in one of the repeats.
+
+    Attributes:
+        repeat: The repeat, from 1.
+        source: The source's name.
+        block: The block's number, from 0.
+    """
+
+    repeat: int
+    source: str
+    block: int
+
+    @property
+    def use(self) -> str:
+        """The parameter that says whether the place is used."""
+        return f"use/{self._address}"
+
+    @property
+    def scale(self) -> str:
+        """The parameter that scales the residual stream on its way into the place."""
+        return f"scale/{self._address}"
+
+    @property
+    def _address(self) -> str:
+        return f"{self.repeat}/{self.source}/{self.block}"
 
 
 @dataclass(frozen=True)
 class IndicatorSearchSpace(RouteSearchSpace):
-    """See RouteSearchSpace for the models and their blocks; with `blocks` as many as a model has layers, places are layers.
+    """Routes through a fixed sequence of blocks, each of which is used or skipped.
 
-    `use/r/name/b`: 1 where block b of source `name` is gone through in round r (from 1). `scale/r/name/b`: what the stream is
-    multiplied by on its way there, unless it comes first. Integers and floats only, so that CMA-ES moves all of them.
-    A point that uses nothing goes through the first block.
+    With as many blocks as a model has layers, places are layers. A point that uses no place goes
+    through the first block. All parameters are integers and floats, so that CMA-ES can move them.
+
+    Parameters of a point:
+        `use/r/name/b`: 1 if block b of source `name` is used in repeat r (from 1), else 0.
+
+        `scale/r/name/b`: what the residual stream is multiplied by on its way there, unless that
+        comes first.
+
+    Attributes:
+        repeats: How often the sequence of all models is repeated.
     """
 
     repeats: int = 1
@@ -39,73 +81,111 @@ class IndicatorSearchSpace(RouteSearchSpace):
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter, whether or not it counts at a given point, in the order of the walk."""
-        space = dict[str, BaseDistribution]()
-        for r, name, b in self._places():
-            space[f"use/{r}/{name}/{b}"] = IntDistribution(0, 1)
-            if self.fold is not None and (r, name, b) != next(self._places()):
-                space[f"scale/{r}/{name}/{b}"] = FloatDistribution(*self.scale, log=True)
-        return space
+        """Every parameter, active or not, in the order of the route."""
+        distributions: dict[str, BaseDistribution] = {}
+        for i, place in enumerate(self._places()):
+            distributions[place.use] = IntDistribution(0, 1)
+            # Only the first place can never come after another one.
+            if self.fold is not None and i > 0:
+                distributions[place.scale] = FloatDistribution(*self.scale, log=True)
+        return distributions
 
     @cached_property
-    def conditions(self) -> dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]:
-        """A scale counts where its place is used."""
-        scales = [name for name in self.distributions if name.startswith("scale/")]
-        return {name: (("use/" + name.removeprefix("scale/"), (1,)),) for name in scales}
+    def conditions(self) -> Conditions:
+        """A scale is active if its place is used."""
+        conditions: dict[str, ActiveWhere] = {}
+        for place in self._places():
+            if place.scale in self.distributions:
+                conditions[place.scale] = ((place.use, (1,)),)
+        return conditions
 
     def route(self, params: Params) -> list[RouteLayer]:
-        """The layers of one point."""
-        route: list[RouteLayer] = []
-        for r, name, b in self._places():
-            if params[f"use/{r}/{name}/{b}"]:
-                route += self.block(
-                    name, b, params.get(f"scale/{r}/{name}/{b}", 1.0) if route else 1.0
-                )
-        return route or self.block(next(iter(self.sources)), 0)
+        """Return the layers of a point.
 
-    def starts(self) -> dict[str, dict[str, Any]]:
-        """Each source alone; then hand-overs half-way, where the order of the models allows them."""
-        names, half = list(self.sources), self.half
-        starts = {name: self._used({(1, name, b) for b in range(self.blocks)}) for name in names}
-        for one, other in permutations(names, 2) if half else ():
-            again = 1 if names.index(one) < names.index(other) else 2
-            if again <= self.repeats:
-                taken = {(1, one, b) for b in range(half)} | {
-                    (again, other, b) for b in range(half, self.blocks)
-                }
-                label = hand_over(one, other)
-                starts[label] = self._used(taken)
-                if self.fold is not None:
-                    starts[label][f"scale/{again}/{other}/{half}"] = self.entering(label)
+        Args:
+            params: The value of each parameter.
+        """
+        route: list[RouteLayer] = []
+        for place in self._places():
+            if not params[place.use]:
+                continue
+            scale = params.get(place.scale, 1.0) if route else 1.0
+            layers = self.block(place.source, place.block, cast(float, scale))
+            route += layers
+        # A model needs a layer, so a point that uses no place gets one block.
+        first_source = next(iter(self.sources))
+        return route or self.block(first_source, 0)
+
+    def starts(self) -> dict[str, Point]:
+        """Return the points of the baseline recipes by label.
+
+        Each source alone comes first, then hand-overs half-way, where the order of the models and
+        the number of repeats allow them.
+        """
+        names = list(self.sources)
+        half = self.half
+        starts = {}
+        for name in names:
+            all_blocks = range(self.blocks)
+            places = self._places_of(name, 1, all_blocks)
+            starts[name] = self._point(places)
+        # With one block per model there is no middle to hand over at.
+        pairs = permutations(names, 2) if half else ()
+        for first, second in pairs:
+            # A model that comes before the other one in the sequence can follow it in the next
+            # repeat.
+            is_in_order = names.index(first) < names.index(second)
+            repeat = 1 if is_in_order else 2
+            if repeat > self.repeats:
+                continue
+            before = self._places_of(first, 1, range(half))
+            second_half = range(half, self.blocks)
+            after = self._places_of(second, repeat, second_half)
+            label = handover_label(first, second)
+            starts[label] = self._point(before | after)
+            if self.fold is not None:
+                scale = _Place(repeat, second, half).scale
+                starts[label][scale] = self.handover_scale(label)
         return starts
 
-    def warm(self, recipe: Recipe) -> dict[str, Any]:
-        """The point that gives the user's recipe; a ConfigError says what in it is outside the space."""
-        route, point, taken = self.named(recipe), self._used(set()), 0
-        for (
-            r,
-            name,
-            b,
-        ) in self._places():  # the earliest place that fits never stands in the way of another
-            if taken < len(route) and self.stands(route, taken, name, b):
-                point[f"use/{r}/{name}/{b}"] = 1
-                if taken and route[taken].scale != 1:
-                    point[f"scale/{r}/{name}/{b}"] = self.within(
-                        f"scale/{r}/{name}/{b}", route[taken].scale
-                    )
-                taken += len(self.layers(name, b))
-        self.left_over(route, taken)
+    def warm(self, recipe: Recipe) -> Point:
+        """Return the point of a recipe of the user's.
+
+        Args:
+            recipe: A route through the sources.
+
+        Raises:
+            ConfigError: If the recipe is outside the space; the message says which part.
+        """
+        matcher = BlockMatcher(self, recipe)
+        point = self._point(())
+        # Taking the first place that fits is enough: later places can still take all that follows.
+        for place in self._places():
+            source, block = place.source, place.block
+            # `most=1`: the same block may come again, but in the next repeat.
+            if matcher.count_repeats(source, block, most=1) == 0:
+                continue
+            point[place.use] = 1
+            if not matcher.is_at_start and matcher.next_scale != 1:
+                point[place.scale] = matcher.checked_scale(place.scale)
+            matcher.advance(source, block)
+        matcher.raise_if_unmatched()
         return point
 
-    def _places(self) -> Iterator[tuple[int, str, int]]:
-        for r in range(1, self.repeats + 1):
-            for name in self.sources:
-                yield from ((r, name, b) for b in range(self.blocks))
+    @staticmethod
+    def _places_of(source: str, repeat: int, blocks: range) -> set[_Place]:
+        return {_Place(repeat, source, b) for b in blocks}
 
-    def _used(self, places: set[tuple[int, str, int]]) -> dict[str, Any]:
-        every = [(r, name, b) for r, name, b in self._places()]
-        point: dict[str, Any] = {
-            f"use/{r}/{name}/{b}": int((r, name, b) in places) for r, name, b in every
-        }
-        point |= {f"scale/{r}/{name}/{b}": 1.0 for r, name, b in every}
+    def _places(self) -> Iterator[_Place]:
+        for repeat in range(1, self.repeats + 1):
+            for name in self.sources:
+                for b in range(self.blocks):
+                    yield _Place(repeat, name, b)
+
+    def _point(self, used: Collection[_Place]) -> Point:
+        """The point that uses some places, without scales."""
+        point: Point = {}
+        for place in self._places():
+            point[place.use] = int(place in used)
+            point[place.scale] = 1.0
         return {name: point[name] for name in self.distributions}

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from optuna.distributions import FloatDistribution
@@ -294,13 +294,13 @@ def _tensor(
 
 def _averaged(job: TensorJob, meant: TensorJob, names: Mapping[str, str]) -> _Tensor:
     """sum w_i theta_i with weights of sum 1 is theta_0 + sum w_i tau_i, and the base's own weight means nothing."""
-    total = sum(parameters["weight"] for parameters in meant.parameters)
+    total = sum(cast(float, parameters["weight"]) for parameters in meant.parameters)
     if not (meant.options or {})["normalize"] and abs(total - 1) > _SAME:
         raise ConfigError(f"{job.name}: {AVERAGE}: expected weights with a sum of 1, got {total:g}")
     weights: dict[str, float] = defaultdict(float)
     for (model, _), parameters in zip(meant.sources, meant.parameters, strict=True):
         if model in names:
-            weights[names[model]] += parameters["weight"] / total
+            weights[names[model]] += cast(float, parameters["weight"]) / total
     return _Tensor(PLAIN, {source: {"weight": weight} for source, weight in weights.items()}, {})
 
 

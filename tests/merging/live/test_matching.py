@@ -5,15 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.merging.live.matching import Stream, matching_scale, streams
+from paretomerge.merging.live.matching import (
+    StreamStatistics,
+    matching_scale,
+    measure_streams,
+)
 from paretomerge.merging.live.routed import RoutedModel
 
 
-def stream(seed: int, scale: float = 1.0, d: int = 6) -> Stream:
+def stream(seed: int, scale: float = 1.0, d: int = 6) -> StreamStatistics:
     states = (
         torch.randn(200, d, generator=torch.Generator().manual_seed(seed)) + torch.arange(d) / d
     )
-    return Stream.of(scale * states)
+    return StreamStatistics.from_states(scale * states)
 
 
 @given(st.floats(0.05, 20))
@@ -38,8 +42,8 @@ def test_no_other_scale_is_better(seed, scale):
 
 
 def test_streams_that_point_away_from_each_other_are_left_alone():
-    one = Stream(np.ones(2), np.zeros((2, 2)))
-    assert matching_scale(one, Stream(-np.ones(2), np.eye(2))) == 1.0
+    one = StreamStatistics(np.ones(2), np.zeros((2, 2)))
+    assert matching_scale(one, StreamStatistics(-np.ones(2), np.eye(2))) == 1.0
 
 
 class Words:
@@ -54,8 +58,10 @@ def test_streams_are_those_into_each_layer(pico):
     live = RoutedModel([path], "float32")
     live.tokenizer = Words()
     text = ["3 4 5 6", "7 8", ""]
-    found = streams(live, {"ada": path}, {"ada": Checkpoint(path).architecture.depth}, text)["ada"]
-    model = live._shell.model
+    found = measure_streams(
+        live, {"ada": path}, {"ada": Checkpoint(path).architecture.depth}, text
+    )["ada"]
+    model = live._loaded.model
     states = [
         model(
             torch.tensor([[int(w) for w in line.split()]]), output_hidden_states=True

@@ -10,10 +10,10 @@ from paretomerge.errors import CheckpointError, ParetoMergeError, RecipeError
 from paretomerge.merging.engine import merge
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 from tests.architectures import run
 from tests.conftest import pico_states, save_pico
-from tests.space.routes.test_stacks import FAMILIES, ROUTE, sources
+from tests.space.routes.test_passthrough import FAMILIES, ROUTE, sources
 
 SHORT = ROUTE[:3]
 ORDERED = ("qwen2",)
@@ -26,7 +26,7 @@ def recipe_of(models: dict[str, str], steps) -> Recipe:
         RouteLayer(models[model], layer, scale)
         for (model, layer, _), scale in zip(steps, scales, strict=True)
     ]
-    return route_recipe(route, fold_of(Checkpoint(models["a"]).config))
+    return route_to_recipe(route, fold_of(Checkpoint(models["a"]).config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,8 +90,9 @@ def test_layers_are_referred_to_and_not_copied(llamas):
         parameter.data_ptr() for parameter in live._resident.values()
     } == kept  # nothing was added for a candidate
     assert {parameter.data_ptr() for parameter in live._computed} == computed
-    others = [shell for shell in live._shells.values() if shell is not live._shell]
-    assert others and all(p.is_meta for shell in others for p in shell.model.parameters())
+    others = [skeleton for skeleton in live._skeletons.values() if skeleton is not live._loaded]
+    assert others
+    assert all(p.is_meta for other in others for p in other.model.parameters())
 
 
 def test_generation_with_a_cache_is_generation_without(llamas):
@@ -121,7 +122,9 @@ def test_only_routes_are_followed(llamas):
 
 def test_models_of_other_widths_are_refused(llamas, tmp_path):
     save_pico(tmp_path / "wide", pico_states(width=32)["ada"], width=32)
-    mixed = route_recipe([RouteLayer(llamas["a"], 0), RouteLayer(str(tmp_path / "wide"), 1)], None)
+    mixed = route_to_recipe(
+        [RouteLayer(llamas["a"], 0), RouteLayer(str(tmp_path / "wide"), 1)], None
+    )
     with pytest.raises(ParetoMergeError, match="expected"):
         RoutedModel([llamas["a"], str(tmp_path / "wide")]).load(mixed)
 
@@ -156,7 +159,8 @@ def test_merges_are_models_among_others(llamas, tmp_path, dtype):
         RouteLayer("one", 2, 1.2),
     ]
     recipe = replace(
-        route_recipe(steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes), dtype=dtype
+        route_to_recipe(steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes),
+        dtype=dtype,
     )
     assert [step.name for step in recipe.steps] == ["one", "two-inner", "two"]
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -165,7 +169,7 @@ def test_merges_are_models_among_others(llamas, tmp_path, dtype):
     alone = merge(recipes["two"], tmp_path / "two")
     depth = Checkpoint(alone).architecture.depth
     whole = replace(
-        route_recipe([RouteLayer("two", n) for n in range(depth)], None, recipes=recipes),
+        route_to_recipe([RouteLayer("two", n) for n in range(depth)], None, recipes=recipes),
         dtype=dtype,
     )
     assert torch.equal(
@@ -176,10 +180,10 @@ def test_merges_are_models_among_others(llamas, tmp_path, dtype):
 def test_a_step_that_is_not_resident_is_told(llamas):
     recipes = pool(llamas, "float32")
     live = RoutedModel(list(llamas.values()), recipes={"one": recipes["one"]})
-    other = route_recipe(
+    other = route_to_recipe(
         [RouteLayer("one", 0)], None, recipes={"one": replace(recipes["one"], seed=4)}
     )
     with pytest.raises(
-        RecipeError, match="expected steps that are resident, one, got another: one"
+        RecipeError, match="The step 'one' is not one that this model has in memory: one"
     ):
         live.load(other)

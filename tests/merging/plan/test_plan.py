@@ -10,7 +10,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.engine import merge, merged_tensors
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.plan.cost import cost
+from paretomerge.merging.plan.cost import estimate_cost
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 
@@ -72,11 +72,15 @@ def test_what_no_method_reads_is_an_error_and_what_others_read_a_note(pico):
 def test_cost_is_read_from_headers(pico):
     made = plan(pico, "merge_method: ties\n" + TWO + "parameters: {weight: 1}")
     size = sum(header.bytes for header in Checkpoint(str(pico / "base")).headers.values())
-    told = cost(made)
+    told = estimate_cost(made)
     assert (told.read, told.written) == (3 * size, size)
-    assert told.seconds > 0 and cost(made, threads=2).memory > told.memory
+    assert told.seconds > 0 and estimate_cost(made, threads=2).memory > told.memory
     whole = plan(pico, "merge_method: tsv\n" + TWO)
-    assert METHODS["tsv"].whole and cost(whole).memory > told.memory and cost(whole).seconds is None
+    assert (
+        METHODS["tsv"].whole
+        and estimate_cost(whole).memory > told.memory
+        and estimate_cost(whole).seconds is None
+    )
 
 
 def test_a_plan_reads_no_weight(pico, monkeypatch):
@@ -109,7 +113,7 @@ def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
     )
     text = "merge_method: task_arithmetic\nbase_model: PICO/base\nmodels: [{model: owner/ada@v2}]\nparameters: {weight: 1}"
     made = plan(pico, text, download=False)
-    assert asked == [("owner/ada", "v2")] and cost(made).read == 2 * sum(
+    assert asked == [("owner/ada", "v2")] and estimate_cost(made).read == 2 * sum(
         h.bytes for h in headers.values()
     )
 

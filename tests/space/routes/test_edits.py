@@ -8,7 +8,7 @@ from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
 from paretomerge.search.encoding import Encoding
 from paretomerge.space.routes.edits import AS_ROUTED, EditSearchSpace
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 from paretomerge.space.sources import named_sources
 from paretomerge.testing import check_space
 
@@ -86,7 +86,7 @@ def test_known_starts_are_simple(pico):
 def test_routes_outside_are_told(pico, steps, told):
     route = [RouteLayer(str(pico / name), layer, scale) for name, layer, scale in steps]
     with pytest.raises(ConfigError, match=told):
-        space_of(pico).warm(route_recipe(route, FOLDS["llama"]))
+        space_of(pico).warm(route_to_recipe(route, FOLDS["llama"]))
 
 
 def test_recipes_that_are_no_routes_are_told(pico):

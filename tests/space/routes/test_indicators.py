@@ -7,7 +7,7 @@ from paretomerge.checkpoint.fold import FOLDS
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 from paretomerge.space.sources import named_sources
 from paretomerge.testing import check_space
 
@@ -85,12 +85,12 @@ def test_hand_overs_that_the_order_allows_are_starts(pico):
 def test_routes_outside_are_told(pico, steps, told):
     route = [RouteLayer(str(pico / name), layer, scale) for name, layer, scale in steps]
     with pytest.raises(ConfigError, match=told):
-        space_of(pico).warm(route_recipe(route, FOLDS["llama"]))
+        space_of(pico).warm(route_to_recipe(route, FOLDS["llama"]))
 
 
 def test_scales_are_not_for_spaces_without_a_fold(pico):
     route = [RouteLayer(str(pico / "ada"), 0), RouteLayer(str(pico / "ada"), 1, 1.2)]
-    recipe = route_recipe(route, FOLDS["llama"])
+    recipe = route_to_recipe(route, FOLDS["llama"])
     with pytest.raises(ConfigError, match="expected scales that a route folds"):
         replace(space_of(pico), fold=None).warm(recipe)
 

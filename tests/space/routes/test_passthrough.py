@@ -9,7 +9,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.engine import merge
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 from tests.architectures import ARCHITECTURES, run
 from tests.conftest import pico_config, pico_states, save_pico
 
@@ -64,16 +64,16 @@ def test_a_folded_checkpoint_is_the_route_with_explicit_scales(family, tmp_path)
     steps = [RouteLayer(models[model], layer, scale) for model, layer, scale in ROUTE]
     plain = [RouteLayer(step.model, step.layer) for step in steps]
     explicit = with_scales(
-        written(route_recipe(plain, None), tmp_path / "plain"),
+        written(route_to_recipe(plain, None), tmp_path / "plain"),
         first.architecture.prefix,
         [s for *_, s in ROUTE],
     )
-    folded = written(route_recipe(steps, fold_of(first.config)), tmp_path / "folded")
+    folded = written(route_to_recipe(steps, fold_of(first.config)), tmp_path / "folded")
     assert folded.config.num_hidden_layers == len(ROUTE)
     expected, got, unscaled = (
         run(explicit),
         run(folded),
-        run(written(route_recipe(plain, None), tmp_path / "again")),
+        run(written(route_to_recipe(plain, None), tmp_path / "again")),
     )
     assert (got - expected).abs().max() <= 1e-3 * expected.abs().max()
     assert (
@@ -82,7 +82,7 @@ def test_a_folded_checkpoint_is_the_route_with_explicit_scales(family, tmp_path)
 
 
 def test_a_route_through_one_model_in_order_is_that_model(pico, tmp_path):
-    recipe = route_recipe([RouteLayer(str(pico / "ada"), layer) for layer in range(4)], None)
+    recipe = route_to_recipe([RouteLayer(str(pico / "ada"), layer) for layer in range(4)], None)
     assert len(recipe.slices) == 1
     merge(recipe, tmp_path / "out")
     ours, theirs = Checkpoint(str(tmp_path / "out")), Checkpoint(str(pico / "ada"))
@@ -103,7 +103,7 @@ def test_layers_of_another_width_and_heads_of_other_tokens_are_refused(width, to
     model.save_pretrained(tmp_path / "other")
     steps = [RouteLayer(str(pico / "ada"), 0), RouteLayer(str(tmp_path / "other"), 1)]
     with pytest.raises(CheckpointError, match=told):
-        merge(route_recipe(steps, None), tmp_path / "out")
+        merge(route_to_recipe(steps, None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -115,7 +115,7 @@ def test_models_of_one_width_and_other_depths_give_layers(pico, tmp_path):
         RouteLayer(str(tmp_path / "deep"), 2),
         RouteLayer(str(pico / "ada"), 3),
     ]
-    model = written(route_recipe(steps, None), tmp_path / "out")
+    model = written(route_to_recipe(steps, None), tmp_path / "out")
     assert model.config.num_hidden_layers == 4
     deep = Checkpoint(str(tmp_path / "deep")).tensor("model.layers.5.mlp.up_proj.weight")
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, deep.float())
@@ -123,7 +123,7 @@ def test_models_of_one_width_and_other_depths_give_layers(pico, tmp_path):
 
 def test_layers_that_go_on_share_a_slice_and_its_scale():
     fold = FOLDS["llama"]
-    recipe = route_recipe(
+    recipe = route_to_recipe(
         [
             RouteLayer("a", 0),
             RouteLayer("a", 1, 2.0),
@@ -154,19 +154,19 @@ def test_layers_that_go_on_share_a_slice_and_its_scale():
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_scales_that_cannot_be(scale):
     with pytest.raises(RecipeError, match="expected scales above 0, got"):
-        route_recipe([RouteLayer("a", 0), RouteLayer("a", 1, scale)], FOLDS["llama"])
+        route_to_recipe([RouteLayer("a", 0), RouteLayer("a", 1, scale)], FOLDS["llama"])
 
 
 def test_the_first_layer_has_no_scale():
     with pytest.raises(RecipeError, match=r"expected a scale of 1 into the first layer, got 2\.0"):
-        route_recipe([RouteLayer("a", 0, 2.0), RouteLayer("a", 1)], FOLDS["llama"])
+        route_to_recipe([RouteLayer("a", 0, 2.0), RouteLayer("a", 1)], FOLDS["llama"])
 
 
 def test_nothing_and_scales_without_a_fold_are_refused():
     with pytest.raises(RecipeError, match="expected one layer or more"):
-        route_recipe([], None)
+        route_to_recipe([], None)
     with pytest.raises(RecipeError, match="expected scales of 1"):
-        route_recipe([RouteLayer("a", 0), RouteLayer("a", 1, 2.0)], None)
+        route_to_recipe([RouteLayer("a", 0), RouteLayer("a", 1, 2.0)], None)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "bloom", "gemma3n_text", None])

@@ -1,0 +1,118 @@
+"""What live models share: their interface, a loaded merge, and weights that stay in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.header import Header
+from paretomerge.checkpoint.operand import InMemoryTensor, read_tensor
+from paretomerge.merging.plan.plan import ModelConfig, Plan, Weights
+from paretomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LiveModel(Protocol):
+    """A loaded model that takes on one merge after another, without a file on disk."""
+
+    @property
+    def checkpoints(self) -> Mapping[str, Weights]:
+        """The models that are kept in memory, by the names that recipes use."""
+        ...
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of every merge."""
+        ...
+
+    def load(self, recipe: Recipe) -> "LoadedMerge":
+        """Replace the weights by those of a recipe. Earlier results of `load` become invalid."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedMerge:
+    """A merge that is loaded.
+
+    Attributes:
+        model: The model, in eval mode.
+        facts: Measurements that come with the merge. `layers` and `parameters`: the numbers of
+            layers and of parameters of the checkpoint that the recipe would write. `sparsity`, for
+            merges in place only: see `ResidentModel.load`.
+    """
+
+    model: "PreTrainedModel"
+    facts: Mapping[str, float]
+
+    @classmethod
+    def from_plan(cls, plan: Plan, model: "PreTrainedModel", **facts: float) -> "LoadedMerge":
+        """Describe a model that was loaded by a plan.
+
+        Args:
+            plan: The plan.
+            model: The model.
+            **facts: Measurements besides the size.
+        """
+        parameters = sum(prod(job.shape) for job in plan.jobs)
+        size = {"layers": len(plan.route), "parameters": parameters}
+        return cls(model, {**size, **facts})
+
+
+class CachedWeights:
+    """Opened weights (`Weights`) that keep every tensor in memory once it has been read.
+
+    Args:
+        weights: The weights to read.
+        device: The device that keeps the tensors.
+    """
+
+    def __init__(self, weights: Weights, device: str = "cpu") -> None:
+        self.weights = weights
+        self.device = device
+        self._cache: dict[str, InMemoryTensor] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the tokenizer."""
+        return self.weights.folder
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self.weights.config
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """Shape and dtype by tensor name."""
+        return self.weights.headers
+
+    @property
+    def architecture(self) -> Architecture:
+        """The layers, modules and roles of the tensors."""
+        return self.weights.architecture
+
+    @property
+    def dtype(self) -> str:
+        """The model's dtype, as torch names it."""
+        return self.weights.dtype
+
+    def operand(self, name: str) -> InMemoryTensor:
+        """Return a tensor in its own dtype; the first call reads it."""
+        # One copy in the tensor's own dtype; blocks are cast to float32 as they are read.
+        if name not in self._cache:
+            operand = self.weights.operand(name)
+            dtype = getattr(torch, operand.dtype)
+            # Adapters and recipe steps give float32: it is stored in the dtype that they round to.
+            tensor = read_tensor(operand).to(self.device, dtype)
+            self._cache[name] = InMemoryTensor(tensor)
+        return self._cache[name]
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the files have changed since the model was opened."""
+        self.weights.check_unchanged()
