@@ -1,4 +1,4 @@
-"""The sources of a space: short names for them, and whether their files are still the same."""
+"""The source models of a space: their short names, and a digest of their files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,41 +7,79 @@ from pathlib import Path
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError
 
-_BLOCK, _BLOCKS = 4096, 256  # bytes, and how many such blocks of a file are looked at
+_BLOCK_BYTES = 4096
+_BLOCKS_PER_FILE = 256
+_DIGEST_LENGTH = 16
 
 
 def named_sources(models: Sequence[str]) -> dict[str, str]:
-    """Short names for paths: the last part, or the whole path where two would be alike. ConfigError: the same model twice."""
-    short = [Path(model).name for model in models]
-    named: dict[str, str] = {}
-    for s, model in zip(short, models, strict=True):
-        name = s if short.count(s) == 1 else model.replace("/", "_")
-        if name in named:
+    """Return short names for models.
+
+    Args:
+        models: Paths or Hub names.
+
+    Returns:
+        Name -> model. The name is the last part of the path, or the whole path with `_` for `/`
+        where two models have the same last part.
+
+    Raises:
+        ConfigError: Two models have the same name.
+    """
+    last_parts = [Path(model).name for model in models]
+    sources: dict[str, str] = {}
+    for last_part, model in zip(last_parts, models, strict=True):
+        name = last_part
+        if last_parts.count(last_part) > 1:
+            name = model.replace("/", "_")
+        if name in sources:
             raise ConfigError(
-                f"models: expected each once, under a name of its own, got {named[name]} and {model}, both {name}"
+                "models: expected each once, under a name of its own, "
+                f"got {sources[name]} and {model}, both {name}"
             )
-        named[name] = model
-    return named
+        sources[name] = model
+    return sources
 
 
 def digest(model: str) -> str:
-    """Of a local model's weights, its adapter's included, wherever they lie and whenever they were copied: of the sizes of the
-    files and of blocks spread evenly over each, which no training leaves as they were. "" for what comes from the Hub.
+    """Return a digest of a local model's weights that changes when the model is trained again.
+
+    It does not depend on the folder or on time stamps. It reads the sizes of the files and evenly
+    spaced blocks of each, not whole files: any training changes some of those blocks.
+
+    Args:
+        model: Path of a model, also `model+adapter`. Parts from the Hub are ignored.
+
+    Returns:
+        16 hexadecimal digits; "" if the model has no local files.
     """
-    parts = [
-        Path(part).expanduser()
-        for part in ([model] if is_folder(model) else model.split("+"))
-        if is_folder(part)
-    ]
-    files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    files = _weight_files(model)
     if not files:
         return ""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        found.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as opened:
-            for start in range(0, size, max(_BLOCK, -(-size // _BLOCKS))):
-                opened.seek(start)
-                found.update(opened.read(_BLOCK))
-    return found.hexdigest()[:16]
+        # Rounded up, so that there are no more blocks than that.
+        spacing = -(-size // _BLOCKS_PER_FILE)
+        step = max(_BLOCK_BYTES, spacing)
+        header = f"{file.name} {size} "
+        sha256.update(header.encode())
+        with file.open("rb") as stream:
+            for offset in range(0, size, step):
+                stream.seek(offset)
+                block = stream.read(_BLOCK_BYTES)
+                sha256.update(block)
+    return sha256.hexdigest()[:_DIGEST_LENGTH]
+
+
+def _weight_files(model: str) -> list[Path]:
+    """The safetensors files of a model and its adapter."""
+    # A folder's own name may contain a plus sign.
+    parts = [model]
+    if not is_folder(model):
+        parts = model.split("+")
+    files: list[Path] = []
+    for part in parts:
+        if is_folder(part):
+            folder = Path(part).expanduser()
+            files += sorted(folder.glob("*.safetensors"))
+    return files

@@ -1,39 +1,52 @@
-"""The seam between a study and its space. `paretomerge.testing.check_space` runs the laws that every space must keep."""
+"""The interface between a study and its search space.
+
+`paretomerge.testing.check_space` checks the laws that every space must satisfy.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from optuna.distributions import BaseDistribution
 
 from paretomerge.recipe import Recipe
+from paretomerge.types import Conditions, Params
 
 
 class SearchSpace(Protocol):
-    """What a search may vary: parameters with their distributions, and the recipe of each point."""
+    """What a search may vary: parameters with their distributions, and the recipe that they give.
+
+    `recipe` maps a trial's parameters to a recipe, `warm` maps a recipe back to parameters.
+    """
 
     @property
     def base(self) -> str:
-        """The checkpoint whose architecture every recipe gives."""
+        """The checkpoint whose architecture all recipes have."""
         ...
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """Name -> path of the models that recipes take from."""
+        """Name -> path of the models that recipes use."""
         ...
 
     @property
     def routed(self) -> bool:
-        """Whether recipes are routes through layers, of any depth; else they are merged in place, in the base's."""
+        """Whether recipes are routes through layers, of any depth.
+
+        If not, they are merged in place and have the base's depth.
+        """
         ...
 
     @property
     def distributions(self) -> Mapping[str, BaseDistribution]:
-        """Every parameter, whether or not it counts at a given point."""
+        """Every parameter, whether or not it is active, and its distribution."""
         ...
 
     @property
-    def conditions(self) -> Mapping[str, Sequence[tuple[str, Sequence[Any]]]]:
-        """name -> (parent, values) pairs: the parameter counts where every parent has one of its values."""
+    def conditions(self) -> Conditions:
+        """Parameter -> pairs (parent, values): it is active where each parent has such a value.
+
+        Parameters that are always active are left out.
+        """
         ...
 
     @property
@@ -41,15 +54,22 @@ class SearchSpace(Protocol):
         """What to tell the user about the space."""
         ...
 
-    def recipe(self, params: Mapping[str, Any]) -> Recipe:
-        """The recipe of one point."""
+    def recipe(self, params: Params) -> Recipe:
+        """Return the recipe of a trial's parameters."""
         ...
 
-    def starts(self) -> Mapping[str, Mapping[str, Any]]:
-        """Label -> known good point to begin with; each source alone first, under its name, or as `near` it where the space
-        holds no such point."""
+    def starts(self) -> Mapping[str, Params]:
+        """Return the baseline recipes' parameters, by label.
+
+        Each source alone is first, under its name, or under `near <name>` where the space does not
+        contain it. Each has a value for every parameter.
+        """
         ...
 
-    def warm(self, recipe: Recipe) -> Mapping[str, Any]:
-        """The point that gives the user's recipe; a ConfigError says which part of it is outside the space."""
+    def warm(self, recipe: Recipe) -> Params:
+        """Return the parameters that give a recipe: the inverse of `recipe`.
+
+        Raises:
+            ConfigError: A part of the recipe, named in the message, is outside the space.
+        """
         ...

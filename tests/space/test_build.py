@@ -51,7 +51,8 @@ def test_every_key(pico, tmp_path):
         "weight/ada/1/ends",
         "density/cyd/2",
     } <= names
-    assert space.splits["weight"].starts == (0, 1) and len(space.splits["density"].starts) == 3
+    layouts = space.parameters.layouts
+    assert layouts["weight"].starts == (0, 1) and len(layouts["density"].starts) == 3
     assert SpaceConfig.model_validate(
         json.loads(SpaceConfig(method_parameters={"gamma": [0, 0.1]}).model_dump_json())
     ).method_parameters == {"gamma": (0, 0.1)}

@@ -39,7 +39,7 @@ class NotTheSource(WeightSearchSpace):
 class ForgottenCondition(WeightSearchSpace):
     @cached_property
     def conditions(self):
-        return {"weight/ada": (("method", ("ties",)),)}  # it counts under every method
+        return {"weight/ada": (("method", ("ties",)),)}  # it is active under every method
 
 
 class UnknownParent(WeightSearchSpace):
@@ -86,9 +86,9 @@ class WarmElsewhere(WeightSearchSpace):
         (StartsOutside, "start 'ada': weight/bob = 9.0 is outside"),
         (StartsWithoutSources, "expected the sources first"),
         (NotTheSource, "start 'bob': .* is not that of the source"),
-        (ForgottenCondition, "weight/ada does not count at .* and changes the recipe"),
-        (UnknownParent, "depends on methods, which is no choice"),
-        (DeafParameter, "weight/cyd counts at .* points, and changes no recipe"),
+        (ForgottenCondition, "weight/ada is inactive at .* and changes the recipe"),
+        (UnknownParent, "depends on methods, which is not a categorical or integer parameter"),
+        (DeafParameter, "weight/cyd is active at .* points, and changes no recipe"),
         (Fickle, "the recipe differs the second time"),
         (Shallow, "expected a recipe of 4 layers, got 2"),
         (WarmElsewhere, "warm leads to another recipe"),
@@ -132,7 +132,7 @@ def test_encoder_decoders_and_layers_that_are_shared(pico):
             weight=Granularity((0, 1), Grouping(2)),
         )
     one = WeightSearchSpace(str(pico / "base"), {"ada": str(pico / "ada")}, flat)
-    assert len(one.recipe(one.point("ties", {"ada": 1.0})).slices) == 1
+    assert len(one.recipe(one.uniform_params("ties", {"ada": 1.0})).slices) == 1
     two = replace(
         architecture,
         stacks=(architecture.stacks[0], replace(architecture.stacks[0], prefix="decoder.layers.")),

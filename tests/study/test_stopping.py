@@ -53,7 +53,7 @@ def test_a_new_start_is_tried_after_a_stop(pico, tmp_path):
     stopped = make(pico, tmp_path, sampler=Fading(seed=0))
     stopped.run(budget)
     n = len(stopped.trials())
-    mine = stopped.space.point("ties", {"ada": 0.1, "bob": 0.2, "cyd": 0.3})
+    mine = stopped.space.uniform_params("ties", {"ada": 0.1, "bob": 0.2, "cyd": 0.3})
     study = make(
         pico, tmp_path, sampler=Fading(seed=0), warm_start=lambda: WarmStart({"mine.yml": mine})
     )

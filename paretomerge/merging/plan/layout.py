@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.chat_template import resolve_chat_template
+from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from paretomerge.checkpoint.fold import Fold
 from paretomerge.errors import RecipeError
-from paretomerge.recipe import Recipe, ParameterSetting, Slice, Source
+from paretomerge.recipe import ParameterSetting, Recipe, Slice, Source
 
 
 @dataclass(frozen=True)

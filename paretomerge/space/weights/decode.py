@@ -1,14 +1,11 @@
-"""A recipe of the user's -> the point of a parameter space that means the same: the inverse of `writing`.
+"""A recipe -> the parameters that give it: the inverse of `encode`.
 
-Read from the plan, tensor by tensor, so it does not matter how the recipe says it: slices, filters, gradients, steps,
-settings at the top. The seed of random masks, dtypes and the order of the sources are the study's own affair.
+The recipe's seed, dtypes and order of sources are ignored: the study sets them.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from optuna.distributions import FloatDistribution
@@ -17,301 +14,354 @@ from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.errors import ConfigError
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import make_plan
-from paretomerge.merging.plan.plan import Plan, TensorJob, Weights
-from paretomerge.merging.plan.steps import RecipeStep
+from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
-from paretomerge.space.weights.encode import PLAIN
-from paretomerge.space.weights.layers import group_of
-from paretomerge.space.weights.layout import ParameterLayout
-from paretomerge.space.weights.method_parameters import parameter_of
+from paretomerge.space.weights.layout import Cell, ParameterLayout
+from paretomerge.space.weights.method_parameters import find_parameter
+from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace
+from paretomerge.space.weights.tensor_settings import (
+    AVERAGE,
+    WEIGHT_TOLERANCE,
+    TensorSettings,
+    tensor_settings,
+)
+from paretomerge.types import Array, Params, ParamValue
 
-if TYPE_CHECKING:
-    from paretomerge.space.weights.space import WeightSearchSpace
-
-AVERAGE = "linear"
-"""The method that says the same as task arithmetic."""
-
-_SAME = 1e-6  # values nearer than this are one value
-_DIGITS = 12  # of values that are solved for
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """What a recipe says of one tensor: method, settings of each source by its name in the space, of the whole merge."""
-
-    method: str
-    method_parameters: Mapping[str, Mapping[str, Any]]
-    options: Mapping[str, Any]
+_DIGITS = 12
+"""Decimals of values that are solved for, so that 0.3 does not become 0.30000000000000004."""
 
 
-def point_of(
-    space: "WeightSearchSpace", recipe: Recipe, opened: Mapping[str, Weights]
-) -> dict[str, Any]:
-    """The parameters whose recipe is `recipe`. ConfigError: which part of it is outside the space.
+def params_of(
+    space: ParameterSpace,
+    recipe: Recipe,
+    weights: Mapping[str, Weights],
+) -> dict[str, ParamValue]:
+    """Return the parameters whose recipe has the same meaning as `recipe`.
 
-    opened: base and sources, by the space's paths.
+    Args:
+        space: The parameters' names, groups and bounds.
+        recipe: A recipe over the base and sources of the space, however it is written.
+        weights: Path -> open checkpoint, of the base and every source.
+
+    Returns:
+        A value for every parameter. Inactive ones have the value of the baseline recipes.
+
+    Raises:
+        ConfigError: A part of the recipe, named in the message, is outside the space.
     """
     if recipe.tokenizer or recipe.tokenizer_source or recipe.chat_template:
         raise ConfigError(
-            "expected the base's tokenizer and chat template, got `tokenizer`, `tokenizer_source` or `chat_template`"
+            "expected the base's tokenizer and chat template, "
+            "got `tokenizer`, `tokenizer_source` or `chat_template`"
         )
-    spelt = {canonical_name(path): path for path in (space.base, *space.sources.values())}
-    ours = recipe.rename_models(lambda model: spelt.get(canonical_name(model), model))
-    if ours.base_model != space.base and not (
-        ours.base_model is None and ours.merge_method == AVERAGE
-    ):
-        raise ConfigError(f"base_model: expected {space.base}, got {recipe.base_model or 'none'}")
-    if strange := [model for model in ours.source_models if model not in spelt.values()]:
-        raise ConfigError(f"expected models of the study, got {strange[0]}")
-    return _Reading(space, dict(_tensors(space, make_plan(ours, opened)))).point()
+    renamed = _with_paths_of(space, recipe)
+    # An average needs no base, and its weights sum to 1, so it is a merge over any base.
+    without_base = renamed.base_model is None and renamed.merge_method == AVERAGE
+    if renamed.base_model != space.base and not without_base:
+        base = recipe.base_model or "none"
+        raise ConfigError(f"base_model: expected {space.base}, got {base}")
+    models = [space.base, *space.sources.values()]
+    for model in renamed.source_models:
+        if model not in models:
+            raise ConfigError(f"expected models of the study, got {model}")
+    plan = make_plan(renamed, weights)
+    tensors = tensor_settings(space, plan)
+    return _Decoder(space, tensors).params()
+
+
+def _with_paths_of(space: ParameterSpace, recipe: Recipe) -> Recipe:
+    """The recipe with models written as in the space: `./ada/` and `ada` are the same folder."""
+    models = [space.base, *space.sources.values()]
+    paths = {canonical_name(path): path for path in models}
+
+    def path_in_space(model: str) -> str:
+        location = canonical_name(model)
+        return paths.get(location, model)
+
+    return recipe.rename_models(path_in_space)
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """tensors: name -> what the recipe says of it."""
+class _Decoder:
+    """Finds each parameter from the settings of the tensors that it governs.
 
-    space: "WeightSearchSpace"
-    tensors: Mapping[str, _Tensor]
+    Attributes:
+        space: The parameters' names, groups and bounds.
+        tensors: Tensor -> what the recipe states for it.
+    """
 
-    def point(self) -> dict[str, Any]:
-        """Parameters that do not count take the values that the known starts have."""
+    space: ParameterSpace
+    tensors: Mapping[str, TensorSettings]
+
+    def params(self) -> dict[str, ParamValue]:
         space = self.space
-        if all(
-            parameters.get("weight") == 0
-            for tensor in self.tensors.values()
-            for parameters in tensor.method_parameters.values()
-        ):
-            if not (space.subset or space.weight.bounds[0] <= 0 <= space.weight.bounds[1]):
-                raise ConfigError(
-                    f"weight: expected {space.weight.bounds[0]:g} to {space.weight.bounds[1]:g}, got 0 everywhere"
-                )
-            return space.point(space.methods[0], dict.fromkeys(space.sources, 0.0))
-        found: dict[str, Any] = {}
-        for group, name in enumerate(space.per_method("method")):
-            found[name] = self._method(group)
-        for parameter in space.own_parameters:
-            for group, name in enumerate(space.per_method(parameter)):
-                found[name] = self._knob(parameter, group)
+        if self._is_base():
+            return self._base_params()
+        decoded: dict[str, ParamValue] = {}
+        for group, name in enumerate(space.names("method")):
+            decoded[name] = self._method(group)
+        for parameter in space.method_bounds:
+            names = space.names(parameter)
+            for group, name in enumerate(names):
+                decoded[name] = self._method_parameter(parameter, group)
         for source in space.sources:
-            found[f"use/{source}"] = source in self.used or not space.subset
-            for split in space.splits.values():
-                found |= self._numbers(split, source)
-        start = space.point(space.methods[0], dict.fromkeys(space.sources, 1.0))
-        return self._checked(
-            {name: start[name] if found.get(name) is None else found[name] for name in start}
+            decoded[f"use/{source}"] = not self._is_left_out(source)
+            for layout in space.layouts.values():
+                decoded |= self._layout_params(layout, source)
+
+        params = space.uniform_params(
+            method=space.methods[0],
+            weights=dict.fromkeys(space.sources, 1.0),
+        )
+        for name in params:
+            value = decoded.get(name)
+            # A parameter that no tensor of the recipe reads is inactive and has no value.
+            if value is not None:
+                params[name] = value
+        return self._inside_bounds(params)
+
+    def _is_left_out(self, source: str) -> bool:
+        return self.space.subset and source not in self._used_sources
+
+    def _is_base(self) -> bool:
+        """Whether all weights are 0, so that the merge is the base."""
+        for tensor in self.tensors.values():
+            for parameters in tensor.by_source.values():
+                if parameters.get("weight") != 0:
+                    return False
+        return True
+
+    def _base_params(self) -> dict[str, ParamValue]:
+        space = self.space
+        layout = space.layouts["weight"]
+        low, high = layout.granularity.bounds
+        # With `subset` the base is the merge that leaves out every source.
+        if not space.subset and not low <= 0 <= high:
+            raise ConfigError(f"weight: expected {low:g} to {high:g}, got 0 everywhere")
+        return space.uniform_params(
+            method=space.methods[0],
+            weights=dict.fromkeys(space.sources, 0.0),
         )
 
     @cached_property
-    def used(self) -> tuple[str, ...]:
-        """Sources that are somewhere in the recipe."""
-        return tuple(
-            source
-            for source in self.space.sources
-            if any(source in tensor.method_parameters for tensor in self.tensors.values())
-        )
+    def _used_sources(self) -> frozenset[str]:
+        """Sources that are listed for at least one tensor."""
+        used: set[str] = set()
+        for tensor in self.tensors.values():
+            used.update(tensor.by_source)
+        return frozenset(used)
+
+    def _tensors_in(self, group: int) -> dict[str, TensorSettings]:
+        """Tensors of a group of layers with its own method."""
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            if self.space.method_group(name) == group:
+                tensors[name] = tensor
+        return tensors
 
     def _method(self, group: int) -> str:
-        found = {tensor.method for _, tensor in self._in(group)}
-        if len(found) > 1:
+        """The method of a group of layers."""
+        methods = set()
+        for tensor in self._tensors_in(group).values():
+            methods.add(tensor.method)
+        if len(methods) > 1:
+            listed = " and ".join(sorted(methods))
             raise ConfigError(
-                f"merge_method: expected one in each of the space's groups of layers, got {' and '.join(sorted(found))}"
+                f"merge_method: expected one in each of the space's groups of layers, got {listed}"
             )
-        (method,) = found
-        stand_in = next(
-            (m for m in self.space.methods if METHODS[m].models[0] > len(self.used)), None
-        )
-        if method not in self.space.methods and not (method == PLAIN and stand_in):
-            got = f"{method}, which {AVERAGE} says too" if method == PLAIN else method
-            raise ConfigError(
-                f"merge_method: expected one of {', '.join(self.space.methods)}, got {got}"
-            )
-        return method if method in self.space.methods else str(stand_in)
+        (method,) = methods
+        if method in self.space.methods:
+            return method
+        if method == TASK_ARITHMETIC:
+            # Encoding uses task arithmetic in place of a method that needs more sources than are
+            # used, so any such method gives this recipe.
+            for candidate in self.space.methods:
+                least_sources, _ = METHODS[candidate].models
+                if least_sources > len(self._used_sources):
+                    return candidate
+            method = f"{method} (which {AVERAGE} is equivalent to)"
+        listed = ", ".join(self.space.methods)
+        raise ConfigError(f"merge_method: expected one of {listed}, got {method}")
 
-    def _knob(self, parameter: str, group: int) -> float | None:
-        values = {}
-        for name, tensor in self._in(group):
-            for own in (*tensor.method_parameters.values(), tensor.options):
-                if parameter == "epsilon" and "epsilon" in own and 0 < own["density"] < 1:
-                    values[name] = round(
-                        own["epsilon"] / min(own["density"], 1 - own["density"]), _DIGITS
-                    )
-                elif parameter != "epsilon" and parameter in own:
-                    values[name] = own[parameter]
-        value = _one(values, parameter)
-        low, high = self.space.bounds(parameter)
-        if value is not None and low == high and abs(value - low) > _SAME:
-            raise ConfigError(f"{parameter}: expected {low:g}, as in the space, got {value:g}")
-        return value
+    def _method_parameter(self, parameter: str, group: int) -> float | None:
+        """Value of a per-method parameter in a group; None where no tensor reads it."""
+        values: dict[str, float] = {}
+        for name, tensor in self._tensors_in(group).items():
+            # Methods have a parameter either per source or for the whole merge.
+            for settings in (*tensor.by_source.values(), tensor.options):
+                if parameter not in settings:
+                    continue
+                value = settings[parameter]
+                if parameter == "epsilon":
+                    # The inverse of `della_epsilon`. At density 0 or 1 epsilon has no effect.
+                    density = settings["density"]
+                    if not 0 < density < 1:
+                        continue
+                    margin = min(density, 1 - density)
+                    value = round(value / margin, _DIGITS)
+                values[name] = value
+        if not values:
+            return None
+        shared = _single_value(values, parameter)
+        low, high = self.space.method_bounds[parameter]
+        is_fixed = low == high
+        if is_fixed and abs(shared - low) > WEIGHT_TOLERANCE:
+            raise ConfigError(f"{parameter}: expected {low:g}, as in the space, got {shared:g}")
+        return shared
 
-    def _numbers(self, split: ParameterLayout, source: str) -> dict[str, Any]:
-        """Weights or densities of one source, where the methods read them."""
-        names = split.names(source)
-        if split.dial.smooth:
-            return self._controls(split, source)
-        values: dict[str, dict[str, float]] = defaultdict(dict)
-        for tensor, value in self._said(split, source):
-            for cell in split.shares[tensor]:
-                values[names[cell]][tensor] = value
-        return {name: _one(of, name) for name, of in values.items()}
+    def _layout_params(
+        self,
+        layout: ParameterLayout,
+        source: str,
+    ) -> dict[str, float]:
+        """Weights or densities of one source, of the cells whose methods read them."""
+        values = self._values_of(layout, source)
+        if layout.smooth:
+            by_cell = _solve_control_points(layout, source, values)
+        else:
+            by_cell = _shared_values(layout, source, values)
+        names = layout.names(source)
+        return {names[cell]: value for cell, value in by_cell.items()}
 
-    def _controls(self, split: ParameterLayout, source: str) -> dict[str, Any]:
-        """Control points from the values of the layers, by least squares; exact where a control point is at a layer."""
-        names = split.names(source)
-        found: dict[str, Any] = {}
-        for role in split.roles or ("",):
-            said = [
-                (tensor, value)
-                for tensor, value in self._said(split, source)
-                if split.role(tensor) == role
-            ]
-            cells = [cell for cell in split.cells if cell[1] == role]
-            if not said:
-                continue
-            shares = np.array(
-                [[split.shares[tensor].get(cell, 0.0) for cell in cells] for tensor, _ in said]
-            )
-            values = np.array([value for _, value in said])
-            solved = np.linalg.lstsq(shares, values, rcond=None)[0]
-            off = np.abs(shares @ solved - values)
-            if off.max() > _SAME:
-                raise ConfigError(
-                    f"{said[int(off.argmax())][0]}: {split.kind} of {source}: expected a value on the space's lines, got another"
-                )
-            for column, cell in enumerate(cells):
-                whole = np.flatnonzero(shares[:, column] == 1)
-                found[names[cell]] = (
-                    float(values[whole[0]]) if len(whole) else round(float(solved[column]), _DIGITS)
-                )
-        return found
-
-    def _said(self, split: ParameterLayout, source: str) -> Iterator[tuple[str, float]]:
-        """(tensor, the source's weight or density there). A source that is not listed has weight 0."""
+    def _values_of(
+        self,
+        layout: ParameterLayout,
+        source: str,
+    ) -> dict[str, float]:
+        """Tensor -> weight or density of the source there, where the method reads it."""
+        kind = layout.kind
+        is_weight = kind == "weight"
+        values: dict[str, float] = {}
         for name, tensor in self.tensors.items():
-            if parameter_of(split.kind, tensor.method) is None:
+            if find_parameter(tensor.method, kind) is None:
                 continue
-            if source in tensor.method_parameters:
-                scale = tensor.options.get("lambda", 1.0) if split.kind == "weight" else 1.0
-                yield name, tensor.method_parameters[source][split.kind] * scale
-            elif split.kind == "weight" and not (self.space.subset and source not in self.used):
-                yield name, 0.0
+            if source in tensor.by_source:
+                parameters = tensor.by_source[source]
+                scale = 1.0
+                if is_weight:
+                    # lambda scales the sum of the weighted deltas, so it scales every weight.
+                    scale = tensor.options.get("lambda", 1.0)
+                values[name] = parameters[kind] * scale
+            elif is_weight and not self._is_left_out(source):
+                # A source that is not listed adds nothing.
+                values[name] = 0.0
+        return values
 
-    def _in(self, group: int) -> Iterator[tuple[str, _Tensor]]:
-        """Tensors of a group of layers with a method of its own."""
-        last = len(self.space.method_starts) - 1
-        for name, tensor in self.tensors.items():
-            layer = self.space.architecture.layer(name)
-            ahead = layer is None and self.space.architecture.is_embedding(name)
-            if group == (
-                0 if ahead else last if layer is None else group_of(self.space.method_starts, layer)
-            ):
-                yield name, tensor
-
-    def _checked(self, point: dict[str, Any]) -> dict[str, Any]:
-        """The point, inside the bounds."""
+    def _inside_bounds(self, params: Params) -> dict[str, ParamValue]:
+        """The parameters, with rounding errors beyond the bounds removed."""
+        inside = dict(params)
         for name, distribution in self.space.distributions.items():
             if not isinstance(distribution, FloatDistribution):
                 continue
-            low, high = distribution.low, distribution.high
-            if not low - _SAME <= point[name] <= high + _SAME:
+            value = params[name]
+            assert isinstance(value, (int, float))
+            low = distribution.low
+            high = distribution.high
+            if not low - WEIGHT_TOLERANCE <= value <= high + WEIGHT_TOLERANCE:
                 raise ConfigError(
-                    f"{name}: expected {low:g} to {high:g}, the space's bounds, got {point[name]:g}"
+                    f"{name}: expected {low:g} to {high:g}, the space's bounds, got {value:g}"
                 )
-            point[name] = min(max(point[name], low), high)
-        return point
+            inside[name] = min(max(value, low), high)
+        return inside
 
 
-def _tensors(space: "WeightSearchSpace", plan: Plan) -> Iterator[tuple[str, _Tensor]]:
-    """What the plan says of every tensor that is merged, seen through steps."""
-    names = {path: source for source, path in space.sources.items()}
-    known = set(space.architecture.names)
-    steps = {
-        name: {job.name: job for job in w.plan.jobs}
-        for name, w in plan.weights.items()
-        if isinstance(w, RecipeStep)
-    }
-    if len(plan.route) != space.architecture.depth:
+def _shared_values(
+    layout: ParameterLayout,
+    source: str,
+    values: Mapping[str, float],
+) -> dict[Cell, float]:
+    """Values of cells from the values of their tensors, which must be equal."""
+    by_cell: dict[Cell, dict[str, float]] = {}
+    for tensor, value in values.items():
+        # Without interpolation, each tensor belongs to one cell.
+        (cell,) = layout.coefficients[tensor]
+        of_cell = by_cell.setdefault(cell, {})
+        of_cell[tensor] = value
+    names = layout.names(source)
+    shared = {}
+    for cell, of_cell in by_cell.items():
+        name = names[cell]
+        shared[cell] = _single_value(of_cell, name)
+    return shared
+
+
+def _solve_control_points(
+    layout: ParameterLayout,
+    source: str,
+    values: Mapping[str, float],
+) -> dict[Cell, float]:
+    """Values of control points from the values of tensors between them."""
+    solved: dict[Cell, float] = {}
+    for role in layout.roles:
+        of_role = {}
+        for tensor, value in values.items():
+            if layout.role_of(tensor) == role:
+                of_role[tensor] = value
+        if of_role:
+            cells = [cell for cell in layout.cells if cell.role == role]
+            solved |= _solve_role(layout, source, cells, of_role)
+    return solved
+
+
+def _solve_role(
+    layout: ParameterLayout,
+    source: str,
+    cells: Sequence[Cell],
+    by_tensor: Mapping[str, float],
+) -> dict[Cell, float]:
+    """Control points of one role from the values of its tensors, by least squares.
+
+    Raises:
+        ConfigError: The values do not lie on lines between control points.
+    """
+    tensors = list(by_tensor)
+    values = np.array([by_tensor[tensor] for tensor in tensors])
+    matrix = _coefficient_matrix(layout, tensors, cells)
+    # A recipe can have a value for every layer, so there can be more values than control points.
+    solution, *_ = np.linalg.lstsq(matrix, values, rcond=None)
+    interpolated = matrix @ solution
+    errors = np.abs(interpolated - values)
+    worst = int(errors.argmax())
+    if errors[worst] > WEIGHT_TOLERANCE:
         raise ConfigError(
-            f"expected the base's {space.architecture.depth} layers, got {len(plan.route)}"
+            f"{tensors[worst]}: {layout.kind} of {source}: "
+            "expected a value on the space's lines, got another"
         )
-    for job in plan.jobs:
-        method, meant = plan.method.name, job
-        if (
-            method == "passthrough"
-            and job.sources[0][0] in steps
-            and job.parameters
-            and job.parameters[0]["scale"] == 1
-        ):
-            model, tensor = job.sources[0]
-            step = plan.weights[model]
-            assert isinstance(step, RecipeStep)
-            method, meant = step.plan.method.name, steps[model][tensor]
-        if meant.copy and meant.dtype in ("float64", "float32", "float16", "bfloat16"):
-            raise ConfigError(f"{job.name}: expected it to be merged, got a copy")
-        if not meant.copy:
-            yield job.name, _tensor(job, meant, method, names, known)
+    solved = {}
+    for column, cell in enumerate(cells):
+        # A control point at a layer has that layer's value, without the solver's rounding.
+        is_at_point = matrix[:, column] == 1
+        if is_at_point.any():
+            first = int(is_at_point.argmax())
+            solved[cell] = float(values[first])
+        else:
+            value = float(solution[column])
+            solved[cell] = round(value, _DIGITS)
+    return solved
 
 
-def _tensor(
-    job: TensorJob, meant: TensorJob, method: str, names: Mapping[str, str], known: set[str]
-) -> _Tensor:
-    if (
-        job.name not in known
-        or any(tensor != job.name for _, tensor in meant.sources)
-        or meant.name != job.name
-    ):
-        raise ConfigError(
-            f"{job.name}: expected layers of the sources in their own places, got {meant.sources[0][1]}"
-        )
-    models = [model for model, _ in meant.sources]
-    if method == AVERAGE:
-        return _averaged(job, meant, names)
-    if METHODS[method].base != "required" or any(model not in names for model in models):
-        raise ConfigError(
-            f"merge_method: expected one on deltas of the study's models, got {method} of {', '.join(models)}"
-        )
-    if len(set(models)) < len(models):
-        raise ConfigError(f"{job.name}: expected each source once, got {', '.join(models)}")
-    options = meant.options or {}
-    fixed = {
-        parameter.name: parameter.default
-        for parameter in METHODS[method].parameters
-        if parameter.name in ("rescale", "k")
-    }
-    for option, value in (fixed | {"normalize": False}).items():
-        if options.get(option, value) != value:
-            raise ConfigError(
-                f"{option}: expected {value}, as everywhere in the space, got {options[option]}"
-            )
-    return _Tensor(
-        method,
-        {
-            names[model]: parameters
-            for model, parameters in zip(models, meant.parameters, strict=True)
-        },
-        options,
-    )
+def _coefficient_matrix(
+    layout: ParameterLayout,
+    tensors: Sequence[str],
+    cells: Sequence[Cell],
+) -> Array:
+    """(tensors, cells) interpolation coefficients."""
+    shape = (len(tensors), len(cells))
+    matrix = np.zeros(shape)
+    for row, tensor in enumerate(tensors):
+        coefficients = layout.coefficients[tensor]
+        for column, cell in enumerate(cells):
+            matrix[row, column] = coefficients.get(cell, 0.0)
+    return matrix
 
 
-def _averaged(job: TensorJob, meant: TensorJob, names: Mapping[str, str]) -> _Tensor:
-    """sum w_i theta_i with weights of sum 1 is theta_0 + sum w_i tau_i, and the base's own weight means nothing."""
-    total = sum(cast(float, parameters["weight"]) for parameters in meant.parameters)
-    if not (meant.options or {})["normalize"] and abs(total - 1) > _SAME:
-        raise ConfigError(f"{job.name}: {AVERAGE}: expected weights with a sum of 1, got {total:g}")
-    weights: dict[str, float] = defaultdict(float)
-    for (model, _), parameters in zip(meant.sources, meant.parameters, strict=True):
-        if model in names:
-            weights[names[model]] += cast(float, parameters["weight"]) / total
-    return _Tensor(PLAIN, {source: {"weight": weight} for source, weight in weights.items()}, {})
-
-
-def _one(values: Mapping[str, float], what: str) -> float | None:
-    """The one value of several tensors, None without any."""
-    if not values:
-        return None
-    (first, value), *_ = values.items()
+def _single_value(values: Mapping[str, float], parameter: str) -> float:
+    """The value that all tensors share; there is at least one tensor."""
+    first, value = next(iter(values.items()))
     for tensor, other in values.items():
-        if abs(other - value) > _SAME:
+        if abs(other - value) > WEIGHT_TOLERANCE:
             raise ConfigError(
-                f"{what}: expected one value where the space has one, got {value:g} in {first} and {other:g} in {tensor}"
+                f"{parameter}: expected one value where the space has one, "
+                f"got {value:g} in {first} and {other:g} in {tensor}"
             )
     return value

@@ -1,87 +1,144 @@
-"""Parameters of methods besides weight and density: which are searched, from where to where, and how a recipe says them.
+"""Per-method parameters such as gamma and epsilon: which are searched, and in which range.
 
-What a parameter means, its default and who reads it stand in METHODS. `lambda` is not here: weights are free to be large and
-are never normalised, so it would scale what the weights scale. Nor is `k` of consensus_ta, which counts models.
+What a parameter means, its default and the methods that have it are in the table of methods
+(`paretomerge.merging.methods`). Two parameters are not searched. `lambda` would scale what the
+weights scale already, since they are free to be large and are never normalised. `k` of
+consensus_ta counts models.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.merging.methods import METHODS, Parameter
+from paretomerge.recipe import ParameterSetting
 
 
 @dataclass(frozen=True)
-class Range:
-    """Where one parameter is searched. start: its value in the known starts."""
+class SearchRange:
+    """Default search range of one parameter.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+        baseline: Value in the baseline recipes.
+    """
 
     low: float
     high: float
-    start: float
+    baseline: float
 
 
-RANGES: dict[str, Range] = {
-    "gamma": Range(0.0, 0.1, 0.01),
-    "epsilon": Range(
-        0.0, 0.9, 0.3
-    ),  # a share of min(density, 1 - density), so that every point is valid
-    "select_topk": Range(0.05, 1.0, 1.0),
-    "mask_lambda": Range(0.2, 0.8, 0.4),
+SEARCH_RANGES: dict[str, SearchRange] = {
+    "gamma": SearchRange(0.0, 0.1, 0.01),
+    # della's epsilon is searched as a share of min(density, 1 - density), see `della_epsilon`.
+    "epsilon": SearchRange(0.0, 0.9, 0.3),
+    "select_topk": SearchRange(0.05, 1.0, 1.0),
+    "mask_lambda": SearchRange(0.2, 0.8, 0.4),
 }
+"""The searched per-method parameters."""
 
 ParameterBounds = float | tuple[float, float]
-"""In study.yaml: a number fixes a parameter, [low, high] are its bounds."""
-
-SEARCHABLE = tuple(
-    method.name
-    for method in METHODS.values()
-    if method.base == "required"
-    and any(parameter.name in ("weight", "select_topk") for parameter in method.parameters)
-)
-"""Methods on deltas that have a weight per source, and sce, which weighs the sources itself."""
+"""A per-method parameter in study.yaml: a number fixes it, [low, high] are its bounds."""
 
 
-def readers(parameter: str, methods: Sequence[str]) -> tuple[str, ...]:
-    """Those of `methods` that have the parameter."""
-    return tuple(method for method in methods if parameter_of(parameter, method))
+def methods_with(
+    parameter: str,
+    methods: Sequence[str],
+) -> tuple[str, ...]:
+    """Return those of `methods` that have a parameter of that name."""
+    matches = [method for method in methods if find_parameter(method, parameter)]
+    return tuple(matches)
 
 
-def parameter_of(name: str, method: str) -> Parameter | None:
-    return next(
-        (parameter for parameter in METHODS[method].parameters if parameter.name == name), None
-    )
+def find_parameter(method: str, name: str) -> Parameter | None:
+    """Return the parameter of a method, None if the method has none of that name."""
+    for parameter in METHODS[method].parameters:
+        if parameter.name == name:
+            return parameter
+    return None
 
 
-def check_settings(settings: Mapping[str, ParameterBounds], methods: Sequence[str]) -> None:
-    """Knobs that the methods have, and bounds inside what they allow."""
-    known = [name for name in RANGES if readers(name, methods)]
+def _is_searchable(method: str) -> bool:
+    if METHODS[method].base != "required":
+        return False
+    if find_parameter(method, "weight"):
+        return True
+    # sce has no weights: it weighs the sources itself.
+    return find_parameter(method, "select_topk") is not None
+
+
+SEARCHABLE_METHODS = tuple(filter(_is_searchable, METHODS))
+"""Methods on deltas that have a weight per source, and sce."""
+
+
+def bounds_of(setting: ParameterBounds) -> tuple[float, float]:
+    """Return the lower and upper bound of a setting; they are equal if it fixes the parameter."""
+    if isinstance(setting, (tuple, list)):
+        low, high = setting
+    else:
+        low = high = setting
+    return float(low), float(high)
+
+
+def check_method_parameters(
+    settings: Mapping[str, ParameterBounds], methods: Sequence[str]
+) -> None:
+    """Check the user's bounds of per-method parameters.
+
+    Args:
+        settings: Parameter name -> value or bounds.
+        methods: The methods of the space.
+
+    Raises:
+        ConfigError: No method has the parameter, or a bound is outside what the methods allow.
+    """
+    available = [name for name in SEARCH_RANGES if methods_with(name, methods)]
     for name, setting in settings.items():
-        if name not in known:
+        if name not in available:
+            problem = unknown_name("parameter of these methods", name, available or ["none"])
+            raise ConfigError(f"space.method_parameters: {problem}")
+        low, high = bounds_of(setting)
+        lowest, highest = _allowed_bounds(name, methods)
+        is_inside = lowest <= low <= high <= highest
+        # Equal bounds would fix the parameter, for which the user writes a number.
+        is_interval = isinstance(setting, (tuple, list))
+        is_empty = is_interval and low == high
+        if is_empty or not is_inside:
             raise ConfigError(
-                f"space.method_parameters: {unknown_name('parameter of these methods', name, known or ['none'])}"
-            )
-        low, high = setting if isinstance(setting, (tuple, list)) else (setting, setting)
-        parameter = parameter_of(name, readers(name, methods)[0])
-        least, most = (
-            (0.0, 0.99)
-            if name == "epsilon"
-            else (parameter.low, parameter.high)
-            if parameter
-            else (0.0, 1.0)
-        )
-        if not (least <= low <= high <= most) or (
-            isinstance(setting, (tuple, list)) and low == high
-        ):
-            raise ConfigError(
-                f"space.method_parameters.{name}: expected a number, or [low, high], from {least:g} to {most:g}, got {setting}"
+                f"space.method_parameters.{name}: expected a number, or [low, high], "
+                f"from {lowest:g} to {highest:g}, got {setting}"
             )
 
 
-def epsilon_of(density: Any, share: float) -> Any:
-    """della's epsilon for a density, or for entries or a gradient (one value a layer) of them: `share` of min(d, 1 - d)."""
+def della_epsilon(density: ParameterSetting, share: float) -> ParameterSetting:
+    """Return della's epsilon for a density in a recipe: `share` of min(density, 1 - density).
+
+    DELLA (Deep et al. 2024, arXiv 2406.11617) needs keep probabilities density +- epsilon inside
+    (0, 1). A share below 1 satisfies this for every density, so every trial is valid.
+
+    Args:
+        density: A number, a gradient (list of numbers), or entries with `filter` and `value`.
+        share: In [0, 1).
+
+    Returns:
+        Epsilon in the form that `density` has.
+    """
     if isinstance(density, Mapping):
-        return {**density, "value": epsilon_of(density["value"], share)}
+        value = della_epsilon(density["value"], share)
+        return {**density, "value": value}
     if isinstance(density, list):
-        return [epsilon_of(entry, share) for entry in density]
-    return share * min(density, 1 - density)
+        return [della_epsilon(entry, share) for entry in density]
+    # The distance of the density to the nearer end of [0, 1].
+    margin = min(density, 1 - density)
+    return share * margin
+
+
+def _allowed_bounds(name: str, methods: Sequence[str]) -> tuple[float, float]:
+    if name == "epsilon":
+        # At a share of 1 a keep probability reaches 0 or 1, which della refuses.
+        return 0.0, 0.99
+    method, *_ = methods_with(name, methods)
+    parameter = find_parameter(method, name)
+    assert parameter is not None
+    return parameter.low, parameter.high

@@ -1,17 +1,10 @@
-"""Parameter space: numbers per source, group of layers and role, and the method itself as a choice.
+"""The search space of merge weights, densities and methods."""
 
-Parameters are named `weight/<source>/<group>/<role>`; a level that is not split is left out of the name. The others are
-`method` or `method/<group>`, a method's own method_parameters (`gamma`, `epsilon`, ...) likewise, and `use/<source>`.
-"""
-
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.errors import ConfigError, unknown_name
@@ -20,330 +13,361 @@ from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
-from paretomerge.space.weights.decode import point_of
-from paretomerge.space.weights.encode import PLAIN, write_recipe
-from paretomerge.space.weights.layers import ONE, Grouping, group_of
+from paretomerge.space.weights.decode import params_of
+from paretomerge.space.weights.encode import recipe_of
+from paretomerge.space.weights.importance import parameter_importance
+from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 from paretomerge.space.weights.layout import Granularity, ParameterLayout
 from paretomerge.space.weights.method_parameters import (
-    RANGES,
-    SEARCHABLE,
+    SEARCH_RANGES,
+    SEARCHABLE_METHODS,
     ParameterBounds,
-    check_settings,
-    readers,
+    bounds_of,
+    check_method_parameters,
+    methods_with,
 )
+from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace, ParentChoices
+from paretomerge.types import Params, ParamValue
 
-Params = Mapping[str, Any]
-Conditions = dict[str, tuple[tuple[str, tuple[Any, ...]], ...]]
-"""name -> (parent, values) pairs: the parameter counts where every parent has one of its values."""
+_BASELINE_SCALES = (0.5, 0.7)
+"""Weights of all sources in the task arithmetic baselines."""
 
-_LEAST_IMPORTANCE = (
-    0.01  # of the largest of its kind: a part that did not move still has a length scale
-)
+_METHOD_SCALE = 0.7
+"""Weight of all sources in the baseline of each other method."""
+
+
+def _default_weight() -> Granularity:
+    # Weights above 1 and of any sum: Akiba et al. 2024 (arXiv 2403.13187) found the best sums near
+    # 2. A negative weight removes a skill.
+    return Granularity((-0.5, 1.5))
+
+
+def _default_density() -> Granularity:
+    return Granularity((0.1, 1.0))
 
 
 @dataclass(frozen=True)
 class WeightSearchSpace:
-    """Merges of `sources` (name -> path) over `base`; `architecture` is the base's.
+    """Merges of fine-tunes of one base: weights and densities per source, and the merge method.
 
-    Weights are free to exceed 1 and are never normalised (Akiba et al. 2024 found best sums near 2); a negative one
-    takes a skill away. method_groups: layers with a method of their own. method_parameters: bounds of the methods' own method_parameters, or
-    fixed values. subset: whether a source can be left out. profile: of the deltas, for groups of equal mass and
-    `importance`. notes: what to tell the user about the sources.
+    Which parameter goes where in the recipe is in `paretomerge.space.weights.parameters`. Weights
+    are never normalised.
+
+    Attributes:
+        base: Path of the base model.
+        sources: Name -> path of the models that are merged.
+        architecture: Architecture of the base.
+        methods: Merge methods to choose from.
+        weight: How finely weights are divided over layers and roles, and their bounds.
+        density: The same for densities.
+        seed: Seed of the recipes' random masks.
+        method_groups: Groups of layers that each have their own method.
+        method_parameters: Per-method parameters such as gamma and epsilon -> value or bounds, in
+            place of the defaults.
+        subset: Whether a source can be left out.
+        profile: Mass of the sources' deltas, for groups of equal mass and for `importance`.
+        notes: What to tell the user about the space.
+
+    Raises:
+        ConfigError: A setting is invalid, or does not fit the architecture or the other settings.
     """
 
     base: str
     sources: Mapping[str, str]
     architecture: Architecture
     methods: tuple[str, ...] = ("task_arithmetic", "ties", "dare_ties")
-    weight: Granularity = field(default_factory=lambda: Granularity((-0.5, 1.5)))
-    density: Granularity = field(default_factory=lambda: Granularity((0.1, 1.0)))
+    weight: Granularity = field(default_factory=_default_weight)
+    density: Granularity = field(default_factory=_default_density)
     seed: int = 0
-    method_groups: Grouping = ONE
+    method_groups: Grouping = SINGLE_GROUP
     method_parameters: Mapping[str, ParameterBounds] = field(default_factory=dict)
     subset: bool = False
     profile: DeltaProfile | None = None
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        self._check_methods()
+        low, high = self.density.bounds
+        if not (low > 0 and high <= 1):
+            raise ConfigError(
+                f"space.density.bounds: expected 0 < low < high <= 1, got {[low, high]}"
+            )
+        check_method_parameters(self.method_parameters, self.methods)
+        if self.profile is not None:
+            self._check_profile(self.profile)
+        # This also builds `parameters`, so that a setting that does not fit is refused here.
+        several_stacks = len(self.architecture.main_stacks) > 1
+        if self._has_layer_groups() and several_stacks:
+            raise ConfigError(
+                "space: expected one group, for the architecture has several stacks of layers, "
+                "got more"
+            )
+
+    def _check_profile(self, profile: DeltaProfile) -> None:
+        for source in self.sources:
+            if source not in profile.names:
+                raise ConfigError(
+                    f"space: expected a profile of every source, got none of {source}"
+                )
+
+    def _has_layer_groups(self) -> bool:
+        starts = [self.parameters.method_starts]
+        for layout in self.parameters.layouts.values():
+            starts.append(layout.starts)
+        return max(map(len, starts)) > 1
+
+    def _check_methods(self) -> None:
+        for method in self.methods:
+            if method not in SEARCHABLE_METHODS:
+                problem = unknown_name("searchable method", method, SEARCHABLE_METHODS)
+                raise ConfigError(f"space.methods: {problem}")
+            least_sources, _ = METHODS[method].models
+            if len(self.sources) < least_sources:
+                raise ConfigError(
+                    f"space.methods: {method}: expected {least_sources} models or more, "
+                    f"got {len(self.sources)}"
+                )
+        listed = ", ".join(self.methods)
+        different = set(self.methods)
+        if len(different) < len(self.methods):
+            raise ConfigError(f"space.methods: expected each method once, got {listed}")
+        if not methods_with("weight", self.methods):
+            raise ConfigError(
+                f"space.methods: expected one with a weight per source among them, got {listed}"
+            )
+
     @property
     def routed(self) -> bool:
+        """False: recipes are merged in place, in the base's architecture."""
         return False
 
-    def __post_init__(self) -> None:
-        for method in self.methods:
-            if method not in SEARCHABLE:
-                raise ConfigError(
-                    f"space.methods: {unknown_name('searchable method', method, SEARCHABLE)}"
-                )
-            if len(self.sources) < METHODS[method].models[0]:
-                raise ConfigError(
-                    f"space.methods: {method}: expected {METHODS[method].models[0]} models or more, got {len(self.sources)}"
-                )
-        if len(set(self.methods)) < len(self.methods):
-            raise ConfigError(
-                f"space.methods: expected each method once, got {', '.join(self.methods)}"
-            )
-        if not readers("weight", self.methods):
-            raise ConfigError(
-                f"space.methods: expected one with a weight per source among them, got {', '.join(self.methods)}"
-            )
-        if not (self.density.bounds[0] > 0 and self.density.bounds[1] <= 1):
-            raise ConfigError(
-                f"space.density.bounds: expected 0 < low < high <= 1, got {list(self.density.bounds)}"
-            )
-        check_settings(self.method_parameters, self.methods)
-        if self.profile and (
-            missing := [name for name in self.sources if name not in self.profile.names]
-        ):
-            raise ConfigError(
-                f"space: expected a profile of every source, got none of {missing[0]}"
-            )
-        several = (
-            max(len(self.method_starts), *(len(split.starts) for split in self.splits.values())) > 1
-        )
-        if several and len(self.architecture.main_stacks) > 1:
-            raise ConfigError(
-                "space: expected one group, for the architecture has several stacks of layers, got more"
-            )
-
     @cached_property
-    def method_starts(self) -> tuple[int, ...]:
-        """First layers of the groups that have a method of their own."""
+    def parameters(self) -> ParameterSpace:
+        """All parameters, their layout over the architecture, and what recipes are made from."""
+        method_starts = self._method_starts()
+        method_bounds = {}
+        for name, default in SEARCH_RANGES.items():
+            if methods_with(name, self.methods):
+                default_bounds = (default.low, default.high)
+                setting = self.method_parameters.get(name, default_bounds)
+                method_bounds[name] = bounds_of(setting)
+        return ParameterSpace(
+            base=self.base,
+            sources=self.sources,
+            architecture=self.architecture,
+            methods=self.methods,
+            method_starts=method_starts,
+            method_bounds=method_bounds,
+            layouts={
+                "weight": self._layout("weight", self.weight, method_starts),
+                "density": self._layout("density", self.density, method_starts),
+            },
+            subset=self.subset,
+            seed=self.seed,
+        )
+
+    def _method_starts(self) -> tuple[int, ...]:
+        """First layer of each group with its own method."""
         try:
             starts = self.method_groups.starts(self.architecture.depth, self._layer_mass)
         except ConfigError as error:
             raise ConfigError(f"space.method_{error}") from error
         return starts if len(self.methods) > 1 else (0,)
 
-    @cached_property
-    def splits(self) -> Mapping[str, ParameterLayout]:
-        """How weights and densities are split over the model. What only some methods read is cut where the method changes."""
-        splits = {}
-        for kind, dial in (("weight", self.weight), ("density", self.density)):
-            split = ParameterLayout.of(kind, dial, self.architecture, self._layer_mass)
-            if len(self.method_starts) > 1 and 0 < len(readers(kind, self.methods)) < len(
-                self.methods
-            ):
-                if dial.smooth:
-                    raise ConfigError(
-                        f"space.{kind}.smooth: expected methods that all read `{kind}` where layers have methods of their own"
-                    )
-                split = split.cut(self.method_starts)
-            splits[kind] = split
-        return splits
+    def _layout(
+        self,
+        kind: str,
+        granularity: Granularity,
+        method_starts: tuple[int, ...],
+    ) -> ParameterLayout:
+        """The layout of weights or densities over the architecture."""
+        layout = ParameterLayout.of(
+            kind,
+            granularity,
+            self.architecture,
+            self._layer_mass,
+        )
+        readers = methods_with(kind, self.methods)
+        only_some_read = 0 < len(readers) < len(self.methods)
+        if len(method_starts) == 1 or not only_some_read:
+            return layout
+        # Whether a parameter is active depends on the method of its group, so it must not span
+        # groups with different methods.
+        if granularity.smooth:
+            raise ConfigError(
+                f"space.{kind}.smooth: expected methods that all read `{kind}` "
+                "where layers have methods of their own"
+            )
+        return layout.cut_at(method_starts)
 
     @cached_property
+    def _layer_mass(self) -> Sequence[float] | None:
+        """(L,) Squared L2 norm of each layer's deltas, summed over the sources."""
+        if self.profile is None:
+            return None
+        by_layer = self.profile.by_layer(self.architecture)
+        layer_mass: list[float] = by_layer.sum(1).tolist()
+        return layer_mass
+
+    @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter, whether or not it counts at a given point."""
-        space: dict[str, BaseDistribution] = {}
-        if len(self.methods) > 1:
-            space |= {
-                name: CategoricalDistribution(self.methods) for name in self.per_method("method")
-            }
-        for parameter in self.own_parameters:
-            low, high = self.bounds(parameter)
-            if low < high:
-                space |= {name: FloatDistribution(low, high) for name in self.per_method(parameter)}
-        for source in self.sources:
-            if self.subset:
-                space[f"use/{source}"] = CategoricalDistribution((True, False))
-            for kind, dial in (("weight", self.weight), ("density", self.density)):
-                if readers(kind, self.methods):
-                    space |= {
-                        name: FloatDistribution(*dial.bounds)
-                        for name in self.splits[kind].names(source).values()
-                    }
-        return space
+        """Every parameter, whether or not it is active, and its distribution."""
+        return self.parameters.distributions
 
-    @cached_property
-    def conditions(self) -> Conditions:
-        """Which parameters count only under some methods, or only where their source is used."""
-        found: Conditions = {}
-        for parameter in self.own_parameters:
-            for group, name in enumerate(self.per_method(parameter)):
-                found[name] = self._under(parameter, group)
-        for source in self.sources:
-            used = ((f"use/{source}", (True,)),) if self.subset else ()
-            for kind, split in self.splits.items():
-                for (group, _), name in split.names(source).items():
-                    found[name] = used + self._under(
-                        kind,
-                        0
-                        if split.dial.smooth
-                        else group_of(self.method_starts, split.starts[group]),
-                    )
-        return {
-            name: parents
-            for name, parents in found.items()
-            if parents and name in self.distributions
-        }
+    @property
+    def conditions(self) -> dict[str, ParentChoices]:
+        """Parameter -> pairs (parent, values): it is active where each parent has such a value."""
+        return self.parameters.conditions
 
     @cached_property
     def importance(self) -> dict[str, float]:
-        """Name -> the size of the deltas that a parameter governs: the root of their mass, relative to the other
-        parameters of its kind (geometric mean 1). {} without a profile."""
+        """Parameter -> L2 norm of the deltas that it governs; {} without a profile.
+
+        Relative to the parameters of the same kind, whose geometric mean is 1.
+        """
         if self.profile is None:
             return {}
-        kinds: dict[str, dict[str, float]] = defaultdict(dict)
-        for name, mass in self._masses(self.profile).items():
-            kinds[name.split("/")[0]][name] = float(np.sqrt(mass))
-        found: dict[str, float] = {}
-        for sizes in kinds.values():
-            least = max(sizes.values()) * _LEAST_IMPORTANCE or 1.0
-            sizes = {name: max(size, least) for name, size in sizes.items()}
-            middle = float(np.exp(np.mean(np.log(list(sizes.values())))))
-            found |= {name: size / middle for name, size in sizes.items()}
-        return {name: found[name] for name in self.distributions}
+        return parameter_importance(self.parameters, self.profile)
 
     def recipe(self, params: Params) -> Recipe:
-        """The recipe of one point. Groups of layers become slices, roles filters, methods per group named steps."""
-        return write_recipe(self, params)
+        """Return the recipe of a trial's parameters.
 
-    def warm(self, recipe: Recipe) -> dict[str, Any]:
-        """The point that gives the user's recipe; a ConfigError says which part of it is outside the space."""
-        return point_of(self, recipe, self._opened)
+        Groups of layers become slices, roles become filters, and methods per group of layers become
+        named steps.
 
-    def point(
-        self, method: str, weights: Mapping[str, float], density: float = 1.0
-    ) -> dict[str, Any]:
-        """The parameters at which every part of a source has one weight (clipped to the bounds). Where sources can be left
-        out, those of weight 0 are."""
-        values = {"method": method} | {
-            parameter: float(np.clip(RANGES[parameter].start, *self.bounds(parameter)))
-            for parameter in self.own_parameters
-        }
-        point: dict[str, Any] = {}
-        for name in self.distributions:
-            kind, _, rest = name.partition("/")
-            source = rest.split("/")[0]
-            if kind == "use":
-                point[name] = weights[source] != 0
-            elif kind == "density":
-                point[name] = self.density.clip(density)
-            else:
-                point[name] = (
-                    self.weight.clip(weights[source]) if kind == "weight" else values[kind]
-                )
-        return point
+        Args:
+            params: Value of every active parameter.
+        """
+        return recipe_of(self.parameters, params)
 
-    def starts(self) -> dict[str, dict[str, Any]]:
-        """Known good points to begin with: each source alone, the soup, task arithmetic, the others as published."""
-        dense = readers("density", self.methods)
-        plain = self._plain
-        name = "{}" if self.holds_sources else "near {}"
-        alone = {
-            name.format(source): self.point(plain, {s: float(s == source) for s in self.sources})
-            for source in self.sources
-        }
-        points = {
-            "uniform soup": self.point(plain, dict.fromkeys(self.sources, 1 / len(self.sources)))
-        }
-        for scale in (0.5, 0.7):
-            points[f"{plain.replace('_', ' ')} {scale}"] = self.point(
-                plain, dict.fromkeys(self.sources, scale)
-            )
+    def warm(self, recipe: Recipe) -> dict[str, ParamValue]:
+        """Return the parameters that give a recipe, however the recipe is written.
+
+        Args:
+            recipe: A recipe over the base and the sources.
+
+        Returns:
+            A value for every parameter.
+
+        Raises:
+            ConfigError: A part of the recipe, named in the message, is outside the space.
+        """
+        return params_of(self.parameters, recipe, self._weights)
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Weights]:
+        """The open checkpoints of the base and the sources, by path."""
+        return open_weights((self.base, *self.sources.values()))
+
+    def uniform_params(
+        self,
+        method: str,
+        weights: Mapping[str, float],
+        density: float = 1.0,
+    ) -> dict[str, ParamValue]:
+        """Return parameters with one method everywhere and one weight for all cells of a source.
+
+        Args:
+            method: Merge method of all layers.
+            weights: Source -> weight, clipped to the bounds. Where sources can be left out, those
+                with weight 0 are.
+            density: Density of all sources, clipped to the bounds.
+
+        Returns:
+            A value for every parameter; per-method parameters have their baseline value.
+        """
+        return self.parameters.uniform_params(method, weights, density)
+
+    def starts(self) -> dict[str, dict[str, ParamValue]]:
+        """Return the parameters of the baseline recipes.
+
+        Returns:
+            Label -> parameters: each source alone, the uniform average, task arithmetic, and each
+            method at published settings. A source alone has the source's name as its label, or
+            `near <name>` where the space does not contain it. Recipes that occur twice are listed
+            once.
+        """
+        baselines = self._source_baselines()
+        keys = set()
+        for params in baselines.values():
+            recipe = self.recipe(params)
+            keys.add(recipe.key)
+        for label, params in self._merge_baselines().items():
+            # Narrow bounds clip several baselines to one recipe, which is evaluated once.
+            recipe = self.recipe(params)
+            if recipe.key not in keys:
+                keys.add(recipe.key)
+                baselines[label] = params
+        return baselines
+
+    def _source_baselines(self) -> dict[str, dict[str, ParamValue]]:
+        baselines = {}
+        for source in self.sources:
+            weights = dict.fromkeys(self.sources, 0.0)
+            weights[source] = 1.0
+            label = source if self.holds_sources else f"near {source}"
+            baselines[label] = self.uniform_params(self._baseline_method, weights)
+        return baselines
+
+    def _merge_baselines(self) -> dict[str, dict[str, ParamValue]]:
+        method = self._baseline_method
+        baselines = {}
+        # A model soup (Wortsman et al. 2022, arXiv 2203.05482).
+        share = 1 / len(self.sources)
+        weights = dict.fromkeys(self.sources, share)
+        baselines["uniform soup"] = self.uniform_params(method, weights)
+        for scale in _BASELINE_SCALES:
+            title = method.replace("_", " ")
+            label = f"{title} {scale}"
+            weights = dict.fromkeys(self.sources, scale)
+            baselines[label] = self.uniform_params(method, weights)
+        sparse_methods = methods_with("density", self.methods)
+        weights = dict.fromkeys(self.sources, _METHOD_SCALE)
         for method in self.methods:
-            if method in dense:
+            if method in sparse_methods:
+                # TIES is published with the top 20 % of each delta (Yadav et al. 2023).
                 density = 0.2 if method == "ties" else 0.5
-                points[f"{method} at density {density}"] = self.point(
-                    method, dict.fromkeys(self.sources, 0.7), density
-                )
-            elif method != plain:
-                points[method] = self.point(method, dict.fromkeys(self.sources, 0.7))
-        known = {self.recipe(point).key for point in alone.values()}
-        for label, point in points.items():
-            if (key := self.recipe(point).key) not in known:
-                known.add(key)
-                alone[label] = point
-        return alone
+                label = f"{method} at density {density}"
+                baselines[label] = self.uniform_params(method, weights, density)
+            elif method != self._baseline_method:
+                baselines[method] = self.uniform_params(method, weights)
+        return baselines
+
+    @cached_property
+    def _baseline_method(self) -> str:
+        """The method of the plain baselines.
+
+        If possible, one that gives a single model back, and if possible without needing density 1
+        for that.
+        """
+        sparse_methods = methods_with("density", self.methods)
+
+        def rank(method: str) -> tuple[bool, bool]:
+            least_sources, _ = METHODS[method].models
+            return least_sources > 1, method in sparse_methods
+
+        return min(methods_with("weight", self.methods), key=rank)
 
     @property
     def holds_sources(self) -> bool:
-        """Whether each source alone is a point of the space; where it is not, the start in its place is called `near` it."""
-        method = PLAIN if self.subset and METHODS[self._plain].models[0] > 1 else self._plain
-        weights = [1.0] if self.subset else [0.0, 1.0]
-        whole = not readers("density", (method,)) or self.density.clip(1.0) == 1.0
-        return (
-            METHODS[method].models[0] == 1
-            and whole
-            and all(self.weight.clip(weight) == weight for weight in weights)
-        )
+        """Whether the space contains each source alone.
 
-    @property
-    def _plain(self) -> str:
-        """The method of the plain starts: one that gives a single model back, and needs no density for it, if there is one."""
-        dense = readers("density", self.methods)
-        return min(
-            readers("weight", self.methods),
-            key=lambda method: (METHODS[method].models[0] > 1, method in dense),
-        )
-
-    @property
-    def own_parameters(self) -> tuple[str, ...]:
-        """Knobs that some method reads, besides weight and density."""
-        return tuple(parameter for parameter in RANGES if readers(parameter, self.methods))
-
-    def bounds(self, parameter: str) -> tuple[float, float]:
-        """Of a method's own parameter; two equal numbers where it is fixed."""
-        said = self.method_parameters.get(
-            parameter, (RANGES[parameter].low, RANGES[parameter].high)
-        )
-        return (
-            (float(said[0]), float(said[1]))
-            if isinstance(said, (tuple, list))
-            else (float(said), float(said))
-        )
-
-    def per_method(self, kind: str) -> list[str]:
-        """Names of what every group of layers with a method of its own has: `gamma`, or `gamma/0`, `gamma/1`, ..."""
-        groups = len(self.method_starts)
-        return [f"{kind}/{group}" for group in range(groups)] if groups > 1 else [kind]
-
-    @property
-    def _layer_mass(self) -> Sequence[float] | None:
-        return (
-            None
-            if self.profile is None
-            else self.profile.by_layer(self.architecture).sum(1).tolist()
-        )
-
-    @cached_property
-    def _opened(self) -> Mapping[str, Weights]:
-        return open_weights((self.base, *self.sources.values()))
-
-    def _under(self, parameter: str, group: int) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-        """The condition that a group's method reads a parameter; () where every method does."""
-        reading = readers(parameter, self.methods)
-        return (
-            ()
-            if len(reading) == len(self.methods)
-            else ((self.per_method("method")[group], reading),)
-        )
-
-    def _masses(self, profile: DeltaProfile) -> dict[str, float]:
-        """Name -> squared norm of the deltas that the parameter governs; by one pass over the tensors."""
-        masses = dict.fromkeys(self.distributions, 0.0)
-        at = {source: profile.names.index(source) for source in self.sources}
-        for tensor, name, source, share in self._governed(profile):
-            row = profile.mass[tensor]
-            if name in masses:
-                masses[name] += share * (
-                    row[at[source]] if source else sum(row[i] for i in at.values())
-                )
-        return masses
-
-    def _governed(self, profile: DeltaProfile) -> Iterator[tuple[str, str, str, float]]:
-        """(tensor, parameter, source or '' for all, share of the tensor that it governs)."""
-        names = {
-            kind: {source: split.names(source) for source in self.sources}
-            for kind, split in self.splits.items()
-        }
-        for tensor in profile.mass:
-            layer, ahead = self.architecture.layer(tensor), self.architecture.is_embedding(tensor)
-            group = group_of(self.method_starts, layer) if layer is not None else 0 if ahead else -1
-            for kind in ("method", *self.own_parameters):
-                yield tensor, self.per_method(kind)[group], "", 1.0
-            for source in self.sources:
-                yield tensor, f"use/{source}", source, 1.0
-                for kind, split in self.splits.items():
-                    for cell, share in split.shares[tensor].items():
-                        yield tensor, names[kind][source][cell], source, share
+        This needs weights 0 and 1 (1 with `subset`), density 1 for methods with a density, and a
+        method that merges a single model.
+        """
+        method = self._baseline_method
+        least_sources, _ = METHODS[method].models
+        if self.subset and least_sources > 1:
+            # With a single source, recipes fall back to task arithmetic.
+            method = TASK_ARITHMETIC
+            least_sources = 1
+        if least_sources > 1:
+            return False
+        # The other sources are left out, or have weight 0.
+        needed_weights = (1.0,) if self.subset else (0.0, 1.0)
+        for weight in needed_weights:
+            if self.weight.clip(weight) != weight:
+                return False
+        # A sparse delta is not the source's.
+        is_sparse = bool(methods_with("density", (method,)))
+        return not is_sparse or self.density.clip(1.0) == 1.0

@@ -1,4 +1,7 @@
-"""A user's recipe -> the point that means the same, however the recipe says it; else which part is outside the space."""
+"""A recipe -> the parameters that give it, however the recipe is written.
+
+An error names the part of the recipe that is outside the space.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from paretomerge.recipe import Recipe
 from paretomerge.space.sources import named_sources
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
-from paretomerge.space.weights.method_parameters import SEARCHABLE
+from paretomerge.space.weights.method_parameters import SEARCHABLE_METHODS
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.testing import same_recipe
 
@@ -45,8 +48,9 @@ def model(pico, name, **parameters):
 
 def test_plain_recipes(pico):
     full = space(pico)
-    point = full.warm(recipe(pico, "ties", models=[model(pico, "bob", weight=0.7, density=0.3), model(pico, "ada", weight=-0.2)],
-                             parameters={"normalize": False, "density": 0.6}))  # fmt: skip
+    listed = [model(pico, "bob", weight=0.7, density=0.3), model(pico, "ada", weight=-0.2)]
+    parameters = {"normalize": False, "density": 0.6}
+    point = full.warm(recipe(pico, "ties", models=listed, parameters=parameters))
     assert point["method"] == "ties" and point["weight/cyd"] == 0  # cyd is not listed
     assert (
         point["weight/ada"],
@@ -250,11 +254,13 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
 )
 @given(st.data())
 def test_there_and_back_in_any_space(pico, data):
-    """A space of any kind, any point: the recipe's own point gives the recipe again, and the same tensors' settings."""
+    """In any space, at any point, decoded parameters give the same recipe and tensors again."""
     flag = st.booleans()
     method_groups = data.draw(st.integers(1, 4))
     methods = tuple(
-        data.draw(st.lists(st.sampled_from(SEARCHABLE), min_size=1, max_size=4, unique=True))
+        data.draw(
+            st.lists(st.sampled_from(SEARCHABLE_METHODS), min_size=1, max_size=4, unique=True)
+        )
     )
     methods = tuple(dict.fromkeys((*methods, "ties")))
     smooth = data.draw(flag) and "sce" not in methods

@@ -13,7 +13,7 @@ from paretomerge.merging.plan.make import make_plan
 from paretomerge.space.sources import named_sources
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
-from paretomerge.space.weights.method_parameters import SEARCHABLE
+from paretomerge.space.weights.method_parameters import SEARCHABLE_METHODS
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.testing import check_space
 
@@ -48,23 +48,22 @@ def test_every_number_reaches_its_tensors(pico):
     params = {name: 0.1 + i / 100 for i, name in enumerate(full.distributions)}
     jobs = {job.name: job for job in make_plan(full.recipe(params)).jobs}
     for source, which in (("ada", 0), ("bob", 1), ("cyd", 2)):
-        method_parameters = jobs["model.layers.2.mlp.up_proj.weight"].method_parameters[which]
-        assert method_parameters == {
+        parameters = jobs["model.layers.2.mlp.up_proj.weight"].parameters[which]
+        assert parameters == {
             "weight": params[f"weight/{source}/1/mlp"],
             "density": params[f"density/{source}/2"],
         }
-        method_parameters = jobs["model.layers.1.self_attn.q_proj.weight"].method_parameters[which]
-        assert method_parameters == {
+        parameters = jobs["model.layers.1.self_attn.q_proj.weight"].parameters[which]
+        assert parameters == {
             "weight": params[f"weight/{source}/0/attention"],
             "density": params[f"density/{source}/1"],
         }
         assert (
-            jobs["model.embed_tokens.weight"].method_parameters[which]["weight"]
+            jobs["model.embed_tokens.weight"].parameters[which]["weight"]
             == params[f"weight/{source}/0/other"]
         )
         assert (
-            jobs["lm_head.weight"].method_parameters[which]["weight"]
-            == params[f"weight/{source}/1/other"]
+            jobs["lm_head.weight"].parameters[which]["weight"] == params[f"weight/{source}/1/other"]
         )
     assert jobs["lm_head.weight"].options == {"lambda": 1.0, "normalize": False, "rescale": False}
 
@@ -98,7 +97,7 @@ def test_every_start_is_inside_and_the_first_are_the_sources(pico):
         ({"methods": ("ties",), "density": Granularity((0.1, 0.5))}, False),
         *(
             ({"methods": (method,)}, True)
-            for method in SEARCHABLE
+            for method in SEARCHABLE_METHODS
             if method not in ("consensus_ta", "pcb", "sce")
         ),
     ],
@@ -120,7 +119,8 @@ def test_the_method_is_in_the_recipe(pico):
     full = space(pico)
     for method in ("task_arithmetic", "ties", "dare_ties"):
         assert (
-            full.recipe(full.point(method, dict.fromkeys(full.sources, 0.5))).merge_method == method
+            full.recipe(full.uniform_params(method, dict.fromkeys(full.sources, 0.5))).merge_method
+            == method
         )
 
 
@@ -174,16 +174,19 @@ def test_no_source_is_lost_under_another_s_name(models):
         named_sources(models)
 
 
-@pytest.mark.parametrize("method", SEARCHABLE)
+@pytest.mark.parametrize("method", SEARCHABLE_METHODS)
 def test_every_searchable_method_gives_recipes_that_can_be_planned(pico, method):
     full = space(pico, methods=tuple(dict.fromkeys((method, "task_arithmetic"))))
     for point in (
-        full.point(method, dict.fromkeys(full.sources, 0.5), 0.3),
+        full.uniform_params(method, dict.fromkeys(full.sources, 0.5), 0.3),
         *full.starts().values(),
     ):
         plan = make_plan(full.recipe(point))
         assert not plan.notes
-    assert full.recipe(full.point(method, dict.fromkeys(full.sources, 0.5))).merge_method == method
+    assert (
+        full.recipe(full.uniform_params(method, dict.fromkeys(full.sources, 0.5))).merge_method
+        == method
+    )
 
 
 @pytest.mark.parametrize("method", ["slerp", "tsv", "ram", "model_stock", "linear"])
@@ -202,7 +205,7 @@ def test_layers_with_methods_of_their_own_are_those_of_the_plain_merges(pico):
         methods=("task_arithmetic", "dare_ties", "della"),
         method_groups=Grouping.read([[0, 1], [1, 3], [3, 4]]),
     )
-    point = full.point("della", {"ada": 0.9, "bob": 0.4, "cyd": -0.3}, 0.4)
+    point = full.uniform_params("della", {"ada": 0.9, "bob": 0.4, "cyd": -0.3}, 0.4)
     plain = {
         m: merged(full.recipe({n: m if n.startswith("method") else v for n, v in point.items()}))
         for m in full.methods
@@ -256,14 +259,14 @@ def test_smooth_weights_lie_on_lines_from_the_first_layer_to_the_last(pico):
         density=Granularity((0.1, 1), Grouping(2)),
     )
     lines = {"attention": (0.0, 1.0, -0.5), "mlp": (0.3, 0.3, 0.6), "other": (0.5, 0.1, 0.9)}
-    point = full.point("ties", dict.fromkeys(full.sources, 1.0))
+    point = full.uniform_params("ties", dict.fromkeys(full.sources, 1.0))
     point |= {
         f"weight/ada/{i}/{role}": v for role, line in lines.items() for i, v in enumerate(line)
     }
     for job in make_plan(full.recipe(point)).jobs:
         layer, role = full.architecture.layer(job.name), full.architecture.role(job.name)
         place = layer if layer is not None else 0 if "embed" in job.name else 3
-        assert job.method_parameters[0]["weight"] == pytest.approx(
+        assert job.parameters[0]["weight"] == pytest.approx(
             np.interp(place, (0, 1.5, 3), lines[role])
         ), job.name
 
@@ -271,7 +274,7 @@ def test_smooth_weights_lie_on_lines_from_the_first_layer_to_the_last(pico):
 def test_a_source_can_be_left_out_and_so_can_all(pico):
     full = space(pico, methods=("ties", "pcb"), subset=True)
     assert full.conditions["density/bob"] == (("use/bob", (True,)),)
-    point = full.point("pcb", {"ada": 0.5, "bob": 0.0, "cyd": 0.7})
+    point = full.uniform_params("pcb", {"ada": 0.5, "bob": 0.0, "cyd": 0.7})
     assert point["use/ada"] is True and point["use/bob"] is False
     assert full.recipe(point).models == (full.base, full.sources["ada"], full.sources["cyd"])
     alone = full.recipe(point | {"use/cyd": False})
@@ -281,7 +284,7 @@ def test_a_source_can_be_left_out_and_so_can_all(pico):
     assert all(torch.equal(tensor, base.tensor(name)) for name, tensor in merged(none).items())
 
 
-def test_a_methods_own_knobs(pico):
+def test_per_method_parameters(pico):
     full = space(
         pico,
         methods=("ties", "della", "breadcrumbs", "sce"),
@@ -290,15 +293,13 @@ def test_a_methods_own_knobs(pico):
     assert full.distributions["gamma"].high == 0.3 and "select_topk" not in full.distributions
     assert full.conditions["epsilon"] == (("method", ("della",)),)
     assert full.conditions["weight/ada"] == (("method", ("ties", "della", "breadcrumbs")),)
-    point = full.point("della", dict.fromkeys(full.sources, 0.5), 0.8) | {"epsilon": 0.5}
-    assert make_plan(full.recipe(point)).jobs[0].method_parameters[0]["epsilon"] == pytest.approx(
-        0.1
-    )
+    point = full.uniform_params("della", dict.fromkeys(full.sources, 0.5), 0.8) | {"epsilon": 0.5}
+    assert make_plan(full.recipe(point)).jobs[0].parameters[0]["epsilon"] == pytest.approx(0.1)
     assert make_plan(full.recipe(point | {"method": "sce"})).jobs[0].options["select_topk"] == 0.4
     assert (
         make_plan(full.recipe(point | {"method": "breadcrumbs", "gamma": 0.2}))
         .jobs[0]
-        .method_parameters[0]["gamma"]
+        .parameters[0]["gamma"]
         == 0.2
     )
 
@@ -312,9 +313,7 @@ def test_roles_of_the_users_own_and_cells_without_a_tensor(pico):
         "weight/ada/3/ends",
     ]  # layers 1 and 2 have none
     params = {name: i / 100 for i, name in enumerate(full.distributions)}
-    jobs = {
-        job.name: job.method_parameters[0]["weight"] for job in make_plan(full.recipe(params)).jobs
-    }
+    jobs = {job.name: job.parameters[0]["weight"] for job in make_plan(full.recipe(params)).jobs}
     assert jobs["lm_head.weight"] == params["weight/ada/3/ends"]
     assert jobs["model.layers.2.self_attn.v_proj.weight"] == params["weight/ada/2/v"]
     assert jobs["model.layers.2.self_attn.q_proj.weight"] == params["weight/ada/2/other"]
@@ -351,7 +350,7 @@ KINDS = {
     "plain": {},
     "one method": {"methods": ("ties",)},
     "dense only": {"methods": ("ties", "dare_ties")},
-    "every method": {"methods": SEARCHABLE},
+    "every method": {"methods": SEARCHABLE_METHODS},
     "groups and roles": {
         "weight": Granularity((-0.5, 1.5), Grouping(2), True),
         "density": Granularity((0.1, 1), Grouping(4)),
@@ -384,7 +383,7 @@ KINDS = {
         "weight": Granularity((-0.5, 1.5), Grouping(2), smooth=True),
     },
     "subset": {"subset": True},
-    "subset, method_parameters, roles": {
+    "subset, method parameters, roles": {
         "methods": ("task_arithmetic", "della_linear", "breadcrumbs_ties", "pcb", "consensus_ta"),
         "subset": True,
         "weight": Granularity((0.1, 1.5), roles=True),
@@ -438,7 +437,7 @@ def test_random_points_of_the_specialists_load_into_a_live_model(specialists, ki
     assert (
         live.load(
             replace(
-                full.recipe(full.point(full.methods[0], dict.fromkeys(sources, 0.0))),
+                full.recipe(full.uniform_params(full.methods[0], dict.fromkeys(sources, 0.0))),
                 dtype="float32",
             )
         ).facts["sparsity"]

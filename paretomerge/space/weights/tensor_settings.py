@@ -1,0 +1,210 @@
+"""What a recipe states for each tensor, in the terms of a weight space: method, sources, settings.
+
+Settings are taken from the recipe's plan, so it does not matter how the recipe states them:
+slices, filters, gradients, named steps, or parameters of the whole merge.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paretomerge.errors import ConfigError
+from paretomerge.merging.methods import METHODS
+from paretomerge.merging.plan.plan import Plan, TensorJob, TensorRef
+from paretomerge.merging.plan.steps import RecipeStep
+from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace
+from paretomerge.types import Params
+
+AVERAGE = "linear"
+"""The averaging method. With weights that sum to 1 it equals task arithmetic."""
+
+WEIGHT_TOLERANCE = 1e-6
+"""Weights and densities that differ by less are the same."""
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+_FIXED_OPTIONS = ("rescale", "k")
+"""Parameters of methods that a weight space leaves at their defaults."""
+
+
+@dataclass(frozen=True)
+class TensorSettings:
+    """What a recipe states for one tensor.
+
+    Attributes:
+        method: Merge method.
+        by_source: Source -> its parameters, such as weight and density. Sources that are not
+            listed are missing.
+        options: Parameters of the whole merge.
+    """
+
+    method: str
+    by_source: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Any]
+
+
+def tensor_settings(space: ParameterSpace, plan: Plan) -> dict[str, TensorSettings]:
+    """Return what a planned recipe states for every tensor that it merges.
+
+    Args:
+        space: The parameters' names, groups and bounds.
+        plan: Plan of a recipe whose models have the paths that the space uses.
+
+    Returns:
+        Tensor -> settings, in the order of the plan. Tensors of integers, which are copied, are
+        left out.
+
+    Raises:
+        ConfigError: The recipe does something that no point of a weight space does.
+    """
+    depth = space.architecture.depth
+    if len(plan.route) != depth:
+        layers = len(plan.route)
+        raise ConfigError(f"expected the base's {depth} layers, got {layers}")
+    source_names = {}
+    for source, path in space.sources.items():
+        source_names[path] = source
+    tensor_names = set(space.architecture.names)
+    step_merges = _step_merges(plan)
+    settings = {}
+    for job in plan.jobs:
+        name = job.name
+        merge = _Merge(plan.method.name, job)
+        if merge.method == "passthrough" and _is_unscaled(job):
+            # Seen through: the tensor is what the step makes of it.
+            merge = step_merges.get(job.sources[0], merge)
+        if merge.job.copy:
+            # Tensors of integers (position ids) cannot be merged, so a copy is what is expected.
+            if merge.job.dtype in _FLOATS:
+                raise ConfigError(f"{name}: expected it to be merged, got a copy")
+            continue
+        _check_place(name, merge.job, tensor_names)
+        if merge.method == AVERAGE:
+            settings[name] = _average_settings(merge, source_names)
+        else:
+            settings[name] = _delta_settings(merge, source_names)
+    return settings
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """How a tensor is merged, by the recipe or by one of its steps."""
+
+    method: str
+    job: TensorJob
+
+
+def _step_merges(plan: Plan) -> dict[TensorRef, _Merge]:
+    """(step, tensor) -> how the step merges the tensor."""
+    merges = {}
+    for step, weights in plan.weights.items():
+        if not isinstance(weights, RecipeStep):
+            continue
+        method = weights.plan.method.name
+        for job in weights.plan.jobs:
+            merges[step, job.name] = _Merge(method, job)
+    return merges
+
+
+def _is_unscaled(job: TensorJob) -> bool:
+    """Whether a job of `passthrough` takes its one tensor as it is."""
+    if not job.parameters:
+        return False
+    (parameters,) = job.parameters
+    return bool(parameters["scale"] == 1)
+
+
+def _check_place(name: str, job: TensorJob, tensor_names: set[str]) -> None:
+    """Check that a tensor of the base is made of the sources' tensors of that name."""
+    read = [tensor for _, tensor in job.sources]
+    in_place = {job.name, *read} == {name}
+    if not in_place or name not in tensor_names:
+        raise ConfigError(
+            f"{name}: expected layers of the sources in their own places, got {read[0]}"
+        )
+
+
+def _delta_settings(
+    merge: _Merge,
+    source_names: Mapping[str, str],
+) -> TensorSettings:
+    """Settings of a method that merges deltas to the base."""
+    job = merge.job
+    models = [model for model, _ in job.sources]
+    listed = ", ".join(models)
+    unknown = set(models) - set(source_names)
+    if unknown or METHODS[merge.method].base != "required":
+        raise ConfigError(
+            "merge_method: expected one on deltas of the study's models, "
+            f"got {merge.method} of {listed}"
+        )
+    # Each listing of a source has its own mask, which one weight and density cannot state.
+    if len(set(models)) < len(models):
+        raise ConfigError(f"{job.name}: expected each source once, got {listed}")
+    options = job.options or {}
+    _check_options(merge.method, options)
+    by_source = {}
+    for model, parameters in zip(models, job.parameters, strict=True):
+        source = source_names[model]
+        by_source[source] = parameters
+    return TensorSettings(
+        method=merge.method,
+        by_source=by_source,
+        options=options,
+    )
+
+
+def _check_options(method: str, options: Mapping[str, object]) -> None:
+    """Check the options that have one value everywhere in the space."""
+    required: dict[str, object] = {}
+    for parameter in METHODS[method].parameters:
+        if parameter.name in _FIXED_OPTIONS:
+            required[parameter.name] = parameter.default
+    # Weights are free to be large, so normalising them would lose their scale.
+    required["normalize"] = False
+    for option, value in required.items():
+        stated = options.get(option, value)
+        if stated != value:
+            raise ConfigError(
+                f"{option}: expected {value}, as everywhere in the space, got {stated}"
+            )
+
+
+def _average_settings(
+    merge: _Merge,
+    source_names: Mapping[str, str],
+) -> TensorSettings:
+    """Settings of the task arithmetic that equals a weighted average.
+
+    With weights of sum 1, sum w_i theta_i = theta_0 + sum w_i (theta_i - theta_0): the weight of
+    the base adds nothing.
+    """
+    job = merge.job
+    total = sum(_weight(parameters) for parameters in job.parameters)
+    options = job.options or {}
+    sums_to_1 = abs(total - 1) <= WEIGHT_TOLERANCE
+    if not sums_to_1 and not options["normalize"]:
+        raise ConfigError(f"{job.name}: {AVERAGE}: expected weights with a sum of 1, got {total:g}")
+    # An average can list a model twice.
+    weights: dict[str, float] = defaultdict(float)
+    sources = zip(job.sources, job.parameters, strict=True)
+    for (model, _), parameters in sources:
+        if model in source_names:
+            source = source_names[model]
+            weights[source] += _weight(parameters) / total
+    by_source = {}
+    for source, weight in weights.items():
+        by_source[source] = {"weight": weight}
+    return TensorSettings(
+        method=TASK_ARITHMETIC,
+        by_source=by_source,
+        options={},
+    )
+
+
+def _weight(parameters: Params) -> float:
+    """The weight of a source of a weighted average; the plan has checked that it is a number."""
+    weight = parameters["weight"]
+    assert isinstance(weight, int | float)
+    return weight
