@@ -22,8 +22,8 @@ import torch
 from safetensors import safe_open
 
 from paretomerge.checkpoint.operand import InMemory
+from paretomerge.merging.block import Inputs
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.methods.inputs import Inputs
 
 MODELS = ("base", "a", "b", "c")
 SEED = 0
@@ -251,11 +251,11 @@ def timed(models: list[dict[str, torch.Tensor]]) -> dict[str, float]:
                 inputs = Inputs(
                     name, tuple(base.shape), InMemory(base), sources, parameters, options
                 )
-                combine = METHODS[method].combine(inputs)
+                merge_block = METHODS[method].function(inputs)
                 flat = live[name].view(-1)
                 for block in inputs.blocks():
-                    flat[block.start : block.start + block.size] = (
-                        combine(block).view(-1).to(flat.dtype)
+                    flat[block.start : block.start + block.numel] = (
+                        merge_block(block).view(-1).to(flat.dtype)
                     )
 
     work: dict[str, Callable[[], None]] = {"copy": copy}

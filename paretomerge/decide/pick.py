@@ -8,7 +8,7 @@ from pathlib import Path
 from paretomerge.checkpoint.writer import new_folder
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.merging.engine import merge
-from paretomerge.pareto.front import knee, preferred
+from paretomerge.pareto.ranking import knee, preferred
 from paretomerge.record.record import Trial
 from paretomerge.study.study import Study
 

@@ -8,7 +8,8 @@ import numpy as np
 import optuna
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import nondominated, ranked, reference_point
+from paretomerge.pareto.front import nondominated, reference_point
+from paretomerge.pareto.ranking import ranked
 from paretomerge.recipe import Recipe
 from paretomerge.record.record import Trial, thawed
 from paretomerge.record.storage import Storage

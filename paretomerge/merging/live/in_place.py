@@ -15,9 +15,10 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import InMemory, whole
 from paretomerge.errors import RecipeError
-from paretomerge.merging.engine import cast, run
+from paretomerge.merging.block import CPU_BLOCK
+from paretomerge.merging.engine import run
+from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.names import live_names
-from paretomerge.merging.methods.inputs import BLOCK
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob, Weights
 from paretomerge.recipe import Recipe
@@ -144,7 +145,7 @@ class ResidentModel:
         moved = dict.fromkeys((job.name for job in plan.jobs), 0.0)
 
         def put(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            live = cast(
+            live = cast_block(
                 plan, job, block, self._live[job.name].view(-1)[start : start + block.numel()]
             )
             moved[job.name] += self._distance(live, job.name, start)
@@ -171,7 +172,9 @@ class ResidentModel:
         base = self._tensor(self.base, name).view(-1)[start : start + flat.numel()]
         total = 0.0
         # by blocks: one order of sums for any number of threads
-        for ours, theirs in zip(torch.split(flat, BLOCK), torch.split(base, BLOCK), strict=True):
+        for ours, theirs in zip(
+            torch.split(flat, CPU_BLOCK), torch.split(base, CPU_BLOCK), strict=True
+        ):
             total += (
                 (ours.to(torch.float32) - theirs.to(torch.float32))
                 .abs()

@@ -18,7 +18,8 @@ from torch import nn
 
 from paretomerge.checkpoint.operand import whole
 from paretomerge.errors import CheckpointError, RecipeError
-from paretomerge.merging.engine import cast, run
+from paretomerge.merging.engine import run
+from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.in_place import Merged, Warm
 from paretomerge.merging.live.names import live_names
 from paretomerge.merging.plan.make import make_plan, open_weights
@@ -109,7 +110,7 @@ class RoutedModel:
             computed[job.name] = self._computed[-1] if at is None else spare.pop(at)
 
         def put(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            cast(plan, job, block, computed[job.name].view(-1)[start : start + block.numel()])
+            cast_block(plan, job, block, computed[job.name].view(-1)[start : start + block.numel()])
 
         run(replace(plan, jobs=jobs), put, device=self.device)
         return computed

@@ -24,10 +24,10 @@ class Cost:
 def cost(plan: Plan, threads: int = 1) -> Cost:
     elements = sum(math.prod(job.shape) * len(job.pairs) for job in plan.jobs)
     read, written = plan.bytes_read(), plan.bytes_written()
-    whole = max((_whole(job) for job in plan.jobs), default=0) if plan.method.whole else 0
-    pace = plan.method.pace
+    whole = max((_whole(job) for job in plan.jobs), default=0) if plan.method.whole_tensors else 0
+    pace = plan.method.ns_per_entry
     seconds = None if pace is None else elements * pace * 1e-9 + (read + written) / _DISK
-    held = min(HELD_BYTES, read) if plan.method.looks else 0
+    held = min(HELD_BYTES, read) if plan.method.multi_pass else 0
     return Cost(read, written, _PROCESS + held + threads * (_PER_THREAD + whole), seconds)
 
 

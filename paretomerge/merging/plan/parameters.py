@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
-from paretomerge.merging.methods import IGNORED, METHODS, Method, Parameter
+from paretomerge.merging.methods import IGNORED_PARAMETERS, METHODS, Method, Parameter
 from paretomerge.recipe import Recipe, settings
 
 _EVERYWHERE = {
     parameter.name for method in METHODS.values() for parameter in method.parameters
-} | set(IGNORED)
+} | set(IGNORED_PARAMETERS)
 
 
 def check_names(recipe: Recipe, method: Method) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def _names(where: str, parameters: Mapping[str, Any], source: bool, method: Meth
     problems = ErrorCollector()
     for name in parameters:
         with problems.collect():
-            if name in IGNORED:
+            if name in IGNORED_PARAMETERS:
                 continue
             if name not in _EVERYWHERE:
                 raise RecipeError(

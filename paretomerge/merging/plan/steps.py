@@ -17,7 +17,7 @@ from paretomerge.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-    from paretomerge.merging.methods.inputs import Combine, Inputs
+    from paretomerge.merging.block import BlockMerger, Inputs
 
 
 class RecipeStep:
@@ -78,23 +78,25 @@ class Computed:
     def rows(self, first: int, end: int, device: str = "cpu") -> "torch.Tensor":
         import torch
 
-        from paretomerge.merging.engine import cast
+        from paretomerge.merging.job_io import cast_block
 
         if not torch.Size(self.shape).numel():
             return torch.empty((end - first, extent(self.shape)[1]), device=device)
-        inputs, combine = self._prepared(device)
-        return cast(self.plan, self.job, combine(inputs.at(first, end))).to(torch.float32)
+        inputs, merge_block = self._prepared(device)
+        return cast_block(self.plan, self.job, merge_block(inputs.block(first, end))).to(
+            torch.float32
+        )
 
-    def _prepared(self, device: str) -> "tuple[Inputs, Combine]":
+    def _prepared(self, device: str) -> "tuple[Inputs, BlockMerger]":
         if device not in self._by_device:
-            from paretomerge.merging.engine import inputs_of
+            from paretomerge.merging.job_io import job_inputs
 
-            inputs = inputs_of(self.plan, self.job, device)
-            self._by_device[device] = (inputs, self.plan.method.combine(inputs))
+            inputs = job_inputs(self.plan, self.job, device)
+            self._by_device[device] = (inputs, self.plan.method.function(inputs))
         return self._by_device[device]
 
     @cached_property
-    def _by_device(self) -> "dict[str, tuple[Inputs, Combine]]":
+    def _by_device(self) -> "dict[str, tuple[Inputs, BlockMerger]]":
         return {}
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.endpoint import Endpoint, EndpointError, Message
 from paretomerge.errors import ConfigError, shorten
-from paretomerge.pareto.front import fronts
+from paretomerge.pareto.front import nondominated_fronts
 from paretomerge.search.baselines.answers import Answers, described
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.observations import Observations
@@ -234,7 +234,7 @@ def _converse(endpoint: Endpoint, messages: list[Message], answers: Answers) -> 
 def _best(seen: Observations) -> Iterator[int]:
     """Indices of the feasible trials, front after front."""
     usable = np.flatnonzero(seen.feasible)
-    for front in fronts(seen.y[usable]):
+    for front in nondominated_fronts(seen.y[usable]):
         yield from usable[front].tolist()
 
 

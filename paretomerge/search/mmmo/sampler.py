@@ -21,7 +21,8 @@ from optuna.samplers._base import _process_constraints_after_trial
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.pareto.front import hypervolume, nondominated, ranked, reference_point
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.ranking import ranked
 from paretomerge.search import variation as look
 from paretomerge.search.encoding import Conditions, Encoding
 from paretomerge.search.mmmo.acquisition import (

@@ -76,7 +76,11 @@ def test_cost_is_read_from_headers(pico):
     assert (told.read, told.written) == (3 * size, size)
     assert told.seconds > 0 and cost(made, threads=2).memory > told.memory
     whole = plan(pico, "merge_method: tsv\n" + TWO)
-    assert METHODS["tsv"].whole and cost(whole).memory > told.memory and cost(whole).seconds is None
+    assert (
+        METHODS["tsv"].whole_tensors
+        and cost(whole).memory > told.memory
+        and cost(whole).seconds is None
+    )
 
 
 def test_a_plan_reads_no_weight(pico, monkeypatch):
