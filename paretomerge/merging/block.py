@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paretomerge.checkpoint.operand import Operand, extent
 from paretomerge.merging.parameter_values import number_in
 from paretomerge.types import Params
+
+UInt16Array = NDArray[np.uint16]
 
 # Measured: smaller blocks stay in the cache better, larger ones make threads wait less for each
 # other.
@@ -41,12 +43,18 @@ class RandomStream:
 
     _CHUNK = 1 << 17
 
-    def __init__(self, seed: int, tensor: str, source_index: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        tensor: str,
+        source_index: int,
+    ) -> None:
         self._address = f"{seed}\0{tensor}\0{source_index}"
         # Blocks are read in order and are smaller than a chunk, so the last chunk is read again.
-        self._last_chunk: tuple[int, NDArray[np.uint16]] = (-1, np.empty(0, np.uint16))
+        self._last_index = -1
+        self._last_chunk: UInt16Array = np.empty(0, np.uint16)
 
-    def uint16(self, start: int, end: int) -> NDArray[np.uint16]:
+    def uint16(self, start: int, end: int) -> UInt16Array:
         """Independent uniform integers in [0, 65536).
 
         Args:
@@ -61,20 +69,25 @@ class RandomStream:
         end_chunk = -(-end // self._CHUNK)
         for index in range(first_chunk, end_chunk):
             offset = index * self._CHUNK
+            first = max(start - offset, 0)
             chunk = self._chunk(index)
-            parts.append(chunk[max(start - offset, 0) : end - offset])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            parts.append(chunk[first : end - offset])
+        # Most blocks lie in one chunk, and need no copy.
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts)
 
-    def _chunk(self, index: int) -> NDArray[np.uint16]:
-        last_index, chunk = self._last_chunk
-        if last_index != index:
-            digest = hashlib.sha256(f"{self._address}\0{index}".encode()).digest()
-            generator = np.random.SFC64(int.from_bytes(digest[:16], "little"))
+    def _chunk(self, index: int) -> UInt16Array:
+        if index != self._last_index:
+            address = f"{self._address}\0{index}"
+            digest = hashlib.sha256(address.encode()).digest()
+            seed = int.from_bytes(digest[:16], "little")
+            generator = np.random.SFC64(seed)
             raw = generator.random_raw(self._CHUNK // 4)
-            # Little-endian on every machine, so that the masks are too.
-            chunk = raw.astype("<u8", copy=False).view("<u2")
-            self._last_chunk = (index, chunk)
-        return chunk
+            # Little-endian on every machine, so that masks are the same everywhere.
+            self._last_chunk = raw.astype("<u8", copy=False).view("<u2")
+            self._last_index = index
+        return self._last_chunk
 
 
 @dataclass(frozen=True)
@@ -106,15 +119,24 @@ class Inputs:
     is_matrix: bool = False
 
     @property
-    def extent(self) -> tuple[int, int]:
-        """The tensor's (rows, columns)."""
-        return extent(self.shape)
+    def rows(self) -> int:
+        """The number of rows."""
+        return extent(self.shape)[0]
+
+    @property
+    def columns(self) -> int:
+        """The number of columns: the size of the last axis."""
+        return extent(self.shape)[1]
 
     @property
     def numel(self) -> int:
         """The number n of entries."""
-        rows, columns = self.extent
-        return rows * columns
+        return self.rows * self.columns
+
+    @property
+    def n_sources(self) -> int:
+        """The number K of sources."""
+        return len(self.sources)
 
     def per_source(self, name: str) -> list[float]:
         """One parameter of every source, K numbers: `inputs.per_source("weight")`."""
@@ -135,8 +157,10 @@ class Inputs:
     @cached_property
     def random_streams(self) -> tuple[RandomStream, ...]:
         """One stream of random integers for each source."""
-        indices = range(len(self.sources))
-        return tuple(RandomStream(self.seed, self.name, index) for index in indices)
+        streams = []
+        for index in range(self.n_sources):
+            streams.append(RandomStream(self.seed, self.name, index))
+        return tuple(streams)
 
     def block(self, first: int, end: int) -> "Block":
         """Rows [first, end) of the tensor."""
@@ -153,11 +177,12 @@ class Inputs:
         Yields:
             Consecutive blocks of whole rows.
         """
-        rows, columns = self.extent
-        default = CPU_BLOCK if self.device == "cpu" else GPU_BLOCK
-        step = max(1, (elements or default) // max(1, columns))
-        for first in range(0, rows, step):
-            yield Block(self, first, min(first + step, rows))
+        if not elements:
+            elements = CPU_BLOCK if self.device == "cpu" else GPU_BLOCK
+        step = max(1, elements // max(1, self.columns))
+        for first in range(0, self.rows, step):
+            end = min(first + step, self.rows)
+            yield Block(self, first, end)
 
 
 @dataclass(frozen=True)
@@ -177,31 +202,47 @@ class Block:
     @property
     def start(self) -> int:
         """Position of the block's first element in the flat tensor."""
-        return self.first * self.inputs.extent[1]
+        return self.first * self.inputs.columns
 
     @property
     def numel(self) -> int:
         """The number of entries of the block."""
-        return (self.end - self.first) * self.inputs.extent[1]
+        return self.rows * self.inputs.columns
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the block."""
+        return self.end - self.first
 
     @cached_property
-    def base(self) -> torch.Tensor:
+    def base(self) -> Tensor:
         """theta_0, (rows, columns) in float32. It is read once and shared: do not write to it."""
-        assert self.inputs.base is not None
-        return self.inputs.base.rows(self.first, self.end, self.inputs.device)
+        base = self.inputs.base
+        assert base is not None
+        return base.rows(self.first, self.end, self.inputs.device)
 
-    def source(self, index: int) -> torch.Tensor:
+    def source(self, index: int) -> Tensor:
         """theta_i, (rows, columns) in float32: a new tensor that the caller may write to."""
-        return self.inputs.sources[index].rows(self.first, self.end, self.inputs.device)
+        source = self.inputs.sources[index]
+        return source.rows(self.first, self.end, self.inputs.device)
 
-    def delta(self, index: int) -> torch.Tensor:
+    def delta(self, index: int) -> Tensor:
         """tau_i = theta_i - theta_0, (rows, columns): a new tensor that the caller may write to."""
         return self.source(index).sub_(self.base)
 
-    def random_uint16(self, index: int) -> NDArray[np.uint16]:
+    def deltas(self) -> list[Tensor]:
+        """tau_1 ... tau_K: new tensors that the caller may write to."""
+        return [self.delta(index) for index in range(self.inputs.n_sources)]
+
+    def random_uint16(self, index: int) -> UInt16Array:
         """Uniform integers in [0, 65536), one per entry of source i, shape `(numel,)`."""
-        return self.inputs.random_streams[index].uint16(self.start, self.start + self.numel)
+        stream = self.inputs.random_streams[index]
+        end = self.start + self.numel
+        return stream.uint16(self.start, end)
 
 
-BlockMerger = Callable[[Block], torch.Tensor]
+BlockMerger = Callable[[Block], Tensor]
 """Merges one block: the rows of every model -> the merged rows, (rows, columns) in float32."""
+
+MergeFunction = Callable[[Inputs], BlockMerger]
+"""A merge method: the inputs of one tensor -> the function that merges its blocks."""

@@ -44,7 +44,12 @@ SHA-256 (`sha256sum --check`):
 """
 
 
-def model_card(plan: Plan, title: str, text: str, checksums: Mapping[str, str]) -> str:
+def model_card(
+    plan: Plan,
+    title: str,
+    text: str,
+    checksums: Mapping[str, str],
+) -> str:
     """Write the model card of a merge.
 
     Args:
@@ -59,8 +64,12 @@ def model_card(plan: Plan, title: str, text: str, checksums: Mapping[str, str]) 
     licences = _licences(plan)
     sources = []
     for model in plan.recipe.files:
-        sources.append(f"| {model} | {licences.get(model) or 'not stated'} |")
-    lines_of_checksums = [f"{value}  {name}" for name, value in checksums.items()]
+        stated = licences.get(model) or "not stated"
+        sources.append(f"| {model} | {stated} |")
+    # The format of `sha256sum`
+    lines_of_checksums = []
+    for name, checksum in checksums.items():
+        lines_of_checksums.append(f"{checksum}  {name}")
     return _CARD.format(
         front_matter=_front_matter(plan, licences),
         title=title,
@@ -82,7 +91,11 @@ def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
                 hub_models[part] = None
     front: dict[str, object] = {"library_name": "transformers"}
     if hub_models:
-        front["base_model"] = [model.partition("@")[0] for model in hub_models]
+        # The Hub takes a repository without its revision.
+        repositories = []
+        for model in hub_models:
+            repositories.append(model.partition("@")[0])
+        front["base_model"] = repositories
     front["tags"] = ["merge", "mergekit", "paretomerge"]
     distinct = set(licences.values())
     if len(distinct) == 1 and None not in distinct:
@@ -126,10 +139,16 @@ def licence(folder: Path) -> str | None:
     try:
         text = own(readme).read_text(encoding="utf-8", errors="replace")
         match = _FRONT_MATTER.match(text)
+        if match is None:
+            return None
         # BaseLoader makes only strings, lists and mappings.
-        front = yaml.load(match[1], yaml.BaseLoader) if match else None
+        front = yaml.load(match[1], yaml.BaseLoader)
     except (CheckpointError, OSError, yaml.YAMLError, RecursionError, ValueError, TypeError):
         # A card that cannot be read states no licence, and does not stop a merge.
         return None
-    value = front.get("license") if isinstance(front, dict) else None
-    return value if isinstance(value, str) and value not in _NO_LICENCE else None
+    if not isinstance(front, dict):
+        return None
+    value = front.get("license")
+    if not isinstance(value, str) or value in _NO_LICENCE:
+        return None
+    return value

@@ -7,7 +7,8 @@ also gives the squared L2 norm of the tau_i of every tensor.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -19,6 +20,8 @@ from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.types import Array
+
+Floats = tuple[float, ...]
 
 _BLOCK = 1 << 15  # entries per model: in float64, three blocks stay in the cache of a core
 _THREADS = 2  # one reads while the other multiplies
@@ -40,9 +43,9 @@ class DeltaProfile:
     base: str
     sources: Mapping[str, str]
     size: int
-    mass: Mapping[str, tuple[float, ...]]
-    products: tuple[tuple[float, ...], ...]
-    sums: tuple[float, ...]
+    mass: Mapping[str, Floats]
+    products: tuple[Floats, ...]
+    sums: Floats
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +55,8 @@ class DeltaProfile:
     @property
     def norms(self) -> Array:
         """(K,) L2 norms of the tau_i."""
-        return np.sqrt(np.diag(np.asarray(self.products)))
+        squared_norms = np.diag(np.asarray(self.products))
+        return np.sqrt(squared_norms)
 
     @property
     def cosine(self) -> Array:
@@ -63,6 +67,7 @@ class DeltaProfile:
     def pearson(self) -> Array:
         """(K, K) correlations of the entries; 0 where all entries of a tau_i are equal."""
         sums = np.asarray(self.sums)
+        # n cov(x, y) = sum x y - sum x sum y / n
         products_of_means = np.outer(sums, sums) / max(self.size, 1)
         return _normalized(np.asarray(self.products) - products_of_means)
 
@@ -71,8 +76,10 @@ class DeltaProfile:
         """(K, K) Euclidean distances between the sources, in units of the weights."""
         products = np.asarray(self.products)
         squares = np.diag(products)
-        squared_distances = squares[:, None] + squares[None, :] - 2 * products
-        return np.asarray(np.sqrt(np.maximum(squared_distances, 0.0)))
+        # |x - y|^2 = |x|^2 + |y|^2 - 2 x y; rounding can make it negative.
+        squared_distances = np.add.outer(squares, squares) - 2 * products
+        squared_distances = np.maximum(squared_distances, 0.0)
+        return np.asarray(np.sqrt(squared_distances))
 
     def by_layer(self, architecture: Architecture, role: str | None = None) -> Array:
         """Squared L2 norms of the tau_i of each layer.
@@ -87,7 +94,8 @@ class DeltaProfile:
         mass = np.zeros((architecture.depth, len(self.sources)))
         for name, row in self.mass.items():
             layer = architecture.layer(name)
-            if layer is not None and role in (None, architecture.role(name)):
+            has_role = role in (None, architecture.role(name))
+            if layer is not None and has_role:
                 mass[layer] += row
         return mass
 
@@ -110,13 +118,13 @@ class DeltaProfile:
         """
         try:
             data = json.loads(text)
-            sources = {str(name): str(path) for name, path in data["sources"].items()}
-            mass = {str(tensor): _floats(row) for tensor, row in data["mass"].items()}
+            sources = data["sources"].items()
+            mass = data["mass"].items()
             return cls(
                 base=str(data["base"]),
-                sources=sources,
+                sources={str(name): str(path) for name, path in sources},
                 size=int(data["size"]),
-                mass=mass,
+                mass={str(tensor): _floats(row) for tensor, row in mass},
                 products=tuple(_floats(row) for row in data["products"]),
                 sums=_floats(data["sums"]),
             )
@@ -130,20 +138,24 @@ class DeltaProfile:
         """The profile of the sources `names`, in that order."""
         indices = [self.names.index(name) for name in names]
 
-        def select(row: Sequence[float]) -> tuple[float, ...]:
+        def select(row: Floats) -> Floats:
             return tuple(row[i] for i in indices)
 
+        mass = {}
+        for tensor, row in self.mass.items():
+            mass[tensor] = select(row)
+        rows_of_products = [self.products[i] for i in indices]
         return DeltaProfile(
             base=self.base,
             sources={name: self.sources[name] for name in names},
             size=self.size,
-            mass={tensor: select(row) for tensor, row in self.mass.items()},
-            products=tuple(select(self.products[i]) for i in indices),
+            mass=mass,
+            products=tuple(select(row) for row in rows_of_products),
             sums=select(self.sums),
         )
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
+def _floats(values: Iterable[float]) -> Floats:
     return tuple(float(value) for value in values)
 
 
@@ -179,21 +191,32 @@ def profile(
     for name, operands in operands_by_tensor.items():
         _check_one_shape(name, operands, (base, *sources))
     k = len(sources)
-    products, sums, size = np.zeros((k, k)), np.zeros(k), 0
-    mass: dict[str, tuple[float, ...]] = {}
+    products = np.zeros((k, k))
+    sums = np.zeros(k)
+    size = 0
+    mass: dict[str, Floats] = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="kinship") as pool:
         results = pool.map(_tensor_products, operands_by_tensor.values())
+        # In the order of the tensors, so that sums do not depend on the threads.
         for name, (tensor_products, tensor_sums) in zip(operands_by_tensor, results, strict=True):
             products += tensor_products
             sums += tensor_sums
-            shape = operands_by_tensor[name][0].shape
-            size += int(np.prod(shape, dtype=np.int64))
-            mass[name] = tuple(np.diag(tensor_products).tolist())
-    rows_of_products = tuple(tuple(row) for row in products.tolist())
-    return DeltaProfile(base, dict(sources), size, mass, rows_of_products, tuple(sums.tolist()))
+            size += math.prod(operands_by_tensor[name][0].shape)
+            mass[name] = _floats(np.diag(tensor_products))
+    return DeltaProfile(
+        base=base,
+        sources=dict(sources),
+        size=size,
+        mass=mass,
+        products=tuple(_floats(row) for row in products),
+        sums=_floats(sums),
+    )
 
 
-def _common_operands(base: Weights, sources: Sequence[Weights]) -> dict[str, list[Operand]]:
+def _common_operands(
+    base: Weights,
+    sources: Sequence[Weights],
+) -> dict[str, list[Operand]]:
     """Tensor of the base -> its operand and those of all sources; floats that all models have."""
     operands_by_tensor: dict[str, list[Operand]] = {}
     for name in sorted(base.headers):
@@ -201,21 +224,31 @@ def _common_operands(base: Weights, sources: Sequence[Weights]) -> dict[str, lis
             continue
         operands = [base.operand(name)]
         for source in sources:
+            # Some architectures name a tensor differently, or tie it to another.
             source_name = source.architecture.stand_in(name)
-            if source_name is not None and source.headers[source_name].dtype in FLOATS:
+            if source_name is None:
+                continue
+            if source.headers[source_name].dtype in FLOATS:
                 operands.append(source.operand(source_name))
         if len(operands) == 1 + len(sources):
             operands_by_tensor[name] = operands
     return operands_by_tensor
 
 
-def _check_one_shape(name: str, operands: list[Operand], models: tuple[str, ...]) -> None:
-    if len({operand.shape for operand in operands}) == 1:
+def _check_one_shape(
+    name: str,
+    operands: list[Operand],
+    models: tuple[str, ...],
+) -> None:
+    distinct_shapes = {operand.shape for operand in operands}
+    if len(distinct_shapes) == 1:
         return
-    pairs = zip(models, operands, strict=True)
-    shapes = ", ".join(f"{model} {list(operand.shape)}" for model, operand in pairs)
+    shapes = []
+    for model, operand in zip(models, operands, strict=True):
+        shape = list(operand.shape)
+        shapes.append(f"{model} {shape}")
     raise CheckpointError(
-        f"{name}: expected one shape, got {shapes}; "
+        f"{name}: expected one shape, got {', '.join(shapes)}; "
         "do the models come from one base, with one vocabulary?"
     )
 
@@ -225,17 +258,21 @@ def _tensor_products(operands: list[Operand]) -> tuple[Array, Array]:
     # Not at the top: the command line reads profiles without torch.
     import torch
 
-    rows, columns = extent(operands[0].shape)
-    k = len(operands) - 1
+    base, sources = operands[0], operands[1:]
+    rows, columns = extent(base.shape)
+    k = len(sources)
     products = torch.zeros(k, k, dtype=torch.float64)
     sums = torch.zeros(k, dtype=torch.float64)
     step = max(1, _BLOCK // max(columns, 1))
     for first in range(0, rows if columns else 0, step):
         end = min(first + step, rows)
-        base = operands[0].rows(first, end)
-        deltas = torch.empty((k, base.numel()), dtype=torch.float64)
-        for delta, operand in zip(deltas, operands[1:], strict=True):
-            delta.copy_(operand.rows(first, end).sub_(base).view(-1))
+        base_rows = base.rows(first, end)
+        deltas = torch.empty(k, base_rows.numel(), dtype=torch.float64)
+        for i, source in enumerate(sources):
+            # In float32, as merges take it; `deltas` makes it float64.
+            delta = source.rows(first, end)
+            delta.sub_(base_rows)
+            deltas[i] = delta.view(-1)
         products.addmm_(deltas, deltas.T)
         sums.add_(deltas.sum(1))
     return products.numpy(), sums.numpy()
@@ -243,9 +280,16 @@ def _tensor_products(operands: list[Operand]) -> tuple[Array, Array]:
 
 def _normalized(products: Array) -> Array:
     """Inner products over the lengths of their vectors, in [-1, 1]; 0 where a length is 0."""
-    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
+    # Rounding can make a variance negative.
+    squares = np.maximum(np.diag(products), 0.0)
+    lengths = np.sqrt(squares)
     divisors = np.outer(lengths, lengths)
-    cosines = np.divide(products, divisors, out=np.zeros_like(products), where=divisors > 0)
+    cosines = np.divide(
+        products,
+        divisors,
+        out=np.zeros_like(products),
+        where=divisors > 0,
+    )
     return np.asarray(cosines.clip(-1, 1))
 
 
@@ -267,8 +311,10 @@ def order_by_similarity(profile: DeltaProfile) -> tuple[str, ...]:
     while remaining:
         similarity = {}
         for i in remaining:
-            nearest = max((cosine[i][j] for j in chosen), default=None)
-            similarity[i] = cosine[i].sum() if nearest is None else nearest
+            if chosen:
+                similarity[i] = cosine[i][chosen].max()
+            else:
+                similarity[i] = cosine[i].sum()
         # `min` takes the first of equal ones, and `remaining` is in order.
         least_similar = min(remaining, key=similarity.__getitem__)
         chosen.append(least_similar)
@@ -296,10 +342,12 @@ def near_duplicates(profile: DeltaProfile, threshold: float) -> dict[str, str]:
     cosine = profile.cosine
     duplicates: dict[str, str] = {}
     for i, name in enumerate(profile.names):
-        retained = [j for j in range(i) if profile.names[j] not in duplicates]
+        earlier = range(i)
+        retained = [j for j in earlier if profile.names[j] not in duplicates]
         if not retained:
             continue
-        nearest = retained[int(np.argmax(cosine[i][retained]))]
+        to_retained = cosine[i][retained]
+        nearest = retained[int(to_retained.argmax())]
         if cosine[i][nearest] > threshold:
             duplicates[name] = profile.names[nearest]
     return duplicates

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paretomerge.checkpoint.operand import FLOATS, Stored, extent, whole
 from paretomerge.checkpoint.tokenizer import chat_template as find_chat_template
@@ -36,7 +37,10 @@ _WARM_HEAP = 31 << 20
 
 _THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
 
-BlockCallback = Callable[[TensorJob, int, torch.Tensor], None]
+RecipeLike = Recipe | Mapping[str, object] | str | Path
+"""A recipe, or what one can be read from. See `merge`."""
+
+BlockCallback = Callable[[TensorJob, int, Tensor], None]
 """Receives each merged block: (job, flat position of its first element, the block).
 
 The block is (rows, columns) in float32, or for a copied tensor as it is stored.
@@ -44,7 +48,7 @@ The block is (rows, columns) in float32, or for a copied tensor as it is stored.
 
 
 def merge(
-    recipe: Recipe | Mapping[str, object] | str | Path,
+    recipe: RecipeLike,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -106,7 +110,7 @@ def merge(
     )
 
 
-def _as_recipe(recipe: Recipe | Mapping[str, object] | str | Path) -> Recipe:
+def _as_recipe(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
@@ -128,15 +132,23 @@ def write(
 ) -> Path:
     """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors."""
     _check_holds_no_source(plan, out)
-    specs = [TensorSpec(job.name, job.dtype, job.shape) for job in plan.jobs]
+    specs = []
+    for job in plan.jobs:
+        specs.append(TensorSpec(job.name, job.dtype, job.shape))
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
 
-            def write_block(job: TensorJob, start: int, block: torch.Tensor) -> None:
-                writer.write(job.name, start, cast_block(plan, job, block))
+            def write_block(
+                job: TensorJob,
+                start: int,
+                block: Tensor,
+            ) -> None:
+                result = cast_block(plan, job, block)
+                writer.write(job.name, start, result)
 
             run(plan, write_block, threads, device)
             checksums = writer.checksums()
+        # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", plan.config)
@@ -149,7 +161,10 @@ def write(
 
 
 def run(
-    plan: Plan, on_block: BlockCallback, threads: int | None = None, device: str = "cpu"
+    plan: Plan,
+    on_block: BlockCallback,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> None:
     """Merge every tensor of a plan, in its order.
 
@@ -163,8 +178,10 @@ def run(
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
     with _single_threaded() as torch_threads, torch.inference_mode():
         # One thread keeps a GPU busy, and the blocks of more would fill its memory.
-        default = min(torch_threads, _THREADS) if device == "cpu" else 1
-        count = threads or default
+        count = 1
+        if device == "cpu":
+            count = min(torch_threads, _THREADS)
+        count = threads or count
         cache_bytes = HELD_BYTES // count
         if count == 1:
             for job in plan.jobs:
@@ -206,7 +223,8 @@ def usable_device(device: str) -> str:
             return str(torch.empty(1, device=device).device)
         reason = "merging on it is not supported"
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        # Torch appends advice for developers in further lines.
+        reason = str(error).partition("\n")[0]
     raise ConfigError(
         f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: "
         f"{reason}"
@@ -218,7 +236,9 @@ def _check_holds_no_source(plan: Plan, out: Path) -> None:
     for model in (*plan.recipe.files, *plan.weights):
         for part in (model, *model.split("+")):
             path = Path(part).expanduser()
-            if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            if not path.exists():
+                continue
+            if path.resolve().is_relative_to(out.resolve()):
                 raise CheckpointError(
                     f"{out}: the output folder would replace the source {path}; "
                     "choose another folder"
@@ -245,7 +265,11 @@ def _merge_job(
         on_block(job, block.start, merge_block(block))
 
 
-def _copy(plan: Plan, job: TensorJob, on_block: BlockCallback) -> None:
+def _copy(
+    plan: Plan,
+    job: TensorJob,
+    on_block: BlockCallback,
+) -> None:
     """Hand over the one source as it is, some rows at a time."""
     operand = plan.operand(job.sources[0])
     # Float32 does not hold every whole number, so these are not read by rows.
@@ -264,8 +288,10 @@ def _copy(plan: Plan, job: TensorJob, on_block: BlockCallback) -> None:
 
 
 def merged_tensors(
-    plan: Plan, block: int | None = None, only: Iterable[str] | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
+    plan: Plan,
+    block: int | None = None,
+    only: Iterable[str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
     """Merge tensors in memory, for inspection and for tests.
 
     Args:
@@ -282,12 +308,22 @@ def merged_tensors(
             yield job.name, _merged_tensor(plan, job, block)
 
 
-def _merged_tensor(plan: Plan, job: TensorJob, block_elements: int | None) -> torch.Tensor:
-    merged = torch.empty(job.shape, dtype=getattr(torch, job.dtype))
+def _merged_tensor(
+    plan: Plan,
+    job: TensorJob,
+    block_elements: int | None,
+) -> Tensor:
+    dtype = getattr(torch, job.dtype)
+    merged = torch.empty(job.shape, dtype=dtype)
     flat = merged.view(-1)
 
-    def store_block(job: TensorJob, start: int, block: torch.Tensor) -> None:
-        cast_block(plan, job, block, flat[start : start + block.numel()])
+    def store_block(
+        job: TensorJob,
+        start: int,
+        block: Tensor,
+    ) -> None:
+        end = start + block.numel()
+        cast_block(plan, job, block, out=flat[start:end])
 
     with _single_threaded(), torch.inference_mode():
         _merge_job(plan, job, store_block, "cpu", HELD_BYTES, block_elements)
@@ -310,12 +346,15 @@ def _single_threaded() -> Iterator[int]:
 
 def _write_tokenizer(plan: Plan, folder: Path) -> None:
     if plan.vocabulary:
+        # A merged vocabulary has its own tokenizer files.
         copy_tokenizer(plan.template.folder, folder, ["generation_config.json"])
         plan.vocabulary.write(folder)
     else:
         copy_tokenizer(plan.template.folder, folder)
     if plan.recipe.chat_template:
-        folders = {model: weights.folder for model, weights in plan.weights.items()}
+        folders = {}
+        for model, weights in plan.weights.items():
+            folders[model] = weights.folder
         template = find_chat_template(plan.recipe.chat_template, folders)
         if template:
             write_chat_template(folder, template)

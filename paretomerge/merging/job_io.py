@@ -1,6 +1,7 @@
 """What goes into a tensor job's merge method, and the cast of what comes out of it."""
 
 import torch
+from torch import Tensor
 
 from paretomerge.checkpoint.operand import Held, Operand, Stored, size_in_bytes
 from paretomerge.errors import CheckpointError
@@ -8,7 +9,12 @@ from paretomerge.merging.block import Inputs
 from paretomerge.merging.plan.plan import Plan, TensorJob
 
 
-def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int = 0) -> Inputs:
+def job_inputs(
+    plan: Plan,
+    job: TensorJob,
+    device: str = "cpu",
+    cache_bytes: int = 0,
+) -> Inputs:
     """The inputs of the plan's method for one tensor.
 
     Args:
@@ -21,11 +27,13 @@ def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int
         Operands that are read when the method asks for their rows, with all parameters.
     """
     operands = [plan.operand(pair) for pair in job.pairs]
-    total_bytes = sum(size_in_bytes(operand.shape, operand.dtype) for operand in operands)
+    sizes = [size_in_bytes(operand.shape, operand.dtype) for operand in operands]
+    total_bytes = sum(sizes)
     if plan.method.multi_pass and total_bytes <= cache_bytes:
         operands = [_cached(operand) for operand in operands]
     k = len(job.sources)
     role = plan.template.architecture.role(job.name)
+    is_matrix = len(job.shape) >= 2 and role != "other"
     return Inputs(
         name=job.name,
         shape=job.shape,
@@ -35,17 +43,22 @@ def job_inputs(plan: Plan, job: TensorJob, device: str = "cpu", cache_bytes: int
         options=job.options or {},
         seed=plan.recipe.seed,
         device=device,
-        is_matrix=len(job.shape) >= 2 and role != "other",
+        is_matrix=is_matrix,
     )
 
 
 def _cached(operand: Operand) -> Operand:
-    return Held(operand) if isinstance(operand, Stored) else operand
+    if isinstance(operand, Stored):
+        return Held(operand)
+    return operand
 
 
 def cast_block(
-    plan: Plan, job: TensorJob, block: torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
+    plan: Plan,
+    job: TensorJob,
+    block: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """Cast a merged block to the job's dtype.
 
     Args:
@@ -78,9 +91,11 @@ def cast_block(
     return out.copy_(result.reshape(-1))
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     # The sum is much cheaper than a test of each entry. Finite entries may still have an infinite
     # sum.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    if torch.isfinite(tensor.sum()):
+        return True
+    return bool(torch.isfinite(tensor).all())

@@ -8,8 +8,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from paretomerge.types import Array
 
+BoolArray = NDArray[np.bool_]
+IndexArray = NDArray[np.intp]
 
-def nondominated(values: ArrayLike) -> NDArray[np.bool_]:
+
+def nondominated(values: ArrayLike) -> BoolArray:
     """Find the points that no other point dominates.
 
     Args:
@@ -25,10 +28,11 @@ def nondominated(values: ArrayLike) -> NDArray[np.bool_]:
     points = np.asarray(values, dtype=float)
     if not len(points):
         return np.zeros(0, dtype=bool)
-    return np.asarray(moocore.is_nondominated(points, maximise=True), dtype=bool)
+    mask = moocore.is_nondominated(points, maximise=True)
+    return np.asarray(mask, dtype=bool)
 
 
-def nondominated_fronts(values: ArrayLike) -> Iterator[NDArray[np.intp]]:
+def nondominated_fronts(values: ArrayLike) -> Iterator[IndexArray]:
     """Sort points into fronts: the nondominated ones, the nondominated ones of the rest, and so on.
 
     Args:
@@ -63,10 +67,12 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     points = np.asarray(values, dtype=float)
     ref = np.asarray(reference, dtype=float)
     if len(points):
-        points = points[(points > ref).all(1)]
+        is_above = (points > ref).all(1)
+        points = points[is_above]
     if not len(points):
         return 0.0
-    return float(moocore.hypervolume(points, ref=ref, maximise=True))
+    volume = moocore.hypervolume(points, ref=ref, maximise=True)
+    return float(volume)
 
 
 def hypervolume_contributions(values: ArrayLike, reference: ArrayLike) -> Array:
@@ -87,11 +93,17 @@ def hypervolume_contributions(values: ArrayLike, reference: ArrayLike) -> Array:
         return contributions
     # moocore needs two objectives. Of one, the best point adds its distance to the second best.
     if points.shape[1] == 1:
-        second_best = np.sort(points[inside, 0])[-2:-1]
-        best = points[:, 0].argmax()
-        contributions[best] = points.max() - max([ref[0], *second_best])
+        best = points.argmax()
+        others = np.delete(points, best)
+        # Two equal best points add nothing.
+        second_best = others.max(initial=ref[0])
+        contributions[best] = points.max() - second_best
         return contributions
-    contributions[inside] = moocore.hv_contributions(points[inside], ref=ref, maximise=True)
+    contributions[inside] = moocore.hv_contributions(
+        points[inside],
+        ref=ref,
+        maximise=True,
+    )
     return contributions
 
 
@@ -109,4 +121,5 @@ def reference_point(values: ArrayLike, margin: float = 0.1) -> Array:
     points = np.asarray(values, dtype=float)
     ranges = np.ptp(points, axis=0)
     ranges = np.where(ranges > 0, ranges, 1.0)
-    return np.asarray(points.min(0) - margin * ranges)
+    worst = points.min(0)
+    return np.asarray(worst - margin * ranges)

@@ -1,15 +1,15 @@
 """Order points `(n, m)`, or pick one of a front. All m objectives are maximised."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from paretomerge.pareto.front import hypervolume_contributions, nondominated_fronts
+from paretomerge.pareto.front import IndexArray, hypervolume_contributions, nondominated_fronts
 from paretomerge.types import Array
 
 _AUGMENTATION = 1e-3  # Steuer & Choo's rho: small, so that the sum only breaks ties
 
 
-def ranked(values: ArrayLike, reference: ArrayLike) -> NDArray[np.intp]:
+def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
     """Order points front after front, inside a front by hypervolume contribution.
 
     Args:
@@ -23,7 +23,9 @@ def ranked(values: ArrayLike, reference: ArrayLike) -> NDArray[np.intp]:
     order = [np.zeros(0, dtype=np.intp)]
     for front in nondominated_fronts(points):
         contributions = hypervolume_contributions(points[front], reference)
-        order.append(front[np.argsort(-contributions, kind="stable")])
+        # Stable: of equal contributions the earlier point comes first.
+        best_first = np.argsort(-contributions, kind="stable")
+        order.append(front[best_first])
     return np.concatenate(order)
 
 
@@ -37,9 +39,11 @@ def normalised(values: ArrayLike) -> Array:
         Scaled points, `(n, m)`; 1 for an objective whose values are all equal.
     """
     points = np.asarray(values, dtype=float)
-    lowest, ranges = points.min(0), np.ptp(points, axis=0)
+    lowest = points.min(0)
+    ranges = np.ptp(points, axis=0)
     divisors = np.where(ranges > 0, ranges, 1.0)
-    return np.where(ranges > 0, (points - lowest) / divisors, 1.0)
+    scaled = (points - lowest) / divisors
+    return np.where(ranges > 0, scaled, 1.0)
 
 
 def knee(values: ArrayLike) -> int:
@@ -55,7 +59,9 @@ def knee(values: ArrayLike) -> int:
         >>> knee([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]])
         1
     """
-    distances = np.linalg.norm(1 - normalised(values), axis=1)
+    # The ideal point is 1 in every objective.
+    shortfall = 1 - normalised(values)
+    distances = np.linalg.norm(shortfall, axis=1)
     return int(distances.argmin())
 
 
@@ -76,7 +82,9 @@ def preferred(values: ArrayLike, weights: ArrayLike) -> int:
         >>> preferred([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]], [1, 0])
         0
     """
-    normalised_weights = np.asarray(weights, dtype=float) / np.sum(weights)
-    shortfall = (1 - normalised(values)) * normalised_weights
-    distances = shortfall.max(1) + _AUGMENTATION * shortfall.sum(1)
+    preference = np.asarray(weights, dtype=float)
+    preference = preference / np.sum(weights)
+    shortfall = (1 - normalised(values)) * preference
+    augmentation = _AUGMENTATION * shortfall.sum(1)
+    distances = shortfall.max(1) + augmentation
     return int(distances.argmin())

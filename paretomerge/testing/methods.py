@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from paretomerge.checkpoint.operand import InMemory, Operand
 from paretomerge.merging.block import CPU_BLOCK, Inputs
@@ -32,6 +33,9 @@ _ONE_BLOCK = 1 << 60  # elements: a tensor in one block
 _TOLERANCE = 1e-5  # relative to the largest entry, at least absolute
 
 
+ParamDict = dict[str, ParamValue]
+
+
 class Case(NamedTuple):
     """Parameters to test a method with.
 
@@ -40,30 +44,32 @@ class Case(NamedTuple):
         options: Those of the whole merge.
     """
 
-    parameters: list[dict[str, ParamValue]]
-    options: dict[str, ParamValue]
+    parameters: list[ParamDict]
+    options: ParamDict
 
 
 class _Models(NamedTuple):
     """One tensor of a base (None: the recipe has none) and of several sources."""
 
-    base: torch.Tensor | None
-    sources: list[torch.Tensor]
+    base: Tensor | None
+    sources: list[Tensor]
 
-    def tensors(self) -> list[torch.Tensor]:
-        return [*self.sources, *([] if self.base is None else [self.base])]
+    def tensors(self) -> list[Tensor]:
+        if self.base is None:
+            return self.sources
+        return [*self.sources, self.base]
 
 
 def merge_tensors(
     method: Method,
-    base: torch.Tensor | None,
-    sources: Sequence[torch.Tensor],
+    base: Tensor | None,
+    sources: Sequence[Tensor],
     parameters: Sequence[Params] | None = None,
     options: Params | None = None,
     *,
     block: int | None = None,
     seed: int = 0,
-) -> torch.Tensor:
+) -> Tensor:
     """Merge one tensor of every model, as the engine does.
 
     Args:
@@ -96,8 +102,8 @@ def merge_tensors(
 
 def make_inputs(
     method: Method,
-    base: torch.Tensor | None,
-    sources: Sequence[torch.Tensor],
+    base: Tensor | None,
+    sources: Sequence[Tensor],
     parameters: Sequence[Params] | None = None,
     options: Params | None = None,
     seed: int = 0,
@@ -113,7 +119,9 @@ def make_inputs(
     listed = list(sources)
     if base is not None and _base_is_source(method, base):
         listed = [base, *listed]
-    operands: list[Operand] = [InMemory(tensor.contiguous()) for tensor in listed]
+    operands: list[Operand] = []
+    for tensor in listed:
+        operands.append(InMemory(tensor.contiguous()))
     reference = None
     if base is not None and method.base in ("required", "reference"):
         reference = InMemory(base.contiguous())
@@ -122,13 +130,16 @@ def make_inputs(
     assert len(parameters) == len(operands), (
         f"{method.name}: expected parameters for {len(operands)} sources, got {len(parameters)}"
     )
+    all_parameters = []
+    for values in parameters:
+        all_parameters.append(_with_defaults(method, values, per_source=True))
     shape = operands[0].shape
     return Inputs(
         name="tensor",
         shape=shape,
         base=reference,
         sources=operands,
-        parameters=[_with_defaults(method, values, per_source=True) for values in parameters],
+        parameters=all_parameters,
         options=_with_defaults(method, options or {}, per_source=False),
         seed=seed,
         is_matrix=len(shape) >= 2,
@@ -158,7 +169,8 @@ def check_method(method: Method, **fixed: ParamValue) -> None:
     shapes = SHAPES if method.whole_tensors else (*SHAPES, LARGE_SHAPE)
     for shape in shapes:
         for models in _example_models(method, shape):
-            cases = list(method_cases(method, _source_count(method, models), fixed))
+            k = _source_count(method, models)
+            cases = list(method_cases(method, k, fixed))
             # One case is enough for a costly shape: the second, which sparsifies.
             if shape == LARGE_SHAPE and len(cases) > 1:
                 cases = cases[1:2]
@@ -179,21 +191,27 @@ def check_copies(method: Method, **fixed: ParamValue) -> None:
     for shape in SHAPES:
         for models in _example_models(method, shape):
             model = models.sources[0]
-            base = model if _base_is_source(method, models.base) else models.base
             copies = [model] * len(models.sources)
-            parameters, options = next(method_cases(method, _source_count(method, models), fixed))
+            base = models.base
+            if _base_is_source(method, base):
+                base = model
+            k = _source_count(method, models)
+            parameters, options = next(method_cases(method, k, fixed))
             merged = merge_tensors(method, base, copies, _normalized(parameters), options)
-            _assert_close(merged, model, f"{method.name} {shape}: copies of one model")
+            law = f"{method.name} {shape}: copies of one model"
+            _assert_close(merged, model, law)
 
 
-def _normalized(parameters: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
+def _normalized(parameters: list[ParamDict]) -> list[ParamDict]:
     """The parameters with weights that sum to 1, where there are weights."""
     if not all("weight" in values for values in parameters):
         return parameters
     weights = [number_in(values, "weight") for values in parameters]
     total = sum(weights)
-    pairs = zip(parameters, weights, strict=True)
-    return [values | {"weight": weight / total} for values, weight in pairs]
+    normalized = []
+    for values, weight in zip(parameters, weights, strict=True):
+        normalized.append(values | {"weight": weight / total})
+    return normalized
 
 
 def check_one_hot(method: Method, **fixed: ParamValue) -> None:
@@ -211,17 +229,22 @@ def check_one_hot(method: Method, **fixed: ParamValue) -> None:
             models = list(sources)
             if base is not None and _base_is_source(method, base):
                 models = [base, *sources]
-            parameters, options = next(method_cases(method, len(models), fixed))
+            defaults = next(method_cases(method, len(models), fixed))
             for i, model in enumerate(models):
                 one_hot = []
-                for j, values in enumerate(parameters):
-                    one_hot.append(values | {"weight": float(i == j)})
-                merged = merge_tensors(method, base, sources, one_hot, options)
+                for j, values in enumerate(defaults.parameters):
+                    weight = 1.0 if i == j else 0.0
+                    one_hot.append(values | {"weight": weight})
+                merged = merge_tensors(method, base, sources, one_hot, defaults.options)
                 law = f"{method.name} {shape}: weight 1 of model {i} alone"
                 _assert_close(merged, model, law)
 
 
-def method_cases(method: Method, k: int, fixed: Params | None = None) -> Iterator[Case]:
+def method_cases(
+    method: Method,
+    k: int,
+    fixed: Params | None = None,
+) -> Iterator[Case]:
     """Parameters to test a method with: first the defaults, then each parameter changed in turn.
 
     A required parameter is 0.3 for the whole merge and 0.5, 0.75, 1.0, ... for the sources. A share
@@ -237,35 +260,47 @@ def method_cases(method: Method, k: int, fixed: Params | None = None) -> Iterato
         The parameters of each source, and those of the whole merge.
     """
     fixed = fixed or {}
-    defaults = {p.name: p.default for p in method.parameters if p.default is not None}
-    start: dict[str, ParamValue] = {**defaults, **fixed}
+    start: ParamDict = {}
+    for parameter in method.parameters:
+        if parameter.default is not None:
+            start[parameter.name] = parameter.default
+    start.update(fixed)
     for changes in _changes(method, start, fixed):
         values = start | changes
-        parameters: list[dict[str, ParamValue]] = [{} for _ in range(k)]
-        options: dict[str, ParamValue] = {}
+        parameters: list[ParamDict] = [{} for _ in range(k)]
+        options: ParamDict = {}
         for parameter in method.parameters:
             name = parameter.name
             if not parameter.per_source:
                 options[name] = values.get(name, 0.3)
                 continue
             for i in range(k):
-                parameters[i][name] = values.get(name, 0.5 + 0.25 * i)
+                required = 0.5 + 0.25 * i
+                parameters[i][name] = values.get(name, required)
         yield Case(parameters, options)
 
 
-def _changes(method: Method, start: Params, fixed: Params) -> list[dict[str, ParamValue]]:
+def _changes(
+    method: Method,
+    start: Params,
+    fixed: Params,
+) -> list[ParamDict]:
     """What each case changes in the values `start`."""
     free = [parameter for parameter in method.parameters if parameter.name not in fixed]
-    shares: dict[str, ParamValue] = {p.name: 0.4 for p in free if _is_share(p)}
-    changes: list[dict[str, ParamValue]] = [{}]
+    share_names = [parameter.name for parameter in free if _is_share(parameter)]
+    shares: ParamDict = dict.fromkeys(share_names, 0.4)
+    changes: list[ParamDict] = [{}]
     if shares:
         changes.append(shares)
     for parameter in free:
-        if parameter.name not in shares:
-            changes += [shares | {parameter.name: value} for value in _other_values(parameter)]
-    flags = [p.name for p in free if isinstance(p.default, bool) and not p.choices]
+        if parameter.name in shares:
+            continue
+        for value in _other_values(parameter):
+            changes.append(shares | {parameter.name: value})
+    flags = [parameter.name for parameter in free if _is_flag(parameter)]
     if len(flags) > 1:
-        changes.append(shares | {name: not start[name] for name in flags})
+        turned = {name: not start[name] for name in flags}
+        changes.append(shares | turned)
     return changes
 
 
@@ -280,34 +315,55 @@ def _other_values(parameter: Parameter) -> Sequence[bool | int | float | str]:
         return []
     # Twice the default; twice 0 is 0.
     other = default * 2 or 1
-    return [type(default)(other)] if other <= parameter.high else [default / 2]
+    if other > parameter.high:
+        return [default / 2]
+    return [type(default)(other)]
+
+
+def _is_flag(parameter: Parameter) -> bool:
+    return isinstance(parameter.default, bool) and not parameter.choices
 
 
 def _is_share(parameter: Parameter) -> bool:
-    if isinstance(parameter.default, bool) or parameter.name == "weight":
+    # True == 1.0 in Python.
+    if isinstance(parameter.default, bool):
+        return False
+    if parameter.name == "weight":
         return False
     return parameter.default == 1.0 and parameter.low == 0.0
 
 
-def _with_defaults(method: Method, values: Params, per_source: bool) -> dict[str, ParamValue]:
+def _with_defaults(
+    method: Method,
+    values: Params,
+    per_source: bool,
+) -> ParamDict:
     """The values, and the row's defaults for the others of the same kind."""
-    defaults = {p.name: p.default for p in method.parameters if p.per_source == per_source}
+    defaults: ParamDict = {}
+    for parameter in method.parameters:
+        if parameter.per_source == per_source:
+            defaults[parameter.name] = parameter.default
     kind = "a source" if per_source else "the whole merge"
     assert set(values) <= set(defaults), (
         f"{method.name}: expected parameters of {kind} among {sorted(defaults)}, "
         f"got {sorted(values)}"
     )
-    filled: dict[str, ParamValue] = {**defaults, **values}
+    filled = {**defaults, **values}
     missing = [name for name, value in filled.items() if value is None]
     assert not missing, f"{method.name}: expected a value for {missing}, which have no default"
     return filled
 
 
 def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]:
-    """Random models in float32; of matrices also in bfloat16, where many deltas have equal sizes."""
+    """Random models in float32; of matrices also in bfloat16, where many deltas are equal."""
     least, most = method.models
-    k = min(max(3, least), most or 3) - (method.base == "source")
-    dtypes = (torch.float32, torch.bfloat16) if len(shape) == 2 else (torch.float32,)
+    k = max(3, least)
+    k = min(k, most or 3)
+    if method.base == "source":
+        k -= 1
+    dtypes = [torch.float32]
+    if len(shape) == 2:
+        dtypes.append(torch.bfloat16)
     for dtype in dtypes:
         generator = torch.Generator().manual_seed(len(shape))
         base = torch.randn(shape, generator=generator)
@@ -315,17 +371,26 @@ def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]
         for _ in range(k):
             delta = 0.1 * torch.randn(shape, generator=generator)
             sources.append((base + delta).to(dtype))
-        yield _Models(None if method.base == "none" else base.to(dtype), sources)
-        if method.base in ("optional", "reference"):
+        if method.base != "none":
+            yield _Models(base.to(dtype), sources)
+        if method.base in ("none", "optional", "reference"):
             yield _Models(None, sources)
 
 
-def _check_case(method: Method, models: _Models, case: Case) -> None:
+def _check_case(
+    method: Method,
+    models: _Models,
+    case: Case,
+) -> None:
     first = models.sources[0]
-    where = f"{method.name} {tuple(first.shape)} {first.dtype} {case.parameters[0]} {case.options}"
+    # The start of every message
+    tensors = f"{tuple(first.shape)} {first.dtype}"
+    first_parameters = case.parameters[0]
+    where = f"{method.name} {tensors} {first_parameters} {case.options}"
     before = [tensor.clone() for tensor in models.tensors()]
     merged = merge_tensors(method, *models, *case)
-    assert merged.dtype == torch.float32, f"{where}: expected float32, got {merged.dtype}"
+    is_float32 = merged.dtype == torch.float32
+    assert is_float32, f"{where}: expected float32, got {merged.dtype}"
     assert torch.isfinite(merged).all(), f"{where}: the result has NaN or infinity"
     again = merge_tensors(method, *models, *case)
     assert torch.equal(merged, again), (
@@ -333,31 +398,49 @@ def _check_case(method: Method, models: _Models, case: Case) -> None:
     )
     _check_blocks(method, models, case, merged, where)
     _check_symmetry(method, models, case, merged, where)
-    for old, new in zip(before, models.tensors(), strict=True):
+    after = models.tensors()
+    for old, new in zip(before, after, strict=True):
         assert torch.equal(old, new), f"{where}: an input was written to"
 
 
 def _check_blocks(
-    method: Method, models: _Models, case: Case, merged: torch.Tensor, where: str
+    method: Method,
+    models: _Models,
+    case: Case,
+    merged: Tensor,
+    where: str,
 ) -> None:
     """The result does not depend on the size of the blocks or their order."""
     inputs = make_inputs(method, *models, *case)
     columns = models.sources[0].shape[-1]
-    for elements, step in ((1, 1), (3 * columns, 1), (7 * columns, -1), (_ONE_BLOCK, 1)):
+    # (elements of a block, -1 for the last block first)
+    for elements, step in (
+        (1, 1),
+        (3 * columns, 1),
+        (7 * columns, -1),
+        (_ONE_BLOCK, 1),
+    ):
         blocks = list(inputs.blocks(elements))
         with _as_the_engine():
             merge_block = method.function(inputs)
             pieces = [merge_block(block) for block in blocks[::step]]
-        other = torch.cat(pieces[::step]).view(merged.shape)
+        in_order = pieces[::step]
+        other = torch.cat(in_order).view(merged.shape)
         order = "blocks" if step > 0 else "blocks, the last first,"
-        rows = min(max(1, elements // columns), inputs.extent[0])
+        rows = max(1, elements // columns)
+        rows = min(rows, inputs.rows)
+        distance = _distance(merged, other)
         assert torch.equal(merged, other), (
-            f"{where}: {order} of {rows} rows change the result, by {_distance(merged, other):.3g}"
+            f"{where}: {order} of {rows} rows change the result, by {distance:.3g}"
         )
 
 
 def _check_symmetry(
-    method: Method, models: _Models, case: Case, merged: torch.Tensor, where: str
+    method: Method,
+    models: _Models,
+    case: Case,
+    merged: Tensor,
+    where: str,
 ) -> None:
     """The order of the sources matters only where the row says so, or masks are random."""
     if not method.symmetric:
@@ -368,10 +451,14 @@ def _check_symmetry(
         return
     # A base that is one of the sources stays the first.
     lead = _base_is_source(method, models.base)
-    reversed_parameters = case.parameters[:lead] + case.parameters[lead:][::-1]
-    reversed_models = _Models(models.base, models.sources[::-1])
+    first = case.parameters[:lead]
+    others = case.parameters[lead:]
+    reversed_parameters = first + others[::-1]
+    reversed_sources = models.sources[::-1]
+    reversed_models = _Models(models.base, reversed_sources)
     turned = merge_tensors(method, *reversed_models, reversed_parameters, case.options)
-    differs = (turned - merged).abs() > _tolerance(merged)
+    distances = (turned - merged).abs()
+    differs = distances > _tolerance(merged)
     share = float(differs.float().mean())
     assert share <= 1e-3, (
         f"{where}: the order of the models changes {share:.2%} of the result, "
@@ -383,22 +470,31 @@ def _source_count(method: Method, models: _Models) -> int:
     return len(models.sources) + _base_is_source(method, models.base)
 
 
-def _base_is_source(method: Method, base: torch.Tensor | None) -> int:
+def _base_is_source(method: Method, base: Tensor | None) -> int:
     """1 if the base is among the sources, else 0."""
-    return int(base is not None and method.base in ("source", "optional"))
+    if base is None:
+        return 0
+    return int(method.base in ("source", "optional"))
 
 
-def _assert_close(actual: torch.Tensor, expected: torch.Tensor, law: str) -> None:
+def _assert_close(
+    actual: Tensor,
+    expected: Tensor,
+    law: str,
+) -> None:
     distance = _distance(actual, expected)
-    assert distance <= _tolerance(expected), f"{law}: off by {distance:.3g}"
+    within = distance <= _tolerance(expected)
+    assert within, f"{law}: off by {distance:.3g}"
 
 
-def _tolerance(tensor: torch.Tensor) -> float:
-    return _TOLERANCE * max(1.0, float(tensor.abs().max()))
+def _tolerance(tensor: Tensor) -> float:
+    largest = float(tensor.abs().max())
+    return _TOLERANCE * max(1.0, largest)
 
 
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.float()).abs().max())
+def _distance(a: Tensor, b: Tensor) -> float:
+    differences = a.float() - b.float()
+    return float(differences.abs().max())
 
 
 @contextmanager

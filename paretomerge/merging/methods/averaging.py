@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
 from paretomerge.merging.methods.common import gram_matrix, linear_combination, sum_tensors
@@ -17,7 +18,9 @@ def linear(inputs: Inputs) -> BlockMerger:
     Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
     """
     weights = inputs.per_source("weight")
-    divisor = sum(weights) if inputs.flag("normalize") else 1.0
+    divisor = 1.0
+    if inputs.flag("normalize"):
+        divisor = sum(weights)
     return linear_combination([weight / divisor for weight in weights])
 
 
@@ -31,9 +34,10 @@ def passthrough(inputs: Inputs) -> BlockMerger:
     about = number_in(inputs.parameters[0], "about")
     if about == 0:
         return linear_combination([scale])
+    # about + scale (theta - about) = scale theta + about (1 - scale)
     shift = about * (1 - scale)
 
-    def merge_block(block: Block) -> torch.Tensor:
+    def merge_block(block: Block) -> Tensor:
         return block.source(0).mul_(scale).add_(shift)
 
     return merge_block
@@ -45,30 +49,43 @@ def model_stock(inputs: Inputs) -> BlockMerger:
     Jang et al. 2024, arXiv 2403.19522, eq. 6. cos is the mean cosine of the pairs of tau_i, over
     the whole tensor or, with `filter_wise`, over each row. A tau_i of zero leaves the base.
     """
-    k = len(inputs.sources)
+    k = inputs.n_sources
     if inputs.flag("filter_wise"):
         return _model_stock_by_row(inputs)
     products = torch.from_numpy(gram_matrix(inputs, deltas=True))
-    t = _model_stock_ratio(products[..., None]).item()
-    return linear_combination([t / k] * k, 1 - t)
+    one_row = products[..., None]
+    t = _model_stock_ratio(one_row).item()
+    # theta_0 + t / K sum tau_i
+    weights = [t / k] * k
+    return linear_combination(weights, 1 - t)
 
 
 def _model_stock_by_row(inputs: Inputs) -> BlockMerger:
-    k = len(inputs.sources)
+    k = inputs.n_sources
 
-    def merge_block(block: Block) -> torch.Tensor:
-        deltas = [block.delta(i) for i in range(k)]
+    def merge_block(block: Block) -> Tensor:
+        deltas = block.deltas()
         rows_of_products = []
-        for a in deltas:
-            products = [(a.double() * b.double()).sum(1) for b in deltas]
+        for delta in deltas:
+            products = [_row_products(delta, other) for other in deltas]
             rows_of_products.append(torch.stack(products))
-        t = _model_stock_ratio(torch.stack(rows_of_products)).to(deltas[0].dtype)
-        return sum_tensors(deltas).mul_((t / k)[:, None]).add_(block.base)
+        t = _model_stock_ratio(torch.stack(rows_of_products))
+        t = t.to(deltas[0].dtype)
+        # theta_0 + t / K sum tau_i, with the t of each row
+        merged = sum_tensors(deltas)
+        weights = t / k
+        merged.mul_(weights[:, None])
+        return merged.add_(block.base)
 
     return merge_block
 
 
-def _model_stock_ratio(products: torch.Tensor) -> torch.Tensor:
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices, `(rows,)` in float64."""
+    return (a.double() * b.double()).sum(1)
+
+
+def _model_stock_ratio(products: Tensor) -> Tensor:
     """Model Stock's t.
 
     Args:
@@ -80,11 +97,17 @@ def _model_stock_ratio(products: torch.Tensor) -> torch.Tensor:
     k = len(products)
     cosines = []
     for i, j in itertools.combinations(range(k), 2):
-        lengths = products[i, i].sqrt() * products[j, j].sqrt()
-        cosine = products[i, j] / lengths.clamp_min(_MIN_DIVISOR)
+        length_i = products[i, i].sqrt()
+        length_j = products[j, j].sqrt()
+        divisor = (length_i * length_j).clamp_min(_MIN_DIVISOR)
+        cosine = products[i, j] / divisor
+        # Rounding can take a cosine beyond 1.
         cosines.append(cosine.clamp(-1, 1))
     mean_cosine = torch.stack(cosines).mean(0)
+    # Eq. 6: t = K cos / (1 + (K - 1) cos)
     divisor = 1 + (k - 1) * mean_cosine
     is_zero = divisor.abs() < _MIN_DIVISOR
-    safe_divisor = torch.where(is_zero, torch.ones_like(divisor), divisor)
-    return torch.where(is_zero, torch.zeros_like(mean_cosine), k * mean_cosine / safe_divisor)
+    ones = torch.ones_like(divisor)
+    divisor = torch.where(is_zero, ones, divisor)
+    t = k * mean_cosine / divisor
+    return torch.where(is_zero, torch.zeros_like(t), t)

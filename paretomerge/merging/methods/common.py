@@ -5,12 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
 from paretomerge.types import Array
 
 
-def linear_combination(weights: Sequence[float], base_weight: float = 0.0) -> BlockMerger:
+def linear_combination(
+    weights: Sequence[float],
+    base_weight: float = 0.0,
+) -> BlockMerger:
     """Merge c_0 theta_0 + sum c_i theta_i.
 
     A model with coefficient 0 is not read. A single coefficient of 1 gives that model's exact bits.
@@ -23,20 +27,24 @@ def linear_combination(weights: Sequence[float], base_weight: float = 0.0) -> Bl
         The function that merges a block.
     """
 
-    def merge_block(block: Block) -> torch.Tensor:
-        merged = block.base.mul(base_weight) if base_weight != 0 else None
+    def merge_block(block: Block) -> Tensor:
+        merged = None
+        if base_weight != 0:
+            merged = block.base.mul(base_weight)
         for i, weight in enumerate(weights):
             if weight != 0:
                 # Not torch.add(alpha=...): a fused multiply-add rounds differently at the ends of
                 # blocks.
                 term = block.source(i).mul_(weight)
                 merged = term if merged is None else merged.add_(term)
-        return block.source(0).zero_() if merged is None else merged
+        if merged is None:
+            return block.source(0).zero_()
+        return merged
 
     return merge_block
 
 
-def sum_tensors(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def sum_tensors(tensors: Sequence[Tensor]) -> Tensor:
     """The sum, as a new tensor; terms are added in order."""
     total = tensors[0].clone()
     for tensor in tensors[1:]:
@@ -54,7 +62,7 @@ def gram_matrix(inputs: Inputs, deltas: bool = False) -> Array:
     Returns:
         (K, K). Products of a block are in float32, their sum over the blocks is in float64.
     """
-    k = len(inputs.sources)
+    k = inputs.n_sources
     upper = np.zeros((k, k))
     for block in inputs.blocks():
         vectors = []
@@ -62,16 +70,22 @@ def gram_matrix(inputs: Inputs, deltas: bool = False) -> Array:
             rows = block.delta(i) if deltas else block.source(i)
             vectors.append(rows.view(-1))
         for i, j in itertools.combinations_with_replacement(range(k), 2):
-            upper[i, j] += torch.dot(vectors[i], vectors[j]).item()
-    return np.asarray(upper + np.triu(upper, 1).T)
+            product = torch.dot(vectors[i], vectors[j])
+            upper[i, j] += product.item()
+    lower = np.triu(upper, 1).T
+    return np.asarray(upper + lower)
 
 
 def merge_whole_tensor(inputs: Inputs, merge: BlockMerger) -> BlockMerger:
     """For rules that need all rows of a tensor at once: `merge` gets one block with all rows."""
-    return merge_in_pieces(inputs, inputs.extent[0], merge)
+    return merge_in_pieces(inputs, inputs.rows, merge)
 
 
-def merge_in_pieces(inputs: Inputs, rows: int, merge: BlockMerger) -> BlockMerger:
+def merge_in_pieces(
+    inputs: Inputs,
+    rows: int,
+    merge: BlockMerger,
+) -> BlockMerger:
     """For rules that need `rows` rows at once, such as one matrix of a stack.
 
     A piece is merged when its first block is asked for. Its result stays in memory until a block of
@@ -85,23 +99,25 @@ def merge_in_pieces(inputs: Inputs, rows: int, merge: BlockMerger) -> BlockMerge
     Returns:
         The function that merges a block.
     """
-    merged_pieces: dict[int, torch.Tensor] = {}
+    merged_pieces: dict[int, Tensor] = {}
 
-    def merged_piece(piece: int) -> torch.Tensor:
+    def merged_piece(piece: int) -> Tensor:
         if piece not in merged_pieces:
             merged_pieces.clear()
             first = piece * rows
-            merged_pieces[piece] = merge(inputs.block(first, first + rows)).view(rows, -1)
+            block = inputs.block(first, first + rows)
+            merged_pieces[piece] = merge(block).view(rows, -1)
         return merged_pieces[piece]
 
-    def merge_block(block: Block) -> torch.Tensor:
+    def merge_block(block: Block) -> Tensor:
         parts = []
         first_piece = block.first // rows
         end_piece = -(-block.end // rows)
         for piece in range(first_piece, end_piece):
             offset = piece * rows
-            part = merged_piece(piece)[max(block.first - offset, 0) : block.end - offset]
-            parts.append(part)
+            first = max(block.first - offset, 0)
+            end = block.end - offset
+            parts.append(merged_piece(piece)[first:end])
         return torch.cat(parts)
 
     return merge_block

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from paretomerge.types import Params
 
 if TYPE_CHECKING:
-    from paretomerge.merging.block import BlockMerger, Inputs
+    from paretomerge.merging.block import MergeFunction
+
+BaseRole = Literal["required", "source", "optional", "reference", "none"]
+"""What a method does with `base_model`. See `Method.base`."""
 
 ParameterCheck = Callable[[Sequence[Params], Params], str | None]
 """(parameters of every source, options of the merge) -> what is wrong with them, or None."""
@@ -64,7 +67,7 @@ class Method:
     name: str
     family: str
     parameters: tuple[Parameter, ...] = ()
-    base: Literal["required", "source", "optional", "reference", "none"] = "required"
+    base: BaseRole = "required"
     models: tuple[int, int | None] = (1, None)
     rule: str = ""
     paper: str = ""
@@ -75,10 +78,10 @@ class Method:
     check: ParameterCheck | None = None
 
     @property
-    def function(self) -> "Callable[[Inputs], BlockMerger]":
+    def function(self) -> "MergeFunction":
         """The function: from the inputs of one tensor to a function that merges its blocks."""
         module = import_module(f"paretomerge.merging.methods.{self.family}")
-        function: Callable[[Inputs], BlockMerger] = getattr(module, self.name)
+        function: MergeFunction = getattr(module, self.name)
         return function
 
     @property

@@ -5,6 +5,7 @@ the programs that the papers published.
 """
 
 import torch
+from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
 from paretomerge.merging.methods.common import linear_combination, merge_in_pieces
@@ -16,16 +17,20 @@ def tsv(inputs: Inputs) -> BlockMerger:
     Gargiulo et al. 2025 arXiv 2412.00081, alg. 1. The singular vectors of the tasks stand side by
     side in U and V, which are made orthogonal by Procrustes, so that tasks do not interfere.
     """
-    k = len(inputs.sources)
+    k = inputs.n_sources
 
-    def merged_delta(block: Block) -> torch.Tensor:
-        factors = [_svd(block.delta(i)) for i in range(k)]
-        full_rank = len(factors[0][1])
-        rank = max(1, full_rank // k)
-        left = torch.cat([u[:, :rank] for u, _, _ in factors], 1)
-        values = torch.cat([s[:rank] for _, s, _ in factors])
-        right = torch.cat([v[:rank] for _, _, v in factors], 0)
-        return (_orthogonalized(left) * values) @ _orthogonalized(right)
+    def merged_delta(block: Block) -> Tensor:
+        left, values, right = [], [], []
+        for i in range(k):
+            u, s, v = _svd(block.delta(i))
+            rank = max(1, len(s) // k)
+            left.append(u[:, :rank])
+            values.append(s[:rank])
+            right.append(v[:rank])
+        # Singular vectors of different tasks overlap, so that the sum would interfere.
+        u = _orthogonalized(torch.cat(left, 1))
+        v = _orthogonalized(torch.cat(right, 0))
+        return (u * torch.cat(values)) @ v
 
     return _on_matrices(inputs, merged_delta)
 
@@ -36,7 +41,7 @@ def iso_c(inputs: Inputs) -> BlockMerger:
     Marczak et al. 2025, arXiv 2502.04959, sec. 4 (common subspace). The spectrum becomes flat.
     """
 
-    def merged_delta(block: Block) -> torch.Tensor:
+    def merged_delta(block: Block) -> Tensor:
         u, s, v = _svd(_sum_of_deltas(block))
         return (u * s.mean()) @ v
 
@@ -49,26 +54,34 @@ def iso_cts(inputs: Inputs) -> BlockMerger:
     Marczak et al. 2025, arXiv 2502.04959, sec. 4.2. The top `common_fraction` of the directions of
     sum tau_i; the others are each task's top directions outside the common ones.
     """
-    k = len(inputs.sources)
+    k = inputs.n_sources
     common_fraction = inputs.number("common_fraction")
 
-    def merged_delta(block: Block) -> torch.Tensor:
+    def merged_delta(block: Block) -> Tensor:
         u, s, v = _svd(_sum_of_deltas(block))
         rank = len(s)
-        task_rank = round((rank - int(common_fraction * rank)) / k)
+        # The tasks share what is left of the rank; the common subspace gets the remainder.
+        remaining = rank - int(common_fraction * rank)
+        task_rank = round(remaining / k)
         task_rank = min(task_rank, rank // k)
         common_rank = rank - task_rank * k
         common = u[:, :common_rank]
-        left, values, right = [common], [s[:common_rank]], [v[:common_rank]]
+        left = [common]
+        values = [s[:common_rank]]
+        right = [v[:common_rank]]
         for i in range(k):
+            # One tau_i at a time: matrices are large.
             delta = block.delta(i)
-            outside_common = delta - common @ (common.T @ delta)
-            task_u, task_s, task_v = _svd(outside_common)
-            left.append(task_u[:, :task_rank])
-            values.append(task_s[:task_rank])
-            right.append(task_v[:task_rank])
+            # The part of tau_i outside the common subspace: tau_i - U U^T tau_i
+            projection = common @ (common.T @ delta)
+            specific = delta - projection
+            u, s, v = _svd(specific)
+            left.append(u[:, :task_rank])
+            values.append(s[:task_rank])
+            right.append(v[:task_rank])
         flat_value = torch.cat(values).mean()
-        u, v = _orthogonalized(torch.cat(left, 1)), _orthogonalized(torch.cat(right, 0))
+        u = _orthogonalized(torch.cat(left, 1))
+        v = _orthogonalized(torch.cat(right, 0))
         return u @ v * flat_value
 
     return _on_matrices(inputs, merged_delta)
@@ -80,22 +93,26 @@ def wudi(inputs: Inputs) -> BlockMerger:
     Cheng et al. 2025 (Whoever started the interference should end it), arXiv 2503.08099, eq. 9.
     Adam descends from sum tau_i, `steps` times at the learning rate `lr`.
     """
-    k = len(inputs.sources)
-    lr, steps = inputs.number("lr"), inputs.integer("steps")
+    lr = inputs.number("lr")
+    steps = inputs.integer("steps")
 
-    def merged_delta(block: Block) -> torch.Tensor:
-        deltas = [block.delta(i) for i in range(k)]
+    def merged_delta(block: Block) -> Tensor:
+        deltas = block.deltas()
         gram_matrices = []
         for delta in deltas:
+            # A tau_i of zero interferes with nothing.
             squared_norm = delta.square().sum().clamp_min(1e-30)
-            gram_matrices.append(delta.T @ delta / squared_norm)
+            gram = delta.T @ delta
+            gram_matrices.append(gram / squared_norm)
         merged = torch.stack(deltas).sum(0)
         optimizer = torch.optim.Adam([merged], lr=lr)
         for _ in range(steps):
             # The gradient of each term is 2 (tau - tau_i) tau_i^T tau_i / |tau_i|^2.
-            pairs = zip(deltas, gram_matrices, strict=True)
-            terms = [(merged - delta) @ gram for delta, gram in pairs]
-            merged.grad = 2 * torch.stack(terms).sum(0)
+            terms = []
+            for delta, gram in zip(deltas, gram_matrices, strict=True):
+                terms.append((merged - delta) @ gram)
+            half_gradient = torch.stack(terms).sum(0)
+            merged.grad = 2 * half_gradient
             optimizer.step()
         return merged
 
@@ -107,30 +124,35 @@ def _on_matrices(inputs: Inputs, merged_delta: BlockMerger) -> BlockMerger:
 
     A stack of experts is merged matrix by matrix.
     """
-    scale, k = inputs.number("lambda"), len(inputs.sources)
+    scale = inputs.number("lambda")
+    k = inputs.n_sources
     if not inputs.is_matrix:
-        return linear_combination([scale / k] * k, 1 - scale)
+        # theta_0 + lambda / K sum tau_i
+        weights = [scale / k] * k
+        return linear_combination(weights, 1 - scale)
 
-    def merge_matrix(matrix: Block) -> torch.Tensor:
-        return merged_delta(matrix).mul_(scale).add_(matrix.base)
+    def merge_matrix(matrix: Block) -> Tensor:
+        delta = merged_delta(matrix)
+        return delta.mul_(scale).add_(matrix.base)
 
-    return merge_in_pieces(inputs, inputs.shape[-2], merge_matrix)
+    rows_of_matrix = inputs.shape[-2]
+    return merge_in_pieces(inputs, rows_of_matrix, merge_matrix)
 
 
-def _sum_of_deltas(block: Block) -> torch.Tensor:
+def _sum_of_deltas(block: Block) -> Tensor:
     total = block.delta(0)
-    for i in range(1, len(block.inputs.sources)):
+    for i in range(1, block.inputs.n_sources):
         total.add_(block.delta(i))
     return total
 
 
-def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (rows, r), S (r,), V^T (r, columns)."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     return u, s, v
 
 
-def _orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+def _orthogonalized(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns or rows (Procrustes)."""
     u, _, v = _svd(matrix)
     return u @ v

@@ -43,8 +43,10 @@ def _check_weight_sum(parameters: Sequence[Params], options: Params) -> str | No
 def _check_keep_probabilities(parameters: Sequence[Params], options: Params) -> str | None:
     """DELLA keeps entries with probabilities from density - epsilon to density + epsilon."""
     for values in parameters:
-        density, epsilon = number_in(values, "density"), number_in(values, "epsilon")
-        lowest, highest = density - abs(epsilon), density + abs(epsilon)
+        density = number_in(values, "density")
+        epsilon = number_in(values, "epsilon")
+        lowest = density - abs(epsilon)
+        highest = density + abs(epsilon)
         sparsifies = 0 < density < 1
         if sparsifies and not (lowest > 0 and highest < 1):
             return (
@@ -55,6 +57,7 @@ def _check_keep_probabilities(parameters: Sequence[Params], options: Params) -> 
 
 
 _ROWS = (
+    # Averages, and interpolation on a sphere
     Method(
         "linear",
         "averaging",
@@ -112,12 +115,16 @@ _ROWS = (
     Method(
         "karcher",
         "spherical",
-        (Parameter("max_iter", default=10, low=0), Parameter("tol", default=1e-5, low=0.0)),
+        (
+            Parameter("max_iter", default=10, low=0),
+            Parameter("tol", default=1e-5, low=0.0),
+        ),
         base="optional",
         ns_per_entry=3.4,
         rule="mean on the sphere, iterated, at the mean length",
         paper="Karcher 1977",
     ),
+    # Sums of task vectors
     Method(
         "task_arithmetic",
         "task_vectors",
@@ -185,6 +192,7 @@ _ROWS = (
         rule="drop the top gamma and the bottom 1 - density - gamma by magnitude, elect signs",
         paper="Davari and Belilovsky 2024, arXiv 2312.06795",
     ),
+    # Entry by entry, and averages with the base
     Method(
         "sce",
         "entrywise",
@@ -242,6 +250,7 @@ _ROWS = (
         rule="ram, with a model's own changes scaled up by its share of shared ones",
         paper="arXiv 2601.13572",
     ),
+    # Layer stacking
     Method(
         "passthrough",
         "averaging",
@@ -256,6 +265,7 @@ _ROWS = (
         rule="one source's tensor, what it has beyond `about` times scale: layer stacking",
         paper="Akiba et al. 2024, arXiv 2403.13187",
     ),
+    # Competition and consensus between tasks
     Method(
         "pcb",
         "entrywise",
@@ -284,6 +294,7 @@ _ROWS = (
         rule="task arithmetic on the entries that at least k tasks call their own",
         paper="Wang et al. 2024, arXiv 2405.07813",
     ),
+    # Singular vectors of whole matrices
     Method(
         "tsv",
         "spectral",
@@ -317,7 +328,11 @@ _ROWS = (
     Method(
         "wudi",
         "spectral",
-        (LAMBDA, Parameter("steps", default=300, low=0), Parameter("lr", default=1e-5, low=0.0)),
+        (
+            LAMBDA,
+            Parameter("steps", default=300, low=0),
+            Parameter("lr", default=1e-5, low=0.0),
+        ),
         models=(2, None),
         whole_tensors=True,
         ns_per_entry=None,

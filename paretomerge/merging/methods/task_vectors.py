@@ -7,6 +7,7 @@ entries or only those whose sign wins a vote.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
 from paretomerge.merging.methods.common import linear_combination, sum_tensors
@@ -27,6 +28,7 @@ def task_arithmetic(inputs: Inputs) -> BlockMerger:
     Ilharco et al. 2023, arXiv 2212.04089, sec. 2. `normalize` divides by sum w_i.
     """
     weights = _scaled_weights(inputs)
+    # theta_0 + sum c_i (theta_i - theta_0) = (1 - sum c_i) theta_0 + sum c_i theta_i
     return linear_combination(weights, 1.0 - sum(weights))
 
 
@@ -86,15 +88,19 @@ def breadcrumbs_ties(inputs: Inputs) -> BlockMerger:
     return _elected_sum(inputs, without_outliers(inputs))
 
 
-def _plain_sum(inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> BlockMerger:
+def _plain_sum(
+    inputs: Inputs,
+    sparsifiers: Sequence[Sparsifier],
+) -> BlockMerger:
     """Merge theta_0 + lambda sum w_i sparse(tau_i), divided by sum w_i if `normalize` is on."""
     weights = _scaled_weights(inputs)
 
-    def merge_block(block: Block) -> torch.Tensor:
+    def merge_block(block: Block) -> Tensor:
         merged = block.base.clone()
         for i, weight in enumerate(weights):
             if weight != 0:
-                delta = sparsifiers[i](block.delta(i), block)
+                sparsify = sparsifiers[i]
+                delta = sparsify(block.delta(i), block)
                 merged.add_(delta.mul_(weight))
         return merged
 
@@ -104,27 +110,34 @@ def _plain_sum(inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> BlockMerger
 def _scaled_weights(inputs: Inputs) -> list[float]:
     """The factors lambda w_i, divided by sum w_i if `normalize` is on."""
     weights = inputs.per_source("weight")
+    total = sum(weights)
+    has_sum = abs(total) >= _MIN_WEIGHT_SUM
     divisor = 1.0
-    if inputs.flag("normalize") and abs(sum(weights)) >= _MIN_WEIGHT_SUM:
-        divisor = sum(weights)
+    if inputs.flag("normalize") and has_sum:
+        divisor = total
     scale = inputs.number("lambda") / divisor
     return [scale * weight for weight in weights]
 
 
-def _elected_sum(inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> BlockMerger:
+def _elected_sum(
+    inputs: Inputs,
+    sparsifiers: Sequence[Sparsifier],
+) -> BlockMerger:
     """Merge theta_0 + lambda times the sum, or average, of the entries with the elected sign."""
     weights = inputs.per_source("weight")
     scale = inputs.number("lambda")
     normalize = inputs.flag("normalize")
-    used = [i for i, weight in enumerate(weights) if weight != 0]
+    sources = range(inputs.n_sources)
+    used = [i for i in sources if weights[i] != 0]
     used_weights = [weights[i] for i in used]
 
-    def merge_block(block: Block) -> torch.Tensor:
+    def merge_block(block: Block) -> Tensor:
         if not used:
             return block.base.clone()
         deltas = []
         for i in used:
-            delta = sparsifiers[i](block.delta(i), block)
+            sparsify = sparsifiers[i]
+            delta = sparsify(block.delta(i), block)
             deltas.append(_times_(delta, weights[i]))
         merged = _disjoint_merge_(deltas, used_weights, normalize)
         return _times_(merged, scale).add_(block.base)
@@ -132,7 +145,7 @@ def _elected_sum(inputs: Inputs, sparsifiers: Sequence[Sparsifier]) -> BlockMerg
     return merge_block
 
 
-def elect_signs(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+def elect_signs(deltas: Sequence[Tensor]) -> Tensor:
     """The elected sign of each entry, sgn(sum tau_i).
 
     Yadav et al. 2023, sec. 3, "elect".
@@ -145,12 +158,15 @@ def elect_signs(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     # Adding 0 turns -0 into +0.
     total = sum_tensors(deltas).add_(0.0)
-    return torch.copysign(torch.ones((), device=total.device), total)
+    one = torch.ones((), device=total.device)
+    return torch.copysign(one, total)
 
 
 def _disjoint_merge_(
-    deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool
-) -> torch.Tensor:
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    normalize: bool,
+) -> Tensor:
     """Sum of the entries that have the elected sign, or their average.
 
     Yadav et al. 2023, sec. 3, "disjoint merge".
@@ -164,18 +180,27 @@ def _disjoint_merge_(
         A new tensor.
     """
     signs = elect_signs(deltas)
-    agreeing = [delta.mul_(signs).clamp_min_(0) for delta in deltas]
-    merged = sum_tensors(agreeing).mul_(signs)
+    # |w_i tau_i| where it has the elected sign, else 0
+    for delta in deltas:
+        delta.mul_(signs).clamp_min_(0)
+    merged = sum_tensors(deltas).mul_(signs)
     if not normalize:
         return merged
-    divisor = agreeing[0].sign_().mul_(weights[0])
-    for entries, weight in zip(agreeing[1:], weights[1:], strict=True):
-        divisor.add_(entries.sign_().mul_(weight))
+    # The sum of the weights that agree, per entry
+    divisor = deltas[0].sign_().mul_(weights[0])
+    for i in range(1, len(weights)):
+        agrees = deltas[i].sign_()
+        divisor.add_(agrees.mul_(weights[i]))
     if min(weights) > _MIN_WEIGHT_SUM:
         return merged.div_(divisor.clamp_min_(_MIN_WEIGHT_SUM))
+    # Weights of both signs can cancel: such an entry is not divided.
     is_zero = divisor.abs() < _MIN_WEIGHT_SUM
-    return merged.div_(torch.where(is_zero, torch.ones_like(divisor), divisor))
+    divisor = torch.where(is_zero, torch.ones_like(divisor), divisor)
+    return merged.div_(divisor)
 
 
-def _times_(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    return tensor if factor == 1 else tensor.mul_(factor)
+def _times_(tensor: Tensor, factor: float) -> Tensor:
+    # Saves a pass over the block where there is nothing to multiply.
+    if factor == 1:
+        return tensor
+    return tensor.mul_(factor)

@@ -205,6 +205,6 @@ def test_masks_do_not_depend_on_blocks_and_differ_by_seed_and_model(method):
         turned = merge_tensors(row, base, [delta, delta], parameters, seed=seed) != 0
         assert 0.45 < (kept == turned).float().mean() < 0.6
     inputs = make_inputs(row, base, [delta], one[:1], seed=5)
-    whole = inputs.block(0, inputs.extent[0])
+    whole = inputs.block(0, inputs.rows)
     expected = RandomStream(5, "tensor", 0).uint16(0, delta.numel())
     assert np.array_equal(whole.random_uint16(0), expected)
