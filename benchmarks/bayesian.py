@@ -15,7 +15,8 @@ from meter import Cube, Meter, starts
 from numpy.typing import NDArray
 from problems import Problem
 
-from paretomerge.pareto.front import nondominated, ranked
+from paretomerge.pareto.front import nondominated
+from paretomerge.pareto.ranking import ranked
 
 Array = NDArray[np.float64]
 

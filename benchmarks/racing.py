@@ -16,7 +16,8 @@ import yaml
 from seeds import arguments, spread
 
 from paretomerge.config.build import load_study
-from paretomerge.pareto.front import hypervolume, knee, reference_point
+from paretomerge.pareto.front import hypervolume, reference_point
+from paretomerge.pareto.ranking import knee
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "examples" / "specialists"

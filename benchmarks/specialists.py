@@ -23,7 +23,8 @@ from seeds import spread
 
 from paretomerge.config.build import load_study, make_sampler
 from paretomerge.evaluate.evaluator import Score
-from paretomerge.pareto.front import hypervolume, knee, nondominated, reference_point
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.study.study import Study
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from paretomerge.checkpoint.operand import InMemoryTensor
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.methods.inputs import Inputs
+from paretomerge.merging.block import Inputs
 
 MODELS = ("base", "a", "b", "c")
 SEED = 0

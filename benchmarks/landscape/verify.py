@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paretomerge.pareto.front import knee
+from paretomerge.pareto.ranking import knee
 
 from .bench import Bench, check_made
 from .design import SPREAD

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.evaluate.evaluator import Score
-from paretomerge.pareto.front import knee, preferred
+from paretomerge.pareto.ranking import knee, preferred
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 

@@ -1,4 +1,4 @@
-"""The model card of a merge: what it was made of, under which licences, how to make it again, and checksums."""
+"""The model card of a merge: its sources, their licences, the recipe and checksums of the files."""
 
 import re
 from collections.abc import Mapping
@@ -9,68 +9,146 @@ import yaml
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import CheckpointError
-from paretomerge.merging.plan.plan import Plan
+from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.merging.plan.steps import RecipeStep
 
-_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@.*)?$")
+_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---", re.DOTALL)
+_NO_LICENCE = ("", "~", "null")
+
+_CARD = """\
+---
+{front_matter}---
+# {title}
+
+Merged with paretomerge by `{method}` ({paper}) from:
+
+| source | licence |
+|---|---|
+{sources}
+
+A merge is bound by the licences of all its sources.
+
+{text}
+
+Rebuild it with `paretomerge merge mergekit_config.yml OUT`:
+
+```yaml
+{recipe}```
+
+SHA-256 (`sha256sum --check`):
+
+```
+{checksums}
+```
+"""
 
 
-def model_card(plan: Plan, title: str, more: str, checksums: Mapping[str, str]) -> str:
-    """Markdown with the Hub's front matter. more: text after the list of sources; checksums: file -> SHA-256."""
-    files = plan.recipe.source_models
-    named = dict.fromkeys(part for model in files for part in model.split("+"))
+def model_card(
+    plan: Plan,
+    title: str,
+    text: str,
+    checksums: Mapping[str, str],
+) -> str:
+    """Write the model card of a merge.
+
+    Args:
+        plan: The merge.
+        title: The heading.
+        text: What follows the list of sources.
+        checksums: File name -> SHA-256.
+
+    Returns:
+        Markdown with the front matter of the Hugging Face Hub.
+    """
     licences = _licences(plan)
-    front = {
-        "library_name": "transformers",
-        "base_model": [
-            m.partition("@")[0] for m in named if _ON_HUB.match(m) and not Path(m).exists()
-        ],
-        "tags": ["merge", "mergekit", "paretomerge"],
-    }
-    known = {value for value in licences.values() if value}
-    if len(known) == 1 and all(licences.values()):
-        front["license"] = known.pop()
-    header = yaml.safe_dump({k: v for k, v in front.items() if v}, sort_keys=False)
-    rows = "\n".join(f"| {model} | {licences.get(model) or 'not stated'} |" for model in files)
-    sums = "\n".join(f"{value}  {name}" for name, value in checksums.items())
-    recipe = plan.recipe.to_yaml()
-    return (
-        f"---\n{header}---\n# {title}\n\nMerged with paretomerge by `{plan.recipe.merge_method}` "
-        f"({plan.method.paper}) from:\n\n| source | licence |\n|---|---|\n{rows}\n\n"
-        f"A merge is bound by the licences of all its sources.\n\n{more}\n\n"
-        f"Rebuild it with `paretomerge merge mergekit_config.yml OUT`:\n\n```yaml\n{recipe}```\n\n"
-        f"SHA-256 (`sha256sum --check`):\n\n```\n{sums}\n```\n"
+    sources = []
+    for model in plan.recipe.source_models:
+        stated = licences.get(model) or "not stated"
+        sources.append(f"| {model} | {stated} |")
+    # The format of `sha256sum`
+    lines_of_checksums = []
+    for name, checksum in checksums.items():
+        lines_of_checksums.append(f"{checksum}  {name}")
+    return _CARD.format(
+        front_matter=_front_matter(plan, licences),
+        title=title,
+        method=plan.recipe.merge_method,
+        paper=plan.method.paper,
+        sources="\n".join(sources),
+        text=text,
+        recipe=plan.recipe.to_yaml(),
+        checksums="\n".join(lines_of_checksums),
     )
 
 
+def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
+    """YAML for the Hub: its models among the sources, tags, and the licence if they share one."""
+    hub_models: dict[str, None] = {}
+    for model in plan.recipe.source_models:
+        for part in model.split("+"):
+            if _HUB_NAME.match(part) and not Path(part).exists():
+                hub_models[part] = None
+    front: dict[str, object] = {"library_name": "transformers"}
+    if hub_models:
+        # The Hub takes a repository without its revision.
+        repositories = []
+        for model in hub_models:
+            repositories.append(model.partition("@")[0])
+        front["base_model"] = repositories
+    front["tags"] = ["merge", "mergekit", "paretomerge"]
+    distinct = set(licences.values())
+    if len(distinct) == 1 and None not in distinct:
+        front["license"] = distinct.pop()
+    return yaml.safe_dump(front, sort_keys=False)
+
+
 def _licences(plan: Plan) -> dict[str, str | None]:
-    """By model, those of steps and adapters included; None where one of a model's parts states none."""
-    found: dict[str, str | None] = {}
+    """Model -> licence, with those of earlier steps; None where one of its parts states none."""
+    licences: dict[str, str | None] = {}
     for model, weights in plan.weights.items():
         if isinstance(weights, RecipeStep):
-            found |= _licences(weights.plan)
-        elif isinstance(weights, AdaptedCheckpoint):
-            both = [licence(weights.folder), licence(weights.adapter)]
-            found[model] = (
-                None if None in both else " + ".join(dict.fromkeys(str(one) for one in both))
-            )
+            licences |= _licences(weights.plan)
         else:
-            found[model] = licence(weights.folder)
-    return found
+            licences[model] = _licence_of(weights)
+    return licences
+
+
+def _licence_of(weights: Weights) -> str | None:
+    model_licence = licence(weights.folder)
+    if not isinstance(weights, AdaptedCheckpoint):
+        return model_licence
+    adapter_licence = licence(weights.adapter)
+    if model_licence is None or adapter_licence is None:
+        return None
+    return " + ".join(dict.fromkeys((model_licence, adapter_licence)))
 
 
 def licence(folder: Path) -> str | None:
-    """What the front matter of a model's README says."""
+    """Read the licence that a model's README states in its front matter.
+
+    Args:
+        folder: The folder of a model or an adapter.
+
+    Returns:
+        The identifier, or None where there is no readable statement.
+    """
     readme = folder / "README.md"
     if not readme.is_file():
         return None
     try:
         text = reject_symlink_escape(readme).read_text(encoding="utf-8", errors="replace")
-        found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        front = (
-            yaml.load(found[1], yaml.BaseLoader) if found else None
-        )  # makes texts, lists and mappings only
+        match = _FRONT_MATTER.match(text)
+        if match is None:
+            return None
+        # BaseLoader makes only strings, lists and mappings.
+        front = yaml.load(match[1], yaml.BaseLoader)
     except (CheckpointError, OSError, yaml.YAMLError, RecursionError, ValueError, TypeError):
-        return None  # a card that can't be read states nothing
-    value = front.get("license") if isinstance(front, dict) else None
-    return value if isinstance(value, str) and value not in ("", "~", "null") else None
+        # A card that cannot be read states no licence, and does not stop a merge.
+        return None
+    if not isinstance(front, dict):
+        return None
+    value = front.get("license")
+    if not isinstance(value, str) or value in _NO_LICENCE:
+        return None
+    return value

@@ -1,240 +1,353 @@
-"""How alike fine-tunes are, and where they moved: one pass over the checkpoints, a block at a time.
+"""Similarity of task vectors (model kinship), and where in a model they are.
 
-Model Kinship (Hu et al. 2024, arXiv 2410.12613, sec. 3): the similarity of two deltas tau_i = theta_i - theta_0, taken as
-one long vector each, by cosine, Pearson correlation or Euclidean distance. The same pass gives the mass (squared L2
-norm) of every tensor's delta: the delta profile.
+Hu et al. 2024 (Model Kinship, arXiv 2410.12613, sec. 3) compare fine-tunes by their deltas, or task
+vectors, tau_i = theta_i - theta_0. Each tau_i is one long vector; the similarity is the cosine, the
+Pearson correlation or the Euclidean distance. One pass over the checkpoints, a block at a time,
+also gives the squared L2 norm of the tau_i of every tensor.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, Operand, matrix_shape
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
+from paretomerge.types import Array
 
-Matrix = NDArray[np.float64]
+Floats = tuple[float, ...]
 
-_BLOCK = (
-    1 << 15
-)  # entries of each model at a time: in float64, three of them stay in a core's cache
+_BLOCK = 1 << 15  # entries per model: in float64, three blocks stay in the cache of a core
 _THREADS = 2  # one reads while the other multiplies
 
 
 @dataclass(frozen=True)
 class DeltaProfile:
-    """Deltas of K sources to one base.
+    """Task vectors tau_i of K sources relative to one base.
 
-    base: its name. sources: name -> path. size: entries compared. mass: tensor -> squared L2 norm of each source's delta.
-    products: (K, K) scalar products of the deltas. sums: (K,) sums of their entries.
+    Attributes:
+        base: The name of the base.
+        sources: Name -> path.
+        size: The number of entries that were compared.
+        mass: Tensor -> squared L2 norm of each source's tau_i there.
+        products: (K, K) inner products of the tau_i.
+        sums: (K,) sums of the entries of the tau_i.
     """
 
     base: str
     sources: Mapping[str, str]
     size: int
-    mass: Mapping[str, tuple[float, ...]]
-    products: tuple[tuple[float, ...], ...]
-    sums: tuple[float, ...]
+    mass: Mapping[str, Floats]
+    products: tuple[Floats, ...]
+    sums: Floats
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the sources."""
         return tuple(self.sources)
 
     @property
-    def norms(self) -> Matrix:
-        """(K,) L2 norms of the deltas."""
-        return np.sqrt(np.diag(np.asarray(self.products)))
+    def norms(self) -> Array:
+        """(K,) L2 norms of the tau_i."""
+        squared_norms = np.diag(np.asarray(self.products))
+        return np.sqrt(squared_norms)
 
     @property
-    def cosine(self) -> Matrix:
-        """(K, K); 0 for a source that is the base."""
-        return _scaled(np.asarray(self.products))
+    def cosine(self) -> Array:
+        """(K, K) cosines of the tau_i; 0 for a source that equals the base."""
+        return _normalized(np.asarray(self.products))
 
     @property
-    def pearson(self) -> Matrix:
-        """(K, K) correlations of the entries; 0 where all entries of a delta are equal."""
+    def pearson(self) -> Array:
+        """(K, K) correlations of the entries; 0 where all entries of a tau_i are equal."""
         sums = np.asarray(self.sums)
-        return _scaled(np.asarray(self.products) - np.outer(sums, sums) / max(self.size, 1))
+        # n cov(x, y) = sum x y - sum x sum y / n
+        products_of_means = np.outer(sums, sums) / max(self.size, 1)
+        return _normalized(np.asarray(self.products) - products_of_means)
 
     @property
-    def euclidean(self) -> Matrix:
-        """(K, K) distances between the sources, in units of the weights."""
+    def euclidean(self) -> Array:
+        """(K, K) Euclidean distances between the sources, in units of the weights."""
         products = np.asarray(self.products)
         squares = np.diag(products)
-        return np.asarray(
-            np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0))
-        )
+        # |x - y|^2 = |x|^2 + |y|^2 - 2 x y; rounding can make it negative.
+        squared_distances = np.add.outer(squares, squares) - 2 * products
+        squared_distances = np.maximum(squared_distances, 0.0)
+        return np.asarray(np.sqrt(squared_distances))
 
-    def by_layer(self, architecture: Architecture, role: str | None = None) -> Matrix:
-        """(L, K) mass of each layer; of one role's tensors alone, if given. Embeddings, final norm and head are in none."""
+    def by_layer(self, architecture: Architecture, role: str | None = None) -> Array:
+        """Squared L2 norms of the tau_i of each layer.
+
+        Args:
+            architecture: The architecture of the base.
+            role: Only count tensors of this role (`attention`, `mlp`, ...); by default all.
+
+        Returns:
+            (L, K). Embeddings, the final norm and the head belong to no layer.
+        """
         mass = np.zeros((architecture.depth, len(self.sources)))
         for name, row in self.mass.items():
             layer = architecture.layer(name)
-            if layer is not None and role in (None, architecture.role(name)):
+            has_role = role in (None, architecture.role(name))
+            if layer is not None and has_role:
                 mass[layer] += row
         return mass
 
     def to_json(self) -> str:
+        """The profile as JSON text."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "DeltaProfile":
-        """What `to_json` wrote; anything else is a ConfigError."""
+        """Read what `to_json` wrote.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            The profile.
+
+        Raises:
+            ConfigError: If the text is not a profile.
+        """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = json.loads(text)
+            sources = data["sources"].items()
+            mass = data["mass"].items()
             return cls(
-                str(data["base"]),
-                {str(name): str(path) for name, path in data["sources"].items()},
-                int(data["size"]),
-                {str(tensor): tuple(map(float, row)) for tensor, row in data["mass"].items()},
-                tuple(tuple(map(float, row)) for row in data["products"]),
-                tuple(map(float, data["sums"])),
+                base=str(data["base"]),
+                sources={str(name): str(path) for name, path in sources},
+                size=int(data["size"]),
+                mass={str(tensor): _floats(row) for tensor, row in mass},
+                products=tuple(_floats(row) for row in data["products"]),
+                sums=_floats(data["sums"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"expected a delta profile in JSON, got {error!r}; delete the file, it is made again"
+                f"expected a delta profile in JSON, got {error!r}; "
+                "delete the file, and it is computed again"
             ) from error
 
     def of(self, names: tuple[str, ...]) -> "DeltaProfile":
-        """The profile of some of the sources, in that order."""
-        at = [self.names.index(name) for name in names]
+        """The profile of the sources `names`, in that order."""
+        indices = [self.names.index(name) for name in names]
+
+        def select(row: Floats) -> Floats:
+            return tuple(row[i] for i in indices)
+
+        mass = {}
+        for tensor, row in self.mass.items():
+            mass[tensor] = select(row)
+        rows_of_products = [self.products[i] for i in indices]
         return DeltaProfile(
-            self.base,
-            {name: self.sources[name] for name in names},
-            self.size,
-            {tensor: tuple(row[i] for i in at) for tensor, row in self.mass.items()},
-            tuple(tuple(self.products[i][j] for j in at) for i in at),
-            tuple(self.sums[i] for i in at),
+            base=self.base,
+            sources={name: self.sources[name] for name in names},
+            size=self.size,
+            mass=mass,
+            products=tuple(select(row) for row in rows_of_products),
+            sums=select(self.sums),
         )
+
+
+def _floats(values: Iterable[float]) -> Floats:
+    return tuple(float(value) for value in values)
 
 
 def profile(
     base: str,
     sources: Mapping[str, str],
-    already: Mapping[str, Weights] | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    opened: Mapping[str, Weights] | None = None,
 ) -> DeltaProfile:
-    """Compare `sources` (name -> path, or path+adapter) with `base` and with each other, in one reading of each.
+    """Compare fine-tunes with their base and with each other, reading each once.
 
-    Tensors that a source lacks, and whole numbers, are left out for all; shapes must agree. Deltas are taken in float32,
-    as merges take them, and summed in float64. Memory: half a megabyte per model and thread.
-    already: models that are open. watch: called with (tensors done, of how many).
+    Deltas are computed in float32, as in merges, and summed in float64. Memory: half a megabyte per
+    model and thread.
+
+    Args:
+        base: The base model.
+        sources: Name -> path, or path+adapter.
+        opened: Models that are open already, by path.
+
+    Returns:
+        The profile. Tensors that a source lacks, and tensors of integers, are left out for all.
+
+    Raises:
+        CheckpointError: If a model cannot be read, shapes differ, or no tensor is common to all.
     """
-    opened = open_weights((base, *sources.values()), already)
-    first = opened[base]
-    names = [name for name in sorted(first.headers) if first.headers[name].dtype in FLOAT_DTYPES]
-    shared = [
-        (name, [_stand_in(opened[path], name) for path in sources.values()]) for name in names
-    ]
-    shared = [(name, theirs) for name, theirs in shared if None not in theirs]
-    if not shared:
+    weights = open_weights((base, *sources.values()), opened)
+    source_weights = [weights[path] for path in sources.values()]
+    operands_by_tensor = _common_operands(weights[base], source_weights)
+    if not operands_by_tensor:
         raise CheckpointError(
-            f"expected tensors that {base} and every model have, got none; do the models come from one base?"
+            f"expected tensors that {base} and every model have, got none; "
+            "do the models come from one base?"
         )
-    pairs = [
-        (
-            name,
-            [
-                first.operand(name),
-                *(opened[p].operand(t) for p, t in zip(sources.values(), theirs, strict=True) if t),
-            ],
-        )
-        for name, theirs in shared
-    ]
-    for name, operands in pairs:
-        _one_shape(name, operands, (base, *sources))
+    for name, operands in operands_by_tensor.items():
+        _check_one_shape(name, operands, (base, *sources))
     k = len(sources)
-    products, sums, size = np.zeros((k, k)), np.zeros(k), 0
-    mass: dict[str, tuple[float, ...]] = {}
+    products = np.zeros((k, k))
+    sums = np.zeros(k)
+    size = 0
+    mass: dict[str, Floats] = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="kinship") as pool:
-        for done, ((name, operands), (gram, total)) in enumerate(
-            zip(pairs, pool.map(_tensor, (o for _, o in pairs)), strict=True), 1
-        ):
-            products += gram
-            sums += total
-            size += int(np.prod(operands[0].shape, dtype=np.int64))
-            mass[name] = tuple(np.diag(gram).tolist())
-            if watch:
-                watch(done, len(pairs))
+        results = pool.map(_tensor_products, operands_by_tensor.values())
+        # In the order of the tensors, so that sums do not depend on the threads.
+        for name, (tensor_products, tensor_sums) in zip(operands_by_tensor, results, strict=True):
+            products += tensor_products
+            sums += tensor_sums
+            size += math.prod(operands_by_tensor[name][0].shape)
+            mass[name] = _floats(np.diag(tensor_products))
     return DeltaProfile(
-        base, dict(sources), size, mass, tuple(map(tuple, products.tolist())), tuple(sums.tolist())
+        base=base,
+        sources=dict(sources),
+        size=size,
+        mass=mass,
+        products=tuple(_floats(row) for row in products),
+        sums=_floats(sums),
     )
 
 
+def _common_operands(
+    base: Weights,
+    sources: Sequence[Weights],
+) -> dict[str, list[Operand]]:
+    """Tensor of the base -> its operand and those of all sources; floats that all models have."""
+    operands_by_tensor: dict[str, list[Operand]] = {}
+    for name in sorted(base.headers):
+        if base.headers[name].dtype not in FLOAT_DTYPES:
+            continue
+        operands = [base.operand(name)]
+        for source in sources:
+            # Some architectures name a tensor differently, or tie it to another.
+            source_name = source.architecture.find_equivalent(name)
+            if source_name is None:
+                continue
+            if source.headers[source_name].dtype in FLOAT_DTYPES:
+                operands.append(source.operand(source_name))
+        if len(operands) == 1 + len(sources):
+            operands_by_tensor[name] = operands
+    return operands_by_tensor
+
+
+def _check_one_shape(
+    name: str,
+    operands: list[Operand],
+    models: tuple[str, ...],
+) -> None:
+    distinct_shapes = {operand.shape for operand in operands}
+    if len(distinct_shapes) == 1:
+        return
+    shapes = []
+    for model, operand in zip(models, operands, strict=True):
+        shape = list(operand.shape)
+        shapes.append(f"{model} {shape}")
+    raise CheckpointError(
+        f"{name}: expected one shape, got {', '.join(shapes)}; "
+        "do the models come from one base, with one vocabulary?"
+    )
+
+
+def _tensor_products(operands: list[Operand]) -> tuple[Array, Array]:
+    """(K, K) inner products and (K,) sums of the tau_i of one tensor; the base comes first."""
+    # Not at the top: the command line reads profiles without torch.
+    import torch
+
+    base, sources = operands[0], operands[1:]
+    rows, columns = matrix_shape(base.shape)
+    k = len(sources)
+    products = torch.zeros(k, k, dtype=torch.float64)
+    sums = torch.zeros(k, dtype=torch.float64)
+    step = max(1, _BLOCK // max(columns, 1))
+    for first in range(0, rows if columns else 0, step):
+        end = min(first + step, rows)
+        base_rows = base.rows(first, end)
+        deltas = torch.empty(k, base_rows.numel(), dtype=torch.float64)
+        for i, source in enumerate(sources):
+            # In float32, as merges take it; `deltas` makes it float64.
+            delta = source.rows(first, end)
+            delta.sub_(base_rows)
+            deltas[i] = delta.view(-1)
+        products.addmm_(deltas, deltas.T)
+        sums.add_(deltas.sum(1))
+    return products.numpy(), sums.numpy()
+
+
+def _normalized(products: Array) -> Array:
+    """Inner products over the lengths of their vectors, in [-1, 1]; 0 where a length is 0."""
+    # Rounding can make a variance negative.
+    squares = np.maximum(np.diag(products), 0.0)
+    lengths = np.sqrt(squares)
+    divisors = np.outer(lengths, lengths)
+    cosines = np.divide(
+        products,
+        divisors,
+        out=np.zeros_like(products),
+        where=divisors > 0,
+    )
+    return np.asarray(cosines.clip(-1, 1))
+
+
 def order_by_similarity(profile: DeltaProfile) -> tuple[str, ...]:
-    """The sources so that those which come first are the most diverse: the one least like the others by mean cosine, then
-    each time the one whose nearest among the chosen is the farthest. Of equals the earlier."""
+    """Order the sources so that the first ones are the most diverse.
+
+    The first is the source with the lowest mean cosine to the others. Each next one is the source
+    whose nearest among the chosen is the farthest. Of equal ones the earlier comes first.
+
+    Args:
+        profile: The task vectors.
+
+    Returns:
+        The names of the sources.
+    """
     cosine = profile.cosine
-    left = list(range(len(profile.sources)))
+    remaining = list(range(len(profile.sources)))
     chosen: list[int] = []
-    while left:
-        near = {i: max(cosine[i][j] for j in chosen) if chosen else cosine[i].sum() for i in left}
-        chosen.append(min(left, key=lambda i: (near[i], i)))
-        left.remove(chosen[-1])
+    while remaining:
+        similarity = {}
+        for i in remaining:
+            if chosen:
+                similarity[i] = cosine[i][chosen].max()
+            else:
+                similarity[i] = cosine[i].sum()
+        # `min` takes the first of equal ones, and `remaining` is in order.
+        least_similar = min(remaining, key=similarity.__getitem__)
+        chosen.append(least_similar)
+        remaining.remove(least_similar)
     return tuple(profile.names[i] for i in chosen)
 
 
 def near_duplicates(profile: DeltaProfile, threshold: float) -> dict[str, str]:
-    """Sources to leave out -> the earlier source, kept, whose delta has a cosine above `threshold` to theirs."""
+    """Find sources that are nearly copies of an earlier one.
+
+    Args:
+        profile: The task vectors.
+        threshold: The cosine of two tau_i above which they are near-duplicates, in (0, 1].
+
+    Returns:
+        Source to leave out -> the most similar earlier source that stays.
+
+    Raises:
+        ConfigError: If the threshold is out of range.
+    """
     if not 0 < threshold <= 1:
         raise ConfigError(
             f"near_duplicates: expected a cosine above 0 and up to 1, got {threshold}"
         )
     cosine = profile.cosine
-    dropped: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
     for i, name in enumerate(profile.names):
-        kept = [j for j in range(i) if profile.names[j] not in dropped]
-        nearest = max(kept, key=lambda j: cosine[i][j], default=None)
-        if nearest is not None and cosine[i][nearest] > threshold:
-            dropped[name] = profile.names[nearest]
-    return dropped
-
-
-def _stand_in(weights: Weights, name: str) -> str | None:
-    """The source's tensor for one of the base: floats only."""
-    found = weights.architecture.find_equivalent(name)
-    return found if found is not None and weights.headers[found].dtype in FLOAT_DTYPES else None
-
-
-def _one_shape(name: str, operands: list[Operand], models: tuple[str, ...]) -> None:
-    if len({operand.shape for operand in operands}) > 1:
-        told = ", ".join(
-            f"{model} {list(o.shape)}" for model, o in zip(models, operands, strict=True)
-        )
-        raise CheckpointError(
-            f"{name}: expected one shape, got {told}; do the models come from one base, with one vocabulary?"
-        )
-
-
-def _tensor(operands: list[Operand]) -> tuple[Matrix, Matrix]:
-    """(K, K) products and (K,) sums of the deltas of one tensor; the base comes first."""
-    import torch
-
-    rows, columns = matrix_shape(operands[0].shape)
-    k = len(operands) - 1
-    gram, total = torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
-    step = max(1, _BLOCK // max(columns, 1))
-    for first in range(0, rows if columns else 0, step):
-        end = min(first + step, rows)
-        theta = operands[0].rows(first, end)
-        deltas = torch.empty((k, theta.numel()), dtype=torch.float64)
-        for row, operand in zip(deltas, operands[1:], strict=True):
-            row.copy_(operand.rows(first, end).sub_(theta).view(-1))
-        gram.addmm_(deltas, deltas.T)
-        total.add_(deltas.sum(1))
-    return gram.numpy(), total.numpy()
-
-
-def _scaled(products: Matrix) -> Matrix:
-    """Products over the lengths of their factors, in [-1, 1]; 0 where a length is 0."""
-    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
-    outer = np.outer(lengths, lengths)
-    scaled = np.divide(products, outer, out=np.zeros_like(products), where=outer > 0)
-    return np.asarray(scaled.clip(-1, 1))
+        earlier = range(i)
+        retained = [j for j in earlier if profile.names[j] not in duplicates]
+        if not retained:
+            continue
+        to_retained = cosine[i][retained]
+        nearest = retained[int(to_retained.argmax())]
+        if cosine[i][nearest] > threshold:
+            duplicates[name] = profile.names[nearest]
+    return duplicates

@@ -1,11 +1,16 @@
-"""The one loop: jobs -> blocks of merged tensors. Float32 inside, one cast at the end, no state between tensors."""
+"""The engine: from a recipe, or its plan, to merged tensors in a checkpoint.
 
-from collections.abc import Callable, Iterable, Iterator
+Merging is a loop over tensor jobs, and for each over blocks of rows. Arithmetic is in float32 with
+one cast at the end. There is no state between tensors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paretomerge.checkpoint.chat_template import resolve_chat_template, write_chat_template
 from paretomerge.checkpoint.json_file import write_json
@@ -13,25 +18,32 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor, matrix_sh
 from paretomerge.checkpoint.tokenizer import copy_tokenizer
 from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder
 from paretomerge.errors import CheckpointError, ConfigError
+from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.card import model_card
 from paretomerge.merging.job_io import cast_block, job_inputs
-from paretomerge.merging.methods.inputs import BLOCK
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
 from paretomerge.recipe import Recipe
 
+# Allocating and freeing this many bytes once makes glibc keep blocks of this size on its heap.
+# Without it, glibc returns them to the kernel after every operation, and fetches and clears them
+# again.
 _WARM_HEAP = 31 << 20
-"""Bytes allocated and freed at once: glibc then keeps blocks of this size on its heap, and does not give them back to the
-kernel after every operation only to fetch, and clear, them again."""
 
 _THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
 
-Emit = Callable[[TensorJob, int, torch.Tensor], None]
-"""(job, flat position of the block's first element, block as (rows, columns) in float32 or, for a copy, as stored)."""
+RecipeLike = Recipe | Mapping[str, object] | str | Path
+"""A recipe, or what one can be read from. See `merge`."""
+
+BlockCallback = Callable[[TensorJob, int, Tensor], None]
+"""Receives each merged block: (job, flat position of its first element, the block).
+
+The block is (rows, columns) in float32, or for a copied tensor as it is stored.
+"""
 
 
 def merge(
-    recipe: Recipe,
+    recipe: RecipeLike,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -41,197 +53,303 @@ def merge(
     device: str = "cpu",
     allow_nan: bool = False,
 ) -> Path:
-    """Merge `recipe` into the new folder `out`: weights, config, tokenizer, recipe and model card.
+    """Merge models by a recipe into a new checkpoint folder.
 
-    The folder appears whole or not at all. card: text added to the model card. shard_bytes: of the largest file. threads:
-    tensors merged at a time, by default as many as torch would use, but two; the bytes do not depend on it. device: cpu,
-    cuda or cuda:N. allow_nan: weights that are NaN or infinite are merged like others. Returns the folder.
+    The folder gets the weights, the config, the tokenizer, the recipe and a model card. It appears
+    whole or not at all.
+
+    Args:
+        recipe: A `Recipe`, a mapping in mergekit's grammar, the path of a YAML file, or the YAML
+            text itself (a string with more than one line).
+        out: The folder to create.
+        overwrite: Whether to replace `out` if it exists.
+        shard_bytes: The size of the largest file of weights.
+        card: Text to add to the model card.
+        threads: Tensors merged at a time; by default as many as torch would use, but at most two.
+            The bytes do not depend on it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        allow_nan: Whether to merge NaN and infinite weights like others.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RecipeError: If the recipe has no meaning; the message lists every problem.
+        CheckpointError: If a model cannot be read, or `out` cannot be written.
+        ConfigError: If the device is not available.
+
+    Example:
+        >>> import paretomerge as pm
+        >>> pm.merge(
+        ...     {
+        ...         "merge_method": "task_arithmetic",
+        ...         "base_model": "./base",
+        ...         "models": [{"model": "./math"}, {"model": "./code"}],
+        ...         "parameters": {"weight": 0.5},
+        ...     },
+        ...     "merged",
+        ... )  # doctest: +SKIP
+        PosixPath('merged')
+        >>> pm.merge("recipe.yml", "merged", overwrite=True)  # doctest: +SKIP
+        PosixPath('merged')
     """
+    plan = make_plan(_as_recipe(recipe), allow_nan=allow_nan)
     return write(
-        make_plan(recipe, allow_nan=allow_nan),
+        plan,
         Path(out),
-        overwrite,
-        shard_bytes,
-        card,
-        threads,
-        device,
+        overwrite=overwrite,
+        shard_bytes=shard_bytes,
+        card=card,
+        threads=threads,
+        device=device,
     )
+
+
+def _as_recipe(recipe: RecipeLike) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_dict(recipe)
+    if isinstance(recipe, str) and "\n" in recipe:
+        return Recipe.from_yaml(recipe)
+    return Recipe.load(recipe)
 
 
 def write(
     plan: Plan,
     out: Path,
+    *,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     card: str = "",
     threads: int | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Carry out `plan`, as `merge` does."""
-    _keep_sources(plan, out)
-    specs = [TensorSpec(job.name, job.dtype, job.shape) for job in plan.jobs]
+    """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors."""
+    _check_holds_no_source(plan, out)
+    specs = []
+    for job in plan.jobs:
+        specs.append(TensorSpec(job.name, job.dtype, job.shape))
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
-            run(
-                plan,
-                lambda job, start, block: writer.write(
-                    job.name, start, cast_block(plan, job, block)
-                ),
-                threads,
-                device,
-            )
+
+            def write_block(
+                job: TensorJob,
+                start: int,
+                block: Tensor,
+            ) -> None:
+                result = cast_block(plan, job, block)
+                writer.write(job.name, start, result)
+
+            run(plan, write_block, threads, device)
             checksums = writer.checksums()
+        # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", plan.config)
         _write_tokenizer(plan, folder)
-        (folder / "mergekit_config.yml").write_text(
-            plan.recipe.resolve_paths(Path.cwd()).to_yaml(), encoding="utf-8"
-        )
-        (folder / "README.md").write_text(
-            model_card(plan, out.name, card, checksums), encoding="utf-8"
-        )
+        recipe = plan.recipe.resolve_paths(Path.cwd())
+        (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
+        readme = model_card(plan, out.name, card, checksums)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     return out
 
 
 def run(
     plan: Plan,
-    emit: Emit,
+    on_block: BlockCallback,
     threads: int | None = None,
     device: str = "cpu",
-    block: int | None = None,
 ) -> None:
-    """Merge every tensor, in the plan's order, and hand each block to `emit`, which may be called from several threads.
+    """Merge every tensor of a plan, in its order.
 
-    block: elements at a time; results do not depend on it.
+    Args:
+        plan: What to merge.
+        on_block: Receives each merged block. Several threads may call it.
+        threads: Tensors merged at a time. See `merge`.
+        device: Where to merge. See `merge`.
     """
     device = usable_device(device)
     torch.empty(_WARM_HEAP, dtype=torch.uint8)
-    with _single_threaded() as before, torch.inference_mode():
-        count = threads or (
-            min(before, _THREADS) if device == "cpu" else 1
-        )  # a GPU is kept busy by one, and blocks fill its memory
+    with _single_threaded() as torch_threads, torch.inference_mode():
+        # One thread keeps a GPU busy, and the blocks of more would fill its memory.
+        count = 1
+        if device == "cpu":
+            count = min(torch_threads, _THREADS)
+        count = threads or count
+        cache_bytes = INPUT_CACHE_BYTES // count
         if count == 1:
             for job in plan.jobs:
-                _merge_job(plan, job, emit, device, block, count)
+                _merge_job(plan, job, on_block, device, cache_bytes)
             return
 
-        def work(job: TensorJob) -> None:
-            with torch.inference_mode():  # the mode is a thread's own
-                _merge_job(plan, job, emit, device, block, count)
+        def merge_one(job: TensorJob) -> None:
+            # Inference mode belongs to a thread.
+            with torch.inference_mode():
+                _merge_job(plan, job, on_block, device, cache_bytes)
 
         with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
-            pending = [pool.submit(work, job) for job in plan.jobs]
+            pending = [pool.submit(merge_one, job) for job in plan.jobs]
             try:
-                for result in pending:
-                    result.result()
+                for future in pending:
+                    future.result()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
 
 def usable_device(device: str) -> str:
-    """`device` as torch calls it, once it is known to be there."""
+    """The name that torch gives to a device of this machine.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        `cpu` or `cuda:N`.
+
+    Raises:
+        ConfigError: If there is no such device, or merging on it is not supported.
+    """
     try:
         kind = torch.device(device).type
         if kind == "cpu":
             return kind
         if kind == "cuda":
             return str(torch.empty(1, device=device).device)
-        reason = "merging there was never tried"
+        reason = "merging on it is not supported"
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        # Torch appends advice for developers in further lines.
+        reason = str(error).partition("\n")[0]
     raise ConfigError(
-        f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: {reason}"
+        f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: "
+        f"{reason}"
     )
 
 
-def _keep_sources(plan: Plan, out: Path) -> None:
-    """An error if the new folder would take the place of one that holds a source."""
-    parts = [
-        Path(part).expanduser()
-        for model in (*plan.recipe.source_models, *plan.weights)
-        for part in (model, *model.split("+"))
-    ]
-    if held := [
-        part for part in parts if part.exists() and part.resolve().is_relative_to(out.resolve())
-    ]:
-        raise CheckpointError(
-            f"{out}: expected a folder without sources in it, got one that holds {held[0]}; choose another"
-        )
+def _check_holds_no_source(plan: Plan, out: Path) -> None:
+    """Raise CheckpointError if the new folder would replace one that holds a source."""
+    for model in (*plan.recipe.source_models, *plan.weights):
+        for part in (model, *model.split("+")):
+            path = Path(part).expanduser()
+            if not path.exists():
+                continue
+            if path.resolve().is_relative_to(out.resolve()):
+                raise CheckpointError(
+                    f"{out}: the output folder would replace the source {path}; "
+                    "choose another folder"
+                )
 
 
 def _merge_job(
-    plan: Plan, job: TensorJob, emit: Emit, device: str, block: int | None, threads: int = 1
+    plan: Plan,
+    job: TensorJob,
+    on_block: BlockCallback,
+    device: str,
+    cache_bytes: int,
+    block_elements: int | None = None,
 ) -> None:
     if job.copy:
-        _copy(plan, job, emit)
+        _copy(plan, job, on_block)
         return
+    # An empty tensor has nothing to merge, and nothing that a method could measure.
     if not torch.Size(job.shape).numel():
-        return  # nothing to merge, and nothing that a method could measure
-    inputs = job_inputs(plan, job, device, INPUT_CACHE_BYTES // threads)
-    combine = plan.method.combine(inputs)
-    for piece in inputs.blocks(block):
-        emit(job, piece.start, combine(piece))
+        return
+    inputs = job_inputs(plan, job, device, cache_bytes)
+    merge_block = plan.method.function(inputs)
+    for block in inputs.blocks(block_elements):
+        on_block(job, block.start, merge_block(block))
 
 
-def _copy(plan: Plan, job: TensorJob, emit: Emit) -> None:
-    """The one source as it is; a few rows at a time, but for whole numbers, which no float32 holds."""
+def _copy(
+    plan: Plan,
+    job: TensorJob,
+    on_block: BlockCallback,
+) -> None:
+    """Hand over the one source as it is, some rows at a time."""
     operand = plan.operand(job.sources[0])
+    # Float32 does not hold every whole number, so these are not read by rows.
     if operand.dtype not in FLOAT_DTYPES:
-        emit(job, 0, read_tensor(operand))
+        on_block(job, 0, read_tensor(operand))
         return
     rows, columns = matrix_shape(job.shape)
-    step = max(1, BLOCK // max(columns, 1))
+    step = max(1, CPU_BLOCK // max(columns, 1))
     for first in range(0, rows, step):
         end = min(first + step, rows)
-        emit(
-            job,
-            first * columns,
-            operand.rows_as_stored(first, end) if isinstance(operand, StoredTensor) else operand.rows(first, end),
-        )
+        if isinstance(operand, StoredTensor):
+            block = operand.rows_as_stored(first, end)
+        else:
+            block = operand.rows(first, end)
+        on_block(job, first * columns, block)
 
 
 def merged_tensors(
-    plan: Plan, block: int | None = None, only: Iterable[str] | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every output tensor in the order of the plan, cast to its dtype: for looking at, and for tests."""
-    wanted = None if only is None else set(only)
+    plan: Plan,
+    block: int | None = None,
+    only: Iterable[str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Merge tensors in memory, for inspection and for tests.
+
+    Args:
+        plan: What to merge.
+        block: Elements merged at a time. The results do not depend on it.
+        only: The names of the tensors to merge; by default all.
+
+    Yields:
+        (name, tensor in its dtype), in the order of the plan.
+    """
+    names = None if only is None else set(only)
     for job in plan.jobs:
-        if wanted is None or job.name in wanted:
-            yield job.name, _merged(plan, job, block)
+        if names is None or job.name in names:
+            yield job.name, _merged_tensor(plan, job, block)
 
 
-def _merged(plan: Plan, job: TensorJob, block: int | None) -> torch.Tensor:
-    merged = torch.empty(job.shape, dtype=getattr(torch, job.dtype))
+def _merged_tensor(
+    plan: Plan,
+    job: TensorJob,
+    block_elements: int | None,
+) -> Tensor:
+    dtype = getattr(torch, job.dtype)
+    merged = torch.empty(job.shape, dtype=dtype)
     flat = merged.view(-1)
 
-    def keep(job: TensorJob, start: int, piece: torch.Tensor) -> None:
-        cast_block(plan, job, piece, flat[start : start + piece.numel()])
+    def store_block(
+        job: TensorJob,
+        start: int,
+        block: Tensor,
+    ) -> None:
+        end = start + block.numel()
+        cast_block(plan, job, block, out=flat[start:end])
 
     with _single_threaded(), torch.inference_mode():
-        _merge_job(plan, job, keep, "cpu", block)
+        _merge_job(plan, job, store_block, "cpu", INPUT_CACHE_BYTES, block_elements)
     return merged
 
 
 @contextmanager
 def _single_threaded() -> Iterator[int]:
-    """One thread inside torch: merging is parallel over tensors, and sums then never depend on a number of threads."""
-    before = torch.get_num_threads()
+    """Run torch with one thread; yields the number of threads that it had.
+
+    Merging is parallel over tensors. Sums then never depend on a number of threads.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield before
+        yield threads
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _write_tokenizer(plan: Plan, folder: Path) -> None:
     if plan.vocabulary:
+        # A merged vocabulary has its own tokenizer files.
         copy_tokenizer(plan.template.folder, folder, ["generation_config.json"])
         plan.vocabulary.write(folder)
     else:
         copy_tokenizer(plan.template.folder, folder)
     if plan.recipe.chat_template:
-        folders = {model: weights.folder for model, weights in plan.weights.items()}
-        if text := resolve_chat_template(plan.recipe.chat_template, folders):
-            write_chat_template(folder, text)
+        folders = {}
+        for model, weights in plan.weights.items():
+            folders[model] = weights.folder
+        template = resolve_chat_template(plan.recipe.chat_template, folders)
+        if template:
+            write_chat_template(folder, template)

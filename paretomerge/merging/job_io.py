@@ -1,10 +1,11 @@
 """What goes into a tensor job's merge method, and the cast of what comes out of it."""
 
 import torch
+from torch import Tensor
 
 from paretomerge.checkpoint.operand import CachedTensor, Operand, StoredTensor, size_in_bytes
 from paretomerge.errors import CheckpointError
-from paretomerge.merging.methods.inputs import Inputs
+from paretomerge.merging.block import Inputs
 from paretomerge.merging.plan.plan import Plan, TensorJob
 
 
@@ -28,11 +29,12 @@ def job_inputs(
     operands = [plan.operand(ref) for ref in job.inputs]
     sizes = [size_in_bytes(operand.shape, operand.dtype) for operand in operands]
     # Reading from memory is faster than reading a file twice.
-    if plan.method.looks and sum(sizes) <= cache_bytes:
+    total_bytes = sum(sizes)
+    if plan.method.multi_pass and total_bytes <= cache_bytes:
         operands = [_cached(operand) for operand in operands]
     k = len(job.sources)
     role = plan.template.architecture.role(job.name)
-    is_in_layer = role != "other"
+    is_matrix = len(job.shape) >= 2 and role != "other"
     return Inputs(
         name=job.name,
         shape=job.shape,
@@ -42,7 +44,7 @@ def job_inputs(
         options=job.options,
         seed=plan.recipe.seed,
         device=device,
-        matrix=is_in_layer and len(job.shape) >= 2,
+        is_matrix=is_matrix,
     )
 
 
@@ -55,9 +57,9 @@ def _cached(operand: Operand) -> Operand:
 def cast_block(
     plan: Plan,
     job: TensorJob,
-    block: torch.Tensor,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+    block: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """Cast a merged block to the job's dtype.
 
     Args:
@@ -83,14 +85,14 @@ def cast_block(
         largest = block.abs().max().item()
         raise CheckpointError(
             f"{job.name}: expected values that {job.dtype} can hold, got {largest:.3g}; "
-            "are the weights of the recipe meant so?"
+            "check the weights of the recipe"
         )
     if out is None or result is out:
         return result
     return out.copy_(result.reshape(-1))
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     # The sum is much cheaper than a test of each entry. Finite entries may still have an infinite

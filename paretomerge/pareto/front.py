@@ -1,4 +1,4 @@
-"""Dominance, hypervolume and picks; arrays `(n, m)`, all m objectives maximised. moocore does the hard parts."""
+"""Dominance and hypervolume of points `(n, m)`, all m objectives maximised."""
 
 from collections.abc import Iterator
 
@@ -6,82 +6,120 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from paretomerge.types import Array
+
+BoolArray = NDArray[np.bool_]
+IndexArray = NDArray[np.intp]
 
 
-def nondominated(values: ArrayLike) -> NDArray[np.bool_]:
-    """Mask `(n,)` of the points that no other dominates; of equal points the first counts."""
+def nondominated(values: ArrayLike) -> BoolArray:
+    """Find the points that no other point dominates.
+
+    Args:
+        values: Points, `(n, m)`.
+
+    Returns:
+        A mask, `(n,)`. Of equal points only the first is in it.
+
+    Example:
+        >>> nondominated([[1, 1], [1, 1], [0, 2]]).tolist()
+        [True, False, True]
+    """
     points = np.asarray(values, dtype=float)
     if not len(points):
         return np.zeros(0, dtype=bool)
-    return np.asarray(moocore.is_nondominated(points, maximise=True), dtype=bool)
+    mask = moocore.is_nondominated(points, maximise=True)
+    return np.asarray(mask, dtype=bool)
+
+
+def nondominated_fronts(values: ArrayLike) -> Iterator[IndexArray]:
+    """Sort points into fronts: the nondominated ones, the nondominated ones of the rest, and so on.
+
+    Args:
+        values: Points, `(n, m)`.
+
+    Yields:
+        The indices of each front, the best front first.
+    """
+    points = np.asarray(values, dtype=float)
+    remaining = np.arange(len(points))
+    while len(remaining):
+        mask = nondominated(points[remaining])
+        yield remaining[mask]
+        remaining = remaining[~mask]
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """Volume between the points and `reference` `(m,)`; points that do not exceed it everywhere add nothing."""
+    """Volume that is dominated by the points and dominates the reference point.
+
+    Args:
+        values: Points, `(n, m)`. A point that does not exceed the reference in every objective adds
+            nothing.
+        reference: The reference point, `(m,)`.
+
+    Returns:
+        The hypervolume, in the product of the units of the objectives.
+
+    Example:
+        >>> hypervolume([[2, 1], [1, 2]], [0, 0])
+        3.0
+    """
     points = np.asarray(values, dtype=float)
     ref = np.asarray(reference, dtype=float)
-    points = points[(points > ref).all(1)] if len(points) else points
-    return float(moocore.hypervolume(points, ref=ref, maximise=True)) if len(points) else 0.0
+    if len(points):
+        is_above = (points > ref).all(1)
+        points = points[is_above]
+    if not len(points):
+        return 0.0
+    volume = moocore.hypervolume(points, ref=ref, maximise=True)
+    return float(volume)
 
 
-def contributions(values: ArrayLike, reference: ArrayLike) -> Array:
-    """What each point `(n,)` alone adds to the hypervolume; 0 for dominated ones."""
+def hypervolume_contributions(values: ArrayLike, reference: ArrayLike) -> Array:
+    """The hypervolume that each point alone adds.
+
+    Args:
+        values: Points, `(n, m)`.
+        reference: The reference point, `(m,)`.
+
+    Returns:
+        Contributions, `(n,)`; 0 for dominated points.
+    """
     points = np.asarray(values, dtype=float)
     ref = np.asarray(reference, dtype=float)
-    out = np.zeros(len(points))
+    contributions = np.zeros(len(points))
     inside = (points > ref).all(1)
-    if points.shape[1] == 1:  # moocore asks for two
-        rest = np.sort(points[inside, 0])[-2:-1]
-        out[points[:, 0].argmax()] = points.max() - max([ref[0], *rest]) if inside.any() else 0.0
-    elif inside.any():
-        out[inside] = moocore.hv_contributions(points[inside], ref=ref, maximise=True)
-    return out
-
-
-def fronts(values: ArrayLike) -> Iterator[NDArray[np.intp]]:
-    """Indices of the nondominated points, then of those that are so among the rest, and so on."""
-    points = np.asarray(values, dtype=float)
-    left = np.arange(len(points))
-    while len(left):
-        mask = nondominated(points[left])
-        yield left[mask]
-        left = left[~mask]
-
-
-def ranked(values: ArrayLike, reference: ArrayLike) -> NDArray[np.intp]:
-    """Indices `(n,)`, the best first: front after front, inside a front by hypervolume contribution."""
-    points = np.asarray(values, dtype=float)
-    order = [
-        front[np.argsort(-contributions(points[front], reference), kind="stable")]
-        for front in fronts(points)
-    ]
-    return np.concatenate([np.zeros(0, dtype=np.intp), *order])
+    if not inside.any():
+        return contributions
+    # moocore needs two objectives. Of one, the best point adds its distance to the second best.
+    if points.shape[1] == 1:
+        best = points.argmax()
+        others = np.delete(points, best)
+        # Two equal best points add nothing.
+        second_best = others.max(initial=ref[0])
+        contributions[best] = points.max() - second_best
+        return contributions
+    contributions[inside] = moocore.hv_contributions(
+        points[inside],
+        ref=ref,
+        maximise=True,
+    )
+    return contributions
 
 
 def reference_point(values: ArrayLike, margin: float = 0.1) -> Array:
-    """The worst of each objective over known points, less `margin` of its range (`margin` where all are equal)."""
-    points = np.asarray(values, dtype=float)
-    spread = np.ptp(points, axis=0)
-    return np.asarray(points.min(0) - margin * np.where(spread > 0, spread, 1.0))
+    """A reference point for the hypervolume: the worst of each objective, less a margin.
 
+    Args:
+        values: Points, `(n, m)`.
+        margin: The margin as a share of each objective's range; the margin itself where all values
+            of an objective are equal.
 
-def normalised(values: ArrayLike) -> Array:
-    """Each objective scaled to [0, 1] over the points; one that does not vary becomes 1."""
-    points = np.asarray(values, dtype=float)
-    low, spread = points.min(0), np.ptp(points, axis=0)
-    return np.where(spread > 0, (points - low) / np.where(spread > 0, spread, 1.0), 1.0)
-
-
-def knee(values: ArrayLike) -> int:
-    """The index of the point nearest to the ideal one (Euclidean, objectives scaled over the front)."""
-    return int(np.linalg.norm(1 - normalised(values), axis=1).argmin())
-
-
-def preferred(values: ArrayLike, weights: ArrayLike) -> int:
-    """The index that a preference picks: least max_k lambda_k (1 - f_k), ties broken by the weighted sum.
-
-    weights: lambda `(m,)`, non-negative; scaled to a sum of 1 (augmented Tchebycheff, Steuer & Choo 1983).
+    Returns:
+        The reference point, `(m,)`.
     """
-    shortfall = (1 - normalised(values)) * (np.asarray(weights, dtype=float) / np.sum(weights))
-    return int((shortfall.max(1) + 1e-3 * shortfall.sum(1)).argmin())
+    points = np.asarray(values, dtype=float)
+    ranges = np.ptp(points, axis=0)
+    ranges = np.where(ranges > 0, ranges, 1.0)
+    worst = points.min(0)
+    return np.asarray(worst - margin * ranges)

@@ -8,7 +8,8 @@ from rich.console import Group
 from rich.table import Table
 
 from paretomerge.checkpoint.architecture import ROLES, Architecture
-from paretomerge.merging.delta_profile import DeltaProfile, Matrix, order_by_similarity
+from paretomerge.merging.delta_profile import DeltaProfile, order_by_similarity
+from paretomerge.types import Array
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDEST = 60  # layers on one line; of more, neighbours share a bar
@@ -103,7 +104,7 @@ def _bars(values: list[float], highest: float) -> str:
     return "".join(_BARS[round(float(part.mean()) / highest * (len(_BARS) - 1))] for part in parts)
 
 
-def _by_role(profile: DeltaProfile, architecture: Architecture) -> Matrix:
+def _by_role(profile: DeltaProfile, architecture: Architecture) -> Array:
     """(roles, K) squared norms, whatever the layer."""
     mass = np.zeros((len(ROLES), len(profile.sources)))
     for name, row in profile.mass.items():

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from paretomerge.decide.compare import Comparison
 from paretomerge.evaluate.evaluator import Score
-from paretomerge.pareto.front import normalised
+from paretomerge.pareto.ranking import normalised
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Scores, Trial
 from paretomerge.report.plots import trial_title

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import Objective
-from paretomerge.pareto.front import preferred, ranked, reference_point
+from paretomerge.pareto.front import reference_point
+from paretomerge.pareto.ranking import preferred, ranked
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial, pareto_front
 from paretomerge.space.routes.space import RouteSearchSpace, handover_label, without_middle_label

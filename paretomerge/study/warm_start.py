@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from paretomerge.errors import ConfigError, ErrorCollector, ParetoMergeError, StudyError
-from paretomerge.pareto.front import nondominated, ranked, reference_point
+from paretomerge.pareto.front import nondominated, reference_point
+from paretomerge.pareto.ranking import ranked
 from paretomerge.recipe import Recipe
 from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage

@@ -1,34 +1,40 @@
-"""Contracts that a new part must pass, for its author: a merge method (`methods`), a search space (`spaces`), a sampler
-(`samplers`). They need no test framework: each check raises AssertionError with a sentence that says which law fails."""
+"""Contracts for plug-ins: laws that a merge method, a search space or a sampler must keep.
+
+They need no test framework. Each check raises AssertionError with a message that names the law.
+
+- Merge methods (`methods`): `check_method`, `check_copies`, `check_one_hot`, `merge_tensors`.
+- Search spaces (`spaces`): `check_space`, `same_recipe`.
+- Samplers (`samplers`): `check_sampler`, `check_define_by_run`.
+"""
 
 from paretomerge.testing.methods import (
-    LARGE,
+    LARGE_SHAPE,
     SHAPES,
-    Settings,
+    Case,
     check_copies,
     check_method,
     check_one_hot,
-    inputs_of,
+    make_inputs,
     merge_tensors,
-    settings_of,
+    method_cases,
 )
 from paretomerge.testing.samplers import CONDITIONS, SPACE, check_define_by_run, check_sampler
 from paretomerge.testing.spaces import check_space, same_recipe
 
 __all__ = [
     "CONDITIONS",
-    "LARGE",
+    "LARGE_SHAPE",
     "SHAPES",
     "SPACE",
-    "Settings",
+    "Case",
     "check_copies",
     "check_define_by_run",
     "check_method",
     "check_one_hot",
     "check_sampler",
     "check_space",
-    "inputs_of",
+    "make_inputs",
     "merge_tensors",
+    "method_cases",
     "same_recipe",
-    "settings_of",
 ]

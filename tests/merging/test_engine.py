@@ -104,6 +104,21 @@ def test_bytes_do_not_depend_on_hash_seed_or_threads(pico, tmp_path):
     ).read_bytes()
 
 
+def test_merge_takes_a_recipe_a_mapping_a_path_or_yaml(pico, tmp_path):
+    recipe = sparse(pico, "ties")
+    (tmp_path / "recipe.yml").write_text(recipe.to_yaml())
+    forms = [
+        recipe,
+        recipe.to_dict(),
+        tmp_path / "recipe.yml",
+        str(tmp_path / "recipe.yml"),
+        recipe.to_yaml(),
+    ]
+    written = [merge(form, tmp_path / f"out{i}") for i, form in enumerate(forms)]
+    files = [(folder / "model.safetensors").read_bytes() for folder in written]
+    assert all(file == files[0] for file in files)
+
+
 def test_shards_hold_the_same_tensors(pico, tmp_path):
     merge(sparse(pico), tmp_path / "one")
     merge(sparse(pico), tmp_path / "many", shard_bytes=5_000)

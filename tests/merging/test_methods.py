@@ -1,4 +1,4 @@
-"""Laws of the merge methods, on tensors. Worked numbers are in tests/merge/methods."""
+"""Laws of the merge methods, on tensors. Worked numbers are in tests/merging/methods."""
 
 import math
 

@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from paretomerge.pareto.front import (
-    contributions,
-    hypervolume,
-    knee,
-    nondominated,
-    normalised,
-    preferred,
-    reference_point,
-)
+from paretomerge.pareto.front import hypervolume, hypervolume_contributions, nondominated, reference_point
+from paretomerge.pareto.ranking import knee, normalised, preferred
 
 POINTS = arrays(
     float, st.tuples(st.integers(1, 12), st.integers(2, 3)), elements=st.integers(0, 6).map(float)
@@ -57,7 +50,7 @@ def test_contributions_are_what_would_be_lost():
     lost = [
         hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0]) for i in range(4)
     ]
-    assert contributions(points, [0, 0]).tolist() == pytest.approx(lost)
+    assert hypervolume_contributions(points, [0, 0]).tolist() == pytest.approx(lost)
 
 
 def test_reference_point_is_the_worst_less_a_margin():

@@ -10,7 +10,7 @@ from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.names import names_in_model
-from paretomerge.merging.methods.inputs import BLOCK
+from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe
@@ -157,8 +157,8 @@ class ResidentModel:
         end = start + flat.numel()
         flat_base = self._tensor(self.base, name).view(-1)
         # Sums by blocks have the same order for any number of threads, and so the same rounding.
-        blocks = torch.split(flat, BLOCK)
-        base_blocks = torch.split(flat_base[start:end], BLOCK)
+        blocks = torch.split(flat, CPU_BLOCK)
+        base_blocks = torch.split(flat_base[start:end], CPU_BLOCK)
         total = 0.0
         for part, base_part in zip(blocks, base_blocks, strict=True):
             # bfloat16 would round the difference.

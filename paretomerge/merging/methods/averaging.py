@@ -1,117 +1,113 @@
-"""Methods whose result is a combination sum c_i theta_i of whole tensors: the coefficients are all there is to find."""
+"""Averages of whole models: linear (model soups), model_stock, and passthrough of one model."""
 
 import itertools
-import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from paretomerge.merging.methods.inputs import Block, Combine, Inputs
+from paretomerge.merging.block import Block, BlockMerger, Inputs
+from paretomerge.merging.methods.common import gram_matrix, linear_combination, sum_tensors
+from paretomerge.merging.parameter_values import number_in
 
-_COLINEAR = 0.9995  # |cos| above which the arc is a line (mergekit's threshold)
+_MIN_DIVISOR = 1e-6  # Model Stock's cosines and ratio are not divided by less
 
 
-def combination(weights: Sequence[float], base_weight: float = 0.0) -> Combine:
-    """c theta_0 + sum c_i theta_i. What has coefficient 0 is not read; coefficient 1 alone gives that model's bits.
+def linear(inputs: Inputs) -> BlockMerger:
+    """The sum of w_i theta_i, divided by sum w_i if `normalize` is on.
 
-    Multiplies, then adds: a fused multiply-add would round otherwise at the ends of blocks than in their middle.
+    Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
     """
-
-    def combine(block: Block) -> torch.Tensor:
-        merged = block.base.mul(base_weight) if base_weight != 0 else None
-        for i, weight in enumerate(weights):
-            if weight != 0:
-                term = block.source(i).mul_(weight)
-                merged = term if merged is None else merged.add_(term)
-        return block.source(0).zero_() if merged is None else merged
-
-    return combine
+    weights = inputs.per_source("weight")
+    divisor = 1.0
+    if inputs.flag("normalize"):
+        divisor = sum(weights)
+    return linear_combination([weight / divisor for weight in weights])
 
 
-def linear(inputs: Inputs) -> Combine:
-    """sum w_i theta_i, divided by sum w_i unless `normalize` is off (Wortsman et al. 2022, model soups)."""
-    weights = inputs.each("weight")
-    total = sum(weights) if inputs.options["normalize"] else 1.0
-    return combination([weight / total for weight in weights])
+def passthrough(inputs: Inputs) -> BlockMerger:
+    """Layer stacking: about + scale (theta - about) of the one source.
 
-
-def passthrough(inputs: Inputs) -> Combine:
-    """The one source, times `scale`; with `about`, what it has beyond that value is scaled."""
-    scale, about = float(inputs.parameters[0]["scale"]), float(inputs.parameters[0]["about"])
+    Akiba et al. 2024, arXiv 2403.13187. `scale` multiplies the tensor. A norm whose neutral weight
+    is 1 is scaled with `about: 1`: what it has beyond that value is scaled.
+    """
+    scale = number_in(inputs.parameters[0], "scale")
+    about = number_in(inputs.parameters[0], "about")
     if about == 0:
-        return combination([scale])
-    return lambda block: block.source(0).mul_(scale).add_(about * (1 - scale))
+        return linear_combination([scale])
+    # about + scale (theta - about) = scale theta + about (1 - scale)
+    shift = about * (1 - scale)
+
+    def merge_block(block: Block) -> Tensor:
+        return block.source(0).mul_(scale).add_(shift)
+
+    return merge_block
 
 
-def slerp(inputs: Inputs) -> Combine:
-    """Spherical interpolation from the base (t = 0) to the other model (t = 1); a line where they are colinear."""
-    return combination(arc(gram(inputs), float(inputs.options["t"])))
+def model_stock(inputs: Inputs) -> BlockMerger:
+    """Model Stock: t mean(theta_i) + (1 - t) theta_0, t = K cos / (1 + (K - 1) cos).
 
-
-def model_stock(inputs: Inputs) -> Combine:
-    """t mean + (1 - t) base with t = K cos / (1 + (K - 1) cos) (Jang et al. 2024, eq. 6).
-
-    cos is the mean pairwise cosine of the deltas, of the whole tensor or, with `filter_wise`, of each row. A delta of
-    zero leaves the base.
+    Jang et al. 2024, arXiv 2403.19522, eq. 6. cos is the mean cosine of the pairs of tau_i, over
+    the whole tensor or, with `filter_wise`, over each row. A tau_i of zero leaves the base.
     """
-    k = len(inputs.sources)
-    if not inputs.options["filter_wise"]:
-        t = _stock(torch.from_numpy(gram(inputs, deltas=True))[..., None]).item()
-        return combination([t / k] * k, 1 - t)
-
-    def by_row(block: Block) -> torch.Tensor:
-        deltas = [block.delta(i) for i in range(k)]
-        products = [[(a.double() * b.double()).sum(1) for b in deltas] for a in deltas]
-        t = _stock(torch.stack([torch.stack(row) for row in products])).to(deltas[0].dtype)
-        return total(deltas).mul_((t / k)[:, None]).add_(block.base)
-
-    return by_row
+    k = inputs.n_sources
+    if inputs.flag("filter_wise"):
+        return _model_stock_by_row(inputs)
+    products = torch.from_numpy(gram_matrix(inputs, deltas=True))
+    one_row = products[..., None]
+    t = _model_stock_ratio(one_row).item()
+    # theta_0 + t / K sum tau_i
+    weights = [t / k] * k
+    return linear_combination(weights, 1 - t)
 
 
-def _stock(products: torch.Tensor) -> torch.Tensor:
-    """t of Model Stock from inner products (K, K, rows) in float64: (rows,). Where it has no value the base stays."""
+def _model_stock_by_row(inputs: Inputs) -> BlockMerger:
+    k = inputs.n_sources
+
+    def merge_block(block: Block) -> Tensor:
+        deltas = block.deltas()
+        rows_of_products = []
+        for delta in deltas:
+            products = [_row_products(delta, other) for other in deltas]
+            rows_of_products.append(torch.stack(products))
+        t = _model_stock_ratio(torch.stack(rows_of_products))
+        t = t.to(deltas[0].dtype)
+        # theta_0 + t / K sum tau_i, with the t of each row
+        merged = sum_tensors(deltas)
+        weights = t / k
+        merged.mul_(weights[:, None])
+        return merged.add_(block.base)
+
+    return merge_block
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices, `(rows,)` in float64."""
+    return (a.double() * b.double()).sum(1)
+
+
+def _model_stock_ratio(products: Tensor) -> Tensor:
+    """Model Stock's t.
+
+    Args:
+        products: Inner products of tau_i, (K, K, rows) in float64.
+
+    Returns:
+        t of each row, `(rows,)`; 0 where the formula has no value, so that the base stays.
+    """
     k = len(products)
-    pairs = []
+    cosines = []
     for i, j in itertools.combinations(range(k), 2):
-        floor = (products[i, i].sqrt() * products[j, j].sqrt()).clamp_min(1e-6)
-        pairs.append((products[i, j] / floor).clamp(-1, 1))
-    cosine = torch.stack(pairs).mean(0)
-    divisor = 1 + (k - 1) * cosine
-    lost = divisor.abs() < 1e-6
-    return torch.where(
-        lost,
-        torch.zeros_like(cosine),
-        k * cosine / torch.where(lost, torch.ones_like(divisor), divisor),
-    )
-
-
-def total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Their sum, a new tensor."""
-    summed = tensors[0].clone()
-    for tensor in tensors[1:]:
-        summed.add_(tensor)
-    return summed
-
-
-def gram(inputs: Inputs, deltas: bool = False) -> np.ndarray:
-    """(K, K) inner products of the sources, or of their deltas, over the whole tensor; sums of blocks in float64."""
-    k = len(inputs.sources)
-    products = np.zeros((k, k))
-    for block in inputs.blocks():
-        tensors = [(block.delta(i) if deltas else block.source(i)).view(-1) for i in range(k)]
-        for i, j in itertools.combinations_with_replacement(range(k), 2):
-            products[i, j] += torch.dot(tensors[i], tensors[j]).item()
-    return products + np.triu(products, 1).T
-
-
-def arc(products: np.ndarray, t: float) -> list[float]:
-    """Coefficients of the point at `t` on the arc between two tensors of these inner products."""
-    first, second = (math.sqrt(products[i, i]) for i in (0, 1))
-    cosine = products[0, 1] / (
-        (first if first > 1e-8 else 1.0) * (second if second > 1e-8 else 1.0)
-    )
-    if abs(cosine) > _COLINEAR:
-        return [1 - t, t]
-    angle = math.acos(cosine)
-    return [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+        length_i = products[i, i].sqrt()
+        length_j = products[j, j].sqrt()
+        divisor = (length_i * length_j).clamp_min(_MIN_DIVISOR)
+        cosine = products[i, j] / divisor
+        # Rounding can take a cosine beyond 1.
+        cosines.append(cosine.clamp(-1, 1))
+    mean_cosine = torch.stack(cosines).mean(0)
+    # Eq. 6: t = K cos / (1 + (K - 1) cos)
+    divisor = 1 + (k - 1) * mean_cosine
+    is_zero = divisor.abs() < _MIN_DIVISOR
+    ones = torch.ones_like(divisor)
+    divisor = torch.where(is_zero, ones, divisor)
+    t = k * mean_cosine / divisor
+    return torch.where(is_zero, torch.zeros_like(t), t)

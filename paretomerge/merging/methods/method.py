@@ -1,61 +1,90 @@
-"""The form of a row in the table of methods. Nothing here imports torch: plans are made without it."""
+"""The columns of the table of merge methods.
 
-from collections.abc import Callable, Mapping, Sequence
+Plans are made without torch, so this module does not import it.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from paretomerge.types import Params
 
 if TYPE_CHECKING:
-    from paretomerge.merging.methods.inputs import Combine
+    from paretomerge.merging.block import MergeFunction
+
+BaseRole = Literal["required", "source", "optional", "reference", "none"]
+"""What a method does with `base_model`. See `Method.base`."""
+
+ParameterCheck = Callable[[Sequence[Params], Params], str | None]
+"""(parameters of every source, options of the merge) -> what is wrong with them, or None."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a method: per source or for the whole merge; required where it has no default."""
+    """A parameter of a merge method.
+
+    Attributes:
+        name: Its name in a recipe.
+        default: The value where a recipe gives none; None where a recipe must give one.
+        per_source: True if each source has its own value, False if the whole merge has one.
+        low: The smallest allowed number.
+        high: The largest allowed number.
+        choices: The allowed values, if they are not a range of numbers.
+    """
 
     name: str
-    default: Any = None
+    default: bool | int | float | None = None
     per_source: bool = False
     low: float = float("-inf")
     high: float = float("inf")
-    choices: tuple[Any, ...] = ()
+    choices: tuple[bool | str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: the function `name` of the file `home` beside this one, its parameters, and what it asks of the models.
+    """One row of the table of merge methods.
 
-    base: `required` (deltas are taken from it), `source` (it is one of the models, the first), `optional` (one of the
-    models, where there is one), `reference` (used for deltas where there is one) or `none`.
-    models: least and most sources besides a base that only serves for deltas.
-    symmetric: the order in which the sources are listed does not matter; they are then put into one order.
-    whole: whether whole tensors are held in memory, instead of blocks.
-    looks: whether it looks at a whole tensor before it merges the first block.
-    pace: nanoseconds of one core per entry of each input, from benchmarks/merge.py, for estimates; None where there is none.
-    check: (parameters of every source, options) -> what is wrong with them together, or None.
+    Attributes:
+        name: The method's name in a recipe (`merge_method`), and the name of its function.
+        family: The module beside this one that has the function.
+        parameters: What a recipe can set.
+        base: What the method does with `base_model`. `required`: deltas are taken from it.
+            `source`: it is the first of the models. `optional`: it is the first of the models where
+            there is one. `reference`: deltas are taken from it where there is one. `none`: nothing.
+        models: The least and the most number of sources (None: no limit). A base that only serves
+            for deltas does not count.
+        rule: The formula in one line.
+        paper: The source.
+        symmetric: Whether the order of the sources does not matter. A plan then sorts them.
+        multi_pass: Whether the method reads a whole tensor before it merges the first block.
+        ns_per_entry: Nanoseconds of one core per entry of each input, measured by
+            benchmarks/merge.py, for estimates; None where there is no estimate.
+        whole_tensors: Whether the method holds whole tensors in memory instead of blocks.
+        check: Finds wrong combinations of parameter values.
     """
 
     name: str
-    home: str
+    family: str
     parameters: tuple[Parameter, ...] = ()
-    base: Literal["required", "source", "optional", "reference", "none"] = "required"
+    base: BaseRole = "required"
     models: tuple[int, int | None] = (1, None)
     rule: str = ""
     paper: str = ""
     symmetric: bool = True
-    looks: bool = True
-    pace: float | None = 4.0
-    whole: bool = False
-    check: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str | None] | None = None
+    multi_pass: bool = True
+    ns_per_entry: float | None = 4.0
+    whole_tensors: bool = False
+    check: ParameterCheck | None = None
 
     @property
-    def combine(self) -> "Callable[[Any], Combine]":
-        """The function: from the inputs of one tensor to a function on its blocks."""
-        function: Callable[[Any], Combine] = getattr(
-            import_module(f"paretomerge.merging.methods.{self.home}"), self.name
-        )
+    def function(self) -> "MergeFunction":
+        """The function: from the inputs of one tensor to a function that merges its blocks."""
+        module = import_module(f"paretomerge.merging.methods.{self.family}")
+        function: MergeFunction = getattr(module, self.name)
         return function
 
     @property
     def has_density(self) -> bool:
+        """Whether the method sparsifies deltas to a `density`."""
         return any(parameter.name == "density" for parameter in self.parameters)

@@ -1,110 +1,158 @@
-"""Methods on the singular vectors of whole matrices (tsv, iso_c, iso_cts), and WUDI, which fits one delta to all.
+"""Methods on the singular vectors of whole matrices (tsv, iso_c, iso_cts), and wudi.
 
-They are for the matrices of layers; norms, biases and embeddings take the mean of the deltas, as in the papers' programs.
+They are for the matrices of layers. Norms, biases and embeddings take the mean of the deltas, as in
+the programs that the papers published.
 """
 
 import torch
+from torch import Tensor
 
-from paretomerge.merging.methods.averaging import combination
-from paretomerge.merging.methods.inputs import Block, Combine, Inputs
-from paretomerge.merging.methods.sphere import in_pieces
-
-
-def tsv(inputs: Inputs) -> Combine:
-    """Task singular vectors (Gargiulo et al. 2025, alg. 1): the top 1/K of each task's singular vectors side by side,
-    made orthogonal by Procrustes, with their singular values."""
-    k = len(inputs.sources)
-
-    def delta(block: Block) -> torch.Tensor:
-        parts = [_svd(block.delta(i)) for i in range(k)]
-        rank = max(1, len(parts[0][1]) // k)
-        left = torch.cat([u[:, :rank] for u, _, _ in parts], 1)
-        values = torch.cat([s[:rank] for _, s, _ in parts])
-        right = torch.cat([v[:rank] for _, _, v in parts], 0)
-        return (_orthogonal(left) * values) @ _orthogonal(right)
-
-    return _on_matrices(inputs, delta)
+from paretomerge.merging.block import Block, BlockMerger, Inputs
+from paretomerge.merging.methods.common import linear_combination, merge_in_pieces
 
 
-def iso_c(inputs: Inputs) -> Combine:
-    """Isotropic merging in the common subspace (Marczak et al. 2025, sec. 4): the sum's spectrum made flat at its mean."""
+def tsv(inputs: Inputs) -> BlockMerger:
+    """Task singular vectors: theta_0 + lambda U S V^T, from the top 1/K of each tau_i.
 
-    def delta(block: Block) -> torch.Tensor:
-        u, s, v = _svd(_sum(inputs, block))
+    Gargiulo et al. 2025 arXiv 2412.00081, alg. 1. The singular vectors of the tasks stand side by
+    side in U and V, which are made orthogonal by Procrustes, so that tasks do not interfere.
+    """
+    k = inputs.n_sources
+
+    def merged_delta(block: Block) -> Tensor:
+        left, values, right = [], [], []
+        for i in range(k):
+            u, s, v = _svd(block.delta(i))
+            rank = max(1, len(s) // k)
+            left.append(u[:, :rank])
+            values.append(s[:rank])
+            right.append(v[:rank])
+        # Singular vectors of different tasks overlap, so that the sum would interfere.
+        u = _orthogonalized(torch.cat(left, 1))
+        v = _orthogonalized(torch.cat(right, 0))
+        return (u * torch.cat(values)) @ v
+
+    return _on_matrices(inputs, merged_delta)
+
+
+def iso_c(inputs: Inputs) -> BlockMerger:
+    """Isotropic merging: theta_0 + lambda mean(S) U V^T, where sum tau_i = U S V^T.
+
+    Marczak et al. 2025, arXiv 2502.04959, sec. 4 (common subspace). The spectrum becomes flat.
+    """
+
+    def merged_delta(block: Block) -> Tensor:
+        u, s, v = _svd(_sum_of_deltas(block))
         return (u * s.mean()) @ v
 
-    return _on_matrices(inputs, delta)
+    return _on_matrices(inputs, merged_delta)
 
 
-def iso_cts(inputs: Inputs) -> Combine:
-    """Isotropic merging in common and task-specific subspaces (Marczak et al. 2025, sec. 4.2).
+def iso_cts(inputs: Inputs) -> BlockMerger:
+    """Isotropic merging in common and task-specific subspaces.
 
-    The sum's top `common_fraction` of directions, and for the others each task's own, outside the common ones.
+    Marczak et al. 2025, arXiv 2502.04959, sec. 4.2. The top `common_fraction` of the directions of
+    sum tau_i; the others are each task's top directions outside the common ones.
     """
-    k, fraction = len(inputs.sources), float(inputs.options["common_fraction"])
+    k = inputs.n_sources
+    common_fraction = inputs.number("common_fraction")
 
-    def delta(block: Block) -> torch.Tensor:
-        u, s, v = _svd(_sum(inputs, block))
-        own = min(round((len(s) - int(fraction * len(s))) / k), len(s) // k)
-        common = len(s) - own * k
-        left, values, right = [u[:, :common]], [s[:common]], [v[:common]]
+    def merged_delta(block: Block) -> Tensor:
+        u, s, v = _svd(_sum_of_deltas(block))
+        rank = len(s)
+        # The tasks share what is left of the rank; the common subspace gets the remainder.
+        remaining = rank - int(common_fraction * rank)
+        task_rank = round(remaining / k)
+        task_rank = min(task_rank, rank // k)
+        common_rank = rank - task_rank * k
+        common = u[:, :common_rank]
+        left = [common]
+        values = [s[:common_rank]]
+        right = [v[:common_rank]]
         for i in range(k):
-            part = block.delta(i)
-            a, b, c = _svd(part - left[0] @ (left[0].T @ part))
-            left.append(a[:, :own])
-            values.append(b[:own])
-            right.append(c[:own])
-        flat = torch.cat(values).mean()
-        return _orthogonal(torch.cat(left, 1)) @ _orthogonal(torch.cat(right, 0)) * flat
+            # One tau_i at a time: matrices are large.
+            delta = block.delta(i)
+            # The part of tau_i outside the common subspace: tau_i - U U^T tau_i
+            projection = common @ (common.T @ delta)
+            specific = delta - projection
+            u, s, v = _svd(specific)
+            left.append(u[:, :task_rank])
+            values.append(s[:task_rank])
+            right.append(v[:task_rank])
+        flat_value = torch.cat(values).mean()
+        u = _orthogonalized(torch.cat(left, 1))
+        v = _orthogonalized(torch.cat(right, 0))
+        return u @ v * flat_value
 
-    return _on_matrices(inputs, delta)
+    return _on_matrices(inputs, merged_delta)
 
 
-def wudi(inputs: Inputs) -> Combine:
-    """Whoever started the interference (Cheng et al. 2025, eq. 9): from the sum of the deltas, descend
-    sum_i |(tau - tau_i) tau_i^T|^2 / |tau_i|^2 by Adam, `steps` times at rate `lr`."""
-    k = len(inputs.sources)
+def wudi(inputs: Inputs) -> BlockMerger:
+    """Minimise sum_i |(tau - tau_i) tau_i^T|^2 / |tau_i|^2, the interference with the tasks.
 
-    def delta(block: Block) -> torch.Tensor:
-        deltas = [block.delta(i) for i in range(k)]
-        gramians = [d.T @ d / d.square().sum().clamp_min(1e-30) for d in deltas]
+    Cheng et al. 2025 (Whoever started the interference should end it), arXiv 2503.08099, eq. 9.
+    Adam descends from sum tau_i, `steps` times at the learning rate `lr`.
+    """
+    lr = inputs.number("lr")
+    steps = inputs.integer("steps")
+
+    def merged_delta(block: Block) -> Tensor:
+        deltas = block.deltas()
+        gram_matrices = []
+        for delta in deltas:
+            # A tau_i of zero interferes with nothing.
+            squared_norm = delta.square().sum().clamp_min(1e-30)
+            gram = delta.T @ delta
+            gram_matrices.append(gram / squared_norm)
         merged = torch.stack(deltas).sum(0)
-        optimizer = torch.optim.Adam([merged], lr=float(inputs.options["lr"]))
-        for _ in range(int(inputs.options["steps"])):
-            # the gradient of each term is 2 (tau - tau_i) tau_i^T tau_i / |tau_i|^2
-            merged.grad = 2 * torch.stack(
-                [(merged - d) @ g for d, g in zip(deltas, gramians, strict=True)]
-            ).sum(0)
+        optimizer = torch.optim.Adam([merged], lr=lr)
+        for _ in range(steps):
+            # The gradient of each term is 2 (tau - tau_i) tau_i^T tau_i / |tau_i|^2.
+            terms = []
+            for delta, gram in zip(deltas, gram_matrices, strict=True):
+                terms.append((merged - delta) @ gram)
+            half_gradient = torch.stack(terms).sum(0)
+            merged.grad = 2 * half_gradient
             optimizer.step()
         return merged
 
-    return _on_matrices(inputs, delta)
+    return _on_matrices(inputs, merged_delta)
 
 
-def _on_matrices(inputs: Inputs, delta: Combine) -> Combine:
-    """theta_0 + lambda delta for a matrix of a layer (or each of a stack of experts'); the mean of the deltas elsewhere."""
-    scale, k = float(inputs.options["lambda"]), len(inputs.sources)
-    if not inputs.matrix:
-        return combination([scale / k] * k, 1 - scale)
-    return in_pieces(
-        inputs, inputs.shape[-2], lambda matrix: delta(matrix).mul_(scale).add_(matrix.base)
-    )
+def _on_matrices(inputs: Inputs, merged_delta: BlockMerger) -> BlockMerger:
+    """Merge theta_0 + lambda tau for a matrix of a layer; the mean of the deltas for other tensors.
+
+    A stack of experts is merged matrix by matrix.
+    """
+    scale = inputs.number("lambda")
+    k = inputs.n_sources
+    if not inputs.is_matrix:
+        # theta_0 + lambda / K sum tau_i
+        weights = [scale / k] * k
+        return linear_combination(weights, 1 - scale)
+
+    def merge_matrix(matrix: Block) -> Tensor:
+        delta = merged_delta(matrix)
+        return delta.mul_(scale).add_(matrix.base)
+
+    rows_of_matrix = inputs.shape[-2]
+    return merge_in_pieces(inputs, rows_of_matrix, merge_matrix)
 
 
-def _sum(inputs: Inputs, block: Block) -> torch.Tensor:
+def _sum_of_deltas(block: Block) -> Tensor:
     total = block.delta(0)
-    for i in range(1, len(inputs.sources)):
+    for i in range(1, block.inputs.n_sources):
         total.add_(block.delta(i))
     return total
 
 
-def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (rows, r), S (r,), V^T (r, columns)."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     return u, s, v
 
 
-def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+def _orthogonalized(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns or rows (Procrustes)."""
     u, _, v = _svd(matrix)
     return u @ v

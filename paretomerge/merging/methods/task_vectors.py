@@ -1,119 +1,206 @@
-"""Methods that add deltas (task vectors) tau_i = theta_i - theta_0 to the base: sparsify, agree on signs, sum.
+"""Methods that add deltas (task vectors) tau_i = theta_i - theta_0 to the base.
 
-All are one computation. Each delta is pruned in place, block by block; then the deltas are summed by weight, or only
-those entries whose sign wins the vote.
+All are one computation: sparsify each tau_i block by block, then add up w_i tau_i, either all
+entries or only those whose sign wins a vote.
 """
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from paretomerge.merging.methods.averaging import combination, total
-from paretomerge.merging.methods.inputs import Block, Combine, Inputs
-from paretomerge.merging.methods.prune import Prune, band, by_rank, drop, trim
+from paretomerge.merging.block import Block, BlockMerger, Inputs
+from paretomerge.merging.methods.common import linear_combination, sum_tensors
+from paretomerge.merging.methods.sparsify import (
+    Sparsifier,
+    magprune,
+    random_drop,
+    top_magnitudes,
+    without_outliers,
+)
 
-_NONE = 1e-8  # a sum of weights this small is no divisor (mergekit's threshold)
-
-
-def task_arithmetic(inputs: Inputs) -> Combine:
-    """theta_0 + lambda sum w_i tau_i (Ilharco et al. 2023, sec. 2)."""
-    scale = float(inputs.options["lambda"]) / _divisor(inputs)
-    weights = [scale * weight for weight in inputs.each("weight")]
-    return combination(weights, 1.0 - sum(weights))
-
-
-def ties(inputs: Inputs) -> Combine:
-    """Trim, elect sign, average what agrees (Yadav et al. 2023, sec. 3)."""
-    return elected_sum(inputs, trim(inputs))
+_MIN_WEIGHT_SUM = 1e-8  # mergekit divides by no smaller sum of weights
 
 
-def dare_linear(inputs: Inputs) -> Combine:
-    """Drop at random and rescale, then sum (Yu et al. 2024, sec. 3)."""
-    return plain_sum(inputs, drop(inputs))
+def task_arithmetic(inputs: Inputs) -> BlockMerger:
+    """Task arithmetic: theta_0 + lambda sum w_i tau_i.
+
+    Ilharco et al. 2023, arXiv 2212.04089, sec. 2. `normalize` divides by sum w_i.
+    """
+    weights = _scaled_weights(inputs)
+    # theta_0 + sum c_i (theta_i - theta_0) = (1 - sum c_i) theta_0 + sum c_i theta_i
+    return linear_combination(weights, 1.0 - sum(weights))
 
 
-def dare_ties(inputs: Inputs) -> Combine:
-    """Drop at random and rescale, then elect signs and sum what agrees."""
-    return elected_sum(inputs, drop(inputs))
+def ties(inputs: Inputs) -> BlockMerger:
+    """Trim each tau_i to its largest entries, elect signs, average the entries that agree.
+
+    Yadav et al. 2023, arXiv 2306.01708, sec. 3.
+    """
+    return _elected_sum(inputs, top_magnitudes(inputs))
 
 
-def della(inputs: Inputs) -> Combine:
-    """Drop at random, small entries of a row more often, then elect signs (Deep et al. 2024, sec. 3)."""
-    return elected_sum(inputs, by_rank(inputs))
+def dare_linear(inputs: Inputs) -> BlockMerger:
+    """Drop entries at random and rescale, then add up.
+
+    Yu et al. 2024, arXiv 2311.03099, sec. 3.
+    """
+    return _plain_sum(inputs, random_drop(inputs))
 
 
-def della_linear(inputs: Inputs) -> Combine:
-    """Drop at random, small entries of a row more often, then sum."""
-    return plain_sum(inputs, by_rank(inputs))
+def dare_ties(inputs: Inputs) -> BlockMerger:
+    """Drop entries at random and rescale, then elect signs and add up the entries that agree.
+
+    Yu et al. 2024, arXiv 2311.03099, sec. 3, with the vote of TIES.
+    """
+    return _elected_sum(inputs, random_drop(inputs))
 
 
-def breadcrumbs(inputs: Inputs) -> Combine:
-    """Drop the largest and the smallest entries, then sum (Davari and Belilovsky 2024, sec. 3)."""
-    return plain_sum(inputs, band(inputs))
+def della(inputs: Inputs) -> BlockMerger:
+    """Drop entries at random, small ones of a row more often, rescale, then elect signs.
+
+    Deep et al. 2024, arXiv 2406.11617, sec. 3.
+    """
+    return _elected_sum(inputs, magprune(inputs))
 
 
-def breadcrumbs_ties(inputs: Inputs) -> Combine:
-    """Drop the largest and the smallest entries, then elect signs."""
-    return elected_sum(inputs, band(inputs))
+def della_linear(inputs: Inputs) -> BlockMerger:
+    """Drop entries at random, small ones of a row more often, rescale, then add up.
+
+    Deep et al. 2024, arXiv 2406.11617, sec. 3, without the vote.
+    """
+    return _plain_sum(inputs, magprune(inputs))
 
 
-def plain_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
-    """theta_0 + lambda sum w_i prune(tau_i), divided by sum w_i where `normalize` asks for it."""
-    scale = float(inputs.options["lambda"]) / _divisor(inputs)
-    weights = [scale * weight for weight in inputs.each("weight")]
+def breadcrumbs(inputs: Inputs) -> BlockMerger:
+    """Drop the largest and the smallest entries, then add up.
 
-    def combine(block: Block) -> torch.Tensor:
+    Davari and Belilovsky 2024, arXiv 2312.06795, sec. 3.
+    """
+    return _plain_sum(inputs, without_outliers(inputs))
+
+
+def breadcrumbs_ties(inputs: Inputs) -> BlockMerger:
+    """Drop the largest and the smallest entries, then elect signs.
+
+    Davari and Belilovsky 2024, arXiv 2312.06795, sec. 3, with the vote of TIES.
+    """
+    return _elected_sum(inputs, without_outliers(inputs))
+
+
+def _plain_sum(
+    inputs: Inputs,
+    sparsifiers: Sequence[Sparsifier],
+) -> BlockMerger:
+    """Merge theta_0 + lambda sum w_i sparse(tau_i), divided by sum w_i if `normalize` is on."""
+    weights = _scaled_weights(inputs)
+
+    def merge_block(block: Block) -> Tensor:
         merged = block.base.clone()
         for i, weight in enumerate(weights):
             if weight != 0:
-                merged.add_(prune[i](block.delta(i), block).mul_(weight))
+                sparsify = sparsifiers[i]
+                delta = sparsify(block.delta(i), block)
+                merged.add_(delta.mul_(weight))
         return merged
 
-    return combine
+    return merge_block
 
 
-def elected_sum(inputs: Inputs, prune: Sequence[Prune]) -> Combine:
-    """Elect the sign of sum w_i tau_i per entry (0 counts as +), sum what agrees, divide by the weights that agree."""
-    weights = inputs.each("weight")
-    scale, normalize = float(inputs.options["lambda"]), bool(inputs.options["normalize"])
-    used = [i for i, weight in enumerate(weights) if weight != 0]
-
-    def combine(block: Block) -> torch.Tensor:
-        deltas = [_times(prune[i](block.delta(i), block), weights[i]) for i in used]
-        return (
-            _times(vote(deltas, [weights[i] for i in used], normalize), scale).add_(block.base)
-            if used
-            else block.base.clone()
-        )
-
-    return combine
+def _scaled_weights(inputs: Inputs) -> list[float]:
+    """The factors lambda w_i, divided by sum w_i if `normalize` is on."""
+    weights = inputs.per_source("weight")
+    total = sum(weights)
+    has_sum = abs(total) >= _MIN_WEIGHT_SUM
+    divisor = 1.0
+    if inputs.flag("normalize") and has_sum:
+        divisor = total
+    scale = inputs.number("lambda") / divisor
+    return [scale * weight for weight in weights]
 
 
-def elected(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sign of the sum per entry, 1 or -1; a sum of 0 counts as +."""
-    summed = total(deltas).add_(0.0)  # adding 0 turns -0 into +0
-    return torch.copysign(torch.ones((), device=summed.device), summed)
+def _elected_sum(
+    inputs: Inputs,
+    sparsifiers: Sequence[Sparsifier],
+) -> BlockMerger:
+    """Merge theta_0 + lambda times the sum, or average, of the entries with the elected sign."""
+    weights = inputs.per_source("weight")
+    scale = inputs.number("lambda")
+    normalize = inputs.flag("normalize")
+    sources = range(inputs.n_sources)
+    used = [i for i in sources if weights[i] != 0]
+    used_weights = [weights[i] for i in used]
+
+    def merge_block(block: Block) -> Tensor:
+        if not used:
+            return block.base.clone()
+        deltas = []
+        for i in used:
+            sparsify = sparsifiers[i]
+            delta = sparsify(block.delta(i), block)
+            deltas.append(_times_(delta, weights[i]))
+        merged = _disjoint_merge_(deltas, used_weights, normalize)
+        return _times_(merged, scale).add_(block.base)
+
+    return merge_block
 
 
-def vote(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
-    """Sum of the weighted `deltas` (written to) that have the elected sign; a negative weight has turned its delta."""
-    sign = elected(deltas)
-    agreeing = [delta.mul_(sign).clamp_min_(0) for delta in deltas]
-    merged = total(agreeing).mul_(sign)
+def elect_signs(deltas: Sequence[Tensor]) -> Tensor:
+    """The elected sign of each entry, sgn(sum tau_i).
+
+    Yadav et al. 2023, sec. 3, "elect".
+
+    Args:
+        deltas: Weighted tau_i, so that a negative weight turns its model's vote.
+
+    Returns:
+        1 or -1 per entry; a sum of 0 counts as +.
+    """
+    # Adding 0 turns -0 into +0.
+    total = sum_tensors(deltas).add_(0.0)
+    one = torch.ones((), device=total.device)
+    return torch.copysign(one, total)
+
+
+def _disjoint_merge_(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    normalize: bool,
+) -> Tensor:
+    """Sum of the entries that have the elected sign, or their average.
+
+    Yadav et al. 2023, sec. 3, "disjoint merge".
+
+    Args:
+        deltas: w_i tau_i; written to.
+        weights: w_i.
+        normalize: Whether to divide each entry by the sum of the weights that agree.
+
+    Returns:
+        A new tensor.
+    """
+    signs = elect_signs(deltas)
+    # |w_i tau_i| where it has the elected sign, else 0
+    for delta in deltas:
+        delta.mul_(signs).clamp_min_(0)
+    merged = sum_tensors(deltas).mul_(signs)
     if not normalize:
         return merged
-    divisor = agreeing[0].sign_().mul_(weights[0])
-    for entry, weight in zip(agreeing[1:], weights[1:], strict=True):
-        divisor.add_(entry.sign_().mul_(weight))
-    if min(weights) > _NONE:
-        return merged.div_(divisor.clamp_min_(_NONE))
-    return merged.div_(torch.where(divisor.abs() < _NONE, torch.ones_like(divisor), divisor))
+    # The sum of the weights that agree, per entry
+    divisor = deltas[0].sign_().mul_(weights[0])
+    for i in range(1, len(weights)):
+        agrees = deltas[i].sign_()
+        divisor.add_(agrees.mul_(weights[i]))
+    if min(weights) > _MIN_WEIGHT_SUM:
+        return merged.div_(divisor.clamp_min_(_MIN_WEIGHT_SUM))
+    # Weights of both signs can cancel: such an entry is not divided.
+    is_zero = divisor.abs() < _MIN_WEIGHT_SUM
+    divisor = torch.where(is_zero, torch.ones_like(divisor), divisor)
+    return merged.div_(divisor)
 
 
-def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    return tensor if factor == 1 else tensor.mul_(factor)
-
-
-def _divisor(inputs: Inputs) -> float:
-    total = sum(inputs.each("weight"))
-    return total if inputs.options["normalize"] and abs(total) >= _NONE else 1.0
+def _times_(tensor: Tensor, factor: float) -> Tensor:
+    # Saves a pass over the block where there is nothing to multiply.
+    if factor == 1:
+        return tensor
+    return tensor.mul_(factor)

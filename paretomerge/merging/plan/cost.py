@@ -46,18 +46,18 @@ def estimate_cost(plan: Plan, threads: int = 1) -> Cost:
     read = plan.bytes_read()
     written = plan.bytes_written()
     memory_per_thread = _BYTES_PER_THREAD
-    if method.whole:
+    if method.whole_tensors:
         tensor_bytes = [_whole_tensor_bytes(job) for job in plan.jobs]
         memory_per_thread += max(tensor_bytes, default=0)
     # Only methods that read a tensor more than once keep its inputs in memory.
-    cached = min(INPUT_CACHE_BYTES, read) if method.looks else 0
+    cached = min(INPUT_CACHE_BYTES, read) if method.multi_pass else 0
     memory = _PROCESS_BYTES + cached + threads * memory_per_thread
     seconds = None
-    if method.pace is not None:
+    if method.ns_per_entry is not None:
         entries = sum(_input_entries(job) for job in plan.jobs)
         disk_seconds = (read + written) / _DISK_BYTES_PER_SECOND
         # The pace is measured in nanoseconds per entry of each input, by benchmarks/merge.py.
-        seconds = entries * method.pace * 1e-9 + disk_seconds
+        seconds = entries * method.ns_per_entry * 1e-9 + disk_seconds
     return Cost(read, written, memory, seconds)
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
-from paretomerge.merging.methods import IGNORED, METHODS, Method, Parameter
+from paretomerge.merging.methods import IGNORED_PARAMETERS, METHODS, Method, Parameter
 from paretomerge.recipe import ParameterSetting, Recipe, find_value
 from paretomerge.types import ParamValue
 
 
 def _names_of_all_methods() -> set[str]:
-    names = set(IGNORED)
+    names = set(IGNORED_PARAMETERS)
     for method in METHODS.values():
         names |= {parameter.name for parameter in method.parameters}
     return names
@@ -155,7 +155,7 @@ def _check_level(level: _Level, method: Method) -> list[str]:
     notes = []
     for name, setting in level.parameters.items():
         # mergekit's `int8_mask` and the like: they change nothing, and recipes are full of them.
-        if name in IGNORED:
+        if name in IGNORED_PARAMETERS:
             continue
         with problems.collect():
             if name not in _KNOWN_NAMES:

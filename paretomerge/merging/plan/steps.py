@@ -13,7 +13,7 @@ from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob
 if TYPE_CHECKING:
     import torch
 
-    from paretomerge.merging.methods.inputs import Combine, Inputs
+    from paretomerge.merging.block import BlockMerger, Inputs
 
 
 class RecipeStep:
@@ -118,23 +118,23 @@ class MergedTensor:
             _, columns = matrix_shape(self.shape)
             return torch.empty((end - first, columns), device=device)
         inputs, combine = self._prepare(device)
-        block = combine(inputs.at(first, end))
+        block = combine(inputs.block(first, end))
         rounded = cast_block(self.plan, self.job, block)
         return rounded.to(torch.float32)
 
-    def _prepare(self, device: str) -> "tuple[Inputs, Combine]":
+    def _prepare(self, device: str) -> "tuple[Inputs, BlockMerger]":
         """The tensor's inputs and the function that merges its blocks."""
         # Many methods read the whole tensor before the first block, so this is done once.
         if device not in self._prepared:
             from paretomerge.merging.job_io import job_inputs
 
             inputs = job_inputs(self.plan, self.job, device)
-            combine = self.plan.method.combine(inputs)
+            combine = self.plan.method.function(inputs)
             self._prepared[device] = (inputs, combine)
         return self._prepared[device]
 
     @cached_property
-    def _prepared(self) -> "dict[str, tuple[Inputs, Combine]]":
+    def _prepared(self) -> "dict[str, tuple[Inputs, BlockMerger]]":
         return {}
 
 

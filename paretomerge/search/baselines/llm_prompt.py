@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 
 from paretomerge.endpoint import Message
-from paretomerge.pareto.front import fronts
+from paretomerge.pareto.front import nondominated_fronts
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -163,7 +163,7 @@ def _alternate_best_and_latest(observations: Observations) -> Iterator[int]:
 def _best_first(observations: Observations) -> Iterator[int]:
     """Indices of the feasible trials, front after front."""
     feasible = np.flatnonzero(observations.feasible)
-    for front in fronts(observations.y[feasible]):
+    for front in nondominated_fronts(observations.y[feasible]):
         yield from feasible[front].tolist()
 
 

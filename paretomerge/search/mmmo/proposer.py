@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import hypervolume, nondominated, ranked, reference_point
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.ranking import ranked
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.acquisition import (

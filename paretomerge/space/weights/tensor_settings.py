@@ -103,7 +103,7 @@ def _step_merges(plan: Plan) -> dict[TensorRef, _Merge]:
             continue
         method = weights.plan.method.name
         for job in weights.plan.jobs:
-            merges[step, job.name] = _Merge(method, job)
+            merges[TensorRef(step, job.name)] = _Merge(method, job)
     return merges
 
 

@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-import paretomerge.merging.methods.averaging as home
+import paretomerge.merging.methods.averaging as family
 from paretomerge.merging.methods import METHODS, Method
-from paretomerge.merging.methods.averaging import combination
+from paretomerge.merging.methods.common import linear_combination
 from paretomerge.testing import (
     check_copies,
     check_method,
     check_one_hot,
-    inputs_of,
+    make_inputs,
     merge_tensors,
-    settings_of,
+    method_cases,
 )
 
-MINE = replace(METHODS["task_arithmetic"], name="mine", home="averaging")
+MINE = replace(METHODS["task_arithmetic"], name="mine", family="averaging")
 STATE = [0]
 
 
@@ -47,7 +47,7 @@ def doubles(inputs):
 
 
 def first(inputs):
-    return combination([1.0] + [0.0] * (len(inputs.sources) - 1))
+    return linear_combination([1.0] + [0.0] * (len(inputs.sources) - 1))
 
 
 def carries(inputs):
@@ -73,14 +73,17 @@ BROKEN = {
 
 @pytest.mark.parametrize("function", BROKEN)
 def test_a_broken_method_is_found(function, monkeypatch):
-    monkeypatch.setattr(home, "mine", function, raising=False)
+    monkeypatch.setattr(family, "mine", function, raising=False)
     with pytest.raises(AssertionError, match=BROKEN[function]):
         check_method(MINE)
 
 
 def test_methods_without_a_law_are_found(monkeypatch):
     monkeypatch.setattr(
-        home, "mine", lambda inputs: combination([0.9] * len(inputs.sources)), raising=False
+        family,
+        "mine",
+        lambda inputs: linear_combination([0.9] * len(inputs.sources)),
+        raising=False,
     )
     check_method(MINE)
     with pytest.raises(AssertionError, match="copies of one model"):
@@ -90,13 +93,13 @@ def test_methods_without_a_law_are_found(monkeypatch):
 
 
 def test_an_order_that_matters_is_allowed_where_the_row_says_so(monkeypatch):
-    monkeypatch.setattr(home, "mine", first, raising=False)
+    monkeypatch.setattr(family, "mine", first, raising=False)
     check_method(replace(MINE, symmetric=False))
 
 
 def test_every_setting_is_tried():
     for method in METHODS.values():
-        tried = list(settings_of(method, 3))
+        tried = list(method_cases(method, 3))
         for parameter in method.parameters:
             values = [
                 case[0][0][parameter.name] if parameter.per_source else case[1][parameter.name]
@@ -110,8 +113,8 @@ def test_every_setting_is_tried():
 def test_settings_are_checked():
     tensor = torch.zeros(3)
     for method, parameters, options, message in (
-        ("ties", [{"weight": 1.0, "wieght": 1}], {}, "settings of a source"),
-        ("ties", [{"weight": 1.0}], {"density": 1}, "settings of the whole merge"),
+        ("ties", [{"weight": 1.0, "wieght": 1}], {}, "parameters of a source"),
+        ("ties", [{"weight": 1.0}], {"density": 1}, "parameters of the whole merge"),
         ("ties", [{}], {}, "expected a value for"),
         ("ties", [{"weight": 1.0}] * 2, {}, "for 1 sources, got 2"),
     ):
@@ -133,7 +136,7 @@ def test_the_base_goes_where_the_method_wants_it():
         parameters = [
             {parameter.name: 1.0 for parameter in method.parameters if parameter.per_source}
         ] * count
-        inputs = inputs_of(
+        inputs = make_inputs(
             method,
             base,
             [source],
@@ -141,4 +144,4 @@ def test_the_base_goes_where_the_method_wants_it():
             {parameter.name: 0.5 for parameter in method.parameters if parameter.name == "t"},
         )
         assert (inputs.base is not None, len(inputs.sources)) == (reference, count), name
-        assert inputs.matrix
+        assert inputs.is_matrix

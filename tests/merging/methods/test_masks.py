@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from paretomerge.merging.block import RandomStream
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.methods.inputs import Noise
-from paretomerge.testing import inputs_of, merge_tensors
+from paretomerge.testing import make_inputs, merge_tensors
 from tests.merging.methods.cases import merged
 
 SEEDS = 20
@@ -60,7 +60,7 @@ def keep_probabilities(
     """Share of all random numbers for which each entry of the row is kept; exact to 1 / 4096."""
     rows, columns = 4096, columns or len(row)
     drawn = np.repeat(np.arange(rows, dtype=np.uint16) * (65536 // rows), columns)
-    monkeypatch.setattr(Noise, "bits", lambda self, start, end: drawn[start:end])
+    monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: drawn[start:end])
     delta = torch.tensor(row).repeat(rows, 1)
     settings = {"density": density, "epsilon": epsilon, "rescale": False}
     return (
@@ -143,7 +143,7 @@ def test_della_ranks_inside_rows_of_a_stack(monkeypatch):
     drawn = np.full(
         6, int(0.5 * 65536) - 1, np.uint16
     )  # keeps what is kept with a probability of a half or more
-    monkeypatch.setattr(Noise, "bits", lambda self, start, end: drawn[start:end])
+    monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: drawn[start:end])
     delta = torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
     result = merged(
         "della_linear",
@@ -158,16 +158,18 @@ def test_della_ranks_inside_rows_of_a_stack(monkeypatch):
 
 
 def test_noise_has_an_address():
-    whole = Noise(3, "a.weight", 1).bits(0, 200_000)
+    whole = RandomStream(3, "a.weight", 1).uint16(0, 200_000)
     assert whole.dtype == np.uint16
-    assert np.array_equal(whole[65_000:140_001], Noise(3, "a.weight", 1).bits(65_000, 140_001))
+    assert np.array_equal(
+        whole[65_000:140_001], RandomStream(3, "a.weight", 1).uint16(65_000, 140_001)
+    )
     for other in (
-        Noise(4, "a.weight", 1),
-        Noise(3, "b.weight", 1),
-        Noise(3, "a.weight", 2),
-        Noise(31, "a.weight", 1),
+        RandomStream(4, "a.weight", 1),
+        RandomStream(3, "b.weight", 1),
+        RandomStream(3, "a.weight", 2),
+        RandomStream(31, "a.weight", 1),
     ):
-        assert np.mean(other.bits(0, 200_000) == whole) < 1e-3
+        assert np.mean(other.uint16(0, 200_000) == whole) < 1e-3
     assert abs(whole.mean() - 32767.5) < 3 * 65536 / math.sqrt(12 * len(whole))
     assert (
         np.mean(whole[: 1 << 16] == whole[1 << 17 : 3 << 16]) < 1e-3
@@ -176,8 +178,16 @@ def test_noise_has_an_address():
 
 def test_noise_is_the_same_on_every_machine():
     """A change of these numbers changes every published merge with random masks."""
-    assert Noise(0, "model.norm.weight", 0).bits(0, 4).tolist() == [16583, 62147, 50414, 22043]
-    assert Noise(0, "model.norm.weight", 0).bits(1 << 17, (1 << 17) + 2).tolist() == [53690, 61511]
+    assert RandomStream(0, "model.norm.weight", 0).uint16(0, 4).tolist() == [
+        16583,
+        62147,
+        50414,
+        22043,
+    ]
+    assert RandomStream(0, "model.norm.weight", 0).uint16(1 << 17, (1 << 17) + 2).tolist() == [
+        53690,
+        61511,
+    ]
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
@@ -194,7 +204,7 @@ def test_masks_do_not_depend_on_blocks_and_differ_by_seed_and_model(method):
     for parameters, seed in ((one, 6), (other, 5)):  # another seed; another place among the models
         turned = merge_tensors(row, base, [delta, delta], parameters, seed=seed) != 0
         assert 0.45 < (kept == turned).float().mean() < 0.6
-    inputs = inputs_of(row, base, [delta], one[:1], seed=5)
-    assert np.array_equal(
-        inputs.whole().bits(0).ravel(), Noise(5, "tensor", 0).bits(0, delta.numel())
-    )
+    inputs = make_inputs(row, base, [delta], one[:1], seed=5)
+    whole = inputs.block(0, inputs.rows)
+    expected = RandomStream(5, "tensor", 0).uint16(0, delta.numel())
+    assert np.array_equal(whole.random_uint16(0), expected)

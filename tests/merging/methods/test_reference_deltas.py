@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from paretomerge.merging.block import RandomStream
 from paretomerge.merging.methods import METHODS
-from paretomerge.merging.methods.inputs import Noise
 from tests.merging.methods.cases import (
     A6,
     C6,
@@ -153,7 +153,7 @@ def mask(monkeypatch):
 
     def force(kept: list[int]) -> None:
         bits = np.where(np.array(kept), 0, 65535).astype(np.uint16)
-        monkeypatch.setattr(Noise, "bits", lambda self, start, end: bits[start:end])
+        monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: bits[start:end])
 
     return force
 

@@ -10,7 +10,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.front import hypervolume, ranked
+from paretomerge.pareto.front import hypervolume
+from paretomerge.pareto.ranking import ranked
 from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from tests.search.test_encoding import CONDITIONS, SPACE

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import paretomerge.merging.methods.inputs as inputs_file
-import paretomerge.merging.methods.select as select
-from paretomerge.checkpoint.operand import InMemoryTensor
-from paretomerge.merging.methods.inputs import Inputs
-from paretomerge.merging.methods.select import largest
+import paretomerge.merging.block as block_module
+import paretomerge.merging.methods.top_k as top_k
+from paretomerge.checkpoint.operand import InMemory
+from paretomerge.merging.block import Inputs
+from paretomerge.merging.methods.top_k import Query, top_k_thresholds
 
 
 def expected(values: np.ndarray, k: int) -> np.ndarray:
@@ -23,13 +23,13 @@ def expected(values: np.ndarray, k: int) -> np.ndarray:
 def check(tensor: torch.Tensor, counts: list[int]) -> int:
     """Compares the kept entries for every count, in blocks of other sizes than the search's; gives the number of passes."""
     passes = [0]
-    inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemoryTensor(tensor)], [{}], {})
+    inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemory(tensor)], [{}], {})
 
     def score(block):
         passes[0] += block.first == 0
         return block.source(0).abs_()
 
-    cuts = largest(inputs, [(score, k) for k in counts])
+    cuts = top_k_thresholds(inputs, [Query(score, k) for k in counts])
     flat = tensor.flatten().numpy()
     assert len(cuts) == len(counts)
     for cut, k in zip(cuts, counts, strict=True):
@@ -50,10 +50,10 @@ def check(tensor: torch.Tensor, counts: list[int]) -> int:
 @pytest.fixture
 def small(monkeypatch):
     """Blocks, samples and the limit of what is sorted directly so small that tensors of a few thousand are streamed."""
-    monkeypatch.setattr(inputs_file, "BLOCK", 64)
-    monkeypatch.setattr(select, "_DIRECT", 256)
-    monkeypatch.setattr(select, "_SAMPLE", 128)
-    monkeypatch.setattr(select, "_KNOWN", 16)
+    monkeypatch.setattr(block_module, "CPU_BLOCK", 64)
+    monkeypatch.setattr(top_k, "_DIRECT_LIMIT", 256)
+    monkeypatch.setattr(top_k, "_SAMPLE_SIZE", 128)
+    monkeypatch.setattr(top_k, "_MIN_SAMPLE", 16)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -142,14 +142,14 @@ def test_a_misleading_sample_is_asked_again_about_the_side_where_the_value_is(
     name, small, monkeypatch
 ):
     """Samples of few blocks, and brackets without slack: most are wrong at first."""
-    first = select._bracket
+    first = top_k._bracket
 
     def tight(sample, n, k):
         low, high = first(sample, n, k)
         ends = [end for end in (low, high) if 0 < end < np.inf]
         return (ends[k % len(ends)],) * 2 if ends else (low, high)
 
-    monkeypatch.setattr(select, "_bracket", tight)
+    monkeypatch.setattr(top_k, "_bracket", tight)
     n = TENSORS[name].numel()
     check(TENSORS[name], [1, 2, n // 10, n // 3, n // 2, n - n // 50, n - 1])
 
@@ -168,7 +168,7 @@ def test_a_wrong_bracket_is_found_out(small, monkeypatch):
         (0.0, 0.01),
     ):
         wrong = np.float32(low), np.float32(high)
-        monkeypatch.setattr(select, "_bracket", lambda sample, n, k, wrong=wrong: wrong)
+        monkeypatch.setattr(top_k, "_bracket", lambda sample, n, k, wrong=wrong: wrong)
         passes = check(tensor, [1, 500, 2570, 5140])
         assert passes < 40
 
@@ -176,7 +176,7 @@ def test_a_wrong_bracket_is_found_out(small, monkeypatch):
 @pytest.mark.parametrize("value", [0.0, 1.0, 3.0])
 def test_a_wrong_bracket_on_tied_values(value, small, monkeypatch):
     monkeypatch.setattr(
-        select, "_bracket", lambda sample, n, k: (np.float32(value), np.float32(value))
+        top_k, "_bracket", lambda sample, n, k: (np.float32(value), np.float32(value))
     )
     check(TENSORS["seven values"], [1, 500, 2570, 5140, 5141])
 
@@ -195,21 +195,21 @@ def test_any_tensor_any_counts(seed, rows, columns, kinds, shares):
     tensor = torch.randint(-kinds, kinds + 1, (rows, columns), generator=generator) * scale
     n = tensor.numel()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs_file, "BLOCK", 100)
-        patch.setattr(select, "_DIRECT", 64)
-        patch.setattr(select, "_SAMPLE", 50)
+        patch.setattr(block_module, "CPU_BLOCK", 100)
+        patch.setattr(top_k, "_DIRECT_LIMIT", 64)
+        patch.setattr(top_k, "_SAMPLE_SIZE", 50)
         check(tensor, [min(max(int(share * n), 1), n) for share in shares])
 
 
 def test_several_scores_in_the_same_passes(small):
     sources = [TENSORS["normal"], TENSORS["seven values"]]
     inputs = Inputs(
-        "tensor", (97, 53), None, [InMemoryTensor(source) for source in sources], [{}] * 2, {}
+        "tensor", (97, 53), None, [InMemory(source) for source in sources], [{}] * 2, {}
     )
     scores = [lambda block, i=i: block.source(i).abs_() for i in range(2)]
-    wanted = [(scores[1], 100), (scores[0], 2000), (scores[1], 4000), (scores[0], 1)]
-    cuts = largest(inputs, wanted)
-    for cut, (score, k) in zip(cuts, wanted, strict=True):
+    queries = [Query(scores[i], k) for i, k in ((1, 100), (0, 2000), (1, 4000), (0, 1))]
+    cuts = top_k_thresholds(inputs, queries)
+    for cut, (score, k) in zip(cuts, queries, strict=True):
         flat = sources[scores.index(score)].flatten().numpy()
         kept = cut.keep_(torch.from_numpy(flat.copy()), 0).numpy()
         assert np.array_equal(kept, np.where(expected(flat, k), flat, 0))
@@ -218,7 +218,7 @@ def test_several_scores_in_the_same_passes(small):
 def test_more_than_a_million_entries_with_ties():
     """At the sizes in use: bfloat16 deltas, a few thousand different magnitudes among 1.3 million entries."""
     tensor = (normal(1024, 1280) * 0.01 + 1).bfloat16().float() - 1
-    assert tensor.numel() > select._DIRECT
+    assert tensor.numel() > top_k._DIRECT_LIMIT
     n = tensor.numel()
     passes = check(tensor, [n // 5, n // 2])
     assert passes <= 4

@@ -1,0 +1,90 @@
+"""Order points `(n, m)`, or pick one of a front. All m objectives are maximised."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paretomerge.pareto.front import IndexArray, hypervolume_contributions, nondominated_fronts
+from paretomerge.types import Array
+
+_AUGMENTATION = 1e-3  # Steuer & Choo's rho: small, so that the sum only breaks ties
+
+
+def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
+    """Order points front after front, inside a front by hypervolume contribution.
+
+    Args:
+        values: Points, `(n, m)`.
+        reference: The reference point of the hypervolume, `(m,)`.
+
+    Returns:
+        Indices, `(n,)`, the best first.
+    """
+    points = np.asarray(values, dtype=float)
+    order = [np.zeros(0, dtype=np.intp)]
+    for front in nondominated_fronts(points):
+        contributions = hypervolume_contributions(points[front], reference)
+        # Stable: of equal contributions the earlier point comes first.
+        best_first = np.argsort(-contributions, kind="stable")
+        order.append(front[best_first])
+    return np.concatenate(order)
+
+
+def normalised(values: ArrayLike) -> Array:
+    """Scale each objective to [0, 1] over the points.
+
+    Args:
+        values: Points, `(n, m)`.
+
+    Returns:
+        Scaled points, `(n, m)`; 1 for an objective whose values are all equal.
+    """
+    points = np.asarray(values, dtype=float)
+    lowest = points.min(0)
+    ranges = np.ptp(points, axis=0)
+    divisors = np.where(ranges > 0, ranges, 1.0)
+    scaled = (points - lowest) / divisors
+    return np.where(ranges > 0, scaled, 1.0)
+
+
+def knee(values: ArrayLike) -> int:
+    """Pick the point nearest to the ideal point.
+
+    Args:
+        values: Points of a front, `(n, m)`.
+
+    Returns:
+        The index of the point with the least Euclidean distance, objectives scaled over the front.
+
+    Example:
+        >>> knee([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]])
+        1
+    """
+    # The ideal point is 1 in every objective.
+    shortfall = 1 - normalised(values)
+    distances = np.linalg.norm(shortfall, axis=1)
+    return int(distances.argmin())
+
+
+def preferred(values: ArrayLike, weights: ArrayLike) -> int:
+    """Pick the point that a preference prefers, by the augmented Tchebycheff function.
+
+    Steuer & Choo 1983: the least max_k lambda_k (1 - f_k) + rho sum_k lambda_k (1 - f_k), with
+    objectives f_k scaled over the front.
+
+    Args:
+        values: Points of a front, `(n, m)`.
+        weights: lambda, `(m,)`, non-negative; scaled to a sum of 1.
+
+    Returns:
+        The index of the point.
+
+    Example:
+        >>> preferred([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]], [1, 0])
+        0
+    """
+    preference = np.asarray(weights, dtype=float)
+    preference = preference / np.sum(weights)
+    shortfall = (1 - normalised(values)) * preference
+    augmentation = _AUGMENTATION * shortfall.sum(1)
+    distances = shortfall.max(1) + augmentation
+    return int(distances.argmin())
