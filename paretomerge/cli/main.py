@@ -252,7 +252,7 @@ def evaluate(
     scores = score_checkpoint(opened, model, terminal.split_of(split))
     if as_json:
         told = {
-            name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.items}
+            name: {"value": s.value, "stderr": s.stderr, "n": s.n, "items": s.example_scores}
             for name, s in scores.items()
         }
         print(json.dumps(told))

@@ -84,7 +84,7 @@ def compare(
             raise ConfigError(f"--task: {unknown_name('score', task, both)}")
     found = []
     for name in tasks or both:
-        items = [s[name].items for s in scores]
+        items = [s[name].example_scores for s in scores]
         if items[0] is not None and items[1] is not None:
             found.append(Comparison.of(name, items[0], items[1]))
         elif tasks:

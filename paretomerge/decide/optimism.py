@@ -51,8 +51,8 @@ def optimism(study: Study) -> list[Optimism]:
         if name in itemised:
             sign = 1 if objective.maximise else -1
             sides = (
-                np.mean([t.scores[name].items or () for t in front], 0),
-                np.mean([(t.held_out or {})[name].items or () for t in front], 0),
+                np.mean([t.scores[name].example_scores or () for t in front], 0),
+                np.mean([(t.held_out or {})[name].example_scores or () for t in front], 0),
             )
             error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
             search, held_out = (float(side.mean()) for side in sides)
@@ -72,9 +72,9 @@ def optimism(study: Study) -> list[Optimism]:
 
 def _have_items(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
     """Of all trials, and as many of each: else they cannot be drawn anew together."""
-    searched = {len(t.scores[name].items or ()) for t in trials}
+    searched = {len(t.scores[name].example_scores or ()) for t in trials}
     held_out = {
-        len((t.held_out or {})[name].items or ()) if name in (t.held_out or {}) else 0
+        len((t.held_out or {})[name].example_scores or ()) if name in (t.held_out or {}) else 0
         for t in front
     }
     return len(searched) == len(held_out) == 1 and min(searched | held_out) > 1
@@ -86,7 +86,7 @@ def _expected(study: Study, trials: Sequence[Trial], itemised: Sequence[str]) ->
     values = np.array([t.values(study.objectives) for t in trials])
     columns = {k: o for k, o in enumerate(study.objectives) if o.name in itemised}
     tables = {
-        k: np.array([t.scores[o.name].items for t in trials], dtype=float)
+        k: np.array([t.scores[o.name].example_scores for t in trials], dtype=float)
         * (1 if o.maximise else -1)
         for k, o in columns.items()
     }

@@ -14,13 +14,13 @@ Split = Literal["search", "held_out"]
 class Score:
     """One measured number in the user's own direction.
 
-    stderr: its standard error (0 where it is exact). n: examples it was measured on. items: the outcome of each.
+    stderr: its standard error (0 where it is exact). n: examples it was measured on. example_scores: the outcome of each.
     """
 
     value: float
     stderr: float = 0.0
     n: int = 1
-    items: tuple[float, ...] | None = None
+    example_scores: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -37,12 +37,12 @@ class Score:
         return f"{self.value:.2g}" if 0 < abs(self.value) < 0.001 else f"{self.value:.3f}"
 
     @classmethod
-    def mean_of(cls, items: Sequence[float]) -> "Score":
-        """The mean of per-example outcomes with the standard error of a mean."""
-        n = len(items)
-        mean = sum(items) / n
-        variance = sum((x - mean) ** 2 for x in items) / (n - 1) if n > 1 else 0.0
-        return cls(mean, math.sqrt(variance / n), n, tuple(float(x) for x in items))
+    def mean_of(cls, example_scores: Sequence[float]) -> "Score":
+        """The mean of per-example scores with the standard error of a mean."""
+        n = len(example_scores)
+        mean = sum(example_scores) / n
+        variance = sum((x - mean) ** 2 for x in example_scores) / (n - 1) if n > 1 else 0.0
+        return cls(mean, math.sqrt(variance / n), n, tuple(float(x) for x in example_scores))
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,9 @@ def _held_out(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
 
 
 def _pack(scores: Scores) -> dict[str, Any]:
-    return {name: [s.value, s.stderr, s.n, _pack_items(s.items)] for name, s in scores.items()}
+    return {
+        name: [s.value, s.stderr, s.n, _pack_items(s.example_scores)] for name, s in scores.items()
+    }
 
 
 def _unpack(packed: Mapping[str, Any]) -> dict[str, Score]:

@@ -106,7 +106,7 @@ class Race:
         return [
             t
             for t in front
-            if all(len(t.scores[name].items or ()) == n for name, n in items.items())
+            if all(len(t.scores[name].example_scores or ()) == n for name, n in items.items())
         ]
 
     def _beaten(
@@ -122,7 +122,7 @@ class Race:
         for o in self._study.objectives:
             if o.name in outcomes:
                 seen, order = np.array(outcomes[o.name]), known[o.name].order
-                theirs = np.array([t.scores[o.name].items for t in rivals], dtype=float)[
+                theirs = np.array([t.scores[o.name].example_scores for t in rivals], dtype=float)[
                     :, order[: len(seen)]
                 ]
                 gaps = drawn_gaps((theirs - seen).T, len(order), known[o.name].unit, rng)
@@ -145,9 +145,9 @@ class Race:
             names = [
                 name
                 for name in self._study.goals.scores
-                if all(t.scores[name].items is not None for t in first)
+                if all(t.scores[name].example_scores is not None for t in first)
             ]
-            tables = {name: [t.scores[name].items for t in first] for name in names}
+            tables = {name: [t.scores[name].example_scores for t in first] for name in names}
             self._known = (
                 count,
                 {

@@ -83,7 +83,7 @@ def test_trials_starts_and_checkpoints_are_compared(study, pico):
     assert found.task == "score" and found.n == 60
     trials = study.trials
     assert (
-        trials[0].held_out["score"].items is not None and trials[3].held_out is not None
+        trials[0].held_out["score"].example_scores is not None and trials[3].held_out is not None
     )  # kept for the next time
     assert compare(study, "0", "3") == [found]
     (searched,) = compare(study, "0", "3", ["score"], "search")
@@ -110,4 +110,4 @@ def test_a_score_without_items_is_told(study):
         EvaluationError, match="other: expected a score with an outcome for each item"
     ):
         compare(study, "0", "3", ["other"])
-    assert Score(2.0).items is None
+    assert Score(2.0).example_scores is None

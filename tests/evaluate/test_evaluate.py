@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
         (file,) = tmp_path.rglob(f"samples_{name}_*.jsonl")
         theirs = [json.loads(line)["acc"] for line in file.read_text().splitlines()]
         assert scores[name].n == 600 and len(theirs) == 60
-        assert [float(x) for x in theirs] == list(scores[name].items[:60])
+        assert [float(x) for x in theirs] == list(scores[name].example_scores[:60])
 
 
 def test_search_and_held_out_items_are_different_and_repeatable(specialists):
@@ -203,7 +203,7 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
         model, "search"
     )["reverse_written"]
     ranked = harness(specialists, "reverse").evaluate(model, "search")["reverse"]
-    assert written.items == ranked.items and 0 < written.value < 1
+    assert written.example_scores == ranked.example_scores and 0 < written.value < 1
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(specialists, t
 
 def test_score_of_items():
     score = Score.mean_of([1, 0, 1, 1])
-    assert (score.value, score.n, score.items) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
+    assert (score.value, score.n, score.example_scores) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
     assert score.stderr == pytest.approx(0.25)
     with pytest.raises(EvaluationError, match="finite"):
         Score(float("nan"))

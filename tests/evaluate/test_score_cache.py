@@ -52,7 +52,7 @@ def test_no_item_is_asked_twice_of_a_merge_and_more_items_extend(
     )  # another study: 40 items each
     asked, more = Asked(small, monkeypatch), Asked(larger, monkeypatch)
     small.evaluate(known, "search")
-    assert small.evaluate(known, "search")["sort"].items == fresh["sort"].items[
+    assert small.evaluate(known, "search")["sort"].example_scores == fresh["sort"].example_scores[
         :30
     ] and asked.numbers == [60, 0]
     assert larger.evaluate(known, "search") == fresh and more.numbers == [20]

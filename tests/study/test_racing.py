@@ -83,10 +83,13 @@ def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pic
         assert (
             all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True)) and sum(n) < 500
         )
-        assert all(t.scores[name].items is None and t.scores[name].stderr > 0 for name in ITEMS)
+        assert all(
+            t.scores[name].example_scores is None and t.scores[name].stderr > 0 for name in ITEMS
+        )
     front = study.front()
     assert front and all(
-        t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front
+        t.final and t.scores["one"].n == 200 and len(t.scores["two"].example_scores) == 300
+        for t in front
     )
 
 
