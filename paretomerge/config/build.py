@@ -14,7 +14,7 @@ from paretomerge.checkpoint.reference import is_folder
 from paretomerge.config.schema import StudyConfig, ThenConfig, load_config, told
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.evaluate.backend import Backend
-from paretomerge.evaluate.evaluator import All, Evaluator, MergeFact, Objective
+from paretomerge.evaluate.evaluator import CombinedEvaluator, Evaluator, MergeFact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
@@ -281,8 +281,8 @@ def _harness(
             config.seed,
         ),
         batch_size=settings.batch_size,
-        beside=beside,
-        kept=ScoreCache(folder / settings.cache) if settings.cache else None,
+        search_evaluator=beside,
+        cache=ScoreCache(folder / settings.cache) if settings.cache else None,
         backend=_backend(settings.backend),
     )
 
@@ -329,7 +329,7 @@ def _evaluator(config: StudyConfig, folder: Path, harness: HarnessEvaluator | No
             parts.append(SpeedEvaluator(o.title))
         elif o.sparsity or o.size:
             parts.append(MergeFact("sparsity" if o.sparsity else str(o.size), o.title))
-    return All(tuple(parts))
+    return CombinedEvaluator(tuple(parts))
 
 
 def _objectives(config: StudyConfig, harness: HarnessEvaluator | None) -> list[Objective]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from paretomerge.endpoint import Endpoint, EndpointError, last_object
 from paretomerge.errors import EvaluationError, shorten
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
-from paretomerge.evaluate.inference.generate import Writer
-from paretomerge.evaluate.inference.memory import Room
-from paretomerge.evaluate.inference.prefill import goes_on
+from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+from paretomerge.evaluate.inference.generate import GreedyGenerator
+from paretomerge.evaluate.inference.prefill import supports_cache
 
 _AT_ONCE = 8  # requests to the judge
 _BATCH = 16  # prompts answered at a time
@@ -43,7 +43,7 @@ class JudgeEvaluator:
     model: str | None = None
     most: int = 256
     _grades: dict[str, float] = field(default_factory=dict, repr=False)
-    _room: Room = field(default_factory=lambda: Room(_BATCH), repr=False)
+    _room: AdaptiveBatcher = field(default_factory=lambda: AdaptiveBatcher(_BATCH), repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -97,11 +97,11 @@ class JudgeEvaluator:
             encoded = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
         else:
             encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-        if not goes_on(live.model):
+        if not supports_cache(live.model):
             raise EvaluationError(
                 f"{self.name}: expected a model that goes on from a cache of keys and values, got {live.model.config.model_type}"
             )
-        written = Writer(live.model, tokenizer, [], self.most).all_answers(
+        written = GreedyGenerator(live.model, tokenizer, [], self.most).generate_in_batches(
             list(enumerate(encoded)), self._room
         )
         return [tokenizer.decode(written[i], skip_special_tokens=True) for i in range(len(prompts))]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paretomerge.evaluate.evaluator import Evaluator, MergeFact, Objective, Score, parts_of
+from paretomerge.evaluate.evaluator import Evaluator, MergeFact, Objective, Score, evaluators_in
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.study.racing import Racing
 
@@ -66,7 +66,7 @@ class Goals:
     @property
     def sized(self) -> bool:
         """Whether a score is about how large a merge is."""
-        parts = parts_of(self.evaluator)
+        parts = evaluators_in(self.evaluator)
         sizes = {
             p.name or p.fact for p in parts if isinstance(p, MergeFact) and p.fact != "sparsity"
         }

@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.evaluate.evaluator import Candidate, Score
-from paretomerge.evaluate.time_limit import within
+from paretomerge.evaluate.time_limit import enforce_time_limit
 from paretomerge.record.record import Trial
 from paretomerge.space.routes.space import hand_over, without_middle
 from paretomerge.space.space import SearchSpace
@@ -192,7 +192,7 @@ class Loop:
         try:
             with _clock(seconds, "merge"):
                 live = self.study.load(asked)
-            with _clock(seconds, "evaluate"), within(self.study.goals.time_limit):
+            with _clock(seconds, "evaluate"), enforce_time_limit(self.study.goals.time_limit):
                 scores, final = self._score(asked, live)
         except (
             ParetoMergeError,

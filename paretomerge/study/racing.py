@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.evaluate.estimators import Estimate, Estimator, Responses, by_difficulty
-from paretomerge.evaluate.evaluator import Candidate, PerExample, Score, parts_of
+from paretomerge.evaluate.estimators import (
+    Estimate,
+    Estimator,
+    ItemResponseModel,
+    difficulty_corrected,
+)
+from paretomerge.evaluate.evaluator import Candidate, PerExample, Score, evaluators_in
 from paretomerge.record.record import Trial, on_front
 
 if TYPE_CHECKING:
@@ -60,9 +65,13 @@ class Race:
         whole = [t for t in finished if not t.failure and t.final]
         known = self._models(whole)
         itemised = [
-            part for part in parts_of(self._study.goals.evaluator) if isinstance(part, PerExample)
+            part
+            for part in evaluators_in(self._study.goals.evaluator)
+            if isinstance(part, PerExample)
         ]
-        raced = {name: part for part in itemised for name in part.items("search") if name in known}
+        raced = {
+            name: part for part in itemised for name in part.examples("search") if name in known
+        }
         rivals = self._rivals(
             [t for t in whole if t.feasible], {name: len(known[name].order) for name in raced}
         )
@@ -78,7 +87,7 @@ class Race:
                 if len(wanted):
                     outcomes[name] += [
                         float(x)
-                        for x in part.outcomes(live, "search", {name: wanted.tolist()})[name]
+                        for x in part.example_scores(live, "search", {name: wanted.tolist()})[name]
                     ]
             open_ = [name for name in raced if sizes[name] < len(known[name].order)]
             if not open_:
@@ -161,7 +170,7 @@ class Race:
     def _model(self, table: Array) -> _Known:
         bounded = table.min() >= 0 and table.max() <= 1
         starts = table[: len(self._study.space.sources)].sum(0)
-        estimate = Responses(table).corrected if bounded else by_difficulty(table)
+        estimate = ItemResponseModel(table).corrected if bounded else difficulty_corrected(table)
         return _Known(
             estimate, stratified_order(starts, self._settings.seed), float(np.ptp(table)) or 1.0
         )
@@ -174,14 +183,14 @@ class Race:
         for part in itemised:
             rest = {
                 name: range(len(items))
-                for name, items in part.items("search").items()
+                for name, items in part.examples("search").items()
                 if name not in raced
             }
             scores |= {
-                name: part.score("search", name, found)
-                for name, found in part.outcomes(live, "search", rest).items()
+                name: part.aggregate("search", name, found)
+                for name, found in part.example_scores(live, "search", rest).items()
             }
-        for other in parts_of(self._study.goals.evaluator):
+        for other in evaluators_in(self._study.goals.evaluator):
             if not isinstance(other, PerExample):
                 scores |= other.evaluate(live, "search")
         return scores
@@ -190,7 +199,7 @@ class Race:
         self, part: PerExample, name: str, order: NDArray[np.intp], outcomes: Sequence[float]
     ) -> Score:
         """In the order of the data."""
-        return part.score("search", name, [outcomes[i] for i in np.argsort(order)])
+        return part.aggregate("search", name, [outcomes[i] for i in np.argsort(order)])
 
     def _ordered(self, scores: Mapping[str, Score]) -> dict[str, Score]:
         return {name: scores[name] for name in self._study.goals.scores} | dict(scores)

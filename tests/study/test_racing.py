@@ -4,7 +4,7 @@ from scipy.special import expit
 
 from paretomerge.config.build import load_study
 from paretomerge.errors import ConfigError
-from paretomerge.evaluate.evaluator import All, MergeFact, Objective, Score
+from paretomerge.evaluate.evaluator import CombinedEvaluator, MergeFact, Objective, Score
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.goals import Goals
 from paretomerge.study.racing import Racing, drawn_gaps, least_decided, stratified_order
@@ -24,10 +24,10 @@ class Quiz:
     def __init__(self):
         self.asked = 0
 
-    def items(self, split):
+    def examples(self, split):
         return {name: range(n) for name, n in ITEMS.items()}
 
-    def outcomes(self, live, split, wanted):
+    def example_scores(self, live, split, wanted):
         found = {}
         state = live.model.state_dict()
         for which, (name, places) in enumerate(
@@ -43,14 +43,14 @@ class Quiz:
                 found[name] = [float(right[i]) for i in places]
         return found
 
-    def score(self, split, name, outcomes):
+    def aggregate(self, split, name, outcomes):
         return Score.mean_of(outcomes)
 
     def evaluate(self, live, split):
         everything = {name: range(n) for name, n in ITEMS.items()}
         return {
-            name: self.score(split, name, found)
-            for name, found in self.outcomes(live, split, everything).items()
+            name: self.aggregate(split, name, found)
+            for name, found in self.example_scores(live, split, everything).items()
         }
 
 
@@ -62,7 +62,9 @@ def raced(
         seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
     )
     goals = Goals(
-        All((quiz, *more)), tuple(Objective(name, maximise) for name in names), racing=racing
+        CombinedEvaluator((quiz, *more)),
+        tuple(Objective(name, maximise) for name in names),
+        racing=racing,
     )
     return Study(folder, plain.space, goals, sampler), quiz
 
@@ -156,8 +158,8 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
     """As long as nobody solves an item, items without gaps say nothing of the next ones."""
 
     class Hard(Quiz):
-        def outcomes(self, live, split, wanted):
-            found = super().outcomes(live, split, wanted)
+        def example_scores(self, live, split, wanted):
+            found = super().example_scores(live, split, wanted)
             late = self.asked > 500 * 9
             return {
                 n: [
@@ -174,7 +176,7 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
     study = Study(
         tmp_path,
         plain.space,
-        Goals(All((quiz,)), (Objective("one"), Objective("two")), racing=RACING),
+        Goals(CombinedEvaluator((quiz,)), (Objective("one"), Objective("two")), racing=RACING),
         sampler,
     )
     study.run(12)
