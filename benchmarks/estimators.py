@@ -11,7 +11,12 @@ import numpy as np
 from landscape.merges import STARTS, Merges
 from scipy.stats import spearmanr
 
-from paretomerge.evaluate.estimators import Responses, by_difficulty, plain, stratified
+from paretomerge.evaluate.estimators import (
+    ItemResponseModel,
+    difficulty_corrected,
+    sample_mean,
+    stratified_mean,
+)
 
 NUMBERS = (10, 20, 50, 100)
 DRAWS = 5
@@ -41,14 +46,14 @@ def main() -> None:
     rows: dict[str, dict[int, list[tuple[float, float, float, float]]]] = {}
     for task in range(items.shape[1]):
         y = items[:, task].astype(float)
-        model = Responses(y[known])
+        model = ItemResponseModel(y[known])
         estimators = {
-            "plain subsample": plain(y[known]),
-            "stratified by the starts": stratified(y[starts]),
-            "corrected by difficulty": by_difficulty(y[known]),
-            "item response, predicted": model.predicted,
+            "plain subsample": sample_mean(y[known]),
+            "stratified by the starts": stratified_mean(y[starts]),
+            "corrected by difficulty": difficulty_corrected(y[known]),
+            "item response, predicted": model.p_irt,
             "item response, corrected": model.corrected,
-            "item response, combined": model.combined,
+            "item response, combined": model.gp_irt,
         }
         truth = y[new].mean(1)
         for draw in range(DRAWS):

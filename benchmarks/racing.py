@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from paretomerge.config.build import load_study
 from seeds import arguments, spread
 
-from paretomerge.config.build import load_study
 from paretomerge.pareto.front import hypervolume, reference_point
 from paretomerge.pareto.ranking import knee
 

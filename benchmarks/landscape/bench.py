@@ -54,7 +54,7 @@ class Bench:
         merged = self._resident.load(recipe(params))
         live = Candidate(merged.model, self._resident.tokenizer, merged.facts)
         scores = self._evaluator.evaluate(live, "search")
-        return np.array([scores[task].items for task in _TASKS]) > 0.5
+        return np.array([scores[task].example_scores for task in _TASKS]) > 0.5
 
     def starts(self) -> dict[str, dict[str, Any]]:
         """What a study begins with: each source alone, the soup, task arithmetic at two scales, TIES and DARE at usual densities."""

@@ -263,7 +263,7 @@ def evaluate(
         rows = {}
         for name, score in scores.items():
             fields = {"value": score.value, "stderr": score.stderr, "n": score.n}
-            rows[name] = {**fields, "items": score.items}
+            rows[name] = {**fields, "items": score.example_scores}
         print(json.dumps(rows))
         return
     for name, score in scores.items():

@@ -115,7 +115,7 @@ def compare_scores(
             raise ConfigError(f"--task: {unknown_name('score', task, common)}")
     comparisons = []
     for name in tasks or common:
-        first, second = one[name].items, other[name].items
+        first, second = one[name].example_scores, other[name].example_scores
         if first is not None and second is not None:
             comparisons.append(Comparison.of(name, first, second))
         elif tasks:

@@ -65,8 +65,8 @@ def optimism(results: Results) -> list[Optimism]:
 
 def _of_objective(objective: Objective, front: Sequence[Trial], expected: float) -> Optimism:
     name = objective.name
-    search_rows = [trial.scores[name].items or () for trial in front]
-    held_out_rows = [(trial.held_out or {})[name].items or () for trial in front]
+    search_rows = [trial.scores[name].example_scores or () for trial in front]
+    held_out_rows = [(trial.held_out or {})[name].example_scores or () for trial in front]
     # The mean over the front for each example.
     search, held_out = np.mean(search_rows, 0), np.mean(held_out_rows, 0)
     variances = [float(np.var(means, ddof=1)) / len(means) for means in (search, held_out)]
@@ -84,11 +84,11 @@ def _of_objective(objective: Objective, front: Sequence[Trial], expected: float)
 
 def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
     """Whether all trials have per-example scores, and equally many: else they cannot be drawn anew together."""
-    searched = {len(trial.scores[name].items or ()) for trial in trials}
+    searched = {len(trial.scores[name].example_scores or ()) for trial in trials}
     held_out = set()
     for trial in front:
         score = (trial.held_out or {}).get(name)
-        held_out.add(len(score.items or ()) if score else 0)
+        held_out.add(len(score.example_scores or ()) if score else 0)
     return len(searched) == len(held_out) == 1 and min(searched | held_out) > 1
 
 
@@ -101,7 +101,7 @@ def _expected(
     tables: dict[int, Array] = {}
     for k, objective in enumerate(objectives):
         if objective in per_example:
-            rows = [trial.scores[objective.name].items for trial in trials]
+            rows = [trial.scores[objective.name].example_scores for trial in trials]
             sign = 1 if objective.maximise else -1
             tables[k] = np.array(rows, dtype=float) * sign
     gains = np.zeros(values.shape[1])

@@ -1,4 +1,7 @@
-"""Other models of lm-evaluation-harness (`vllm`, `sglang`, `hf`, ...): each merge as a checkpoint in memory-backed storage."""
+"""Score with other models of lm-evaluation-harness (`vllm`, `sglang`, `hf`, ...).
+
+Each merge is written as a checkpoint into memory-backed storage, and the backend loads it.
+"""
 
 import gc
 import shutil
@@ -7,47 +10,70 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate
 
-_MEMORY = Path("/dev/shm")  # Linux's; elsewhere the folder for temporary files
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+_SHARED_MEMORY = Path("/dev/shm")  # Linux only; elsewhere the folder for temporary files is used
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A model of the harness by its name there. arguments: what it takes beside `pretrained`, as in `lm_eval --model_args`."""
+    """A model type of lm-evaluation-harness.
+
+    Attributes:
+        name: Its name there, as in `lm_eval --model`.
+        arguments: What it takes beside `pretrained`, as in `lm_eval --model_args`.
+    """
 
     name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     @contextmanager
-    def model(self, live: Candidate, batch_size: int) -> Iterator[Any]:
-        """The merge, as that model has loaded it; its memory is given back at the end."""
+    def load(self, candidate: Candidate, batch_size: int) -> "Iterator[LM]":
+        """Write the candidate to a temporary checkpoint and load it into the backend.
+
+        Args:
+            candidate: The merge.
+            batch_size: Passed to the backend.
+
+        Yields:
+            The backend's model. Its memory is freed and the checkpoint deleted at the end.
+
+        Raises:
+            EvaluationError: The harness has no such model type, or cannot import it.
+        """
         from lm_eval.api.registry import get_model
 
         try:
             build = get_model(self.name)
         except (ValueError, KeyError, ImportError) as error:
             raise EvaluationError(f"evaluate.backend: {error}") from error
-        state = {
-            name: tensor.detach().clone() for name, tensor in live.model.state_dict().items()
-        }  # routes share tensors
-        with tempfile.TemporaryDirectory(
-            prefix="paretomerge-", dir=_place(sum(t.nbytes for t in state.values()))
-        ) as folder:
-            live.model.save_pretrained(folder, state_dict=state)
-            live.tokenizer.save_pretrained(folder)
+        # copies, since layers that a route repeats share tensors, which safetensors refuses to save
+        state = {}
+        for name, tensor in candidate.model.state_dict().items():
+            state[name] = tensor.detach().clone()
+        size = sum(tensor.nbytes for tensor in state.values())
+        parent = _checkpoint_parent(size)
+        with tempfile.TemporaryDirectory(prefix="paretomerge-", dir=parent) as folder:
+            candidate.model.save_pretrained(folder, state_dict=state)
+            candidate.tokenizer.save_pretrained(folder)
             del state
-            built = build(pretrained=folder, batch_size=batch_size, **self.arguments)
+            model = build(pretrained=folder, batch_size=batch_size, **self.arguments)
             try:
-                yield built
+                yield model
             finally:
-                del built
+                del model
                 gc.collect()
 
 
-def _place(size: int) -> str | None:
-    """Where so many bytes fit into memory twice; None for where temporary files are."""
-    return str(_MEMORY) if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * size else None
+def _checkpoint_parent(size: int) -> str | None:
+    """Shared memory where it has room for two checkpoints of `size` bytes; None for the default."""
+    if not _SHARED_MEMORY.is_dir():
+        return None
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    return str(_SHARED_MEMORY) if free > 2 * size else None

@@ -1,7 +1,16 @@
-"""What a merge would score on all items, told from some of them and from what other merges did on all.
+"""Estimate a merge's mean score over all examples of a task from its scores on some of them.
 
-`known` `(k, N)` are the outcomes of k merges on N items; a new merge is seen on the items `seen` `(n,)`, with `outcomes` `(n,)`. Every
-estimator returns an Estimate of the new merge's mean over all N. Outcomes are 0 and 1, or anything between.
+Other merges that were scored on all N examples help: they say how difficult each example is, and
+which examples go together. Every estimator here is a function of
+
+    indices (n,): the examples that the merge was scored on;
+    scores (n,): its scores there, 0 or 1 or between;
+
+and returns an `Estimate` of its mean over all N. `reference` `(k, N)` holds the scores of k other
+merges on all examples.
+
+The item-response estimators follow tinyBenchmarks (Polo et al. 2024, arXiv 2402.14992), which
+MERGE3 (Mencattini et al. 2025, arXiv 2502.10436) brought to evolutionary merging.
 """
 
 import math
@@ -12,152 +21,288 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-Array = NDArray[np.float64]
-Places = NDArray[np.intp]
-_ABILITIES = 3  # dimensions of the item-response model
-_ROUNDS = 30  # of alternating Newton steps
-_STIFF = 1.0  # precision of the normal priors of abilities and discriminations
+from paretomerge.types import Array
+
+Indices = NDArray[np.intp]
+"""Which examples, by their place in the data."""
+
+_N_ABILITIES = 3  # dimensions of the item-response model
+_NEWTON_STEPS = 30
+_PRIOR_PRECISION = 1.0  # of abilities and discriminations
+_EASINESS_PRECISION = 0.1  # weaker: examples may be far easier or harder than the average one
+_RIDGE = 0.05  # added to the variances of the reference merges' abilities
+_GP_IRT_EXAMPLES = 50  # with so many examples, gp-IRT weighs both of its estimates equally
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over N items, with the standard error of taking it from some of them."""
+    """An estimated mean over all examples.
+
+    Attributes:
+        value: The mean.
+        stderr: The standard error of having seen only some of the examples; 0 if all were seen.
+    """
 
     value: float
     stderr: float
 
 
-Estimator = Callable[[Places, Array], Estimate]
+Estimator = Callable[[Indices, Array], Estimate]
+"""`estimator(indices, scores)`, as the module describes."""
 
 
-def plain(known: Array) -> Estimator:
-    """The mean of what was seen."""
-    return corrected(np.zeros(known.shape[1]))
+def sample_mean(reference: Array) -> Estimator:
+    """The plain mean of the scores. Only the number of examples is taken from `reference`."""
+    n_examples = reference.shape[1]
+    return difference_estimator(np.zeros(n_examples))
 
 
-def stratified(known: Array) -> Estimator:
-    """The mean of the means over items that equally many of the known merges get right, each stratum by its size."""
-    stratum = np.rint(known.sum(0)).astype(int)
-    sizes = np.bincount(stratum)
+def stratified_mean(reference: Array) -> Estimator:
+    """The mean of each stratum's mean, weighted by the strata's sizes.
 
-    def estimate(seen: Places, outcomes: Array) -> Estimate:
-        met = stratum[seen]
-        levels = np.unique(met)
-        # a stratum that was not met goes to the nearest one that was
-        owner = levels[np.abs(np.arange(len(sizes))[:, None] - levels).argmin(1)]
-        weight = np.array([sizes[owner == level].sum() for level in levels]) / len(stratum)
-        means = np.array([outcomes[met == level].mean() for level in levels])
-        value = float(weight @ means)
-        return Estimate(value, _error(outcomes - means[np.searchsorted(levels, met)], len(stratum)))
+    A stratum holds the examples that equally many of the reference merges solve. The size of a
+    stratum without a score goes to the nearest stratum that has one.
+
+    Args:
+        reference: Scores `(k, N)` of other merges.
+
+    Returns:
+        The estimator.
+    """
+    n_solved = reference.sum(0)
+    strata = np.rint(n_solved).astype(int)
+    sizes = np.bincount(strata)
+    total = len(strata)
+
+    def estimate(indices: Indices, scores: Array) -> Estimate:
+        scored_strata = strata[indices]
+        levels = np.unique(scored_strata)
+        all_levels = np.arange(len(sizes))
+        distances = np.abs(all_levels[:, None] - levels)
+        nearest = levels[distances.argmin(1)]
+        weights = np.empty(len(levels))
+        means = np.empty(len(levels))
+        for i, level in enumerate(levels):
+            represented = sizes[nearest == level]
+            weights[i] = represented.sum() / total
+            means[i] = scores[scored_strata == level].mean()
+        level_of_score = np.searchsorted(levels, scored_strata)
+        residuals = scores - means[level_of_score]
+        stderr = _standard_error(residuals, total)
+        return Estimate(float(weights @ means), stderr)
 
     return estimate
 
 
-def corrected(expected: Array) -> Estimator:
-    """The mean of what was expected of all items `(N,)`, plus the mean error of it on those that were seen: without bias, whatever
-    was expected, and the more exact the better it was (the difference estimator of survey sampling; Cochran 1977, sec. 7.3).
+def difference_estimator(predicted: Array) -> Estimator:
+    """The mean of predicted scores, corrected by their mean error on the scored examples.
+
+    It is unbiased whatever was predicted, and the more precise the better the prediction is (the
+    difference estimator of survey sampling; Cochran 1977, sec. 7.3).
+
+    Args:
+        predicted: Predicted scores `(N,)` of all examples.
+
+    Returns:
+        The estimator.
     """
 
-    def estimate(seen: Places, outcomes: Array) -> Estimate:
-        error = outcomes - expected[seen]
-        return Estimate(float(expected.mean() + error.mean()), _error(error, len(expected)))
+    def estimate(indices: Indices, scores: Array) -> Estimate:
+        errors = scores - predicted[indices]
+        value = float(predicted.mean() + errors.mean())
+        stderr = _standard_error(errors, len(predicted))
+        return Estimate(value, stderr)
 
     return estimate
 
 
-def by_difficulty(known: Array) -> Estimator:
-    """Corrected, expecting of each item what the known merges did on it."""
-    return corrected(known.mean(0))
+def difficulty_corrected(reference: Array) -> Estimator:
+    """The difference estimator that predicts the reference merges' mean score on each example."""
+    return difference_estimator(reference.mean(0))
 
 
-class Responses:
-    """An item-response model: logit of the chance that merge j gets item i right = a_i . theta_j + d_i (2PL with several abilities).
+class ItemResponseModel:
+    """A two-parameter logistic item-response model (2PL) with several abilities per merge.
 
-    Fitted to `known` by the highest posterior, with normal priors; a new merge's abilities have the known ones' spread as a prior,
-    so that a few items say where among them, or beyond, it lies (MERGE3, Mencattini et al. 2025, has it between its sources').
+    Merge j solves example i with probability `expit(a_i . theta_j + d_i)`: discriminations `a_i`
+    and abilities `theta_j` are vectors, `d_i` is the example's easiness. The fit is the maximum of
+    the posterior with normal priors, by alternating Newton steps.
+
+    A new merge's abilities have a normal prior with the mean and covariance of the reference
+    merges' abilities, so that a few examples locate it among them or beyond. (MERGE3 interpolates
+    between the abilities of its source models instead.)
+
+    The methods `p_irt`, `corrected` and `gp_irt` are estimators.
+
+    Args:
+        reference: Scores `(k, N)` of k merges, from 0 to 1, on all N examples.
     """
 
-    def __init__(self, known: Array) -> None:
-        k = len(known)
-        y = np.clip(known, 0.02, 0.98)
-        logits = np.log(y / (1 - y))
-        self._d = logits.mean(0)
-        u, s, vt = np.linalg.svd(logits - self._d, full_matrices=False)
-        m = min(_ABILITIES, k)
-        self._theta = u[:, :m] * math.sqrt(k)
-        self._a = (s[:m, None] * vt[:m]).T / math.sqrt(k) / 4
-        for _ in range(_ROUNDS):
-            self._step(known)
-        self._centre = self._theta.mean(0)
-        spread = np.atleast_2d(np.cov(self._theta.T)) if k > 1 else np.eye(m)
-        self._precision = np.asarray(np.linalg.inv(spread + 0.05 * np.eye(m)), dtype=np.float64)
+    def __init__(self, reference: Array) -> None:
+        k = len(reference)
+        self._initialise(reference)
+        for _ in range(_NEWTON_STEPS):
+            self._fit_step(reference)
+        identity = np.eye(self._abilities.shape[1])
+        covariance = identity
+        if k > 1:
+            # cov of a single ability is a scalar
+            covariance = np.atleast_2d(np.cov(self._abilities.T))
+        # the ridge keeps the inverse finite where all reference merges are equal
+        precision = np.linalg.inv(covariance + _RIDGE * identity)
+        self._prior_mean: Array = self._abilities.mean(0)
+        self._prior_precision: Array = np.asarray(precision, dtype=np.float64)
 
-    def _step(self, known: Array) -> None:
-        """A Newton step of all items' (a, d), then of all merges' theta."""
-        one: Array = np.column_stack([self._theta, np.ones(len(self._theta))])
-        both: Array = np.column_stack([self._a, self._d])
-        prior: Array = np.diag([_STIFF] * self._a.shape[1] + [0.1])
-        both = _newton(both, one, known.T, np.zeros_like(both), prior)
-        self._a, self._d = both[:, :-1], both[:, -1]
-        stiff: Array = _STIFF * np.eye(self._a.shape[1])
-        self._theta = _newton(
-            self._theta, self._a, known, np.zeros_like(self._theta), stiff, self._d
+    def _initialise(self, reference: Array) -> None:
+        """Start from the singular vectors of the clipped scores' logits."""
+        k = len(reference)
+        m = min(_N_ABILITIES, k)
+        # scores of 0 and 1 have infinite logits
+        clipped = np.clip(reference, 0.02, 0.98)
+        odds = clipped / (1 - clipped)
+        logits = np.log(odds)
+        self._easiness: Array = logits.mean(0)
+        centred = logits - self._easiness
+        u, s, vt = np.linalg.svd(centred, full_matrices=False)
+        # abilities of variance 1, as their prior has it
+        self._abilities: Array = u[:, :m] * math.sqrt(k)
+        components = s[:m, None] * vt[:m]
+        loadings = components.T / math.sqrt(k)
+        # start from a quarter, since the logits of clipped scores are extreme
+        self._discriminations: Array = loadings / 4
+
+    def _fit_step(self, reference: Array) -> None:
+        """One Newton step for all examples' parameters, then one for all merges' abilities."""
+        k, m = self._abilities.shape
+        # an example's easiness is the coefficient of a constant feature
+        constant = np.ones(k)
+        abilities_and_one: Array = np.column_stack([self._abilities, constant])
+        examples: Array = np.column_stack([self._discriminations, self._easiness])
+        precisions = [_PRIOR_PRECISION] * m + [_EASINESS_PRECISION]
+        examples = _newton_step(
+            examples,
+            abilities_and_one,
+            reference.T,
+            np.zeros_like(examples),
+            np.diag(precisions),
+        )
+        self._discriminations = examples[:, :-1]
+        self._easiness = examples[:, -1]
+        self._abilities = _newton_step(
+            self._abilities,
+            self._discriminations,
+            reference,
+            np.zeros_like(self._abilities),
+            _PRIOR_PRECISION * np.eye(m),
+            self._easiness,
         )
 
-    def expected(self, seen: Places, outcomes: Array) -> Array:
-        """Chances of all items `(N,)`, for a merge of which some were seen."""
-        theta = self._centre[None]
-        for _ in range(_ROUNDS):
-            theta = _newton(
-                theta,
-                self._a[seen],
-                outcomes[None],
-                self._centre[None],
-                self._precision,
-                self._d[seen],
+    def predict(self, indices: Indices, scores: Array) -> Array:
+        """Probability of solving each of the N examples.
+
+        Args:
+            indices: The examples `(n,)` that the merge was scored on.
+            scores: Its scores there.
+
+        Returns:
+            Probabilities `(N,)`.
+        """
+        prior_mean = self._prior_mean[None]
+        discriminations = self._discriminations[indices]
+        easiness = self._easiness[indices]
+        abilities = prior_mean
+        for _ in range(_NEWTON_STEPS):
+            abilities = _newton_step(
+                abilities,
+                discriminations,
+                scores[None],
+                prior_mean,
+                self._prior_precision,
+                easiness,
             )
-        return np.asarray(expit(self._a @ theta[0] + self._d))
+        logits = self._discriminations @ abilities[0] + self._easiness
+        return np.asarray(expit(logits))
 
-    def predicted(self, seen: Places, outcomes: Array) -> Estimate:
-        """What was seen, and the model's word for the rest (p-IRT, Polo et al. 2024): little spread, and the model's bias."""
-        expected = self.expected(seen, outcomes)
-        whole = expected.copy()
-        whole[seen] = outcomes
-        return Estimate(float(whole.mean()), _error(outcomes - expected[seen], len(expected)))
+    def p_irt(self, indices: Indices, scores: Array) -> Estimate:
+        """p-IRT (Polo et al. 2024, sec. 3.2): the scores, and predictions for all other examples.
 
-    def corrected(self, seen: Places, outcomes: Array) -> Estimate:
-        """The model's word, corrected on what was seen."""
-        return corrected(self.expected(seen, outcomes))(seen, outcomes)
+        It varies little, and it has the model's bias.
+        """
+        predicted = self.predict(indices, scores)
+        completed = predicted.copy()
+        completed[indices] = scores
+        errors = scores - predicted[indices]
+        stderr = _standard_error(errors, len(predicted))
+        return Estimate(float(completed.mean()), stderr)
 
-    def combined(self, seen: Places, outcomes: Array) -> Estimate:
-        """Between the two, nearer to the model the fewer were seen (gp-IRT, Polo et al. 2024, with n / (n + 50) for its weight)."""
-        one, other = self.predicted(seen, outcomes), self.corrected(seen, outcomes)
-        share = len(seen) / (len(seen) + 50)
-        return Estimate(share * other.value + (1 - share) * one.value, other.stderr)
+    def corrected(self, indices: Indices, scores: Array) -> Estimate:
+        """The difference estimator of the model's predictions."""
+        estimate = difference_estimator(self.predict(indices, scores))
+        return estimate(indices, scores)
+
+    def gp_irt(self, indices: Indices, scores: Array) -> Estimate:
+        """gp-IRT (Polo et al. 2024, sec. 3.2): between `p_irt` and `corrected`.
+
+        The fewer examples were scored, the closer it is to p-IRT. The weight of the corrected
+        estimate is n / (n + 50).
+        """
+        model_based = self.p_irt(indices, scores)
+        corrected = self.corrected(indices, scores)
+        n = len(indices)
+        weight = n / (n + _GP_IRT_EXAMPLES)
+        value = weight * corrected.value + (1 - weight) * model_based.value
+        return Estimate(value, corrected.stderr)
 
 
-def _newton(
+def _newton_step(
     x: Array,
     features: Array,
     y: Array,
-    centre: Array,
-    precision: Array,
+    prior_mean: Array,
+    prior_precision: Array,
     offset: Array | float = 0.0,
 ) -> Array:
-    """One damped Newton step for each row of x `(r, p)`: logistic regression of y `(r, q)` on features `(q, p)`, normal prior."""
-    chance = expit(x @ features.T + offset)
-    slope = (y - chance) @ features - (x - centre) @ precision
-    curvature = (
-        np.einsum("rq,qi,qj->rij", np.maximum(chance * (1 - chance), 0.01), features, features)
-        + precision
-    )
-    step = np.linalg.solve(curvature, slope[..., None])[..., 0]
-    size = np.linalg.norm(step, axis=1, keepdims=True)
-    return np.asarray(x + step / np.maximum(size / 2, 1))
+    """One damped Newton step of a logistic regression with a normal prior, for each row.
+
+    Args:
+        x: Coefficients `(r, p)`.
+        features: `(q, p)`, the same for all rows.
+        y: Targets `(r, q)` from 0 to 1.
+        prior_mean: Broadcast to `(r, p)`.
+        prior_precision: `(p, p)`.
+        offset: Added to the logits, broadcast to `(r, q)`.
+
+    Returns:
+        The coefficients after the step.
+    """
+    logits = x @ features.T + offset
+    probability = expit(logits)
+    likelihood_gradient = (y - probability) @ features
+    prior_gradient = (x - prior_mean) @ prior_precision
+    gradient = likelihood_gradient - prior_gradient
+    # the floor keeps the curvature from vanishing where the model is certain
+    variance = probability * (1 - probability)
+    weights = np.maximum(variance, 0.01)
+    likelihood_curvature = np.einsum("rq,qi,qj->rij", weights, features, features)
+    curvature = likelihood_curvature + prior_precision
+    # solve takes a stack of matrices and a stack of columns
+    columns = np.linalg.solve(curvature, gradient[..., None])
+    step = columns[..., 0]
+    # no step is longer than 2, since separable data would make Newton's method overshoot
+    length = np.linalg.norm(step, axis=1, keepdims=True)
+    damping = np.maximum(length / 2, 1)
+    return np.asarray(x + step / damping)
 
 
-def _error(deviations: Array, total: int) -> float:
-    """Standard error of a mean over `total` items from some, drawn without putting back; few or equal ones never make it 0."""
-    n = len(deviations)
-    variance = (float(((deviations - deviations.mean()) ** 2).sum()) + 0.25) / (n + 1)
-    return math.sqrt(variance / n * (1 - n / total))
+def _standard_error(residuals: Array, total: int) -> float:
+    """Standard error of a mean over `total` examples of which some were drawn, not put back.
+
+    The 0.25 and the + 1 are an imagined residual of one half: few or equal residuals must not
+    make the error 0.
+    """
+    n = len(residuals)
+    deviations = residuals - residuals.mean()
+    squares = float((deviations**2).sum())
+    variance = (squares + 0.25) / (n + 1)
+    finite_population = 1 - n / total  # Cochran 1977, sec. 2.6
+    return math.sqrt(variance / n * finite_population)

@@ -1,132 +1,231 @@
-"""The seam between weights and numbers: Score, Objective, Evaluator."""
+"""The interface between weights and numbers: an `Evaluator` turns a `Candidate` into `Score`s."""
 
 import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from paretomerge.errors import EvaluationError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 Split = Literal["search", "held_out"]
+"""Examples that the search may look at, or examples that only the report looks at."""
+
+MetricValue: TypeAlias = Any
+"""One example's value of a metric: a number, or whatever the metric's aggregation takes (pairs)."""
+
+
+ExampleIndices: TypeAlias = Mapping[str, Sequence[int]]
+"""Name of a score -> some of its examples, by their place in the data."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number in the user's own direction.
+    """One measured number, in the user's own direction.
 
-    stderr: its standard error (0 where it is exact). n: examples it was measured on. items: the outcome of each.
+    Attributes:
+        value: The number.
+        stderr: Its standard error; 0 where the number is exact.
+        n: How many examples (or repeated measurements) it comes from.
+        example_scores: The score of each example, in the order of the data; None where the number
+            is not a mean over examples.
+
+    Raises:
+        EvaluationError: The value or the standard error is not finite, or the latter is negative.
+
+    Example:
+        >>> Score.mean_of([1, 0, 1, 1])
+        Score(value=0.75, stderr=0.25, n=4, example_scores=(1.0, 0.0, 1.0, 1.0))
+        >>> Score(-0.25).text
+        '-0.250'
     """
 
     value: float
     stderr: float = 0.0
     n: int = 1
-    items: tuple[float, ...] | None = None
+    example_scores: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
-            raise EvaluationError(f"expected a finite score, got {self.value}")
+            raise EvaluationError(f"a score must be finite, got {self.value}")
         if not 0 <= self.stderr < math.inf:
-            raise EvaluationError(f"expected a standard error of 0 or more, got {self.stderr}")
+            raise EvaluationError(
+                f"a standard error must be finite and at least 0, got {self.stderr}"
+            )
 
     @property
     def text(self) -> str:
-        """For people: three decimals, but counts (of layers, of parameters) as they are, and what is smaller with two digits."""
-        counted = self.n == 1 and self.stderr == 0 and self.value == int(self.value)
-        if counted:
+        """The value for people: counts as integers, all else with three decimals or two digits."""
+        is_exact = self.n == 1 and self.stderr == 0
+        if is_exact and self.value == int(self.value):
             return f"{int(self.value):,}"
-        return f"{self.value:.2g}" if 0 < abs(self.value) < 0.001 else f"{self.value:.3f}"
+        if 0 < abs(self.value) < 0.001:
+            return f"{self.value:.2g}"
+        return f"{self.value:.3f}"
 
     @classmethod
-    def mean_of(cls, items: Sequence[float]) -> "Score":
-        """The mean of per-example outcomes with the standard error of a mean."""
-        n = len(items)
-        mean = sum(items) / n
-        variance = sum((x - mean) ** 2 for x in items) / (n - 1) if n > 1 else 0.0
-        return cls(mean, math.sqrt(variance / n), n, tuple(float(x) for x in items))
+    def mean_of(cls, example_scores: Sequence[float]) -> "Score":
+        """The mean of per-example scores, with the standard error of a mean.
+
+        Args:
+            example_scores: At least one number.
+
+        Returns:
+            The mean; its standard error is 0 for a single example.
+        """
+        n = len(example_scores)
+        mean = sum(example_scores) / n
+        variance = 0.0
+        if n > 1:
+            squares = sum((score - mean) ** 2 for score in example_scores)
+            variance = squares / (n - 1)
+        stderr = math.sqrt(variance / n)
+        scores = tuple(float(score) for score in example_scores)
+        return cls(mean, stderr, n, scores)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A score that the search improves; the only place that knows which way is up for the user."""
+    """A score that the search improves. Nothing else knows the user's direction.
+
+    Attributes:
+        name: The score's name.
+        maximise: Whether higher is better for the user.
+    """
 
     name: str
     maximise: bool = True
 
     def inside(self, value: float) -> float:
-        """The user's number -> the number that the search maximises (and back: it is its own inverse)."""
+        """Convert between the user's number and the one that the search maximises, either way."""
         return value if self.maximise else -value
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is scored: a loaded model and its tokenizer. `facts` came with the merge (see `MergeFact`).
+    """A merged model, loaded and ready to be scored.
 
-    key: the same for merges that are the same, in any study; "" where that is not known.
+    Attributes:
+        model: The causal language model. Evaluators must not change it.
+        tokenizer: Its tokenizer.
+        facts: Numbers that the merge itself measured, by name (see `MergeFact`).
+        key: Identifies the merge in every study, for a `ScoreCache`; "" where it is unknown.
     """
 
-    model: Any
-    tokenizer: Any
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     facts: Mapping[str, float]
     key: str = ""
 
 
 class Evaluator(Protocol):
-    """Turns the live model into scores by name. Must not change the model."""
+    """Turns a candidate into scores by name. It must not change the model.
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        """Score on the examples that are searched on, or on those that are held out."""
+    An evaluator with a list of strings `notes` reports them to the user.
+
+    Example:
+        >>> class LayerCount:
+        ...     def evaluate(self, candidate, split):
+        ...         return {"layers": Score(candidate.model.config.num_hidden_layers)}
+        >>> from types import SimpleNamespace
+        >>> model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=24))
+        >>> LayerCount().evaluate(Candidate(model, None, {}), "search")["layers"].text
+        '24'
+    """
+
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Score a candidate.
+
+        Args:
+            candidate: The model, its tokenizer and its facts.
+            split: Which examples to score on.
+
+        Returns:
+            Name -> score.
+
+        Raises:
+            EvaluationError: The candidate cannot be scored; the trial fails, the search goes on.
+        """
 
 
 @runtime_checkable
 class PerExample(Evaluator, Protocol):
-    """An evaluator whose scores are made of items that can be had a few at a time."""
+    """An evaluator that can score a few examples at a time, as racing does."""
 
-    def items(self, split: Split) -> Mapping[str, Sized]:
-        """Score's name -> its items."""
+    def examples(self, split: Split) -> Mapping[str, Sized]:
+        """Name of the score -> its examples, in the order of the data."""
 
-    def outcomes(
-        self, live: Candidate, split: Split, wanted: Mapping[str, Sequence[int]]
-    ) -> Mapping[str, list[Any]]:
-        """Score's name -> the outcome of each wanted item, by its place."""
+    def example_scores(
+        self, candidate: Candidate, split: Split, indices: ExampleIndices
+    ) -> Mapping[str, list[MetricValue]]:
+        """Score some examples.
 
-    def score(self, split: Split, name: str, outcomes: Sequence[Any]) -> Score:
-        """What outcomes make together."""
+        Args:
+            candidate: The model to score.
+            split: The split that `indices` refers to.
+            indices: Which examples of which score.
+
+        Returns:
+            Name of the score -> the per-example scores, in the order of its indices.
+        """
+
+    def aggregate(self, split: Split, name: str, example_scores: Sequence[MetricValue]) -> Score:
+        """Combine per-example scores of one name into its score."""
 
 
 @dataclass(frozen=True)
 class MergeFact:
-    """What a merge tells of itself as a score: `sparsity` (MM-MO's third objective: minus the L1 distance to the base, in
-    units of the farthest source), `layers` or `parameters`. name: of the score, by default the fact's.
+    """Reports as a score what the merge itself measured.
+
+    Attributes:
+        fact: `sparsity` (the third objective of MM-MO: minus the L1 distance to the base model, in
+            units of the most distant source), `layers` or `parameters`.
+        name: The score's name; the fact's where it is empty.
     """
 
     fact: str
     name: str = ""
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        if self.fact not in live.facts:
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Look the fact up; see `Evaluator.evaluate`."""
+        if self.fact not in candidate.facts:
             raise EvaluationError(
-                f"expected a merge that has {self.fact}, got a route through layers, which has none"
+                f"this merge has no {self.fact}: routes through layers do not measure it"
             )
-        return {self.name or self.fact: Score(live.facts[self.fact])}
+        name = self.name or self.fact
+        return {name: Score(candidate.facts[self.fact])}
 
 
 @dataclass(frozen=True)
-class All:
-    """Several evaluators as one."""
+class CombinedEvaluator:
+    """Several evaluators as one.
 
-    parts: tuple[Evaluator, ...]
+    Attributes:
+        evaluators: They run in this order, and so do their scores.
+    """
+
+    evaluators: tuple[Evaluator, ...]
 
     @property
     def notes(self) -> list[str]:
-        """What users should know of how their merges are scored."""
-        return [note for part in self.parts for note in getattr(part, "notes", ())]
+        """What users should know about how their merges are scored."""
+        notes: list[str] = []
+        for evaluator in self.evaluators:
+            notes += getattr(evaluator, "notes", ())
+        return notes
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        return {
-            name: score for part in self.parts for name, score in part.evaluate(live, split).items()
-        }
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Score with each evaluator in turn; see `Evaluator.evaluate`."""
+        scores: dict[str, Score] = {}
+        for evaluator in self.evaluators:
+            scores |= evaluator.evaluate(candidate, split)
+        return scores
 
 
-def parts_of(evaluator: Evaluator) -> tuple[Evaluator, ...]:
-    """The evaluators that it is made of; itself, where it is one."""
-    return evaluator.parts if isinstance(evaluator, All) else (evaluator,)
+def evaluators_in(evaluator: Evaluator) -> tuple[Evaluator, ...]:
+    """The evaluators that a `CombinedEvaluator` combines; of any other, itself alone."""
+    if isinstance(evaluator, CombinedEvaluator):
+        return evaluator.evaluators
+    return (evaluator,)

@@ -1,4 +1,4 @@
-"""The user's own Python function as an evaluator: `my_module:score`."""
+"""Score merges with the user's own Python function, `my_module:score`."""
 
 import importlib.util
 import inspect
@@ -7,75 +7,117 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
 
+ScoringFunction = Callable[..., object]
+"""`function(model, tokenizer)` or `function(model, tokenizer, split)`."""
+
 
 class FunctionEvaluator:
-    """Call `function(model, tokenizer)`; `split` is passed too where the function takes an argument of that name.
+    """Calls `function(model, tokenizer)`, with `split` too where it has a parameter of that name.
 
-    It returns a number, a Score, or a dict of either; the names in a dict are put after `name/`.
+    The function returns a number, a `Score`, or a dict of either. The key of a dict's entry is
+    appended to the evaluator's name: `name/key`.
+
+    Attributes:
+        name: The score's name.
+        function: The user's function.
+
+    Example:
+        >>> evaluator = FunctionEvaluator("brevity", lambda model, tokenizer: 0.5)
+        >>> evaluator.evaluate(Candidate(None, None, {}), "search")["brevity"].value
+        0.5
     """
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: ScoringFunction) -> None:
         self.name = name
         self.function = function
-        self._wants_split = "split" in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
+        self._takes_split = "split" in parameters
 
     @classmethod
     def load(cls, name: str, path: str, folder: Path | None = None) -> "FunctionEvaluator":
-        """`path` is `module:function`; the module is looked for in `folder` first, and a file there is read anew: studies in several
-        folders may call theirs alike.
+        """Import the scoring function.
+
+        Args:
+            name: The score's name.
+            path: `module:function`.
+            folder: Where the module is searched for first. A file there is executed anew at every
+                call, since studies in several folders may use the same module name. The folder
+                joins `sys.path`, so that the file can import its neighbours.
+
+        Returns:
+            The evaluator that calls the function.
+
+        Raises:
+            EvaluationError: The path is malformed, or the function cannot be imported or called.
         """
         module_name, _, attribute = path.partition(":")
         if not attribute:
-            raise EvaluationError(f"function: expected module:function, got {path!r}")
+            raise EvaluationError(f"function: {path!r} must have the form module:function")
         if folder is not None:
-            sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
-        file = folder / f"{module_name}.py" if folder else None
+            first = str(folder)
+            others = [entry for entry in sys.path if entry != first]
+            sys.path[:] = [first, *others]
         try:
-            module = (
-                _read(file) if file and file.is_file() else importlib.import_module(module_name)
-            )
-            function = getattr(module, attribute)
+            function = getattr(_import_module(module_name, folder), attribute)
         except Exception as error:  # the module is the user's, and may raise anything
-            told = f"{type(error).__name__}: {error}; expected a function in a module beside study.yaml or installed"
-            raise EvaluationError(f"function {path!r}: {told}") from error
-        if not callable(function):
+            cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
-                f"function {path!r}: expected a function, got {type(function).__name__}"
-            )
+                f"function {path!r} cannot be imported: {cause}. "
+                "Put its module beside study.yaml, or install it"
+            ) from error
+        if not callable(function):
+            kind = type(function).__name__
+            raise EvaluationError(f"function {path!r}: {kind} objects cannot be called")
         return cls(name, function)
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        more = {"split": split} if self._wants_split else {}
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Call the function; see `Evaluator.evaluate`."""
+        optional = {"split": split} if self._takes_split else {}
         try:
-            result = self.function(live.model, live.tokenizer, **more)
+            returned = self.function(candidate.model, candidate.tokenizer, **optional)
         except Exception as error:
-            raise EvaluationError(
-                f"{self.name}: the scoring function raised {type(error).__name__}: {error}"
-            ) from error
-        if isinstance(result, Mapping):
-            return {f"{self.name}/{key}": self._score(value) for key, value in result.items()}
-        return {self.name: self._score(result)}
+            cause = f"{type(error).__name__}: {error}"
+            raise EvaluationError(f"{self.name}: the scoring function raised {cause}") from error
+        if not isinstance(returned, Mapping):
+            return {self.name: self._score(returned)}
+        scores = {}
+        for key, value in returned.items():
+            name = f"{self.name}/{key}"
+            scores[name] = self._score(value)
+        return scores
 
-    def _score(self, value: Any) -> Score:
+    def _score(self, value: object) -> Score:
         if isinstance(value, Score):
             return value
         if isinstance(value, Real):
             return Score(float(value))
         raise EvaluationError(
-            f"{self.name}: expected a number, a Score or a dict of them, got {type(value).__name__}"
+            f"{self.name}: the scoring function must return a number, a Score or a dict of them, "
+            f"got {type(value).__name__}"
         )
 
 
-def _read(file: Path) -> ModuleType:
-    """The module in a file, under a name that is the file's alone."""
-    name = f"{file.stem}@{file.parent.resolve()}"
+def _import_module(name: str, folder: Path | None) -> ModuleType:
+    """The module's file in the folder if there is one, else the installed module."""
+    if folder is not None:
+        file = folder / f"{name}.py"
+        if file.is_file():
+            return _execute_file(file)
+    return importlib.import_module(name)
+
+
+def _execute_file(file: Path) -> ModuleType:
+    """Execute a file as a module whose name no other file shares."""
+    folder = file.parent.resolve()
+    name = f"{file.stem}@{folder}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up in sys.modules while it is still being executed
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -1,27 +1,60 @@
-"""lm-evaluation-harness on the resident model: tasks are loaded and their requests built once, then only scored."""
+"""Score the live model on tasks of lm-evaluation-harness.
+
+Tasks are loaded and their requests built once per study. For each candidate, `example_scores` then
+looks up cached scores, sends the requests of all other examples to the model, and lets the harness
+turn the responses into per-example scores, which `aggregate` combines into a `Score`.
+"""
 
 import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeAlias
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate import _lm_eval
 from paretomerge.evaluate.backend import Backend
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, ExampleIndices, MetricValue, Score, Split
 from paretomerge.evaluate.score_cache import ScoreCache
-from paretomerge.evaluate.tasks import Examples, HarnessTask, TaskLoader, quiet
+from paretomerge.evaluate.tasks import Examples, HarnessTask, TaskLoader
 
-_BOOTSTRAPS = 100  # for the standard error of metrics that are not means
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
+
+    from paretomerge.evaluate.inference.language_model import ResidentLM
+
+    Instances: TypeAlias = Sequence[Instance]
+
+ExamplesByName: TypeAlias = dict[str, Examples]
+"""Name of a score -> its examples."""
+
+_BOOTSTRAP_DRAWS = 100  # for the standard error of metrics that are not means
 
 
 class HarnessEvaluator:
-    """Scores `tasks` (name of the score -> task) with lm-evaluation-harness, all or some of their items.
+    """Scores tasks with lm-evaluation-harness, on all or some of their examples (`PerExample`).
 
-    loader: where tasks and their splits come from. beside: what is searched on there is, like what is searched on here, never
-    held out. kept: outcomes of items, by merge, that need not be had again. backend: another model of the harness, in place of the
-    live one.
+    The search examples are loaded at once, so that a missing data set or metric is an error
+    before anything is merged.
+
+    Args:
+        tasks: Name of the score -> task and metric.
+        loader: Loads tasks and cuts them into splits.
+        batch_size: Rows of a forward pass. It is halved where memory runs out.
+        search_evaluator: What this other evaluator searches on is not held out here either.
+        cache: Per-example scores of merges that were scored before, in any study.
+        backend: Another model of the harness, in place of the live one.
+
+    Attributes:
+        tasks: As given.
+        batch_size: As given.
+        notes: What users should know, such as examples that were removed from the held-out split.
+
+    Raises:
+        EvaluationError: A task, its data or its metric does not exist.
     """
 
     def __init__(
@@ -30,8 +63,8 @@ class HarnessEvaluator:
         loader: TaskLoader,
         *,
         batch_size: int = 16,
-        beside: "HarnessEvaluator | None" = None,
-        kept: ScoreCache | None = None,
+        search_evaluator: "HarnessEvaluator | None" = None,
+        cache: ScoreCache | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.tasks = dict(tasks)
@@ -39,153 +72,212 @@ class HarnessEvaluator:
         self.notes: list[str] = []
         self._loader = loader
         self._loader.check(self.tasks)
-        self._beside = beside
-        self._kept = kept
+        self._search_evaluator = search_evaluator
+        self._cache = cache
         self._backend = backend
-        self._loaded: dict[str, dict[str, Examples]] = {}
-        self._lm: Any = None
-        self._tokenizer: Any = None
-        self.items(
-            "search"
-        )  # so that a missing data set or metric is told before anything is merged
+        self._loaded: dict[Split, ExamplesByName] = {}
+        self._resident: ResidentLM | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.examples("search")
 
     @property
-    def searched(self) -> frozenset[str]:
-        """Contents of all items that are searched on."""
-        elsewhere = self._beside.searched if self._beside else frozenset[str]()
-        return elsewhere.union(*(items.contents for items in self.items("search").values()))
+    def search_contents(self) -> frozenset[str]:
+        """Content digests of all search examples, those of `search_evaluator` included."""
+        contents: set[str] = set()
+        if self._search_evaluator:
+            contents.update(self._search_evaluator.search_contents)
+        for examples in self.examples("search").values():
+            contents.update(examples.content_digests)
+        return frozenset(contents)
 
     def directions(self) -> dict[str, bool]:
-        """Name -> whether higher is better, as the tasks say."""
-        return {name: items.higher_is_better for name, items in self.items("search").items()}
+        """Name of the score -> whether higher is better, as the tasks declare it."""
+        directions = {}
+        for name, task_examples in self.examples("search").items():
+            directions[name] = task_examples.higher_is_better
+        return directions
 
-    def items(self, split: Split) -> dict[str, Examples]:
-        """Name -> items of the split; none is in both."""
+    def examples(self, split: Split) -> ExamplesByName:
+        """Name of the score -> its examples of the split; no example is in both splits."""
         if split not in self._loaded:
-            loaded = {
-                name: self._loader.load(name, spec, split) for name, spec in self.tasks.items()
-            }
+            loaded = {}
+            for name, spec in self.tasks.items():
+                loaded[name] = self._loader.load(name, spec, split)
+            # the search wins: an example in both data set splits must not report on itself
             if split == "held_out":
-                searched = self.searched
-                loaded = {
-                    name: self._apart(name, items, searched) for name, items in loaded.items()
-                }
+                loaded = self._without_search_examples(loaded)
             self._loaded[split] = loaded
         return self._loaded[split]
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        everything = {name: range(len(items)) for name, items in self.items(split).items()}
-        return {
-            name: self.score(split, name, found)
-            for name, found in self.outcomes(live, split, everything).items()
-        }
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Score on all examples of the split; see `Evaluator.evaluate`."""
+        all_indices = {}
+        for name, task_examples in self.examples(split).items():
+            all_indices[name] = range(len(task_examples))
+        example_scores = self.example_scores(candidate, split, all_indices)
+        scores = {}
+        for name, values in example_scores.items():
+            scores[name] = self.aggregate(split, name, values)
+        return scores
 
-    def outcomes(
-        self, live: Candidate, split: Split, wanted: Mapping[str, Sequence[int]]
-    ) -> dict[str, list[Any]]:
-        """Name -> the metric of each wanted item (by its place in the split). What is kept of this merge is not asked again."""
-        items = {name: self.items(split)[name] for name in wanted}
-        found = {
-            name: self._kept.of(live.key, one.key) if self._kept and live.key else {}
-            for name, one in items.items()
-        }
-        missing = {
-            name: [i for i in wanted[name] if one.keys[i] not in found[name]]
-            for name, one in items.items()
-        }
+    def example_scores(
+        self, candidate: Candidate, split: Split, indices: ExampleIndices
+    ) -> dict[str, list[MetricValue]]:
+        """Score some examples; see `PerExample`. Cached scores are not computed again."""
+        all_examples = self.examples(split)
+        examples = {name: all_examples[name] for name in indices}
+        scores: dict[str, dict[str, MetricValue]] = {}  # by request digest
+        missing: dict[str, list[int]] = {}
+        for name, task_examples in examples.items():
+            cached = self._cached_scores(candidate, task_examples)
+            digests = task_examples.request_digests
+            missing[name] = [i for i in indices[name] if digests[i] not in cached]
+            scores[name] = cached
         try:
-            self._respond(
-                live,
-                [
-                    r
-                    for name, places in missing.items()
-                    for i in places
-                    for r in items[name].requests[i]
-                ],
-            )
-            for name, places in missing.items():
-                new = dict(
-                    zip(
-                        (items[name].keys[i] for i in places),
-                        items[name].outcomes(places, self._length),
-                        strict=True,
-                    )
-                )
-                found[name] = found[name] | new
-                if self._kept and live.key and new:
-                    self._kept.add(live.key, items[name].key, new)
+            self._respond(candidate, _requests_of(examples, missing))
+            for name, task_examples in examples.items():
+                computed = self._compute_scores(candidate, task_examples, missing[name])
+                scores[name] |= computed
         except EvaluationError:
             raise
-        except Exception as error:  # templates, filters and metrics are code of the tasks' own
-            raise EvaluationError(
-                f"{', '.join(self.tasks)}: the harness raised {type(error).__name__}: {error}"
-            ) from error
-        return {
-            name: [found[name][one.keys[i]] for i in wanted[name]] for name, one in items.items()
-        }
+        except Exception as error:  # templates, filters and metrics are code of the tasks
+            names = ", ".join(self.tasks)
+            cause = f"{type(error).__name__}: {error}"
+            raise EvaluationError(f"{names}: the harness raised {cause}") from error
+        ordered = {}
+        for name, task_examples in examples.items():
+            task_scores = scores[name]
+            digests = task_examples.request_digests
+            ordered[name] = [task_scores[digests[i]] for i in indices[name]]
+        return ordered
 
-    def score(self, split: Split, name: str, outcomes: Sequence[Any]) -> Score:
-        """What the harness makes of items' outcomes."""
-        items = self.items(split)[name]
-        if all(isinstance(value, (int, float)) or hasattr(value, "item") for value in outcomes):
-            score = Score.mean_of([float(value) for value in outcomes])
-            if math.isclose(items.aggregate(outcomes), score.value, rel_tol=1e-9, abs_tol=1e-12):
+    def aggregate(self, split: Split, name: str, example_scores: Sequence[MetricValue]) -> Score:
+        """Combine per-example scores with the task's own aggregation; see `PerExample`.
+
+        Where that is the mean, the score has the standard error of a mean and carries the
+        per-example scores; else the standard error comes from the bootstrap.
+        """
+        examples = self.examples(split)[name]
+        aggregated = examples.aggregate(example_scores)
+        # the harness does not say whether an aggregation is the mean, so compare the results
+        if all(_is_number(value) for value in example_scores):
+            score = Score.mean_of([float(value) for value in example_scores])
+            if math.isclose(aggregated, score.value, rel_tol=1e-9, abs_tol=1e-12):
                 return score
-        return Score(items.aggregate(outcomes), _bootstrap(items, outcomes), len(outcomes))
+        stderr = _bootstrap_stderr(examples, example_scores)
+        return Score(aggregated, stderr, len(example_scores))
 
-    def _respond(self, live: Candidate, instances: Sequence[Any]) -> None:
+    def _cached_scores(self, candidate: Candidate, examples: Examples) -> dict[str, MetricValue]:
+        if self._cache and candidate.key:
+            return self._cache.get(candidate.key, examples.scoring_digest)
+        return {}
+
+    def _compute_scores(
+        self, candidate: Candidate, examples: Examples, indices: Sequence[int]
+    ) -> dict[str, MetricValue]:
+        """Scores by request digest, from the responses on the requests; they are cached too."""
+        digests = [examples.request_digests[i] for i in indices]
+        values = examples.example_scores(indices, self._count_tokens)
+        scores = dict(zip(digests, values, strict=True))
+        if self._cache and candidate.key and scores:
+            self._cache.add(candidate.key, examples.scoring_digest, scores)
+        return scores
+
+    def _respond(self, candidate: Candidate, instances: "Instances") -> None:
         """Put the model's responses on the instances."""
         if not instances:
             return
-        # one list per kind of request, over all tasks, equal requests once: batches are of like lengths
-        requests: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-        for instance in instances:
-            instance.resps, instance.filtered_resps = [], {}
-            for repeat in range(instance.repeats):
-                requests[instance.request_type][repr((instance.args, repeat))].append(instance)
-        with (
-            quiet(),
-            self._backend.model(live, self.batch_size)
-            if self._backend
-            else nullcontext(self._resident(live)) as model,
-        ):
-            for kind, same in requests.items():
-                responses = getattr(model, kind)(
-                    [each[0] for each in same.values()], disable_tqdm=True
-                )
-                for each, response in zip(same.values(), responses, strict=True):
-                    for instance in each:
+        groups = _group_equal_requests(instances)
+        with _lm_eval.quiet(), self._language_model(candidate) as model:
+            for request_type, equal_requests in groups.items():
+                distinct = [equal[0] for equal in equal_requests]
+                responses = getattr(model, request_type)(distinct, disable_tqdm=True)
+                for equal, response in zip(equal_requests, responses, strict=True):
+                    for instance in equal:
                         instance.resps.append(response)
-        self._tokenizer = live.tokenizer
+        self._tokenizer = candidate.tokenizer
 
-    def _resident(self, live: Candidate) -> Any:
-        """The live model as the harness sees it."""
-        if self._lm is None or self._lm.tokenizer is not live.tokenizer:
+    def _language_model(self, candidate: Candidate) -> "AbstractContextManager[LM]":
+        """The candidate as a model of the harness."""
+        if self._backend:
+            return self._backend.load(candidate, self.batch_size)
+        resident = self._resident
+        if resident is None or resident.tokenizer is not candidate.tokenizer:
+            # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM
 
-            self._lm = ResidentLM(live.model, live.tokenizer, self.batch_size)
-        self._lm.take(live.model)
-        return self._lm
+            resident = ResidentLM(candidate.model, candidate.tokenizer, self.batch_size)
+            self._resident = resident
+        resident.set_model(candidate.model)
+        return nullcontext(resident)
 
-    def _length(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
+        assert self._tokenizer is not None, "responses come before their lengths"
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _apart(self, name: str, items: Examples, searched: frozenset[str]) -> Examples:
-        """Held-out items, less those that are searched on."""
-        apart = items.without(searched)
-        if not len(apart):
-            raise EvaluationError(
-                f"{name}: expected held-out items that are not searched on, got none; see `splits` and `search_items`"
-            )
-        if lost := len(items) - len(apart):
-            self.notes.append(
-                f"{name}: {lost} of {len(items)} held-out items are searched on too, and left out"
-            )
-        return apart
+    def _without_search_examples(self, held_out: ExamplesByName) -> ExamplesByName:
+        """Held-out examples less those that are searched on; a note counts what was removed."""
+        search_contents = self.search_contents
+        disjoint = {}
+        for name, examples in held_out.items():
+            remaining = examples.without(search_contents)
+            if not len(remaining):
+                raise EvaluationError(
+                    f"{name}: all held-out examples are searched on too. "
+                    "Change `splits` or `search_items`"
+                )
+            removed = len(examples) - len(remaining)
+            if removed:
+                total = len(examples)
+                self.notes.append(
+                    f"{name}: {removed} of {total} held-out examples are searched on too, "
+                    "and left out"
+                )
+            disjoint[name] = remaining
+        return disjoint
 
 
-def _bootstrap(items: Examples, values: Sequence[Any]) -> float:
+def _requests_of(examples: ExamplesByName, indices: ExampleIndices) -> list["Instance"]:
+    requests: list[Instance] = []
+    for name, task_examples in examples.items():
+        for i in indices[name]:
+            requests += task_examples.requests[i]
+    return requests
+
+
+def _group_equal_requests(instances: "Instances") -> "dict[str, list[list[Instance]]]":
+    """Type of request -> groups of equal requests, and clear old responses.
+
+    Each group needs one response. All tasks share a list, so that batches have like lengths.
+    Repeats of a request are separate: each gets a response of its own.
+    """
+    by_type: dict[str, dict[str, list[Instance]]] = defaultdict(dict)
+    for instance in instances:
+        instance.resps = []
+        instance.filtered_resps = {}
+        equal_requests = by_type[instance.request_type]
+        for repeat in range(instance.repeats):
+            # arguments hold dicts of generation settings, which cannot be keys themselves
+            key = repr((instance.args, repeat))
+            equal_requests.setdefault(key, []).append(instance)
+    groups = {}
+    for request_type, equal_requests in by_type.items():
+        groups[request_type] = list(equal_requests.values())
+    return groups
+
+
+def _is_number(value: MetricValue) -> bool:
+    """Whether it is a Python number or a scalar of numpy or torch."""
+    return isinstance(value, (int, float)) or hasattr(value, "item")
+
+
+def _bootstrap_stderr(examples: Examples, values: Sequence[MetricValue]) -> float:
+    """Standard deviation of the aggregated metric over resampled examples."""
     rng = random.Random(0)
-    draws = [items.aggregate(rng.choices(values, k=len(values))) for _ in range(_BOOTSTRAPS)]
+    draws = []
+    for _ in range(_BOOTSTRAP_DRAWS):
+        resampled = rng.choices(values, k=len(values))
+        draws.append(examples.aggregate(resampled))
     mean = sum(draws) / len(draws)
-    return math.sqrt(sum((d - mean) ** 2 for d in draws) / (len(draws) - 1))
+    squares = sum((draw - mean) ** 2 for draw in draws)
+    return math.sqrt(squares / (len(draws) - 1))

@@ -11,9 +11,9 @@ from pathlib import Path
 from paretomerge.endpoint import Endpoint, EndpointError, last_json_object
 from paretomerge.errors import EvaluationError, shorten
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
-from paretomerge.evaluate.inference.generate import Writer
-from paretomerge.evaluate.inference.memory import Room
-from paretomerge.evaluate.inference.prefill import goes_on
+from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+from paretomerge.evaluate.inference.generate import GreedyGenerator
+from paretomerge.evaluate.inference.prefill import supports_cache
 
 _MAX_CONCURRENT = 8  # requests to the judge
 _BATCH_SIZE = 16  # prompts that the merge answers at a time
@@ -55,7 +55,7 @@ class JudgeEvaluator:
     model: str | None = None
     max_tokens: int = 256
     _grades: dict[str, float] = field(default_factory=dict, repr=False)
-    _room: Room = field(default_factory=lambda: Room(_BATCH_SIZE), repr=False)
+    _room: AdaptiveBatcher = field(default_factory=lambda: AdaptiveBatcher(_BATCH_SIZE), repr=False)
 
     def __post_init__(self) -> None:
         examples = _read_prompts(self.name, self.prompts)
@@ -94,7 +94,7 @@ class JudgeEvaluator:
 
     def _answers(self, live: Candidate, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, to chats where the tokenizer has a chat template."""
-        if not goes_on(live.model):
+        if not supports_cache(live.model):
             raise EvaluationError(
                 f"{self.name}: the judge needs a model with a key-value cache; "
                 f"{live.model.config.model_type} has none"
@@ -104,9 +104,9 @@ class JudgeEvaluator:
             encoded = [_encode_chat(live, prompt) for prompt in prompts]
         else:
             encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-        writer = Writer(live.model, tokenizer, [], self.max_tokens)
+        writer = GreedyGenerator(live.model, tokenizer, [], self.max_tokens)
         numbered = list(enumerate(encoded))
-        tokens = writer.all_answers(numbered, self._room)
+        tokens = writer.generate_in_batches(numbered, self._room)
         return [tokenizer.decode(tokens[i], skip_special_tokens=True) for i, _ in numbered]
 
     def _grade(self, example: Mapping[str, str], answer: str) -> float:

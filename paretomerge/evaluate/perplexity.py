@@ -1,86 +1,133 @@
-"""PerplexityEvaluator of a text file: every other window of it is searched on, the rest is held out."""
+"""Perplexity on a text file. Every other window of it is searched on, the rest is held out."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
 
-_WINDOW = 512  # tokens, or what the model reads at most
-_TOKENS = 8192  # in one forward pass
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+
+_WINDOW = 512  # tokens; less where the model reads less
+_BATCH_TOKENS = 8192  # in one forward pass
+_MIN_WINDOWS = 4
+_MAX_EXPONENT = 700  # exp of more overflows a float64
+
+
+class _Window(NamedTuple):
+    """A piece of the text: its tokens, and the bytes of text of all tokens but the first."""
+
+    tokens: list[int]
+    n_bytes: int
 
 
 class PerplexityEvaluator:
-    """metric `perplexity`: `exp` of the mean negative log-likelihood of a token; `bits_per_byte`: what a byte of the text costs.
+    """Perplexity of a text, or bits per byte.
 
-    The text is cut into windows of 512 tokens, each read without the ones before it; a token has those of its window for a
-    context, and the first of each is not counted. The standard error is that of a mean over windows.
+    `perplexity` is exp of the mean negative log-likelihood of a token. `bits_per_byte` is the
+    negative log-likelihood in bits, per byte of text; it compares models with different tokenizers.
+
+    The text is cut into windows of 512 tokens, each read without the ones before it. The first
+    token of a window has no context and is not counted. The standard error is that of a mean over
+    windows.
+
+    Args:
+        name: The score's name.
+        path: A text file in UTF-8, of four windows or more.
+        metric: `perplexity` or `bits_per_byte`.
+
+    Raises:
+        EvaluationError: The file cannot be read. `evaluate` raises it where the text is too short.
     """
 
     def __init__(self, name: str, path: Path, metric: str = "perplexity") -> None:
-        self.name, self.metric = name, metric
+        self.name = name
+        self.metric = metric
         try:
             self._text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise EvaluationError(
-                f"{name}: expected a text file in UTF-8, got {path}: {error}"
+                f"{name}: {path} cannot be read as a text file in UTF-8: {error}"
             ) from error
-        self._windows: tuple[Any, dict[Split, list[tuple[list[int], int]]]] | None = None
-        self._room: Any = None
+        self._windows: dict[Split, list[_Window]] = {}
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._batcher: AdaptiveBatcher | None = None
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        windows = self._cut(live)[split]
-        losses = self._losses(live.model, [tokens for tokens, _ in windows])
-        counts = [
-            len(tokens) - 1 if self.metric == "perplexity" else size * math.log(2)
-            for tokens, size in windows
-        ]
-        mean = sum(losses) / sum(counts)
-        # of a ratio of sums: its windows' deviations from it, over the mean count
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Score the text; see `Evaluator.evaluate`."""
+        if self._tokenizer is not candidate.tokenizer:
+            self._windows = self._cut_text(candidate)
+            self._tokenizer = candidate.tokenizer
+        windows = self._windows[split]
         n = len(windows)
-        spread = sum(
-            (loss - mean * count) ** 2 for loss, count in zip(losses, counts, strict=True)
-        ) / max(n - 1, 1)
-        error = math.sqrt(spread / n) / (sum(counts) / n)
+        tokens = [window.tokens for window in windows]
+        losses = self._losses(candidate.model, tokens)
+        counts = [self._count(window) for window in windows]
+        mean, stderr = _ratio_of_sums(losses, counts)
         if self.metric == "bits_per_byte":
-            return {self.name: Score(mean, error, n)}
-        value = math.exp(mean) if mean < 700 else math.inf
-        return {self.name: Score(value, value * error, n)}
+            return {self.name: Score(mean, stderr, n)}
+        perplexity = math.exp(mean) if mean < _MAX_EXPONENT else math.inf
+        # delta method: the derivative of exp is exp
+        perplexity_stderr = perplexity * stderr
+        return {self.name: Score(perplexity, perplexity_stderr, n)}
 
-    def _cut(self, live: Candidate) -> dict[Split, list[tuple[list[int], int]]]:
-        """split -> windows of tokens, each with the bytes of text that its counted tokens stand for."""
-        if self._windows is None or self._windows[0] is not live.tokenizer:
-            tokens = live.tokenizer.encode(self._text, add_special_tokens=False)
-            size = min(
-                _WINDOW,
-                getattr(live.model.config.get_text_config(), "max_position_embeddings", _WINDOW),
+    def _count(self, window: _Window) -> float:
+        """What a window's loss in nats is divided by: its tokens, or its bytes times ln 2."""
+        if self.metric == "perplexity":
+            return len(window.tokens) - 1
+        return window.n_bytes * math.log(2)
+
+    def _cut_text(self, candidate: Candidate) -> dict[Split, list[_Window]]:
+        tokenizer = candidate.tokenizer
+        tokens = tokenizer.encode(self._text, add_special_tokens=False)
+        config = candidate.model.config.get_text_config()
+        size = min(_WINDOW, getattr(config, "max_position_embeddings", _WINDOW))
+        windows = []
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            if len(part) > 1:
+                text = tokenizer.decode(part[1:])
+                n_bytes = len(text.encode())
+                # at least 1, since tokens without text must not make the divisor 0
+                windows.append(_Window(part, max(1, n_bytes)))
+        if len(windows) < _MIN_WINDOWS:
+            raise EvaluationError(
+                f"{self.name}: the text must have at least {_MIN_WINDOWS * size} tokens, "
+                f"got {len(tokens)}"
             )
-            parts = [tokens[i : i + size] for i in range(0, len(tokens), size)]
-            parts = [part for part in parts if len(part) > 1]
-            if len(parts) < 4:
-                raise EvaluationError(
-                    f"{self.name}: expected a text of at least {4 * size} tokens, got {len(tokens)}"
-                )
-            sized = [
-                (part, max(1, len(live.tokenizer.decode(part[1:]).encode()))) for part in parts
-            ]
-            self._windows = live.tokenizer, {"search": sized[::2], "held_out": sized[1::2]}
-        return self._windows[1]
+        return {"search": windows[::2], "held_out": windows[1::2]}
 
-    def _losses(self, model: Any, windows: Sequence[Sequence[int]]) -> list[float]:
-        """Summed negative log-likelihood of all tokens but the first, per window."""
+    def _losses(self, model: "PreTrainedModel", windows: Sequence[Sequence[int]]) -> list[float]:
+        """Summed negative log-likelihood of each window's tokens, without the first."""
         import torch
 
-        from paretomerge.evaluate.inference.likelihood import Likelihoods
-        from paretomerge.evaluate.inference.memory import Room
+        from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+        from paretomerge.evaluate.inference.likelihood import LogLikelihoods
 
         size = len(windows[0])
-        work = Likelihoods(
-            model, [(window[:1], window[1:]) for window in windows], size, torch.float32
-        )
-        self._room = self._room or Room(max(1, _TOKENS // size))
-        for run, jobs in work.runs:
-            self._room.run(run, jobs)
-        return [-chance for chance, _ in work.answers]
+        if self._batcher is None:
+            rows = max(1, _BATCH_TOKENS // size)
+            self._batcher = AdaptiveBatcher(rows)
+        requests = [(window[:1], window[1:]) for window in windows]
+        # a sum of hundreds of log-probabilities is too coarse in bfloat16
+        work = LogLikelihoods(model, requests, size, torch.float32)
+        results = work.run(self._batcher)
+        return [-log_likelihood for log_likelihood, _ in results]
+
+
+def _ratio_of_sums(losses: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
+    """sum(losses) / sum(counts) and its standard error (Cochran 1977, sec. 2.11)."""
+    n = len(losses)
+    ratio = sum(losses) / sum(counts)
+    pairs = zip(losses, counts, strict=True)
+    deviations = [loss - ratio * count for loss, count in pairs]
+    squares = sum(deviation**2 for deviation in deviations)
+    variance = squares / max(n - 1, 1)
+    mean_count = sum(counts) / n
+    stderr = math.sqrt(variance / n) / mean_count
+    return ratio, stderr

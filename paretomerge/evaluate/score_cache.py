@@ -1,4 +1,4 @@
-"""ScoreCache of single items, kept in a file that studies can share: no item is asked twice of one merge."""
+"""A file of per-example scores that studies share: no merge is asked the same example twice."""
 
 import contextlib
 import json
@@ -6,62 +6,88 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.evaluator import MetricValue
+
+# "outcomes" and "items" are names in files that users have; they stay
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS outcomes "
+    "(merge TEXT, task TEXT, items BLOB, PRIMARY KEY (merge, task))"
+)
+_READ = "SELECT items FROM outcomes WHERE merge = ? AND task = ?"
+_WRITE = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)"
+_LOCK_TIMEOUT = 60  # seconds to wait for another process to finish writing
 
 
 class ScoreCache:
-    """A file of outcomes by merge, task and item, each named by a key of its content. Several processes may use it at once."""
+    """Per-example scores by merge, task and example. Several processes may use the file at once.
+
+    Merges, tasks and examples are identified by digests of their contents: `Candidate.key`,
+    `Examples.scoring_digest` and `Examples.request_digests`.
+
+    Args:
+        path: The SQLite file; it and its folder are created.
+
+    Raises:
+        EvaluationError: The file is something else, or stays locked for a minute. Every method
+            raises it too.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS outcomes (merge TEXT, task TEXT, items BLOB, PRIMARY KEY (merge, task))"
-            )
+            database.execute(_CREATE)
 
-    def of(self, merge: str, task: str) -> dict[str, Any]:
-        """Item -> outcome, of whatever is known."""
+    def get(self, merge: str, task: str) -> dict[str, MetricValue]:
+        """All cached scores of a merge on a task: example -> score."""
         with self._open() as database:
             return self._read(database, merge, task)
 
-    def add(self, merge: str, task: str, outcomes: Mapping[str, Any]) -> None:
-        """Keep more; outcomes that are no numbers or lists of them are not kept."""
+    def add(self, merge: str, task: str, example_scores: Mapping[str, MetricValue]) -> None:
+        """Cache more scores of a merge on a task.
+
+        Args:
+            merge: Digest of the merge.
+            task: Digest of how the task scores.
+            example_scores: Digest of the example -> score. Scores that are neither numbers nor
+                lists of numbers cannot be stored; where there is one, nothing is added.
+        """
         try:
-            plain = {
-                item: json.loads(json.dumps(outcome, default=_number))
-                for item, outcome in outcomes.items()
-            }
+            text = json.dumps(dict(example_scores), default=_to_number)
         except TypeError:
             return
         with self._open() as database:
-            database.execute("BEGIN IMMEDIATE")  # between reading and writing nobody else writes
-            packed = zlib.compress(json.dumps(self._read(database, merge, task) | plain).encode())
-            database.execute(
-                "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (merge, task, packed)
-            )
+            # takes the write lock now, so that no other process writes between read and write
+            database.execute("BEGIN IMMEDIATE")
+            scores = self._read(database, merge, task)
+            scores |= json.loads(text)
+            packed = zlib.compress(json.dumps(scores).encode())
+            database.execute(_WRITE, (merge, task, packed))
 
     @staticmethod
-    def _read(database: sqlite3.Connection, merge: str, task: str) -> dict[str, Any]:
-        row = database.execute(
-            "SELECT items FROM outcomes WHERE merge = ? AND task = ?", (merge, task)
-        ).fetchone()
-        return dict(json.loads(zlib.decompress(row[0]))) if row else {}
+    def _read(database: sqlite3.Connection, merge: str, task: str) -> dict[str, MetricValue]:
+        row = database.execute(_READ, (merge, task)).fetchone()
+        if row is None:
+            return {}
+        return dict(json.loads(zlib.decompress(row[0])))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as database, database:
+            connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT)
+            with contextlib.closing(connection) as database, database:
                 yield database
         except sqlite3.Error as error:
             raise EvaluationError(
-                f"cache {self._path}: expected a file of outcomes, got: {error}; move it away to start afresh"
+                f"cache {self._path} cannot be used as a file of scores: {error}. "
+                "Move it away to start a new one"
             ) from error
 
 
-def _number(value: Any) -> Any:
+def _to_number(value: MetricValue) -> MetricValue:
+    """The Python number in a numpy or torch scalar."""
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"no number: {type(value).__name__}")
+    raise TypeError(f"{type(value).__name__} is not a number")

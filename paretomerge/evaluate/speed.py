@@ -1,52 +1,72 @@
-"""Seconds per token as a score: measured on the live model, one sequence, with its cache of keys and values."""
+"""Seconds per generated token as a score, measured on the live model with its key-value cache."""
 
 import math
 import statistics
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
 
-_PROMPT, _WARM, _TOKENS = 32, 4, 32
+if TYPE_CHECKING:
+    import torch
+
+_PROMPT_TOKENS = 32
+_WARM_UP_STEPS = 4
+_MEASURED_STEPS = 32
+_MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)  # asymptotic ratio of standard errors, normal errors
 
 
 class SpeedEvaluator:
-    """The median seconds of a step of generation, by the clock of this machine: nothing else should run on it.
+    """The median seconds of a generation step, by the clock of this machine.
 
-    Batch 1 after a prompt of 32 tokens, where reading the weights takes most of the time, so that layers count. The standard
-    error is that of a median of 32 steps.
+    The batch is one sequence with a prompt of 32 tokens: reading the weights takes most of the
+    time there, so the number of layers shows. Nothing else should run on the machine.
+
+    The standard error is that of a median of 32 steps.
+
+    Attributes:
+        name: The score's name.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
-        import torch
-
-        device, vocabulary = (
-            live.model.device,
-            int(live.model.get_input_embeddings().weight.shape[0]),
-        )
-        tokens = (torch.arange(_PROMPT, device=device) % vocabulary)[None]
-        taken = []
-        with torch.inference_mode():
-            state = live.model(tokens, use_cache=True)
-            for _ in range(_WARM + _TOKENS):
-                since = _now(device)
-                state = live.model(
-                    state.logits[:, -1:].argmax(-1),
-                    past_key_values=state.past_key_values,
-                    use_cache=True,
-                )
-                taken.append(_now(device) - since)
-        steps = taken[_WARM:]
-        error = math.sqrt(math.pi / 2) * statistics.stdev(steps) / math.sqrt(len(steps))
-        return {self.name: Score(statistics.median(steps), error, len(steps))}
+    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+        """Time the generation; see `Evaluator.evaluate`. The split makes no difference."""
+        steps = _time_steps(candidate)[_WARM_UP_STEPS:]
+        n = len(steps)
+        median = statistics.median(steps)
+        deviation = statistics.stdev(steps)
+        stderr = _MEDIAN_TO_MEAN * deviation / math.sqrt(n)
+        return {self.name: Score(median, stderr, n)}
 
 
-def _now(device: Any) -> float:
-    """Seconds, once the device has done what it was told."""
+def _time_steps(candidate: Candidate) -> list[float]:
+    """Seconds of each generation step, warm-up included."""
+    import torch
+
+    model = candidate.model
+    device = model.device
+    embeddings = model.get_input_embeddings()
+    vocabulary = int(embeddings.weight.shape[0])
+    # which tokens does not matter for the time
+    tokens = torch.arange(_PROMPT_TOKENS, device=device) % vocabulary
+    prompt = tokens[None]
+    seconds = []
+    with torch.inference_mode():
+        output = model(prompt, use_cache=True)
+        for _ in range(_WARM_UP_STEPS + _MEASURED_STEPS):
+            start = _synchronized_time(device)
+            last_logits = output.logits[:, -1:]
+            next_token = last_logits.argmax(-1)
+            output = model(next_token, past_key_values=output.past_key_values, use_cache=True)
+            seconds.append(_synchronized_time(device) - start)
+    return seconds
+
+
+def _synchronized_time(device: "torch.device") -> float:
+    """Seconds on the clock, read once the device has finished its queued work."""
     if device.type == "cuda":
         import torch
 

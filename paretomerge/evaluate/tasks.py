@@ -1,126 +1,178 @@
-"""Tasks of lm-evaluation-harness as items: loaded once, each with the requests that it makes and with a key by its content."""
+"""Tasks of lm-evaluation-harness, loaded once, with the requests that each of their examples makes.
+
+Digests identify examples and tasks by their contents, so that no example is both searched on and
+held out, and cached scores (`ScoreCache`) are found again in another study.
+"""
 
 import contextlib
 import hashlib
 import inspect
 import json
-import logging
-import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paretomerge.errors import EvaluationError, unknown_name
-from paretomerge.evaluate.evaluator import Split
+from paretomerge.evaluate import _lm_eval
+from paretomerge.evaluate.evaluator import MetricValue, Split
+
+if TYPE_CHECKING:
+    from lm_eval.api.filter import FilterEnsemble
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+OUTPUT_LENGTH = "output_length"
+"""A metric that every task with generated answers has: their mean length in tokens."""
+
+# settings of a task that say where its data is, not how responses become a score
+_NOT_SCORING = ("dataset_kwargs", "test_split", "metadata")
+_DIGEST_LENGTH = 20  # hexadecimal digits
 
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task of the harness and the metric taken from it (by default the task's first)."""
+    """A task of the harness and one of its metrics.
+
+    Attributes:
+        task: The task's name, as in `lm_eval --tasks`.
+        metric: The metric's name; the task's first metric where it is None.
+    """
 
     task: str
     metric: str | None = None
 
 
-LENGTH = "output_length"
-"""A metric that every task with written answers has: their tokens."""
-
-
 @dataclass(frozen=True)
 class Examples:
-    """One task's items of one split, in the order of its data.
+    """One task's examples of one split, in the order of its data.
 
-    requests: the harness's instances that each item makes. metric, filter: what is read from the responses.
+    Attributes:
+        task: The task, as the harness loaded it.
+        metric: Which of its metrics is computed.
+        filter: The pipeline that turns a model's responses into what the metric sees.
+        requests: The requests (`Instance`s) of each example.
     """
 
-    task: Any
+    task: "Task"
     metric: str
-    filter: Any
-    requests: tuple[tuple[Any, ...], ...]
+    filter: "FilterEnsemble"
+    requests: tuple[tuple["Instance", ...], ...]
 
     def __len__(self) -> int:
         return len(self.requests)
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric != LENGTH and bool(self.task.higher_is_better().get(self.metric, True))
+        """The metric's direction, as the task declares it; shorter outputs are better."""
+        if self.metric == OUTPUT_LENGTH:
+            return False
+        declared = self.task.higher_is_better()
+        return bool(declared.get(self.metric, True))
 
     @cached_property
-    def contents(self) -> tuple[str, ...]:
-        """What each item asks and wants, whatever stands before it: equal where two tasks or splits have one item in common."""
-        return tuple(_digest(_content(self.task, requests)) for requests in self.requests)
+    def content_digests(self) -> tuple[str, ...]:
+        """Digest of each example's question and target, without few-shot examples before it.
+
+        Equal where two tasks or splits share an example.
+        """
+        contents = [_content(self.task, requests) for requests in self.requests]
+        return tuple(_digest(content) for content in contents)
 
     @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """What each item sends to a model."""
-        return tuple(
-            _digest([[r.request_type, r.args, r.repeats] for r in requests])
-            for requests in self.requests
-        )
+    def request_digests(self) -> tuple[str, ...]:
+        """Digest of what each example sends to a model."""
+        digests = []
+        for requests in self.requests:
+            sent = []
+            for request in requests:
+                sent.append([request.request_type, request.args, request.repeats])
+            digests.append(_digest(sent))
+        return tuple(digests)
 
     @cached_property
-    def key(self) -> str:
-        """How responses become an outcome: the task's settings, the source of its functions, the harness's version."""
+    def scoring_digest(self) -> str:
+        """Digest of how responses become a score.
+
+        It covers the task's settings, the source of its functions and the harness's version.
+        """
         import lm_eval
 
-        settings = {
-            k: v
-            for k, v in self.task.dump_config().items()
-            if k not in ("dataset_kwargs", "test_split", "metadata")
-        }
-        return _digest([lm_eval.__version__, self.metric, self.filter.name, settings])
+        config = self.task.dump_config()
+        settings = {key: value for key, value in config.items() if key not in _NOT_SCORING}
+        scoring = [lm_eval.__version__, self.metric, self.filter.name, settings]
+        return _digest(scoring)
 
-    def aggregate(self, outcomes: Sequence[Any]) -> float:
-        """The metric of several items."""
-        return float(
-            fmean(outcomes)
-            if self.metric == LENGTH
-            else self.task.aggregation()[self.metric](outcomes)
-        )
+    def aggregate(self, example_scores: Sequence[MetricValue]) -> float:
+        """The metric over several examples."""
+        if self.metric == OUTPUT_LENGTH:
+            return float(fmean(example_scores))
+        aggregation = self.task.aggregation()[self.metric]
+        return float(aggregation(example_scores))
 
-    def outcomes(self, chosen: Sequence[int], length: Callable[[str], int]) -> list[Any]:
-        """The metric of each chosen item, from the responses on its requests: what the harness does after a model has answered.
-        length: of a text, in tokens.
+    def example_scores(
+        self, indices: Sequence[int], count_tokens: Callable[[str], int]
+    ) -> list[MetricValue]:
+        """The metric of single examples, from the responses that are on their requests.
+
+        Args:
+            indices: Which examples.
+            count_tokens: Length of a text in tokens, for `OUTPUT_LENGTH`.
+
+        Returns:
+            The metric of each of them.
         """
-        if self.metric == LENGTH:
-            return [
-                fmean(length(text) for r in self.requests[i] for text in r.resps) for i in chosen
-            ]
-        instances = [instance for i in chosen for instance in self.requests[i]]
+        if self.metric == OUTPUT_LENGTH:
+            return [self._mean_output_length(i, count_tokens) for i in indices]
+        instances: list[Instance] = []
+        for i in indices:
+            instances += self.requests[i]
+        # filters see all responses at once, as in the harness, and fail on none
         if instances:
             self.filter.apply(instances)
-        found = []
-        for i in chosen:
-            results = self.task.process_results(
-                self.requests[i][0].doc,
-                [r.filtered_resps[self.filter.name] for r in self.requests[i]],
-            )
-            found.append(results[self.metric])
-        return found
+        scores = []
+        for i in indices:
+            requests = self.requests[i]
+            filtered = [request.filtered_resps for request in requests]
+            responses = [by_filter[self.filter.name] for by_filter in filtered]
+            doc = requests[0].doc
+            metrics = self.task.process_results(doc, responses)
+            scores.append(metrics[self.metric])
+        return scores
 
-    def without(self, contents: Collection[str]) -> "Examples":
-        """Less the items that have one of these contents."""
-        kept = [
-            requests
-            for requests, content in zip(self.requests, self.contents, strict=True)
-            if content not in contents
-        ]
-        return Examples(self.task, self.metric, self.filter, tuple(kept))
+    def _mean_output_length(self, index: int, count_tokens: Callable[[str], int]) -> float:
+        lengths: list[int] = []
+        for request in self.requests[index]:
+            lengths += [count_tokens(text) for text in request.resps]
+        return fmean(lengths)
+
+    def without(self, content_digests: Collection[str]) -> "Examples":
+        """The examples whose content has none of these digests."""
+        remaining = []
+        pairs = zip(self.requests, self.content_digests, strict=True)
+        for requests, digest in pairs:
+            if digest not in content_digests:
+                remaining.append(requests)
+        return Examples(self.task, self.metric, self.filter, tuple(remaining))
 
 
 @dataclass
 class TaskLoader:
-    """Finds tasks by name and loads their items.
+    """Finds tasks by name and loads their examples.
 
-    include_path: folder with task YAMLs. data_root: the folder that relative `data_files` in them start from (the harness: the
-        current one).
-    splits: the data set's split for `search` and for `held_out`. Without it, `search_items` documents of the split that
-        the harness tests on are searched on and the rest are held out, drawn with `seed`.
+    Attributes:
+        include_path: Folder with task YAMLs.
+        data_root: Folder that relative `data_files` in them start from; the harness itself takes
+            the current one.
+        splits: The data set's split for `search` and for `held_out`. Without it, `search_items`
+            examples of the task's test split are searched on and the rest are held out.
+        search_items: How many examples are searched on. With `splits`: at most so many.
+        seed: Draws the search examples and the few-shot examples.
     """
 
     include_path: Path | None = None
@@ -128,140 +180,147 @@ class TaskLoader:
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
     seed: int = 0
-    _manager: Any = field(default=None, repr=False)
+    _manager: "TaskManager | None" = field(default=None, repr=False)
 
     def check(self, tasks: Mapping[str, HarnessTask]) -> None:
-        """EvaluationError where a task is not known; the harness's 14,000 built-in tasks are indexed only if one is asked for."""
+        """Index the tasks by name, before any data is loaded.
+
+        Args:
+            tasks: Name of the score -> task.
+
+        Raises:
+            EvaluationError: A task or the folder does not exist.
+        """
         if self.include_path is not None and not self.include_path.is_dir():
             raise EvaluationError(
-                f"include_path: expected a folder with task YAMLs, got {self.include_path}, which is not there"
+                f"include_path: the folder with task YAMLs {self.include_path} does not exist"
             )
-        folder = str(self.include_path) if self.include_path else None
-        with quiet():
-            from lm_eval.tasks import TaskManager
-
-            self._manager = TaskManager(include_defaults=False, include_path=folder)
-            if any(spec.task not in self._manager.all_subtasks for spec in tasks.values()):
-                self._manager = TaskManager(include_path=folder)
+        with _lm_eval.quiet():
+            names = [spec.task for spec in tasks.values()]
+            self._manager = _lm_eval.index_tasks(names, self.include_path)
+        available = self._manager.all_subtasks
         for name, spec in tasks.items():
-            if spec.task not in self._manager.all_subtasks:
-                raise EvaluationError(
-                    f"{name}: {unknown_name('task', spec.task, self._manager.all_subtasks)}"
-                )
+            if spec.task not in available:
+                message = unknown_name("task", spec.task, available)
+                raise EvaluationError(f"{name}: {message}")
 
     def load(self, name: str, spec: HarnessTask, split: Split) -> Examples:
-        """The items of one split, with their requests."""
-        with quiet(), _at(self.data_root):
-            try:
-                task = self._manager.load([spec.task])["tasks"][spec.task]
-            except (
-                Exception
-            ) as error:  # data sets fail in as many ways as there are hosts and formats
-                raise EvaluationError(
-                    f"{name}: task {spec.task!r} cannot be loaded: {type(error).__name__}: {error}; "
-                    f"relative data_files start from {Path.cwd()}"
-                ) from error
-            if self.splits is not None:
-                if self.splits[split] not in task.dataset:
-                    raise EvaluationError(
-                        f"{name}: {unknown_name('split', self.splits[split], task.dataset)}"
-                    )
-                task.config.test_split = self.splits[split]
-            task.set_fewshot_seed(self.seed)
-            task.build_all_requests(
-                samples=self._documents(len(task.eval_docs), split), rank=0, world_size=1
-            )
-        metrics = [*task.aggregation(), *([LENGTH] if task.OUTPUT_TYPE == "generate_until" else [])]
-        if spec.metric is not None and spec.metric not in metrics:
-            raise EvaluationError(
-                f"{name}: {unknown_name(f'metric of task {spec.task}', spec.metric, metrics)}"
-            )
-        requests: dict[int, list[Any]] = defaultdict(list)
-        for instance in task.instances:
-            requests[instance.doc_id].append(instance)
-        ordered = tuple(
-            tuple(sorted(instances, key=lambda i: i.idx)) for instances in requests.values()
-        )
-        return Examples(task, spec.metric or metrics[0], _first_filter(task), ordered)
+        """Load a task's examples of one split and build their requests.
 
-    def _documents(self, n: int, split: Split) -> list[int]:
+        Args:
+            name: The score's name, for error messages.
+            spec: Task and metric; the task went through `check`.
+            split: Which examples.
+
+        Returns:
+            The examples.
+
+        Raises:
+            EvaluationError: The data cannot be loaded, or the metric or split does not exist.
+        """
+        with _lm_eval.quiet(), _working_directory(self.data_root):
+            task = self._load_task(name, spec)
+            if self.splits is not None:
+                # the harness asks the documents of the test split
+                dataset_split = self.splits[split]
+                if dataset_split not in task.dataset:
+                    message = unknown_name("split", dataset_split, task.dataset)
+                    raise EvaluationError(f"{name}: {message}")
+                task.config.test_split = dataset_split
+            task.set_fewshot_seed(self.seed)
+            documents = self._select_documents(len(task.eval_docs), split)
+            task.build_all_requests(samples=documents, rank=0, world_size=1)
+        metric = _choose_metric(name, spec, task)
+        first_filter = _lm_eval.first_filter(task)
+        return Examples(task, metric, first_filter, _requests_by_document(task))
+
+    def _load_task(self, name: str, spec: HarnessTask) -> "Task":
+        assert self._manager is not None, "check() comes before load()"
+        try:
+            loaded = self._manager.load([spec.task])
+            return loaded["tasks"][spec.task]
+        except Exception as error:  # data sets fail in as many ways as there are hosts and formats
+            cause = f"{type(error).__name__}: {error}"
+            raise EvaluationError(
+                f"{name}: task {spec.task!r} cannot be loaded: {cause}; "
+                f"relative data_files start from {Path.cwd()}"
+            ) from error
+
+    def _select_documents(self, n: int, split: Split) -> list[int]:
+        """Which of the n documents belong to the split, in the order of the data."""
         if self.splits is not None:
-            return list(
-                range(
-                    n if split == "held_out" or not self.search_items else min(n, self.search_items)
-                )
-            )
+            if split == "search" and self.search_items:
+                return list(range(min(n, self.search_items)))
+            return list(range(n))
         if self.search_items is None or not 0 < self.search_items < n:
             raise EvaluationError(
-                f"search_items: expected 1 to {n - 1}, so that some of the {n} items are held out, got {self.search_items}"
+                f"search_items: must be between 1 and {n - 1}, so that some of the {n} examples "
+                f"are held out, got {self.search_items}"
             )
-        order = random.Random(self.seed).sample(range(n), n)
-        return sorted(
-            order[: self.search_items] if split == "search" else order[self.search_items :]
-        )
+        rng = random.Random(self.seed)
+        shuffled = rng.sample(range(n), n)
+        if split == "search":
+            return sorted(shuffled[: self.search_items])
+        return sorted(shuffled[self.search_items :])
 
 
-def _first_filter(task: Any) -> Any:
-    if task._filters:
-        return task._filters[0]
-    from lm_eval.filters import build_filter_ensemble
+def _choose_metric(name: str, spec: HarnessTask, task: "Task") -> str:
+    metrics = list(task.aggregation())
+    if task.OUTPUT_TYPE == "generate_until":
+        metrics.append(OUTPUT_LENGTH)
+    if spec.metric is None:
+        return str(metrics[0])
+    if spec.metric not in metrics:
+        message = unknown_name(f"metric of task {spec.task}", spec.metric, metrics)
+        raise EvaluationError(f"{name}: {message}")
+    return spec.metric
 
-    return build_filter_ensemble("none", [["take_first", None]])
+
+def _requests_by_document(task: "Task") -> tuple[tuple["Instance", ...], ...]:
+    requests: dict[int, list[Instance]] = defaultdict(list)
+    for instance in task.instances:
+        requests[instance.doc_id].append(instance)
+    ordered = []
+    for instances in requests.values():
+        # answers of a multiple-choice example, in the order that the metric expects
+        instances.sort(key=lambda instance: instance.idx)
+        ordered.append(tuple(instances))
+    return tuple(ordered)
 
 
-def _content(task: Any, requests: Sequence[Any]) -> Any:
+def _content(task: "Task", requests: Sequence["Instance"]) -> list[object]:
+    """An example's question, target and choices; its requests where the task has no question."""
     doc = requests[0].doc
-    asked = task.doc_to_text(doc)
-    choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
-    wanted = task.doc_to_target(doc)
-    return [asked, wanted, choices] if asked or choices else [requests[0].args, wanted]
+    question = task.doc_to_text(doc)
+    choices = None
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+    target = task.doc_to_target(doc)
+    if question or choices:
+        return [question, target, choices]
+    return [requests[0].args, target]
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[
-        :20
-    ]
+def _digest(value: object) -> str:
+    """Hexadecimal digest of a value's JSON. Score caches store it: it must not change."""
+    text = json.dumps(value, sort_keys=True, default=_to_json)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return digest[:_DIGEST_LENGTH]
 
 
-def _plain(value: Any) -> Any:
-    """Functions by their source; whatever else JSON does not know, by its text."""
-    if callable(value):
-        with contextlib.suppress(OSError, TypeError):
-            return inspect.getsource(value)
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    return str(value)
+def _to_json(value: object) -> str:
+    """Functions by their source, or their name where it cannot be read; all else by its text."""
+    if not callable(value):
+        return str(value)
+    # built-in functions and those that were typed in have no source
+    with contextlib.suppress(OSError, TypeError):
+        return inspect.getsource(value)
+    class_name = type(value).__qualname__
+    return str(getattr(value, "__qualname__", class_name))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The harness, its data sets and the hub's lazy imports log, print and draw bars as they like."""
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-        contextlib.redirect_stdout(nowhere),
-    ):
-        import datasets
-        import lm_eval.tasks  # noqa: F401
-
-        loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-        before = [logger.level for logger in loggers]
-        bars = datasets.are_progress_bars_disabled()
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            if not bars:
-                datasets.enable_progress_bars()
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _at(folder: Path | None) -> Iterator[None]:
+def _working_directory(folder: Path | None) -> contextlib.AbstractContextManager[None]:
+    """Change to the folder, if there is one, for the length of a `with` block."""
     if folder is None:
-        yield
-        return
-    with contextlib.chdir(folder):
-        yield
+        return contextlib.nullcontext()
+    return contextlib.chdir(folder)

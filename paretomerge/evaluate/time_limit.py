@@ -1,4 +1,4 @@
-"""A time limit: whatever hangs is a failed trial, and the search goes on."""
+"""A time limit for scoring: a candidate that hangs is a failed trial, and the search goes on."""
 
 import signal
 import threading
@@ -8,38 +8,48 @@ from contextlib import contextmanager
 from paretomerge.errors import EvaluationError
 
 
-class _TimeUp(BaseException):
-    """Raised wherever the program happens to be; no `except Exception` of a task or a user holds it up."""
+class _TimeLimitReached(BaseException):
+    """Not an Exception, so that no `except Exception` of a task or a user swallows it."""
 
 
 @contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Raises EvaluationError once so many seconds have passed; None for no limit.
+def enforce_time_limit(seconds: float | None) -> Iterator[None]:
+    """Interrupt the body after some seconds.
 
-    It works by the alarm of Unix, in the main thread: code that sleeps, waits or computes in Python stops at once, a single call
-    into a library when it returns.
+    The limit uses the alarm of Unix. Code that sleeps, waits or computes in Python stops at once;
+    a single call into a C library stops when it returns.
+
+    Args:
+        seconds: The limit; None for no limit.
+
+    Raises:
+        EvaluationError: The time is up, or the limit cannot be set: alarms need the main thread
+            of a Unix process.
+
+    Example:
+        >>> with enforce_time_limit(30):
+        ...     total = sum(range(10))
     """
     if seconds is None:
         yield
         return
-    if threading.current_thread() is not threading.main_thread() or not hasattr(
-        signal, "setitimer"
-    ):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "setitimer"):
         raise EvaluationError(
-            "time_limit: expected to run in the main thread of a Unix process, got another; leave it out"
+            "`evaluate.time_limit` works only in the main thread of a Unix process. Remove it"
         )
 
-    def ring(*_: object) -> None:
-        raise _TimeUp
+    def interrupt(*_: object) -> None:
+        raise _TimeLimitReached
 
-    before = signal.signal(signal.SIGALRM, ring)
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except _TimeUp:
+    except _TimeLimitReached:
         raise EvaluationError(
-            f"expected scores within {seconds:g} s (`evaluate.time_limit`), got none"
+            f"scoring took longer than {seconds:g} s (`evaluate.time_limit`)"
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)

@@ -341,7 +341,7 @@ def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Sc
 def _pack(scores: Scores) -> dict[str, Any]:
     packed = {}
     for name, score in scores.items():
-        packed[name] = [score.value, score.stderr, score.n, _pack_examples(score.items)]
+        packed[name] = [score.value, score.stderr, score.n, _pack_examples(score.example_scores)]
     return packed
 
 

@@ -18,7 +18,7 @@ from paretomerge.config.schema import StudyConfig, load_config, message_of
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.evaluate.backend import Backend
-from paretomerge.evaluate.evaluator import All, Evaluator, MergeFact, Objective
+from paretomerge.evaluate.evaluator import CombinedEvaluator, Evaluator, MergeFact, Objective
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
@@ -212,8 +212,8 @@ class _Builder:
             tasks,
             loader,
             batch_size=evaluation.batch_size,
-            beside=beside,
-            kept=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
+            search_evaluator=beside,
+            cache=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
             backend=_backend(evaluation.backend),
         )
 
@@ -223,7 +223,7 @@ class _Builder:
         for measure in self.settings.measures:
             if not isinstance(measure, Task):
                 parts.append(_evaluator_of(measure, self.settings.folder))
-        return All(tuple(parts))
+        return CombinedEvaluator(tuple(parts))
 
     def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
         """The objectives with their directions; tasks know theirs once they are loaded."""

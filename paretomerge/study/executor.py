@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from paretomerge.errors import ParetoMergeError
 from paretomerge.evaluate.evaluator import Candidate, Score
-from paretomerge.evaluate.time_limit import within
+from paretomerge.evaluate.time_limit import enforce_time_limit
 from paretomerge.record.trial import Trial
 from paretomerge.study.goals import Goals
 from paretomerge.study.level import Level
@@ -60,7 +60,7 @@ class Executor:
         try:
             with stopwatch(seconds, "merge"):
                 candidate = level.load(recipe)
-            with stopwatch(seconds, "evaluate"), within(self.goals.time_limit):
+            with stopwatch(seconds, "evaluate"), enforce_time_limit(self.goals.time_limit):
                 scores, final = self._score(asked, candidate, finished)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
             # torch reports exhausted memory as a RuntimeError.

@@ -11,7 +11,7 @@ from paretomerge.evaluate.evaluator import (
     Objective,
     Score,
     Split,
-    parts_of,
+    evaluators_in,
 )
 from paretomerge.evaluate.measures import Constraint
 from paretomerge.evaluate.speed import SpeedEvaluator
@@ -74,7 +74,7 @@ class Goals:
     def includes_size(self) -> bool:
         """Whether a score is about how large or slow a merge is."""
         sizes = set()
-        for part in parts_of(self.evaluator):
+        for part in evaluators_in(self.evaluator):
             if isinstance(part, MergeFact) and part.fact != "sparsity":
                 sizes.add(part.name or part.fact)
             elif isinstance(part, SpeedEvaluator):

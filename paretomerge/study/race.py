@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.evaluate.estimators import Estimate, Estimator, Responses, by_difficulty
-from paretomerge.evaluate.evaluator import Candidate, PerExample, Score, parts_of
+from paretomerge.evaluate.estimators import (
+    Estimate,
+    Estimator,
+    ItemResponseModel,
+    difficulty_corrected,
+)
+from paretomerge.evaluate.evaluator import Candidate, PerExample, Score, evaluators_in
 from paretomerge.record.trial import Trial, pareto_front
 from paretomerge.study.goals import Goals, RaceSettings
 from paretomerge.types import Array
@@ -76,11 +81,11 @@ class Race:
         complete = [trial for trial in finished if not trial.failure and trial.final]
         models = self._models_of(complete)
         evaluators = [
-            part for part in parts_of(self._goals.evaluator) if isinstance(part, PerExample)
+            part for part in evaluators_in(self._goals.evaluator) if isinstance(part, PerExample)
         ]
         raced: dict[str, PerExample] = {}
         for evaluator in evaluators:
-            for name in evaluator.items("search"):
+            for name in evaluator.examples("search"):
                 if name in models:
                     raced[name] = evaluator
         sizes = {name: len(models[name].order) for name in raced}
@@ -103,7 +108,7 @@ class Race:
             for name, evaluator in raced.items():
                 examples = models[name].order[len(seen[name]) : wanted[name]]
                 if len(examples):
-                    new = evaluator.outcomes(candidate, "search", {name: examples.tolist()})
+                    new = evaluator.example_scores(candidate, "search", {name: examples.tolist()})
                     seen[name] += [float(score) for score in new[name]]
             unfinished = [name for name in raced if wanted[name] < len(models[name].order)]
             if not unfinished:
@@ -111,7 +116,7 @@ class Race:
                 for name, evaluator in raced.items():
                     in_data_order = np.argsort(models[name].order)
                     all_scores = [seen[name][i] for i in in_data_order]
-                    scores[name] = evaluator.score("search", name, all_scores)
+                    scores[name] = evaluator.aggregate("search", name, all_scores)
                 return self._goals.in_order(scores), True
             # Drawn anew at each look: the Bayesian bootstrap of what has been seen so far.
             dominated = heat.dominated_draws()
@@ -128,7 +133,7 @@ class Race:
         """The front, as far as it has per-example scores to compare with."""
         rivals = []
         for trial in pareto_front(trials, self._goals.objectives):
-            lengths = {name: len(trial.scores[name].items or ()) for name in sizes}
+            lengths = {name: len(trial.scores[name].example_scores or ()) for name in sizes}
             if lengths == dict(sizes):
                 rivals.append(trial)
         return rivals
@@ -149,7 +154,7 @@ class Race:
     def _fit(self, trials: Sequence[Trial]) -> dict[str, _ScoreModel]:
         models = {}
         for name in self._goals.score_names:
-            rows = [trial.scores[name].items for trial in trials]
+            rows = [trial.scores[name].example_scores for trial in trials]
             lengths = {None if row is None else len(row) for row in rows}
             if None not in lengths and len(lengths) == 1:
                 models[name] = self._fit_one(np.array(rows, dtype=float))
@@ -159,7 +164,7 @@ class Race:
         """Fit one score's model to per-example scores `(trials, N)`."""
         # Item-response models need shares of right answers; lengths and the like are corrected by difficulty instead.
         bounded = table.min() >= 0 and table.max() <= 1
-        estimator = Responses(table).corrected if bounded else by_difficulty(table)
+        estimator = ItemResponseModel(table).corrected if bounded else difficulty_corrected(table)
         correct_sources = table[: self._n_sources].sum(0)
         order = stratified_order(correct_sources, self._settings.seed)
         return _ScoreModel(estimator, order, float(np.ptp(table)) or 1.0)
@@ -174,12 +179,12 @@ class Race:
         scores: dict[str, Score] = {}
         for evaluator in evaluators:
             rest: dict[str, Any] = {}
-            for name, examples in evaluator.items("search").items():
+            for name, examples in evaluator.examples("search").items():
                 if name not in raced:
                     rest[name] = range(len(examples))
-            for name, outcomes in evaluator.outcomes(candidate, "search", rest).items():
-                scores[name] = evaluator.score("search", name, outcomes)
-        for other in parts_of(self._goals.evaluator):
+            for name, outcomes in evaluator.example_scores(candidate, "search", rest).items():
+                scores[name] = evaluator.aggregate("search", name, outcomes)
+        for other in evaluators_in(self._goals.evaluator):
             if not isinstance(other, PerExample):
                 scores |= other.evaluate(candidate, "search")
         return scores
@@ -233,7 +238,7 @@ class _Heat:
         model = self.models[name]
         seen = np.array(self.seen[name])
         examples = model.order[: len(seen)]
-        rivals = np.array([rival.scores[name].items for rival in self.rivals], dtype=float)
+        rivals = np.array([rival.scores[name].example_scores for rival in self.rivals], dtype=float)
         gaps = rivals[:, examples] - seen
         return drawn_gaps(gaps.T, len(model.order), model.scale, self._rng)
 

@@ -103,7 +103,10 @@ def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(s
         )
         assert set(told) == set(recorded)
         for name, score in recorded.items():
-            assert tuple(told[name]["items"]) == score.items and told[name]["value"] == score.value
+            assert (
+                tuple(told[name]["items"]) == score.example_scores
+                and told[name]["value"] == score.value
+            )
     assert paretomerge("pick", small, "--knee", "--out", tmp_path / "out", ok=False).returncode == 1
     command = [
         sys.executable,

@@ -83,7 +83,7 @@ def test_trials_starts_and_checkpoints_are_compared(study, pico):
     assert found.task == "score" and found.n == 60
     trials = study.get_trials()
     assert (
-        trials[0].held_out["score"].items is not None and trials[3].held_out is not None
+        trials[0].held_out["score"].example_scores is not None and trials[3].held_out is not None
     )  # kept for the next time
     assert study.compare("0", "3") == [found]
     (searched,) = study.compare("0", "3", ["score"], "search")
@@ -108,4 +108,4 @@ def test_what_is_not_there_is_told(study, arguments, told):
 def test_a_score_without_items_is_told(study):
     with pytest.raises(EvaluationError, match="other: this score has no per-example scores"):
         study.compare("0", "3", ["other"])
-    assert Score(2.0).items is None
+    assert Score(2.0).example_scores is None

@@ -11,15 +11,15 @@ from tests.study.test_build import write
 
 def test_a_merge_on_disk_scores_as_the_live_one(specialists, tmp_path, monkeypatch):
     """By the harness's own `hf`, which loads what was written: the way that vllm goes too."""
-    monkeypatch.setattr(module, "_MEMORY", tmp_path)
+    monkeypatch.setattr(module, "_SHARED_MEMORY", tmp_path)
     model = live(specialists / "models" / "scribe")
     backend = Backend("hf", {"device": "cpu", "dtype": "bfloat16"})
     elsewhere = harness(
         specialists, "reverse", "translate", backend=backend, search_items=20
     ).evaluate(model, "search")
     here = harness(specialists, "reverse", "translate", search_items=20).evaluate(model, "search")
-    assert {name: score.items for name, score in elsewhere.items()} == {
-        name: score.items for name, score in here.items()
+    assert {name: score.example_scores for name, score in elsewhere.items()} == {
+        name: score.example_scores for name, score in here.items()
     }
     assert not list(tmp_path.iterdir())
 
@@ -28,7 +28,7 @@ def test_layers_that_a_route_repeats_are_written_each(specialists, pico):
     model = AutoModelForCausalLM.from_pretrained(pico / "ada")
     model.model.layers[1] = model.model.layers[0]
     shared = live(pico / "ada")
-    with Backend("hf", {"device": "cpu"}).model(
+    with Backend("hf", {"device": "cpu"}).load(
         type(shared)(model, shared.tokenizer, {}), 4
     ) as written:
         assert len(written.model.model.layers) == len(model.model.layers)

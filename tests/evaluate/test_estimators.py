@@ -2,16 +2,22 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from paretomerge.evaluate.estimators import Responses, by_difficulty, corrected, plain, stratified
+from paretomerge.evaluate.estimators import (
+    ItemResponseModel,
+    difference_estimator,
+    difficulty_corrected,
+    sample_mean,
+    stratified_mean,
+)
 
 N, KNOWN, NEW = 400, 30, 60
 EXACT = {
-    "plain": plain,
-    "stratified": stratified,
-    "by difficulty": by_difficulty,
-    "predicted": lambda known: Responses(known).predicted,
-    "corrected": lambda known: Responses(known).corrected,
-    "combined": lambda known: Responses(known).combined,
+    "plain": sample_mean,
+    "stratified": stratified_mean,
+    "by difficulty": difficulty_corrected,
+    "p-IRT": lambda known: ItemResponseModel(known).p_irt,
+    "corrected": lambda known: ItemResponseModel(known).corrected,
+    "gp-IRT": lambda known: ItemResponseModel(known).gp_irt,
 }
 
 
@@ -41,7 +47,7 @@ def test_who_has_seen_everything_knows_it(world, name):
     known, new = world
     estimate = EXACT[name](known)(np.arange(N), new[0])
     assert estimate.value == pytest.approx(
-        new[0].mean(), abs=1e-9 if name != "combined" else 1e-3
+        new[0].mean(), abs=1e-9 if name != "gp-IRT" else 1e-3
     ) and estimate.stderr == pytest.approx(0)
 
 
@@ -68,7 +74,7 @@ def test_what_is_known_of_the_items_saves_items(world):
 
 def test_a_correction_needs_no_good_expectation(world):
     new = world[1]
-    error, _ = errors(corrected(np.random.default_rng(1).random(N)), new, 60)
+    error, _ = errors(difference_estimator(np.random.default_rng(1).random(N)), new, 60)
     assert abs(error.mean()) < 0.01
 
 
@@ -80,5 +86,5 @@ def test_the_same_items_all_right_or_all_wrong_are_no_certainty(world):
 
 def test_few_merges_and_equal_ones_are_no_trouble():
     for known in (np.ones((1, 20)), np.zeros((5, 20)), np.eye(3, 20)):
-        estimate = Responses(known).corrected(np.arange(5), np.ones(5))
+        estimate = ItemResponseModel(known).corrected(np.arange(5), np.ones(5))
         assert np.isfinite(estimate.value) and estimate.stderr > 0

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import All, Candidate, MergeFact, Objective, Score
+from paretomerge.evaluate.evaluator import Candidate, CombinedEvaluator, MergeFact, Objective, Score
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
         (file,) = tmp_path.rglob(f"samples_{name}_*.jsonl")
         theirs = [json.loads(line)["acc"] for line in file.read_text().splitlines()]
         assert scores[name].n == 600 and len(theirs) == 60
-        assert [float(x) for x in theirs] == list(scores[name].items[:60])
+        assert [float(x) for x in theirs] == list(scores[name].example_scores[:60])
 
 
 def test_search_and_held_out_items_are_different_and_repeatable(specialists):
@@ -85,7 +85,7 @@ def test_search_and_held_out_items_are_different_and_repeatable(specialists):
     first, again = evaluator.evaluate(model, "search"), evaluator.evaluate(model, "search")
     assert first == again and first["sort"].n == 40
     prompts = {
-        split: {r[0].args[0] for r in evaluator.items(split)["sort"].requests}
+        split: {r[0].args[0] for r in evaluator.examples(split)["sort"].requests}
         for split in ("search", "held_out")
     }
     assert not prompts["search"] & prompts["held_out"]
@@ -99,13 +99,13 @@ def test_search_and_held_out_items_are_different_and_repeatable(specialists):
 def test_one_split_can_be_cut_in_two(specialists):
     evaluator = harness(specialists, "sort", splits=None, search_items=100)
     documents = {
-        s: {r[0].doc["prompt"] for r in evaluator.items(s)["sort"].requests}
+        s: {r[0].doc["prompt"] for r in evaluator.examples(s)["sort"].requests}
         for s in ("search", "held_out")
     }
     assert len(documents["search"]) == 100 and len(documents["held_out"]) == 500
     assert not documents["search"] & documents["held_out"]
     other = harness(specialists, "sort", splits=None, search_items=100, seed=1)
-    assert {r[0].doc["prompt"] for r in other.items("search")["sort"].requests} != documents[
+    assert {r[0].doc["prompt"] for r in other.examples("search")["sort"].requests} != documents[
         "search"
     ]
 
@@ -133,29 +133,29 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     )
     (tmp_path / "other.yaml").write_text(other)
     evaluator = harness(specialists, "reverse", include_path=tmp_path, data_root=tmp_path)
-    assert len(evaluator.items("held_out")["reverse"]) == 52
-    assert evaluator.notes == ["reverse: 8 of 60 held-out items are searched on too, and left out"]
+    assert len(evaluator.examples("held_out")["reverse"]) == 52
+    assert evaluator.notes == [
+        "reverse: 8 of 60 held-out examples are searched on too, and left out"
+    ]
     watched = harness(
         specialists,
         "other",
         include_path=tmp_path,
         data_root=tmp_path,
         search_items=1,
-        beside=evaluator,
+        search_evaluator=evaluator,
     )
     assert (
-        len(watched.items("held_out")["other"]) == 51
+        len(watched.examples("held_out")["other"]) == 51
     )  # its own first item is searched on besides
     assert {json.loads(line)["prompt"] for line in lines["search"][:40]} == {
-        requests[0].doc["prompt"] for requests in evaluator.items("search")["reverse"].requests
+        requests[0].doc["prompt"] for requests in evaluator.examples("search")["reverse"].requests
     }
-    with pytest.raises(
-        EvaluationError, match="other: expected held-out items that are not searched on"
-    ):
+    with pytest.raises(EvaluationError, match="other: all held-out examples are searched on too"):
         everything = harness(
             specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=60
         )
-        everything.items("held_out")
+        everything.examples("held_out")
 
 
 def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_path):
@@ -199,21 +199,21 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
         model, "search"
     )["reverse_written"]
     ranked = harness(specialists, "reverse").evaluate(model, "search")["reverse"]
-    assert written.items == ranked.items and 0 < written.value < 1
+    assert written.example_scores == ranked.example_scores and 0 < written.value < 1
 
 
 @pytest.mark.parametrize(
     ("build", "told"),
     [
         (lambda s: harness(s, "sorte"), "did you mean 'sort'|unknown task"),
-        (lambda s: harness(s, "sort", include_path=s / "nowhere"), "not there"),
+        (lambda s: harness(s, "sort", include_path=s / "nowhere"), "does not exist"),
         (
             lambda s: harness(s, "sort", splits={"search": "serch", "held_out": "held_out"}),
             "did you mean 'search'",
         ),
         (
             lambda s: harness(s, "sort", splits=None, search_items=600),
-            "some of the 600 items are held out",
+            "some of the 600 examples are held out",
         ),
         (lambda s: harness(s, "sort", data_root=s), "relative data_files start from"),
         (
@@ -245,12 +245,12 @@ def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(specialists, t
 
 def test_score_of_items():
     score = Score.mean_of([1, 0, 1, 1])
-    assert (score.value, score.n, score.items) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
+    assert (score.value, score.n, score.example_scores) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
     assert score.stderr == pytest.approx(0.25)
     with pytest.raises(EvaluationError, match="finite"):
         Score(float("nan"))
     for stderr in (float("nan"), float("inf"), -0.1):
-        with pytest.raises(EvaluationError, match="standard error of 0 or more"):
+        with pytest.raises(EvaluationError, match="standard error must be finite and at least 0"):
             Score(1.0, stderr)
 
 
@@ -270,7 +270,9 @@ def test_functions_return_numbers_scores_or_dicts(pico):
         "f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"}
     )
     assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
-    assert All((MergeFact("sparsity"), both)).evaluate(model, "search")["sparsity"] == Score(-0.5)
+    assert CombinedEvaluator((MergeFact("sparsity"), both)).evaluate(model, "search")[
+        "sparsity"
+    ] == Score(-0.5)
     assert MergeFact("sparsity", "near").evaluate(model, "search") == {"near": Score(-0.5)}
 
 
@@ -280,7 +282,7 @@ def test_functions_that_fail_are_named(pico, tmp_path):
 
     with pytest.raises(EvaluationError, match="KeyError"):
         FunctionEvaluator("f", broken).evaluate(live(pico / "ada"), "search")
-    with pytest.raises(EvaluationError, match="expected a number"):
+    with pytest.raises(EvaluationError, match="must return a number"):
         FunctionEvaluator("f", lambda m, t: "good").evaluate(live(pico / "ada"), "search")
     for path, told in (
         ("no_colon", "module:function"),

@@ -63,7 +63,7 @@ def test_a_broken_model_is_no_score(specialists, text):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "expected a text file"),
+        (None, "cannot be read as a text file"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"short", "at least 256 tokens, got 5"),
     ],

@@ -10,18 +10,18 @@ from tests.evaluate.test_evaluate import harness, live
 
 def test_what_is_kept_comes_back_and_more_extends_it(tmp_path):
     kept = ScoreCache(tmp_path / "deep" / "kept.db")
-    assert kept.of("m", "t") == {}
+    assert kept.get("m", "t") == {}
     kept.add("m", "t", {"a": 1.0, "b": np.float64(0.5)})
     ScoreCache(tmp_path / "deep" / "kept.db").add("m", "t", {"c": [1.5, 2]})
-    assert kept.of("m", "t") == {"a": 1.0, "b": 0.5, "c": [1.5, 2]}
-    assert kept.of("m", "u") == kept.of("n", "t") == {}
+    assert kept.get("m", "t") == {"a": 1.0, "b": 0.5, "c": [1.5, 2]}
+    assert kept.get("m", "u") == kept.get("n", "t") == {}
     kept.add("m", "t", {"d": object()})
-    assert set(kept.of("m", "t")) == {"a", "b", "c"}
+    assert set(kept.get("m", "t")) == {"a", "b", "c"}
 
 
 def test_a_file_that_is_no_cache_is_told(tmp_path: Path):
     (tmp_path / "kept.db").write_text("no database, but long enough to be looked at " * 20)
-    with pytest.raises(EvaluationError, match="expected a file of outcomes"):
+    with pytest.raises(EvaluationError, match="cannot be used as a file of scores"):
         ScoreCache(tmp_path / "kept.db")
 
 
@@ -45,14 +45,14 @@ def test_no_item_is_asked_twice_of_a_merge_and_more_items_extend(
     known = type(model)(model.model, model.tokenizer, {}, "scribe")
     fresh = harness(specialists, "reverse", "sort").evaluate(known, "search")
     small = harness(
-        specialists, "reverse", "sort", search_items=30, kept=ScoreCache(tmp_path / "kept.db")
+        specialists, "reverse", "sort", search_items=30, cache=ScoreCache(tmp_path / "kept.db")
     )
     larger = harness(
-        specialists, "reverse", "sort", kept=ScoreCache(tmp_path / "kept.db")
+        specialists, "reverse", "sort", cache=ScoreCache(tmp_path / "kept.db")
     )  # another study: 40 items each
     asked, more = Asked(small, monkeypatch), Asked(larger, monkeypatch)
     small.evaluate(known, "search")
-    assert small.evaluate(known, "search")["sort"].items == fresh["sort"].items[
+    assert small.evaluate(known, "search")["sort"].example_scores == fresh["sort"].example_scores[
         :30
     ] and asked.numbers == [60, 0]
     assert larger.evaluate(known, "search") == fresh and more.numbers == [20]
@@ -63,8 +63,14 @@ def test_no_item_is_asked_twice_of_a_merge_and_more_items_extend(
 
 def test_another_metric_or_task_has_outcomes_of_its_own(specialists, tmp_path):
     kept = ScoreCache(tmp_path / "kept.db")
-    sort = harness(specialists, "sort", kept=kept).items("search")["sort"]
-    reverse = harness(specialists, "reverse", kept=kept).items("search")["reverse"]
-    again = harness(specialists, "sort", seed=3).items("search")["sort"]
-    assert sort.key != reverse.key and sort.key == again.key and sort.keys == again.keys
-    assert not set(sort.keys) & set(harness(specialists, "sort").items("held_out")["sort"].keys)
+    sort = harness(specialists, "sort", cache=kept).examples("search")["sort"]
+    reverse = harness(specialists, "reverse", cache=kept).examples("search")["reverse"]
+    again = harness(specialists, "sort", seed=3).examples("search")["sort"]
+    assert (
+        sort.scoring_digest != reverse.scoring_digest
+        and sort.scoring_digest == again.scoring_digest
+        and sort.request_digests == again.request_digests
+    )
+    assert not set(sort.request_digests) & set(
+        harness(specialists, "sort").examples("held_out")["sort"].request_digests
+    )

@@ -32,7 +32,7 @@ class Stepping(torch.nn.Module):
 
 def test_steps_are_timed_one_token_at_a_time_once_warm(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(speed, "_now", lambda device: clock[0])
+    monkeypatch.setattr(speed, "_synchronized_time", lambda device: clock[0])
     model = Stepping(clock)
     score = SpeedEvaluator("pace").evaluate(Candidate(model, None, {}), "search")["pace"]
     assert score.value == 0.25 and score.stderr == 0 and score.n == 32

@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from paretomerge.pareto.front import hypervolume, hypervolume_contributions, nondominated, reference_point
+from paretomerge.pareto.front import (
+    hypervolume,
+    hypervolume_contributions,
+    nondominated,
+    reference_point,
+)
 from paretomerge.pareto.ranking import knee, normalised, preferred
 
 POINTS = arrays(

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 
 from paretomerge.errors import ConfigError
-from paretomerge.evaluate.evaluator import All, MergeFact, Objective, Score
+from paretomerge.evaluate.evaluator import CombinedEvaluator, MergeFact, Objective, Score
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.goals import Goals
 from paretomerge.study.race import RaceSettings, drawn_gaps, least_decided, stratified_order
@@ -24,10 +24,10 @@ class Quiz:
     def __init__(self):
         self.asked = 0
 
-    def items(self, split):
+    def examples(self, split):
         return {name: range(n) for name, n in ITEMS.items()}
 
-    def outcomes(self, live, split, wanted):
+    def example_scores(self, live, split, wanted):
         found = {}
         state = live.model.state_dict()
         for which, (name, places) in enumerate(
@@ -43,14 +43,14 @@ class Quiz:
                 found[name] = [float(right[i]) for i in places]
         return found
 
-    def score(self, split, name, outcomes):
+    def aggregate(self, split, name, outcomes):
         return Score.mean_of(outcomes)
 
     def evaluate(self, live, split):
         everything = {name: range(n) for name, n in ITEMS.items()}
         return {
-            name: self.score(split, name, found)
-            for name, found in self.outcomes(live, split, everything).items()
+            name: self.aggregate(split, name, found)
+            for name, found in self.example_scores(live, split, everything).items()
         }
 
 
@@ -61,7 +61,11 @@ def raced(
     sampler = MMMOSampler(
         seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
     )
-    goals = Goals(All((quiz, *more)), tuple(Objective(name, maximise) for name in names), race=race)
+    goals = Goals(
+        CombinedEvaluator((quiz, *more)),
+        tuple(Objective(name, maximise) for name in names),
+        race=race,
+    )
     return Search(folder, plain.space, goals, sampler), quiz
 
 
@@ -81,10 +85,13 @@ def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pic
         assert (
             all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True)) and sum(n) < 500
         )
-        assert all(t.scores[name].items is None and t.scores[name].stderr > 0 for name in ITEMS)
+        assert all(
+            t.scores[name].example_scores is None and t.scores[name].stderr > 0 for name in ITEMS
+        )
     front = study.front()
     assert front and all(
-        t.final and t.scores["one"].n == 200 and len(t.scores["two"].items) == 300 for t in front
+        t.final and t.scores["one"].n == 200 and len(t.scores["two"].example_scores) == 300
+        for t in front
     )
 
 
@@ -151,8 +158,8 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
     """As long as nobody solves an item, items without gaps say nothing of the next ones."""
 
     class Hard(Quiz):
-        def outcomes(self, live, split, wanted):
-            found = super().outcomes(live, split, wanted)
+        def example_scores(self, live, split, wanted):
+            found = super().example_scores(live, split, wanted)
             late = self.asked > 500 * 9
             return {
                 n: [
@@ -169,7 +176,7 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
     study = Search(
         tmp_path,
         plain.space,
-        Goals(All((quiz,)), (Objective("one"), Objective("two")), race=RACING),
+        Goals(CombinedEvaluator((quiz,)), (Objective("one"), Objective("two")), race=RACING),
         sampler,
     )
     study.run(12)

@@ -1,114 +1,181 @@
-"""Greedy answers: rows that are finished leave the batch, so that one long answer does not keep the others waiting."""
+"""Greedy generation for a batch of prompts.
+
+Rows that are finished leave the batch, so that one long answer does not hold up the others.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.inference.memory import Room
-from paretomerge.evaluate.inference.prefill import Tokens, grouped, read
+from paretomerge.evaluate.inference._transformers import GENERATION_CONFIG_METADATA
+from paretomerge.evaluate.inference.batching import AdaptiveBatcher, Tokens
+from paretomerge.evaluate.inference.prefill import group_by_prefix, prefill
 
-_PLAIN = {
-    *(
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "decoder_start_token_id",
-        "transformers_version",
-        "_from_model_config",
-    ),
-    *("use_cache", "do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"),
-    *(
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "output_logits",
-        "return_dict_in_generate",
-    ),
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NumberedPrompt = tuple[int, Tokens]
+"""A number that identifies the prompt, and its tokens."""
+
+Generated = dict[int, list[int]]
+"""Number of the prompt -> the tokens written."""
+
+# what a generation_config may contain without changing what greedy decoding writes
+_HARMLESS_DEFAULTS = {
+    *GENERATION_CONFIG_METADATA,
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "use_cache",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "max_length",
+    "max_new_tokens",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
 }
-"""What a generation_config may say without changing what greedy decoding writes."""
 
 
-def greedy_alone(model: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether an answer is the most likely token each time and nothing else, by the request and by the model's own defaults."""
-    asked = {key: value for key, value in settings.items() if key not in ("until", "max_gen_toks")}
-    plain = not asked.pop("do_sample", False) and not asked.pop("temperature", 0.0)
-    return plain and not asked and model.generation_config.to_diff_dict().keys() <= _PLAIN
+def is_plain_greedy(model: "PreTrainedModel", settings: Mapping[str, object]) -> bool:
+    """Whether generation takes the most likely token each time and does nothing else.
+
+    Args:
+        model: Its `generation_config` has defaults.
+        settings: The request's generation settings, as lm-evaluation-harness normalises them.
+
+    Returns:
+        False where there are beams, sampling, penalties and the like: `transformers` does those.
+    """
+    ignored = ("until", "max_gen_toks", "do_sample", "temperature")
+    others = {key for key in settings if key not in ignored}
+    # a temperature asks for sampling, whatever do_sample says
+    if settings.get("do_sample", False) or settings.get("temperature", 0.0):
+        return False
+    defaults = model.generation_config.to_diff_dict()
+    return not others and defaults.keys() <= _HARMLESS_DEFAULTS
 
 
-class Writer:
-    """Writes until a stop string (of `stop`), an end token or `most` tokens, for a batch of prompts at a time."""
+class GreedyGenerator:
+    """Writes until a stop string, an end-of-sequence token or a number of tokens.
 
-    def __init__(self, model: Any, tokenizer: Any, stop: Sequence[str], most: int) -> None:
-        self._model, self._tokenizer, self._most = model, tokenizer, most
+    Args:
+        model: A model that `supports_cache`.
+        tokenizer: Decodes tokens to find stop strings; unused without them.
+        stop: Stop strings.
+        max_new_tokens: Tokens of an answer at most.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None",
+        stop: Sequence[str],
+        max_new_tokens: int,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
         self._stop = [text for text in stop if text]
-        self._tail = (
-            max((len(text.encode()) for text in self._stop), default=0) + 1
-        )  # tokens that surely cover a stop string
-        ends = model.generation_config.eos_token_id
-        self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        # a token has at least one byte, so that so many tokens surely cover a stop string
+        lengths = [len(text.encode()) for text in self._stop]
+        self._tail = max(lengths, default=0) + 1
+        end_tokens = model.generation_config.eos_token_id
+        if end_tokens is None:
+            end_tokens = []
+        elif isinstance(end_tokens, int):
+            end_tokens = [end_tokens]
+        self._end_tokens = set(end_tokens)
 
-    def all_answers(
-        self, prompts: Sequence[tuple[int, Tokens]], room: Room
-    ) -> dict[int, list[int]]:
-        """`answers`, batch by batch: what begins alike together, the longest first."""
-        written: dict[int, list[int]] = {}
-        for group in grouped([tokens for _, tokens in prompts]):
-            room.run(lambda batch: written.update(self.answers(batch)), [prompts[i] for i in group])
-        return written
+    def generate_in_batches(
+        self, prompts: Sequence[NumberedPrompt], batcher: AdaptiveBatcher
+    ) -> Generated:
+        """Answer any number of prompts, batch by batch.
+
+        Args:
+            prompts: Numbered prompts. Those with a common prefix are read together.
+            batcher: Cuts them into batches.
+
+        Returns:
+            Number of the prompt -> the tokens written.
+
+        Raises:
+            EvaluationError: The model's logits are NaN.
+        """
+        generated: Generated = {}
+
+        def process(batch: Sequence[NumberedPrompt]) -> None:
+            generated.update(self.generate(batch))
+
+        token_ids = [tokens for _, tokens in prompts]
+        for group in group_by_prefix(token_ids):
+            members = [prompts[i] for i in group]
+            batcher.run(process, members)
+        return generated
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[tuple[int, Tokens]]) -> dict[int, list[int]]:
-        """Number of a prompt -> the tokens written."""
-        reading = read(self._model, [tokens for _, tokens in prompts], self._most)
-        logits, cache, mask = reading.logits, reading.cache, reading.mask
-        written: dict[int, list[int]] = {number: [] for number, _ in prompts}
-        live = [
-            number for number, _ in prompts
-        ]  # the rows of the batch; one that is finished may stay in it for a while
-        open_rows = set(live)
-        for _ in range(self._most):
-            best, token = logits[:, -1].max(-1)
+    def generate(self, prompts: Sequence[NumberedPrompt]) -> Generated:
+        """Answer prompts in one batch; see `generate_in_batches`."""
+        token_ids = [tokens for _, tokens in prompts]
+        output = prefill(self._model, token_ids, self._max_new_tokens)
+        logits = output.logits
+        cache = output.cache
+        mask = output.mask
+        rows = [number for number, _ in prompts]  # the prompt in each row of the batch
+        generated: Generated = {number: [] for number in rows}
+        unfinished = set(rows)
+        for _ in range(self._max_new_tokens):
+            last_logits = logits[:, -1]
+            best, next_tokens = last_logits.max(-1)
             if best.isnan().any():
-                raise EvaluationError("expected logits, got NaN: the merged weights overflow")
-            for number, found in zip(live, token.tolist(), strict=True):
-                if number in open_rows:
-                    written[number].append(found)
-            open_rows -= self._finished({number: written[number] for number in open_rows})
-            if not open_rows:
+                raise EvaluationError("logits are NaN: the merged weights overflow")
+            for number, token in zip(rows, next_tokens.tolist(), strict=True):
+                if number in unfinished:
+                    generated[number].append(token)
+            answers = {number: generated[number] for number in unfinished}
+            unfinished -= self._finished(answers)
+            if not unfinished:
                 break
-            if 2 * len(open_rows) <= len(live):
-                kept = torch.tensor(
-                    [row for row, number in enumerate(live) if number in open_rows],
-                    device=mask.device,
-                )
-                cache.batch_select_indices(kept)
-                token, mask, live = (
-                    token[kept],
-                    mask[kept],
-                    [number for number in live if number in open_rows],
-                )
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-            position = mask.sum(1, keepdim=True) - 1
-            state = self._model(
-                token[:, None],
+            # selecting rows copies the cache, which pays once half of them are finished
+            if 2 * len(unfinished) <= len(rows):
+                kept = [row for row, number in enumerate(rows) if number in unfinished]
+                index = torch.tensor(kept, device=mask.device)
+                cache.batch_select_indices(index)
+                next_tokens = next_tokens[index]
+                mask = mask[index]
+                rows = [rows[row] for row in kept]
+            next_mask = mask.new_ones(len(rows), 1)
+            mask = torch.cat([mask, next_mask], 1)
+            step = self._model(
+                next_tokens[:, None],
                 attention_mask=mask,
-                position_ids=position,
+                position_ids=mask.sum(1, keepdim=True) - 1,
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits, cache = state.logits, state.past_key_values
-        return written
+            logits = step.logits
+            cache = step.past_key_values
+        return generated
 
-    def _finished(self, written: Mapping[int, Sequence[int]]) -> set[int]:
-        """Numbers of the answers that end with an end token or hold a stop string."""
-        ended = {number for number, tokens in written.items() if tokens[-1] in self._ends}
+    def _finished(self, generated: Generated) -> set[int]:
+        """Numbers of the answers that end with an end token or contain a stop string."""
+        finished = set()
+        for number, tokens in generated.items():
+            if tokens[-1] in self._end_tokens:
+                finished.add(number)
         if not self._stop:
-            return ended
-        tails = self._tokenizer.batch_decode([tokens[-self._tail :] for tokens in written.values()])
-        return ended | {
-            number
-            for number, tail in zip(written, tails, strict=True)
-            if any(text in tail for text in self._stop)
-        }
+            return finished
+        assert self._tokenizer is not None, "stop strings need a tokenizer"
+        tails = [tokens[-self._tail :] for tokens in generated.values()]
+        texts = self._tokenizer.batch_decode(tails)
+        for number, text in zip(generated, texts, strict=True):
+            if any(stop in text for stop in self._stop):
+                finished.add(number)
+        return finished

@@ -1,107 +1,136 @@
-"""The live model as lm-evaluation-harness sees it: prompts are tokenised once a study, shared contexts run once, answers that
-are finished leave the batch. What comes back is what the harness's own `hf` model says, request for request; but for a stop
-string that is a special token, behind which that one writes on for as long as others in the batch do.
+"""The live model as lm-evaluation-harness sees it.
+
+Prompts are tokenized once per study, shared contexts are read once, and finished answers leave the
+batch. The responses are those of the harness's own `hf` model, request for request, with one
+exception: behind a stop string that is a special token, `hf` continues to write for as long as
+other rows of the batch do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
 
-from paretomerge.evaluate.inference.generate import Writer, greedy_alone
-from paretomerge.evaluate.inference.likelihood import Likelihoods
-from paretomerge.evaluate.inference.memory import Room
-from paretomerge.evaluate.inference.prefill import goes_on
+from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
+from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
+from paretomerge.evaluate.inference.likelihood import LogLikelihood, LogLikelihoods, Request
+from paretomerge.evaluate.inference.prefill import supports_cache
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GenerationSettings = Mapping[str, object]
 
 
-class ResidentLM(HFLM):  # type: ignore[misc]
-    """A causal model whose weights change while its requests do not.
+class ResidentLM(ReplaceableHFLM):
+    """A causal language model whose weights change while its requests stay the same.
 
-    A batch that finds no memory is halved and tried again, and so are those after it.
+    A batch that runs out of memory is halved and tried again, and later batches are as small.
+
+    Args:
+        model: The model; `set_model` replaces it.
+        tokenizer: Its tokenizer.
+        batch_size: Rows of a forward pass.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int
+    ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self._room = Room(batch_size)
+        self._batcher = AdaptiveBatcher(batch_size)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
-
-    def take(self, model: Any) -> None:
-        """Another model in place of this one, with the same tokenizer."""
-        self._model, self._config = model, model.config
 
     def tok_encode(
         self,
         string: str,
         add_special_tokens: bool | None = None,
         left_truncate_len: int | None = None,
-        **more: Any,
-    ) -> Any:
-        """As the harness encodes, kept: requests are the same for every merge."""
-        if left_truncate_len or more:
-            return super().tok_encode(string, add_special_tokens, left_truncate_len, **more)
+        **options: object,
+    ) -> list[int]:
+        """Tokenize as `HFLM` does, and remember the result: all merges get the same requests."""
+        if left_truncate_len or options:
+            uncached: list[int] = super().tok_encode(
+                string, add_special_tokens, left_truncate_len, **options
+            )
+            return uncached
         key = string, add_special_tokens
         if key not in self._encoded:
             self._encoded[key] = super().tok_encode(string, add_special_tokens)
         return self._encoded[key]
 
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        """(log-probability, whether it is the greedy answer) of each continuation, in the order of the requests."""
-        work = Likelihoods(
-            self.model,
-            [(context, answer) for _, context, answer in requests],
-            self.max_length,
-            self.softmax_dtype,
-        )
-        for run, jobs in work.runs:
-            self._room.run(run, jobs, lambda job: job.rows)
-        return work.answers
+    def token_log_likelihoods(self, requests: Sequence[Request]) -> list[LogLikelihood]:
+        """Log-likelihood of each (context, continuation), in the order of the requests."""
+        work = LogLikelihoods(self.model, requests, self.max_length, self.softmax_dtype)
+        return work.run(self._batcher)
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answers' texts, up to the first of their stop strings."""
-        asked = [
-            (str(request.args[0]), normalize_gen_kwargs(request.args[1], self.max_gen_toks))
-            for request in requests
-        ]
-        alone = [
-            greedy_alone(self.model, settings) and self.think_end_token is None
-            for _, settings in asked
-        ]
-        if not all(alone) or not goes_on(
-            self.model
-        ):  # sampling, beams, penalties, states: transformers knows them all
-            answers: list[str] = super().generate_until(requests, disable_tqdm=True)
-            return answers
+    def generate_until(
+        self, requests: Sequence["Instance"], disable_tqdm: bool = False
+    ) -> list[str]:
+        """The generated texts, each up to the first of its stop strings.
+
+        Args:
+            requests: Their arguments are a prompt and generation settings.
+            disable_tqdm: Ignored; there is never a progress bar.
+
+        Returns:
+            A text for each request.
+        """
+        prompts = [str(request.args[0]) for request in requests]
+        settings = []
+        for request in requests:
+            setting = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+            settings.append(setting)
+        if not self._generates_itself(settings):
+            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+            return texts
         groups: dict[str, list[int]] = {}
-        for i, (_, settings) in enumerate(asked):
-            groups.setdefault(repr(sorted(settings.items())), []).append(i)
-        written = [""] * len(asked)
+        for i, setting in enumerate(settings):
+            # settings hold lists of stop strings, which cannot be keys themselves
+            key = repr(sorted(setting.items()))
+            groups.setdefault(key, []).append(i)
+        generated = [""] * len(requests)
         for members in groups.values():
-            for i, text in self._write([(i, asked[i][0]) for i in members], asked[members[0]][1]):
-                written[i] = text
-        return written
+            first = members[0]
+            group = [prompts[i] for i in members]
+            texts = self._generate(group, settings[first])
+            for i, text in zip(members, texts, strict=True):
+                generated[i] = text
+        return generated
 
-    def _write(
-        self, prompts: Sequence[tuple[int, str]], settings: Mapping[str, Any]
-    ) -> Iterator[tuple[int, str]]:
+    def _generates_itself(self, settings: Sequence[GenerationSettings]) -> bool:
+        """Whether `GreedyGenerator` can do it; transformers does sampling, beams and penalties."""
+        if self.think_end_token is not None:
+            return False
+        if not all(is_plain_greedy(self.model, setting) for setting in settings):
+            return False
+        return supports_cache(self.model)
+
+    def _generate(self, prompts: Sequence[str], settings: GenerationSettings) -> list[str]:
         """Greedy answers to prompts with the same settings."""
-        stop = handle_stop_sequences(
-            settings.get("until"), eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        max_new_tokens = settings["max_gen_toks"]
+        assert isinstance(max_new_tokens, int)
+        end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        stop = handle_stop_sequences(settings.get("until"), eos=end)
+        max_prompt = self.max_length - max_new_tokens
+        assert max_prompt > 0, (
+            f"max_gen_toks must be below the model's {self.max_length} tokens, got {max_new_tokens}"
         )
-        longest = self.max_length - settings["max_gen_toks"]
-        assert longest > 0, (
-            f"expected max_gen_toks below the model's {self.max_length} tokens, got {settings['max_gen_toks']}"
-        )
-        encoded = [(i, tuple(self.tok_encode(text)[-longest:])) for i, text in prompts]
-        writer = Writer(self.model, self.tokenizer, stop, settings["max_gen_toks"])
-        for i, tokens in writer.all_answers(encoded, self._room).items():
-            yield i, postprocess_generated_text(self.tok_decode(tokens), stop, None)
+        encoded = []
+        for i, prompt in enumerate(prompts):
+            tokens = self.tok_encode(prompt)
+            # the end of a prompt that is too long, as the harness does
+            truncated = tuple(tokens[-max_prompt:])
+            encoded.append((i, truncated))
+        generator = GreedyGenerator(self.model, self.tokenizer, stop, max_new_tokens)
+        generated = generator.generate_in_batches(encoded, self._batcher)
+        texts = []
+        for i in range(len(prompts)):
+            text = self.tok_decode(generated[i])
+            texts.append(postprocess_generated_text(text, stop, None))
+        return texts

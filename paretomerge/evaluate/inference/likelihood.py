@@ -1,178 +1,288 @@
-"""Log-probabilities of answers: equal sequences run once, a context with several answers runs once for all of them, and so does what
-many contexts begin with.
+"""Log-likelihoods of answers, with as few tokens read as possible.
+
+Equal sequences are read once. A context with several answers is read once for all of them, if that
+saves enough; so is a prefix that many sequences share.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.inference.padding import padded_right
+from paretomerge.evaluate.inference.batching import AdaptiveBatcher, Process, Tokens, pad_right
 from paretomerge.evaluate.inference.prefill import (
-    Tokens,
-    common,
-    goes_on,
-    grouped,
-    last_alone,
-    read,
-    repeated,
+    group_by_prefix,
+    keep_last_logits,
+    prefill,
+    prefill_shared_prefix,
+    shared_prefix,
+    supports_cache,
 )
 
-Wanted = tuple[int, Tokens]  # the number of a request, and its answer
-_WORTH = 2 / 3  # of the tokens: a second forward pass has a price of its own
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Request = tuple[Sequence[int], Sequence[int]]
+"""Tokens of a context, and of the answer that follows it."""
+
+LogLikelihood = tuple[float, bool]
+"""Log-probability of an answer, and whether greedy decoding would write it."""
+
+# a second forward pass has a cost of its own: it must save a third of the tokens
+_MAX_TOKEN_SHARE = 2 / 3
+
+
+class Answer(NamedTuple):
+    """The answer that a request asks about.
+
+    Attributes:
+        request: The request's index.
+        tokens: The answer's tokens.
+    """
+
+    request: int
+    tokens: Tokens
+
+
+class LocatedAnswer(NamedTuple):
+    """Where an answer's log-probabilities are.
+
+    Attributes:
+        row: Row of the logits.
+        end: The position behind the one that predicts the answer's last token.
+        answer: The answer.
+    """
+
+    row: int
+    end: int
+    answer: Answer
+
+
+Continuations = dict[Tokens, list[Answer]]
+"""What follows a context, without the last token of an answer -> the answers that it predicts."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """Rows of one forward pass: `prefix`, and the answers that begin behind each of `suffixes`, which follow it."""
+class ForwardJob:
+    """Sequences that are read together: a prefix, and what follows it in each row.
+
+    Attributes:
+        prefix: Tokens that all rows begin with.
+        suffixes: The rest of each row.
+        answers: The answers that each row predicts; they end one token behind it.
+    """
 
     prefix: Tokens
     suffixes: tuple[Tokens, ...]
-    wanted: tuple[tuple[Wanted, ...], ...]
+    answers: tuple[tuple[Answer, ...], ...]
 
     @property
     def rows(self) -> int:
+        """Rows of the job in a batch."""
         return len(self.suffixes)
 
 
-class Likelihoods:
-    """What is to be run for `requests` of (context, answer) tokens. `answers`, in their order, fill while jobs are run.
+class LogLikelihoods:
+    """Computes log-likelihoods of answers to contexts.
 
-    longest: tokens that the model reads at a time; of what is longer, the end counts. dtype: of the softmax, None for the logits'.
-    Only the positions that answers need are carried to the vocabulary.
+    Logits are computed only for the positions that answers need.
+
+    Args:
+        model: The causal language model.
+        requests: (context, answer) tokens.
+        max_length: Tokens that the model reads at a time; longer sequences lose their beginning.
+        dtype: Of the softmax; that of the logits where it is None.
+
+    Attributes:
+        results: Of each request; NaN until `run` has been called.
+        passes: (function that processes a batch of jobs, its jobs): all that `run` does.
     """
 
     def __init__(
         self,
-        model: Any,
-        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
-        longest: int,
-        dtype: Any = None,
+        model: "PreTrainedModel",
+        requests: Sequence[Request],
+        max_length: int,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
-        self._model, self._dtype = model, dtype
-        self._goes_on = goes_on(model)
-        alone, shared = self._sorted(requests, longest)
-        self.runs: list[tuple[Callable[[Sequence[Job]], None], list[Job]]] = [
-            (self._alone, jobs) for jobs in self._together(alone)
-        ]
-        self.runs += [(self._shared, jobs) for jobs in self._together(shared)]
+        pending = (float("nan"), False)
+        self.results: list[LogLikelihood] = [pending] * len(requests)
+        self._model = model
+        self._dtype = dtype
+        self._supports_cache = supports_cache(model)
+        single, shared = self._plan(requests, max_length)
+        self.passes: list[tuple[Process[ForwardJob], list[ForwardJob]]] = []
+        for jobs in _group_jobs(single):
+            self.passes.append((self._read_sequences, jobs))
+        for jobs in _group_jobs(shared):
+            self.passes.append((self._read_shared_contexts, jobs))
 
-    def _together(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """What is to be read side by side."""
-        return [[jobs[i] for i in group] for group in grouped([job.prefix for job in jobs])]
+    def run(self, batcher: AdaptiveBatcher) -> list[LogLikelihood]:
+        """Compute all results.
 
-    def _sorted(
-        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
-    ) -> tuple[list[Job], list[Job]]:
-        """Jobs of one row each, and jobs of a context with several."""
-        contexts: dict[Tokens, dict[Tokens, list[Wanted]]] = {}
-        for i, (context, answer) in enumerate(requests):
-            inputs = tuple((*context, *answer)[-(longest + 1) : -1])
-            cut = len(inputs) - len(answer) + 1
-            contexts.setdefault(inputs[:cut], {}).setdefault(inputs[cut:], []).append(
-                (i, tuple(answer))
-            )
-        alone: dict[Tokens, list[Wanted]] = {}
+        Args:
+            batcher: Cuts the jobs into batches.
+
+        Returns:
+            `results`, in the order of the requests.
+
+        Raises:
+            EvaluationError: The model's log-probabilities are NaN.
+        """
+        for process, jobs in self.passes:
+            batcher.run(process, jobs, lambda job: job.rows)
+        return self.results
+
+    def _plan(
+        self, requests: Sequence[Request], max_length: int
+    ) -> tuple[list[ForwardJob], list[ForwardJob]]:
+        """Jobs with one row, and jobs whose rows share a context."""
+        single: Continuations = {}
         shared = []
-        for prefix, suffixes in contexts.items():
-            if self._goes_on and _worth(prefix, suffixes):
-                shared.append(Job(prefix, tuple(suffixes), tuple(map(tuple, suffixes.values()))))
-                continue
-            for suffix, wanted in suffixes.items():
-                alone.setdefault(prefix + suffix, []).extend(wanted)
-        return [Job(inputs, ((),), (tuple(wanted),)) for inputs, wanted in alone.items()], shared
+        for context, continuations in _group_by_context(requests, max_length).items():
+            if self._supports_cache and _is_sharing_worthwhile(context, continuations):
+                suffixes = tuple(continuations)
+                answers = tuple(tuple(answers) for answers in continuations.values())
+                job = ForwardJob(context, suffixes, answers)
+                shared.append(job)
+            else:
+                # another context may have made the same sequence
+                for suffix, suffix_answers in continuations.items():
+                    sequence = context + suffix
+                    single.setdefault(sequence, []).extend(suffix_answers)
+        single_jobs = []
+        for sequence, sequence_answers in single.items():
+            answers = (tuple(sequence_answers),)
+            job = ForwardJob(sequence, ((),), answers)
+            single_jobs.append(job)
+        return single_jobs, shared
 
     @torch.no_grad()
-    def _alone(self, jobs: Sequence[Job]) -> None:
-        """Sequences side by side, padded on the right."""
+    def _read_sequences(self, jobs: Sequence[ForwardJob]) -> None:
+        """Read whole sequences side by side, padded on the right."""
+        model = self._model
         rows = [job.prefix for job in jobs]
-        starts = [
-            len(row) - max(len(answer) for _, answer in job.wanted[0])
-            for row, job in zip(rows, jobs, strict=True)
-        ]
-        head = common(list(zip(rows, starts, strict=True))) if self._goes_on else ()
-        more = (
-            {"past_key_values": repeated(self._model, head, len(rows)), "use_cache": True}
-            if head
-            else {}
-        )
-        ids = padded_right([row[len(head) :] for row in rows], self._model.device)
-        width = len(head) + ids.shape[1]
-        logits = self._model(ids, **more, **last_alone(self._model, width - min(starts))).logits
+        starts = []  # no answer needs logits of earlier positions
+        for job in jobs:
+            longest_answer = max(len(answer.tokens) for answer in job.answers[0])
+            starts.append(len(job.prefix) - longest_answer)
+        prefix = shared_prefix(rows, starts) if self._supports_cache else ()
+        rests = [row[len(prefix) :] for row in rows]
+        ids = pad_right(rests, model.device)
+        width = len(prefix) + ids.shape[1]
+        kept = keep_last_logits(model, width - min(starts))
+        if prefix:
+            cache = prefill_shared_prefix(model, prefix, len(rows))
+            logits = model(ids, past_key_values=cache, use_cache=True, **kept).logits
+        else:
+            logits = model(ids, **kept).logits
         offset = width - logits.shape[1]
-        placed = [
-            (r, len(row) - offset, wanted)
-            for r, (row, job) in enumerate(zip(rows, jobs, strict=True))
-            for wanted in job.wanted[0]
-        ]
-        self._settle(logits, placed)
+        located = []
+        for r, job in enumerate(jobs):
+            end = len(job.prefix) - offset
+            located += [LocatedAnswer(r, end, answer) for answer in job.answers[0]]
+        self._store_results(logits, located)
 
     @torch.no_grad()
-    def _shared(self, jobs: Sequence[Job]) -> None:
-        """Contexts side by side; then everything that follows any of them, from the contexts' cache."""
-        device = self._model.device
-        ahead = max(len(suffix) for job in jobs for suffix in job.suffixes)
-        reading = read(self._model, [job.prefix for job in jobs], ahead)
-        lengths = reading.mask.sum(1)
-        owner = torch.tensor([g for g, job in enumerate(jobs) for _ in job.suffixes], device=device)
-        suffixes = [suffix for job in jobs for suffix in job.suffixes]
-        follow = padded_right(suffixes, device)
-        present = (
-            torch.arange(follow.shape[1], device=device)
-            < torch.tensor([len(s) for s in suffixes], device=device)[:, None]
-        )
-        reading.cache.batch_select_indices(owner)
-        positions = lengths[owner][:, None] + torch.arange(follow.shape[1], device=device)
-        seen = torch.cat([reading.mask[owner], present.long()], 1)
-        rest = self._model(
-            follow,
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=reading.cache,
+    def _read_shared_contexts(self, jobs: Sequence[ForwardJob]) -> None:
+        """Read contexts side by side, then the continuations of all of them from their cache."""
+        model, device = self._model, self._model.device
+        context_of_row: list[int] = []
+        suffixes: list[Tokens] = []
+        answers: list[tuple[Answer, ...]] = []
+        for c, job in enumerate(jobs):
+            context_of_row += [c] * job.rows
+            suffixes += job.suffixes
+            answers += job.answers
+        longest_suffix = max(len(suffix) for suffix in suffixes)
+        prefixes = [job.prefix for job in jobs]
+        contexts = prefill(model, prefixes, longest_suffix)
+        context_index = torch.tensor(context_of_row, device=device)
+        context_lengths = contexts.mask.sum(1)[context_index]
+        context_mask = contexts.mask[context_index]
+        contexts.cache.batch_select_indices(context_index)
+
+        ids = pad_right(suffixes, device)
+        width = ids.shape[1]
+        places = torch.arange(width, device=device)
+        lengths = [len(suffix) for suffix in suffixes]
+        suffix_lengths = torch.tensor(lengths, device=device)
+        is_token = places < suffix_lengths[:, None]
+        mask = torch.cat([context_mask, is_token.long()], 1)
+        suffix_logits = model(
+            ids,
+            attention_mask=mask,
+            position_ids=context_lengths[:, None] + places,
+            past_key_values=contexts.cache,
             use_cache=True,
         ).logits
-        logits = torch.cat([reading.logits[owner, -1:], rest], 1)
-        wanted = [each for job in jobs for each in job.wanted]
-        self._settle(
-            logits,
-            [
-                (r, len(suffixes[r]) + 1, want)
-                for r, several in enumerate(wanted)
-                for want in several
-            ],
-        )
+        # the context's last position predicts the first token of every answer
+        context_logits = contexts.logits[context_index, -1:]
+        logits = torch.cat([context_logits, suffix_logits], 1)
+        located = []
+        for r, suffix in enumerate(suffixes):
+            end = len(suffix) + 1
+            located += [LocatedAnswer(r, end, answer) for answer in answers[r]]
+        self._store_results(logits, located)
 
-    def _settle(self, logits: torch.Tensor, placed: Iterable[tuple[int, int, Wanted]]) -> None:
-        """Each answer from the logits `(rows, positions, vocabulary)` of its row that end before the position it is placed with."""
-        asked = list(placed)
-        flat = [
-            (r, end - len(answer) + t, token, n, t)
-            for n, (r, end, (_, answer)) in enumerate(asked)
-            for t, token in enumerate(answer)
-        ]
-        row, column, token, number, place = torch.tensor(flat, device=logits.device).T
-        chances = torch.log_softmax(logits[row, column], -1, dtype=self._dtype)
-        shape = len(asked), max(len(answer) for _, _, (_, answer) in asked)
-        chance, greedy = (
-            torch.zeros(shape, dtype=chances.dtype, device=logits.device),
-            torch.ones(shape, dtype=torch.bool, device=logits.device),
-        )
-        chance[number, place] = chances.gather(1, token[:, None])[:, 0]
-        greedy[number, place] = chances.argmax(1) == token
-        if chance.isnan().any():
-            raise EvaluationError(
-                "expected log-probabilities, got NaN: the merged weights overflow"
-            )
-        for (_, _, (i, _)), total, hit in zip(
-            asked, chance.sum(1).tolist(), greedy.all(1).tolist(), strict=True
-        ):
-            self.answers[i] = total, hit
+    def _store_results(self, logits: torch.Tensor, located: Sequence[LocatedAnswer]) -> None:
+        """Sum each answer's log-probabilities in the logits `(rows, positions, vocabulary)`."""
+        # all tokens of all answers at once: a few large tensor operations instead of many small
+        index = []
+        for n, (r, end, answer) in enumerate(located):
+            start = end - len(answer.tokens)
+            for t, token in enumerate(answer.tokens):
+                index.append((r, start + t, token, n, t))
+        device = logits.device
+        row, position, token_id, number, place = torch.tensor(index, device=device).T
+        answer_logits = logits[row, position]
+        log_probs = torch.log_softmax(answer_logits, -1, dtype=self._dtype)
+        chosen = log_probs.gather(1, token_id[:, None])
+        # back into a row for each answer; what it is shorter than the longest adds nothing
+        lengths = [len(location.answer.tokens) for location in located]
+        shape = (len(located), max(lengths))
+        token_log_probs = torch.zeros(shape, dtype=log_probs.dtype, device=device)
+        is_greedy = torch.ones(shape, dtype=torch.bool, device=device)
+        token_log_probs[number, place] = chosen[:, 0]
+        best_token = log_probs.argmax(1)
+        is_greedy[number, place] = best_token == token_id
+        if token_log_probs.isnan().any():
+            raise EvaluationError("log-probabilities are NaN: the merged weights overflow")
+        totals = token_log_probs.sum(1).tolist()
+        all_greedy = is_greedy.all(1).tolist()
+        for location, total, greedy in zip(located, totals, all_greedy, strict=True):
+            self.results[location.answer.request] = total, greedy
 
 
-def _worth(prefix: Tokens, suffixes: dict[Tokens, list[Wanted]]) -> bool:
-    """Whether one reading of the context saves enough."""
-    follow = sum(map(len, suffixes))
-    return len(prefix) + follow <= _WORTH * (len(prefix) * len(suffixes) + follow)
+def _group_jobs(jobs: Sequence[ForwardJob]) -> list[list[ForwardJob]]:
+    """Jobs that should be read in the same batches, since their prefixes begin alike."""
+    grouped = []
+    for indices in group_by_prefix([job.prefix for job in jobs]):
+        grouped.append([jobs[i] for i in indices])
+    return grouped
+
+
+def _group_by_context(requests: Sequence[Request], max_length: int) -> dict[Tokens, Continuations]:
+    """Context -> its distinct continuations."""
+    contexts: dict[Tokens, Continuations] = {}
+    for i, (context, answer) in enumerate(requests):
+        # the last token is predicted, never read
+        sequence = (*context, *answer)
+        truncated = sequence[-(max_length + 1) :]
+        inputs = truncated[:-1]
+        # and the context's last token predicts the answer's first
+        context_length = len(inputs) - len(answer) + 1
+        continuations = contexts.setdefault(inputs[:context_length], {})
+        answers = continuations.setdefault(inputs[context_length:], [])
+        answers.append(Answer(i, tuple(answer)))
+    return contexts
+
+
+def _is_sharing_worthwhile(context: Tokens, continuations: Continuations) -> bool:
+    """Whether reading the context once saves enough tokens for a second forward pass."""
+    n_following = sum(map(len, continuations))
+    n_shared = len(context) + n_following
+    n_separate = len(context) * len(continuations) + n_following
+    return n_shared <= _MAX_TOKEN_SHARE * n_separate

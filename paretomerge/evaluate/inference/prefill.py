@@ -1,128 +1,206 @@
-"""Prompts read side by side; what all of them begin with, such as the examples of a few-shot task, is read once."""
+"""Read prompts side by side, and what all of them begin with only once.
+
+The few-shot examples of a task are such a shared prefix: its keys and values are computed for one
+row and repeated for all others.
+"""
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
-from paretomerge.evaluate.inference.padding import padded_left
+from paretomerge.evaluate.inference._transformers import is_stateful
+from paretomerge.evaluate.inference.batching import Tokens, pad_left
 
-Tokens = tuple[int, ...]
-_WORTH = 2 / 3  # of the tokens: a second forward pass has a price of its own
-_LEAST = 4  # rows that make a group of their own
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+# a second forward pass has a cost of its own: it must save a third of the tokens
+_MAX_TOKEN_SHARE = 2 / 3
+_MIN_GROUP = 4  # prompts; smaller groups are joined
+_WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a model has read. logits: of each row's last position, `(rows, 1, vocabulary)` (or more positions before it). cache: keys
-    and values; mask: which of its places are tokens, `(rows, places)`.
+class PrefillOutput:
+    """What a model computed from some prompts.
+
+    Attributes:
+        logits: Of each row's last position, `(rows, 1, vocabulary)`; models that cannot restrict
+            them return more positions before it.
+        cache: Keys and values of all positions.
+        mask: Which positions of the cache are tokens, `(rows, positions)`; the others are padding.
     """
 
     logits: torch.Tensor
-    cache: Any
+    cache: "Cache"
     mask: torch.Tensor
 
 
-def goes_on(model: Any) -> bool:
-    """Whether a model can go on from its cache, row by row at positions of their own."""
-    if getattr(model, "_is_stateful", False) or not {"position_ids", "past_key_values"} <= _accepts(
-        model
-    ):
+def supports_cache(model: "PreTrainedModel") -> bool:
+    """Whether a model can continue from a key-value cache whose rows have different lengths."""
+    takes_cache = {"position_ids", "past_key_values"} <= _forward_parameters(model)
+    if is_stateful(model) or not takes_cache:
         return False
-    return all(
-        hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers
-    )  # not of convolutions
+    # layers of convolutions and linear attention cannot select rows of their cache
+    layers = DynamicCache(config=model.config).layers
+    return all(hasattr(layer, "batch_select_indices") for layer in layers)
 
 
-def last_alone(model: Any, positions: int = 1) -> dict[str, int]:
-    """The argument that has only the last positions carried to the vocabulary, where the model knows it."""
-    return {"logits_to_keep": positions} if "logits_to_keep" in _accepts(model) else {}
+def keep_last_logits(model: "PreTrainedModel", positions: int = 1) -> dict[str, int]:
+    """Arguments of `forward` that compute logits of the last positions only, where it has them."""
+    if "logits_to_keep" in _forward_parameters(model):
+        return {"logits_to_keep": positions}
+    return {}
 
 
-def read(model: Any, rows: Sequence[Tokens], ahead: int) -> Reading:
-    """Read `rows`, padded on the left behind what they all begin with. ahead: tokens that are going to follow at most."""
-    head = common([(row, len(row) - 1) for row in rows])
-    window = _window(model)
-    if window is not None and max(map(len, rows)) + ahead > window:
-        head = ()  # windows count places: padding between the head and a row would push the head out of sight too early
-    ids, mask, places = padded_left([row[len(head) :] for row in rows], model.device)
-    cache = repeated(model, head, len(rows)) if head else None
-    mask = torch.cat([mask.new_ones(len(rows), len(head)), mask], 1)
-    more = last_alone(model)
-    state = model(
+def prefill(
+    model: "PreTrainedModel", prompts: Sequence[Tokens], max_new_tokens: int
+) -> PrefillOutput:
+    """Read prompts in one batch, padded on the left, behind their shared prefix.
+
+    Args:
+        model: A model that `supports_cache`.
+        prompts: Token ids, at least one per prompt.
+        max_new_tokens: How many tokens will be appended to a prompt at most.
+
+    Returns:
+        Logits, cache and mask; a row for each prompt.
+    """
+    # the last token of each prompt is read in its own row, which gives its logits
+    ends = [len(prompt) - 1 for prompt in prompts]
+    prefix = shared_prefix(prompts, ends)
+    window = _attention_window(model)
+    longest_prompt = max(len(prompt) for prompt in prompts)
+    longest = longest_prompt + max_new_tokens
+    if window is not None and longest > window:
+        # windows count positions, padding included: padding between the prefix and a prompt's
+        # rest would push the prefix out of the window too early
+        prefix = ()
+    n_rows = len(prompts)
+    start = len(prefix)
+    rests = [prompt[start:] for prompt in prompts]
+    ids, mask, positions = pad_left(rests, model.device)
+    cache = prefill_shared_prefix(model, prefix, n_rows) if prefix else None
+    prefix_mask = mask.new_ones(n_rows, start)
+    mask = torch.cat([prefix_mask, mask], 1)
+    output = model(
         ids,
         attention_mask=mask,
-        position_ids=places + len(head),
+        position_ids=positions + start,
         past_key_values=cache,
         use_cache=True,
-        **more,
+        **keep_last_logits(model),
     )
-    return Reading(state.logits, state.past_key_values, mask)
+    return PrefillOutput(output.logits, output.past_key_values, mask)
 
 
-def repeated(model: Any, head: Tokens, rows: int) -> Any:
-    """The cache of `head`, read once, for so many rows."""
-    cache = model(
-        torch.tensor([head], device=model.device), use_cache=True, **last_alone(model)
-    ).past_key_values
-    cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=model.device))
+def prefill_shared_prefix(model: "PreTrainedModel", prefix: Tokens, rows: int) -> "Cache":
+    """Read a prefix once, and repeat its cache for so many rows."""
+    ids = torch.tensor([prefix], device=model.device)
+    output = model(ids, use_cache=True, **keep_last_logits(model))
+    cache = output.past_key_values
+    first_row = torch.zeros(rows, dtype=torch.long, device=model.device)
+    cache.batch_select_indices(first_row)
     return cache
 
 
-def common(rows: Sequence[tuple[Tokens, int]]) -> Tokens:
-    """What `rows` all begin with, each at most as far as the number beside it; nothing where that saves too little."""
-    first, *rest = (tokens for tokens, _ in rows)
-    most = min(end for _, end in rows)
-    length = min((_alike(first[:most], other) for other in rest), default=0)
-    tokens = sum(len(row) for row, _ in rows)
-    return first[:length] if tokens - (len(rows) - 1) * length <= _WORTH * tokens else ()
+def shared_prefix(rows: Sequence[Tokens], ends: Sequence[int]) -> Tokens:
+    """The prefix that all rows share, if reading it once saves enough.
 
+    Args:
+        rows: Token ids of each row.
+        ends: How many of each row's tokens may belong to the prefix.
 
-def grouped(prompts: Sequence[Tokens]) -> list[list[int]]:
-    """Numbers of the prompts in groups that are to be read together: those that share at least half of the longest of them, and one
-    of all others; the longest first, so that memory runs out at once or never.
+    Returns:
+        The prefix; empty where a second forward pass would not pay.
     """
-    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    first, *others = rows
+    candidate = first[: min(ends)]
+    lengths = [_common_length(candidate, other) for other in others]
+    # a single row shares nothing
+    length = min(lengths, default=0)
+    n_tokens = sum(len(row) for row in rows)
+    n_saved = (len(rows) - 1) * length
+    n_read = n_tokens - n_saved
+    if n_read <= _MAX_TOKEN_SHARE * n_tokens:
+        return first[:length]
+    return ()
+
+
+def group_by_prefix(prompts: Sequence[Tokens]) -> list[list[int]]:
+    """Group prompts that should be read together.
+
+    The prompts of a group share at least half of its longest one. Groups of fewer than four are
+    joined into one.
+
+    Args:
+        prompts: Token ids.
+
+    Returns:
+        Indices of each group's prompts. The longest prompt comes first in each group, and the group
+        with the longest first, so that memory runs out at once or never.
+    """
+    # in sorted order, prompts with a common prefix are neighbours
+    indices = range(len(prompts))
+    order = sorted(indices, key=prompts.__getitem__)
     groups: list[list[int]] = []
-    head: Tokens = ()
+    prefix: Tokens = ()
     longest = 0
     for i in order:
-        shared, longer = _alike(head, prompts[i]), max(longest, len(prompts[i]))
-        if groups and 2 * shared >= longer:
+        prompt = prompts[i]
+        common = _common_length(prefix, prompt)
+        longest_with_prompt = max(longest, len(prompt))
+        if groups and 2 * common >= longest_with_prompt:
             groups[-1].append(i)
-            head, longest = head[:shared], longer
+            prefix, longest = prefix[:common], longest_with_prompt
         else:
             groups.append([i])
-            head, longest = prompts[i], len(prompts[i])
-    alone = [i for group in groups if len(group) < _LEAST for i in group]
-    together = [
-        sorted(g, key=lambda i: (-len(prompts[i]), prompts[i]))
-        for g in (alone, *(g for g in groups if len(g) >= _LEAST))
-        if g
-    ]
-    return sorted(together, key=lambda g: (-len(prompts[g[0]]), prompts[g[0]]))
+            prefix, longest = prompt, len(prompt)
+
+    def longest_first(i: int) -> tuple[int, Tokens]:
+        return -len(prompts[i]), prompts[i]
+
+    merged = [sorted(group, key=longest_first) for group in _join_small(groups)]
+    return sorted(merged, key=lambda group: longest_first(group[0]))
 
 
-def _alike(one: Tokens, other: Tokens) -> int:
-    """Tokens that both begin with."""
+def _join_small(groups: Sequence[list[int]]) -> list[list[int]]:
+    """All small groups as one, then the others."""
+    small: list[int] = []
+    large = []
+    for group in groups:
+        if len(group) < _MIN_GROUP:
+            small += group
+        else:
+            large.append(group)
+    return [small, *large] if small else large
+
+
+def _common_length(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with."""
+    # comparing whole slices is much faster than a loop, and most prefixes match whole
     if one == other[: len(one)]:
         return len(one)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    length = 0
+    for token, other_token in zip(one, other, strict=False):
+        if token != other_token:
+            break
+        length += 1
+    return length
 
 
-def _accepts(model: Any) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+def _forward_parameters(model: "PreTrainedModel") -> set[str]:
+    signature = inspect.signature(model.forward)
+    return set(signature.parameters)
 
 
-def _window(model: Any) -> int | None:
-    """Places that the shortest attention window sees, if there is any."""
+def _attention_window(model: "PreTrainedModel") -> int | None:
+    """Positions that the shortest attention window covers; None without windows."""
     config = model.config.get_text_config()
-    known = [
-        getattr(config, name, None)
-        for name in ("sliding_window", "attention_chunk_size", "window_size")
-    ]
-    return min((w for w in known if isinstance(w, int) and w > 0), default=None)
+    settings = [getattr(config, name, None) for name in _WINDOW_SETTINGS]
+    windows = [size for size in settings if isinstance(size, int) and size > 0]
+    return min(windows, default=None)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from paretomerge.errors import RecipeError
+from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.names import names_in_model
-from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe

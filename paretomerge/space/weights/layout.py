@@ -393,7 +393,9 @@ class ParameterLayout:
             values.append(control[lower] + fraction * slope)
         return values
 
-    def _entries(self, by_role: Mapping[str, ParameterSetting]) -> list[dict[str, ParameterSetting]]:
+    def _entries(
+        self, by_role: Mapping[str, ParameterSetting]
+    ) -> list[dict[str, ParameterSetting]]:
         """Entries with filters for each role but the last, which takes all remaining tensors."""
         *filtered_roles, last_role = by_role
         entries = []

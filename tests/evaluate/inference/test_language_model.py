@@ -6,9 +6,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paretomerge.evaluate.inference.generate import Writer, greedy_alone
+from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
 from paretomerge.evaluate.inference.language_model import ResidentLM
-from paretomerge.evaluate.inference.likelihood import Likelihoods
+from paretomerge.evaluate.inference.likelihood import LogLikelihoods
 from tests.architectures import ARCHITECTURES
 
 CAUSAL = [
@@ -85,8 +85,8 @@ class Counting(torch.nn.Module):
 
 
 def likelihoods(model, requests, longest=32, together=4):
-    work = Likelihoods(model, requests, longest)
-    for run, jobs in work.runs:
+    work = LogLikelihoods(model, requests, longest)
+    for run, jobs in work.passes:
         for i in range(0, len(jobs), together):
             run(jobs[i : i + together])
     return work
@@ -125,13 +125,13 @@ def test_a_context_read_once_gives_what_each_sequence_gives_alone(name):
     )[0, -3:].tolist()
     requests.append((requests[0][0], greedy))
     work = likelihoods(model, requests)
-    assert len(work.runs[1][1]) >= 3  # contexts that are read once
-    for found, (context, answer) in zip(work.answers, requests, strict=True):
+    assert len(work.passes[1][1]) >= 3  # contexts that are read once
+    for found, (context, answer) in zip(work.results, requests, strict=True):
         expected = one_by_one(model, context, answer)
         assert (
             found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4) and found[1] == expected[1]
         )
-    assert work.answers[-1][1]
+    assert work.results[-1][1]
 
 
 def test_the_harness_itself_says_the_same(scribe, lines):
@@ -182,7 +182,7 @@ def test_what_is_written_is_what_the_harness_writes(name, scribe, lines, pico):
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
         ResidentLM(model, tokenizer, 4),
     )
-    assert greedy_alone(model, {"until": ["."]})
+    assert is_plain_greedy(model, {"until": ["."]})
     assert theirs.generate_until(requests, disable_tqdm=True) == ours.generate_until(
         requests, disable_tqdm=True
     )
@@ -201,12 +201,12 @@ def test_a_context_is_run_once_for_all_its_answers(scribe):
 def test_finished_answers_leave_the_batch(scribe, lines):
     model, tokenizer = Counting(scribe[0]), scribe[1]
     prompts = [(i, tokenizer.encode(prompt)) for i, (prompt, _) in enumerate(lines[:8])]
-    free = Writer(model, tokenizer, [], 10).answers(prompts)
+    free = GreedyGenerator(model, tokenizer, [], 10).generate(prompts)
     rows = [rows for rows, length in model.shapes if length == 1]
     assert rows == sorted(rows, reverse=True) and rows[0] == 8 and rows[-1] <= 4
     model.shapes.clear()
     stop = [tokenizer.decode(tokens[1:2]) for tokens in free.values()]
-    written = Writer(model, tokenizer, stop, 10).answers(prompts)
+    written = GreedyGenerator(model, tokenizer, stop, 10).generate(prompts)
     assert [shape for shape in model.shapes if shape[1] == 1] == [(8, 1)] and {
         len(tokens) for tokens in written.values()
     } <= {1, 2}
@@ -218,7 +218,7 @@ def test_a_batch_that_finds_no_memory_is_halved_and_the_rest_are_smaller(scribe,
     requests = [asked(prompt, answer) for prompt, answer in lines]
     expected = ResidentLM(model, tokenizer, 16).loglikelihood(requests, disable_tqdm=True)
     lm = ResidentLM(model, tokenizer, 16)
-    lm.take(Counting(model, room=5))
+    lm.set_model(Counting(model, room=5))
     found = lm.loglikelihood(requests, disable_tqdm=True)
     assert [value for value, _ in found] == pytest.approx(
         [value for value, _ in expected], rel=1e-4
@@ -229,14 +229,14 @@ def test_a_batch_that_finds_no_memory_is_halved_and_the_rest_are_smaller(scribe,
         disable_tqdm=True,
     )
     assert len(written) == 9
-    lm.take(Counting(model, room=0))
+    lm.set_model(Counting(model, room=0))
     with pytest.raises(torch.OutOfMemoryError):
         lm.loglikelihood(requests[:2], disable_tqdm=True)
 
 
 def test_other_errors_are_not_taken_for_memory(scribe, lines):
     lm = ResidentLM(*scribe, 4)
-    lm.take(
+    lm.set_model(
         SimpleNamespace(
             forward=lambda input_ids: None, device=torch.device("cpu"), config=scribe[0].config
         )
@@ -272,6 +272,6 @@ def test_only_plain_greedy_answers_are_written_here(settings, default, alone):
     from transformers import GenerationConfig
 
     assert (
-        greedy_alone(SimpleNamespace(generation_config=GenerationConfig(**default)), settings)
+        is_plain_greedy(SimpleNamespace(generation_config=GenerationConfig(**default)), settings)
         == alone
     )

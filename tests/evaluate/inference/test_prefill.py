@@ -11,8 +11,13 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from paretomerge.evaluate.inference.generate import Writer
-from paretomerge.evaluate.inference.prefill import common, goes_on, grouped, read
+from paretomerge.evaluate.inference.generate import GreedyGenerator
+from paretomerge.evaluate.inference.prefill import (
+    group_by_prefix,
+    prefill,
+    shared_prefix,
+    supports_cache,
+)
 from tests.architectures import ARCHITECTURES
 from tests.evaluate.inference.test_language_model import CAUSAL, Counting, likelihoods, one_by_one
 
@@ -38,7 +43,7 @@ def test_examples_read_once_for_all_documents_change_no_answer(name, longest):
             or (1, len(HEAD) - 1) in model.shapes
             or model.inner.config.sliding_window
         )
-    for found, (context, answer) in zip(work.answers, requests, strict=True):
+    for found, (context, answer) in zip(work.results, requests, strict=True):
         expected = one_by_one(model.inner, context, list(answer), longest)
         assert (
             found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4) and found[1] == expected[1]
@@ -50,15 +55,18 @@ def test_prompts_with_a_common_head_are_answered_as_if_alone(name):
     model = ARCHITECTURES[name]()
     model.generation_config.eos_token_id = None
     prompts = [(i, HEAD + tail) for i, tail in enumerate(tails())]
-    together = Writer(model, None, [], 5).answers(prompts)
+    together = GreedyGenerator(model, None, [], 5).generate(prompts)
     for number, tokens in prompts:
-        assert together[number] == Writer(model, None, [], 5).answers([(number, tokens)])[number]
+        assert (
+            together[number]
+            == GreedyGenerator(model, None, [], 5).generate([(number, tokens)])[number]
+        )
 
 
 def test_a_head_is_read_once_and_only_last_positions_are_told():
     model = Counting(ARCHITECTURES["llama"]())
     with torch.no_grad():
-        reading = read(model, [HEAD + tail for tail in tails()], 4)
+        reading = prefill(model, [HEAD + tail for tail in tails()], 4)
         alone = model.inner(torch.tensor([HEAD + tails()[1]])).logits[0, -1]
     assert model.shapes == [(1, 10), (6, 6)]
     assert reading.logits.shape[:2] == (6, 1) and reading.mask.sum(1).tolist() == [
@@ -76,7 +84,7 @@ def test_where_windows_are_short_padding_comes_first():
     model = Counting(ARCHITECTURES["mistral"]())
     model.config.sliding_window = 12
     with torch.no_grad():
-        read(model, [HEAD + tail for tail in tails()], 4)
+        prefill(model, [HEAD + tail for tail in tails()], 4)
     assert model.shapes == [(6, 16)]
 
 
@@ -106,9 +114,11 @@ def test_what_follows_counts_against_the_window(name):
     model = windowed(name)
     model.generation_config.eos_token_id = None
     prompts = [(i, HEAD + tail) for i, tail in enumerate(tails())]
-    together = Writer(model, None, [], 12).answers(prompts)
+    together = GreedyGenerator(model, None, [], 12).generate(prompts)
     assert together == {
-        k: v for prompt in prompts for k, v in Writer(model, None, [], 12).answers([prompt]).items()
+        k: v
+        for prompt in prompts
+        for k, v in GreedyGenerator(model, None, [], 12).generate([prompt]).items()
     }
     requests = [
         (HEAD + tail, (*answer, 5, 6, 7, 8))
@@ -116,7 +126,7 @@ def test_what_follows_counts_against_the_window(name):
         for answer in ((3, 4, 5), (9, 9), (4,))
     ]
     for found, (context, answer) in zip(
-        likelihoods(model, requests, 64, 6).answers, requests, strict=True
+        likelihoods(model, requests, 64, 6).results, requests, strict=True
     ):
         assert found[0] == pytest.approx(
             one_by_one(model, context, list(answer), 64)[0], rel=1e-4, abs=1e-4
@@ -125,9 +135,9 @@ def test_what_follows_counts_against_the_window(name):
 
 def test_models_that_keep_a_state_are_not_gone_on_with():
     model = ARCHITECTURES["llama"]()
-    assert goes_on(model)
+    assert supports_cache(model)
     model._is_stateful = True
-    assert not goes_on(model)
+    assert not supports_cache(model)
     sizes = {
         "vocab_size": 48,
         "hidden_size": 16,
@@ -138,10 +148,10 @@ def test_models_that_keep_a_state_are_not_gone_on_with():
     convolutions = Lfm2ForCausalLM(
         Lfm2Config(**sizes, num_key_value_heads=1, layer_types=["conv", "full_attention"])
     )
-    assert not goes_on(convolutions)
+    assert not supports_cache(convolutions)
     requests = [(HEAD + tail, (7, 8)) for tail in tails()]
     for found, (context, answer) in zip(
-        likelihoods(convolutions.eval(), requests).answers, requests, strict=True
+        likelihoods(convolutions.eval(), requests).results, requests, strict=True
     ):
         assert found[0] == pytest.approx(
             one_by_one(convolutions, context, list(answer))[0], rel=1e-4, abs=1e-4
@@ -150,6 +160,10 @@ def test_models_that_keep_a_state_are_not_gone_on_with():
 
 def test_what_is_common_must_be_worth_a_pass():
     rows = [((*HEAD, *tail), len(HEAD) + len(tail) - 1) for tail in tails()]
+
+    def common(rows):
+        return shared_prefix(*zip(*rows, strict=True))
+
     assert common(rows) == HEAD
     assert common([*rows, (HEAD, 9)]) == HEAD[:9]
     assert common(rows[:1]) == ()
@@ -163,14 +177,14 @@ def test_prompts_of_one_task_are_together():
     few = [HEAD[:8] + tail for tail in tails()]
     other = [HEAD[::-1] + tail for tail in tails(1)]
     lone = [(40, 41, 42, 43), (44,) * 30]
-    found = grouped([*few, *lone, *other])
+    found = group_by_prefix([*few, *lone, *other])
     assert sorted(map(sorted, found)) == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11, 12, 13]]
     assert found[0] == [7, 6]  # the longest of all first
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=30))
 def test_groups_have_every_prompt_once_the_longest_first(prompts):
-    groups = grouped(prompts)
+    groups = group_by_prefix(prompts)
     assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
     lengths = [[len(prompts[i]) for i in group] for group in groups]
     assert all(one == sorted(one, reverse=True) for one in lengths)

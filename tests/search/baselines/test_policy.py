@@ -56,7 +56,9 @@ def test_samples_are_valid_points_whose_probability_can_be_evaluated():
         x = network.sample(preferences, np.random.default_rng(0))
         evaluation = network.evaluate(decisions.trajectories(x), torch.as_tensor(preferences))
     assert np.array_equal(x, encoding.project(x.copy()))
-    counting = encoding.active_mask(x)[:, [encoding.columns[name].start for name in decisions.names]]
+    counting = encoding.active_mask(x)[
+        :, [encoding.columns[name].start for name in decisions.names]
+    ]
     assert (
         np.array_equal(evaluation.active.numpy(), counting)
         and not counting.all()
@@ -64,10 +66,7 @@ def test_samples_are_valid_points_whose_probability_can_be_evaluated():
     )
     assert (evaluation.log_prob.numpy()[~counting] == 0).all()
     times = encoding.decode(x[0])["times"]
-    same = [
-        encoding.decode(row)["times"] == times
-        for row in x
-    ]
+    same = [encoding.decode(row)["times"] == times for row in x]
     assert abs(np.mean(same) - float(evaluation.log_prob[0, 0].exp())) < 0.08  # as often as it says
 
 

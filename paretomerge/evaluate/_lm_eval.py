@@ -1,0 +1,79 @@
+"""What we take from lm-evaluation-harness outside of its documented interface.
+
+`tests/evaluate/test_adapters.py` fails when one of these changes. Importing the harness takes
+seconds, so every function here imports it when it is called.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm_eval.api.filter import FilterEnsemble
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+_LOGGERS = ("lm_eval", "lm-eval", "datasets")
+
+
+def index_tasks(names: Sequence[str], include_path: Path | None) -> "TaskManager":
+    """A task manager that knows the tasks in a folder, and the built-in tasks if they are needed.
+
+    Args:
+        names: The tasks that are going to be loaded.
+        include_path: Folder with task YAMLs.
+
+    Returns:
+        The manager; names that are not in its `all_subtasks` are unknown.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder = str(include_path) if include_path else None
+    # reading the 14,000 built-in tasks takes seconds, so they are indexed only if one is asked for
+    manager = TaskManager(include_defaults=False, include_path=folder)
+    if set(names) <= set(manager.all_subtasks):
+        return manager
+    return TaskManager(include_path=folder)
+
+
+def first_filter(task: "Task") -> "FilterEnsemble":
+    """The first filter pipeline of a task; the harness reports its metrics first.
+
+    A task with an empty `filter_list` has none. It gets the harness's default.
+    """
+    from lm_eval.filters import build_filter_ensemble
+
+    if task._filters:
+        return task._filters[0]
+    return build_filter_ensemble("none", [["take_first", None]])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the harness and datasets: their log messages, prints and progress bars."""
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
+        import datasets
+
+        # the first import prints and sets log levels, so it comes before levels are read
+        import lm_eval.tasks  # noqa: F401
+
+        had_bars = not datasets.are_progress_bars_disabled()
+        loggers = [logging.getLogger(name) for name in _LOGGERS]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            if had_bars:
+                datasets.enable_progress_bars()
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
