@@ -1,59 +1,85 @@
-"""What routes through layers are worth: parameters alone, routes alone, both, on specialists of eight layers, at equal budgets.
+"""docs/routes.md's tables: what routes through layers are worth, at equal budgets.
 
-    python examples/specialists/train.py --out FOLDER/models --layers 8 --drop 0.1 --base-steps 650     # some ten minutes
-    python benchmarks/dataflow.py run FOLDER --seeds 0 1 2 3 4            # 1 to 4 minutes a search on one core
-    python benchmarks/dataflow.py table                                   # from results/dataflow/
+    python examples/specialists/train.py --out FOLDER/models --layers 8 --drop 0.1 --base-steps 650
+    python -m benchmarks.dataflow run FOLDER --seeds 0 1 2 3 4
+    python -m benchmarks.dataflow table
 
-A search is a study.yaml in FOLDER and goes on where it was interrupted. All have 60 evaluations, their known starts included,
-but for those that say 120; item outcomes are kept in one file.
-Search scores (300 items a task) choose each front; the hypervolume is that of its held-out scores (600 other items), above the
-worst source per objective less a tenth of the range, as a share of what perfect scores would have.
+Parameters alone, routes alone, and both, on specialists of eight layers. Training takes some ten
+minutes, a search 1 to 4 minutes on one core. Each search has a study.yaml in FOLDER and continues
+where it was interrupted; scores of examples are cached there. All have 60 evaluations, baseline
+recipes included, but for those that say 120.
+
+Search scores (300 examples per task) choose each front. The hypervolume is that of its held-out
+scores (600 other examples), above the worst source per objective less a tenth of the range, as a
+share of what perfect scores would have.
 """
 
-import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from seeds import arguments, spread
 
-from paretomerge.config.build import load_study
+from benchmarks.reporting import (
+    REPOSITORY,
+    RESULTS,
+    SPECIALISTS,
+    Entry,
+    append_entry,
+    markdown_table,
+    mean_and_deviation,
+    read_entries,
+    search_arguments,
+)
+from benchmarks.study_api import (
+    feasible_trials,
+    merged_layers,
+    plain_scores,
+    run_study,
+    score_held_out,
+)
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
-from paretomerge.record.record import Trial
-from paretomerge.study.study import Study
+from paretomerge.types import Array
 
-ROOT = Path(__file__).resolve().parent.parent
-TASKS = ROOT / "examples" / "specialists" / "tasks"
-RESULTS = ROOT / "benchmarks" / "results" / "dataflow"
+FILE = RESULTS / "dataflow.jsonl"
+SOURCES = ("order", "mirror", "scribe")
 SKILLS = ("sort", "reverse", "translate")
+SEARCH_EXAMPLES, HELD_OUT_EXAMPLES = 300, 600
 LAYERS = 8
-BUDGET, FIRST, LARGER = 60, 40, 120
+BUDGET, FIRST_LEVEL, LARGER_BUDGET = 60, 40, 120
+LAYER_LIMITS = range(4, 10)
 PARAMETERS = {"methods": ["task_arithmetic", "ties", "dare_ties"], "weight": {"bounds": [0, 1.5]}}
 EDITS: dict[str, Any] = {"routes": {"blocks": LAYERS}}
 INDICATORS: dict[str, Any] = {"routes": {"blocks": LAYERS, "form": "indicators"}}
 SIZE = {"size": "layers"}
+PARAMETERS_ALONE = "parameters alone, MM-MO"
+RANDOM_ROUTES = "routes alone, random edits"
 
 
 def two_levels(
-    sampler: str, first: int = FIRST, budget: int = BUDGET, **routes: Any
+    sampler: str, first_level: int = FIRST_LEVEL, budget: int = BUDGET, **routes: Any
 ) -> dict[str, Any]:
-    then = {"routes": EDITS["routes"] | routes, "trials": budget - first, "sampler": sampler}
-    return {"space": PARAMETERS, "trials": first, "then": then}
+    """A search of parameters, followed by one of routes through the best merges."""
+    second_level = {
+        "routes": EDITS["routes"] | routes,
+        "trials": budget - first_level,
+        "sampler": sampler,
+    }
+    return {"space": PARAMETERS, "trials": first_level, "then": second_level}
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    "parameters alone, MM-MO": {"space": PARAMETERS},
+    PARAMETERS_ALONE: {"space": PARAMETERS},
     "hierarchy, MM-MO": two_levels("mmmo"),
     "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
     "hierarchy 55 + 5 without scales, MM-MO": two_levels("mmmo", 55, scale=False, most=1),
-    "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER},
+    "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER_BUDGET},
     "hierarchy 100 + 20 without scales, MM-MO": two_levels(
-        "mmmo", 100, LARGER, scale=False, most=1
+        "mmmo", 100, LARGER_BUDGET, scale=False, most=1
     ),
-    "routes alone, random edits": {"space": EDITS, "sampler": "random"},
+    RANDOM_ROUTES: {"space": EDITS, "sampler": "random"},
     "routes alone, MM-MO": {"space": EDITS},
     "routes alone, policy": {"space": EDITS, "sampler": "policy"},
     "routes alone, CMA-ES": {"space": EDITS, "sampler": "cma"},
@@ -64,163 +90,210 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hierarchy with size, MM-MO": two_levels("mmmo", BUDGET // 2) | {"objectives": [SIZE]},
     "hierarchy with size, policy": two_levels("policy", BUDGET // 2) | {"objectives": [SIZE]},
 }
-"""What the table calls a search -> what its study.yaml has beside the common part. Layers are an objective of the last two alone."""
+"""Row of the table -> what its study.yaml has beside the common part.
+
+Layers are an objective of the last two alone.
+"""
+
+BASELINE_ROWS = {
+    PARAMETERS_ALONE: "untuned merges (known starts)",
+    RANDOM_ROUTES: "static stacking (known starts)",
+}
+"""Searches whose baseline recipes have a row of their own -> that row."""
 
 
-def study_of(folder: Path, name: str, seed: int) -> tuple[Study, Any]:
-    """The study of one search, in a folder of its own."""
-    here = folder / "studies" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    here.mkdir(parents=True, exist_ok=True)
-    models = [str((folder / "models" / model).resolve()) for model in ("order", "mirror", "scribe")]
-    common = {
-        "base": str((folder / "models" / "base").resolve()),
-        "models": models,
+def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
+    """Run what is not in the result file."""
+    finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
+    for seed in seeds:
+        for name in searches:
+            if (name, seed) in finished:
+                continue
+            entry = measure(folder, name, seed)
+            append_entry(FILE, entry)
+            print(f"seed {seed}  {name}: {len(entry['front'])} on the front", flush=True)
+
+
+def measure(folder: Path, name: str, seed: int) -> Entry:
+    """Run one search, and score on held-out examples what the tables need of it."""
+    study = run_study(write_config(folder, name, seed))
+    trials = feasible_trials(study)
+    search_scores, layers = {}, {}
+    for trial in trials:
+        search_scores[trial.number] = plain_scores(trial.scores)
+        layers[trial.number] = merged_layers(study, trial, LAYERS)
+    groups = {
+        "front": study.front(),
+        "depths": [trials[i] for i in best_by_depth(search_scores, layers)],
+    }
+    if name in BASELINE_ROWS:
+        groups["starts"] = [trial for trial in trials if trial.is_start]
+    held_out = score_held_out(study, [trial for group in groups.values() for trial in group])
+    entry: Entry = {"search": name, "seed": seed}
+    for group, members in groups.items():
+        entry[group] = []
+        for trial in sorted(members, key=lambda trial: trial.number):
+            number = trial.number
+            record: Entry = {"layers": layers[number]} if group == "depths" else {}
+            if group == "starts":
+                record["label"] = trial.label
+            record["search"] = correct_answers(search_scores[number], SEARCH_EXAMPLES)
+            record["held_out"] = correct_answers(held_out[number], HELD_OUT_EXAMPLES)
+            entry[group].append(record)
+    return entry
+
+
+def write_config(folder: Path, name: str, seed: int) -> Path:
+    """Write a search's study.yaml in a folder of its own."""
+    models = folder.resolve() / "models"
+    config = {
+        "base": str(models / "base"),
+        "models": [str(models / source) for source in SOURCES],
         "evaluate": {
-            "include_path": str(TASKS),
-            "data_root": str(ROOT),
+            "include_path": str(SPECIALISTS / "tasks"),
+            "data_root": str(REPOSITORY),
             "splits": {"search": "search", "held_out": "held_out"},
-            "search_items": 300,
+            "search_items": SEARCH_EXAMPLES,
             "batch_size": 128,
-            "cache": str((folder / "items.db").resolve()),
+            "cache": str(folder.resolve() / "items.db"),
         },
         "trials": BUDGET,
         "seed": seed,
         "dtype": "float32",
     }
-    more = SEARCHES[name]
-    objectives = [{"task": skill} for skill in SKILLS] + more.get("objectives", [])
-    (here / "study.yaml").write_text(yaml.safe_dump(common | more | {"objectives": objectives}))
-    return load_study(here / "study.yaml")
+    config |= SEARCHES[name]
+    tasks = [{"task": skill} for skill in SKILLS]
+    config["objectives"] = tasks + SEARCHES[name].get("objectives", [])
+    own_folder = folder / "studies" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    own_folder.mkdir(parents=True, exist_ok=True)
+    path = own_folder / "study.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
-def measured(study: Study, limit: Any) -> dict[str, Any]:
-    """Run a search and score on held-out items what the table needs: its front, its known starts, the best of each depth."""
-    study.run(limit)
-    done = [t for t in study.trials if t.feasible]
-    starts, shortest = [t for t in done if t.is_start], best_by_depth(study, done)
-    study.hold_out([*study.front(), *starts, *shortest])
-    numbers = {
-        name: {t.number for t in some}
-        for name, some in (("front", study.front()), ("starts", starts), ("depths", shortest))
-    }
-    by_number = {t.number: t for t in study.trials}
-    found = {
-        name: [told(study, by_number[n]) for n in sorted(some)] for name, some in numbers.items()
-    }
-    return found | {
-        "failed": sum(bool(t.failure) for t in study.trials),
-        "second": sum(t.level for t in study.trials),
-    }
+def skill_scores(scores: Mapping[str, float]) -> list[float]:
+    """Scores of the three skills, in their order."""
+    return [scores[skill] for skill in SKILLS]
 
 
-def told(study: Study, trial: Trial) -> dict[str, Any]:
-    held_out = trial.held_out or {}
-    return {
-        "label": trial.label,
-        "layers": depth(study, trial),
-        "level": trial.level,
-        "search": [trial.scores[s].value for s in SKILLS],
-        "held_out": [held_out[s].value for s in SKILLS],
-    }
+def correct_answers(scores: Mapping[str, float], n_examples: int) -> list[int]:
+    """Correct answers per skill: the exact accuracy in few characters."""
+    return [round(score * n_examples) for score in skill_scores(scores)]
 
 
-def best_by_depth(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other beats in the mean of the search scores with as many layers or fewer."""
-    pairs = [(-depth(study, t), statistics.mean(t.scores[s].value for s in SKILLS)) for t in trials]
-    return [t for t, on in zip(trials, nondominated(pairs), strict=True) if on]
+def best_by_depth(
+    search_scores: Mapping[int, Mapping[str, float]], layers: Mapping[int, int]
+) -> list[int]:
+    """Positions of the trials that have the best mean among those with as many layers or fewer."""
+    pairs = []
+    for number, scores in search_scores.items():
+        pairs.append((-layers[number], statistics.mean(skill_scores(scores))))
+    return np.flatnonzero(nondominated(pairs)).tolist()
 
 
-def depth(study: Study, trial: Trial) -> int:
-    """Layers of a trial's merge: those of its slices, or of the base where it is merged in place."""
-    ranges = [piece.sources[0].layer_range for piece in study.recipe(trial).slices]
-    return sum(r[1] - r[0] for r in ranges if r) or LAYERS
+# ----- tables
 
 
-def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
-    """Write `results/dataflow/seed-N.json`."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        path = RESULTS / f"seed-{seed}.json"
-        for name in searches:
-            found = json.loads(path.read_text()) if path.exists() else {}
-            if name not in found:
-                study, config = study_of(folder, name, seed)
-                found[name] = measured(study, config.limit)
-                path.write_text(json.dumps(found, indent=1) + "\n")
-                print(f"seed {seed}  {name}: {len(found[name]['front'])} on the front", flush=True)
+def tables(entries: Sequence[Entry]) -> str:
+    """The tables of docs/routes.md."""
+    by_search: dict[str, list[Entry]] = {name: [] for name in SEARCHES}
+    for entry in sorted(entries, key=lambda entry: entry["seed"]):
+        by_search[entry["search"]].append(entry)
+    measured = {name: found for name, found in by_search.items() if found}
+    return results_table(measured) + "\n\n" + layers_table(measured)
 
 
-def table() -> None:
-    """Print the tables of docs/routes.md."""
-    seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
-    plain = next(s["parameters alone, MM-MO"] for s in seeds)["starts"]
-    sources = [t for t in plain if t["label"] in ("order", "mirror", "scribe")]
-    reference = reference_point([t["held_out"] for t in sources])
-    scale = hypervolume([[1.0] * len(SKILLS)], reference)
-
-    def volume(trials: Sequence[dict[str, Any]]) -> float:
-        return hypervolume([t["held_out"] for t in trials], reference) / scale
-
-    print(
-        "| search | seeds | hypervolume | best mean | layers at 95 % of it |\n|---|---:|---:|---:|---:|"
-    )
-    print(row("the sources", [volume(sources)], [best(sources)], []))
-    print(row("untuned merges (known starts)", [volume(plain)], [best(plain)], []))
-    stacks = next(
-        (
-            s["routes alone, random edits"]["starts"]
-            for s in seeds
-            if "routes alone, random edits" in s
-        ),
-        [],
-    )
-    print(row("static stacking (known starts)", [volume(stacks)], [best(stacks)], []))
-    for name in SEARCHES:
-        found = [s[name] for s in seeds if name in s]
-        if found:
-            means = [best([*f["front"], *f["depths"]]) for f in found]
-            short = [fewest(f["depths"], 0.95 * m) for f, m in zip(found, means, strict=True)]
-            print(row(name, [volume(f["front"]) for f in found], means, short))
-    print(
-        "\n| best held-out mean with at most so many layers | "
-        + " | ".join(map(str, range(4, 10)))
-        + " |\n|---|"
-        + "---:|" * 6
-    )
-    for name in SEARCHES:
-        found = [s[name] for s in seeds if name in s]
-        if found:
-            cells = [
-                [best([t for t in f["depths"] if t["layers"] <= n]) for f in found]
-                for n in range(4, 10)
-            ]
-            print(f"| {name} | " + " | ".join(f"{statistics.mean(c):.3f}" for c in cells) + " |")
+def results_table(measured: Mapping[str, Sequence[Entry]]) -> str:
+    """Hypervolume, best mean and layers of each search."""
+    baselines = measured[PARAMETERS_ALONE][0]["starts"]
+    sources = [trial for trial in baselines if trial["label"] in SOURCES]
+    reference = reference_point([held_out_scores(trial) for trial in sources])
+    rows = [row("the sources", [sources], reference)]
+    for name, label in BASELINE_ROWS.items():
+        if name in measured:
+            rows.append(row(label, [measured[name][0]["starts"]], reference))
+    for name, entries in measured.items():
+        rows.append(search_row(name, entries, reference))
+    header = ["search", "seeds", "hypervolume", "best mean", "layers at 95 % of it"]
+    return markdown_table(header, rows)
 
 
-def best(trials: Sequence[dict[str, Any]]) -> float:
-    """The held-out mean of whoever has the best mean of the search scores; 0 where there is nobody."""
+def row(name: str, fronts: Sequence[Sequence[Entry]], reference: Array) -> list[str]:
+    """A row without layers, of one front per seed."""
+    means = [best_mean(front) for front in fronts]
+    return [name, *hypervolume_cells(fronts, reference), mean_and_deviation(means), ""]
+
+
+def search_row(name: str, entries: Sequence[Entry], reference: Array) -> list[str]:
+    """A search over all its seeds."""
+    means, layers = [], []
+    for entry in entries:
+        means.append(best_mean([*entry["front"], *entry["depths"]]))
+        layers.append(fewest_layers(entry["depths"], 0.95 * means[-1]))
+    fronts = [entry["front"] for entry in entries]
+    cells = [mean_and_deviation(means), mean_and_deviation(layers, 1)]
+    return [name, *hypervolume_cells(fronts, reference), *cells]
+
+
+def hypervolume_cells(fronts: Sequence[Sequence[Entry]], reference: Array) -> list[str]:
+    """Number of fronts; mean and deviation of their held-out hypervolume."""
+    perfect = hypervolume([[1.0] * len(SKILLS)], reference)
+    volumes = []
+    for front in fronts:
+        held_out = [held_out_scores(trial) for trial in front]
+        volumes.append(hypervolume(held_out, reference) / perfect)
+    return [str(len(fronts)), mean_and_deviation(volumes)]
+
+
+def layers_table(measured: Mapping[str, Sequence[Entry]]) -> str:
+    """The best held-out mean of each search under a limit of layers."""
+    rows = []
+    for name, entries in measured.items():
+        cells = []
+        for limit in LAYER_LIMITS:
+            means = [best_mean(within(entry["depths"], limit)) for entry in entries]
+            cells.append(f"{statistics.mean(means):.3f}")
+        rows.append([name, *cells])
+    header = ["best held-out mean with at most so many layers", *map(str, LAYER_LIMITS)]
+    return markdown_table(header, rows)
+
+
+def within(trials: Iterable[Entry], limit: int) -> list[Entry]:
+    """Trials of at most `limit` layers."""
+    return [trial for trial in trials if trial["layers"] <= limit]
+
+
+def best_mean(trials: Sequence[Entry]) -> float:
+    """The held-out mean of the trial with the best mean of search scores; 0 without trials."""
     if not trials:
         return 0.0
-    return float(np.mean(max(trials, key=lambda t: float(np.mean(t["search"])))["held_out"]))
+    best = max(trials, key=mean_search_score)
+    return float(held_out_scores(best).mean())
 
 
-def fewest(trials: Sequence[dict[str, Any]], least: float) -> float:
-    """Layers of the shortest whose held-out mean reaches `least`."""
-    return min(
-        (t["layers"] for t in trials if np.mean(t["held_out"]) >= least), default=float("nan")
-    )
+def mean_search_score(trial: Entry) -> float:
+    """The mean accuracy of the three skills on search examples."""
+    return float(np.mean(np.array(trial["search"]) / SEARCH_EXAMPLES))
 
 
-def row(name: str, volumes: Sequence[float], means: Sequence[float], short: Sequence[float]) -> str:
-    return f"| {name} | {len(volumes)} | {spread(volumes)} | {spread(means)} | {spread(short, 1) if short else ''} |"
+def held_out_scores(trial: Entry) -> Array:
+    """Accuracies of the three skills `(3,)` on held-out examples."""
+    return np.array(trial["held_out"]) / HELD_OUT_EXAMPLES
+
+
+def fewest_layers(trials: Iterable[Entry], least: float) -> float:
+    """Layers of the shortest trial whose held-out mean is at least `least`; NaN without one."""
+    reaching = (trial for trial in trials if held_out_scores(trial).mean() >= least)
+    return min((trial["layers"] for trial in reaching), default=float("nan"))
 
 
 def main() -> None:
-    given = arguments(__doc__, "searches", SEARCHES)
-    if given.what == "run":
-        run(given.folder, given.seeds, given.chosen)
+    """Run searches, or print the tables."""
+    arguments = search_arguments(__doc__, SEARCHES)
+    if arguments.command == "run":
+        run(arguments.folder, arguments.seeds, arguments.searches)
     else:
-        table()
+        print(tables(read_entries(FILE)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What scoring a merge costs beside its forward passes, and against the harness's own `hf` model: `python benchmarks/evaluation.py`.
+"""docs/evaluation.md: what scoring costs beside forward passes, and beside the harness's own model.
 
-First the shipped specialists: seconds to build three tasks of 600 items, and, merge after merge, the share of what is not forward
-passes (goal: under 10 %). Then a Llama of random weights (4 layers, width 256, 8,000 tokens; prompts of single characters) on
-one thread: the same requests through lm-evaluation-harness's HFLM and through ours, both warm, in turns; medians of three.
+    python -m benchmarks.evaluation
+
+First the shipped specialists: seconds to build three tasks of 600 examples and, merge after merge,
+the share of the time that is not forward passes (goal: under 10 %). Then a Llama of random weights
+(4 layers, width 256, 8,000 tokens; prompts of single characters) on one thread: the same requests
+through lm-evaluation-harness's HFLM and through ours, both warm, in turns; medians of three.
 """
 
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,130 +20,178 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.reporting import REPOSITORY, SPECIALISTS, markdown_row, markdown_table
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.inference.language_model import ResidentLM
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
-ROOT = Path(__file__).resolve().parent.parent
-SPECIALISTS = ROOT / "examples" / "specialists"
-ROUNDS, ITEMS, BATCH = 3, 12, 16
-KINDS = {
-    "four endings": (0, 80, 25),
-    "five shots, short answers": (0, 400, 4),
-    "five shots, one token": (0, 400, 1),
-    "the same five shots for all, short answers": (330, 70, 4),
-    "the same five shots for all, one token": (330, 70, 1),
-    "written answers": (0, 60, 0),
-    "written answers, the same five shots for all": (330, 60, 0),
+ROUNDS = 3
+N_EXAMPLES = 12
+BATCH_SIZE = 16
+SCRIBE = SPECIALISTS / "models" / "scribe"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths of requests, in characters.
+
+    Attributes:
+        shared: text that all prompts begin with.
+        prompt: text of each prompt behind it.
+        answer: of an answer whose likelihood is asked; 0: the answer is generated.
+    """
+
+    shared: int
+    prompt: int
+    answer: int
+
+
+WORKLOADS = {
+    "four endings": Workload(0, 80, 25),
+    "five shots, short answers": Workload(0, 400, 4),
+    "five shots, one token": Workload(0, 400, 1),
+    "the same five shots for all, short answers": Workload(330, 70, 4),
+    "the same five shots for all, one token": Workload(330, 70, 1),
+    "written answers": Workload(0, 60, 0),
+    "written answers, the same five shots for all": Workload(330, 60, 0),
 }
-"""Requests -> characters that all prompts begin with, of the prompt behind them, and of an answer (0: it is written)."""
+"""Row of the table -> its requests."""
 
 
-def specialists() -> None:
-    """Build, forward, everything else."""
-    folder = SPECIALISTS / "models" / "scribe"
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    forward = [0.0, 0.0]
-    model.register_forward_pre_hook(lambda *_: forward.__setitem__(0, time.perf_counter()))
-    model.register_forward_hook(
-        lambda *_: forward.__setitem__(1, forward[1] + time.perf_counter() - forward[0])
-    )
+# ----- the share of forward passes
+
+
+class ForwardTimer:
+    """Adds up the seconds of a model's forward passes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+        model.register_forward_pre_hook(self._start)
+        model.register_forward_hook(self._stop)
+
+    def _start(self, *_: object) -> None:
+        self._since = time.perf_counter()
+
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+def specialists() -> str:
+    """Seconds to build the tasks and to score a merge, and the share that is not forward passes."""
+    model = AutoModelForCausalLM.from_pretrained(SCRIBE, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(SCRIBE)
+    timer = ForwardTimer(model)
     since = time.perf_counter()
     tasks = {name: HarnessTask(name) for name in ("sort", "reverse", "translate")}
     splits = {"search": "search", "held_out": "held_out"}
-    evaluator = HarnessEvaluator(
-        tasks, TaskLoader(SPECIALISTS / "tasks", ROOT, splits), batch_size=128
-    )
+    loader = TaskLoader(SPECIALISTS / "tasks", REPOSITORY, splits)
+    evaluator = HarnessEvaluator(tasks, loader, batch_size=128)
     built = time.perf_counter() - since
-    live = Candidate(model, tokenizer, {})
-    evaluator.evaluate(live, "search")
+    candidate = Candidate(model, tokenizer, {})
+    evaluator.evaluate(candidate, "search")  # warm
     shares, seconds = [], []
     for _ in range(2 * ROUNDS):
-        forward[1], since = 0.0, time.perf_counter()
-        evaluator.evaluate(live, "search")
-        seconds.append(time.perf_counter() - since)
-        shares.append(1 - forward[1] / seconds[-1])
-    print(
-        f"specialists: built in {built:.1f} s; {statistics.median(seconds):.2f} s a merge, of which",
-        end=" ",
+        timer.seconds = 0.0
+        since = time.perf_counter()
+        evaluator.evaluate(candidate, "search")
+        whole = time.perf_counter() - since
+        seconds.append(whole)
+        shares.append(1 - timer.seconds / whole)
+    return (
+        f"specialists: built in {built:.1f} s; {statistics.median(seconds):.2f} s a merge, of which "
+        f"{statistics.median(shares):.1%} is not forward passes (goal: under 10 %)"
     )
-    print(f"{statistics.median(shares):.1%} is not forward passes (goal: under 10 %)\n")
 
 
-def requests(kind: str) -> tuple[str, list[Any]]:
-    """The method of the harness's model, and its requests."""
-    rng = random.Random(0)
-
-    def text(n: int) -> str:
-        return "".join(rng.choices("abcdefghijkl", k=n))
-
-    head, length, answer = KINDS[kind]
-    shots = text(head)
-    if not answer:
-        settings = {"until": ["e", "kk", "ab"], "max_gen_toks": 48}
-        return "generate_until", [
-            SimpleNamespace(args=(shots + text(rng.randint(length // 2, length)), settings))
-            for _ in range(ITEMS)
-        ]
-    found = []
-    for _ in range(ITEMS):
-        context = shots + text(length + rng.randint(-length // 5, length // 5))
-        found += [SimpleNamespace(args=(context, letter + text(answer - 1))) for letter in "abcd"]
-    return "loglikelihood", found
+# ----- beside the harness's own model
 
 
-def against() -> None:
-    """The table of ratios."""
+def compare_models() -> None:
+    """Print the table of ratios."""
+    tokenizer = AutoTokenizer.from_pretrained(SCRIBE)
+    model = random_llama(tokenizer.eos_token_id)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE)
+    ours = ResidentLM(model, tokenizer, BATCH_SIZE)
+    header = ["requests", "times as fast as the harness's `hf`"]
+    header.append("largest difference of a log-probability")
+    print(markdown_table(header, []))
+    for name, workload in WORKLOADS.items():
+        method, requests = make_requests(workload)
+        their_method, our_method = getattr(theirs, method), getattr(ours, method)
+        their_answers = their_method(requests, disable_tqdm=True)
+        our_answers = our_method(requests, disable_tqdm=True)
+        ratios = []
+        for _ in range(ROUNDS):
+            their_seconds = seconds_of(their_method, requests)
+            ratios.append(their_seconds / seconds_of(our_method, requests))
+        ratio = f"{statistics.median(ratios):.1f}"
+        print(markdown_row([name, ratio, difference(their_answers, our_answers)]), flush=True)
+
+
+def random_llama(eos_token_id: int) -> LlamaForCausalLM:
+    """A small Llama of random weights."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(SPECIALISTS / "models" / "scribe")
-    settings = LlamaConfig(
+    config = LlamaConfig(
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=4,
         num_attention_heads=4,
         vocab_size=8000,
     )
-    model = LlamaForCausalLM(settings).eval()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    theirs, ours = (
-        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
-        ResidentLM(model, tokenizer, BATCH),
-    )
-    print(
-        "| requests | times as fast as the harness's `hf` | largest difference of a log-probability |\n|---|---:|---:|"
-    )
-    for kind in KINDS:
-        method, asked = requests(kind)
-        told = [getattr(lm, method)(asked, disable_tqdm=True) for lm in (theirs, ours)]
-        seconds = [
-            [timed(getattr(lm, method), asked) for lm in (theirs, ours)] for _ in range(ROUNDS)
-        ]
-        ratio = statistics.median(a / b for a, b in seconds)
-        print(f"| {kind} | {ratio:.1f} | {difference(*told)} |", flush=True)
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = eos_token_id
+    return model
 
 
-def difference(one: Sequence[Any], other: Sequence[Any]) -> str:
-    if isinstance(one[0], str):
-        return (
-            "the same texts"
-            if list(one) == list(other)
-            else f"{sum(a != b for a, b in zip(one, other, strict=True))} texts differ"
-        )
-    assert all(a[1] == b[1] for a, b in zip(one, other, strict=True))
-    return f"{max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True)):.0e}"
+def make_requests(workload: Workload) -> tuple[str, list[Any]]:
+    """The method of the harness's model, and its requests."""
+    rng = random.Random(0)
+
+    def text(length: int) -> str:
+        return "".join(rng.choices("abcdefghijkl", k=length))
+
+    requests = []
+    shared = text(workload.shared)
+    length = workload.prompt
+    if not workload.answer:
+        settings = {"until": ["e", "kk", "ab"], "max_gen_toks": 48}
+        for _ in range(N_EXAMPLES):
+            prompt = shared + text(rng.randint(length // 2, length))
+            requests.append(SimpleNamespace(args=(prompt, settings)))
+        return "generate_until", requests
+    for _ in range(N_EXAMPLES):
+        prompt = shared + text(length + rng.randint(-length // 5, length // 5))
+        for letter in "abcd":
+            answer = letter + text(workload.answer - 1)
+            requests.append(SimpleNamespace(args=(prompt, answer)))
+    return "loglikelihood", requests
 
 
-def timed(call: Callable[..., Any], asked: Sequence[Any]) -> float:
+def difference(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
+    """How far two sets of answers are apart."""
+    pairs = list(zip(theirs, ours, strict=True))
+    if isinstance(theirs[0], str):
+        differing = sum(their != our for their, our in pairs)
+        return f"{differing} texts differ" if differing else "the same texts"
+    assert all(their[1] == our[1] for their, our in pairs)
+    return f"{max(abs(their[0] - our[0]) for their, our in pairs):.0e}"
+
+
+def seconds_of(method: Callable[..., object], requests: Sequence[Any]) -> float:
+    """Seconds of one call."""
     since = time.perf_counter()
-    call(asked, disable_tqdm=True)
+    method(requests, disable_tqdm=True)
     return time.perf_counter() - since
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print both."""
     torch.set_num_threads(1)
-    specialists()
-    against()
+    print(specialists() + "\n")
+    compare_models()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,33 +1,42 @@
-"""What stands between a problem and whoever searches it: the meter, and the problem as a function on the unit cube."""
+"""What stands between a problem and an optimiser: the meter, and the problem on the unit cube."""
 
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from problems import Params, Problem
 from scipy.stats import qmc
 
+from paretomerge.problems import Problem
 from paretomerge.search.encoding import Encoding
-
-Array = NDArray[np.float64]
+from paretomerge.types import Array, Params
 
 
 class BudgetSpentError(Exception):
-    """Raised by a meter that was asked for more than its budget."""
+    """Raised by a meter that was asked for more evaluations than its budget."""
 
 
 @dataclass
 class Meter:
-    """Evaluates parameter sets one at a time, and keeps what came out and how long each was waited for."""
+    """Evaluates parameter sets one at a time.
+
+    Attributes:
+        problem: what is evaluated.
+        seed: of the noise, which depends on it and on the number of the evaluation alone.
+        evaluations: the budget.
+        params: every parameter set that was evaluated.
+        true_values: their values `(m,)` without noise.
+        observed: their values `(m,)` as the optimiser sees them.
+        stderr: their standard errors `(m,)`; empty where values are exact.
+        seconds: how long the optimiser took before each evaluation.
+    """
 
     problem: Problem
     seed: int
     evaluations: int
     params: list[Params] = field(default_factory=list)
-    true: list[Array] = field(default_factory=list)
-    seen: list[Array] = field(default_factory=list)
+    true_values: list[Array] = field(default_factory=list)
+    observed: list[Array] = field(default_factory=list)
     stderr: list[Array] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -35,54 +44,65 @@ class Meter:
         self._since = time.perf_counter()
 
     def __call__(self, params: Params) -> tuple[Array, Array | None]:
-        """What is seen `(m,)`, and its standard error `(m,)`, or None where it is exact. Raises BudgetSpentError."""
+        """Evaluate one parameter set: observed values `(m,)`, and standard errors or None.
+
+        Raises BudgetSpentError once the budget is spent.
+        """
         waited = time.perf_counter() - self._since
-        if len(self.seen) == self.evaluations:
+        number = len(self.observed)
+        if number == self.evaluations:
             raise BudgetSpentError
-        true = self.problem.evaluate([params])[0]
-        seen, stderr = true, None
+        true_values = self.problem.evaluate([params])[0]
+        observed, stderr = true_values, None
         if self.problem.noise is not None:
-            seen, stderr = self.problem.noise(
-                true, np.random.default_rng([self.seed, len(self.seen)])
-            )
+            rng = np.random.default_rng([self.seed, number])
+            observed, stderr = self.problem.noise(true_values, rng)
             self.stderr.append(stderr)
         self.params.append(dict(params))
-        self.true.append(true)
-        self.seen.append(seen)
+        self.true_values.append(true_values)
+        self.observed.append(observed)
         self.seconds.append(waited)
         self._since = time.perf_counter()
-        return seen, stderr
+        return observed, stderr
 
     @property
     def y(self) -> Array:
-        return np.asarray(self.seen)
+        """Observed values so far, `(n, m)`."""
+        return np.asarray(self.observed)
 
 
-def starts(problem: Problem, encoding: Encoding, sobol: int, seed: int) -> Array:
-    """The known starts, then Sobol points up to `sobol` in all, `(n, d)` in the unit cube."""
-    known = encoding.encode(list(problem.starts)) if problem.starts else np.empty((0, encoding.d))
-    drawn = qmc.Sobol(encoding.d, rng=np.random.default_rng(seed)).random(
-        max(sobol - len(known), 0)
-    )
-    return np.concatenate([known, encoding.project(drawn)]) if len(drawn) else known
+class UnitCube:
+    """The problem as a function on the unit cube, evaluated through a meter.
 
+    Attributes:
+        problem: what is evaluated.
+        meter: through which.
+        encoding: between parameters and the cube.
+        x: points that were evaluated, `(n, d)`.
+        bounds: of the cube, `(2, d)`.
+    """
 
-@dataclass
-class Cube:
-    """The problem as a function on the unit cube, with everything seen so far as tensors."""
+    def __init__(self, problem: Problem, meter: Meter) -> None:
+        self.problem = problem
+        self.meter = meter
+        self.encoding = Encoding(problem.space, problem.conditions)
+        self.x: Array = np.empty((0, self.encoding.d))
+        corners = [torch.zeros(self.encoding.d), torch.ones(self.encoding.d)]
+        self.bounds = torch.stack(corners).double()
 
-    problem: Problem
-    meter: Meter
-
-    def __post_init__(self) -> None:
-        self.encoding = Encoding(self.problem.distributions, self.problem.conditions)
-        self.x = np.empty((0, self.encoding.d))
-        self.bounds = torch.stack(
-            [torch.zeros(self.encoding.d), torch.ones(self.encoding.d)]
-        ).double()
-
-    def __call__(self, x: Array) -> None:
-        """Evaluate each row, rounded to what the parameters can be."""
-        for row in self.encoding.project(np.atleast_2d(x)):
+    def evaluate(self, x: Array) -> None:
+        """Evaluate each row of `x`, rounded to what the parameters can be."""
+        for row in self.encoding.settle(np.atleast_2d(x)):
             self.meter(self.encoding.decode(row))
             self.x = np.concatenate([self.x, row[None]])
+
+    def initial_design(self, size: int, seed: int) -> Array:
+        """The problem's baseline points, then Sobol points up to `size` in all, `(n, d)`."""
+        starts = np.empty((0, self.encoding.d))
+        if self.problem.starts:
+            starts = self.encoding.encode(list(self.problem.starts))
+        sobol = qmc.Sobol(self.encoding.d, rng=np.random.default_rng(seed))
+        drawn = sobol.random(max(size - len(starts), 0))
+        if not len(drawn):
+            return starts
+        return np.concatenate([starts, self.encoding.settle(drawn)])

@@ -1,128 +1,162 @@
-"""What racing saves on the specialists: `python benchmarks/racing.py run FOLDER --seeds 0 1 2 3 4`, then `table`.
+"""docs/evaluation.md's table of racing: examples that it saves, and hypervolume that it costs.
 
-The shipped study, 60 trials, with every search item, with half or a quarter of them, and with `evaluate.race`, for its three tasks and
-for the first two; item outcomes are kept in one file. Items asked are those of all trials, known starts included;
-the hypervolume is that of the front's scores on held-out items, above the worst source per objective less a tenth of the range, as a
-share of what perfect scores would have.
+    python -m benchmarks.racing run FOLDER --seeds 0 1 2 3 4
+    python -m benchmarks.racing table
+
+The study of the specialists, 60 trials, with every search example, with a half or a quarter of
+them, and with `evaluate.race`; for its three tasks and for the first two. Scores of examples are
+cached in FOLDER. The examples of all trials count, baseline recipes included. The hypervolume is
+that of the front's held-out scores, above the worst source per objective less a tenth of the range,
+as a share of what perfect scores would have.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from paretomerge.config.build import load_study
-from seeds import arguments, spread
 
+from benchmarks.reporting import (
+    REPOSITORY,
+    RESULTS,
+    SPECIALISTS,
+    Entry,
+    append_entry,
+    markdown_table,
+    mean_and_deviation,
+    read_entries,
+    search_arguments,
+)
+from benchmarks.study_api import (
+    knee_of,
+    n_examples_scored,
+    run_study,
+    score_held_out,
+    source_trials,
+)
 from paretomerge.pareto.front import hypervolume, reference_point
-from paretomerge.pareto.ranking import knee
 
-ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "examples" / "specialists"
-RESULTS = ROOT / "benchmarks" / "results" / "racing"
-HALF, RACE = {"search_items": 300}, {"race": True}
-KINDS: dict[str, tuple[int, dict[str, Any]]] = {
+FILE = RESULTS / "racing.jsonl"
+HALF = {"search_items": 300}
+QUARTER = {"search_items": 150}
+RACE = {"race": True}
+SEARCHES: dict[str, tuple[int, dict[str, Any]]] = {
     "every item": (3, {}),
     "half the items": (3, HALF),
-    "a quarter of the items": (3, {"search_items": 150}),
+    "a quarter of the items": (3, QUARTER),
     "race": (3, RACE),
     "race over half the items": (3, HALF | RACE),
     "two objectives, every item": (2, {}),
     "two objectives, race": (2, RACE),
 }
-"""What the table calls a search -> how many of the three tasks it has, and what its `evaluate` has more."""
-WHOLE = {objectives: kind for kind, (objectives, more) in KINDS.items() if not more}
+"""Row of the table -> number of tasks, and what its `evaluate` has beside the shipped one."""
+
+EVERY_ITEM = {3: "every item", 2: "two objectives, every item"}
+"""Number of tasks -> the search that scores every example."""
 
 
-def run(folder: Path, seeds: Sequence[int], kinds: Sequence[str]) -> None:
-    """Write `results/racing/seed-N.json`."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
+    """Run what is not in the result file."""
+    finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
     for seed in seeds:
-        path = RESULTS / f"seed-{seed}.json"
-        for kind in kinds:
-            found = json.loads(path.read_text()) if path.exists() else {}
-            if kind not in found:
-                found[kind] = measured(folder, seed, kind)
-                path.write_text(json.dumps(found, indent=1) + "\n")
-                print(
-                    f"seed {seed}  {kind}: {found[kind]['items']} items, {len(found[kind]['front'])} on the front",
-                    flush=True,
-                )
+        for name in searches:
+            if (name, seed) in finished:
+                continue
+            entry = measure(folder, seed, name)
+            append_entry(FILE, entry)
+            print(
+                f"seed {seed}  {name}: {entry['n_examples']} examples, "
+                f"{len(entry['front'])} on the front",
+                flush=True,
+            )
 
 
-def measured(folder: Path, seed: int, kind: str) -> dict[str, Any]:
-    """One search, and its front on held-out items."""
-    here = folder / f"{kind.replace(' ', '-').replace(',', '')}-{seed}"
-    here.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_load((SHIPPED / "study.yaml").read_text())
-    settings |= {
-        "base": str(SHIPPED / settings["base"]),
-        "models": [str(SHIPPED / model) for model in settings["models"]],
+def measure(folder: Path, seed: int, name: str) -> Entry:
+    """One search, and its front on held-out examples."""
+    study = run_study(write_config(folder, seed, name))
+    objectives = [objective.name for objective in study.objectives]
+    front, sources = study.front(), source_trials(study)
+    scores = score_held_out(study, [*front, *sources])
+
+    def held_out(number: int) -> list[float]:
+        return [scores[number][objective] for objective in objectives]
+
+    return {
+        "search": name,
+        "seed": seed,
+        "n_examples": n_examples_scored(study),
+        "left_early": sum(not trial.final for trial in study.trials),
+        "front": [held_out(trial.number) for trial in front],
+        "knee": held_out(knee_of(study, front).number),
+        "sources": [held_out(trial.number) for trial in sources],
     }
-    settings["evaluate"] |= {
-        "include_path": str(SHIPPED / "tasks"),
-        "data_root": str(ROOT),
+
+
+def write_config(folder: Path, seed: int, name: str) -> Path:
+    """Write a search's study.yaml in a folder of its own."""
+    n_objectives, evaluation = SEARCHES[name]
+    config = yaml.safe_load((SPECIALISTS / "study.yaml").read_text())
+    config["base"] = str(SPECIALISTS / config["base"])
+    config["models"] = [str(SPECIALISTS / model) for model in config["models"]]
+    config["objectives"] = config["objectives"][:n_objectives]
+    config["watch"] = []
+    config["seed"] = seed
+    config["evaluate"] |= {
+        "include_path": str(SPECIALISTS / "tasks"),
+        "data_root": str(REPOSITORY),
         "cache": str(folder / "items.db"),
     }
-    objectives, more = KINDS[kind]
-    settings |= {
-        "seed": seed,
-        "watch": [],
-        "evaluate": settings["evaluate"] | more,
-        "objectives": settings["objectives"][:objectives],
-    }
-    (here / "study.yaml").write_text(yaml.safe_dump(settings))
-    study, config = load_study(here / "study.yaml")
-    study.run(config.limit)
-    front = study.front()
-    study.hold_out([*front, *study.trials[: len(study.space.sources)]])
-    names, trials = [o.name for o in study.objectives], study.trials
-    held_out = {t.number: [t.held_out[name].value for name in names] for t in trials if t.held_out}
-    at_knee = front[knee([t.values(study.objectives) for t in front])]
-    return {
-        "items": sum(
-            t.scores[name].n
-            for t in trials
-            if not t.failure and t.same_as is None
-            for name in names
-        ),
-        "left": sum(not t.final for t in trials),
-        "front": [held_out[t.number] for t in front],
-        "knee": held_out[at_knee.number],
-        "sources": [held_out[n] for n in range(len(study.space.sources))],
-    }
+    config["evaluate"] |= evaluation
+    own_folder = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    own_folder.mkdir(parents=True, exist_ok=True)
+    path = own_folder / "study.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
-def table() -> None:
-    """Print the table of docs/evaluation.md."""
-    seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
-    print(
-        "| | seeds | items asked | trials left early | held-out hypervolume | knee's held-out mean |\n|---|---:|---:|---:|---:|---:|"
-    )
-    for kind in KINDS:
-        whole = WHOLE[KINDS[kind][0]]
-        pairs = [(s[kind], s[whole]) for s in seeds if kind in s and whole in s]
-        if not pairs:
-            continue
-        reference = reference_point(pairs[0][1]["sources"])
-        scale = hypervolume([[1.0] * len(reference)], reference)
-        volumes = [hypervolume(f["front"], reference) / scale for f, _ in pairs]
-        share = statistics.mean(f["items"] / w["items"] for f, w in pairs)
-        left = statistics.mean(f["left"] for f, _ in pairs)
-        knees = [statistics.mean(f["knee"]) for f, _ in pairs]
-        print(
-            f"| {kind} | {len(pairs)} | {share:.0%} | {left:.0f} | {spread(volumes)} | {spread(knees)} |"
-        )
+def table(entries: Sequence[Entry]) -> str:
+    """The table of docs/evaluation.md."""
+    by_search = {(entry["search"], entry["seed"]): entry for entry in entries}
+    rows = []
+    for name, (n_objectives, _) in SEARCHES.items():
+        whole_name = EVERY_ITEM[n_objectives]
+        pairs = []
+        for (search, seed), entry in by_search.items():
+            if search == name and (whole_name, seed) in by_search:
+                pairs.append((entry, by_search[whole_name, seed]))
+        if pairs:
+            rows.append(row(name, pairs))
+    header = ["", "seeds", "items asked", "trials left early"]
+    header += ["held-out hypervolume", "knee's held-out mean"]
+    return markdown_table(header, rows)
+
+
+def row(name: str, pairs: Sequence[tuple[Entry, Entry]]) -> list[str]:
+    """One search over all seeds, each beside the search that scores every example."""
+    reference = reference_point(pairs[0][1]["sources"])
+    perfect = hypervolume([[1.0] * len(reference)], reference)
+    volumes = [hypervolume(entry["front"], reference) / perfect for entry, _ in pairs]
+    shares = [entry["n_examples"] / whole["n_examples"] for entry, whole in pairs]
+    left_early = [entry["left_early"] for entry, _ in pairs]
+    knees = [statistics.mean(entry["knee"]) for entry, _ in pairs]
+    return [
+        name,
+        str(len(pairs)),
+        f"{statistics.mean(shares):.0%}",
+        f"{statistics.mean(left_early):.0f}",
+        mean_and_deviation(volumes),
+        mean_and_deviation(knees),
+    ]
 
 
 def main() -> None:
-    given = arguments(__doc__, "kinds", KINDS)
-    if given.what == "run":
-        run(given.folder, given.seeds, given.chosen)
+    """Run searches, or print the table."""
+    arguments = search_arguments(__doc__, SEARCHES)
+    if arguments.command == "run":
+        run(arguments.folder, arguments.seeds, arguments.searches)
     else:
-        table()
+        print(table(read_entries(FILE)))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,31 @@
-"""What `benchmarks/search.py` has measured, as Markdown: who stands where at 30, 60, 100 and 300 evaluations."""
+"""The tables of `benchmarks.search`: who stands where at 30, 60, 100 and 300 evaluations."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import ttest_1samp
 
-Array = NDArray[np.float64]
+from benchmarks.reporting import Entry, markdown_table, read_entries
+from paretomerge.types import Array
+
 EVERY = 10
+"""Evaluations between two points of a curve."""
+
 BUDGETS = (30, 60, 100, 300)
 OURS = "mmmo"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One search: peer and seed on one problem.
+    """One search: a peer and a seed on one problem.
 
-    share: of the true front's hypervolume after 10, 20, ... evaluations; seconds: mean per ask over each ten.
+    Attributes:
+        peer: which optimiser.
+        seed: of the optimiser and of the noise.
+        share: of the true front's hypervolume after 10, 20, ... evaluations.
+        seconds: mean per ask, over each ten evaluations.
     """
 
     peer: str
@@ -29,35 +35,47 @@ class Cell:
 
     @property
     def evaluations(self) -> int:
+        """How long the search was."""
         return len(self.share) * EVERY
 
-    def line(self) -> str:
-        shares, seconds = [round(v, 5) for v in self.share], [round(v, 4) for v in self.seconds]
-        return json.dumps(
-            {"peer": self.peer, "seed": self.seed, "share": shares, "seconds": seconds}
-        )
+    def entry(self) -> Entry:
+        """The cell as a line of the result file."""
+        return {
+            "peer": self.peer,
+            "seed": self.seed,
+            "share": [round(value, 5) for value in self.share],
+            "seconds": [round(value, 4) for value in self.seconds],
+        }
 
 
 Cells = Mapping[tuple[str, int], Cell]
+"""(peer, seed) -> cell, of one problem."""
+
+Problems = Mapping[str, Cells]
+"""Name of the problem -> its cells."""
 
 
 def load(path: Path) -> dict[tuple[str, int], Cell]:
-    """The cells of one problem by (peer, seed); of several the last. A line that an interrupt cut short is no cell."""
+    """The cells of one problem; the last one where there are several of a peer and seed."""
     cells: dict[tuple[str, int], Cell] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        cells[entry["peer"], entry["seed"]] = Cell(
-            entry["peer"], entry["seed"], tuple(entry["share"]), tuple(entry["seconds"])
-        )
+    for entry in read_entries(path):
+        cell = Cell(entry["peer"], entry["seed"], tuple(entry["share"]), tuple(entry["seconds"]))
+        cells[cell.peer, cell.seed] = cell
     return cells
+
+
+# ----- one problem at one budget
 
 
 @dataclass(frozen=True)
 class Row:
-    """One problem at one budget: peer -> share by seed, of the seeds that every listed peer has."""
+    """One problem at one budget.
+
+    Attributes:
+        problem: its name.
+        budget: evaluations.
+        shares: peer -> share by seed, of the seeds that every listed peer has.
+    """
 
     problem: str
     budget: int
@@ -65,245 +83,261 @@ class Row:
 
     def rank(self, peer: str) -> int:
         """1 + the number of peers with a larger mean."""
-        return 1 + sum(s.mean() > self.shares[peer].mean() for s in self.shares.values())
+        mean = self.shares[peer].mean()
+        return 1 + sum(shares.mean() > mean for shares in self.shares.values())
 
     @property
     def best(self) -> str:
+        """The peer with the largest mean."""
         return max(self.shares, key=lambda peer: float(self.shares[peer].mean()))
 
-    def tied(self, peer: str) -> bool:
-        """Not told from the best."""
-        return not _told_apart(self.shares[self.best] - self.shares[peer])
+    def ties_with_best(self, peer: str) -> bool:
+        """Whether the peer is not significantly different from the best one."""
+        return not differs(self.shares[self.best] - self.shares[peer])
 
 
-def _told_apart(difference: Array) -> bool:
-    """Paired t-test over the seeds, p < 0.05; the same difference at every seed is told apart, none at all is not."""
+def differs(difference: Array) -> bool:
+    """Whether a difference over the seeds is significant: paired t-test, p < 0.05.
+
+    The test has no answer where the difference is the same at every seed: it is then significant
+    unless it is zero.
+    """
     if np.ptp(difference) < 1e-9:
         return bool(len(difference) > 1 and abs(difference[0]) > 1e-9)
     return bool(ttest_1samp(difference, 0.0).pvalue < 0.05)
 
 
 def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | None:
-    """None where nothing was measured. Peers whose runs are shorter, or who lack a seed, are left out of this row.
+    """The row of the peers that were measured; None where none was.
 
-    The seeds are those of whichever peer has the most; so one that is half done does not shrink the others' sample.
+    The seeds are those of the peer that has the most, so that a peer which is half measured does
+    not shrink the sample of the others. Peers that lack a seed are left out.
     """
-    at = budget // EVERY - 1
-    long: dict[str, dict[int, float]] = {}
+    last = budget // EVERY - 1
+    by_peer: dict[str, dict[int, float]] = {}
     for (peer, seed), cell in cells.items():
         if cell.evaluations >= budget:
-            long.setdefault(peer, {})[seed] = cell.share[at]
-    listed = {peer: long[peer] for peer in peers if peer in long}
+            by_peer.setdefault(peer, {})[seed] = cell.share[last]
+    listed = {peer: by_peer[peer] for peer in peers if peer in by_peer}
     if not listed:
         return None
-    seeds = sorted(max(listed.values(), key=lambda by: len(by)))
-    shares = {
-        peer: np.array([by[s] for s in seeds])
-        for peer, by in listed.items()
-        if set(seeds) <= set(by)
-    }
+    seeds = sorted(max(listed.values(), key=len))
+    shares = {}
+    for peer, by_seed in listed.items():
+        if set(seeds) <= set(by_seed):
+            shares[peer] = np.array([by_seed[seed] for seed in seeds])
     return Row(problem, budget, shares)
 
 
-def results(found: Mapping[str, Cells], known: Iterable[str] = ()) -> str:
-    """The published tables of all peers; parts of ours that are switched have theirs (`ablation`), and so have problems on which nobody
-    else was measured.
+def rows_at(problems: Problems, budget: int, peers: Sequence[str]) -> list[Row]:
+    """The rows of all problems on which one of the peers was measured."""
+    rows = (row(name, cells, budget, peers) for name, cells in problems.items())
+    return [r for r in rows if r is not None]
 
-    known: every peer that there is; who is among them and was not measured is named.
+
+# ----- the tables of all peers
+
+
+def results(problems: Problems, all_peers: Iterable[str] = ()) -> str:
+    """The published tables of all peers.
+
+    Parts of ours that are switched have their own table (`ablation`), and so have problems on which
+    no other peer was measured. Peers of `all_peers` that were not measured are named.
     """
-    found = {name: cells for name, cells in found.items() if _contested(cells)}
-    measured = {peer for cells in found.values() for peer, _ in cells}
-    # parts and settings of a peer, which have spaces in their names, are none themselves
-    peers, everyone = (
-        _order(peer for peer in names if " " not in peer)
-        for names in (measured, {*measured, *known})
-    )
-    parts = [_summary(found, peers), _missing(found, everyone)]
+    problems = {name: cells for name, cells in problems.items() if is_contested(cells)}
+    measured = {peer for cells in problems.values() for peer, _ in cells}
+    peers = ours_first(without_settings(measured))
+    everyone = ours_first(without_settings({*measured, *all_peers}))
+    parts = [summary(problems, peers), not_measured(problems, everyone)]
     for budget in BUDGETS:
-        rows = [r for name, cells in found.items() if (r := row(name, cells, budget, peers))]
+        rows = rows_at(problems, budget, peers)
         if rows:
-            parts += [f"### {budget} evaluations", _matrix(rows, peers)]
-    parts += ["### Evaluations to reach 95 % of what NSGA-II has at 300", _to_reach(found, peers)]
-    parts += ["### Seconds per ask, over all evaluations", _seconds(found, peers)]
+            parts += [f"### {budget} evaluations", shares_table(rows, peers)]
+    parts.append("### Evaluations to reach 95 % of what NSGA-II has at 300")
+    parts.append(evaluations_table(problems, peers))
+    parts.append("### Seconds per ask, over all evaluations")
+    parts.append(seconds_table(problems, peers))
     return "\n\n".join(parts)
 
 
-def ablation(found: Mapping[str, Cells]) -> str:
-    """Ours beside ours with a part switched; apart, on problems on which nobody else was measured, so that no choice was made on them."""
-    rule = "What `mmmo` has more of the hypervolume than itself so switched; better and worse: paired t-test over the seeds, p < 0.05."
-    contested = {name: cells for name, cells in found.items() if _contested(cells)}
-    apart = {name: cells for name, cells in found.items() if name not in contested}
-    parts = [rule, _switched(contested)]
-    if apart:
-        parts += [
-            f"The same on problems that served for nothing else: {', '.join(apart)}.",
-            _switched(apart),
-        ]
-    return "\n\n".join(parts)
-
-
-def _contested(cells: Cells) -> bool:
+def is_contested(cells: Cells) -> bool:
+    """Whether another peer than ours was measured."""
     return any(peer.split()[0] != OURS for peer, _ in cells)
 
 
-def _switched(found: Mapping[str, Cells]) -> str:
-    """The mean difference over the problems, and on how many it is told from zero."""
-    peers = sorted(
-        {
-            peer
-            for cells in found.values()
-            for peer, _ in cells
-            if peer.split()[0] == OURS and peer != OURS
-        }
-    )
-    lines = []
-    for peer in peers:
-        cells_of = [str(peer)]
-        for budget in BUDGETS:
-            rows = [row(name, cells, budget, (OURS, peer)) for name, cells in found.items()]
-            gains = [r.shares[OURS] - r.shares[peer] for r in rows if r and len(r.shares) == 2]
-            if not gains:
-                cells_of.append("")
-                continue
-            means = np.array([g.mean() for g in gains])
-            clear = [_clear(g) for g in gains]
-            cells_of.append(
-                f"{means.mean():+.4f} ({clear.count(1)} better, {clear.count(-1)} worse of {len(gains)})"
-            )
-        lines.append(cells_of)
-    return _markdown(["", *(f"{b} evaluations" for b in BUDGETS)], lines)
+def without_settings(peers: Iterable[str]) -> list[str]:
+    """Peers alone; a peer with a part or a setting has a space in its name."""
+    return [peer for peer in peers if " " not in peer]
 
 
-def _clear(difference: Array) -> int:
-    """1 or -1 where the difference is told from zero, else 0."""
-    return int(np.sign(difference.mean())) if _told_apart(difference) else 0
-
-
-def _order(peers: Iterable[str]) -> list[str]:
+def ours_first(peers: Iterable[str]) -> list[str]:
+    """By name, ours first."""
     return sorted(peers, key=lambda peer: (peer != OURS, peer))
 
 
-def _summary(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
+def summary(problems: Problems, peers: Sequence[str]) -> str:
+    """How often ours is first, second, third at each budget."""
     lines = []
     for budget in BUDGETS:
-        rows = [
-            r
-            for name, cells in found.items()
-            if (r := row(name, cells, budget, peers)) and OURS in r.shares and len(r.shares) > 1
-        ]
-        if not rows:
-            continue
-        ranks = [r.rank(OURS) for r in rows]
-        places = [
-            str(ranks.count(1)),
-            str(ranks.count(2)),
-            str(ranks.count(3)),
-            str(sum(k > 3 for k in ranks)),
-        ]
-        tied = sum(rank == 1 or r.tied(OURS) for rank, r in zip(ranks, rows, strict=True))
-        lines.append(
-            [str(budget), str(len(rows)), *places, f"{ranks.count(1) / len(rows):.0%}", str(tied)]
-        )
-    head = [
-        "evaluations",
-        "rows",
-        "first",
-        "second",
-        "third",
-        "worse",
-        "first, share",
-        "first or tied",
-    ]
-    reached = [
-        text for peer in ("nsga2", "nsga2 for 300", "cma") if (text := _reached(found, peer))
-    ]
-    return "\n\n".join([f"Where `{OURS}` stands:", _markdown(head, lines), *reached])
+        all_rows = rows_at(problems, budget, peers)
+        rows = [r for r in all_rows if OURS in r.shares and len(r.shares) > 1]
+        if rows:
+            lines.append([str(budget), str(len(rows)), *rank_cells(rows)])
+    header = ["evaluations", "rows", "first", "second", "third", "worse"]
+    header += ["first, share", "first or tied"]
+    parts = [f"Where `{OURS}` stands:", table(header, lines)]
+    for peer in ("nsga2", "nsga2 for 300", "cma"):
+        sentence = reached(problems, peer)
+        if sentence:
+            parts.append(sentence)
+    return "\n\n".join(parts)
 
 
-def _missing(found: Mapping[str, Cells], known: Sequence[str]) -> str:
-    """Who is not in which rows: a first place among few is worth less."""
+def rank_cells(rows: Sequence[Row]) -> list[str]:
+    """How often ours has each rank; how often it is first, or ties with the first."""
+    ranks = [r.rank(OURS) for r in rows]
+    counts = [ranks.count(1), ranks.count(2), ranks.count(3), sum(rank > 3 for rank in ranks)]
+    tied = sum(r.rank(OURS) == 1 or r.ties_with_best(OURS) for r in rows)
+    first_share = ranks.count(1) / len(rows)
+    return [*map(str, counts), f"{first_share:.0%}", str(tied)]
+
+
+def not_measured(problems: Problems, peers: Sequence[str]) -> str:
+    """Which peers are missing from which rows: a first place among few is worth less."""
     lines = []
     for budget in BUDGETS:
-        rows = [r for name, cells in found.items() if (r := row(name, cells, budget, known))]
-        absent = {peer: sum(peer not in r.shares for r in rows) for peer in known}
-        texts = [f"{peer} ({count} of {len(rows)} rows)" for peer, count in absent.items() if count]
-        if rows and texts:
-            lines.append(f"- at {budget} evaluations: {', '.join(texts)}")
-    return (
-        "Not measured yet, and so not ranked:\n\n" + "\n".join(lines)
-        if lines
-        else "Every peer is in every row."
-    )
+        rows = rows_at(problems, budget, peers)
+        absent = []
+        for peer in peers:
+            count = sum(peer not in r.shares for r in rows)
+            if count:
+                absent.append(f"{peer} ({count} of {len(rows)} rows)")
+        if rows and absent:
+            lines.append(f"- at {budget} evaluations: {', '.join(absent)}")
+    if not lines:
+        return "Every peer is in every row."
+    return "Not measured yet, and so not ranked:\n\n" + "\n".join(lines)
 
 
-def _reached(found: Mapping[str, Cells], peer: str) -> str:
+def reached(problems: Problems, peer: str) -> str:
     """On how many problems ours has at 60 evaluations what `peer` has at 300."""
-    yes = rows = 0
-    for name, cells in found.items():
-        early, late = row(name, cells, 60, (OURS,)), row(name, cells, 300, (peer,))
+    wins = total = 0
+    for name, cells in problems.items():
+        early = row(name, cells, 60, (OURS,))
+        late = row(name, cells, 300, (peer,))
         if early and late:
-            rows += 1
-            yes += bool(early.shares[OURS].mean() >= late.shares[peer].mean())
+            total += 1
+            wins += bool(early.shares[OURS].mean() >= late.shares[peer].mean())
+    if not total:
+        return ""
     return (
-        f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60 on {yes} of {rows} problems."
-        if rows
-        else ""
+        f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60 on {wins} of {total} problems."
     )
 
 
-def _matrix(rows: Sequence[Row], peers: Sequence[str]) -> str:
+def shares_table(rows: Sequence[Row], peers: Sequence[str]) -> str:
+    """Mean and deviation of each peer on each problem, the best in bold."""
     peers = [peer for peer in peers if any(peer in r.shares for r in rows)]
     lines = []
     for r in rows:
-        texts = [
-            r.problem,
-            str(len(next(iter(r.shares.values())))),
-            str(r.rank(OURS)) if OURS in r.shares else "",
-        ]
-        for peer in peers:
-            s = r.shares.get(peer)
-            text = "" if s is None else f"{s.mean():.3f} ± {s.std(ddof=1) if len(s) > 1 else 0:.3f}"
-            texts.append(f"**{text}**" if s is not None and r.rank(peer) == 1 else text)
-        lines.append(texts)
-    return _markdown(["", "seeds", "our rank", *peers], lines)
+        n_seeds = len(next(iter(r.shares.values())))
+        our_rank = str(r.rank(OURS)) if OURS in r.shares else ""
+        lines.append([r.problem, str(n_seeds), our_rank, *(share_cell(r, p) for p in peers)])
+    return table(["", "seeds", "our rank", *peers], lines)
 
 
-def _to_reach(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
-    """To the next ten, on the mean over the seeds."""
+def share_cell(r: Row, peer: str) -> str:
+    """Mean and deviation over the seeds."""
+    if peer not in r.shares:
+        return ""
+    shares = r.shares[peer]
+    deviation = shares.std(ddof=1) if len(shares) > 1 else 0
+    text = f"{shares.mean():.3f} ± {deviation:.3f}"
+    return f"**{text}**" if r.rank(peer) == 1 else text
+
+
+def evaluations_table(problems: Problems, peers: Sequence[str]) -> str:
+    """Evaluations, to the next ten, until a peer's mean reaches the target."""
     lines = []
-    for name, cells in found.items():
+    for name, cells in problems.items():
         target = row(name, cells, 300, ("nsga2",))
-        if target is None:
-            continue
-        line = [name]
-        for peer in peers:
-            curves = [c.share for (p, _), c in cells.items() if p == peer]
-            length = min((len(c) for c in curves), default=0)
-            mean = np.mean([c[:length] for c in curves], axis=0) if length else np.zeros(0)
-            there = np.flatnonzero(mean >= 0.95 * target.shares["nsga2"].mean())
-            line.append(
-                str((there[0] + 1) * EVERY)
-                if len(there)
-                else f"> {length * EVERY}"
-                if length
-                else ""
-            )
-        lines.append(line)
-    return _markdown(["", *peers], lines)
+        if target is not None:
+            goal = 0.95 * target.shares["nsga2"].mean()
+            lines.append([name, *(evaluations_until(goal, cells, peer) for peer in peers)])
+    return table(["", *peers], lines)
 
 
-def _seconds(found: Mapping[str, Cells], peers: Sequence[str]) -> str:
+def evaluations_until(goal: float, cells: Cells, peer: str) -> str:
+    """Evaluations until the mean over the seeds reaches the goal; empty without a search."""
+    curves = [cell.share for (name, _), cell in cells.items() if name == peer]
+    if not curves:
+        return ""
+    length = min(len(curve) for curve in curves)
+    mean = np.mean([curve[:length] for curve in curves], axis=0)
+    reaching = np.flatnonzero(mean >= goal)
+    if not len(reaching):
+        return f"> {length * EVERY}"
+    return str((reaching[0] + 1) * EVERY)
+
+
+def seconds_table(problems: Problems, peers: Sequence[str]) -> str:
+    """Mean seconds per ask of each peer on each problem."""
     lines = []
-    for name, cells in found.items():
-        of = {
-            peer: [np.mean(c.seconds) for (p, _), c in cells.items() if p == peer] for peer in peers
-        }
-        lines.append([name, *(f"{np.mean(v):.3f}" if (v := of[peer]) else "" for peer in peers)])
-    return _markdown(["", *peers], lines)
+    for name, cells in problems.items():
+        texts = []
+        for peer in peers:
+            means = [np.mean(cell.seconds) for (p, _), cell in cells.items() if p == peer]
+            texts.append(f"{np.mean(means):.3f}" if means else "")
+        lines.append([name, *texts])
+    return table(["", *peers], lines)
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+# ----- the ablation
+
+
+def ablation(problems: Problems) -> str:
+    """Ours beside ours with a part switched.
+
+    Problems on which no other peer was measured have a table of their own: no choice was made on
+    them.
+    """
+    rule = (
+        "What `mmmo` has more of the hypervolume than itself so switched; "
+        "better and worse: paired t-test over the seeds, p < 0.05."
+    )
+    contested = {name: cells for name, cells in problems.items() if is_contested(cells)}
+    apart = {name: cells for name, cells in problems.items() if name not in contested}
+    parts = [rule, switched_table(contested)]
+    if apart:
+        parts.append(f"The same on problems that served for nothing else: {', '.join(apart)}.")
+        parts.append(switched_table(apart))
+    return "\n\n".join(parts)
+
+
+def switched_table(problems: Problems) -> str:
+    """The mean difference over the problems, and on how many it is significant."""
+    measured = {peer for cells in problems.values() for peer, _ in cells}
+    switched = [peer for peer in measured if peer.split()[0] == OURS and peer != OURS]
+    lines = []
+    for peer in sorted(switched):
+        lines.append([peer, *(gain_cell(problems, peer, budget) for budget in BUDGETS)])
+    return table(["", *(f"{budget} evaluations" for budget in BUDGETS)], lines)
+
+
+def gain_cell(problems: Problems, peer: str, budget: int) -> str:
+    """What ours has more than the switched one; empty where they were not both measured."""
+    rows = rows_at(problems, budget, (OURS, peer))
+    gains = [r.shares[OURS] - r.shares[peer] for r in rows if len(r.shares) == 2]
+    if not gains:
+        return ""
+    mean = np.array([gain.mean() for gain in gains]).mean()
+    signs = [int(np.sign(gain.mean())) for gain in gains if differs(gain)]
+    better, worse = signs.count(1), signs.count(-1)
+    return f"{mean:+.4f} ({better} better, {worse} worse of {len(gains)})"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or a sentence where there are no lines."""
     if not lines:
         return "Nothing measured yet."
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    return markdown_table(header, lines, spaced=True)

@@ -1,11 +1,13 @@
 """How good the surrogate is, by ten-fold cross-validation; and how good others would have been.
 
-Settings (length scales and the like) are learned on folds 0 to 4, without a look at folds 5 to 9; each of these is then
+Hyperparameters are learned on folds 0 to 4, without a look at folds 5 to 9. Each of these is then
 predicted from the nine others. So no prediction rests on the merge that it is compared with.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations_with_replacement
 
 import moocore
@@ -13,171 +15,192 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from benchmarks.landscape.fit import task_logits
+from benchmarks.landscape.gaussian_process import KernelName, covariance, fit, solve
+from benchmarks.reporting import markdown_row, markdown_table
 from paretomerge.pareto.front import hypervolume, nondominated
+from paretomerge.problems import MergeLandscape, ScoredMerges
+from paretomerge.problems.surrogate import features, sigmoid
+from paretomerge.types import Array
 
-from .landscape import Landscape
-from .merges import Array, Merges
-from .process import features, fit, logits, sigmoid
+_FOLDS = 10
+_FIRST_TESTED = 5  # the folds from this one on are predicted
 
-_FOLDS, _HELD = 10, 5
 Mask = NDArray[np.bool_]
+
 Predictor = Callable[[Array, Array, Array, Array], Array]
-"""Features, logits and variances of the known points, features of the others -> their logits."""
+"""Features, logits and variances of some merges, features of others -> logits of the others."""
 
 
-def check(landscape: Landscape) -> None:
+@dataclass(frozen=True)
+class Surrogate:
+    """A kind of surrogate.
+
+    Attributes:
+        learn: features `(n, p)`, logits `(n,)` and variances `(n,)` -> predictor.
+        by_method: whether each merge method has one of its own.
+    """
+
+    learn: Callable[[Array, Array, Array], Predictor]
+    by_method: bool
+
+
+def check(landscape: MergeLandscape) -> None:
     """Print the tables of docs/landscape.md."""
     merges = landscape.merges
-    held = _folds(merges) >= _HELD
-    front = near_front(merges)
-    print(
-        "| surrogate | RMSE, all | RMSE, near the front | bias, near the front | s |\n|---|---:|---:|---:|---:|"
-    )
-    print(
-        f"| binomial standard error | {_floor(merges, held):.4f} | {_floor(merges, held & front):.4f} | | |"
-    )
-    for name, (learner, by_method) in _candidates().items():
+    tested = fold_of(merges) >= _FIRST_TESTED
+    near = tested & near_front(merges)
+    header = ["surrogate", "RMSE, all", "RMSE, near the front", "bias, near the front", "s"]
+    binomial = [f"{rms(merges.stderr[group]):.4f}" for group in (tested, near)]
+    print(markdown_table(header, [["binomial standard error", *binomial, "", ""]]))
+    for name, surrogate in surrogates().items():
         start = time.perf_counter()
-        predicted = cross_validated(merges, learner, by_method)
+        predicted = cross_validated(merges, surrogate)
+        seconds = time.perf_counter() - start
         error = predicted - merges.scores
-        rows = [_rms(error[held]), _rms(error[held & front]), error[held & front].mean()]
-        print(
-            f"| {name} | {rows[0]:.4f} | {rows[1]:.4f} | {rows[2]:+.4f} | {time.perf_counter() - start:.0f} |",
-            flush=True,
-        )
-    print()  # the last candidate is what is shipped
-    _details(merges, predicted, held, front)
-    print()
-    _fronts(landscape)
+        errors = [f"{rms(error[tested]):.4f}", f"{rms(error[near]):.4f}"]
+        bias = f"{error[near].mean():+.4f}"
+        print(markdown_row([name, *errors, bias, f"{seconds:.0f}"]), flush=True)
+    # The last one is what is shipped.
+    print("\n" + errors_by_task(merges, predicted, tested, near))
+    print("\n" + fronts_table(landscape))
 
 
-def _details(merges: Merges, predicted: Array, held: Mask, front: Mask) -> None:
-    groups = {method: held & (merges.method == i) for i, method in enumerate(merges.space.methods)}
-    groups |= {"all": held, "near the front": held & front}
-    print(
-        "| task | merges | n | RMSE | binomial | R² | Spearman |\n|---|---|---:|---:|---:|---:|---:|"
-    )
+def errors_by_task(merges: ScoredMerges, predicted: Array, tested: Mask, near: Mask) -> str:
+    """Errors of one surrogate by task and method."""
+    groups: dict[str, Mask] = {}
+    for i, method in enumerate(merges.space.methods):
+        groups[method] = tested & (merges.method == i)
+    groups |= {"all": tested, "near the front": near}
+    rows = []
     for j, task in enumerate(merges.tasks):
         for name, group in groups.items():
-            true, guess = merges.scores[group, j], predicted[group, j]
-            floor = np.sqrt((merges.stderr[group, j] ** 2).mean())
-            fit_of = 1 - ((guess - true) ** 2).mean() / true.var()
-            rank = spearmanr(true, guess).statistic
-            print(
-                f"| {task} | {name} | {group.sum()} | {_rms(guess - true):.4f} | {floor:.4f} | {fit_of:.3f} | {rank:.3f} |"
-            )
+            scores, guess = merges.scores[group, j], predicted[group, j]
+            binomial = np.sqrt((merges.stderr[group, j] ** 2).mean())
+            r_squared = 1 - ((guess - scores) ** 2).mean() / scores.var()
+            rank = spearmanr(scores, guess).statistic
+            numbers = [f"{rms(guess - scores):.4f}", f"{binomial:.4f}"]
+            numbers += [f"{r_squared:.3f}", f"{rank:.3f}"]
+            rows.append([task, name, str(group.sum()), *numbers])
+    header = ["task", "merges", "n", "RMSE", "binomial", "R²", "Spearman"]
+    return markdown_table(header, rows, text_columns=2)
 
 
-def _fronts(landscape: Landscape) -> None:
+def fronts_table(landscape: MergeLandscape) -> str:
     """The surrogate's front beside that of the merges."""
-    merges, reference = landscape.merges, landscape.reference
-    known = landscape.predict(merges.method, merges.numbers)
+    merges, reference = landscape.merges, landscape.reference_point
+    predicted = landscape.predict(merges.method, merges.numbers)
     on_front = nondominated(merges.scores)
     front = landscape.scores(landscape.front)
-    rows = {
-        "merges, as measured": (merges.scores, hypervolume(merges.scores, reference)),
-        "the measured front, as the surrogate has it": (
-            known[on_front],
-            hypervolume(known[on_front], reference),
-        ),
-        "merges, as the surrogate has them": (known, hypervolume(known, reference)),
-        "the surrogate's own front": (front, landscape.hypervolume),
+    lines = {
+        "merges, as measured": (merges.scores, None),
+        "the measured front, as the surrogate has it": (predicted[on_front], None),
+        "merges, as the surrogate has them": (predicted, None),
+        "the surrogate's own front": (front, landscape.front_hypervolume),
     }
-    print(
-        f"| | best mean | {' | '.join(f'best {t}' for t in merges.tasks)} | hypervolume |\n|---|{'---:|' * (len(merges.tasks) + 2)}"
-    )
-    for name, (scores, volume) in rows.items():
-        print(
-            f"| {name} | {scores.mean(1).max():.4f} | {' | '.join(f'{b:.4f}' for b in scores.max(0))} | {volume:.5f} |"
-        )
+    rows = []
+    for name, (scores, volume) in lines.items():
+        if volume is None:
+            volume = hypervolume(scores, reference)
+        best = [scores.mean(1).max(), *scores.max(0)]
+        rows.append([name, *(f"{score:.4f}" for score in best), f"{volume:.5f}"])
+    header = ["", "best mean", *(f"best {task}" for task in merges.tasks), "hypervolume"]
+    return markdown_table(header, rows)
 
 
-def cross_validated(
-    merges: Merges, learner: Callable[[Array, Array, Array], Predictor], by_method: bool
-) -> Array:
+# ----- cross-validation
+
+
+def cross_validated(merges: ScoredMerges, surrogate: Surrogate) -> Array:
     """Scores `(n, m)` predicted for folds 5 to 9 without their own merges; NaN elsewhere."""
-    folds = _folds(merges)
+    fold = fold_of(merges)
     x = features(merges.space, merges.method, merges.numbers)
     out = np.full(merges.scores.shape, np.nan)
-    for part in (
-        [merges.method == i for i in range(len(merges.space.methods))]
-        if by_method
-        else [np.ones(len(merges), dtype=bool)]
-    ):
+    parts = [np.ones(len(merges), dtype=bool)]
+    if surrogate.by_method:
+        parts = [merges.method == i for i in range(len(merges.space.methods))]
+    for part in parts:
         for j in range(len(merges.tasks)):
-            z, v = logits(merges.correct[:, j].sum(1).astype(float), merges.items)
-            learn = part & (folds < _HELD)
-            predict = learner(x[learn], z[learn], v[learn])
-            for fold in range(_HELD, _FOLDS):
-                known, asked = part & (folds != fold), part & (folds == fold)
-                out[asked, j] = sigmoid(predict(x[known], z[known], v[known], x[asked]))
+            z, v = task_logits(merges, j)
+            learned = part & (fold < _FIRST_TESTED)
+            predict = surrogate.learn(x[learned], z[learned], v[learned])
+            for tested in range(_FIRST_TESTED, _FOLDS):
+                rest, own = part & (fold != tested), part & (fold == tested)
+                out[own, j] = sigmoid(predict(x[rest], z[rest], v[rest], x[own]))
     return out
 
 
-def near_front(merges: Merges) -> Mask:
-    """Merges of the first three ranks of dominance, or of the best tenth by mean score: where optimisers live."""
+def fold_of(merges: ScoredMerges) -> NDArray[np.int64]:
+    """The fold of each merge, `(n,)`."""
+    return np.random.default_rng(0).permutation(len(merges)) % _FOLDS
+
+
+def near_front(merges: ScoredMerges) -> Mask:
+    """Merges where optimisers go: the first three ranks, and the best tenth by mean score."""
     rank = np.asarray(moocore.pareto_rank(merges.scores, maximise=True))
     mean = merges.scores.mean(1)
     return (rank - rank.min() < 3) | (mean >= np.quantile(mean, 0.9))
 
 
-def _candidates() -> Mapping[str, tuple[Callable[[Array, Array, Array], Predictor], bool]]:
-    def polynomial(degree: int, penalty: float) -> Callable[[Array, Array, Array], Predictor]:
-        return lambda x, z, v: (
-            lambda known, z, v, asked: _ridge(known, z, v, asked, degree, penalty)
-        )
+def rms(error: Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt((error**2).mean()))
 
-    def process(**options: object) -> Callable[[Array, Array, Array], Predictor]:
-        def learner(x: Array, z: Array, v: Array) -> Predictor:
-            fitted = fit(x, z, v, **options)  # type: ignore[arg-type]
 
-            def predict(known: Array, z: Array, v: Array, asked: Array) -> Array:
-                return np.asarray(fitted.covariance(asked, known) @ fitted.solve(known, z, v)[0])
+# ----- the surrogates that are compared
 
-            return predict
 
-        return learner
-
+def surrogates() -> Mapping[str, Surrogate]:
+    """Row of the table -> surrogate, the shipped one last."""
     return {
-        "ridge, degree 2, one per method": (polynomial(2, 0.1), True),
-        "ridge, degree 3, one per method": (polynomial(3, 1.0), True),
-        "GP, squared exponential, ARD, one per method": (process(shape="rbf"), True),
-        "GP, Matérn 5/2, ARD, one per method": (process(), True),
-        "GP, squared exponential, learned map, method a coordinate": (
-            process(shape="rbf", learn_map=True),
-            False,
-        ),
-        "GP, Matérn 5/2, learned map, method a coordinate": (process(learn_map=True), False),
-        "GP, Matérn 5/2, ARD, method a coordinate (shipped)": (process(), False),
+        "ridge, degree 2, one per method": polynomial(2, 0.1),
+        "ridge, degree 3, one per method": polynomial(3, 1.0),
+        "GP, squared exponential, ARD, one per method": process("rbf", by_method=True),
+        "GP, Matérn 5/2, ARD, one per method": process("matern", by_method=True),
+        "GP, squared exponential, learned map, method a coordinate": process("rbf", full_map=True),
+        "GP, Matérn 5/2, learned map, method a coordinate": process("matern", full_map=True),
+        "GP, Matérn 5/2, ARD, method a coordinate (shipped)": process("matern"),
     }
 
 
-def _ridge(known: Array, z: Array, v: Array, asked: Array, degree: int, penalty: float) -> Array:
-    """Least squares on monomials of [-1, 1]-scaled features, rows weighted by their noise."""
+def process(kernel: KernelName, *, full_map: bool = False, by_method: bool = False) -> Surrogate:
+    """A Gaussian process."""
 
-    def monomials(x: Array) -> Array:
-        scaled = 2 * x - 1
-        columns = [np.ones(len(x))]
-        for power in range(1, degree + 1):
-            columns += [
-                scaled[:, list(which)].prod(1)
-                for which in combinations_with_replacement(range(x.shape[1]), power)
-            ]
-        return np.stack(columns, axis=1)
+    def learn(x: Array, z: Array, v: Array) -> Predictor:
+        fitted = fit(x, z, v, kernel=kernel, full_map=full_map)
 
-    varies = np.ptp(known, axis=0) > 0
-    a, weights = monomials(known[:, varies]), 1 / (v + 0.3)
+        def predict(x: Array, z: Array, v: Array, others: Array) -> Array:
+            return np.asarray(covariance(fitted, others, x) @ solve(fitted, x, z, v))
+
+        return predict
+
+    return Surrogate(learn, by_method)
+
+
+def polynomial(degree: int, penalty: float) -> Surrogate:
+    """Ridge regression on monomials, one per method."""
+
+    def learn(x: Array, z: Array, v: Array) -> Predictor:
+        return partial(ridge, degree, penalty)
+
+    return Surrogate(learn, by_method=True)
+
+
+def ridge(degree: int, penalty: float, x: Array, z: Array, v: Array, others: Array) -> Array:
+    """Least squares on monomials, rows weighted by their noise."""
+    varies = np.ptp(x, axis=0) > 0
+    a = monomials(x[:, varies], degree)
+    weights = 1 / (v + 0.3)
     moment = a.T @ (a * weights[:, None]) + penalty * np.eye(a.shape[1])
-    return np.asarray(monomials(asked[:, varies]) @ np.linalg.solve(moment, a.T @ (weights * z)))
+    coefficients = np.linalg.solve(moment, a.T @ (weights * z))
+    return np.asarray(monomials(others[:, varies], degree) @ coefficients)
 
 
-def _folds(merges: Merges) -> NDArray[np.int64]:
-    return np.random.default_rng(0).permutation(len(merges)) % _FOLDS
-
-
-def _floor(merges: Merges, group: Mask) -> float:
-    return _rms(merges.stderr[group])
-
-
-def _rms(error: Array) -> float:
-    return float(np.sqrt((error**2).mean()))
+def monomials(x: Array, degree: int) -> Array:
+    """All monomials `(n, k)` up to a degree of the features, scaled to [-1, 1]."""
+    scaled = 2 * x - 1
+    columns = [np.ones(len(x))]
+    for power in range(1, degree + 1):
+        for factors in combinations_with_replacement(range(x.shape[1]), power):
+            columns.append(scaled[:, list(factors)].prod(1))
+    return np.stack(columns, axis=1)

@@ -1,82 +1,97 @@
-"""Where to merge next: Sobol points over the whole space, then points near the front of all merges so far.
+"""Where to merge next: Sobol points over the whole space, then points near the front so far.
 
-A proposal near the front crosses two good merges and moves the child a little, or goes some way from a good merge
-towards any other. It depends on the seed and on the scores before it alone.
+A proposal near the front crosses two good merges and moves the child a little, or goes some way
+from a good merge towards any other. It depends on the seed and on the scores before it alone.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from .merges import Array, Space
+from paretomerge.problems import MergeSpace
+from paretomerge.problems.scored_merges import MethodIndices
+from paretomerge.types import Array
 
-SPREAD = 900  # Sobol points
-_RESTING = (
-    1.0  # where a density that does not count lies in the unit cube: all of the delta is kept
-)
+N_SOBOL = 900
+# Where an inactive density lies in the unit cube: all of the delta is used.
+_INACTIVE = 1.0
+
+
+def reads_densities(space: MergeSpace, method: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Mask `(n,)` of the points whose method, by index, reads densities."""
+    return np.isin(method, [space.methods.index(name) for name in space.density_methods])
+
+
+def inactive_densities(
+    space: MergeSpace, method: NDArray[np.integer]
+) -> tuple[NDArray[np.intp], ...]:
+    """Index of the rows and columns of numbers `(n, d)` that are inactive."""
+    return np.ix_(~reads_densities(space, method), space.is_density)
 
 
 class Design:
-    """Points `(n, C + d)` of the unit cube: the choice of method one-hot in C columns, then the numbers."""
+    """Proposes points `(n, C + d)` of the unit cube: the method one-hot in C columns, numbers."""
 
-    def __init__(self, space: Space, spread: int = SPREAD) -> None:
+    def __init__(self, space: MergeSpace, n_sobol: int = N_SOBOL) -> None:
         self.space = space
-        self.choices = len(space.methods)
-        self.spread = spread
-        width = self.choices + len(space.numbers)
-        points = (
-            1 << max(spread - 1, 1).bit_length()
-        )  # SciPy warns of a number that is no power of 2
-        self._sobol = self._settled(
-            qmc.Sobol(width, rng=np.random.default_rng(0)).random(points)[:spread]
-        )
+        self.n_methods = len(space.methods)
+        self.n_sobol = n_sobol
+        width = self.n_methods + len(space.numbers)
+        # SciPy warns of a number of points that is no power of 2.
+        power = 1 << max(n_sobol - 1, 1).bit_length()
+        sobol = qmc.Sobol(width, rng=np.random.default_rng(0))
+        self._sobol = self._settled(sobol.random(power)[:n_sobol])
         self._rng = np.random.default_rng(1)
 
     def propose(self, x: Array, scores: Array) -> Array:
-        """The point after `x` `(n, C + d)`, which came out as `scores` `(n, m)`. Call it once for each n, in order."""
-        if len(x) < self.spread:
+        """The point after `x` `(n, C + d)`, whose scores are `(n, m)`.
+
+        Call it once for each n, in order: it draws from the design's generator.
+        """
+        if len(x) < self.n_sobol:
             return self._sobol[len(x)]
         first = self._elite(x, scores)
-        crossed = self._rng.random() < 0.7
-        child = self._crossed(first, self._elite(x, scores)) if crossed else self._between(first, x)
+        if self._rng.random() < 0.7:
+            child = self._crossed(first, self._elite(x, scores))
+        else:
+            child = self._between(first, x)
         return self._settled(np.clip(child, 0, 1)[None])[0]
 
     def replay(self, scores: Array) -> Array:
-        """The points `(n, C + d)` that the design proposes when they come out as `scores` `(n, m)`."""
+        """The points `(n, C + d)` that the design proposes when they get `scores` `(n, m)`."""
         x = np.zeros((len(scores), self._sobol.shape[1]))
         for i in range(len(scores)):
             x[i] = self.propose(x[:i], scores[:i])
         return x
 
-    def rows(self, x: Array) -> tuple[NDArray[np.uint8], Array]:
-        """Unit cube -> index of the method `(n,)`, numbers in the user's units `(n, d)` with NaN where one does not count."""
+    def rows(self, x: Array) -> tuple[MethodIndices, Array]:
+        """Method `(n,)` and numbers `(n, d)` in the user's units, NaN where one is inactive."""
         low, high = self.space.bounds
-        method = x[:, : self.choices].argmax(1).astype(np.uint8)
-        numbers = np.clip(low + x[:, self.choices :] * (high - low), low, high)
-        numbers[np.ix_(~self.space.reads_density(method), self.space.conditional)] = np.nan
+        method = x[:, : self.n_methods].argmax(1).astype(np.uint8)
+        numbers = np.clip(low + x[:, self.n_methods :] * (high - low), low, high)
+        numbers[inactive_densities(self.space, method)] = np.nan
         return method, numbers
 
     def _elite(self, x: Array, scores: Array) -> Array:
-        """A merge that is among the best by a random weighting of the tasks (augmented Tchebycheff)."""
+        """A merge among the best by a random weighting of the tasks (augmented Tchebycheff)."""
         weights = self._rng.dirichlet(np.ones(scores.shape[1]))
         scaled = (scores - scores.min(0)) / np.ptp(scores, axis=0)
-        shortfall = np.max(weights * (1 - scaled), axis=1) + 0.05 * ((1 - scaled) * weights).sum(1)
+        largest = np.max(weights * (1 - scaled), axis=1)
+        shortfall = largest + 0.05 * ((1 - scaled) * weights).sum(1)
         order = np.argsort(shortfall, kind="stable")
-        return x[order[min(int(self._rng.exponential(8)), len(x) - 1)]]
+        place = min(int(self._rng.exponential(8)), len(x) - 1)
+        return x[order[place]]
 
     def _crossed(self, first: Array, second: Array) -> Array:
-        """Uniform crossover of two good merges, then a normal step of random size on a random part of the numbers."""
-        rng, c = self._rng, self.choices
+        """Uniform crossover, then a normal step of random size on some of the numbers."""
+        rng, c = self._rng, self.n_methods
         child = np.where(rng.random(first.size) < 0.5, second, first)
         child[:c] = first[:c]
         if rng.random() < 0.1:
             child[:c] = np.eye(c)[rng.integers(c)]
         sigma = np.exp(rng.uniform(np.log(0.01), np.log(0.3)))
-        step = (
-            sigma
-            * rng.standard_normal(first.size)
-            * (rng.random(first.size) < rng.choice([0.2, 0.5, 1.0]))
-        )
+        step = sigma * rng.standard_normal(first.size)
+        step = step * (rng.random(first.size) < rng.choice([0.2, 0.5, 1.0]))
         step[:c] = 0
         return child + step
 
@@ -84,14 +99,15 @@ class Design:
         """Some way from a good merge towards any other."""
         other = x[self._rng.integers(len(x))]
         child = first + self._rng.random() * (other - first)
-        child[: self.choices] = (first if self._rng.random() < 0.7 else other)[: self.choices]
+        method_of = first if self._rng.random() < 0.7 else other
+        child[: self.n_methods] = method_of[: self.n_methods]
         return child
 
     def _settled(self, x: Array) -> Array:
-        x[:, : self.choices] = np.eye(self.choices)[x[:, : self.choices].argmax(1)]
-        method = x[:, : self.choices].argmax(1)
-        resting = np.ix_(
-            ~self.space.reads_density(method), np.flatnonzero(self.space.conditional) + self.choices
-        )
-        x[resting] = _RESTING
+        """Points with the method one-hot and inactive densities in their place; changes `x`."""
+        c = self.n_methods
+        method = x[:, :c].argmax(1)
+        x[:, :c] = np.eye(c)[method]
+        numbers = x[:, c:]
+        numbers[inactive_densities(self.space, method)] = _INACTIVE
         return x

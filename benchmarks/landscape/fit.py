@@ -1,75 +1,96 @@
 """From the merges to the landscape: one process per task, and the front of what they predict."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.landscape import nsga2
+from benchmarks.landscape.files import save_surrogate
+from benchmarks.landscape.gaussian_process import fit, leave_one_out, logits, solve
 from paretomerge.errors import StudyError
-from paretomerge.pareto.front import reference_point
+from paretomerge.pareto.front import hypervolume, reference_point
+from paretomerge.problems import MergeLandscape, ScoredMerges
+from paretomerge.problems.merge_landscape import SURROGATE_FILE
+from paretomerge.problems.surrogate import LogitProcess, features, sigmoid
+from paretomerge.types import Array
 
-from . import nsga2
-from .landscape import SURROGATE, Landscape
-from .merges import Array, Merges
-from .process import Process, features, fit, logits, sigmoid
-
-_FRONT = 300  # points kept of the front
+_FRONT_SAMPLE = 300
 
 
 def build(
-    merges: Merges,
-    processes: tuple[Process, ...] | None = None,
-    file: Path = SURROGATE,
+    merges: ScoredMerges,
+    processes: tuple[LogitProcess, ...] | None = None,
+    file: Path = SURROGATE_FILE,
     seeds: tuple[int, ...] = (0, 1),
-) -> Landscape:
-    """Fit, unless the processes' settings are given; search the surrogate's front once per seed; write the file."""
-    processes = processes or settings(merges)
-    coefficients, left_out = solved(processes, merges, left_out=True)
-    error = np.sqrt(((left_out - merges.scores) ** 2).mean(0))
+) -> MergeLandscape:
+    """Fit the processes unless they are given, search their front once per seed, write the file."""
+    processes = processes or fit_processes(merges)
+    coefficients, left_out = solve_left_out(processes, merges)
     reference = reference_point(source_scores(merges))
-    nothing = (merges.method[:0], merges.numbers[:0])
-    draft = Landscape(merges, processes, coefficients, error, reference, nothing, 1.0)
-    found = [nsga2.front(merges, draft.predict, reference, seed=seed) for seed in seeds]
-    whole = nsga2.united(found)
-    volumes = [nsga2.volume(part, reference) for part in [*found, whole]]
+    draft = MergeLandscape(
+        merges=merges,
+        processes=processes,
+        coefficients=coefficients,
+        error=np.sqrt(((left_out - merges.scores) ** 2).mean(0)),
+        reference_point=reference,
+        front_rows=(merges.method[:0], merges.numbers[:0]),
+        front_hypervolume=1.0,
+    )
+    fronts = [nsga2.front(merges, draft.predict, reference, seed=seed) for seed in seeds]
+    method, numbers, scores = nsga2.united(fronts)
+    volume = hypervolume(scores, reference)
+    by_seed = [hypervolume(front[2], reference) for front in fronts]
     print(
-        f"hypervolume of the front by seed {volumes[:-1]}, of both {volumes[-1]:.6f} ({len(whole[0])} points)",
+        f"hypervolume of the front by seed {by_seed}, of both {volume:.6f} ({len(method)} points)",
         flush=True,
     )
-    kept = nsga2.thinned(whole[2], _FRONT)
-    landscape = replace(draft, front_rows=(whole[0][kept], whole[1][kept]), hypervolume=volumes[-1])
-    landscape.save(file)
+    sample = nsga2.thinned(scores, _FRONT_SAMPLE)
+    front_rows = (method[sample], numbers[sample])
+    landscape = replace(draft, front_rows=front_rows, front_hypervolume=volume)
+    save_surrogate(landscape, file)
     return landscape
 
 
-def settings(merges: Merges) -> tuple[Process, ...]:
+def fit_processes(merges: ScoredMerges) -> tuple[LogitProcess, ...]:
     """One fitted process per task."""
     x = features(merges.space, merges.method, merges.numbers)
-    right = merges.correct.sum(2).astype(float)
-    return tuple(fit(x, *logits(right[:, j], merges.items)) for j in range(len(merges.tasks)))
+    return tuple(fit(x, *task_logits(merges, j)) for j in range(len(merges.tasks)))
 
 
-def solved(
-    processes: tuple[Process, ...], merges: Merges, *, left_out: bool = False
-) -> tuple[Array, Array]:
-    """Coefficients `(m, n)` of the processes given all merges; if `left_out`, scores `(n, m)` of each predicted by the others."""
+def solve_all(processes: tuple[LogitProcess, ...], merges: ScoredMerges) -> Array:
+    """Coefficients `(m, n)` of the processes, given all merges."""
     x = features(merges.space, merges.method, merges.numbers)
-    right = merges.correct.sum(2).astype(float)
-    pairs = [
-        p.solve(x, *logits(right[:, j], merges.items), left_out=left_out)
-        for j, p in enumerate(processes)
-    ]
-    return np.stack([pair[0] for pair in pairs]), sigmoid(
-        np.stack([pair[1] for pair in pairs], axis=1)
-    )
+    rows = [solve(process, x, *task_logits(merges, j)) for j, process in enumerate(processes)]
+    return np.stack(rows)
 
 
-def source_scores(merges: Merges) -> Array:
+def solve_left_out(
+    processes: tuple[LogitProcess, ...], merges: ScoredMerges
+) -> tuple[Array, Array]:
+    """Coefficients `(m, n)`, and the scores `(n, m)` of each merge as the others predict it."""
+    x = features(merges.space, merges.method, merges.numbers)
+    rows, predicted_logits = [], []
+    for j, process in enumerate(processes):
+        coefficients, left_out = leave_one_out(process, x, *task_logits(merges, j))
+        rows.append(coefficients)
+        predicted_logits.append(left_out)
+    return np.stack(rows), sigmoid(np.stack(predicted_logits, axis=1))
+
+
+def task_logits(merges: ScoredMerges, task: int) -> tuple[Array, Array]:
+    """Logits `(n,)` of the merges' accuracies on a task, and their variances `(n,)`."""
+    n_correct = merges.correct[:, task].sum(1).astype(float)
+    return logits(n_correct, merges.n_examples)
+
+
+def source_scores(merges: ScoredMerges) -> Array:
     """Measured scores `(K, m)` of the sources alone."""
-    sources = [name for name in merges.made["models"] if name != "base"]
-    missing = [name for name in sources if name not in merges.labels]
-    if missing:
-        raise StudyError(
-            f"expected the known starts among the merges, got no {missing[0]}; run `make` to its end"
-        )
+    models = merges.provenance["models"]
+    assert isinstance(models, Mapping)
+    sources = [name for name in models if name != "base"]
+    for name in sources:
+        if name not in merges.labels:
+            raise StudyError(f"The merges lack the baseline recipe {name}; run `make` to its end")
     return merges.scores[[merges.labels.index(name) for name in sources]]

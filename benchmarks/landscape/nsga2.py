@@ -6,50 +6,55 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.pareto.front import hypervolume, nondominated
+from benchmarks.landscape.design import inactive_densities
+from paretomerge.pareto.front import nondominated
+from paretomerge.problems import ScoredMerges
+from paretomerge.problems.scored_merges import MethodIndices
+from paretomerge.types import Array
 
-from .merges import Array, Merges
+Predict = Callable[[MethodIndices, Array], Array]
 
-Predict = Callable[[NDArray[np.uint8], Array], Array]
-Front = tuple[NDArray[np.uint8], Array, Array]
-"""method `(n,)`, numbers `(n, d)` and scores `(n, m)` of points that do not dominate each other."""
+Points = tuple[MethodIndices, Array, Array]
+"""Method `(n,)`, numbers `(n, d)` and scores `(n, m)` of n points."""
 
-_SPREAD = (
-    15.0  # of crossover and mutation: the distribution index eta of SBX and of polynomial mutation
-)
+# The distribution index eta of simulated binary crossover and of polynomial mutation.
+_ETA = 15.0
 
 
 def front(
-    merges: Merges,
+    merges: ScoredMerges,
     predict: Predict,
     reference: Array,
     *,
     seed: int,
     generations: int = 250,
     size: int = 400,
-) -> Front:
-    """All nondominated points above `reference` that a search of `generations` times `size` evaluations finds, begun at the merges."""
+) -> Points:
+    """All nondominated points above `reference` that one search meets.
+
+    It begins at the merges, and evaluates `generations` times `size` points.
+    """
     rng = np.random.default_rng(seed)
-    low, high = merges.space.bounds
-    resting = np.where(np.isnan(merges.numbers), high, merges.numbers)
+    space = merges.space
+    low, high = space.bounds
+    filled = np.where(np.isnan(merges.numbers), high, merges.numbers)
     scores = predict(merges.method, merges.numbers)
-    population = _best((merges.method, (resting - low) / (high - low), scores), size)
+    population = _best((merges.method, (filled - low) / (high - low), scores), size)
     archive = population
     for _ in range(generations):
-        method, unit = _children(population[0], population[1], rng, len(merges.space.methods))
+        method, unit = _children(population[0], population[1], rng, len(space.methods))
         numbers = low + unit * (high - low)
-        numbers[np.ix_(~merges.space.reads_density(method), merges.space.conditional)] = np.nan
+        numbers[inactive_densities(space, method)] = np.nan
         children = (method, unit, predict(method, numbers))
         population = _best(_joined(population, children), size)
         archive = _nondominated(_joined(archive, children))
-    inside = (archive[2] > reference).all(1)
-    method, unit, scores = (part[inside] for part in archive)
+    method, unit, scores = _selected(archive, (archive[2] > reference).all(1))
     numbers = np.clip(low + unit * (high - low), low, high)
-    numbers[np.ix_(~merges.space.reads_density(method), merges.space.conditional)] = np.nan
+    numbers[inactive_densities(space, method)] = np.nan
     return method, numbers, scores
 
 
-def united(fronts: list[Front]) -> Front:
+def united(fronts: list[Points]) -> Points:
     """The front of several."""
     whole = fronts[0]
     for other in fronts[1:]:
@@ -58,67 +63,85 @@ def united(fronts: list[Front]) -> Front:
 
 
 def thinned(points: Array, count: int) -> NDArray[np.intp]:
-    """Indices of at most `count` points that lie far apart: the best of each column, then always the farthest from all chosen."""
+    """Indices of at most `count` points that lie far apart.
+
+    The best of each column come first, then always the farthest from all that are chosen.
+    """
     chosen = list(dict.fromkeys(points.argmax(0).tolist()))[:count]
     distance = np.min([np.linalg.norm(points - points[i], axis=1) for i in chosen], axis=0)
     while len(chosen) < min(count, len(points)):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        farthest = int(distance.argmax())
+        chosen.append(farthest)
+        distance = np.minimum(distance, np.linalg.norm(points - points[farthest], axis=1))
     return np.array(chosen)
 
 
-def volume(found: Front, reference: Array) -> float:
-    return hypervolume(found[2], reference)
+def _joined(a: Points, b: Points) -> Points:
+    method, numbers, scores = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    return method, numbers, scores
 
 
-def _joined(a: Front, b: Front) -> Front:
-    method, unit, scores = (np.concatenate(pair) for pair in zip(a, b, strict=True))
-    return method, unit, scores
+def _selected(points: Points, index: NDArray[np.bool_] | NDArray[np.intp]) -> Points:
+    method, numbers, scores = points
+    return method[index], numbers[index], scores[index]
 
 
-def _nondominated(points: Front) -> Front:
-    mask = nondominated(points[2])
-    return points[0][mask], points[1][mask], points[2][mask]
+def _nondominated(points: Points) -> Points:
+    return _selected(points, nondominated(points[2]))
 
 
-def _best(points: Front, size: int) -> Front:
-    """The `size` of lowest rank, of equal rank those with most room around them."""
-    rank = np.asarray(moocore.pareto_rank(points[2], maximise=True))
-    order = np.lexsort((-_crowding(points[2], rank), rank))[:size]
-    return points[0][order], points[1][order], points[2][order]
+def _best(points: Points, size: int) -> Points:
+    """The `size` points of lowest rank, within a rank those of largest crowding distance."""
+    scores = points[2]
+    rank = np.asarray(moocore.pareto_rank(scores, maximise=True))
+    order = np.lexsort((-_crowding(scores, rank), rank))
+    return _selected(points, order[:size])
 
 
 def _crowding(scores: Array, rank: NDArray[np.int64]) -> Array:
-    """Per point the distance between its neighbours of the same rank, summed over objectives; endless at the ends."""
-    out = np.zeros(len(scores))
+    """Crowding distance `(n,)` within each rank; infinite at the ends."""
+    distance = np.zeros(len(scores))
     for r in np.unique(rank):
         members = np.flatnonzero(rank == r)
         for column in scores[members].T:
             order = members[np.argsort(column, kind="stable")]
             values = np.sort(column)
-            out[order[[0, -1]]] = np.inf
-            out[order[1:-1]] += (values[2:] - values[:-2]) / max(values[-1] - values[0], 1e-12)
-    return out
+            span = max(values[-1] - values[0], 1e-12)
+            distance[order[[0, -1]]] = np.inf
+            distance[order[1:-1]] += (values[2:] - values[:-2]) / span
+    return distance
 
 
 def _children(
-    method: NDArray[np.uint8], unit: Array, rng: np.random.Generator, methods: int
-) -> tuple[NDArray[np.uint8], Array]:
-    """One child a parent: simulated binary crossover with another, polynomial mutation; now and then another method."""
-    n, d = unit.shape
-    # the population is sorted: of two drawn the better one is the one with the lower index
+    method: MethodIndices, unit: Array, rng: np.random.Generator, n_methods: int
+) -> tuple[MethodIndices, Array]:
+    """One child per parent: crossover with another, mutation, now and then another method."""
+    n = len(unit)
+    # The population is sorted, so the better of two that are drawn has the lower index.
     a, b = rng.integers(n, size=(2, n, 2)).min(2)
-    u = rng.random((n, d))
-    beta = np.where(u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)), (2 * (1 - u)) ** (-1 / (_SPREAD + 1)))
-    first, second = unit[a], unit[b]
-    crossed = (first + second + rng.choice([-1, 1], size=(n, d)) * beta * (first - second)) / 2
-    child = np.where(rng.random((n, d)) < 0.5, crossed, first)
-    u = rng.random((n, d))
-    step = np.where(
-        u < 0.5, (2 * u) ** (1 / (_SPREAD + 1)) - 1, 1 - (2 * (1 - u)) ** (1 / (_SPREAD + 1))
-    )
-    child = np.clip(child + np.where(rng.random((n, d)) < 1 / d, step, 0), 0, 1)
-    picked = np.where(rng.random(n) < 0.5, method[a], method[b])
-    return np.where(rng.random(n) < 0.02, rng.integers(methods, size=n), picked).astype(
-        np.uint8
-    ), child
+    child = _mutated(_crossed(unit[a], unit[b], rng), rng)
+    inherited = np.where(rng.random(n) < 0.5, method[a], method[b])
+    changed = rng.random(n) < 0.02
+    child_method = np.where(changed, rng.integers(n_methods, size=n), inherited)
+    return child_method.astype(np.uint8), child
+
+
+def _crossed(first: Array, second: Array, rng: np.random.Generator) -> Array:
+    """Simulated binary crossover (Deb & Agrawal 1995) of half of the coordinates."""
+    shape = first.shape
+    u = rng.random(shape)
+    exponent = 1 / (_ETA + 1)
+    beta = np.where(u < 0.5, (2 * u) ** exponent, (2 * (1 - u)) ** -exponent)
+    sign = rng.choice([-1, 1], size=shape)
+    crossed = (first + second + sign * beta * (first - second)) / 2
+    return np.where(rng.random(shape) < 0.5, crossed, first)
+
+
+def _mutated(child: Array, rng: np.random.Generator) -> Array:
+    """Polynomial mutation (Deb & Goyal 1996) of one coordinate on average."""
+    shape = child.shape
+    u = rng.random(shape)
+    exponent = 1 / (_ETA + 1)
+    step = np.where(u < 0.5, (2 * u) ** exponent - 1, 1 - (2 * (1 - u)) ** exponent)
+    mutates = rng.random(shape) < 1 / shape[1]
+    return np.clip(child + np.where(mutates, step, 0), 0, 1)

@@ -1,7 +1,8 @@
-"""Where the surrogate believes its front to be: merged, scored, and added to the file, so that it learns where it is wrong.
+"""Merges where the surrogate sees its front, so that it learns where it is wrong.
 
-A surrogate is fitted to what is known and then searched for its best, which finds the points where it errs upwards. On
-the merges of the design alone it promised a task 10 points too much there (docs/landscape.md).
+A surrogate is fitted to merges and then searched for its best, which finds the points where it errs
+upwards. On the merges of the design alone it promised a task 10 points too much there
+(docs/landscape.md).
 """
 
 from dataclasses import replace
@@ -9,57 +10,60 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.landscape import nsga2
+from benchmarks.landscape.design import N_SOBOL
+from benchmarks.landscape.evaluator import SpecialistEvaluator, check_provenance
+from benchmarks.landscape.files import extended, save_merges
+from benchmarks.landscape.fit import solve_all
 from paretomerge.pareto.front import hypervolume, nondominated
+from paretomerge.problems import MergeLandscape, ScoredMerges
+from paretomerge.problems.scored_merges import PROBE
+from paretomerge.types import Array
 
-from . import nsga2
-from .bench import Bench, check_made
-from .design import SPREAD
-from .fit import solved
-from .landscape import Landscape
-from .merges import FILE, PROBE, Array, Merges
-
-_CANDIDATES = 150  # points of the front that are compared
+_COMPARED = 150  # points of the front
 
 
-def probe(landscape: Landscape, rounds: int, count: int = 24, seed: int = 0) -> Merges:
-    """`rounds` times: find the surrogate's front, measure the `count` points that promise most, tell them to the surrogate.
+def probe(landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0) -> ScoredMerges:
+    """Measure the `count` most promising points of the surrogate's front, `rounds` times.
 
-    The settings of the processes stay as they are, lest they err anew elsewhere.
+    The surrogate is solved anew after each round. The processes stay as they are, lest they err
+    anew elsewhere.
     """
-    bench, merges = Bench(), landscape.merges
-    check_made(merges, bench, SPREAD)
+    evaluator, merges = SpecialistEvaluator(), landscape.merges
+    check_provenance(merges, evaluator, N_SOBOL)
     for r in range(rounds):
         method, numbers, scores = nsga2.front(
-            merges, landscape.predict, landscape.reference, seed=seed + r, generations=60
+            merges, landscape.predict, landscape.reference_point, seed=seed + r, generations=60
         )
-        chosen = promising(
-            scores, landscape.predict(merges.method, merges.numbers), landscape.reference, count
+        predicted = landscape.predict(merges.method, merges.numbers)
+        chosen = promising(scores, predicted, landscape.reference_point, count)
+        points = [merges.space.point(method[i], numbers[i]) for i in chosen]
+        correct = np.stack([evaluator.measure(point) for point in points])
+        merges = extended(merges, PROBE, method[chosen], numbers[chosen], correct)
+        save_merges(merges)
+        bias = (scores[chosen] - correct.mean(2)).mean(0)
+        print(
+            f"round {r}: bias {bias.round(4).tolist()}, "
+            f"best mean promised {scores.mean(1).max():.4f}, "
+            f"measured {merges.scores.mean(1).max():.4f}",
+            flush=True,
         )
-        correct = np.stack(
-            [bench.measure(merges.space.point(method[i], numbers[i])) for i in chosen]
-        )
-        error = scores[chosen] - correct.mean(2)
-        merges = merges.extended(PROBE, method[chosen], numbers[chosen], correct)
-        merges.save(FILE)
-        promised, found = scores.mean(1).max(), merges.scores.mean(1).max()
-        told = f"bias {error.mean(0).round(4).tolist()}, best mean promised {promised:.4f}, measured {found:.4f}"
-        print(f"round {r}: {told}", flush=True)
-        landscape = told_of(landscape, merges)
+        coefficients = solve_all(landscape.processes, merges)
+        landscape = replace(landscape, merges=merges, coefficients=coefficients)
     return merges
 
 
-def promising(front: Array, known: Array, reference: Array, count: int) -> NDArray[np.intp]:
-    """Indices of the points of `front` that would add most to the hypervolume of `known`, each beside those before it."""
-    candidates = nsga2.thinned(front, _CANDIDATES)
-    held, chosen = known[nondominated(known)], []
+def promising(front: Array, scores: Array, reference: Array, count: int) -> NDArray[np.intp]:
+    """Indices of the points of `front` that add most to the hypervolume of `scores`.
+
+    They are chosen one after another, each beside those before it.
+    """
+    candidates = nsga2.thinned(front, _COMPARED)
+    current = scores[nondominated(scores)]
+    chosen = []
     for _ in range(min(count, len(candidates))):
-        gains = [hypervolume(np.vstack([held, front[i]]), reference) for i in candidates]
-        chosen.append(candidates[int(np.argmax(gains))])
-        held = np.vstack([held, front[chosen[-1]]])
+        gains = [hypervolume(np.vstack([current, front[i]]), reference) for i in candidates]
+        best = candidates[int(np.argmax(gains))]
+        chosen.append(best)
+        current = np.vstack([current, front[best]])
     return np.array(chosen)
-
-
-def told_of(landscape: Landscape, merges: Merges) -> Landscape:
-    """The same processes, given all of `merges`."""
-    coefficients = solved(landscape.processes, merges)[0]
-    return replace(landscape, merges=merges, coefficients=coefficients)

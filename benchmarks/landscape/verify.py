@@ -1,53 +1,58 @@
-"""Do the points exist that the surrogate calls best? A dozen of its front, really merged and scored."""
+"""Do the points exist that the surrogate calls best? A dozen of its front, merged and scored."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.landscape.design import N_SOBOL
+from benchmarks.landscape.evaluator import SpecialistEvaluator, check_provenance
+from benchmarks.landscape.nsga2 import thinned
+from benchmarks.reporting import RESULTS, append_entry, markdown_table, read_entries
 from paretomerge.pareto.ranking import knee
+from paretomerge.problems import MergeLandscape
 
-from .bench import Bench, check_made
-from .design import SPREAD
-from .landscape import Landscape
-from .nsga2 import thinned
-
-RESULT = Path(__file__).resolve().parents[1] / "results" / "landscape" / "verify.json"
+FILE = RESULTS / "landscape.jsonl"
 
 
-def verify(landscape: Landscape, count: int = 12, file: Path = RESULT) -> None:
-    """Merge and score the knee, the best mean, the best of each task and points far from these; print and write the result."""
-    bench = Bench()
-    check_made(landscape.merges, bench, SPREAD)
+def verify(landscape: MergeLandscape, count: int = 12, file: Path = FILE) -> None:
+    """Measure the knee, the best mean, the best of each task and points far from these."""
+    evaluator = SpecialistEvaluator()
+    check_provenance(landscape.merges, evaluator, N_SOBOL)
     front = landscape.front
     predicted = landscape.scores(front)
     first = [knee(predicted), int(predicted.mean(1).argmax())]
     chosen = list(dict.fromkeys([*first, *thinned(predicted, count).tolist()]))[:count]
-    points = []
-    print(
-        f"| method | {' | '.join(f'{t} predicted | measured' for t in landscape.tasks)} |\n|---|{'---:|' * (2 * len(landscape.tasks))}"
-    )
+    file.unlink(missing_ok=True)
     for i in chosen:
-        measured = bench.measure(front[i]).mean(1)
-        points.append(
-            {
-                "params": front[i],
-                "predicted": predicted[i].round(5).tolist(),
-                "measured": measured.round(5).tolist(),
-            }
-        )
-        cells = (f"{p:.3f} | {m:.3f}" for p, m in zip(predicted[i], measured, strict=True))
-        print(f"| {front[i]['method']} | {' | '.join(cells)} |", flush=True)
-    error = np.array([np.subtract(p["predicted"], p["measured"]) for p in points])
-    floor = np.sqrt((predicted[chosen] * (1 - predicted[chosen]) / landscape.merges.items).mean(0))
-    summary = {
-        "tasks": landscape.tasks,
-        "merges": len(landscape.merges),
-        "items": landscape.merges.items,
-        "bias": error.mean(0).round(5).tolist(),
-        "rmse": np.sqrt((error**2).mean(0)).round(5).tolist(),
-        "binomial standard error": floor.round(5).tolist(),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in summary.items()))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(summary | {"points": points}, indent=1) + "\n")
+        measured = evaluator.measure(front[i]).mean(1)
+        entry = {
+            "params": front[i],
+            "predicted": predicted[i].round(5).tolist(),
+            "measured": measured.round(5).tolist(),
+        }
+        append_entry(file, entry)
+    print(report(landscape, file))
+
+
+def report(landscape: MergeLandscape, file: Path = FILE) -> str:
+    """The table of docs/landscape.md, and the errors below it."""
+    entries = read_entries(file)
+    rows = []
+    for entry in entries:
+        cells = [entry["params"]["method"]]
+        for predicted, measured in zip(entry["predicted"], entry["measured"], strict=True):
+            cells += [f"{predicted:.3f}", f"{measured:.3f}"]
+        rows.append(cells)
+    header = ["method"]
+    for task in landscape.tasks:
+        header += [f"{task}, predicted", "measured"]
+    predicted = np.array([entry["predicted"] for entry in entries])
+    error = predicted - np.array([entry["measured"] for entry in entries])
+    binomial = np.sqrt((predicted * (1 - predicted) / landscape.merges.n_examples).mean(0))
+    lines = [
+        markdown_table(header, rows),
+        f"bias: {error.mean(0).round(4).tolist()}",
+        f"root mean square error: {np.sqrt((error**2).mean(0)).round(4).tolist()}",
+        f"binomial standard error: {binomial.round(4).tolist()}",
+    ]
+    return "\n".join(lines)

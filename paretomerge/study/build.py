@@ -94,6 +94,22 @@ def build_search(settings: StudySettings) -> Search:
     return _Builder(settings).search()
 
 
+def build_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
+    """Make the sampler of a study's first level.
+
+    Args:
+        settings: The settings.
+        space: The search space.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: The sampler or one of its options is unknown.
+    """
+    return _Builder(settings).sampler(space)
+
+
 def study_pool(settings: StudySettings) -> Pool:
     """The base, and the name and path of each source; local paths are absolute.
 

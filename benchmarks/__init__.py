@@ -1,0 +1,22 @@
+"""One script per published figure; each runs as `python -m benchmarks.NAME` from the repository.
+
+- `search`: docs/search-benchmark.md; samplers on test problems, their ranks, what an ask takes.
+- `specialists`: README.md; sources, untuned merges and searches on held-out examples.
+- `racing`: docs/evaluation.md; examples and hypervolume of searches with and without racing.
+- `dataflow`: docs/routes.md; what routes through layers add to a search.
+- `stream`: docs/routes.md; exactness of folded scales, time of a change of route.
+- `estimators`: docs/evaluation.md; a merge's score estimated from some of its examples.
+- `evaluation`: docs/evaluation.md; time of scoring, and the ratio to the harness's own model.
+- `merge`: docs/speed.md; time and memory of merges to disk beside mergekit.
+- `overhead`: README.md; where a trial's time goes.
+- `landscape`: docs/landscape.md; makes, fits, checks and verifies the merge landscape.
+- `references`: paretomerge/problems/data/references.json; reference points of the test problems.
+- `quickstart_trials`: proves that two versions of the package run the same quickstart.
+
+Shared modules: `peers`, `bayesian_peers` and `meter` (optimisers of the search benchmark),
+`standings` (its tables), `workloads` (inputs of `merge` and `stream`), `study_api` (opens, runs and
+reads studies), `reporting` (tables and result files).
+
+`results/` holds what the scripts measured, one JSON line per search; each `table` command prints
+the published table from there.
+"""

@@ -1,0 +1,154 @@
+"""How the benchmarks open, run and read studies: the only module here that uses the study API."""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+
+from paretomerge.evaluate.evaluator import Score
+from paretomerge.pareto.ranking import knee
+from paretomerge.recipe import Recipe
+from paretomerge.record.trial import Trial
+from paretomerge.study.build import build_sampler, build_search
+from paretomerge.study.loop import Event
+from paretomerge.study.search import Search
+from paretomerge.study.study import load_study
+
+
+def run_study(path: Path) -> Search:
+    """Run the study of a study.yaml to its end; it continues where it was interrupted."""
+    study = build_search(load_study(path).settings)
+    study.run()
+    return study
+
+
+def trial_seconds(path: Path) -> list[Mapping[str, float]]:
+    """Run a study from its beginning in a temporary folder; seconds by part of each trial.
+
+    The parts are `ask`, `merge`, `evaluate` and `record`.
+    """
+    settings = load_study(path).settings
+    events: list[Event] = []
+    with tempfile.TemporaryDirectory() as folder:
+        study = build_search(replace(settings, out=Path(folder)))
+        study.run(settings.budget.trials, events.append)
+    return [event.seconds for event in events]
+
+
+def feasible_trials(study: Search) -> list[Trial]:
+    """Trials that were scored and satisfy the constraints."""
+    return [trial for trial in study.trials() if trial.feasible]
+
+
+def source_trials(study: Search) -> list[Trial]:
+    """The trials of the sources alone, which come first."""
+    return list(study.trials()[: len(study.space.sources)])
+
+
+def knee_of(study: Search, front: Sequence[Trial]) -> Trial:
+    """The trial at the front's knee."""
+    return front[knee([trial.values(study.goals.objectives) for trial in front])]
+
+
+def score_held_out(study: Search, trials: Iterable[Trial]) -> dict[int, dict[str, float]]:
+    """Score trials on held-out examples: number of the trial -> objective -> score."""
+    numbers = {trial.number for trial in trials}
+    study.hold_out([trial for trial in study.trials() if trial.number in numbers])
+    scored = {}
+    for trial in study.trials():
+        if trial.number in numbers and trial.held_out is not None:
+            scored[trial.number] = plain_scores(trial.held_out)
+    return scored
+
+
+def n_examples_scored(study: Search) -> int:
+    """Test examples that the study's trials asked for, duplicates of a recipe not counted."""
+    total = 0
+    for trial in study.trials():
+        if not trial.failure and trial.same_as is None:
+            total += sum(trial.scores[o.name].n for o in study.goals.objectives)
+    return total
+
+
+def merged_layers(study: Search, trial: Trial, base_layers: int) -> int:
+    """Layers of a trial's merge: those of its slices, or of the base if it has none."""
+    ranges = [piece.sources[0].layer_range for piece in study.recipe(trial).slices]
+    return sum(r[1] - r[0] for r in ranges if r) or base_layers
+
+
+def plain_scores(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Objective -> value, without its standard error."""
+    return {name: score.value for name, score in scores.items()}
+
+
+class RecipeScorer:
+    """The models and tasks of a study.yaml, for recipes that no study proposed.
+
+    Each recipe is scored once per split.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._settings = load_study(path).settings
+        self._study = build_search(self._settings)
+        self._scores: dict[tuple[str, str], dict[str, Score]] = {}
+
+    @property
+    def base(self) -> str:
+        """Path of the base model."""
+        return str(self._study.space.base)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Name -> path of the fine-tuned models."""
+        return self._study.space.sources
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of the objectives."""
+        return [objective.name for objective in self._study.goals.objectives]
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the tasks that are scored but not searched for."""
+        return list(self._settings.watch)
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The study's search space."""
+        return dict(self._study.space.distributions)
+
+    @property
+    def starts(self) -> list[Mapping[str, Any]]:
+        """Parameters of the study's baseline recipes."""
+        return list(self._study.space.starts().values())
+
+    def recipe(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe of a parameter set."""
+        return self._study.space.recipe(params)
+
+    def sampler(self, preset: str, seed: int, n_trials: int) -> BaseSampler:
+        """The sampler that `sampler: PRESET` in the study.yaml would set up."""
+        budget = replace(self._settings.budget, trials=n_trials)
+        settings = replace(self._settings, seed=seed, sampler=preset, budget=budget)
+        return build_sampler(settings, self._study.space)
+
+    def __call__(self, recipe: Recipe, split: str) -> dict[str, Score]:
+        """Scores of a recipe on `search`, `held_out` or `watched` (held-out examples)."""
+        recipe = replace(recipe, dtype=self._settings.dtype)
+        key = (recipe.key, split)
+        if key not in self._scores:
+            goals = self._study.goals
+            evaluator = goals.watched if split == "watched" else goals.evaluator
+            examples = "search" if split == "search" else "held_out"
+            candidate = self._study.first_level.load(recipe)
+            assert evaluator is not None
+            self._scores[key] = dict(evaluator.evaluate(candidate, examples))
+        return self._scores[key]
+
+    def held_out(self, recipe: Recipe) -> dict[str, float]:
+        """Objectives and watched tasks on held-out examples: name -> score."""
+        return plain_scores(self(recipe, "held_out") | self(recipe, "watched"))

@@ -1,0 +1,117 @@
+"""A Gaussian process on the logits of accuracies: the surrogate of one task.
+
+f(x) = b + w . x + g(x A), with b and w normal a priori, and g of Matern 5/2 covariance (Rasmussen &
+Williams, Gaussian Processes for Machine Learning, 2006, section 2.7). A is diagonal: one length
+scale per coordinate. A full matrix A lets the process see that sums and differences of weights
+matter, a merge being a sum; with few merges that is better, with the shipped ones it is not
+(docs/landscape.md). `benchmarks/landscape` fits the processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from paretomerge.problems.scored_merges import MergeSpace, MethodIndices
+from paretomerge.types import Array
+
+Kernel = Callable[[Array, float], Array]
+"""Squared distances and a variance -> covariances, of the same shape."""
+
+
+def matern_52(squared_distance: Array, variance: float) -> Array:
+    """Matern 5/2 covariance (Rasmussen & Williams 2006, equation 4.17) with length scale 1.
+
+    Args:
+        squared_distance: of any shape.
+        variance: at distance 0.
+
+    Returns:
+        Covariances, of the same shape.
+    """
+    r = np.sqrt(5 * squared_distance)
+    return variance * (1 + r + r * r / 3) * np.exp(-r)
+
+
+@dataclass(frozen=True)
+class LogitProcess:
+    """Hyperparameters of one task's process.
+
+    Attributes:
+        projection: the matrix A `(p, k)`.
+        variance: of g.
+        slope_variance: of w and b.
+        noise_share: share of the binomial variance that is present. All merges answer the same
+            examples, so their scores differ by less than independent draws would.
+        residual_variance: variance that no neighbour explains.
+        kernel: covariance of g.
+    """
+
+    projection: Array
+    variance: float
+    slope_variance: float
+    noise_share: float
+    residual_variance: float
+    kernel: Kernel = matern_52
+
+    def smooth_covariance(self, a: Array, b: Array) -> Array:
+        """Covariance of g between projected points.
+
+        Args:
+            a: `(n, k)`, points times A.
+            b: `(q, k)`, likewise.
+
+        Returns:
+            `(n, q)`.
+        """
+        a_squared = (a * a).sum(1)[:, None]
+        squared_distance = np.maximum(a_squared + (b * b).sum(1) - 2 * a @ b.T, 0)
+        return self.kernel(squared_distance, self.variance)
+
+
+def features(space: MergeSpace, method: MethodIndices, numbers: Array) -> Array:
+    """What a process sees of a merge.
+
+    Args:
+        space: of the merges.
+        method: `(n,)`, index of the method.
+        numbers: `(n, d)`; NaN where one is inactive.
+
+    Returns:
+        `(n, p)` in [0, 1]: the method one-hot, weights scaled by their bounds, and densities
+        likewise in their logarithm. An inactive density is 1: all of the delta is used.
+    """
+    low, high = space.bounds
+    dense = space.is_density
+    values = np.where(np.isnan(numbers), high, numbers)
+    # `where=` skips the logarithm of weights, which may be negative.
+    log_values = np.log(values / low, where=dense, out=np.zeros_like(values))
+    log_span = np.log(high / low, where=dense, out=np.ones_like(high))
+    scaled = np.where(dense, log_values, values - low)
+    span = np.where(dense, log_span, high - low)
+    one_hot = np.eye(len(space.methods))[method]
+    return np.concatenate([one_hot, scaled / span], axis=1)
+
+
+def affine(x: Array) -> Array:
+    """Features of the linear part: a constant, and the coordinates scaled to [-1, 1].
+
+    Args:
+        x: `(n, p)` in [0, 1].
+
+    Returns:
+        `(n, 1 + p)`.
+    """
+    return np.concatenate([np.ones((len(x), 1)), 2 * x - 1], axis=1)
+
+
+def sigmoid(z: Array) -> Array:
+    """The inverse of the logit.
+
+    Args:
+        z: of any shape.
+
+    Returns:
+        1 / (1 + exp(-z)).
+    """
+    return 1 / (1 + np.exp(-z))

@@ -1,0 +1,50 @@
+"""The tables in the documentation are those that the scripts print from the stored results."""
+
+import pytest
+
+from benchmarks import dataflow, merge, peers, racing, search, specialists, standings
+from benchmarks.reporting import append_entry, read_entries, rounded
+from tests.conftest import REPOSITORY
+
+
+def published():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    return "\n".join(page.read_text() for page in pages)
+
+
+def specialists_table():
+    untuned = read_entries(specialists.UNTUNED_FILE)
+    return specialists.table(untuned, read_entries(specialists.FILE))
+
+
+SCRIPTS = {
+    "search": lambda: standings.results(search.measured_problems(), peers.names()),
+    "ablation": lambda: standings.ablation(search.measured_problems()),
+    "specialists": specialists_table,
+    "racing": lambda: racing.table(read_entries(racing.FILE)),
+    "dataflow": lambda: dataflow.tables(read_entries(dataflow.FILE)),
+    "merge": lambda: merge.report(read_entries(merge.FILE)),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_published_table_is_that_of_the_results(name):
+    pages = published()
+    tables = [block for block in SCRIPTS[name]().split("\n\n") if block.startswith("|")]
+    assert tables
+    for table in tables:
+        assert table in pages
+
+
+def test_result_files_hold_one_line_per_entry(tmp_path):
+    file = tmp_path / "results" / "some.jsonl"
+    append_entry(file, {"name": "a", "share": [1 / 3, 2], "deep": {"x": (1e-7 / 3,)}})
+    with file.open("a") as lines:
+        lines.write('{"name": "cut sh')
+    append_entry(file, {"name": "b"})
+    assert read_entries(file) == [
+        {"name": "a", "share": [0.333333, 2], "deep": {"x": [3.33333e-08]}},
+        {"name": "b"},
+    ]
+    assert read_entries(tmp_path / "nowhere.jsonl") == []
+    assert rounded(True) is True and rounded(12345678) == 12345678
