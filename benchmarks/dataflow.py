@@ -23,9 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.reporting import (
-    REPOSITORY,
     RESULTS,
-    SPECIALISTS,
     Entry,
     append_entry,
     markdown_table,
@@ -40,6 +38,7 @@ from benchmarks.study_api import (
     run_study,
     score_held_out,
 )
+from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.types import Array
 
@@ -151,7 +150,7 @@ def write_config(folder: Path, name: str, seed: int) -> Path:
         "models": [str(models / source) for source in SOURCES],
         "evaluate": {
             "include_path": str(SPECIALISTS / "tasks"),
-            "data_root": str(REPOSITORY),
+            "data_root": str(SPECIALISTS),
             "splits": {"search": "search", "held_out": "held_out"},
             "search_items": SEARCH_EXAMPLES,
             "batch_size": 128,

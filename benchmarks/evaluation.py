@@ -20,11 +20,12 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.reporting import REPOSITORY, SPECIALISTS, markdown_row, markdown_table
+from benchmarks.reporting import markdown_row, markdown_table
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.inference.language_model import ResidentLM
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
+from paretomerge.examples import SPECIALISTS
 
 ROUNDS = 3
 N_EXAMPLES = 12
@@ -86,7 +87,7 @@ def specialists() -> str:
     since = time.perf_counter()
     tasks = {name: HarnessTask(name) for name in ("sort", "reverse", "translate")}
     splits = {"search": "search", "held_out": "held_out"}
-    loader = TaskLoader(SPECIALISTS / "tasks", REPOSITORY, splits)
+    loader = TaskLoader(SPECIALISTS / "tasks", SPECIALISTS, splits)
     evaluator = HarnessEvaluator(tasks, loader, batch_size=128)
     built = time.perf_counter() - since
     candidate = Candidate(model, tokenizer, {})

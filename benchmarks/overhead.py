@@ -7,8 +7,8 @@ The goal: asking, merging and bookkeeping together take less than a third of a t
 
 from collections import Counter
 
-from benchmarks.reporting import SPECIALISTS
 from benchmarks.study_api import trial_seconds
+from paretomerge.examples import SPECIALISTS
 
 
 def main() -> None:

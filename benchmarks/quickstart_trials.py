@@ -22,9 +22,9 @@ from typing import Any
 
 import optuna
 
-from benchmarks.reporting import SPECIALISTS, documented_parser
+from benchmarks.reporting import REPOSITORY, documented_parser
 
-STUDY = SPECIALISTS / "runs" / "study"
+STUDY = REPOSITORY / "paretomerge-quickstart" / "runs" / "study"
 STUDY_NAME = "paretomerge"
 HELD_OUT = "held_out/"
 _ABSOLUTE_PATH = re.compile(r"/[^\s'\"]*/([^\s'\"/]+)")

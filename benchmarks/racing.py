@@ -18,9 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.reporting import (
-    REPOSITORY,
     RESULTS,
-    SPECIALISTS,
     Entry,
     append_entry,
     markdown_table,
@@ -35,6 +33,7 @@ from benchmarks.study_api import (
     score_held_out,
     source_trials,
 )
+from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import hypervolume, reference_point
 
 FILE = RESULTS / "racing.jsonl"
@@ -104,7 +103,7 @@ def write_config(folder: Path, seed: int, name: str) -> Path:
     config["seed"] = seed
     config["evaluate"] |= {
         "include_path": str(SPECIALISTS / "tasks"),
-        "data_root": str(REPOSITORY),
+        "data_root": str(SPECIALISTS),
         "cache": str(folder / "items.db"),
     }
     config["evaluate"] |= evaluation

@@ -9,7 +9,6 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
-SPECIALISTS = REPOSITORY / "examples" / "specialists"
 
 Entry = dict[str, Any]
 """One line of a result file."""

@@ -20,7 +20,6 @@ import optuna
 
 from benchmarks.reporting import (
     RESULTS,
-    SPECIALISTS,
     Entry,
     append_entry,
     markdown_table,
@@ -29,6 +28,7 @@ from benchmarks.reporting import (
     search_arguments,
 )
 from benchmarks.study_api import RecipeScorer
+from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe

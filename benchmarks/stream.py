@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from paretomerge.space.routes.stacks import RouteLayer, route_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import workloads
-from benchmarks.reporting import SPECIALISTS, documented_parser, markdown_row, markdown_table
+from benchmarks.reporting import documented_parser, markdown_row, markdown_table
 from paretomerge.checkpoint.fold import FOLDS, fold_of
 from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.examples import SPECIALISTS
 from paretomerge.merging.live.routed import RoutedModel
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
 
 SOURCES = [str(SPECIALISTS / "models" / name) for name in ("order", "mirror", "scribe")]
 ROUTES = 20

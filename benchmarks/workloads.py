@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 
 from paretomerge.checkpoint.operand import InMemory
-from paretomerge.merging.methods import METHODS
 from paretomerge.merging.block import Inputs
+from paretomerge.merging.methods import METHODS
 
 MODELS = ("base", "a", "b", "c")
 FILE = "model.safetensors"

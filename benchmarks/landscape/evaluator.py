@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.reporting import REPOSITORY, SPECIALISTS
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
+from paretomerge.examples import SPECIALISTS
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.problems import MergeSpace, ScoredMerges
 from paretomerge.recipe import Recipe
@@ -63,7 +63,7 @@ class SpecialistEvaluator:
         splits = {"search": "search", "held_out": "held_out"}
         self._evaluator = HarnessEvaluator(
             {task: HarnessTask(task) for task in TASKS},
-            TaskLoader(SPECIALISTS / "tasks", REPOSITORY, splits),
+            TaskLoader(SPECIALISTS / "tasks", SPECIALISTS, splits),
             batch_size=128,
         )
 

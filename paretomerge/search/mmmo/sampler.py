@@ -95,6 +95,7 @@ class MMMOSampler(PointSampler):
         **settings: Any,
     ) -> None:
         self.settings = _settings(settings)
+        reference_trials_option = reference_trials
         reference_trials = reference_trials or self.settings.n_startup
         check_option("MMMOSampler: reference_trials", 0, reference_trials)
         self._mmmo = MMMOProposer(
@@ -113,6 +114,26 @@ class MMMOSampler(PointSampler):
             centre=self.settings.centre,
         )
         self._constraints_func = constraints_func
+        self._options = {
+            "seed": seed,
+            "reference": None if reference is None else list(reference),
+            "reference_trials": reference_trials_option,
+            "importance": dict(importance) if importance else None,
+            **settings,
+        }
+        self._is_bound = space is not None or constraints_func is not None
+
+    @property
+    def study_yaml(self) -> dict[str, Any] | None:
+        """The sampler as the `sampler:` section of a study.yaml.
+
+        A study gives such a sampler its own search space. None if the sampler has a space or a
+        constraints function already: then a study uses it as it is.
+        """
+        if self._is_bound:
+            return None
+        options = {name: value for name, value in self._options.items() if value is not None}
+        return {"name": "mmmo", **options}
 
     @classmethod
     def as_published(cls, seed: int = 0, **options: Any) -> "MMMOSampler":
