@@ -86,7 +86,9 @@ def read_header(file: Path) -> dict[str, Header]:
         )
     entries.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_size
-    headers = {name: _read_entry(file, name, entry, data_start) for name, entry in entries.items()}
+    headers = {}
+    for name, entry in entries.items():
+        headers[name] = _read_entry(file, name, entry, data_start)
     _check_layout(file, headers, data_start, file_size)
     return headers
 
@@ -100,8 +102,9 @@ def _check_layout(
     """Check that the tensors fill the file from `data_start` to its end, one after another."""
     end = data_start
     # Tensors without elements share their offset with the next one, so they must come first.
-    in_file_order = sorted(headers.items(), key=lambda item: (item[1].offset, item[1].bytes))
-    for name, header in in_file_order:
+    in_file_order = sorted(headers, key=lambda name: (headers[name].offset, headers[name].bytes))
+    for name in in_file_order:
+        header = headers[name]
         if header.offset != end:
             raise CheckpointError(
                 f"{file}: {name}: expected its data at byte {end}, got {header.offset}; "

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 RowSources = tuple[tuple[str, int], ...]
 """(model, row) pairs whose mean a row takes; () for a row of zeros."""
 
-_RowPair = tuple[int, int]
 _SPECIAL_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ZERO_SOURCE = {"kind": "zero"}
 
@@ -129,7 +128,7 @@ class RowMap:
 
     def _gathers(self) -> list["_Gather"]:
         """`donor_rows` as few vectorised copies, those of each row's first source first."""
-        row_pairs: defaultdict[tuple[int, str], list[_RowPair]] = defaultdict(list)
+        row_pairs = defaultdict(list)
         for out_row, sources in self.donor_rows.items():
             for position, (model, donor_row) in enumerate(sources):
                 row_pairs[position, model].append((out_row, donor_row))

@@ -304,8 +304,11 @@ def _split_into_shards(
     count = len(shards)
     if count == 1:
         return {SINGLE_FILE: shards[0]}
-    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    return dict(zip(names, shards, strict=True))
+    # The names that transformers gives; other tools look for this pattern.
+    files = {}
+    for number, shard in enumerate(shards, start=1):
+        files[f"model-{number:05d}-of-{count:05d}.safetensors"] = shard
+    return files
 
 
 def _write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> None:

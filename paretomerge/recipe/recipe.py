@@ -166,10 +166,11 @@ class Recipe:
         }
         # Keys with their default values are left out; those of the layers and the method stay.
         required = {"merge_method", *content}
-        empty = [key for key, value in data.items() if not value and key not in required]
-        for key in empty:
-            del data[key]
-        return data
+        result = {}
+        for key, value in data.items():
+            if value or key in required:
+                result[key] = value
+        return result
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, its steps as documents before it."""

@@ -356,7 +356,7 @@ def test_the_same_bits_for_any_block(pico: Path, tmp_path: Path, method: str) ->
 
 
 def test_products_of_many_chunks_are_the_same_for_any_block(tmp_path: Path) -> None:
-    """More rows than one product holds, read from the middle of a chunk to the middle of another."""
+    """More rows than one product holds, read across the borders of its chunks."""
     torch.manual_seed(0)
     model = tmp_path / "wide"
     model.mkdir()
@@ -376,7 +376,10 @@ def test_merged_with_others_and_from_a_file_with_relative_paths(
     shutil.copytree(pico / "base", tmp_path / "models" / "base")
     shutil.copytree(pico / "ada", tmp_path / "models" / "ada")
     adapter(tmp_path / "models" / "lora", tensors)
-    models = "[{model: base+lora, parameters: {weight: 1}}, {model: {model: ./ada, lora: ./lora}, parameters: {weight: 3}}]"
+    models = (
+        "[{model: base+lora, parameters: {weight: 1}}, "
+        "{model: {model: ./ada, lora: ./lora}, parameters: {weight: 3}}]"
+    )
     text = f"merge_method: linear\nmodels: {models}\ndtype: float32"
     (tmp_path / "models" / "r.yml").write_text(text)
     recipe = Recipe.load(tmp_path / "models" / "r.yml")

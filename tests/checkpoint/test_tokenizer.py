@@ -20,7 +20,7 @@ from paretomerge.errors import CheckpointError, RecipeError
 
 
 def build(kind: str, words: Sequence[str]) -> Tokenizer:
-    """A tokenizer of one of the four kinds, whose model has exactly `words` (their letters come first for BPE)."""
+    """A tokenizer of one of four kinds with exactly `words` (for BPE, letters come first)."""
     numbers = {word: i for i, word in enumerate(words)}
     model: Any = {
         "WordLevel": lambda: models.WordLevel(numbers, unk_token=words[0]),

@@ -42,7 +42,11 @@ def test_key_ignores_the_order_of_keys_but_not_values():
 
 
 def test_slices_survive_a_round_trip():
-    text = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 2]}]\n- sources: [{model: b, layer_range: [1, 4]}]"
+    text = (
+        "merge_method: passthrough\nslices:\n"
+        "- sources: [{model: a, layer_range: [0, 2]}]\n"
+        "- sources: [{model: b, layer_range: [1, 4]}]"
+    )
     recipe = Recipe.from_yaml(text)
     assert recipe.slices[1].sources[0].layer_range == (1, 4)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe

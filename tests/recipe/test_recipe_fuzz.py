@@ -368,6 +368,7 @@ seed: one
 def test_mistakes_of_several_documents_are_told_together() -> None:
     with pytest.raises(RecipeError, match="2 problems") as caught:
         Recipe.from_yaml(
-            "name: one\nmerge_method: linear\n---\nmerge_method: linear\nmodels: [{model: one}]\ndtype: x"
+            "name: one\nmerge_method: linear\n---\n"
+            "merge_method: linear\nmodels: [{model: one}]\ndtype: x"
         )
     assert "document 1" in caught.value.parts[0] and "document 2" in caught.value.parts[1]
