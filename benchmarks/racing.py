@@ -27,6 +27,7 @@ from benchmarks.reporting import (
     mean_and_deviation,
     read_entries,
     search_arguments,
+    write_study,
 )
 from benchmarks.study_api import (
     knee_of,
@@ -108,11 +109,7 @@ def write_config(folder: Path, seed: int, name: str) -> Path:
         "cache": str(folder / "items.db"),
     }
     config["evaluate"] |= evaluation
-    own_folder = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    own_folder.mkdir(parents=True, exist_ok=True)
-    path = own_folder / "study.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_study(folder, name, seed, config)
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -136,10 +133,13 @@ def row(name: str, pairs: Sequence[tuple[Entry, Entry]]) -> list[str]:
     """One search over all seeds, each beside the search that scores every example."""
     reference = reference_point(pairs[0][1]["sources"])
     perfect = hypervolume([[1.0] * len(reference)], reference)
-    volumes = [hypervolume(entry["front"], reference) / perfect for entry, _ in pairs]
-    shares = [entry["n_examples"] / whole["n_examples"] for entry, whole in pairs]
-    left_early = [entry["left_early"] for entry, _ in pairs]
-    knees = [statistics.mean(entry["knee"]) for entry, _ in pairs]
+    volumes, shares, left_early, knees = [], [], [], []
+    for entry, whole in pairs:
+        volume = hypervolume(entry["front"], reference)
+        volumes.append(volume / perfect)
+        shares.append(entry["n_examples"] / whole["n_examples"])
+        left_early.append(entry["left_early"])
+        knees.append(statistics.mean(entry["knee"]))
     return [
         name,
         str(len(pairs)),

@@ -67,17 +67,23 @@ def score_held_out(study: Study, trials: Iterable[Trial]) -> dict[int, dict[str,
 
 def n_examples_scored(study: Study) -> int:
     """Test examples that the study's trials asked for, duplicates of a recipe not counted."""
+    names = [objective.name for objective in study.objectives]
     total = 0
     for trial in study.trials:
         if not trial.failure and trial.same_as is None:
-            total += sum(trial.scores[o.name].n for o in study.objectives)
+            total += sum(trial.scores[name].n for name in names)
     return total
 
 
 def merged_layers(study: Study, trial: Trial, base_layers: int) -> int:
     """Layers of a trial's merge: those of its slices, or of the base if it has none."""
-    ranges = [piece.sources[0].layer_range for piece in study.recipe(trial).slices]
-    return sum(r[1] - r[0] for r in ranges if r) or base_layers
+    total = 0
+    for piece in study.recipe(trial).slices:
+        layer_range = piece.sources[0].layer_range
+        if layer_range:
+            start, end = layer_range
+            total += end - start
+    return total or base_layers
 
 
 def plain_scores(scores: Mapping[str, Score]) -> dict[str, float]:
