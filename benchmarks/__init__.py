@@ -1,15 +1,15 @@
 """One script per published figure; each runs as `python -m benchmarks.NAME` from the repository.
 
-- `search`: docs/search-benchmark.md; samplers on test problems, their ranks, what an ask takes.
+- `search`: docs/lab/search-benchmark.md; samplers on test problems, their ranks, what an ask takes.
 - `specialists`: README.md; sources, untuned merges and searches on held-out examples.
-- `racing`: docs/evaluation.md; examples and hypervolume of searches with and without racing.
-- `dataflow`: docs/routes.md; what routes through layers add to a search.
-- `stream`: docs/routes.md; exactness of folded scales, time of a change of route.
-- `estimators`: docs/evaluation.md; a merge's score estimated from some of its examples.
-- `evaluation`: docs/evaluation.md; time of scoring, and the ratio to the harness's own model.
-- `merge`: docs/speed.md; time and memory of merges to disk beside mergekit.
+- `racing`: docs/lab/evaluation.md; examples and hypervolume of searches with and without racing.
+- `dataflow`: docs/lab/routes.md; what routes through layers add to a search.
+- `stream`: docs/lab/routes.md; exactness of folded scales, time of a change of route.
+- `estimators`: docs/lab/evaluation.md; a merge's score estimated from some of its examples.
+- `evaluation`: docs/lab/evaluation.md; time of scoring, and the ratio to the harness's own model.
+- `merge`: docs/lab/speed.md; time and memory of merges to disk beside mergekit.
 - `overhead`: README.md; where a trial's time goes.
-- `landscape`: docs/landscape.md; makes, fits, checks and verifies the merge landscape.
+- `landscape`: docs/lab/landscape.md; makes, fits, checks and verifies the merge landscape.
 - `references`: paretomerge/problems/data/references.json; reference points of the test problems.
 - `quickstart_trials`: proves that two versions of the package run the same quickstart.
 

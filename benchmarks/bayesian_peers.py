@@ -92,7 +92,8 @@ def default_model(cube: UnitCube) -> SingleTaskGP:
     if cube.meter.stderr:
         variance = torch.from_numpy(np.asarray(cube.meter.stderr) ** 2)
         noise = variance.clamp_min(1e-6)
-    x, y = torch.from_numpy(cube.x), torch.from_numpy(cube.meter.y)
+    x = torch.from_numpy(cube.x)
+    y = torch.from_numpy(cube.meter.y)
     model = SingleTaskGP(x, y, train_Yvar=noise)
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
     # A fit without noise goes on for seconds, to the same hypervolume.
@@ -119,7 +120,8 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
     rng = np.random.default_rng(seed)
     cube = UnitCube(problem, meter)
     starts = cube.initial_design(0, seed)
-    random_points = rng.random((max(10 - len(starts), 1), cube.encoding.d))
+    n_random = max(10 - len(starts), 1)
+    random_points = rng.random((n_random, cube.encoding.d))
     cube.evaluate(np.concatenate([starts, random_points]))
     while True:
         percent = in_percent(meter.y, problem)
@@ -173,8 +175,10 @@ def weak_to_strong(candidates: Array, elites: Array, rng: np.random.Generator) -
     """
     out = candidates.copy()
     for row in out:
-        a, b, d = elites[rng.choice(len(elites), 3, replace=False)]
+        parents = rng.choice(len(elites), 3, replace=False)
+        a, b, d = elites[parents]
         taken = rng.random(len(row)) < 0.5
         taken[rng.integers(len(row))] = True
-        row[taken] = np.clip(a + 0.5 * (b - d), 0, 1)[taken]
+        crossed = np.clip(a + 0.5 * (b - d), 0, 1)
+        row[taken] = crossed[taken]
     return out

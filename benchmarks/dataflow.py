@@ -1,4 +1,4 @@
-"""docs/routes.md's tables: what routes through layers are worth, at equal budgets.
+"""docs/lab/routes.md's tables: what routes through layers are worth, at equal budgets.
 
     python examples/specialists/train.py --out FOLDER/models --layers 8 --drop 0.1 --base-steps 650
     python -m benchmarks.dataflow run FOLDER --seeds 0 1 2 3 4
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.reporting import (
     RESULTS,
@@ -30,6 +29,7 @@ from benchmarks.reporting import (
     mean_and_deviation,
     read_entries,
     search_arguments,
+    write_study,
 )
 from benchmarks.study_api import (
     feasible_trials,
@@ -110,7 +110,8 @@ def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
                 continue
             entry = measure(folder, name, seed)
             append_entry(FILE, entry)
-            print(f"seed {seed}  {name}: {len(entry['front'])} on the front", flush=True)
+            n_front = len(entry["front"])
+            print(f"seed {seed}  {name}: {n_front} on the front", flush=True)
 
 
 def measure(folder: Path, name: str, seed: int) -> Entry:
@@ -163,11 +164,7 @@ def write_config(folder: Path, name: str, seed: int) -> Path:
     config |= SEARCHES[name]
     tasks = [{"task": skill} for skill in SKILLS]
     config["objectives"] = tasks + SEARCHES[name].get("objectives", [])
-    own_folder = folder / "studies" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    own_folder.mkdir(parents=True, exist_ok=True)
-    path = own_folder / "study.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_study(folder / "studies", name, seed, config)
 
 
 def skill_scores(scores: Mapping[str, float]) -> list[float]:
@@ -186,7 +183,8 @@ def best_by_depth(
     """Positions of the trials that have the best mean among those with as many layers or fewer."""
     pairs = []
     for number, scores in search_scores.items():
-        pairs.append((-layers[number], statistics.mean(skill_scores(scores))))
+        mean = statistics.mean(skill_scores(scores))
+        pairs.append((-layers[number], mean))
     return np.flatnonzero(nondominated(pairs)).tolist()
 
 
@@ -194,11 +192,13 @@ def best_by_depth(
 
 
 def tables(entries: Sequence[Entry]) -> str:
-    """The tables of docs/routes.md."""
-    by_search: dict[str, list[Entry]] = {name: [] for name in SEARCHES}
-    for entry in sorted(entries, key=lambda entry: entry["seed"]):
-        by_search[entry["search"]].append(entry)
-    measured = {name: found for name, found in by_search.items() if found}
+    """The tables of docs/lab/routes.md."""
+    by_seed = sorted(entries, key=lambda entry: entry["seed"])
+    measured: dict[str, list[Entry]] = {}
+    for name in SEARCHES:
+        searches = [entry for entry in by_seed if entry["search"] == name]
+        if searches:
+            measured[name] = searches
     return results_table(measured) + "\n\n" + layers_table(measured)
 
 
@@ -210,7 +210,9 @@ def results_table(measured: Mapping[str, Sequence[Entry]]) -> str:
     rows = [row("the sources", [sources], reference)]
     for name, label in BASELINE_ROWS.items():
         if name in measured:
-            rows.append(row(label, [measured[name][0]["starts"]], reference))
+            # Baseline recipes are the same for every seed.
+            starts = measured[name][0]["starts"]
+            rows.append(row(label, [starts], reference))
     for name, entries in measured.items():
         rows.append(search_row(name, entries, reference))
     header = ["search", "seeds", "hypervolume", "best mean", "layers at 95 % of it"]
@@ -227,8 +229,10 @@ def search_row(name: str, entries: Sequence[Entry], reference: Array) -> list[st
     """A search over all its seeds."""
     means, layers = [], []
     for entry in entries:
-        means.append(best_mean([*entry["front"], *entry["depths"]]))
-        layers.append(fewest_layers(entry["depths"], 0.95 * means[-1]))
+        trials = [*entry["front"], *entry["depths"]]
+        mean = best_mean(trials)
+        means.append(mean)
+        layers.append(fewest_layers(entry["depths"], 0.95 * mean))
     fronts = [entry["front"] for entry in entries]
     cells = [mean_and_deviation(means), mean_and_deviation(layers, 1)]
     return [name, *hypervolume_cells(fronts, reference), *cells]

@@ -1,4 +1,4 @@
-"""docs/evaluation.md's table of estimators: a merge's score from some of its examples.
+"""docs/lab/evaluation.md's table of estimators: a merge's score from some of its examples.
 
     python -m benchmarks.estimators [--better]          # half a minute
 
@@ -72,16 +72,17 @@ def figures(estimator: Estimator, answers: Array, examples: Indices) -> Figures:
     """
     estimates = [estimator(examples, row[examples]) for row in answers]
     values = np.array([estimate.value for estimate in estimates])
+    stderr = np.array([estimate.stderr for estimate in estimates])
     truth = answers.mean(1)
     error = values - truth
-    stated = np.sqrt(np.mean([estimate.stderr**2 for estimate in estimates]))
+    stated = np.sqrt((stderr**2).mean())
     true_error = float(np.sqrt((error**2).mean()))
     rank = float(spearmanr(values, truth).statistic)
     return float(error.mean()), true_error, rank, float(stated / true_error)
 
 
 def table(merges: ScoredMerges, known: Indices, new: Indices) -> str:
-    """The table of docs/evaluation.md."""
+    """The table of docs/lab/evaluation.md."""
     is_start = merges.stage == START
     by_estimator: dict[str, dict[int, list[Figures]]] = {}
     for task in range(len(merges.tasks)):
@@ -92,13 +93,15 @@ def table(merges: ScoredMerges, known: Indices, new: Indices) -> str:
                 rng = np.random.default_rng([draw, task])
                 order = rng.permutation(merges.n_examples)
                 for size in SAMPLE_SIZES:
-                    by_size[size].append(figures(estimator, answers[new], order[:size]))
+                    result = figures(estimator, answers[new], order[:size])
+                    by_size[size].append(result)
     rows = []
     for name, by_size in by_estimator.items():
         cells = [name]
         for size in SAMPLE_SIZES:
             bias, error, rank, ratio = np.mean(by_size[size], axis=0)
-            cells += [f"{bias:+.3f}", f"{error:.3f}", f"{rank:.2f}", f"{ratio:.2f}"]
+            cells += [f"{bias:+.3f}", f"{error:.3f}"]
+            cells += [f"{rank:.2f}", f"{ratio:.2f}"]
         rows.append(cells)
     header = ["estimator"]
     for size in SAMPLE_SIZES:

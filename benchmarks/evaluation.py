@@ -1,4 +1,4 @@
-"""docs/evaluation.md: what scoring costs beside forward passes, and beside the harness's own model.
+"""docs/lab/evaluation.md: what scoring costs beside forward passes, and beside the harness's own model.
 
     python -m benchmarks.evaluation
 
@@ -163,7 +163,8 @@ def make_requests(workload: Workload) -> tuple[str, list[Any]]:
             requests.append(SimpleNamespace(args=(prompt, settings)))
         return "generate_until", requests
     for _ in range(N_EXAMPLES):
-        prompt = shared + text(length + rng.randint(-length // 5, length // 5))
+        fifth = length // 5
+        prompt = shared + text(length + rng.randint(-length // 5, fifth))
         for letter in "abcd":
             answer = letter + text(workload.answer - 1)
             requests.append(SimpleNamespace(args=(prompt, answer)))
@@ -176,8 +177,11 @@ def difference(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
     if isinstance(theirs[0], str):
         differing = sum(their != our for their, our in pairs)
         return f"{differing} texts differ" if differing else "the same texts"
-    assert all(their[1] == our[1] for their, our in pairs)
-    return f"{max(abs(their[0] - our[0]) for their, our in pairs):.0e}"
+    largest = 0.0
+    for (their_value, their_greedy), (our_value, our_greedy) in pairs:
+        assert their_greedy == our_greedy
+        largest = max(largest, abs(their_value - our_value))
+    return f"{largest:.0e}"
 
 
 def seconds_of(method: Callable[..., object], requests: Sequence[Any]) -> float:

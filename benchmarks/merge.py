@@ -1,4 +1,4 @@
-"""docs/speed.md: merges to disk, ours and mergekit beside a floor, method by method.
+"""docs/lab/speed.md: merges to disk, ours and mergekit beside a floor, method by method.
 
     python -m benchmarks.merge run --methods linear,ties      # 4 GB in the temporary folder
     python -m benchmarks.merge run --size 2 --threads 1,2 --mergekit /path/to/venv --write
@@ -50,6 +50,9 @@ Run = dict[str, Any]
 
 Runs = Mapping[str, Sequence[Run]]
 """Tool -> its runs."""
+
+Group = dict[tuple[str, str], Entry]
+"""Part and name -> entry, of one size and number of threads."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,8 @@ def measure(command: list[str], threads: int = 1) -> Run:
         lines = log.read().decode(errors="replace").strip().splitlines()
     if process.returncode:
         # The output may name folders, so that it is not for the record.
-        print(f"{' '.join(command)}: {lines[-1] if lines else 'no output'}", file=sys.stderr)
+        reason = lines[-1] if lines else "no output"
+        print(f"{' '.join(command)}: {reason}", file=sys.stderr)
         return {"failed": process.returncode}
     return {
         "cpu": round(used.ru_utime + used.ru_stime, 3),
@@ -274,12 +278,15 @@ def commands(
     mergekit keeps those of its defaults that are fast (no accelerator, tensors in memory), and
     skips what ours does not write.
     """
-    lines = {"floor": [*WORKLOADS, "floor", str(out), *map(str, models)]}
-    lines["ours"] = [OURS, "merge", str(recipe_file), str(out), "--threads", str(threads)]
+    files = [str(recipe_file), str(out)]
+    lines = {
+        "floor": [*WORKLOADS, "floor", str(out), *map(str, models)],
+        "ours": [OURS, "merge", *files, "--threads", str(threads)],
+    }
     if setup.mergekit:
         options = ["--random-seed", "0", "--quiet", "--no-low-cpu-memory"]
         options += ["--no-copy-tokenizer", "--no-write-model-card"]
-        lines["mergekit"] = [str(setup.mergekit), *options, str(recipe_file), str(out)]
+        lines["mergekit"] = [str(setup.mergekit), *options, *files]
     return lines
 
 
@@ -287,7 +294,8 @@ def compare(method: str, threads: int, setup: Setup) -> dict[str, list[Run]]:
     """Each tool's runs of one method, paired."""
     runs: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory(dir=setup.folder.parent) as folder:
-        recipe_file, out = Path(folder) / "recipe.yml", Path(folder) / "out"
+        recipe_file = Path(folder) / "recipe.yml"
+        out = Path(folder) / "out"
         text, models = recipe(method, setup.folder, setup.dtype)
         recipe_file.write_text(text)
         for _ in range(setup.repeat):
@@ -379,25 +387,30 @@ def run(threads: int, parts: Sequence[str], methods: Sequence[str], setup: Setup
 
 
 def report(entries: Sequence[Entry]) -> str:
-    """The figures of docs/speed.md, one block per size and number of threads.
+    """The figures of docs/lab/speed.md, one block per size and number of threads.
 
     Where a part was measured several times, the last one counts.
     """
-    groups: dict[tuple[str, int], dict[tuple[str, str], Entry]] = {}
+    groups: dict[tuple[str, int], Group] = {}
     for entry in entries:
-        group = groups.setdefault((entry["size"], entry["threads"]), {})
+        key = (entry["size"], entry["threads"])
+        group = groups.setdefault(key, {})
         group[entry["part"], entry.get("name", "")] = entry
     return "\n\n".join(report_group(group) for group in groups.values())
 
 
-def report_group(group: Mapping[tuple[str, str], Entry]) -> str:
+def report_group(group: Group) -> str:
     """The figures of one size and number of threads."""
     about = group["facts", ""]["facts"]
-    blocks = [", ".join(f"{name}: {value}" for name, value in about.items())]
-    methods = [name for name in METHODS if ("method", name) in group]
-    if methods:
+    texts = [f"{name}: {value}" for name, value in about.items()]
+    blocks = [", ".join(texts)]
+    rows = []
+    for name in METHODS:
+        if ("method", name) in group:
+            entry = group["method", name]
+            rows.append(row(name, entry["runs"]))
+    if rows:
         header = ["method", *(column.heading for column in COLUMNS)]
-        rows = [row(name, group["method", name]["runs"]) for name in methods]
         blocks.append(markdown_table(header, rows))
     for (part, name), entry in group.items():
         if part == "start-up":
@@ -418,18 +431,23 @@ def cell(runs: Runs, column: Column) -> str:
     """The median of a tool's runs, or of its ratios to another's; a dash where all failed."""
     figure = column.figure
     values = []
+    ours = runs.get(column.tool, [])
     others = runs.get(column.over or column.tool, [])
-    for own, other in zip(runs.get(column.tool, []), others, strict=False):
-        if figure in own and figure in other:
-            values.append(own[figure] / other[figure] if column.over else own[figure])
-    return f"{statistics.median(values):{column.form}}" if values else "–"
+    for run, other in zip(ours, others, strict=False):
+        if figure in run and figure in other:
+            divisor = other[figure] if column.over else 1
+            values.append(run[figure] / divisor)
+    if not values:
+        return "–"
+    return f"{statistics.median(values):{column.form}}"
 
 
 def ratios(seconds: Mapping[str, float]) -> str:
     """Milliseconds of each piece of work, and how many copies that is."""
     texts = []
     for name, value in seconds.items():
-        texts.append(f"{name} {1000 * value:.1f} ms ({value / seconds['copy']:.2f} x copy)")
+        copies = value / seconds["copy"]
+        texts.append(f"{name} {1000 * value:.1f} ms ({copies:.2f} x copy)")
     return ", ".join(texts)
 
 
@@ -486,7 +504,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--write", action="store_true", help="add the figures to benchmarks/results/")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        unknown = {*arguments.methods} - {*METHODS} | {*arguments.parts} - {*PARTS}
+        unknown = set(arguments.methods).difference(METHODS)
+        unknown |= set(arguments.parts).difference(PARTS)
         if unknown:
             running.error(
                 f"expected methods among {', '.join(METHODS)} and parts among {', '.join(PARTS)}, "

@@ -87,8 +87,8 @@ class UnitCube:
         self.meter = meter
         self.encoding = Encoding(problem.space, problem.conditions)
         self.x: Array = np.empty((0, self.encoding.d))
-        corners = [torch.zeros(self.encoding.d), torch.ones(self.encoding.d)]
-        self.bounds = torch.stack(corners).double()
+        low, high = torch.zeros(self.encoding.d), torch.ones(self.encoding.d)
+        self.bounds = torch.stack([low, high]).double()
 
     def evaluate(self, x: Array) -> None:
         """Evaluate each row of `x`, rounded to what the parameters can be."""

@@ -21,7 +21,8 @@ def main() -> None:
     whole = sum(totals.values())
     for part in ("ask", "merge", "evaluate", "record"):
         mean = totals[part] / len(warm_trials)
-        print(f"{part:10s} {mean:6.3f} s a trial  {totals[part] / whole:6.1%}")
+        share = totals[part] / whole
+        print(f"{part:10s} {mean:6.3f} s a trial  {share:6.1%}")
     overhead = 1 - totals["evaluate"] / whole
     print(
         f"overhead   {overhead:6.1%} of a trial (goal: under 33.3 %), "

@@ -57,7 +57,8 @@ def read_trials(database: Path) -> list[dict[str, Any]]:
                 }
             )
     # As a file has it: tuples are lists.
-    plain: list[dict[str, Any]] = json.loads(json.dumps(trials))
+    text = json.dumps(trials)
+    plain: list[dict[str, Any]] = json.loads(text)
     return plain
 
 

@@ -1,4 +1,4 @@
-"""docs/evaluation.md's table of racing: examples that it saves, and hypervolume that it costs.
+"""docs/lab/evaluation.md's table of racing: examples that it saves, and hypervolume that it costs.
 
     python -m benchmarks.racing run FOLDER --seeds 0 1 2 3 4
     python -m benchmarks.racing table
@@ -25,6 +25,7 @@ from benchmarks.reporting import (
     mean_and_deviation,
     read_entries,
     search_arguments,
+    write_study,
 )
 from benchmarks.study_api import (
     knee_of,
@@ -107,15 +108,11 @@ def write_config(folder: Path, seed: int, name: str) -> Path:
         "cache": str(folder / "items.db"),
     }
     config["evaluate"] |= evaluation
-    own_folder = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    own_folder.mkdir(parents=True, exist_ok=True)
-    path = own_folder / "study.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_study(folder, name, seed, config)
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """The table of docs/evaluation.md."""
+    """The table of docs/lab/evaluation.md."""
     by_search = {(entry["search"], entry["seed"]): entry for entry in entries}
     rows = []
     for name, (n_objectives, _) in SEARCHES.items():
@@ -135,10 +132,13 @@ def row(name: str, pairs: Sequence[tuple[Entry, Entry]]) -> list[str]:
     """One search over all seeds, each beside the search that scores every example."""
     reference = reference_point(pairs[0][1]["sources"])
     perfect = hypervolume([[1.0] * len(reference)], reference)
-    volumes = [hypervolume(entry["front"], reference) / perfect for entry, _ in pairs]
-    shares = [entry["n_examples"] / whole["n_examples"] for entry, whole in pairs]
-    left_early = [entry["left_early"] for entry, _ in pairs]
-    knees = [statistics.mean(entry["knee"]) for entry, _ in pairs]
+    volumes, shares, left_early, knees = [], [], [], []
+    for entry, whole in pairs:
+        volume = hypervolume(entry["front"], reference)
+        volumes.append(volume / perfect)
+        shares.append(entry["n_examples"] / whole["n_examples"])
+        left_early.append(entry["left_early"])
+        knees.append(statistics.mean(entry["knee"]))
     return [
         name,
         str(len(pairs)),

@@ -50,16 +50,21 @@ def zdt_front(kind: int) -> Front:
     last = GRID[on_front].max()
 
     def volume(reference: Array) -> float:
-        left = np.trapezoid(reference[1] - envelope, GRID)
-        right = (reference[0] - 1) * (reference[1] - envelope[-1])
+        width, height = reference
+        # Up to f1 = 1 below the envelope, and beyond it below its last value.
+        left = np.trapezoid(height - envelope, GRID)
+        right = (width - 1) * (height - envelope[-1])
         return float(left + right)
 
-    return Front(np.array([0.0, envelope[-1]]), np.array([last, 1.0]), volume)
+    ideal = np.array([0.0, envelope[-1]])
+    nadir = np.array([last, 1.0])
+    return Front(ideal, nadir, volume)
 
 
 def dtlz2_front(m: int) -> Front:
     """The volume is a box less the part of the unit ball in the positive orthant."""
-    ball = math.pi ** (m / 2) / math.gamma(m / 2 + 1) / 2**m
+    whole_ball = math.pi ** (m / 2) / math.gamma(m / 2 + 1)
+    ball = whole_ball / 2**m
 
     def volume(reference: Array) -> float:
         return float(np.prod(reference) - ball)
@@ -75,16 +80,20 @@ def dtlz7_front(m: int) -> Front:
     """
     running_maximum = np.maximum.accumulate(dtlz7_waves(GRID, GRID))
     last = GRID[np.diff(running_maximum, prepend=-1.0) > 0].max()
-    ideal = np.append(np.zeros(m - 1), 2 * m - (m - 1) * running_maximum[-1])
+    least = 2 * m - (m - 1) * running_maximum[-1]
+    ideal = np.append(np.zeros(m - 1), least)
     nadir = np.append(np.full(m - 1, last), 2.0 * m)
 
     def volume(reference: Array) -> float:
         side = reference[0]  # the same for all but the last objective, at least `last`
-        below = GRID[: np.searchsorted(GRID, side, side="right")]
-        inside = np.trapezoid(running_maximum[: len(below)], below)
-        area = inside + max(side - 1, 0.0) * running_maximum[-1]
-        box = side ** (m - 1) * (reference[-1] - 2 * m)
-        return float(box + (m - 1) * side ** (m - 2) * area)
+        n_below = np.searchsorted(GRID, side, side="right")
+        inside = np.trapezoid(running_maximum[:n_below], GRID[:n_below])
+        outside = max(side - 1, 0.0) * running_maximum[-1]
+        area = inside + outside
+        height = reference[-1] - 2 * m
+        box = side ** (m - 1) * height
+        waves = (m - 1) * side ** (m - 2) * area
+        return float(box + waves)
 
     return Front(ideal, nadir, volume)
 

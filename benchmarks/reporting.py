@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
@@ -34,7 +36,9 @@ def append_entry(path: Path, entry: Mapping[str, object]) -> None:
     written = path.read_text() if path.exists() else ""
     cut_short = bool(written) and not written.endswith("\n")
     with path.open("a") as file:
-        file.write("\n" * cut_short + json.dumps(rounded(entry)) + "\n")
+        if cut_short:
+            file.write("\n")
+        file.write(json.dumps(rounded(entry)) + "\n")
 
 
 def rounded(value: object) -> object:
@@ -60,13 +64,14 @@ def markdown_table(
     text_columns: how many columns stand on the left. spaced: whether the rule below the header has
     spaces around its dashes, and an empty heading two spaces.
     """
-    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    if spaced:
-        lines = [markdown_row(header), markdown_row(rule)]
-    else:
-        lines = [markdown_row(header).replace("|  |", "| |"), "|" + "|".join(rule) + "|"]
-    lines += [markdown_row(row) for row in rows]
-    return "\n".join(lines)
+    n_numbers = len(header) - text_columns
+    rule = ["---"] * text_columns + ["---:"] * n_numbers
+    head, line = markdown_row(header), markdown_row(rule)
+    if not spaced:
+        head = head.replace("|  |", "| |")
+        line = line.replace(" ", "")
+    body = [markdown_row(row) for row in rows]
+    return "\n".join([head, line, *body])
 
 
 def markdown_row(cells: Iterable[str]) -> str:
@@ -80,6 +85,16 @@ def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def write_study(folder: Path, name: str, seed: int, config: Mapping[str, object]) -> Path:
+    """Write the study.yaml of one search in a folder of its own; its path."""
+    label = name.replace(" ", "-").replace(",", "")
+    own_folder = folder / f"{label}-{seed}"
+    own_folder.mkdir(parents=True, exist_ok=True)
+    path = own_folder / "study.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 def documented_parser(description: str | None) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""docs/search-benchmark.md: which optimiser has how much of the true front's hypervolume, when.
+"""docs/lab/search-benchmark.md: which optimiser has how much of the true front's hypervolume, when.
 
     python -m benchmarks.search run --problems 'zdt*-d10' re21 --peers mmmo nsga2 --seeds 0 1
     python -m benchmarks.search run --problems 'dtlz2-m2-*' --ablation   # ours, each part switched
@@ -38,7 +38,7 @@ from paretomerge import problems
 from paretomerge.search.mmmo.sampler import MMMOSampler
 
 RESULTS = reporting.RESULTS / "search"
-PAGE = REPOSITORY / "docs" / "search-benchmark.md"
+PAGE = REPOSITORY / "docs" / "lab" / "search-benchmark.md"
 
 CellKey = tuple[str, str, int]
 """Problem, peer, seed."""
@@ -60,7 +60,8 @@ def missing(
     """
     measured = {}
     for problem in chosen:
-        measured[problem] = {} if again else standings.load(RESULTS / f"{problem}.jsonl")
+        file = RESULTS / f"{problem}.jsonl"
+        measured[problem] = {} if again else standings.load(file)
     cells = []
     for seed, problem, peer in product(seeds, chosen, peer_names):
         cell = measured[problem].get((peer, seed))
@@ -89,7 +90,8 @@ def run(cells: Sequence[CellKey], evaluations: int, jobs: int) -> int:
             cell = future.result()
             append_entry(RESULTS / f"{problem}.jsonl", cell.entry())
             seconds = statistics.mean(cell.seconds)
-            print(f"{label}: {cell.share[-1]:.4f}, {seconds:.3f} s per ask", flush=True)
+            share = cell.share[-1]
+            print(f"{label}: {share:.4f}, {seconds:.3f} s per ask", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     return failed
@@ -103,8 +105,10 @@ def measure(problem_name: str, peer: str, seed: int, evaluations: int) -> Cell:
     true_values = np.asarray(meter.true_values)
     shares, seconds = [], []
     for n in range(EVERY, evaluations + 1, EVERY):
-        shares.append(problem.hypervolume_share(true_values[:n], meter.y[:n]))
-        seconds.append(statistics.mean(meter.seconds[n - EVERY : n]))
+        share = problem.hypervolume_share(true_values[:n], meter.y[:n])
+        latest = meter.seconds[n - EVERY : n]
+        shares.append(share)
+        seconds.append(statistics.mean(latest))
     return Cell(peer, seed, tuple(shares), tuple(seconds))
 
 
@@ -118,8 +122,9 @@ def speed(observations: Sequence[int], dimensions: Sequence[int], objectives: Se
     for d, m in product(dimensions, objectives):
         cells = [str(d), str(m)]
         for n in observations:
-            cells.append(f"{ask_seconds(n, d, m):.2f}")
-            print(f"d {d}, m {m}, n {n}: {cells[-1]} s", file=sys.stderr, flush=True)
+            seconds = f"{ask_seconds(n, d, m):.2f}"
+            cells.append(seconds)
+            print(f"d {d}, m {m}, n {n}: {seconds} s", file=sys.stderr, flush=True)
         rows.append(cells)
     header = ["parameters", "objectives", *(f"{n} observations" for n in observations)]
     return markdown_table(header, rows, text_columns=0)
@@ -137,15 +142,17 @@ def ask_seconds(n: int, d: int, m: int) -> float:
     def values(params: Mapping[str, float]) -> list[float]:
         x = np.array([params[key] for key in space])
         distance = ((x - centres) ** 2).mean(1)
-        noisy: list[float] = (1 - distance + 0.02 * rng.standard_normal(m)).tolist()
+        noise = 0.02 * rng.standard_normal(m)
+        noisy: list[float] = (1 - distance + noise).tolist()
         return noisy
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = MMMOSampler(seed=0, space=dict(space), reference=[0.7] * m)
     study = optuna.create_study(directions=["maximize"] * m, sampler=sampler)
     # All points are drawn before the first value, as the published timings were.
-    points = [dict(zip(space, rng.random(d).tolist(), strict=True)) for _ in range(n)]
-    for params in points:
+    points = rng.random((n, d)).tolist()
+    for point in points:
+        params = dict(zip(space, point, strict=True))
         finished = optuna.trial.create_trial(
             params=params,
             distributions=space,
@@ -168,10 +175,12 @@ def ask_seconds(n: int, d: int, m: int) -> float:
 
 def measured_problems() -> dict[str, dict[tuple[str, int], Cell]]:
     """Problem -> its cells, in the order of `problems.names()`."""
-    order = {name: place for place, name in enumerate(problems.names())}
-    paths = list(RESULTS.glob("*.jsonl"))
-    paths.sort(key=lambda path: (order.get(path.stem, len(order)), path.stem))
-    return {path.stem: standings.load(path) for path in paths}
+    measured = {}
+    for name in problems.names():
+        path = RESULTS / f"{name}.jsonl"
+        if path.exists():
+            measured[name] = standings.load(path)
+    return measured
 
 
 def write(section: str, text: str, page: Path = PAGE) -> None:
@@ -196,7 +205,11 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
             raise SystemExit(f"--problems: expected names or patterns of {listed}; got {pattern}")
     if "all" in patterns:
         return list(names)
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    matches = []
+    for name in names:
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            matches.append(name)
+    return matches
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -217,7 +230,7 @@ def parse_arguments() -> argparse.Namespace:
     running.add_argument("--again", action="store_true", help="measure cells that are there, too")
     for name in ("table", "ablation"):
         command = commands.add_parser(name)
-        command.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
+        command.add_argument("--write", action="store_true", help=f"into docs/lab/{PAGE.name}")
     timing = commands.add_parser("speed")
     timing.add_argument("--observations", nargs="+", type=int, default=[20, 50, 100, 200])
     timing.add_argument("--parameters", nargs="+", type=int, default=[5, 20, 100])

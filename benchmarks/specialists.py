@@ -146,7 +146,9 @@ def table(untuned_entries: Sequence[Entry], entries: Sequence[Entry]) -> str:
     untuned_scores = {entry["name"]: entry["scores"] for entry in untuned_entries}
     reference = reference_point([objectives_of(untuned_scores[source]) for source in SOURCES])
     n_seeds = len({entry["seed"] for entry in entries})
-    rows = [untuned_row(name, scores, reference) for name, scores in untuned_scores.items()]
+    rows = []
+    for name, scores in untuned_scores.items():
+        rows.append(untuned_row(name, scores, reference))
     for name in SEARCHES:
         seeds = [entry for entry in entries if entry["search"] == name]
         if len(seeds) == n_seeds:
@@ -159,8 +161,11 @@ def untuned_row(name: str, scores: Mapping[str, float], reference: Array) -> lis
     """One merge without a search."""
     values = objectives_of(scores)
     volume = hypervolume_share([values], reference)
-    cells = [*values, statistics.mean(values), None, volume, *(scores[task] for task in WATCHED)]
-    return [name, *("" if cell is None else f"{cell:.3f}" for cell in cells)]
+    cells = [name]
+    cells += [f"{value:.3f}" for value in (*values, statistics.mean(values))]
+    cells += ["", f"{volume:.3f}"]  # there is one merge, and no other pick
+    cells += [f"{scores[task]:.3f}" for task in WATCHED]
+    return cells
 
 
 def search_row(name: str, entries: Sequence[Entry], reference: Array) -> list[str]:
@@ -170,11 +175,15 @@ def search_row(name: str, entries: Sequence[Entry], reference: Array) -> list[st
         knee_means.append(statistics.mean(objectives_of(entry["knee"])))
         best_means.append(statistics.mean(objectives_of(entry["best mean"])))
         volumes.append(hypervolume_share(entry["front"], reference))
-    tasks = {task: [entry["knee"][task] for entry in entries] for task in (*OBJECTIVES, *WATCHED)}
-    columns = [tasks[task] for task in OBJECTIVES]
+    columns = [knee_scores(entries, task) for task in OBJECTIVES]
     columns += [knee_means, best_means, volumes]
-    columns += [tasks[task] for task in WATCHED]
+    columns += [knee_scores(entries, task) for task in WATCHED]
     return [f"{name}, knee", *(mean_and_deviation(column) for column in columns)]
+
+
+def knee_scores(entries: Sequence[Entry], task: str) -> list[float]:
+    """The score of each seed's knee on one task."""
+    return [entry["knee"][task] for entry in entries]
 
 
 def objectives_of(scores: Mapping[str, float]) -> list[float]:

@@ -59,8 +59,8 @@ def load(path: Path) -> dict[tuple[str, int], Cell]:
     """The cells of one problem; the last one where there are several of a peer and seed."""
     cells: dict[tuple[str, int], Cell] = {}
     for entry in read_entries(path):
-        cell = Cell(entry["peer"], entry["seed"], tuple(entry["share"]), tuple(entry["seconds"]))
-        cells[cell.peer, cell.seed] = cell
+        key = (entry["peer"], entry["seed"])
+        cells[key] = Cell(*key, tuple(entry["share"]), tuple(entry["seconds"]))
     return cells
 
 
@@ -83,17 +83,22 @@ class Row:
 
     def rank(self, peer: str) -> int:
         """1 + the number of peers with a larger mean."""
-        mean = self.shares[peer].mean()
-        return 1 + sum(shares.mean() > mean for shares in self.shares.values())
+        mean = self.mean(peer)
+        return 1 + sum(self.mean(other) > mean for other in self.shares)
+
+    def mean(self, peer: str) -> float:
+        """The mean over the seeds."""
+        return float(self.shares[peer].mean())
 
     @property
     def best(self) -> str:
         """The peer with the largest mean."""
-        return max(self.shares, key=lambda peer: float(self.shares[peer].mean()))
+        return max(self.shares, key=self.mean)
 
     def ties_with_best(self, peer: str) -> bool:
         """Whether the peer is not significantly different from the best one."""
-        return not differs(self.shares[self.best] - self.shares[peer])
+        best = self.shares[self.best]
+        return not differs(best - self.shares[peer])
 
 
 def differs(difference: Array) -> bool:
@@ -103,7 +108,8 @@ def differs(difference: Array) -> bool:
     unless it is zero.
     """
     if np.ptp(difference) < 1e-9:
-        return bool(len(difference) > 1 and abs(difference[0]) > 1e-9)
+        is_zero = abs(difference[0]) <= 1e-9
+        return len(difference) > 1 and not is_zero
     return bool(ttest_1samp(difference, 0.0).pvalue < 0.05)
 
 
@@ -131,8 +137,12 @@ def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | 
 
 def rows_at(problems: Problems, budget: int, peers: Sequence[str]) -> list[Row]:
     """The rows of all problems on which one of the peers was measured."""
-    rows = (row(name, cells, budget, peers) for name, cells in problems.items())
-    return [r for r in rows if r is not None]
+    rows = []
+    for name, cells in problems.items():
+        problem_row = row(name, cells, budget, peers)
+        if problem_row is not None:
+            rows.append(problem_row)
+    return rows
 
 
 # ----- the tables of all peers
@@ -144,7 +154,7 @@ def results(problems: Problems, all_peers: Iterable[str] = ()) -> str:
     Parts of ours that are switched have their own table (`ablation`), and so have problems on which
     no other peer was measured. Peers of `all_peers` that were not measured are named.
     """
-    problems = {name: cells for name, cells in problems.items() if is_contested(cells)}
+    problems, _ = by_contest(problems)
     measured = {peer for cells in problems.values() for peer, _ in cells}
     peers = ours_first(without_settings(measured))
     everyone = ours_first(without_settings({*measured, *all_peers}))
@@ -160,9 +170,20 @@ def results(problems: Problems, all_peers: Iterable[str] = ()) -> str:
     return "\n\n".join(parts)
 
 
-def is_contested(cells: Cells) -> bool:
-    """Whether another peer than ours was measured."""
-    return any(peer.split()[0] != OURS for peer, _ in cells)
+def by_contest(problems: Problems) -> tuple[dict[str, Cells], dict[str, Cells]]:
+    """The problems on which another peer than ours was measured, and the others."""
+    contested, apart = {}, {}
+    for name, cells in problems.items():
+        if all(is_ours(peer) for peer, _ in cells):
+            apart[name] = cells
+        else:
+            contested[name] = cells
+    return contested, apart
+
+
+def is_ours(peer: str) -> bool:
+    """Whether it is ours, with parts switched or not."""
+    return peer.split()[0] == OURS
 
 
 def without_settings(peers: Iterable[str]) -> list[str]:
@@ -179,10 +200,13 @@ def summary(problems: Problems, peers: Sequence[str]) -> str:
     """How often ours is first, second, third at each budget."""
     lines = []
     for budget in BUDGETS:
-        all_rows = rows_at(problems, budget, peers)
-        rows = [r for r in all_rows if OURS in r.shares and len(r.shares) > 1]
+        rows = []
+        for r in rows_at(problems, budget, peers):
+            has_others = len(r.shares) > 1
+            if OURS in r.shares and has_others:
+                rows.append(r)
         if rows:
-            lines.append([str(budget), str(len(rows)), *rank_cells(rows)])
+            lines.append([str(budget), *rank_cells(rows)])
     header = ["evaluations", "rows", "first", "second", "third", "worse"]
     header += ["first, share", "first or tied"]
     parts = [f"Where `{OURS}` stands:", table(header, lines)]
@@ -194,11 +218,15 @@ def summary(problems: Problems, peers: Sequence[str]) -> str:
 
 
 def rank_cells(rows: Sequence[Row]) -> list[str]:
-    """How often ours has each rank; how often it is first, or ties with the first."""
+    """Number of rows, how often ours has each rank, and how often it is first or tied."""
     ranks = [r.rank(OURS) for r in rows]
-    counts = [ranks.count(1), ranks.count(2), ranks.count(3), sum(rank > 3 for rank in ranks)]
-    tied = sum(r.rank(OURS) == 1 or r.ties_with_best(OURS) for r in rows)
-    first_share = ranks.count(1) / len(rows)
+    first, second, third = (ranks.count(rank) for rank in (1, 2, 3))
+    worse = len(rows) - first - second - third
+    counts = [len(rows), first, second, third, worse]
+    tied = 0
+    for r, rank in zip(rows, ranks, strict=True):
+        tied += rank == 1 or r.ties_with_best(OURS)
+    first_share = first / len(rows)
     return [*map(str, counts), f"{first_share:.0%}", str(tied)]
 
 
@@ -227,7 +255,7 @@ def reached(problems: Problems, peer: str) -> str:
         late = row(name, cells, 300, (peer,))
         if early and late:
             total += 1
-            wins += bool(early.shares[OURS].mean() >= late.shares[peer].mean())
+            wins += early.mean(OURS) >= late.mean(peer)
     if not total:
         return ""
     return (
@@ -237,12 +265,14 @@ def reached(problems: Problems, peer: str) -> str:
 
 def shares_table(rows: Sequence[Row], peers: Sequence[str]) -> str:
     """Mean and deviation of each peer on each problem, the best in bold."""
-    peers = [peer for peer in peers if any(peer in r.shares for r in rows)]
+    present = {peer for r in rows for peer in r.shares}
+    peers = [peer for peer in peers if peer in present]
     lines = []
     for r in rows:
-        n_seeds = len(next(iter(r.shares.values())))
+        n_seeds = len(r.shares[r.best])
         our_rank = str(r.rank(OURS)) if OURS in r.shares else ""
-        lines.append([r.problem, str(n_seeds), our_rank, *(share_cell(r, p) for p in peers)])
+        cells = [share_cell(r, peer) for peer in peers]
+        lines.append([r.problem, str(n_seeds), our_rank, *cells])
     return table(["", "seeds", "our rank", *peers], lines)
 
 
@@ -262,14 +292,15 @@ def evaluations_table(problems: Problems, peers: Sequence[str]) -> str:
     for name, cells in problems.items():
         target = row(name, cells, 300, ("nsga2",))
         if target is not None:
-            goal = 0.95 * target.shares["nsga2"].mean()
-            lines.append([name, *(evaluations_until(goal, cells, peer) for peer in peers)])
+            goal = 0.95 * target.mean("nsga2")
+            texts = [evaluations_until(goal, cells, peer) for peer in peers]
+            lines.append([name, *texts])
     return table(["", *peers], lines)
 
 
 def evaluations_until(goal: float, cells: Cells, peer: str) -> str:
     """Evaluations until the mean over the seeds reaches the goal; empty without a search."""
-    curves = [cell.share for (name, _), cell in cells.items() if name == peer]
+    curves = [cell.share for cell in cells_of(peer, cells)]
     if not curves:
         return ""
     length = min(len(curve) for curve in curves)
@@ -280,13 +311,18 @@ def evaluations_until(goal: float, cells: Cells, peer: str) -> str:
     return str((reaching[0] + 1) * EVERY)
 
 
+def cells_of(peer: str, cells: Cells) -> list[Cell]:
+    """The cells of one peer, one per seed."""
+    return [cell for cell in cells.values() if cell.peer == peer]
+
+
 def seconds_table(problems: Problems, peers: Sequence[str]) -> str:
     """Mean seconds per ask of each peer on each problem."""
     lines = []
     for name, cells in problems.items():
         texts = []
         for peer in peers:
-            means = [np.mean(cell.seconds) for (p, _), cell in cells.items() if p == peer]
+            means = [np.mean(cell.seconds) for cell in cells_of(peer, cells)]
             texts.append(f"{np.mean(means):.3f}" if means else "")
         lines.append([name, *texts])
     return table(["", *peers], lines)
@@ -305,8 +341,7 @@ def ablation(problems: Problems) -> str:
         "What `mmmo` has more of the hypervolume than itself so switched; "
         "better and worse: paired t-test over the seeds, p < 0.05."
     )
-    contested = {name: cells for name, cells in problems.items() if is_contested(cells)}
-    apart = {name: cells for name, cells in problems.items() if name not in contested}
+    contested, apart = by_contest(problems)
     parts = [rule, switched_table(contested)]
     if apart:
         parts.append(f"The same on problems that served for nothing else: {', '.join(apart)}.")
@@ -317,23 +352,30 @@ def ablation(problems: Problems) -> str:
 def switched_table(problems: Problems) -> str:
     """The mean difference over the problems, and on how many it is significant."""
     measured = {peer for cells in problems.values() for peer, _ in cells}
-    switched = [peer for peer in measured if peer.split()[0] == OURS and peer != OURS]
+    switched = [peer for peer in measured if is_ours(peer) and peer != OURS]
     lines = []
     for peer in sorted(switched):
-        lines.append([peer, *(gain_cell(problems, peer, budget) for budget in BUDGETS)])
+        texts = [gain_cell(problems, peer, budget) for budget in BUDGETS]
+        lines.append([peer, *texts])
     return table(["", *(f"{budget} evaluations" for budget in BUDGETS)], lines)
 
 
 def gain_cell(problems: Problems, peer: str, budget: int) -> str:
     """What ours has more than the switched one; empty where they were not both measured."""
-    rows = rows_at(problems, budget, (OURS, peer))
-    gains = [r.shares[OURS] - r.shares[peer] for r in rows if len(r.shares) == 2]
-    if not gains:
+    means = []
+    better = worse = 0
+    for r in rows_at(problems, budget, (OURS, peer)):
+        if len(r.shares) < 2:
+            continue
+        gain = r.shares[OURS] - r.shares[peer]
+        means.append(gain.mean())
+        if differs(gain):
+            better += gain.mean() > 0
+            worse += gain.mean() < 0
+    if not means:
         return ""
-    mean = np.array([gain.mean() for gain in gains]).mean()
-    signs = [int(np.sign(gain.mean())) for gain in gains if differs(gain)]
-    better, worse = signs.count(1), signs.count(-1)
-    return f"{mean:+.4f} ({better} better, {worse} worse of {len(gains)})"
+    mean = np.array(means).mean()
+    return f"{mean:+.4f} ({better} better, {worse} worse of {len(means)})"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""docs/routes.md: how exact folded scales are, and how long a change of route takes.
+"""docs/lab/routes.md: how exact folded scales are, and how long a change of route takes.
 
     python -m benchmarks.stream exactness         # folded scales against explicit ones
     PYTHONPATH=examples/specialists python -m benchmarks.stream families FOLDER
@@ -106,7 +106,8 @@ def errors_of(names: list[str], n_routes: int) -> Errors:
     depth, prefix = first.architecture.depth, first.architecture.prefix
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, int(first.config["vocab_size"]), (8, 24), generator=generator)
+    vocabulary = int(first.config["vocab_size"])
+    tokens = torch.randint(3, vocabulary, (8, 24), generator=generator)
     float32, bfloat16 = RoutedModel(names, "float32"), RoutedModel(names, "bfloat16")
     errors: Errors = {"folded, float32": [], "folded, bfloat16": [], "explicit, bfloat16": []}
     for _ in range(n_routes):
@@ -122,8 +123,9 @@ def errors_of(names: list[str], n_routes: int) -> Errors:
             "explicit, bfloat16": logits_of(bfloat16.load(plain).model, tokens, prefix, scales),
         }
         for name, approximate in logits.items():
-            difference = (approximate - exact).abs().max() / exact.abs().max()
-            errors[name].append(difference.item())
+            difference = (approximate - exact).abs().max()
+            relative = difference / exact.abs().max()
+            errors[name].append(relative.item())
     return errors
 
 
@@ -131,7 +133,8 @@ def exactness() -> None:
     """Median and worst of the routes, on the shipped specialists."""
     rows = []
     for name, values in errors_of(SOURCES, ROUTES).items():
-        rows.append([name, f"{statistics.median(values):.1e}", f"{max(values):.1e}"])
+        median = statistics.median(values)
+        rows.append([name, f"{median:.1e}", f"{max(values):.1e}"])
     header = ["against explicit scales in float32", "median", "worst"]
     print(markdown_table(header, rows))
 
@@ -145,7 +148,9 @@ def families(folder: Path) -> None:
     header += ["bfloat16, median", "explicit in bfloat16, median"]
     print(markdown_table(header, []))
     for kind in FOLDS:
-        names = [specialist(kind, skills, folder / kind / skills[0]) for skills in FAMILY_SKILLS]
+        names = []
+        for skills in FAMILY_SKILLS:
+            names.append(specialist(kind, skills, folder / kind / skills[0]))
         errors = errors_of(names, FAMILY_ROUTES)
         cells = [
             statistics.median(errors["folded, float32"]),
@@ -153,7 +158,8 @@ def families(folder: Path) -> None:
             statistics.median(errors["folded, bfloat16"]),
             statistics.median(errors["explicit, bfloat16"]),
         ]
-        print(markdown_row([kind, *(f"{cell:.1e}" for cell in cells)]), flush=True)
+        texts = [f"{cell:.1e}" for cell in cells]
+        print(markdown_row([kind, *texts]), flush=True)
 
 
 def specialist(kind: str, skills: Sequence[str], folder: Path) -> str:
@@ -225,12 +231,14 @@ def switch(folder: Path) -> None:
         depth = "a depth seen before" if len(route) in depths else "another"
         since = time.perf_counter()
         live.load(recipe)
-        milliseconds[f"{what}, {depth}"].append(1000 * (time.perf_counter() - since))
+        seconds = time.perf_counter() - since
+        milliseconds[f"{what}, {depth}"].append(1000 * seconds)
         depths.add(len(route))
     rows = []
     for name, values in milliseconds.items():
         label = f"{name} ({len(values)})"
-        rows.append([label, f"{statistics.median(values):.0f}", f"{max(values):.0f}"])
+        median = statistics.median(values)
+        rows.append([label, f"{median:.0f}", f"{max(values):.0f}"])
     header = ["a change of route, 24 layers, 0.5 B", "median, ms", "worst, ms"]
     print(markdown_table(header, rows))
 
@@ -239,7 +247,8 @@ def warm_model(names: list[str], layers: int) -> RoutedModel:
     """A live model whose sources were read from disk once."""
     live = RoutedModel(names)
     for name in names:
-        live.load(route_recipe([RouteLayer(name, layer) for layer in range(layers)], None))
+        route = [RouteLayer(name, layer) for layer in range(layers)]
+        live.load(route_recipe(route, None))
     return live
 
 

@@ -149,11 +149,12 @@ def fine_tunes(name: str, n: int, generator: torch.Generator) -> Iterator[list[t
     A fine-tune is the base and a small normal delta, a share of which is exactly 0.
     """
     centre, spread, moved = distribution(name)
-    factors = torch.exp2(torch.rand(len(MODELS) - 1, generator=generator) * 2 - 1)
-    scales = moved * factors
+    u = torch.rand(len(MODELS) - 1, generator=generator)
+    scales = moved * torch.exp2(u * 2 - 1)
     for start in range(0, n, 16 * BLOCK):
         size = (min(16 * BLOCK, n - start),)
-        base = torch.randn(size, generator=generator).mul_(spread).add_(centre).bfloat16()
+        base = torch.randn(size, generator=generator)
+        base = base.mul_(spread).add_(centre).bfloat16()
         blocks = [base]
         for scale in scales.tolist():
             delta = torch.randn(size, generator=generator).mul_(scale)
@@ -192,7 +193,8 @@ def floor(out: Path, models: list[Path]) -> None:
         for name in shapes:
             tensors = [checkpoint.get_tensor(name).view(-1) for checkpoint in opened]
             for start in range(0, tensors[0].numel(), BLOCK):
-                first, *rest = (tensor[start : start + BLOCK] for tensor in tensors)
+                end = start + BLOCK
+                first, *rest = (tensor[start:end] for tensor in tensors)
                 block = total[: first.numel()].copy_(first)
                 for other in rest:
                     block.add_(other)
@@ -210,9 +212,9 @@ def in_place(threads: int, models: list[Path]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(threads)
     seconds = {f"{SQUARE} x {SQUARE}": timed(random_matrices())}
     if models:
-        model_size = sum((model / FILE).stat().st_size for model in models) / len(models)
+        sizes = [(model / FILE).stat().st_size for model in models]
         # Base, sources and output, each with a copy.
-        needed = 2 * (len(models) + 1) * model_size
+        needed = 2 * (len(models) + 1) * statistics.mean(sizes)
         if needed < 0.8 * available_memory():
             seconds["whole model"] = timed([in_memory(model) for model in models])
     return seconds
@@ -232,8 +234,8 @@ def random_matrices() -> list[Tensors]:
     pieces = list(fine_tunes("weight", SQUARE * SQUARE, generator))
     models = []
     for i in range(len(MODELS)):
-        matrix = torch.cat([blocks[i] for blocks in pieces]).view(SQUARE, SQUARE)
-        models.append({"weight": matrix})
+        entries = torch.cat([blocks[i] for blocks in pieces])
+        models.append({"weight": entries.view(SQUARE, SQUARE)})
     return models
 
 
@@ -246,18 +248,22 @@ def in_memory(model: Path) -> Tensors:
 
 def timed(models: list[Tensors]) -> dict[str, float]:
     """Median seconds of each piece of work; the base's tensors come first."""
-    live = {name: torch.zeros_like(tensor) for name, tensor in models[0].items()}
-    work: dict[str, Callable[[], None]] = {"copy": copier([*models, live])}
+    live = zeros_like(models[0])
+    work: dict[str, Callable[[], None]] = {}
+    work["copy"] = copier([*models, live])
     for method in ("task_arithmetic", "ties", "dare_ties"):
         work[method] = partial(merge_into, live, models, method)
     return {name: median_seconds(action) for name, action in work.items()}
 
 
+def zeros_like(model: Tensors) -> Tensors:
+    """Tensors of the same shapes and types."""
+    return {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+
+
 def copier(models: list[Tensors]) -> Callable[[], None]:
     """A function that copies all tensors into memory that is there already."""
-    targets = []
-    for model in models:
-        targets.append({name: torch.zeros_like(tensor) for name, tensor in model.items()})
+    targets = [zeros_like(model) for model in models]
 
     def copy() -> None:
         for model, target in zip(models, targets, strict=True):
@@ -275,12 +281,14 @@ def merge_into(live: Tensors, models: list[Tensors], method: str) -> None:
     with torch.inference_mode():
         for name, base in models[0].items():
             sources = [InMemory(model[name]) for model in models[1:]]
-            inputs = Inputs(name, tuple(base.shape), InMemory(base), sources, parameters, options)
+            shape = tuple(base.shape)
+            inputs = Inputs(name, shape, InMemory(base), sources, parameters, options)
             combine = METHODS[method].combine(inputs)
             flat = live[name].view(-1)
             for block in inputs.blocks():
+                end = block.start + block.size
                 merged = combine(block).view(-1)
-                flat[block.start : block.start + block.size] = merged.to(flat.dtype)
+                flat[block.start : end] = merged.to(flat.dtype)
 
 
 def median_seconds(action: Callable[[], None], repeat: int = 7) -> float:

@@ -46,24 +46,29 @@ class Surrogate:
 
 
 def check(landscape: MergeLandscape) -> None:
-    """Print the tables of docs/landscape.md."""
+    """Print the tables of docs/lab/landscape.md."""
     merges = landscape.merges
     tested = fold_of(merges) >= _FIRST_TESTED
     near = tested & near_front(merges)
     header = ["surrogate", "RMSE, all", "RMSE, near the front", "bias, near the front", "s"]
-    binomial = [f"{rms(merges.stderr[group]):.4f}" for group in (tested, near)]
-    print(markdown_table(header, [["binomial standard error", *binomial, "", ""]]))
+    binomial = ["binomial standard error", *rms_cells(merges.stderr, tested, near)]
+    print(markdown_table(header, [[*binomial, "", ""]]))
     for name, surrogate in surrogates().items():
         start = time.perf_counter()
         predicted = cross_validated(merges, surrogate)
         seconds = time.perf_counter() - start
         error = predicted - merges.scores
-        errors = [f"{rms(error[tested]):.4f}", f"{rms(error[near]):.4f}"]
-        bias = f"{error[near].mean():+.4f}"
-        print(markdown_row([name, *errors, bias, f"{seconds:.0f}"]), flush=True)
+        cells = [name, *rms_cells(error, tested, near)]
+        cells += [f"{error[near].mean():+.4f}", f"{seconds:.0f}"]
+        print(markdown_row(cells), flush=True)
     # The last one is what is shipped.
     print("\n" + errors_by_task(merges, predicted, tested, near))
     print("\n" + fronts_table(landscape))
+
+
+def rms_cells(error: Array, *groups: Mask) -> list[str]:
+    """The root mean square of the errors `(n, m)` of each group."""
+    return [f"{rms(error[group]):.4f}" for group in groups]
 
 
 def errors_by_task(merges: ScoredMerges, predicted: Array, tested: Mask, near: Mask) -> str:
@@ -75,13 +80,15 @@ def errors_by_task(merges: ScoredMerges, predicted: Array, tested: Mask, near: M
     rows = []
     for j, task in enumerate(merges.tasks):
         for name, group in groups.items():
-            scores, guess = merges.scores[group, j], predicted[group, j]
-            binomial = np.sqrt((merges.stderr[group, j] ** 2).mean())
-            r_squared = 1 - ((guess - scores) ** 2).mean() / scores.var()
+            scores = merges.scores[group, j]
+            guess = predicted[group, j]
+            error = guess - scores
+            r_squared = 1 - (error**2).mean() / scores.var()
             rank = spearmanr(scores, guess).statistic
-            numbers = [f"{rms(guess - scores):.4f}", f"{binomial:.4f}"]
-            numbers += [f"{r_squared:.3f}", f"{rank:.3f}"]
-            rows.append([task, name, str(group.sum()), *numbers])
+            cells = [task, name, str(group.sum()), f"{rms(error):.4f}"]
+            cells += rms_cells(merges.stderr[:, j], group)
+            cells += [f"{r_squared:.3f}", f"{rank:.3f}"]
+            rows.append(cells)
     header = ["task", "merges", "n", "RMSE", "binomial", "R²", "Spearman"]
     return markdown_table(header, rows, text_columns=2)
 
@@ -103,7 +110,8 @@ def fronts_table(landscape: MergeLandscape) -> str:
         if volume is None:
             volume = hypervolume(scores, reference)
         best = [scores.mean(1).max(), *scores.max(0)]
-        rows.append([name, *(f"{score:.4f}" for score in best), f"{volume:.5f}"])
+        cells = [f"{score:.4f}" for score in best]
+        rows.append([name, *cells, f"{volume:.5f}"])
     header = ["", "best mean", *(f"best {task}" for task in merges.tasks), "hypervolume"]
     return markdown_table(header, rows)
 
@@ -118,15 +126,18 @@ def cross_validated(merges: ScoredMerges, surrogate: Surrogate) -> Array:
     out = np.full(merges.scores.shape, np.nan)
     parts = [np.ones(len(merges), dtype=bool)]
     if surrogate.by_method:
-        parts = [merges.method == i for i in range(len(merges.space.methods))]
+        n_methods = len(merges.space.methods)
+        parts = [merges.method == i for i in range(n_methods)]
     for part in parts:
         for j in range(len(merges.tasks)):
             z, v = task_logits(merges, j)
             learned = part & (fold < _FIRST_TESTED)
             predict = surrogate.learn(x[learned], z[learned], v[learned])
             for tested in range(_FIRST_TESTED, _FOLDS):
-                rest, own = part & (fold != tested), part & (fold == tested)
-                out[own, j] = sigmoid(predict(x[rest], z[rest], v[rest], x[own]))
+                rest = part & (fold != tested)
+                own = part & (fold == tested)
+                predicted = predict(x[rest], z[rest], v[rest], x[own])
+                out[own, j] = sigmoid(predicted)
     return out
 
 
@@ -138,8 +149,10 @@ def fold_of(merges: ScoredMerges) -> NDArray[np.int64]:
 def near_front(merges: ScoredMerges) -> Mask:
     """Merges where optimisers go: the first three ranks, and the best tenth by mean score."""
     rank = np.asarray(moocore.pareto_rank(merges.scores, maximise=True))
+    in_first_ranks = rank - rank.min() < 3
     mean = merges.scores.mean(1)
-    return (rank - rank.min() < 3) | (mean >= np.quantile(mean, 0.9))
+    in_best_tenth = mean >= np.quantile(mean, 0.9)
+    return in_first_ranks | in_best_tenth
 
 
 def rms(error: Array) -> float:
@@ -170,7 +183,8 @@ def process(kernel: KernelName, *, full_map: bool = False, by_method: bool = Fal
         fitted = fit(x, z, v, kernel=kernel, full_map=full_map)
 
         def predict(x: Array, z: Array, v: Array, others: Array) -> Array:
-            return np.asarray(covariance(fitted, others, x) @ solve(fitted, x, z, v))
+            coefficients = solve(fitted, x, z, v)
+            return np.asarray(covariance(fitted, others, x) @ coefficients)
 
         return predict
 
@@ -191,8 +205,10 @@ def ridge(degree: int, penalty: float, x: Array, z: Array, v: Array, others: Arr
     varies = np.ptp(x, axis=0) > 0
     a = monomials(x[:, varies], degree)
     weights = 1 / (v + 0.3)
-    moment = a.T @ (a * weights[:, None]) + penalty * np.eye(a.shape[1])
-    coefficients = np.linalg.solve(moment, a.T @ (weights * z))
+    weighted = a * weights[:, None]
+    moment = a.T @ weighted + penalty * np.eye(a.shape[1])
+    target = a.T @ (weights * z)
+    coefficients = np.linalg.solve(moment, target)
     return np.asarray(monomials(others[:, varies], degree) @ coefficients)
 
 

@@ -19,7 +19,8 @@ _INACTIVE = 1.0
 
 def reads_densities(space: MergeSpace, method: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Mask `(n,)` of the points whose method, by index, reads densities."""
-    return np.isin(method, [space.methods.index(name) for name in space.density_methods])
+    indices = [space.methods.index(name) for name in space.density_methods]
+    return np.isin(method, indices)
 
 
 def inactive_densities(
@@ -61,14 +62,17 @@ class Design:
         """The points `(n, C + d)` that the design proposes when they get `scores` `(n, m)`."""
         x = np.zeros((len(scores), self._sobol.shape[1]))
         for i in range(len(scores)):
-            x[i] = self.propose(x[:i], scores[:i])
+            before, scores_before = x[:i], scores[:i]
+            x[i] = self.propose(before, scores_before)
         return x
 
     def rows(self, x: Array) -> tuple[MethodIndices, Array]:
         """Method `(n,)` and numbers `(n, d)` in the user's units, NaN where one is inactive."""
         low, high = self.space.bounds
-        method = x[:, : self.n_methods].argmax(1).astype(np.uint8)
-        numbers = np.clip(low + x[:, self.n_methods :] * (high - low), low, high)
+        c = self.n_methods
+        method = x[:, :c].argmax(1).astype(np.uint8)
+        numbers = low + x[:, c:] * (high - low)
+        numbers = np.clip(numbers, low, high)
         numbers[inactive_densities(self.space, method)] = np.nan
         return method, numbers
 
@@ -76,11 +80,13 @@ class Design:
         """A merge among the best by a random weighting of the tasks (augmented Tchebycheff)."""
         weights = self._rng.dirichlet(np.ones(scores.shape[1]))
         scaled = (scores - scores.min(0)) / np.ptp(scores, axis=0)
-        largest = np.max(weights * (1 - scaled), axis=1)
-        shortfall = largest + 0.05 * ((1 - scaled) * weights).sum(1)
+        losses = weights * (1 - scaled)
+        shortfall = losses.max(1) + 0.05 * losses.sum(1)
         order = np.argsort(shortfall, kind="stable")
-        place = min(int(self._rng.exponential(8)), len(x) - 1)
-        return x[order[place]]
+        # Not always the best: some merges of the first dozens.
+        place = int(self._rng.exponential(8))
+        last = len(x) - 1
+        return x[order[min(place, last)]]
 
     def _crossed(self, first: Array, second: Array) -> Array:
         """Uniform crossover, then a normal step of random size on some of the numbers."""
@@ -89,9 +95,12 @@ class Design:
         child[:c] = first[:c]
         if rng.random() < 0.1:
             child[:c] = np.eye(c)[rng.integers(c)]
-        sigma = np.exp(rng.uniform(np.log(0.01), np.log(0.3)))
-        step = sigma * rng.standard_normal(first.size)
-        step = step * (rng.random(first.size) < rng.choice([0.2, 0.5, 1.0]))
+        # From small steps to large ones, evenly in their logarithm.
+        log_sigma = rng.uniform(np.log(0.01), np.log(0.3))
+        step = np.exp(log_sigma) * rng.standard_normal(first.size)
+        u = rng.random(first.size)
+        moved = u < rng.choice([0.2, 0.5, 1.0])
+        step = step * moved
         step[:c] = 0
         return child + step
 

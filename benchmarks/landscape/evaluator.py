@@ -24,6 +24,7 @@ MASK_SEED = 0
 """Seed of DARE's random masks, the same for all merges."""
 
 MODELS = SPECIALISTS / "models"
+TASK_DATA = SPECIALISTS / "tasks" / "data"
 SOURCES = ("order", "mirror", "scribe")
 TASKS = ("sort", "reverse", "translate")
 
@@ -95,7 +96,7 @@ class SpecialistEvaluator:
             models[name] = digest(MODELS / name / "model.safetensors")
         examples = {}
         for task in TASKS:
-            examples[task] = digest(SPECIALISTS / "tasks" / "data" / task / "search.jsonl")
+            examples[task] = digest(TASK_DATA / task / "search.jsonl")
         packages = ("torch", "transformers", "lm_eval", "numpy", "scipy")
         return {
             "models": models,
@@ -160,14 +161,18 @@ def uniform(
 def check_provenance(merges: ScoredMerges, evaluator: Evaluator, n_sobol: int) -> None:
     """Raise StudyError if the merges are of another space, models, examples or design."""
     current = evaluator.provenance(n_sobol)
-    pairs: list[tuple[str, object, object]] = [("space", merges.space, evaluator.space)]
-    pairs += [(key, merges.provenance[key], current[key]) for key in ("models", "items", "design")]
-    for name, stored, expected in pairs:
-        if stored != expected:
-            raise StudyError(
-                f"expected merges whose {name} is {expected}, got {stored}; "
-                "move the file away to start afresh"
-            )
+    check_equal("space", merges.space, evaluator.space)
+    for key in ("models", "items", "design"):
+        check_equal(key, merges.provenance[key], current[key])
+
+
+def check_equal(name: str, stored: object, expected: object) -> None:
+    """Raise StudyError where stored merges were made with something else."""
+    if stored != expected:
+        raise StudyError(
+            f"expected merges whose {name} is {expected}, got {stored}; "
+            "move the file away to start afresh"
+        )
 
 
 def digest(file: Path) -> str:

@@ -38,7 +38,9 @@ def build(
         front_rows=(merges.method[:0], merges.numbers[:0]),
         front_hypervolume=1.0,
     )
-    fronts = [nsga2.front(merges, draft.predict, reference, seed=seed) for seed in seeds]
+    fronts = []
+    for seed in seeds:
+        fronts.append(nsga2.front(merges, draft.predict, reference, seed=seed))
     method, numbers, scores = nsga2.united(fronts)
     volume = hypervolume(scores, reference)
     by_seed = [hypervolume(front[2], reference) for front in fronts]
@@ -56,13 +58,20 @@ def build(
 def fit_processes(merges: ScoredMerges) -> tuple[LogitProcess, ...]:
     """One fitted process per task."""
     x = features(merges.space, merges.method, merges.numbers)
-    return tuple(fit(x, *task_logits(merges, j)) for j in range(len(merges.tasks)))
+    processes = []
+    for j in range(len(merges.tasks)):
+        z, v = task_logits(merges, j)
+        processes.append(fit(x, z, v))
+    return tuple(processes)
 
 
 def solve_all(processes: tuple[LogitProcess, ...], merges: ScoredMerges) -> Array:
     """Coefficients `(m, n)` of the processes, given all merges."""
     x = features(merges.space, merges.method, merges.numbers)
-    rows = [solve(process, x, *task_logits(merges, j)) for j, process in enumerate(processes)]
+    rows = []
+    for j, process in enumerate(processes):
+        z, v = task_logits(merges, j)
+        rows.append(solve(process, x, z, v))
     return np.stack(rows)
 
 
@@ -73,7 +82,8 @@ def solve_left_out(
     x = features(merges.space, merges.method, merges.numbers)
     rows, predicted_logits = [], []
     for j, process in enumerate(processes):
-        coefficients, left_out = leave_one_out(process, x, *task_logits(merges, j))
+        z, v = task_logits(merges, j)
+        coefficients, left_out = leave_one_out(process, x, z, v)
         rows.append(coefficients)
         predicted_logits.append(left_out)
     return np.stack(rows), sigmoid(np.stack(predicted_logits, axis=1))

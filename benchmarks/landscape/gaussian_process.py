@@ -40,13 +40,15 @@ def logits(n_correct: Array, n_examples: int) -> tuple[Array, Array]:
     """
     right = n_correct + 0.5
     wrong = n_examples - n_correct + 0.5
-    return np.log(right / wrong), 1 / right + 1 / wrong
+    variance = 1 / right + 1 / wrong
+    return np.log(right / wrong), variance
 
 
 def covariance(process: LogitProcess, a: Array, b: Array) -> Array:
     """Prior covariance `(n, q)` of f at `a` `(n, p)` and `b` `(q, p)`."""
     smooth = process.smooth_covariance(a @ process.projection, b @ process.projection)
-    return smooth + process.slope_variance * affine(a) @ affine(b).T
+    linear = process.slope_variance * affine(a) @ affine(b).T
+    return smooth + linear
 
 
 def solve(process: LogitProcess, x: Array, z: Array, v: Array) -> Array:
@@ -66,7 +68,8 @@ def noisy_factor(process: LogitProcess, x: Array, v: Array) -> tuple[Array, bool
     """The Cholesky factor of the covariance of the noisy logits."""
     noisy = covariance(process, x, x)
     diagonal = np.diag_indices_from(noisy)
-    noisy[diagonal] += process.noise_share * v + process.residual_variance + _JITTER
+    noise = process.noise_share * v
+    noisy[diagonal] += noise + process.residual_variance + _JITTER
     factor: tuple[Array, bool] = cho_factor(noisy, lower=True, overwrite_a=True, check_finite=False)
     return factor
 
@@ -90,9 +93,13 @@ def fit(
     """
     p = x.shape[1]
     chosen = np.random.default_rng(0).permutation(len(x))[:points]
-    loss = negative_log_posterior(x[chosen], z[chosen], v[chosen], kernel, full_map)
-    map_start = (np.eye(p) / 2).ravel() if full_map else np.zeros(p)
-    map_bounds = (-9, 9) if full_map else (-4, 3)
+    x, z, v = x[chosen], z[chosen], v[chosen]
+    loss = negative_log_posterior(x, z, v, kernel, full_map)
+    map_start = np.zeros(p)
+    map_bounds = (-4, 3)
+    if full_map:
+        map_start = (np.eye(p) / 2).ravel()
+        map_bounds = (-9, 9)
     result = minimize(
         loss,
         np.concatenate([_START, map_start]),
@@ -111,7 +118,9 @@ def negative_log_posterior(
     x: Array, z: Array, v: Array, kernel: KernelName, full_map: bool
 ) -> Callable[[Array], tuple[float, Array]]:
     """Hyperparameters, then A -> negative log marginal likelihood and prior, and its gradient."""
-    xs, zs, vs = (torch.from_numpy(np.ascontiguousarray(a)) for a in (x, z, v))
+    xs = torch.from_numpy(np.ascontiguousarray(x))
+    zs = torch.from_numpy(np.ascontiguousarray(z))
+    vs = torch.from_numpy(np.ascontiguousarray(v))
     p = x.shape[1]
     ones = torch.ones(len(xs), 1, dtype=torch.float64)
     design_matrix = torch.cat([ones, 2 * xs - 1], 1)
@@ -121,20 +130,30 @@ def negative_log_posterior(
         free = torch.tensor(values, requires_grad=True)
         variance, slope, noise, residual = torch.exp(free[:_N_HYPERPARAMETERS])
         projected = xs @ projection_matrix(free, p, full_map)
-        norms = (projected * projected).sum(1)
+        # Summed twice: gradients are added in this order in the published fit.
+        row_norms = (projected * projected).sum(1)[:, None]
+        column_norms = (projected * projected).sum(1)
+        products = 2 * projected @ projected.T
         # A distance of 0 has no gradient of its square root.
-        squared = (norms[:, None] + norms - 2 * projected @ projected.T).clamp_min(1e-12)
+        squared = row_norms + column_norms - products
+        squared = squared.clamp_min(1e-12)
         r = torch.sqrt(5 * squared)
         if kernel == "rbf":
             correlation = torch.exp(-squared / 2)
         else:
-            correlation = (1 + r + r * r / 3) * torch.exp(-r)
+            polynomial = 1 + r + r * r / 3
+            correlation = polynomial * torch.exp(-r)
         diagonal = torch.diag(noise * vs + residual + _JITTER)
-        factor = torch.linalg.cholesky(variance * correlation + slope * linear + diagonal)
+        covariances = variance * correlation + slope * linear + diagonal
+        factor = torch.linalg.cholesky(covariances)
         coefficients = torch.cholesky_solve(zs[:, None], factor)[:, 0]
-        evidence = 0.5 * zs @ coefficients + torch.log(torch.diag(factor)).sum()
-        prior = (free[_N_HYPERPARAMETERS:] ** 2).sum()
-        total = evidence + 0.5 * free[2] ** 2 + 0.5 * prior
+        # Equation 5.8, without its constant.
+        log_determinant = torch.log(torch.diag(factor)).sum()
+        evidence = 0.5 * zs @ coefficients + log_determinant
+        # Normal priors of the logarithm of the noise's share, and of A.
+        noise_prior = free[2] ** 2
+        map_prior = (free[_N_HYPERPARAMETERS:] ** 2).sum()
+        total = evidence + 0.5 * noise_prior + 0.5 * map_prior
         total.backward()
         assert free.grad is not None
         return float(total.detach()), free.grad.numpy().copy()
@@ -145,4 +164,6 @@ def negative_log_posterior(
 def projection_matrix(free: torch.Tensor, p: int, full_map: bool) -> torch.Tensor:
     """The matrix A `(p, p)` of the optimised values."""
     values = free[_N_HYPERPARAMETERS:]
-    return values.reshape(p, p) if full_map else torch.diag(torch.exp(values))
+    if full_map:
+        return values.reshape(p, p)
+    return torch.diag(torch.exp(values))

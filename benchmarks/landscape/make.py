@@ -40,7 +40,8 @@ def make(
     for done in range(len(x) + 1, count + 1):
         x = np.concatenate([x, design.propose(x, scores)[None]])
         method, numbers = design.rows(x[-1:])
-        correct = evaluator.measure(evaluator.space.point(method[0], numbers[0]))
+        point = evaluator.space.point(method[0], numbers[0])
+        correct = evaluator.measure(point)
         merges = extended(merges, DESIGN, method, numbers, correct[None])
         scores = np.concatenate([scores, merges.scores[-1:]])
         if done % _EVERY == 0 or done == count:

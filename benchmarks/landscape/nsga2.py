@@ -36,20 +36,25 @@ def front(
     """
     rng = np.random.default_rng(seed)
     space = merges.space
+    n_methods = len(space.methods)
     low, high = space.bounds
     filled = np.where(np.isnan(merges.numbers), high, merges.numbers)
     scores = predict(merges.method, merges.numbers)
-    population = _best((merges.method, (filled - low) / (high - low), scores), size)
+    unit = (filled - low) / (high - low)
+    population = _best((merges.method, unit, scores), size)
     archive = population
     for _ in range(generations):
-        method, unit = _children(population[0], population[1], rng, len(space.methods))
+        parents, parent_units, _ = population
+        method, unit = _children(parents, parent_units, rng, n_methods)
         numbers = low + unit * (high - low)
         numbers[inactive_densities(space, method)] = np.nan
         children = (method, unit, predict(method, numbers))
         population = _best(_joined(population, children), size)
         archive = _nondominated(_joined(archive, children))
-    method, unit, scores = _selected(archive, (archive[2] > reference).all(1))
-    numbers = np.clip(low + unit * (high - low), low, high)
+    is_above = (archive[2] > reference).all(1)
+    method, unit, scores = _selected(archive, is_above)
+    numbers = low + unit * (high - low)
+    numbers = np.clip(numbers, low, high)
     numbers[inactive_densities(space, method)] = np.nan
     return method, numbers, scores
 
@@ -67,17 +72,27 @@ def thinned(points: Array, count: int) -> NDArray[np.intp]:
 
     The best of each column come first, then always the farthest from all that are chosen.
     """
-    chosen = list(dict.fromkeys(points.argmax(0).tolist()))[:count]
-    distance = np.min([np.linalg.norm(points - points[i], axis=1) for i in chosen], axis=0)
+    best = points.argmax(0).tolist()
+    chosen = list(dict.fromkeys(best))[:count]
+    distance = np.full(len(points), np.inf)
+    for i in chosen:
+        distance = np.minimum(distance, _distances(points, i))
     while len(chosen) < min(count, len(points)):
         farthest = int(distance.argmax())
         chosen.append(farthest)
-        distance = np.minimum(distance, np.linalg.norm(points - points[farthest], axis=1))
+        distance = np.minimum(distance, _distances(points, farthest))
     return np.array(chosen)
 
 
+def _distances(points: Array, i: int) -> Array:
+    """Euclidean distance `(n,)` of all points to one."""
+    return np.asarray(np.linalg.norm(points - points[i], axis=1))
+
+
 def _joined(a: Points, b: Points) -> Points:
-    method, numbers, scores = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    method = np.concatenate([a[0], b[0]])
+    numbers = np.concatenate([a[1], b[1]])
+    scores = np.concatenate([a[2], b[2]])
     return method, numbers, scores
 
 
@@ -108,7 +123,8 @@ def _crowding(scores: Array, rank: NDArray[np.int64]) -> Array:
             values = np.sort(column)
             span = max(values[-1] - values[0], 1e-12)
             distance[order[[0, -1]]] = np.inf
-            distance[order[1:-1]] += (values[2:] - values[:-2]) / span
+            gaps = values[2:] - values[:-2]
+            distance[order[1:-1]] += gaps / span
     return distance
 
 
@@ -118,11 +134,15 @@ def _children(
     """One child per parent: crossover with another, mutation, now and then another method."""
     n = len(unit)
     # The population is sorted, so the better of two that are drawn has the lower index.
-    a, b = rng.integers(n, size=(2, n, 2)).min(2)
-    child = _mutated(_crossed(unit[a], unit[b], rng), rng)
-    inherited = np.where(rng.random(n) < 0.5, method[a], method[b])
-    changed = rng.random(n) < 0.02
-    child_method = np.where(changed, rng.integers(n_methods, size=n), inherited)
+    drawn = rng.integers(n, size=(2, n, 2))
+    a, b = drawn.min(2)
+    crossed = _crossed(unit[a], unit[b], rng)
+    child = _mutated(crossed, rng)
+    from_first = rng.random(n) < 0.5
+    inherited = np.where(from_first, method[a], method[b])
+    is_changed = rng.random(n) < 0.02
+    random_method = rng.integers(n_methods, size=n)
+    child_method = np.where(is_changed, random_method, inherited)
     return child_method.astype(np.uint8), child
 
 
@@ -131,10 +151,14 @@ def _crossed(first: Array, second: Array, rng: np.random.Generator) -> Array:
     shape = first.shape
     u = rng.random(shape)
     exponent = 1 / (_ETA + 1)
-    beta = np.where(u < 0.5, (2 * u) ** exponent, (2 * (1 - u)) ** -exponent)
+    contracting = (2 * u) ** exponent
+    expanding = (2 * (1 - u)) ** -exponent
+    beta = np.where(u < 0.5, contracting, expanding)
     sign = rng.choice([-1, 1], size=shape)
-    crossed = (first + second + sign * beta * (first - second)) / 2
-    return np.where(rng.random(shape) < 0.5, crossed, first)
+    spread = sign * beta * (first - second)
+    crossed = (first + second + spread) / 2
+    is_crossed = rng.random(shape) < 0.5
+    return np.where(is_crossed, crossed, first)
 
 
 def _mutated(child: Array, rng: np.random.Generator) -> Array:
@@ -142,6 +166,9 @@ def _mutated(child: Array, rng: np.random.Generator) -> Array:
     shape = child.shape
     u = rng.random(shape)
     exponent = 1 / (_ETA + 1)
-    step = np.where(u < 0.5, (2 * u) ** exponent - 1, 1 - (2 * (1 - u)) ** exponent)
-    mutates = rng.random(shape) < 1 / shape[1]
-    return np.clip(child + np.where(mutates, step, 0), 0, 1)
+    down = (2 * u) ** exponent - 1
+    up = 1 - (2 * (1 - u)) ** exponent
+    step = np.where(u < 0.5, down, up)
+    is_mutated = rng.random(shape) < 1 / shape[1]
+    mutated = child + np.where(is_mutated, step, 0)
+    return np.clip(mutated, 0, 1)

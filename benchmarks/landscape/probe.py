@@ -2,7 +2,7 @@
 
 A surrogate is fitted to merges and then searched for its best, which finds the points where it errs
 upwards. On the merges of the design alone it promised a task 10 points too much there
-(docs/landscape.md).
+(docs/lab/landscape.md).
 """
 
 from dataclasses import replace
@@ -37,8 +37,11 @@ def probe(landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0
         )
         predicted = landscape.predict(merges.method, merges.numbers)
         chosen = promising(scores, predicted, landscape.reference_point, count)
-        points = [merges.space.point(method[i], numbers[i]) for i in chosen]
-        correct = np.stack([evaluator.measure(point) for point in points])
+        measured = []
+        for i in chosen:
+            point = merges.space.point(method[i], numbers[i])
+            measured.append(evaluator.measure(point))
+        correct = np.stack(measured)
         merges = extended(merges, PROBE, method[chosen], numbers[chosen], correct)
         save_merges(merges)
         bias = (scores[chosen] - correct.mean(2)).mean(0)
@@ -62,7 +65,10 @@ def promising(front: Array, scores: Array, reference: Array, count: int) -> NDAr
     current = scores[nondominated(scores)]
     chosen = []
     for _ in range(min(count, len(candidates))):
-        gains = [hypervolume(np.vstack([current, front[i]]), reference) for i in candidates]
+        gains = []
+        for i in candidates:
+            with_point = np.vstack([current, front[i]])
+            gains.append(hypervolume(with_point, reference))
         best = candidates[int(np.argmax(gains))]
         chosen.append(best)
         current = np.vstack([current, front[best]])

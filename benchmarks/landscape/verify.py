@@ -20,8 +20,10 @@ def verify(landscape: MergeLandscape, count: int = 12, file: Path = FILE) -> Non
     check_provenance(landscape.merges, evaluator, N_SOBOL)
     front = landscape.front
     predicted = landscape.scores(front)
-    first = [knee(predicted), int(predicted.mean(1).argmax())]
-    chosen = list(dict.fromkeys([*first, *thinned(predicted, count).tolist()]))[:count]
+    best_mean = int(predicted.mean(1).argmax())
+    far_apart = thinned(predicted, count).tolist()
+    ordered = dict.fromkeys([knee(predicted), best_mean, *far_apart])
+    chosen = list(ordered)[:count]
     file.unlink(missing_ok=True)
     for i in chosen:
         measured = evaluator.measure(front[i]).mean(1)
@@ -35,7 +37,7 @@ def verify(landscape: MergeLandscape, count: int = 12, file: Path = FILE) -> Non
 
 
 def report(landscape: MergeLandscape, file: Path = FILE) -> str:
-    """The table of docs/landscape.md, and the errors below it."""
+    """The table of docs/lab/landscape.md, and the errors below it."""
     entries = read_entries(file)
     rows = []
     for entry in entries:
@@ -48,11 +50,13 @@ def report(landscape: MergeLandscape, file: Path = FILE) -> str:
         header += [f"{task}, predicted", "measured"]
     predicted = np.array([entry["predicted"] for entry in entries])
     error = predicted - np.array([entry["measured"] for entry in entries])
-    binomial = np.sqrt((predicted * (1 - predicted) / landscape.merges.n_examples).mean(0))
+    variance = predicted * (1 - predicted) / landscape.merges.n_examples
+    root_mean_square = np.sqrt((error**2).mean(0))
+    binomial = np.sqrt(variance.mean(0))
     lines = [
         markdown_table(header, rows),
         f"bias: {error.mean(0).round(4).tolist()}",
-        f"root mean square error: {np.sqrt((error**2).mean(0)).round(4).tolist()}",
+        f"root mean square error: {root_mean_square.round(4).tolist()}",
         f"binomial standard error: {binomial.round(4).tolist()}",
     ]
     return "\n".join(lines)

@@ -55,13 +55,17 @@ def unit_cube_functions() -> dict[str, UnitCubeFunction]:
     table: dict[str, UnitCubeFunction] = {}
     for d in DIMENSIONS:
         for kind in (1, 2, 3):
-            table[f"zdt{kind}-d{d}"] = UnitCubeFunction(partial(zdt, kind), d)
+            function = partial(zdt, kind)
+            table[f"zdt{kind}-d{d}"] = UnitCubeFunction(function, d)
     for m in (2, 3, 4):
         for d in DIMENSIONS:
-            table[f"dtlz2-m{m}-d{d}"] = UnitCubeFunction(partial(dtlz2, m), d)
-            table[f"dtlz7-m{m}-d{d}"] = UnitCubeFunction(partial(dtlz7, m), d)
+            function = partial(dtlz2, m)
+            table[f"dtlz2-m{m}-d{d}"] = UnitCubeFunction(function, d)
+            function = partial(dtlz7, m)
+            table[f"dtlz7-m{m}-d{d}"] = UnitCubeFunction(function, d)
     for name, design in ENGINEERING.items():
-        table[name] = UnitCubeFunction(design, len(design.low))
+        d = len(design.low)
+        table[name] = UnitCubeFunction(design, d)
     return table
 
 
@@ -78,7 +82,8 @@ def names() -> list[str]:
         ['zdt1-d5', 'zdt1-d10']
     """
     exact = [*unit_cube_functions(), "landscape"]
-    return exact + [name + _NOISY for name in exact]
+    noisy = [name + _NOISY for name in exact]
+    return exact + noisy
 
 
 def get(name: str, *, n_examples: int = N_EXAMPLES, seed: int = 0) -> Problem:
@@ -123,7 +128,7 @@ def landscape(*, noise: bool = False, n_examples: int = N_EXAMPLES, seed: int = 
 
     3,488 real merges were evaluated, and a Gaussian process per task was fitted to them; an
     evaluation asks these processes and takes two milliseconds. See `MergeLandscape` for the space,
-    and docs/landscape.md for how good the surrogate is.
+    and docs/lab/landscape.md for how good the surrogate is.
 
     Args:
         noise: observe accuracies on `n_examples` test examples, with binomial noise. False: the
@@ -158,15 +163,18 @@ def landscape(*, noise: bool = False, n_examples: int = N_EXAMPLES, seed: int = 
 def _from_function(name: str) -> Problem:
     cube_function = unit_cube_functions()[name]
     reference = _references()[name]
-    space = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(cube_function.d)}
+    unit_interval = FloatDistribution(0.0, 1.0)
+    parameters = [f"x{i}" for i in range(cube_function.d)]
 
     def evaluate(points: Sequence[Params]) -> Array:
-        rows = [[point[key] for key in space] for point in points]
+        rows = []
+        for point in points:
+            rows.append([point[name] for name in parameters])
         return -cube_function.function(np.array(rows))
 
     return Problem(
         name=name,
-        space=space,
+        space=dict.fromkeys(parameters, unit_interval),
         evaluate=evaluate,
         reference_point=-np.asarray(reference["reference"]),
         ideal_point=-np.asarray(reference["ideal"]),
@@ -176,5 +184,6 @@ def _from_function(name: str) -> Problem:
 
 @cache
 def _references() -> dict[str, Reference]:
-    references: dict[str, Reference] = json.loads(REFERENCES.read_text())
+    text = REFERENCES.read_text()
+    references: dict[str, Reference] = json.loads(text)
     return references

@@ -7,8 +7,8 @@ violation as its last objective. The objectives of RE31 and RE32 span seven orde
 that any design has nearly the whole hypervolume; they are taken as log10(1 + f), which leaves the
 front as it is.
 
-Each function takes its design variables as arrays `(n,)`, in the units of the paper, and returns
-its objectives as arrays `(n,)`.
+Each function takes n designs as an array `(d, n)`, in the units of the paper, and returns one array
+`(n,)` per objective.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,16 @@ import numpy as np
 
 from paretomerge.types import Array
 
+Objectives = tuple[Array, ...]
+"""One array `(n,)` per objective."""
+
 
 @dataclass(frozen=True)
 class EngineeringProblem:
     """One design problem; calling it evaluates designs.
 
     Attributes:
-        objectives: d design variables `(n,)` -> m objectives `(n,)`, minimised.
+        objectives: design variables `(d, n)` -> m objectives `(n,)`, minimised.
         low: lowest value of each variable, `(d,)`.
         high: highest value of each variable, `(d,)`.
         published_ideal: best value of each objective on the published front, `(m,)`.
@@ -32,7 +35,7 @@ class EngineeringProblem:
         logarithmic: whether log10(1 + f) takes the place of each objective f.
     """
 
-    objectives: Callable[..., tuple[Array, ...]]
+    objectives: Callable[[Array], Objectives]
     low: tuple[float, ...]
     high: tuple[float, ...]
     published_ideal: tuple[float, ...]
@@ -61,7 +64,7 @@ class EngineeringProblem:
         low = np.asarray(self.low)
         high = np.asarray(self.high)
         variables = low + x * (high - low)
-        values = self.objectives(*variables.T)
+        values = self.objectives(variables.T)
         return self._scaled(np.stack(values, axis=1))
 
     def _scaled(self, values: Array) -> Array:
@@ -70,23 +73,29 @@ class EngineeringProblem:
 
 def _violation(*margins: Array) -> Array:
     """By how much the constraints `margin >= 0` are violated, summed."""
-    return np.asarray(sum(np.maximum(-margin, 0.0) for margin in margins))
+    missing = (np.maximum(-margin, 0.0) for margin in margins)
+    return np.asarray(sum(missing))
 
 
-def four_bar_truss(x1: Array, x2: Array, x3: Array, x4: Array) -> tuple[Array, ...]:
+def four_bar_truss(x: Array) -> Objectives:
     """RE21: volume of the truss, displacement of its joint."""
+    x1, x2, x3, x4 = x
     force = 10.0
     elasticity = 2e5
     length = 200.0
     root2 = np.sqrt(2.0)
-    volume = length * (2 * x1 + root2 * x2 + np.sqrt(x3) + x4)
-    compliance = 2 / x1 + 2 * root2 / x2 - 2 * root2 / x3 + 2 / x4
+    area = 2 * x1 + root2 * x2
+    area = area + np.sqrt(x3) + x4
+    volume = length * area
+    compliance = 2 / x1 + 2 * root2 / x2
+    compliance = compliance - 2 * root2 / x3 + 2 / x4
     displacement = force * length / elasticity * compliance
     return volume, displacement
 
 
-def hatch_cover(flange: Array, beam: Array) -> tuple[Array, ...]:
+def hatch_cover(x: Array) -> Objectives:
     """RE24: weight of the cover; violation of its stress, shear, deflection and buckling limits."""
+    flange, beam = x
     elasticity = 7e5
     weight = flange + 120 * beam
     bending = 4500 / (flange * beam)
@@ -102,57 +111,86 @@ def hatch_cover(flange: Array, beam: Array) -> tuple[Array, ...]:
     return weight, violation
 
 
-def two_bar_truss(x1: Array, x2: Array, y: Array) -> tuple[Array, ...]:
+def two_bar_truss(x: Array) -> Objectives:
     """RE31: volume, stress in one bar; violation of the limits on volume and on both stresses."""
+    x1, x2, y = x
     long_bar = np.sqrt(16 + y**2)
     short_bar = np.sqrt(1 + y**2)
     volume = x1 * long_bar + x2 * short_bar
     long_stress = 20 * long_bar / (x1 * y)
     short_stress = 80 * short_bar / (y * x2)
-    violation = _violation(0.1 - volume, 1e5 - long_stress, 1e5 - short_stress)
+    violation = _violation(
+        0.1 - volume,
+        1e5 - long_stress,
+        1e5 - short_stress,
+    )
     return volume, long_stress, violation
 
 
-def welded_beam(h: Array, length: Array, t: Array, b: Array) -> tuple[Array, ...]:
+def welded_beam(x: Array) -> Objectives:
     """RE32: cost, deflection; violation of the shear, bending, weld and buckling limits."""
+    h, length, t, b = x
     load = 6000.0
     overhang = 14.0
     elasticity = 30e6
     shear_modulus = 12e6
-    cost = 1.10471 * h**2 * length + 0.04811 * t * b * (14 + length)
-    deflection = 4 * load * overhang**3 / (elasticity * b * t**3)
+    root2 = np.sqrt(2.0)
+    weld_cost = 1.10471 * h**2 * length
+    beam_cost = 0.04811 * t * b * (14 + length)
+    stiffness = elasticity * b * t**3
+    deflection = 4 * load * overhang**3 / stiffness
+    # Shear in the weld: direct, and by the torsion of the overhanging load.
     half_squared = ((h + t) / 2) ** 2
     radius = np.sqrt(length**2 / 4 + half_squared)
-    inertia = 2 * np.sqrt(2.0) * h * length * (length**2 / 12 + half_squared)
-    torsion = load * (overhang + length / 2) * radius / inertia
-    direct = load / (np.sqrt(2.0) * h * length)
-    shear = np.sqrt(direct**2 + direct * torsion * length / radius + torsion**2)
+    spread = length**2 / 12 + half_squared
+    inertia = 2 * root2 * h * length * spread
+    torque = load * (overhang + length / 2)
+    torsion = torque * radius / inertia
+    direct = load / (root2 * h * length)
+    mixed = direct * torsion * length / radius
+    shear = np.sqrt(direct**2 + mixed + torsion**2)
     bending = 6 * load * overhang / (b * t**2)
-    slenderness = 1 - t / (2 * overhang) * np.sqrt(elasticity / (4 * shear_modulus))
-    buckling_load = 4.013 * elasticity * t * b**3 / 6 / overhang**2 * slenderness
-    violation = _violation(13_600 - shear, 30_000 - bending, b - h, buckling_load - load)
-    return cost, deflection, violation
+    rigidity = np.sqrt(elasticity / (4 * shear_modulus))
+    slenderness = 1 - t / (2 * overhang) * rigidity
+    bar = 4.013 * elasticity * t * b**3
+    buckling_load = bar / 6 / overhang**2 * slenderness
+    violation = _violation(
+        13_600 - shear,
+        30_000 - bending,
+        b - h,
+        buckling_load - load,
+    )
+    return weld_cost + beam_cost, deflection, violation
 
 
-def disc_brake(inner: Array, outer: Array, force: Array, discs: Array) -> tuple[Array, ...]:
+def disc_brake(x: Array) -> Objectives:
     """RE33: mass, stopping time; violation of the limits on size, pressure, heat and torque."""
+    inner, outer, force, discs = x
     width = outer - inner
     # A disc without width would divide by zero; it is given a very small one.
-    width = np.where(np.abs(width) < 1e-9, 1e-9, width)
+    is_flat = np.abs(width) < 1e-9
+    width = np.where(is_flat, 1e-9, width)
     # The differences of powers (outer^2 - inner^2 and outer^3 - inner^3) are divided by `width`.
     radii = inner + outer
     cubes = inner**2 + inner * outer + outer**2
     mass = 4.9e-5 * width * radii * (discs - 1)
     time = 9.82e6 * radii / (force * discs * cubes)
-    pressure = 0.4 - force / (3.14 * width * radii)
-    temperature = 1 - 2.22e-3 * force * cubes / (width * radii**2)
-    torque = 2.66e-2 * force * discs * cubes / radii - 900
-    violation = _violation(width - 20, pressure, temperature, torque)
+    pressure = force / (3.14 * width * radii)
+    heat = 2.22e-3 * force * cubes
+    temperature = heat / (width * radii**2)
+    torque = 2.66e-2 * force * discs * cubes / radii
+    violation = _violation(
+        width - 20,
+        0.4 - pressure,
+        1 - temperature,
+        torque - 900,
+    )
     return mass, time, violation
 
 
-def crashworthiness(x1: Array, x2: Array, x3: Array, x4: Array, x5: Array) -> tuple[Array, ...]:
+def crashworthiness(x: Array) -> Objectives:
     """RE34: a vehicle's mass, acceleration in a full frontal crash, intrusion in an offset one."""
+    x1, x2, x3, x4, x5 = x
     mass = (
         1640.2823
         + 2.3573285 * x1
@@ -161,14 +199,19 @@ def crashworthiness(x1: Array, x2: Array, x3: Array, x4: Array, x5: Array) -> tu
         + 7.7213633 * x4
         + 4.4559504 * x5
     )
-    linear = 6.5856 + 1.15 * x1 - 1.0427 * x2 + 0.9738 * x3 + 0.8364 * x4
-    products = -0.3695 * x1 * x4 + 0.0861 * x1 * x5 + 0.3628 * x2 * x4
-    acceleration = linear + products - 0.1106 * x1**2 - 0.3437 * x3**2 + 0.1764 * x4**2
-    linear = -0.0551 + 0.0181 * x1 + 0.1024 * x2 + 0.0421 * x3
+    linear = 6.5856 + 1.15 * x1 - 1.0427 * x2
+    linear = linear + 0.9738 * x3 + 0.8364 * x4
+    products = -0.3695 * x1 * x4 + 0.0861 * x1 * x5
+    products = products + 0.3628 * x2 * x4
+    acceleration = linear + products - 0.1106 * x1**2
+    acceleration = acceleration - 0.3437 * x3**2 + 0.1764 * x4**2
+    linear = -0.0551 + 0.0181 * x1
+    linear = linear + 0.1024 * x2 + 0.0421 * x3
     products = (
         -0.0073 * x1 * x2 + 0.024 * x2 * x3 - 0.0118 * x2 * x4 - 0.0204 * x3 * x4 - 0.008 * x3 * x5
     )
-    intrusion = linear + products - 0.0241 * x2**2 + 0.0109 * x4**2
+    intrusion = linear + products - 0.0241 * x2**2
+    intrusion = intrusion + 0.0109 * x4**2
     return mass, acceleration, intrusion
 
 
@@ -235,10 +278,9 @@ _ROCKET: tuple[dict[str, float], ...] = (
 )
 
 
-def rocket_injector(
-    alpha: Array, hydrogen: Array, oxygen: Array, post_tip: Array
-) -> tuple[Array, ...]:
+def rocket_injector(x: Array) -> Objectives:
     """RE37: highest temperatures of the injector's face and post tip, combustion length."""
+    alpha, hydrogen, oxygen, post_tip = x
     variables = {"a": alpha, "h": hydrogen, "o": oxygen, "p": post_tip}
     return tuple(_polynomial(coefficients, variables) for coefficients in _ROCKET)
 
@@ -253,11 +295,12 @@ def _polynomial(coefficients: dict[str, float], variables: dict[str, Array]) -> 
     return total
 
 
-def car_side(
-    x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x7: Array
-) -> tuple[Array, ...]:
+def car_side(x: Array) -> Objectives:
     """RE41: mass, pelvis force, mean velocity of pillar and door; violation of ten dummy limits."""
-    mass = 1.98 + 4.9 * x1 + 6.67 * x2 + 6.98 * x3 + 4.01 * x4 + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
+    x1, x2, x3, x4, x5, x6, x7 = x
+    mass = 1.98 + 4.9 * x1 + 6.67 * x2
+    mass = mass + 6.98 * x3 + 4.01 * x4
+    mass = mass + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
     force = 4.72 - 0.5 * x4 - 0.19 * x2 * x3
     pillar = 10.58 - 0.674 * x1 * x2 - 0.67275 * x2
     door = 16.45 - 0.489 * x3 * x7 - 0.843 * x5 * x6
@@ -279,9 +322,12 @@ def car_side(
         + 0.030408 * x3
         - 0.00364 * x5 * x6
     )
-    lower_viscous = 0.74 - 0.61 * x2 - 0.031296 * x3 - 0.031872 * x7 + 0.227 * x2**2
-    upper_rib = 28.98 + 3.818 * x3 - 4.2 * x1 * x2 + 1.27296 * x6 - 2.68065 * x7
-    middle_rib = 35.31728 + 2.95 * x3 - 5.057 * x1 * x2 - 3.795 * x2 - 3.4431 * x7
+    lower_viscous = 0.74 - 0.61 * x2 - 0.031296 * x3
+    lower_viscous = lower_viscous - 0.031872 * x7 + 0.227 * x2**2
+    upper_rib = 28.98 + 3.818 * x3 - 4.2 * x1 * x2
+    upper_rib = upper_rib + 1.27296 * x6 - 2.68065 * x7
+    middle_rib = 35.31728 + 2.95 * x3 - 5.057 * x1 * x2
+    middle_rib = middle_rib - 3.795 * x2 - 3.4431 * x7
     lower_rib = 46.36 - 9.9 * x2 - 4.4505 * x1
     violation = _violation(
         1 - abdomen,

@@ -77,10 +77,13 @@ class MergeLandscape:
                 f"{surrogate} was not fitted to the {len(scored)} merges of {merges}; "
                 "run `fit` of benchmarks.landscape"
             )
-        hyperparameters = zip(arrays["projection"], arrays["settings"].tolist(), strict=True)
+        processes = []
+        settings = arrays["settings"].tolist()
+        for projection, numbers in zip(arrays["projection"], settings, strict=True):
+            processes.append(LogitProcess(projection, *numbers))
         return cls(
             merges=scored,
-            processes=tuple(LogitProcess(matrix, *rest) for matrix, rest in hyperparameters),
+            processes=tuple(processes),
             coefficients=arrays["coefficients"],
             error=arrays["error"],
             reference_point=arrays["reference"],
@@ -111,8 +114,9 @@ class MergeLandscape:
     @property
     def front(self) -> list[dict[str, ParamValue]]:
         """Parameters of a sample of the surrogate's Pareto front."""
-        pairs = zip(*self.front_rows, strict=True)
-        return [self.merges.space.point(method, numbers) for method, numbers in pairs]
+        space = self.merges.space
+        methods, rows = self.front_rows
+        return [space.point(m, row) for m, row in zip(methods, rows, strict=True)]
 
     def evaluate(
         self,
@@ -171,21 +175,46 @@ class MergeLandscape:
             `(n, m)`.
         """
         x = features(self.merges.space, method, numbers)
-        tasks = zip(self.processes, self.coefficients, self._posterior, strict=True)
         columns = []
-        for process, coefficients, (projected_merges, line) in tasks:
-            covariance = process.smooth_covariance(x @ process.projection, projected_merges)
-            logit = covariance @ coefficients + line[0] + (2 * x - 1) @ line[1:]
-            columns.append(sigmoid(logit))
+        for posterior in self._posteriors:
+            columns.append(sigmoid(posterior.mean(x)))
         return np.stack(columns, axis=1)
 
     @cached_property
-    def _posterior(self) -> list[tuple[Array, Array]]:
-        """Per task: the projected merges; constant and slopes `(1 + p,)` of the linear part."""
-        x = features(self.merges.space, self.merges.method, self.merges.numbers)
+    def _posteriors(self) -> list["_Posterior"]:
+        """One per task."""
+        merges = self.merges
+        x = features(merges.space, merges.method, merges.numbers)
         design_matrix = affine(x)
-        posterior = []
+        posteriors = []
         for process, coefficients in zip(self.processes, self.coefficients, strict=True):
+            projected = x @ process.projection
             line = process.slope_variance * coefficients @ design_matrix
-            posterior.append((x @ process.projection, line))
-        return posterior
+            posterior = _Posterior(process, coefficients, projected, line)
+            posteriors.append(posterior)
+        return posteriors
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """One task's process, given all merges.
+
+    projected: the merges' features times A, `(n, k)`. line: constant and slopes of the linear
+    part, `(1 + p,)`.
+    """
+
+    process: LogitProcess
+    coefficients: Array
+    projected: Array
+    line: Array
+
+    def mean(self, x: Array) -> Array:
+        """The posterior mean `(q,)` of the logit at features `(q, p)`."""
+        projected = x @ self.process.projection
+        covariance = self.process.smooth_covariance(projected, self.projected)
+        # The linear part needs no covariance with each merge: it is a line.
+        constant = self.line[0]
+        slopes = self.line[1:]
+        smooth = covariance @ self.coefficients
+        logit: Array = smooth + constant + (2 * x - 1) @ slopes
+        return logit

@@ -99,7 +99,8 @@ class Problem:
         true_values = self.evaluate([params])[0]
         if self.noise is None:
             return true_values, None
-        return self.noise(true_values, np.random.default_rng([self.seed, number]))
+        rng = np.random.default_rng([self.seed, number])
+        return self.noise(true_values, rng)
 
     def hypervolume(self, study: optuna.Study) -> float:
         """The share of the true front's hypervolume that a study has reached.
@@ -112,12 +113,15 @@ class Problem:
         Returns:
             0 to 1 (above 1 only where the known front is itself a numerical one).
         """
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = (TrialState.COMPLETE,)
+        trials = study.get_trials(deepcopy=False, states=complete)
         if not trials:
             return 0.0
-        true_values = self.evaluate([trial.params for trial in trials])
-        observed = np.array([trial.values for trial in trials])
-        return self.hypervolume_share(true_values, observed)
+        params = [trial.params for trial in trials]
+        values = [trial.values for trial in trials]
+        # The user chooses from the front that the noisy values show, and gets the true ones.
+        true_values = self.evaluate(params)
+        return self.hypervolume_share(true_values, np.array(values))
 
     def hypervolume_share(self, true_values: Array, observed: Array | None = None) -> float:
         """Share of the true front's hypervolume, by the TRUE values of the OBSERVED front.
@@ -131,8 +135,11 @@ class Problem:
         Returns:
             0 to 1.
         """
-        front = nondominated(true_values if observed is None else observed)
-        return hypervolume(true_values[front], self.reference_point) / self.front_hypervolume
+        if observed is None:
+            observed = true_values
+        front = true_values[nondominated(observed)]
+        volume = hypervolume(front, self.reference_point)
+        return volume / self.front_hypervolume
 
     def as_accuracies(self, n_examples: int = N_EXAMPLES) -> "Problem":
         """The same problem with each objective measured as an accuracy over some test examples.
@@ -149,7 +156,8 @@ class Problem:
         span = 2 * (self.ideal_point - self.reference_point)
 
         def evaluate(params: Sequence[Params]) -> Array:
-            return np.clip(1 - (self.ideal_point - self.evaluate(params)) / span, 0.0, 1.0)
+            shortfall = self.ideal_point - self.evaluate(params)
+            return np.clip(1 - shortfall / span, 0.0, 1.0)
 
         ones = np.ones(self.n_objectives)
         return replace(
@@ -166,7 +174,8 @@ class Problem:
         for name, distribution in self.space.items():
             # A parent stands before its children in `space`, so its value is known by now.
             parents = self.conditions.get(name, ())
-            if all(params.get(parent) in values for parent, values in parents):
+            is_active = all(params.get(parent) in values for parent, values in parents)
+            if is_active:
                 params[name] = _suggest_one(trial, name, distribution)
         return params
 
@@ -184,17 +193,30 @@ def binomial(
     Returns:
         Observed accuracies p `(m,)`, and their standard errors sqrt(p (1 - p) / n) `(m,)`.
     """
-    observed = rng.binomial(n_examples, accuracy) / n_examples
-    return observed, np.sqrt(observed * (1 - observed) / n_examples)
+    n_correct = rng.binomial(n_examples, accuracy)
+    observed = n_correct / n_examples
+    variance = observed * (1 - observed)
+    # Not n - 1: the published searches were run with this standard error.
+    return observed, np.sqrt(variance / n_examples)
 
 
 def _suggest_one(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> ParamValue:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, FloatDistribution):
-        low, high = distribution.low, distribution.high
-        return trial.suggest_float(name, low, high, step=distribution.step, log=distribution.log)
+        return trial.suggest_float(
+            name,
+            distribution.low,
+            distribution.high,
+            step=distribution.step,
+            log=distribution.log,
+        )
     if isinstance(distribution, IntDistribution):
-        low, high = distribution.low, distribution.high
-        return trial.suggest_int(name, low, high, step=distribution.step, log=distribution.log)
+        return trial.suggest_int(
+            name,
+            distribution.low,
+            distribution.high,
+            step=distribution.step,
+            log=distribution.log,
+        )
     raise ConfigError(f"{name}: a {type(distribution).__name__} cannot be suggested")

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,9 @@ class MergeSpace:
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space in Optuna's terms, `method` first."""
-        space: dict[str, BaseDistribution] = {"method": CategoricalDistribution(self.methods)}
+        space: dict[str, BaseDistribution] = {}
+        # Samplers suggest in this order, and a density is active under some methods only.
+        space["method"] = CategoricalDistribution(self.methods)
         for name, (low, high) in self.numbers.items():
             space[name] = FloatDistribution(low, high)
         return space
@@ -58,13 +60,15 @@ class MergeSpace:
     @property
     def conditions(self) -> Conditions:
         """Parameter -> (parent, values) pairs: it is active where the parent has such a value."""
+        condition = ("method", self.density_methods)
         densities = [name for name in self.numbers if name.startswith("density")]
-        return dict.fromkeys(densities, (("method", self.density_methods),))
+        return dict.fromkeys(densities, (condition,))
 
     @property
     def bounds(self) -> tuple[Array, Array]:
         """The lowest and the highest value of each number, `(d,)` each."""
-        low, high = np.array(list(self.numbers.values())).T
+        pairs = list(self.numbers.values())
+        low, high = np.array(pairs).T
         return low, high
 
     @property
@@ -85,8 +89,9 @@ class MergeSpace:
         Raises:
             ConfigError: a parameter is unknown, missing or out of bounds.
         """
-        method = np.zeros(len(points), dtype=np.uint8)
-        numbers = np.full((len(points), len(self.numbers)), np.nan)
+        shape = (len(points), len(self.numbers))
+        method = np.zeros(shape[0], dtype=np.uint8)
+        numbers = np.full(shape, np.nan)
         for i, point in enumerate(points):
             method[i] = self._method_index(point)
             numbers[i] = self._numbers(point)
@@ -102,8 +107,11 @@ class MergeSpace:
         Returns:
             Parameter name -> value.
         """
-        point: dict[str, ParamValue] = {"method": self.methods[int(method)]}
-        for name, value in zip(self.numbers, numbers.tolist(), strict=True):
+        point: dict[str, ParamValue] = {}
+        point["method"] = self.methods[int(method)]
+        # Plain floats: Optuna stores no NumPy numbers.
+        values = numbers.tolist()
+        for name, value in zip(self.numbers, values, strict=True):
             if not np.isnan(value):
                 point[name] = value
         return point
@@ -121,18 +129,28 @@ class MergeSpace:
     def _numbers(self, point: Params) -> Array:
         conditions = self.conditions
         reads_densities = point["method"] in self.density_methods
-        row = np.full(len(self.numbers), np.nan)
+        n_numbers = len(self.numbers)
+        row = np.full(n_numbers, np.nan)
         for j, (name, (low, high)) in enumerate(self.numbers.items()):
             if name not in conditions or reads_densities:
                 row[j] = _number(point, name, low, high)
         return row
 
 
+class _SpaceHeader(TypedDict):
+    """The space in a file's header."""
+
+    methods: list[str]
+    numbers: dict[str, list[float]]
+    dense: list[str]
+
+
 def _number(point: Params, name: str, low: float, high: float) -> float:
     value = point.get(name)
-    if not isinstance(value, int | float | np.number) or not low <= value <= high:
-        raise ConfigError(f"{name}: expected a number from {low} to {high}, got {value!r}")
-    return float(value)
+    # NaN lies between no bounds.
+    if isinstance(value, int | float | np.number) and low <= value <= high:
+        return float(value)
+    raise ConfigError(f"{name}: expected a number from {low} to {high}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +200,9 @@ class ScoredMerges:
         """Baseline recipes by name: each model alone, uniform average, published defaults."""
         starts = {}
         for i, label in enumerate(self.labels):
-            starts[label] = self.space.point(self.method[i], self.numbers[i])
+            method = self.method[i]
+            numbers = self.numbers[i]
+            starts[label] = self.space.point(method, numbers)
         return starts
 
     @classmethod
@@ -195,25 +215,39 @@ class ScoredMerges:
         Returns:
             The merges of the file.
         """
+        # No `allow_pickle`: a file cannot run code.
         with np.load(file) as data:
-            header = json.loads(str(data["header"]))
-            stage, method = data["stage"], data["method"]
-            numbers, bits = data["numbers"], data["items"]
-        tasks, n_examples = tuple(header["tasks"]), header["items"]
-        flat = np.unpackbits(bits, axis=1, count=len(tasks) * n_examples)
-        correct = flat.reshape(-1, len(tasks), n_examples).astype(bool)
-        space = header["space"]
-        bounds = {name: (low, high) for name, (low, high) in space["numbers"].items()}
+            text = str(data["header"])
+            arrays = {name: data[name] for name in data.files}
+        header = json.loads(text)
+        tasks = tuple(header["tasks"])
+        n_tasks, n_examples = len(tasks), header["items"]
+        # Rows are padded to whole bytes.
+        n_bits = n_tasks * n_examples
+        bits = np.unpackbits(arrays["items"], axis=1, count=n_bits)
+        correct = bits.reshape(-1, n_tasks, n_examples)
         return cls(
-            space=MergeSpace(tuple(space["methods"]), bounds, tuple(space["dense"])),
+            space=_space_of(header["space"]),
             tasks=tasks,
-            stage=stage,
-            method=method,
-            numbers=numbers,
-            correct=correct,
+            stage=arrays["stage"],
+            method=arrays["method"],
+            numbers=arrays["numbers"],
+            correct=correct.astype(bool),
             labels=tuple(header["labels"]),
             provenance=header["made"],
         )
+
+
+def _space_of(header: _SpaceHeader) -> MergeSpace:
+    """The space that a file's header describes."""
+    bounds = {}
+    for name, (low, high) in header["numbers"].items():
+        bounds[name] = (low, high)
+    return MergeSpace(
+        methods=tuple(header["methods"]),
+        numbers=bounds,
+        density_methods=tuple(header["dense"]),
+    )
 
 
 def standard_error(accuracy: Array, n_examples: int) -> Array:
@@ -226,4 +260,5 @@ def standard_error(accuracy: Array, n_examples: int) -> Array:
     Returns:
         sqrt(p (1 - p) / (n - 1)), of the same shape.
     """
-    return np.sqrt(accuracy * (1 - accuracy) / (n_examples - 1))
+    variance = accuracy * (1 - accuracy)
+    return np.sqrt(variance / (n_examples - 1))

@@ -4,7 +4,7 @@ f(x) = b + w . x + g(x A), with b and w normal a priori, and g of Matern 5/2 cov
 Williams, Gaussian Processes for Machine Learning, 2006, section 2.7). A is diagonal: one length
 scale per coordinate. A full matrix A lets the process see that sums and differences of weights
 matter, a merge being a sum; with few merges that is better, with the shipped ones it is not
-(docs/landscape.md). `benchmarks/landscape` fits the processes.
+(docs/lab/landscape.md). `benchmarks/landscape` fits the processes.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,9 @@ def matern_52(squared_distance: Array, variance: float) -> Array:
         Covariances, of the same shape.
     """
     r = np.sqrt(5 * squared_distance)
-    return variance * (1 + r + r * r / 3) * np.exp(-r)
+    polynomial = 1 + r + r * r / 3
+    decay = np.exp(-r)
+    return variance * polynomial * decay
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ class LogitProcess:
         Returns:
             `(n, q)`.
         """
-        a_squared = (a * a).sum(1)[:, None]
-        squared_distance = np.maximum(a_squared + (b * b).sum(1) - 2 * a @ b.T, 0)
-        return self.kernel(squared_distance, self.variance)
+        a_norms = (a * a).sum(1)
+        b_norms = (b * b).sum(1)
+        products = 2 * a @ b.T
+        # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a . b, which rounding can make negative.
+        squared_distance = a_norms[:, None] + b_norms - products
+        return self.kernel(np.maximum(squared_distance, 0), self.variance)
 
 
 def features(space: MergeSpace, method: MethodIndices, numbers: Array) -> Array:
@@ -82,15 +87,17 @@ def features(space: MergeSpace, method: MethodIndices, numbers: Array) -> Array:
         likewise in their logarithm. An inactive density is 1: all of the delta is used.
     """
     low, high = space.bounds
+    inactive = np.isnan(numbers)
+    values = np.where(inactive, high, numbers)
+    scaled = values - low
+    span = high - low
+    # Only densities: weights may be negative, and have no logarithm.
     dense = space.is_density
-    values = np.where(np.isnan(numbers), high, numbers)
-    # `where=` skips the logarithm of weights, which may be negative.
-    log_values = np.log(values / low, where=dense, out=np.zeros_like(values))
-    log_span = np.log(high / low, where=dense, out=np.ones_like(high))
-    scaled = np.where(dense, log_values, values - low)
-    span = np.where(dense, log_span, high - low)
+    np.log(values / low, where=dense, out=scaled)
+    np.log(high / low, where=dense, out=span)
     one_hot = np.eye(len(space.methods))[method]
-    return np.concatenate([one_hot, scaled / span], axis=1)
+    columns = [one_hot, scaled / span]
+    return np.concatenate(columns, axis=1)
 
 
 def affine(x: Array) -> Array:
@@ -102,7 +109,9 @@ def affine(x: Array) -> Array:
     Returns:
         `(n, 1 + p)`.
     """
-    return np.concatenate([np.ones((len(x), 1)), 2 * x - 1], axis=1)
+    constant = np.ones((len(x), 1))
+    centred = 2 * x - 1
+    return np.concatenate([constant, centred], axis=1)
 
 
 def sigmoid(z: Array) -> Array:

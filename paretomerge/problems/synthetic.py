@@ -19,8 +19,10 @@ def zdt(kind: int, x: Array) -> Array:
         Values `(n, 2)`, minimised.
     """
     f1 = x[:, 0]
-    g = 1 + 9 * x[:, 1:].mean(1)
-    return np.stack([f1, zdt_second_objective(kind, f1, g)], axis=1)
+    rest = x[:, 1:]
+    g = 1 + 9 * rest.mean(1)
+    f2 = zdt_second_objective(kind, f1, g)
+    return np.stack([f1, f2], axis=1)
 
 
 def zdt_second_objective(kind: int, f1: Array, g: Array | float) -> Array:
@@ -35,17 +37,24 @@ def zdt_second_objective(kind: int, f1: Array, g: Array | float) -> Array:
         Values `(n,)`, minimised.
     """
     ratio = f1 / g
+    # ZDT1, equation 7: a convex front.
+    root = np.sqrt(ratio)
+    h = 1 - root
     if kind == 2:
-        return np.asarray(g * (1 - ratio**2))
-    waves = ratio * np.sin(10 * np.pi * f1) if kind == 3 else 0
-    return np.asarray(g * (1 - np.sqrt(ratio) - waves))
+        # Equation 8: a concave front.
+        h = 1 - ratio**2
+    elif kind == 3:
+        # Equation 9: five waves break the front into pieces.
+        angle = 10 * np.pi * f1
+        h = h - ratio * np.sin(angle)
+    return np.asarray(g * h)
 
 
 def dtlz2(m: int, x: Array) -> Array:
     """DTLZ2: the front is the part of the unit sphere in the positive orthant.
 
     Source: Deb, Thiele, Laumanns & Zitzler, Scalable multi-objective optimization test problems,
-    CEC 2002, equation 9.
+    CEC 2002.
 
     Args:
         m: number of objectives.
@@ -54,13 +63,18 @@ def dtlz2(m: int, x: Array) -> Array:
     Returns:
         Values `(n, m)`, minimised.
     """
-    angle = x[:, : m - 1] * np.pi / 2
-    radius = 1 + ((x[:, m - 1 :] - 0.5) ** 2).sum(1)
+    n_angles = m - 1
+    angles = x[:, :n_angles] * np.pi / 2
+    # The radius is 1, its least value, where all other parameters are 1/2.
+    deviation = x[:, n_angles:] - 0.5
+    radius = 1 + (deviation**2).sum(1)
     values = np.repeat(radius[:, None], m, axis=1)
     for k in range(m):
-        values[:, k] *= np.cos(angle[:, : m - 1 - k]).prod(1)
+        n_cosines = n_angles - k
+        cosines = np.cos(angles[:, :n_cosines])
+        values[:, k] *= cosines.prod(1)
         if k > 0:
-            values[:, k] *= np.sin(angle[:, m - 1 - k])
+            values[:, k] *= np.sin(angles[:, n_cosines])
     return values
 
 
@@ -68,7 +82,7 @@ def dtlz7(m: int, x: Array) -> Array:
     """DTLZ7: the front is 2^(m - 1) separate pieces.
 
     Source: Deb, Thiele, Laumanns & Zitzler, Scalable multi-objective optimization test problems,
-    CEC 2002, equation 16.
+    CEC 2002.
 
     Args:
         m: number of objectives.
@@ -77,10 +91,16 @@ def dtlz7(m: int, x: Array) -> Array:
     Returns:
         Values `(n, m)`, minimised.
     """
-    first = x[:, : m - 1]
-    g = 2 + 9 * x[:, m - 1 :].mean(1)
-    h = m - dtlz7_waves(first / g[:, None], first).sum(1)
-    return np.column_stack([first, g * h])
+    n_first = m - 1
+    first = x[:, :n_first]
+    rest = x[:, n_first:]
+    # This g is the paper's 1 + g.
+    g = 2 + 9 * rest.mean(1)
+    ratio = first / g[:, None]
+    waves = dtlz7_waves(ratio, first)
+    h = m - waves.sum(1)
+    last = g * h
+    return np.column_stack([first, last])
 
 
 def dtlz7_waves(ratio: Array, f: Array) -> Array:
@@ -93,4 +113,6 @@ def dtlz7_waves(ratio: Array, f: Array) -> Array:
     Returns:
         ratio * (1 + sin(3 pi f)).
     """
-    return np.asarray(ratio * (1 + np.sin(3 * np.pi * f)))
+    angle = 3 * np.pi * f
+    wave = 1 + np.sin(angle)
+    return np.asarray(ratio * wave)

@@ -132,7 +132,7 @@ def test_probes_go_where_most_is_promised():
 
 
 def test_the_published_verification_is_that_of_the_results(landscape):
-    page = (REPOSITORY / "docs" / "landscape.md").read_text()
+    page = (REPOSITORY / "docs" / "lab" / "landscape.md").read_text()
     table, *_ = verify.report(landscape).split("\nbias")
     assert table in page
 

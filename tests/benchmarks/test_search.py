@@ -146,7 +146,7 @@ def test_tables():
 
 def test_the_page_is_written_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text((REPOSITORY / "docs" / "search-benchmark.md").read_text())
+    page.write_text((REPOSITORY / "docs" / "lab" / "search-benchmark.md").read_text())
     for section in ("results", "ablation", "speed"):
         search.write(section, f"figures of {section}", page)
         search.write(section, f"figures of {section}", page)  # twice is once

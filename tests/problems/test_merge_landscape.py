@@ -177,7 +177,7 @@ def test_optuna_and_our_encoding_take_the_space(landscape):
 
 
 def test_the_docs_run():
-    page = (REPOSITORY / "docs" / "landscape.md").read_text()
+    page = (REPOSITORY / "docs" / "lab" / "landscape.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     names = {}
     exec(code, names)

@@ -216,8 +216,8 @@ def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler)
 @pytest.mark.parametrize(
     ("sampler", "told"),
     [
-        ({"population": 8}, "expected a name"),
-        ({"name": 3}, "expected a name"),
+        ({"population": 8}, "a name, or `name` and options"),
+        ({"name": 3}, "a name, or `name` and options"),
         ("", "unknown name"),
     ],
 )

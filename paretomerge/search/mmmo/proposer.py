@@ -3,7 +3,7 @@
 The steps of a proposal, in `MMMOProposer.propose`: the points of greatest expected hypervolume
 improvement; their weak-to-strong crossing with evaluated elites (Li et al. 2024, sec. 3.2); the
 Fisher filter, which takes of the best points the one that the surrogate knows least (sec. 3.3). The
-last two are off by default: docs/search-benchmark.md has their measured effect.
+last two are off by default: docs/lab/search-benchmark.md has their measured effect.
 """
 
 import hashlib
