@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from botorch.acquisition import AcquisitionFunction
-from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective.logei import (
+    qLogNoisyExpectedHypervolumeImprovement,
+)
 from botorch.acquisition.multi_objective.monte_carlo import (
     qExpectedHypervolumeImprovement,
     qNoisyExpectedHypervolumeImprovement,
@@ -44,7 +46,9 @@ def botorch(problem: Problem, meter: Meter, seed: int) -> None:
         improvement = hypervolume_improvement(
             qLogNoisyExpectedHypervolumeImprovement, cube, len(meter.observed), seed
         )
-        best, _ = optimize_acqf(improvement, cube.bounds, q=1, num_restarts=10, raw_samples=512)
+        best, _ = optimize_acqf(
+            improvement, cube.bounds, q=1, num_restarts=10, raw_samples=512
+        )
         cube.evaluate(best.numpy())
 
 
@@ -60,7 +64,12 @@ def ap_bmm(problem: Problem, meter: Meter, seed: int) -> None:
             qNoisyExpectedHypervolumeImprovement, cube, len(meter.observed), seed
         )
         optima, values = optimize_acqf(
-            improvement, cube.bounds, q=1, num_restarts=8, raw_samples=256, return_best_only=False
+            improvement,
+            cube.bounds,
+            q=1,
+            num_restarts=8,
+            raw_samples=256,
+            return_best_only=False,
         )
         best = optima[values.argsort(descending=True)[:4], 0]
         with torch.no_grad():
@@ -132,7 +141,9 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
         worst = torch.from_numpy(percent[:10].min(0))
         boxes = FastNondominatedPartitioning(worst, outcomes)
         sampler = SobolQMCNormalSampler(torch.Size([128]), seed=seed)
-        improvement = qExpectedHypervolumeImprovement(model, worst.tolist(), boxes, sampler)
+        improvement = qExpectedHypervolumeImprovement(
+            model, worst.tolist(), boxes, sampler
+        )
         candidates = ten_candidates(improvement, cube, rng)
         elites = cube.x[ranked(meter.y, problem.reference_point)[:5]]
         crossed = weak_to_strong(candidates, elites, rng)
@@ -143,7 +154,10 @@ def mmmo_published(problem: Problem, meter: Meter, seed: int) -> None:
 
 
 def in_percent(y: Array, problem: Problem) -> Array:
-    """Values `(n, m)` as percents: 100 at the ideal point, 50 at the reference point, 0 at least."""
+    """Values `(n, m)` as percents.
+
+    100 at the ideal point, 50 at the reference point, 0 at least.
+    """
     span = problem.ideal_point - problem.reference_point
     percent = 100 - 50 * (problem.ideal_point - y) / span
     return np.maximum(percent, 0.0)
@@ -163,7 +177,12 @@ def ten_candidates(
     if flat:
         return np.asarray(raw[:10, 0].numpy())
     candidates, _ = optimize_acqf(
-        improvement, cube.bounds, q=10, sequential=True, num_restarts=10, raw_samples=512
+        improvement,
+        cube.bounds,
+        q=10,
+        sequential=True,
+        num_restarts=10,
+        raw_samples=512,
     )
     return np.asarray(candidates.numpy())
 

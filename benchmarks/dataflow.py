@@ -49,7 +49,10 @@ SEARCH_EXAMPLES, HELD_OUT_EXAMPLES = 300, 600
 LAYERS = 8
 BUDGET, FIRST_LEVEL, LARGER_BUDGET = 60, 40, 120
 LAYER_LIMITS = range(4, 10)
-PARAMETERS = {"methods": ["task_arithmetic", "ties", "dare_ties"], "weight": {"bounds": [0, 1.5]}}
+PARAMETERS = {
+    "methods": ["task_arithmetic", "ties", "dare_ties"],
+    "weight": {"bounds": [0, 1.5]},
+}
 EDITS: dict[str, Any] = {"routes": {"blocks": LAYERS}}
 INDICATORS: dict[str, Any] = {"routes": {"blocks": LAYERS, "form": "indicators"}}
 SIZE = {"size": "layers"}
@@ -72,8 +75,12 @@ def two_levels(
 SEARCHES: dict[str, dict[str, Any]] = {
     PARAMETERS_ALONE: {"space": PARAMETERS},
     "hierarchy, MM-MO": two_levels("mmmo"),
-    "hierarchy 50 + 10 without scales, MM-MO": two_levels("mmmo", 50, scale=False, most=1),
-    "hierarchy 55 + 5 without scales, MM-MO": two_levels("mmmo", 55, scale=False, most=1),
+    "hierarchy 50 + 10 without scales, MM-MO": two_levels(
+        "mmmo", 50, scale=False, most=1
+    ),
+    "hierarchy 55 + 5 without scales, MM-MO": two_levels(
+        "mmmo", 55, scale=False, most=1
+    ),
     "parameters alone, 120, MM-MO": {"space": PARAMETERS, "trials": LARGER_BUDGET},
     "hierarchy 100 + 20 without scales, MM-MO": two_levels(
         "mmmo", 100, LARGER_BUDGET, scale=False, most=1
@@ -86,8 +93,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "indicators, CMA-ES": {"space": INDICATORS, "sampler": "cma"},
     "indicators, NSGA-II": {"space": INDICATORS, "sampler": "nsga2"},
     "indicators, policy": {"space": INDICATORS, "sampler": "policy"},
-    "hierarchy with size, MM-MO": two_levels("mmmo", BUDGET // 2) | {"objectives": [SIZE]},
-    "hierarchy with size, policy": two_levels("policy", BUDGET // 2) | {"objectives": [SIZE]},
+    "hierarchy with size, MM-MO": two_levels("mmmo", BUDGET // 2)
+    | {"objectives": [SIZE]},
+    "hierarchy with size, policy": two_levels("policy", BUDGET // 2)
+    | {"objectives": [SIZE]},
 }
 """Row of the table -> what its study.yaml has beside the common part.
 
@@ -128,7 +137,9 @@ def measure(folder: Path, name: str, seed: int) -> Entry:
     }
     if name in BASELINE_ROWS:
         groups["starts"] = [trial for trial in trials if trial.is_start]
-    held_out = score_held_out(study, [trial for group in groups.values() for trial in group])
+    held_out = score_held_out(
+        study, [trial for group in groups.values() for trial in group]
+    )
     entry: Entry = {"search": name, "seed": seed}
     for group, members in groups.items():
         entry[group] = []

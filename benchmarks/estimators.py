@@ -36,7 +36,9 @@ Figures = tuple[float, float, float, float]
 """Bias, error, rank correlation, stated error over the true one."""
 
 
-def chosen_merges(merges: ScoredMerges, n_known: int, better: bool) -> tuple[Indices, Indices]:
+def chosen_merges(
+    merges: ScoredMerges, n_known: int, better: bool
+) -> tuple[Indices, Indices]:
     """Indices of the merges that are known, and of those that are estimated."""
     is_start = merges.stage == START
     rng = np.random.default_rng(0)
@@ -114,7 +116,9 @@ def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument("--known", type=int, default=30)
     parser.add_argument(
-        "--better", action="store_true", help="new merges are of the best third, as in a search"
+        "--better",
+        action="store_true",
+        help="new merges are of the best third, as in a search",
     )
     arguments = parser.parse_args()
     merges = ScoredMerges.load()

@@ -1,4 +1,5 @@
-"""docs/lab/evaluation.md: what scoring costs beside forward passes, and beside the harness's own model.
+"""docs/lab/evaluation.md: what scoring costs beside forward passes, and beside the harness's own
+model.
 
     python -m benchmarks.evaluation
 
@@ -18,7 +19,12 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from benchmarks.reporting import markdown_row, markdown_table
 from paretomerge.evaluate.evaluator import Candidate
@@ -101,7 +107,8 @@ def specialists() -> str:
         seconds.append(whole)
         shares.append(1 - timer.seconds / whole)
     return (
-        f"specialists: built in {built:.1f} s; {statistics.median(seconds):.2f} s a merge, of which "
+        f"specialists: built in {built:.1f} s; {statistics.median(seconds):.2f} s a merge, of "
+        "which "
         f"{statistics.median(shares):.1%} is not forward passes (goal: under 10 %)"
     )
 
@@ -128,7 +135,10 @@ def compare_models() -> None:
             their_seconds = seconds_of(their_method, requests)
             ratios.append(their_seconds / seconds_of(our_method, requests))
         ratio = f"{statistics.median(ratios):.1f}"
-        print(markdown_row([name, ratio, difference(their_answers, our_answers)]), flush=True)
+        print(
+            markdown_row([name, ratio, difference(their_answers, our_answers)]),
+            flush=True,
+        )
 
 
 def random_llama(eos_token_id: int) -> LlamaForCausalLM:

@@ -118,9 +118,13 @@ METHODS = {
     "dare_linear": Workload("abc", {"weight": 0.4, "density": 0.5}, {}),
     "dare_ties": Workload("abc", {"weight": 0.4, "density": 0.5}, {}),
     "della": Workload("abc", {"weight": 0.4, "density": 0.5, "epsilon": 0.15}, {}),
-    "della_linear": Workload("abc", {"weight": 0.4, "density": 0.5, "epsilon": 0.15}, {}),
+    "della_linear": Workload(
+        "abc", {"weight": 0.4, "density": 0.5, "epsilon": 0.15}, {}
+    ),
     "breadcrumbs": Workload("abc", {"weight": 0.4, "density": 0.9, "gamma": 0.01}, {}),
-    "breadcrumbs_ties": Workload("abc", {"weight": 0.4, "density": 0.9, "gamma": 0.01}, {}),
+    "breadcrumbs_ties": Workload(
+        "abc", {"weight": 0.4, "density": 0.9, "gamma": 0.01}, {}
+    ),
     "sce": Workload("abc", {}, {"select_topk": 0.2}),
     "model_stock": Workload("abc", {}, {}),
     "passthrough": Workload("a", {"scale": 1.1}, {}, base=""),
@@ -299,7 +303,9 @@ def compare(method: str, threads: int, setup: Setup) -> dict[str, list[Run]]:
         text, models = recipe(method, setup.folder, setup.dtype)
         recipe_file.write_text(text)
         for _ in range(setup.repeat):
-            for tool, command in commands(setup, threads, recipe_file, out, models).items():
+            for tool, command in commands(
+                setup, threads, recipe_file, out, models
+            ).items():
                 read_once(models)
                 run = measure(command, threads)
                 written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
@@ -329,7 +335,9 @@ def in_place(threads: int, setup: Setup) -> dict[str, dict[str, float]]:
     models = [str(setup.folder / name) for name in MODELS]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [*WORKLOADS, "in-place", str(threads), *models]
-    result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    result = subprocess.run(
+        command, env=environment, check=True, stdout=subprocess.PIPE
+    )
     return dict(json.loads(result.stdout))
 
 
@@ -366,7 +374,9 @@ def mergekit_version(mergekit: Path) -> str:
     return result.stdout.strip()
 
 
-def run(threads: int, parts: Sequence[str], methods: Sequence[str], setup: Setup) -> list[Entry]:
+def run(
+    threads: int, parts: Sequence[str], methods: Sequence[str], setup: Setup
+) -> list[Entry]:
     """Measure all parts under one number of threads; one entry per line of the report."""
     key = {"size": setup.size, "threads": threads}
     entries: list[Entry] = [{**key, "part": "facts", "facts": facts(threads, setup)}]
@@ -375,7 +385,9 @@ def run(threads: int, parts: Sequence[str], methods: Sequence[str], setup: Setup
             entries.append({**key, "part": "start-up", "name": name, "runs": runs})
     if "in-place" in parts:
         for name, seconds in in_place(threads, setup).items():
-            entries.append({**key, "part": "in place", "name": name, "seconds": seconds})
+            entries.append(
+                {**key, "part": "in place", "name": name, "seconds": seconds}
+            )
     for method in methods if "merge" in parts else ():
         tool_runs = compare(method, threads, setup)
         entries.append({**key, "part": "method", "name": method, "runs": tool_runs})
@@ -418,7 +430,9 @@ def report_group(group: Group) -> str:
             cpu = cell(entry["runs"], Column("", ".2f", "ours", "cpu"))
             blocks.append(f"`{name}`: {wall} s wall, {cpu} s CPU")
         elif part == "in place":
-            blocks.append(f"in place, {name}, 3 sources, bfloat16: {ratios(entry['seconds'])}")
+            blocks.append(
+                f"in place, {name}, 3 sources, bfloat16: {ratios(entry['seconds'])}"
+            )
     return "\n\n".join(blocks)
 
 
@@ -465,7 +479,9 @@ def find_mergekit(path: Path | None) -> Path | None:
     if executable is None and path is None:
         executable = shutil.which("mergekit-yaml")
     if executable is None and path is not None:
-        raise SystemExit(f"--mergekit: {path} has no mergekit-yaml; give its virtual environment")
+        raise SystemExit(
+            f"--mergekit: {path} has no mergekit-yaml; give its virtual environment"
+        )
     return Path(executable) if executable else None
 
 
@@ -487,7 +503,12 @@ def parse_arguments() -> argparse.Namespace:
     running = subcommands.add_parser("run")
     add = running.add_argument
     add("--size", choices=SIZES, default="0.5", help="billions of parameters")
-    add("--methods", type=comma_separated, default=list(METHODS), help="linear,ties,... (all)")
+    add(
+        "--methods",
+        type=comma_separated,
+        default=list(METHODS),
+        help="linear,ties,... (all)",
+    )
     add("--threads", type=comma_separated_numbers, default=[1])
     add("--repeat", type=int, default=1)
     add(
@@ -500,7 +521,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-mergekit", action="store_true")
     models = Path(tempfile.gettempdir()) / "pm-bench"
     add("--models", type=Path, default=models, help="folder of the inputs")
-    add("--parts", type=comma_separated, default=PARTS, help=f"some of {','.join(PARTS)}")
+    add(
+        "--parts",
+        type=comma_separated,
+        default=PARTS,
+        help=f"some of {','.join(PARTS)}",
+    )
     add("--write", action="store_true", help="add the figures to benchmarks/results/")
     arguments = parser.parse_args()
     if arguments.command == "run":

@@ -53,17 +53,23 @@ def run(name: str, problem: Problem, seed: int, evaluations: int) -> Meter:
         except BudgetSpentError:
             return meter
     done = len(meter.observed)
-    raise RuntimeError(f"{name} on {problem.name} stopped after {done} of {evaluations}")
+    raise RuntimeError(
+        f"{name} on {problem.name} stopped after {done} of {evaluations}"
+    )
 
 
 def find(name: str) -> Peer:
     """The peer of this name, with the switched parts of `mmmo`."""
     preset, *parts = name.split()
     if preset == "mmmo" or (preset in PRESET_NAMES and not parts):
-        return partial(search_with_preset, preset, dict(parse_part(part) for part in parts))
+        return partial(
+            search_with_preset, preset, dict(parse_part(part) for part in parts)
+        )
     if name not in OTHER_PEERS:
         listed = ", ".join(names())
-        raise SystemExit(f"--peers: expected one of {listed}, or mmmo with parts; got {name}")
+        raise SystemExit(
+            f"--peers: expected one of {listed}, or mmmo with parts; got {name}"
+        )
     return OTHER_PEERS[name]
 
 
@@ -159,7 +165,9 @@ def search_with_pymoo(name: str, problem: Problem, meter: Meter, seed: int) -> N
     cube = UnitCube(problem, meter)
 
     class Minimised(PymooProblem):  # type: ignore[misc]
-        def _evaluate(self, x: Array, out: dict[str, Array], *_: Any, **__: Any) -> None:
+        def _evaluate(
+            self, x: Array, out: dict[str, Array], *_: Any, **__: Any
+        ) -> None:
             before = len(meter.observed)
             cube.evaluate(x)
             out["F"] = -meter.y[before:]

@@ -33,7 +33,10 @@ _LONGEST = 100  # characters of a value that are printed
 
 def read_quickstart(folder: Path, picked: Path) -> dict[str, Any]:
     """All that has to be equal: the trials, the picked recipe, a digest of its weights."""
-    return {"trials": read_trials(folder / "study.db"), "checkpoint": read_checkpoint(picked)}
+    return {
+        "trials": read_trials(folder / "study.db"),
+        "checkpoint": read_checkpoint(picked),
+    }
 
 
 def read_trials(database: Path) -> list[dict[str, Any]]:
@@ -118,8 +121,12 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("dump", "compare"):
         command = commands.add_parser(name)
         command.add_argument("file", type=Path)
-        command.add_argument("--study", type=Path, default=STUDY, help="folder of the study")
-        command.add_argument("--picked", type=Path, help="checkpoint (default: STUDY/picked)")
+        command.add_argument(
+            "--study", type=Path, default=STUDY, help="folder of the study"
+        )
+        command.add_argument(
+            "--picked", type=Path, help="checkpoint (default: STUDY/picked)"
+        )
     return parser.parse_args()
 
 

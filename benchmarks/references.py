@@ -1,6 +1,7 @@
 """Reference points of the test problems: writes paretomerge/problems/data/references.json.
 
-    python -m benchmarks.references          # an hour; needs pymoo: pip install 'paretomerge[bench]'
+    python -m benchmarks.references          # an hour; needs pymoo: pip install
+    'paretomerge[bench]'
 
 Per objective, the reference point is a tenth of the true front's range beyond its nadir; for the
 synthetic problems the median of 4,096 random points where that is worse. In many dimensions nothing
@@ -111,7 +112,9 @@ def engineering_front(
         class Inside(PymooProblem):  # type: ignore[misc]
             """The problem, with the reference point as a constraint of each objective."""
 
-            def _evaluate(self, x: Array, out: dict[str, Array], *_: Any, **__: Any) -> None:
+            def _evaluate(
+                self, x: Array, out: dict[str, Array], *_: Any, **__: Any
+            ) -> None:
                 out["F"] = problem(x)
                 out["G"] = out["F"] - reference
 
@@ -119,7 +122,9 @@ def engineering_front(
         inside = Inside(n_var=len(problem.low), n_obj=m, n_ieq_constr=m, xl=0.0, xu=1.0)
         fronts = []
         for seed in range(3):
-            result = minimize(inside, NSGA2(population), ("n_gen", generations), seed=seed)
+            result = minimize(
+                inside, NSGA2(population), ("n_gen", generations), seed=seed
+            )
             fronts.append(result.F)
         return hypervolume(-np.concatenate(fronts), -reference)
 

@@ -87,7 +87,9 @@ def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def write_study(folder: Path, name: str, seed: int, config: Mapping[str, object]) -> Path:
+def write_study(
+    folder: Path, name: str, seed: int, config: Mapping[str, object]
+) -> Path:
     """Write the study.yaml of one search in a folder of its own; its path."""
     label = name.replace(" ", "-").replace(",", "")
     own_folder = folder / f"{label}-{seed}"

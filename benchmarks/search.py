@@ -32,7 +32,12 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from benchmarks import peers, reporting, standings
-from benchmarks.reporting import REPOSITORY, append_entry, documented_parser, markdown_table
+from benchmarks.reporting import (
+    REPOSITORY,
+    append_entry,
+    documented_parser,
+    markdown_table,
+)
 from benchmarks.standings import EVERY, Cell
 from paretomerge import problems
 from paretomerge.search.mmmo.sampler import MMMOSampler
@@ -115,7 +120,9 @@ def measure(problem_name: str, peer: str, seed: int, evaluations: int) -> Cell:
 # ----- what an ask takes
 
 
-def speed(observations: Sequence[int], dimensions: Sequence[int], objectives: Sequence[int]) -> str:
+def speed(
+    observations: Sequence[int], dimensions: Sequence[int], objectives: Sequence[int]
+) -> str:
     """Median seconds of three asks of MMMOSampler after n observations with known noise."""
     torch.set_num_threads(1)
     rows = []
@@ -202,7 +209,9 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if pattern != "all" and not any(fnmatch(name, pattern) for name in names):
             listed = ", ".join(names)
-            raise SystemExit(f"--problems: expected names or patterns of {listed}; got {pattern}")
+            raise SystemExit(
+                f"--problems: expected names or patterns of {listed}; got {pattern}"
+            )
     if "all" in patterns:
         return list(names)
     matches = []
@@ -217,22 +226,35 @@ def parse_arguments() -> argparse.Namespace:
     parser = documented_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--problems", nargs="+", required=True, help="names, patterns, or all")
     running.add_argument(
-        "--peers", nargs="+", default=[], help="names (default: all); 'mmmo -part' is a name"
+        "--problems", nargs="+", required=True, help="names, patterns, or all"
     )
     running.add_argument(
-        "--ablation", action="store_true", help="ours with each part switched, not the peers"
+        "--peers",
+        nargs="+",
+        default=[],
+        help="names (default: all); 'mmmo -part' is a name",
+    )
+    running.add_argument(
+        "--ablation",
+        action="store_true",
+        help="ours with each part switched, not the peers",
     )
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     running.add_argument("--evaluations", type=int, default=100)
     running.add_argument("--jobs", type=int, default=1)
-    running.add_argument("--again", action="store_true", help="measure cells that are there, too")
+    running.add_argument(
+        "--again", action="store_true", help="measure cells that are there, too"
+    )
     for name in ("table", "ablation"):
         command = commands.add_parser(name)
-        command.add_argument("--write", action="store_true", help=f"into docs/lab/{PAGE.name}")
+        command.add_argument(
+            "--write", action="store_true", help=f"into docs/lab/{PAGE.name}"
+        )
     timing = commands.add_parser("speed")
-    timing.add_argument("--observations", nargs="+", type=int, default=[20, 50, 100, 200])
+    timing.add_argument(
+        "--observations", nargs="+", type=int, default=[20, 50, 100, 200]
+    )
     timing.add_argument("--parameters", nargs="+", type=int, default=[5, 20, 100])
     timing.add_argument("--objectives", nargs="+", type=int, default=[1, 2, 3, 4, 5, 6])
     timing.add_argument("--write", action="store_true")
@@ -244,7 +266,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     """`run`: measure what is missing; exit status 1 where a cell failed."""
     evaluations = arguments.evaluations
     if evaluations < EVERY or evaluations % EVERY:
-        raise SystemExit(f"--evaluations: expected a multiple of {EVERY}, got {evaluations}")
+        raise SystemExit(
+            f"--evaluations: expected a multiple of {EVERY}, got {evaluations}"
+        )
     chosen = matching(arguments.problems, problems.names())
     peer_names = arguments.peers or peers.names()
     if arguments.ablation:

@@ -57,7 +57,9 @@ def run(seeds: Sequence[int], searches: Sequence[str]) -> None:
     scorer = RecipeScorer(SPECIALISTS / "study.yaml")
     if not UNTUNED_FILE.exists():
         for name, recipe in untuned(scorer).items():
-            append_entry(UNTUNED_FILE, {"name": name, "scores": scorer.held_out(recipe)})
+            append_entry(
+                UNTUNED_FILE, {"name": name, "scores": scorer.held_out(recipe)}
+            )
     finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
     for seed in seeds:
         for name in searches:
@@ -73,7 +75,10 @@ def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
     sources = scorer.sources
 
     def recipe(
-        method: str, each: Mapping[str, Any], models: Iterable[str] = sources, **options: Any
+        method: str,
+        each: Mapping[str, Any],
+        models: Iterable[str] = sources,
+        **options: Any,
     ) -> Recipe:
         content: dict[str, Any] = {"merge_method": method}
         if method != "linear":
@@ -84,7 +89,9 @@ def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
     recipes = {name: recipe("linear", {"weight": 1.0}, [name]) for name in sources}
     recipes["uniform soup"] = recipe("linear", {"weight": 1.0})
     recipes["task arithmetic, 0.4"] = recipe("task_arithmetic", {"weight": 0.4})
-    recipes["TIES, top 20 %, lambda 1"] = recipe("ties", {"weight": 1.0, "density": 0.2})
+    recipes["TIES, top 20 %, lambda 1"] = recipe(
+        "ties", {"weight": 1.0, "density": 0.2}
+    )
     recipes["DARE-TIES, drop 90 %, 0.4"] = recipe(
         "dare_ties", {"weight": 0.4, "density": 0.1}, rescale="inverse_density"
     )
@@ -107,7 +114,9 @@ def search(name: str, seed: int, scorer: RecipeScorer) -> Entry:
     front_scores = []
     for i in front:
         scores = scorer(recipes[i], "held_out")
-        front_scores.append([scores[objective].value for objective in scorer.objectives])
+        front_scores.append(
+            [scores[objective].value for objective in scorer.objectives]
+        )
     at_knee = front[knee(values[front])]
     best_mean = int(np.argmax(np.mean(values, axis=1)))
     return {
@@ -144,7 +153,9 @@ def sampled(name: str, seed: int, scorer: RecipeScorer) -> tuple[list[Recipe], A
 def table(untuned_entries: Sequence[Entry], entries: Sequence[Entry]) -> str:
     """The README's table."""
     untuned_scores = {entry["name"]: entry["scores"] for entry in untuned_entries}
-    reference = reference_point([objectives_of(untuned_scores[source]) for source in SOURCES])
+    reference = reference_point(
+        [objectives_of(untuned_scores[source]) for source in SOURCES]
+    )
     n_seeds = len({entry["seed"] for entry in entries})
     rows = []
     for name, scores in untuned_scores.items():

@@ -258,9 +258,8 @@ def reached(problems: Problems, peer: str) -> str:
             wins += early.mean(OURS) >= late.mean(peer)
     if not total:
         return ""
-    return (
-        f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60 on {wins} of {total} problems."
-    )
+    claim = f"What `{peer}` has at 300 evaluations, `{OURS}` has at 60"
+    return f"{claim} on {wins} of {total} problems."
 
 
 def shares_table(rows: Sequence[Row], peers: Sequence[str]) -> str:
@@ -344,7 +343,9 @@ def ablation(problems: Problems) -> str:
     contested, apart = by_contest(problems)
     parts = [rule, switched_table(contested)]
     if apart:
-        parts.append(f"The same on problems that served for nothing else: {', '.join(apart)}.")
+        parts.append(
+            f"The same on problems that served for nothing else: {', '.join(apart)}."
+        )
         parts.append(switched_table(apart))
     return "\n\n".join(parts)
 

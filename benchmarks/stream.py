@@ -73,7 +73,10 @@ def without_scales(route: Route) -> Route:
 
 
 def logits_of(
-    model: PreTrainedModel, tokens: torch.Tensor, prefix: str, scales: Sequence[float] = ()
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    prefix: str,
+    scales: Sequence[float] = (),
 ) -> torch.Tensor:
     """Logits, with the residual stream multiplied on its way into each layer."""
     layers = model.get_submodule(prefix.rstrip("."))
@@ -109,7 +112,11 @@ def errors_of(names: list[str], n_routes: int) -> Errors:
     vocabulary = int(first.config["vocab_size"])
     tokens = torch.randint(3, vocabulary, (8, 24), generator=generator)
     float32, bfloat16 = RoutedModel(names, "float32"), RoutedModel(names, "bfloat16")
-    errors: Errors = {"folded, float32": [], "folded, bfloat16": [], "explicit, bfloat16": []}
+    errors: Errors = {
+        "folded, float32": [],
+        "folded, bfloat16": [],
+        "explicit, bfloat16": [],
+    }
     for _ in range(n_routes):
         route = random_route(names, depth, rng)
         scales = [step.scale for step in route]
@@ -120,7 +127,9 @@ def errors_of(names: list[str], n_routes: int) -> Errors:
         logits = {
             "folded, float32": logits_of(float32.load(folded).model, tokens, prefix),
             "folded, bfloat16": logits_of(bfloat16.load(folded).model, tokens, prefix),
-            "explicit, bfloat16": logits_of(bfloat16.load(plain).model, tokens, prefix, scales),
+            "explicit, bfloat16": logits_of(
+                bfloat16.load(plain).model, tokens, prefix, scales
+            ),
         }
         for name, approximate in logits.items():
             difference = (approximate - exact).abs().max()

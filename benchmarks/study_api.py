@@ -54,7 +54,9 @@ def knee_of(study: Search, front: Sequence[Trial]) -> Trial:
     return front[knee([trial.values(study.goals.objectives) for trial in front])]
 
 
-def score_held_out(study: Search, trials: Iterable[Trial]) -> dict[int, dict[str, float]]:
+def score_held_out(
+    study: Search, trials: Iterable[Trial]
+) -> dict[int, dict[str, float]]:
     """Score trials on held-out examples: number of the trial -> objective -> score."""
     numbers = {trial.number for trial in trials}
     study.hold_out([trial for trial in study.trials() if trial.number in numbers])

@@ -136,14 +136,20 @@ def header(tensors: Mapping[str, tuple[int, ...]]) -> bytes:
     start = 0
     for name, sides in tensors.items():
         end = start + 2 * torch.Size(sides).numel()
-        entries[name] = {"dtype": "BF16", "shape": list(sides), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": "BF16",
+            "shape": list(sides),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def fine_tunes(name: str, n: int, generator: torch.Generator) -> Iterator[list[torch.Tensor]]:
+def fine_tunes(
+    name: str, n: int, generator: torch.Generator
+) -> Iterator[list[torch.Tensor]]:
     """Blocks of one tensor of n entries: the base's, then each fine-tune's.
 
     A fine-tune is the base and a small normal delta, a share of which is exactly 0.

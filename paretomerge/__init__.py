@@ -1,4 +1,6 @@
-"""Multi-objective search over model merges: several fine-tunes in, a Pareto front of checkpoints out.
+"""Multi-objective search over model merges.
+
+Several fine-tunes in, a Pareto front of checkpoints out.
 
     import paretomerge as pm
 
@@ -117,7 +119,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'paretomerge' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), _ORIGINAL_NAMES.get(name, name))
+    value: object = getattr(
+        import_module(_HOMES[name]), _ORIGINAL_NAMES.get(name, name)
+    )
     globals()[name] = value
     return value
 

@@ -41,7 +41,9 @@ Message = Mapping[str, str]
 _MAX_BYTES = 1 << 20
 _MAX_QUOTED = 200  # characters of a server's reply in an error message
 _MAX_RETRIES = 2
-_INITIAL_PAUSE = 0.5  # seconds; doubles with each retry unless the server sends Retry-After
+_INITIAL_PAUSE = (
+    0.5  # seconds; doubles with each retry unless the server sends Retry-After
+)
 _MAX_SEARCHED = 50_000  # characters at the end of a reply that are searched for JSON
 # Shorter keys (`x`, `EMPTY`) are placeholders for local servers and occur in any text.
 _MIN_SECRET_LENGTH = 8
@@ -51,7 +53,11 @@ _HINTS = {
     403: f"; check {KEY_VARIABLE}",
     404: f"; check {BASE_URL_VARIABLE} and {MODEL_VARIABLES[1]}",
 }
-_UNPROCESSABLE = (400, 415, 422)  # how servers answer a request field that they do not support
+_UNPROCESSABLE = (
+    400,
+    415,
+    422,
+)  # how servers answer a request field that they do not support
 
 
 class EndpointError(ParetoMergeError):
@@ -97,7 +103,9 @@ class Endpoint:
         self._check_url()
         self._check_key()
         if not 0 < timeout < threading.TIMEOUT_MAX:
-            raise ConfigError(f"timeout: expected seconds above 0, got {shorten(timeout)}")
+            raise ConfigError(
+                f"timeout: expected seconds above 0, got {shorten(timeout)}"
+            )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
@@ -115,7 +123,11 @@ class Endpoint:
         self._key = self._environment_key().strip()
 
     def chat(
-        self, messages: Sequence[Message], *, json_object: bool = False, **options: object
+        self,
+        messages: Sequence[Message],
+        *,
+        json_object: bool = False,
+        **options: object,
     ) -> str:
         """Send a chat and return the model's reply.
 
@@ -135,7 +147,9 @@ class Endpoint:
         body = {"model": self.model, "messages": list(messages), **options}
         if not json_object or self._json_object_unsupported:
             return self._content(self._post(body, deadline))
-        reply = self._post(body | {"response_format": {"type": "json_object"}}, deadline)
+        reply = self._post(
+            body | {"response_format": {"type": "json_object"}}, deadline
+        )
         if reply.status not in _UNPROCESSABLE:
             return self._content(reply)
         text = self._content(self._post(body, deadline))
@@ -215,7 +229,13 @@ class Endpoint:
             raise EndpointError(
                 f"{self.base_url}: no full answer within {self.timeout:g} s"
             ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+            OSError,
+            ValueError,
+            ImportError,
+        ) as error:
             reason = self._masked(f"{type(error).__name__}: {error}")
             # `from None`: the original error may quote the header with the key.
             raise EndpointError(f"{self.base_url}: {reason}") from None
@@ -356,8 +376,8 @@ def _is_http_url(url: str) -> bool:
 def _call_before(deadline: float, call: Callable[[], _Reply]) -> _Reply:
     """Return `call()`, or raise TimeoutError at `deadline`.
 
-    The timeouts of httpx2 hold for each read, so a server that sends a byte now and then would never
-    hit them. A daemon thread can be abandoned.
+    The timeouts of httpx2 hold for each read, so a server that sends a byte now and then would
+    never hit them. A daemon thread can be abandoned.
     """
     results: queue.SimpleQueue[_Reply | Exception] = queue.SimpleQueue()
 

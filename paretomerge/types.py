@@ -15,4 +15,7 @@ Params = Mapping[str, ParamValue]
 """A trial's parameters: name -> value."""
 
 Conditions = Mapping[str, Sequence[tuple[str, Sequence[ParamValue]]]]
-"""Parameter -> pairs (parent, values). The parameter is active where each parent has one of its values."""
+"""Parameter -> pairs (parent, values).
+
+The parameter is active where each parent has one of its values.
+"""

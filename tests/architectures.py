@@ -1,4 +1,7 @@
-"""Pico models of many architectures, in milliseconds: ARCHITECTURES builds them, `run` calls any of them."""
+"""Pico models of many architectures, in milliseconds.
+
+ARCHITECTURES builds them, `run` calls any of them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +38,10 @@ _VISION = {
 def _build(
     name: str, head: str, config: str = "", **settings: Any
 ) -> Callable[[], PreTrainedModel]:
-    """A builder of the class `name` + `head`; its config (of the class `config`, else `name`) has _DECODER's settings and these."""
+    """A builder of the class `name` + `head`.
+
+    Its config (of the class `config`, else `name`) has _DECODER's settings and these.
+    """
 
     def build() -> PreTrainedModel:
         torch.manual_seed(0)
@@ -74,10 +80,18 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "qwen3": _decoder("Qwen3", head_dim=8),
     "gemma2": _decoder("Gemma2", head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
-    "gemma3": _build("Gemma3", "ForCausalLM", "Gemma3Text", head_dim=8, sliding_window=8),
+    "gemma3": _build(
+        "Gemma3", "ForCausalLM", "Gemma3Text", head_dim=8, sliding_window=8
+    ),
     "phi3": _decoder("Phi3", num_key_value_heads=2),
     "gpt2": _build(
-        "GPT2", "LMHeadModel", n_embd=_WIDTH, n_layer=3, n_head=2, n_positions=32, n_inner=24
+        "GPT2",
+        "LMHeadModel",
+        n_embd=_WIDTH,
+        n_layer=3,
+        n_head=2,
+        n_positions=32,
+        n_inner=24,
     ),
     "gpt_neox": _decoder("GPTNeoX", tie_word_embeddings=False),
     "olmo2": _decoder("Olmo2"),
@@ -110,7 +124,11 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm3": _decoder("SmolLM3", no_rope_layers=[1, 1, 0]),
     "mamba": _decoder("Mamba", state_size=4),
     "jamba": _decoder(
-        "Jamba", num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4
+        "Jamba",
+        num_experts=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        mamba_d_state=4,
     ),
     "bert": _build("Bert", "ForMaskedLM"),
     "roberta": _build("Roberta", "ForMaskedLM", max_position_embeddings=34),
@@ -119,7 +137,13 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "albert": _build("Albert", "ForMaskedLM", embedding_size=8),
     "t5": _build(
-        "T5", "ForConditionalGeneration", d_model=_WIDTH, d_kv=8, d_ff=24, num_layers=3, num_heads=2
+        "T5",
+        "ForConditionalGeneration",
+        d_model=_WIDTH,
+        d_kv=8,
+        d_ff=24,
+        num_layers=3,
+        num_heads=2,
     ),
     "bart": _build(
         "Bart",

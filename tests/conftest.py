@@ -1,4 +1,7 @@
-"""Pico models, built on the spot: a base and three experts of a four-layer Llama, in milliseconds."""
+"""Pico models, built on the spot.
+
+A base and three experts of a four-layer Llama, in milliseconds.
+"""
 
 import os
 import warnings
@@ -56,10 +59,15 @@ def save_pico(
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
     tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
-    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token=".",
+        padding_side="left",
     ).save_pretrained(folder)
 
 
@@ -72,7 +80,8 @@ def pico_states(
     states = {"base": base}
     for expert in EXPERTS:
         states[expert] = {
-            name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in base.items()
+            name: tensor + 0.02 * torch.randn_like(tensor)
+            for name, tensor in base.items()
         }
     return states
 

@@ -27,7 +27,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(request)
         self.server.headers.append(dict(self.headers))
         self.server.paths.append(self.path)
-        self.server.behaviours[min(number, len(self.server.behaviours) - 1)](self, request)
+        self.server.behaviours[min(number, len(self.server.behaviours) - 1)](
+            self, request
+        )
 
     def do_GET(self) -> None:  # only a client that follows a redirect comes here
         self.server.paths.append(self.path)
@@ -36,7 +38,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def answer(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+    def answer(
+        self, status: int, body: bytes, length: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in headers.items():
@@ -80,7 +84,9 @@ Behaviour = Callable[[Handler, dict[str, Any]], None]
 @contextlib.contextmanager
 def serve(*behaviours: Behaviour) -> Iterator[Server]:
     with Server(behaviours) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         thread.start()
         try:
             yield server
@@ -97,7 +103,12 @@ def completion(content: Any) -> bytes:
         "finish_reason": "stop",
     }
     return json.dumps(
-        {"id": "chatcmpl-1", "object": "chat.completion", "model": "any", "choices": [choice]}
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "model": "any",
+            "choices": [choice],
+        }
     ).encode()
 
 
@@ -121,7 +132,9 @@ def replies(
 def refuses_response_format(then: Behaviour) -> Behaviour:
     def behave(handler: Handler, request: dict[str, Any]) -> None:
         if "response_format" in request:
-            handler.answer(400, b'{"error": {"message": "unknown field response_format"}}')
+            handler.answer(
+                400, b'{"error": {"message": "unknown field response_format"}}'
+            )
         else:
             then(handler, request)
 
@@ -147,7 +160,9 @@ def hangs_up(sent: bytes = b"") -> Behaviour:
 
 
 def never_ends(
-    piece: bytes = b"x" * 65536, pause: float = 0.0, head: bytes = b"HTTP/1.0 200 OK\r\n\r\n"
+    piece: bytes = b"x" * 65536,
+    pause: float = 0.0,
+    head: bytes = b"HTTP/1.0 200 OK\r\n\r\n",
 ) -> Behaviour:
     """A body, or with an unfinished `head` a heading, that goes on and on."""
 

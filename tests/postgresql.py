@@ -15,7 +15,8 @@ import pytest
 def server() -> Iterator[str]:
     """The URL of an empty database; the test is skipped where there is no PostgreSQL.
 
-    It listens on a socket in its own folder alone, whose path must be short, and refuses to run as root.
+    It listens on a socket in its own folder alone, whose path must be short, and refuses to run
+    as root.
     """
     initdb = shutil.which(
         "initdb",

@@ -56,7 +56,9 @@ def refusal(*behaviours, timeout=SOON, key=SECRET) -> str:
 def test_a_reply_is_asked_for_as_the_protocol_says():
     with serve(says("hi")) as server:
         assert (
-            Endpoint(server.url + "/", "any", SECRET).chat(HELLO, json_object=True, temperature=0)
+            Endpoint(server.url + "/", "any", SECRET).chat(
+                HELLO, json_object=True, temperature=0
+            )
             == "hi"
         )
         assert server.requests == [
@@ -75,7 +77,8 @@ def test_no_key_sends_no_authorization():
     with serve(says("hi")) as server:
         Endpoint(server.url, "any").chat(HELLO)
         assert (
-            "Authorization" not in server.headers[0] and "response_format" not in server.requests[0]
+            "Authorization" not in server.headers[0]
+            and "response_format" not in server.requests[0]
         )
 
 
@@ -131,14 +134,17 @@ URLS = [
 ]
 
 
-@pytest.mark.parametrize("url", [*URLS, "http://a b/v1", "http://ho\nst/v1", "http://hôst/v1"])
+@pytest.mark.parametrize(
+    "url", [*URLS, "http://a b/v1", "http://ho\nst/v1", "http://hôst/v1"]
+)
 def test_urls_that_cannot_be(url):
     with pytest.raises(ConfigError, match="expected http"):
         Endpoint(url, "any")
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"]
+    "url",
+    ["http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"],
 )
 def test_urls_that_hold_secrets_are_refused_without_showing_them(url):
     with pytest.raises(ConfigError, match="a key goes into") as caught:
@@ -162,7 +168,9 @@ def test_timeouts_that_cannot_be(timeout):
 def test_the_key_is_in_no_text_even_if_the_server_sends_it_back():
     assert "sk-" not in repr(Endpoint("http://host/v1", "any", SECRET))
     assert "***" in refusal(replies(401, f"Incorrect API key: {SECRET}".encode()))
-    assert "sk-very" not in refusal(replies(401, b"x" * 190 + SECRET.encode()))  # cut in its middle
+    assert "sk-very" not in refusal(
+        replies(401, b"x" * 190 + SECRET.encode())
+    )  # cut in its middle
     with serve(says(f"your key is {SECRET}")) as server:
         assert Endpoint(server.url, "any", SECRET).chat(HELLO) == "your key is ***"
     with serve(says("x marks the spot")) as server:
@@ -172,7 +180,10 @@ def test_the_key_is_in_no_text_even_if_the_server_sends_it_back():
 def test_a_server_that_refuses_the_json_field_is_asked_without_it_from_then_on():
     with serve(refuses_response_format(says("hi"))) as server:
         endpoint = Endpoint(server.url, "any")
-        assert [endpoint.chat(HELLO, json_object=True) for _ in range(2)] == ["hi", "hi"]
+        assert [endpoint.chat(HELLO, json_object=True) for _ in range(2)] == [
+            "hi",
+            "hi",
+        ]
         assert ["response_format" in r for r in server.requests] == [True, False, False]
 
 
@@ -229,7 +240,8 @@ def test_retries_end():
 def test_a_refusal_is_final_and_says_what_to_check(status):
     with serve(replies(status), says("hi")) as server:
         with pytest.raises(
-            EndpointError, match=f"status {status}.*{'' if status == 400 else 'check OPENAI_'}"
+            EndpointError,
+            match=f"status {status}.*{'' if status == 400 else 'check OPENAI_'}",
         ):
             Endpoint(server.url, "any").chat(HELLO)
         assert len(server.requests) == 1
@@ -271,7 +283,11 @@ NO_COMPLETIONS = {
 @pytest.mark.parametrize("body", NO_COMPLETIONS.values(), ids=NO_COMPLETIONS)
 def test_what_is_no_chat_completion_is_told(body):
     message = refusal(replies(200, body))
-    assert "expected a chat completion" in message and len(message) < 1100 and message.isprintable()
+    assert (
+        "expected a chat completion" in message
+        and len(message) < 1100
+        and message.isprintable()
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +295,10 @@ def test_what_is_no_chat_completion_is_told(body):
     [
         (is_slow(2 * SOON, says("hi")), "no full answer within 1 s|timed out"),
         (never_ends(b"x", 0.02), "no full answer within 1 s"),
-        (never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "), "no full answer within 1 s"),
+        (
+            never_ends(b"X", 0.02, head=b"HTTP/1.0 200 OK\r\nX-A: "),
+            "no full answer within 1 s",
+        ),
         (hangs_up(), "Server disconnected without sending a response"),
         (
             hangs_up(b"HTTP/1.0 200 OK\r\nContent-Length: 900\r\n\r\n{"),
@@ -290,12 +309,17 @@ def test_what_is_no_chat_completion_is_told(body):
             "expected a chat completion",
         ),
         (hangs_up(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "illegal status line"),
-        (hangs_up(b"HTTP/1.0 200 OK\r\n" + b"X: " + b"y" * 200_000), "Receive buffer too long"),
+        (
+            hangs_up(b"HTTP/1.0 200 OK\r\n" + b"X: " + b"y" * 200_000),
+            "Receive buffer too long",
+        ),
         (replies(200, completion("hi"), length=20), "expected a chat completion"),
     ],
 )
 def test_servers_that_misbehave_are_left_in_time(behaviour, told):
-    assert re.search(told, refusal(behaviour, timeout=1 if "within 1 s" in told else SOON))
+    assert re.search(
+        told, refusal(behaviour, timeout=1 if "within 1 s" in told else SOON)
+    )
 
 
 def test_a_length_that_is_too_long_does_not_hide_a_whole_answer():
@@ -331,14 +355,22 @@ def test_httpx_is_imported_with_the_first_request_only():
 @given(st.text(), st.text())
 def test_the_last_object_is_found_whatever_stands_around_it(before, after):
     assert (
-        last_json_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}') == {"w": 0.5}
+        last_json_object(f'{before} {{"w": 0.5}} {after.replace("{", "")}')
+        == {"w": 0.5}
         or "{" in before
     )
     last_json_object(before)
 
 
 @pytest.mark.parametrize(
-    "text", ["{" * 10**6, '{"a":' * 10**5, '{"' * 10**5, '{"a":[' * 10**5, "{" + '"a":{},' * 10**5]
+    "text",
+    [
+        "{" * 10**6,
+        '{"a":' * 10**5,
+        '{"' * 10**5,
+        '{"a":[' * 10**5,
+        "{" + '"a":{},' * 10**5,
+    ],
 )
 def test_a_long_answer_does_not_take_long(text):
     start = time.process_time()

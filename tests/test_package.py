@@ -29,7 +29,9 @@ print(json.dumps(kinds))
 
 def test_every_public_name_is_what_it_is_after_all_submodules_are_imported():
     """`paretomerge.merge` once was a module there."""
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], capture_output=True, text=True, check=True
+    )
     kinds = json.loads(done.stdout)
     assert set(kinds) == set(pm.__all__)
     assert "module" not in kinds.values()
@@ -83,13 +85,18 @@ def test_importing_does_nothing_heavy():
         "heavy = ('torch', 'transformers', 'botorch', 'optuna', 'lm_eval', 'pandas', 'plotly')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", ["paretomerge", "paretomerge.cli"])
 def test_python_m_runs_the_command_line(module):
     done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "quickstart" in done.stdout

@@ -11,9 +11,15 @@ def main() -> None:
     """Run one of the commands."""
     parser = documented_parser(landscape.__doc__)
     parser.add_argument("command", choices=["make", "fit", "probe", "check", "verify"])
-    parser.add_argument("--merges", type=int, default=3000, help="make: without the baselines")
-    parser.add_argument("--rounds", type=int, default=6, help="probe: of 24 merges each")
-    parser.add_argument("--seed", type=int, default=0, help="probe: another one each time")
+    parser.add_argument(
+        "--merges", type=int, default=3000, help="make: without the baselines"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="probe: of 24 merges each"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="probe: another one each time"
+    )
     arguments = parser.parse_args()
     if arguments.command == "make":
         from benchmarks.landscape.make import make  # loads the engine and the models

@@ -50,7 +50,13 @@ def check(landscape: MergeLandscape) -> None:
     merges = landscape.merges
     tested = fold_of(merges) >= _FIRST_TESTED
     near = tested & near_front(merges)
-    header = ["surrogate", "RMSE, all", "RMSE, near the front", "bias, near the front", "s"]
+    header = [
+        "surrogate",
+        "RMSE, all",
+        "RMSE, near the front",
+        "bias, near the front",
+        "s",
+    ]
     binomial = ["binomial standard error", *rms_cells(merges.stderr, tested, near)]
     print(markdown_table(header, [[*binomial, "", ""]]))
     for name, surrogate in surrogates().items():
@@ -71,7 +77,9 @@ def rms_cells(error: Array, *groups: Mask) -> list[str]:
     return [f"{rms(error[group]):.4f}" for group in groups]
 
 
-def errors_by_task(merges: ScoredMerges, predicted: Array, tested: Mask, near: Mask) -> str:
+def errors_by_task(
+    merges: ScoredMerges, predicted: Array, tested: Mask, near: Mask
+) -> str:
     """Errors of one surrogate by task and method."""
     groups: dict[str, Mask] = {}
     for i, method in enumerate(merges.space.methods):
@@ -112,7 +120,12 @@ def fronts_table(landscape: MergeLandscape) -> str:
         best = [scores.mean(1).max(), *scores.max(0)]
         cells = [f"{score:.4f}" for score in best]
         rows.append([name, *cells, f"{volume:.5f}"])
-    header = ["", "best mean", *(f"best {task}" for task in merges.tasks), "hypervolume"]
+    header = [
+        "",
+        "best mean",
+        *(f"best {task}" for task in merges.tasks),
+        "hypervolume",
+    ]
     return markdown_table(header, rows)
 
 
@@ -170,13 +183,19 @@ def surrogates() -> Mapping[str, Surrogate]:
         "ridge, degree 3, one per method": polynomial(3, 1.0),
         "GP, squared exponential, ARD, one per method": process("rbf", by_method=True),
         "GP, Matérn 5/2, ARD, one per method": process("matern", by_method=True),
-        "GP, squared exponential, learned map, method a coordinate": process("rbf", full_map=True),
-        "GP, Matérn 5/2, learned map, method a coordinate": process("matern", full_map=True),
+        "GP, squared exponential, learned map, method a coordinate": process(
+            "rbf", full_map=True
+        ),
+        "GP, Matérn 5/2, learned map, method a coordinate": process(
+            "matern", full_map=True
+        ),
         "GP, Matérn 5/2, ARD, method a coordinate (shipped)": process("matern"),
     }
 
 
-def process(kernel: KernelName, *, full_map: bool = False, by_method: bool = False) -> Surrogate:
+def process(
+    kernel: KernelName, *, full_map: bool = False, by_method: bool = False
+) -> Surrogate:
     """A Gaussian process."""
 
     def learn(x: Array, z: Array, v: Array) -> Predictor:
@@ -200,7 +219,9 @@ def polynomial(degree: int, penalty: float) -> Surrogate:
     return Surrogate(learn, by_method=True)
 
 
-def ridge(degree: int, penalty: float, x: Array, z: Array, v: Array, others: Array) -> Array:
+def ridge(
+    degree: int, penalty: float, x: Array, z: Array, v: Array, others: Array
+) -> Array:
     """Least squares on monomials, rows weighted by their noise."""
     varies = np.ptp(x, axis=0) > 0
     a = monomials(x[:, varies], degree)

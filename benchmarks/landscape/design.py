@@ -17,7 +17,9 @@ N_SOBOL = 900
 _INACTIVE = 1.0
 
 
-def reads_densities(space: MergeSpace, method: NDArray[np.integer]) -> NDArray[np.bool_]:
+def reads_densities(
+    space: MergeSpace, method: NDArray[np.integer]
+) -> NDArray[np.bool_]:
     """Mask `(n,)` of the points whose method, by index, reads densities."""
     indices = [space.methods.index(name) for name in space.density_methods]
     return np.isin(method, indices)

@@ -115,7 +115,9 @@ def search_space() -> MergeSpace:
         for half in range(len(_HALVES)):
             numbers[f"weight/{source}/{half}"] = _WEIGHT_BOUNDS
         numbers[f"density/{source}"] = _DENSITY_BOUNDS
-    return MergeSpace(("task_arithmetic", "ties", "dare_ties"), numbers, ("ties", "dare_ties"))
+    return MergeSpace(
+        ("task_arithmetic", "ties", "dare_ties"), numbers, ("ties", "dare_ties")
+    )
 
 
 def recipe(params: Params) -> Recipe:

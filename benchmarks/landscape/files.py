@@ -62,7 +62,9 @@ def save_surrogate(landscape: MergeLandscape, file: Path = SURROGATE_FILE) -> No
     hyperparameters = []
     for process in landscape.processes:
         variances = [process.variance, process.slope_variance]
-        hyperparameters.append([*variances, process.noise_share, process.residual_variance])
+        hyperparameters.append(
+            [*variances, process.noise_share, process.residual_variance]
+        )
     np.savez_compressed(
         file,
         projection=np.stack([process.projection for process in landscape.processes]),

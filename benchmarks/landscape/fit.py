@@ -102,5 +102,7 @@ def source_scores(merges: ScoredMerges) -> Array:
     sources = [name for name in models if name != "base"]
     for name in sources:
         if name not in merges.labels:
-            raise StudyError(f"The merges lack the baseline recipe {name}; run `make` to its end")
+            raise StudyError(
+                f"The merges lack the baseline recipe {name}; run `make` to its end"
+            )
     return merges.scores[[merges.labels.index(name) for name in sources]]

@@ -56,7 +56,9 @@ def solve(process: LogitProcess, x: Array, z: Array, v: Array) -> Array:
     return np.asarray(cho_solve(noisy_factor(process, x, v), z))
 
 
-def leave_one_out(process: LogitProcess, x: Array, z: Array, v: Array) -> tuple[Array, Array]:
+def leave_one_out(
+    process: LogitProcess, x: Array, z: Array, v: Array
+) -> tuple[Array, Array]:
     """Coefficients `(n,)`, and each point's logit as all others predict it (section 5.4.2)."""
     factor = noisy_factor(process, x, v)
     coefficients = cho_solve(factor, z)
@@ -70,7 +72,9 @@ def noisy_factor(process: LogitProcess, x: Array, v: Array) -> tuple[Array, bool
     diagonal = np.diag_indices_from(noisy)
     noise = process.noise_share * v
     noisy[diagonal] += noise + process.residual_variance + _JITTER
-    factor: tuple[Array, bool] = cho_factor(noisy, lower=True, overwrite_a=True, check_finite=False)
+    factor: tuple[Array, bool] = cho_factor(
+        noisy, lower=True, overwrite_a=True, check_finite=False
+    )
     return factor
 
 

@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.landscape.design import N_SOBOL, Design
-from benchmarks.landscape.evaluator import Evaluator, SpecialistEvaluator, check_provenance
+from benchmarks.landscape.evaluator import (
+    Evaluator,
+    SpecialistEvaluator,
+    check_provenance,
+)
 from benchmarks.landscape.files import extended, save_merges
 from paretomerge.errors import StudyError
 from paretomerge.problems import ScoredMerges

@@ -23,7 +23,9 @@ from paretomerge.types import Array
 _COMPARED = 150  # points of the front
 
 
-def probe(landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0) -> ScoredMerges:
+def probe(
+    landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0
+) -> ScoredMerges:
     """Measure the `count` most promising points of the surrogate's front, `rounds` times.
 
     The surrogate is solved anew after each round. The processes stay as they are, lest they err
@@ -33,7 +35,11 @@ def probe(landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0
     check_provenance(merges, evaluator, N_SOBOL)
     for r in range(rounds):
         method, numbers, scores = nsga2.front(
-            merges, landscape.predict, landscape.reference_point, seed=seed + r, generations=60
+            merges,
+            landscape.predict,
+            landscape.reference_point,
+            seed=seed + r,
+            generations=60,
         )
         predicted = landscape.predict(merges.method, merges.numbers)
         chosen = promising(scores, predicted, landscape.reference_point, count)
@@ -56,7 +62,9 @@ def probe(landscape: MergeLandscape, rounds: int, count: int = 24, seed: int = 0
     return merges
 
 
-def promising(front: Array, scores: Array, reference: Array, count: int) -> NDArray[np.intp]:
+def promising(
+    front: Array, scores: Array, reference: Array, count: int
+) -> NDArray[np.intp]:
     """Indices of the points of `front` that add most to the hypervolume of `scores`.
 
     They are chosen one after another, each beside those before it.

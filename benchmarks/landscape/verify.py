@@ -42,7 +42,9 @@ def report(landscape: MergeLandscape, file: Path = FILE) -> str:
     rows = []
     for entry in entries:
         cells = [entry["params"]["method"]]
-        for predicted, measured in zip(entry["predicted"], entry["measured"], strict=True):
+        for predicted, measured in zip(
+            entry["predicted"], entry["measured"], strict=True
+        ):
             cells += [f"{predicted:.3f}", f"{measured:.3f}"]
         rows.append(cells)
     header = ["method"]

@@ -1,12 +1,13 @@
 """The skills the specialists learn: short string tasks written with one token per character.
 
-A prompt names an operation, gives a word, and ends in the sign of the script that the answer is to be written in::
+A prompt names an operation, gives a word, and ends in the sign of the script that the answer is
+to be written in::
 
     SORT:dbca=abcd.        "=" asks for the Latin script
     COPY:dbca~δβγα.        "~" asks for the Greek script (a fixed, scrambled alphabet)
 
-Which words may be trained on is decided by a checksum of the word, so training, search and held-out items are
-disjoint by construction, for every skill at once.
+Which words may be trained on is decided by a checksum of the word, so training, search and
+held-out items are disjoint by construction, for every skill at once.
 """
 
 import random
@@ -38,7 +39,10 @@ def translate(word: str) -> str:
 
 @dataclass(frozen=True)
 class Skill:
-    """One task: `operation` names it in the prompt, `answer` computes what is to be written after `sign`."""
+    """One task.
+
+    `operation` names it in the prompt, `answer` computes what is to be written after `sign`.
+    """
 
     operation: str
     answer: Callable[[str], str]

@@ -1,7 +1,10 @@
-"""Train the base and its experts: `python examples/specialists/train.py` (seeded, 2 CPU cores, minutes).
+"""Train the base and its experts: `python examples/specialists/train.py` (seeded, 2 CPU cores,
+minutes).
 
-The base is a small Llama stopped early on a mixture of all skills. Each expert continues from it, most of every
-batch drawn from its own two skills and the rest from the mixture: near enough to the base that weights can be merged,
+The base is a small Llama stopped early on a mixture of all skills. Each expert continues from it,
+most of every
+batch drawn from its own two skills and the rest from the mixture: near enough to the base that
+    weights can be merged,
 far enough that what one expert gains the others lack.
 """
 
@@ -18,13 +21,16 @@ from skills import GREEK, LATIN, SKILLS, draw_item, draw_items
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SHIPPED = Path(__file__).resolve().parents[2] / "paretomerge" / "examples" / "specialists"
+SHIPPED = (
+    Path(__file__).resolve().parents[2] / "paretomerge" / "examples" / "specialists"
+)
 EXPERTS: dict[str, tuple[str, ...]] = {
     "order": ("sort", "count"),
     "mirror": ("reverse", "translate_reverse"),
     "scribe": ("translate", "shift"),
 }
-MIXTURE = {  # how often each skill is drawn: the slow ones more, so that none is saturated and none hopeless
+# how often each skill is drawn: the slow ones more, so that none is saturated and none hopeless
+MIXTURE = {
     "sort": 0.5,
     "unique": 0.5,
     "reverse": 1.3,
@@ -38,9 +44,11 @@ MIXTURE = {  # how often each skill is drawn: the slow ones more, so that none i
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast; sizes of the network. The defaults made the checkpoints in this folder.
+    """How long and how fast; sizes of the network. The defaults made the checkpoints in this
+    folder.
 
-    drop: how often a step goes without a layer (stochastic depth, Huang et al. 2016): such models bear routes that skip or
+    drop: how often a step goes without a layer (stochastic depth, Huang et al. 2016): such models
+        bear routes that skip or
     repeat layers, as large ones do and small ones else do not.
     """
 
@@ -60,9 +68,23 @@ class Training:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character and one per operation; `.` ends an answer."""
     operations = sorted({skill.operation for skill in SKILLS.values()})
-    tokens = ["<pad>", ".", ":", "=", "~", *operations, *LATIN, *sorted(GREEK), *"0123456789"]
-    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z]+|."), behavior="isolated")
+    tokens = [
+        "<pad>",
+        ".",
+        ":",
+        "=",
+        "~",
+        *operations,
+        *LATIN,
+        *sorted(GREEK),
+        *"0123456789",
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("[A-Z]+|."), behavior="isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -95,7 +117,10 @@ def make_model(training: Training, vocabulary: int) -> LlamaForCausalLM:
 def encode(
     tokenizer: PreTrainedTokenizerFast, items: Sequence[Mapping[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, both (n, longest); only the answer is learnt, padding is on the right."""
+    """Token ids and labels, both (n, longest).
+
+    Only the answer is learnt, padding is on the right.
+    """
     prompts = [tokenizer(item["prompt"])["input_ids"] for item in items]
     answers = [tokenizer(item["answer"])["input_ids"] for item in items]
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -115,24 +140,35 @@ def train(
     steps: int,
     rate: float,
 ) -> None:
-    """AdamW with a short warm-up and a cosine to a tenth; `own` gets its share of each batch, the mixture the rest."""
+    """AdamW with a short warm-up and a cosine to a tenth.
+
+    `own` gets its share of each batch, the mixture the rest.
+    """
     rng = random.Random(f"{training.seed} {' '.join(own)}")
     torch.manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=min(50, steps // 4))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    warm = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 0.05, total_iters=min(50, steps // 4)
+    )
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 10)
     layers = list(model.model.layers)
     model.train()
     for _ in range(steps):
         if training.drop:
             model.model.layers = torch.nn.ModuleList(
-                [layer for layer in layers if rng.random() >= training.drop] or layers[:1]
+                [layer for layer in layers if rng.random() >= training.drop]
+                or layers[:1]
             )
         names = rng.choices(list(MIXTURE), list(MIXTURE.values()), k=training.batch)
         names = [
-            rng.choice(own) if own and rng.random() < training.own_share else name for name in names
+            rng.choice(own) if own and rng.random() < training.own_share else name
+            for name in names
         ]
-        ids, labels = encode(tokenizer, [draw_item(name, "train", rng) for name in names])
+        ids, labels = encode(
+            tokenizer, [draw_item(name, "train", rng) for name in names]
+        )
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -151,13 +187,21 @@ def accuracy(
     model.eval()
     ids, labels = encode(tokenizer, draw_items(name, "held_out", n, seed=1))
     guess = model(input_ids=ids).logits[:, :-1].argmax(-1)
-    return ((guess == labels[:, 1:]) | (labels[:, 1:] == -100)).all(-1).float().mean().item()
+    return (
+        ((guess == labels[:, 1:]) | (labels[:, 1:] == -100))
+        .all(-1)
+        .float()
+        .mean()
+        .item()
+    )
 
 
 def train_all(
     training: Training, out: Path, experts: Mapping[str, Sequence[str]] = EXPERTS
 ) -> None:
-    """Write `base` and one folder per expert under `out`, each a bfloat16 Hugging Face checkpoint."""
+    """Write `base` and one folder per expert under `out`, each a bfloat16 Hugging Face
+    checkpoint.
+    """
     tokenizer = make_tokenizer()
     model = make_model(training, len(tokenizer))
     train(model, tokenizer, (), training, training.base_steps, training.base_rate)
@@ -167,20 +211,35 @@ def train_all(
     for expert, own in experts.items():
         model = make_model(training, len(tokenizer))
         model.load_state_dict(start)
-        train(model, tokenizer, tuple(own), training, training.expert_steps, training.expert_rate)
+        train(
+            model,
+            tokenizer,
+            tuple(own),
+            training,
+            training.expert_steps,
+            training.expert_rate,
+        )
         _report(expert, model, tokenizer)
         _save(model, tokenizer, out / expert)
 
 
-def _report(name: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    scores = "  ".join(f"{skill} {accuracy(model, tokenizer, skill):.2f}" for skill in SKILLS)
+def _report(
+    name: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    scores = "  ".join(
+        f"{skill} {accuracy(model, tokenizer, skill):.2f}" for skill in SKILLS
+    )
     print(f"{name:8s} {scores}", flush=True)
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()
+    }
     model.to(torch.bfloat16).save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
@@ -192,7 +251,8 @@ def write_items(out: Path, search: int, held_out: int, seed: int = 0) -> None:
             path = out / name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [
-                json.dumps(item, ensure_ascii=False) for item in draw_items(name, split, n, seed)
+                json.dumps(item, ensure_ascii=False)
+                for item in draw_items(name, split, n, seed)
             ]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -139,7 +139,9 @@ class AdaptedCheckpoint:
         self.checkpoint = checkpoint
         self.name = f"{checkpoint.name}+{adapter}"
         self.adapter = resolve_folder(adapter)
-        config = read_json(self.adapter / "adapter_config.json", f"{adapter}: adapter_config.json")
+        config = read_json(
+            self.adapter / "adapter_config.json", f"{adapter}: adapter_config.json"
+        )
         _check_plain_lora(config, adapter)
         if not (self.adapter / _WEIGHTS_FILE).is_file():
             raise CheckpointError(
@@ -248,7 +250,9 @@ class _AdapterMatcher:
     def _make_factors(self, target: str, keys: _FactorKeys) -> _Factors:
         where = f"{self.shards.name}: {target}"
         if not {"A", "B"} <= set(keys.sides):
-            raise CheckpointError(f"{where}: expected lora_A and lora_B, got one of them")
+            raise CheckpointError(
+                f"{where}: expected lora_A and lora_B, got one of them"
+            )
         b = self.shards.operand(keys.sides["B"])
         a = self.shards.operand(keys.sides["A"])
         if len(b.shape) != 2 or len(a.shape) != 2 or not a.shape[0]:

@@ -28,7 +28,9 @@ DEFAULT_MODULE = "default"
 _LANGUAGE_ALIASES = (LANGUAGE_MODULE, DEFAULT_MODULE, "language_model")
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_MLP = re.compile(r"mlp|ffn|feed_forward|moe|expert|intermediate|dense|^fc\d", re.IGNORECASE)
+_MLP = re.compile(
+    r"mlp|ffn|feed_forward|moe|expert|intermediate|dense|^fc\d", re.IGNORECASE
+)
 _NORM = re.compile(r"norm|^ln", re.IGNORECASE)
 _EMBEDDING = re.compile(r"embed|wte|wpe|embd|(^|\.)shared\.|project_in", re.IGNORECASE)
 # Tensors after the layers: language model heads and those of classifiers and encoders.
@@ -51,11 +53,14 @@ _INPUT_EMBEDDING = re.compile(
 )
 # The heads and shared embeddings that a checkpoint may leave out if they are the input embedding.
 _TIED = re.compile(
-    _INPUT_EMBEDDING.pattern + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output"
+    _INPUT_EMBEDDING.pattern
+    + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output"
     r"|(predictions|lm_head)\.decoder)\.weight$"
 )
 # Embeddings of positions and token types, and layers between the last block and the head.
-_NOT_TOKENS = re.compile(r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE)
+_NOT_TOKENS = re.compile(
+    r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE
+)
 _T = TypeVar("_T")
 _LIST_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _CODER = re.compile(r"\b(en|de)coder\b")
@@ -452,7 +457,9 @@ def _main_candidates(lists: Mapping[str, int], text: ReadOnlyJson) -> dict[str, 
     return candidates
 
 
-def _main_prefixes(candidates: Mapping[str, int], names: Sequence[str]) -> tuple[str, ...]:
+def _main_prefixes(
+    candidates: Mapping[str, int], names: Sequence[str]
+) -> tuple[str, ...]:
     """The prefixes of the main stacks.
 
     The best candidate of the language part, with the encoder or decoder that faces it, or with

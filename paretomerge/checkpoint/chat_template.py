@@ -91,7 +91,9 @@ def resolve_chat_template(value: str, folders: Mapping[str, Path]) -> str | None
         return value
     if value not in CHAT_TEMPLATES:
         message = unknown_name("template", value, ("auto", *CHAT_TEMPLATES))
-        raise RecipeError(f"chat_template: {message}; or write jinja, with {{{{ and {{%")
+        raise RecipeError(
+            f"chat_template: {message}; or write jinja, with {{{{ and {{%"
+        )
     return CHAT_TEMPLATES[value]
 
 

@@ -48,7 +48,9 @@ class Checksums:
         self._stopped = False
         self._changed = threading.Condition()
         # A daemon: a merge that fails must not keep the process alive.
-        self._thread = threading.Thread(target=self._follow, name="checksums", daemon=True)
+        self._thread = threading.Thread(
+            target=self._follow, name="checksums", daemon=True
+        )
         self._thread.start()
 
     def add_written(self, name: str, n_bytes: int) -> None:
@@ -89,7 +91,9 @@ class Checksums:
                     for chunk in _read_chunks(file, descriptor, part, buffer):
                         digest.update(chunk)
                 self._digests[file] = digest.hexdigest()
-        except Exception as error:  # raised again by `hex_digests`, on the caller's thread
+        except (
+            Exception
+        ) as error:  # raised again by `hex_digests`, on the caller's thread
             self._error = error
 
     def _wait_until_written(self, name: str) -> bool:

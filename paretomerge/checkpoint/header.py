@@ -72,7 +72,11 @@ def read_header(file: Path) -> dict[str, Header]:
         file_size = file.stat().st_size
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if not 2 <= header_size <= min(_MAX_HEADER_BYTES, file_size - _LENGTH_BYTES):
+            if (
+                not 2
+                <= header_size
+                <= min(_MAX_HEADER_BYTES, file_size - _LENGTH_BYTES)
+            ):
                 raise CheckpointError(
                     f"{file}: not a safetensors file: a header of {header_size} bytes "
                     f"in a file of {file_size}"
@@ -102,7 +106,9 @@ def _check_layout(
     """Check that the tensors fill the file from `data_start` to its end, one after another."""
     end = data_start
     # Tensors without elements share their offset with the next one, so they must come first.
-    in_file_order = sorted(headers, key=lambda name: (headers[name].offset, headers[name].bytes))
+    in_file_order = sorted(
+        headers, key=lambda name: (headers[name].offset, headers[name].bytes)
+    )
     for name in in_file_order:
         header = headers[name]
         if header.offset != end:
@@ -149,17 +155,25 @@ def _read_entry(
     return header
 
 
-def _unpack_entry(name: str, entry: object) -> tuple[object, tuple[int, ...], int, int] | None:
+def _unpack_entry(
+    name: str, entry: object
+) -> tuple[object, tuple[int, ...], int, int] | None:
     """(dtype code, shape, first byte, end byte) of an entry; None if it is malformed."""
     if not isinstance(entry, dict):
         return None
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if "dtype" not in entry or not isinstance(shape, list) or not isinstance(offsets, list):
+    if (
+        "dtype" not in entry
+        or not isinstance(shape, list)
+        or not isinstance(offsets, list)
+    ):
         return None
     if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2:
         return None
     # `type` and not `isinstance`: JSON's `true` is a bool, and bool is a subclass of int.
-    if not all(type(number) is int and 0 <= number < _MAX_SIZE for number in (*shape, *offsets)):
+    if not all(
+        type(number) is int and 0 <= number < _MAX_SIZE for number in (*shape, *offsets)
+    ):
         return None
     try:
         name.encode()

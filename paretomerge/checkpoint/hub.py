@@ -32,8 +32,12 @@ def download_snapshot(
 
     patterns = [*_TEXT_FILES, *_WEIGHT_FILES] if weights else _TEXT_FILES
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the client raises many classes; the user needs one sentence
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        )
+    except (
+        Exception
+    ) as error:  # the client raises many classes; the user needs one sentence
         raise _download_error(repository, error) from error
 
 

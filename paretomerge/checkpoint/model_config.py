@@ -99,7 +99,9 @@ class LayerRule:
         if not is_used or text.get(self.overridden_by) is not None:
             return None
         # DeepSeek's moe_layer_freq may be a list with an entry per layer and not a number.
-        takes_lists = all(isinstance(default, list) for default in self.defaults.values())
+        takes_lists = all(
+            isinstance(default, list) for default in self.defaults.values()
+        )
         if isinstance(values[0], list) and not takes_lists:
             return None
         return self.evaluate(depth, tuple(values))
@@ -246,7 +248,9 @@ def _period_rule(key: str, overridden_by: str) -> LayerRule:
 
 
 def _offset_rule(period_key: str, offset_key: str) -> LayerRule:
-    return LayerRule({period_key: 1, offset_key: 0}, _is_at_offset, _periods_and_offsets)
+    return LayerRule(
+        {period_key: 1, offset_key: 0}, _is_at_offset, _periods_and_offsets
+    )
 
 
 def _listed_rule(key: str, overridden_by: str = "") -> LayerRule:
@@ -261,9 +265,13 @@ _ERNIE_MOE = LayerRule(
     _has_experts,
     _expert_candidates,
 )
-_DEEPSEEK_MOE = LayerRule({"moe_layer_freq": 1}, _is_multiple, _periods, "mlp_layer_types")
+_DEEPSEEK_MOE = LayerRule(
+    {"moe_layer_freq": 1}, _is_multiple, _periods, "mlp_layer_types"
+)
 _RECURRENT_GEMMA = LayerRule({"block_types": []}, _in_cycle, _cycle_candidates)
-_SHARED_KEYS_AND_VALUES = LayerRule({"num_kv_shared_layers": 0}, _is_among_last, _thresholds)
+_SHARED_KEYS_AND_VALUES = LayerRule(
+    {"num_kv_shared_layers": 0}, _is_among_last, _thresholds
+)
 
 RULES = (
     _QWEN_MOE,
@@ -447,7 +455,11 @@ def _find_lists(
         key_path = (*path, key)
         if isinstance(value, (list, tuple)) and len(value) == depth:
             yield key_path, tuple(value)
-        elif isinstance(value, Mapping) and "layer" in key and _has_numbers_as_keys(value):
+        elif (
+            isinstance(value, Mapping)
+            and "layer" in key
+            and _has_numbers_as_keys(value)
+        ):
             by_layer = {int(number): entry for number, entry in value.items()}
             entries = [by_layer.get(layer) for layer in range(depth)]
             yield key_path, tuple(entries)
@@ -468,9 +480,17 @@ def _check_movable(current: _PerLayer) -> None:
             "for all layers (hidden_size_per_layer_input); merge it without layer ranges"
         )
     for key, value in current.text.items():
-        if key in _RULE_LIST_KEYS or (key,) in current.lists or not _LAYER_NUMBERS.search(key):
+        if (
+            key in _RULE_LIST_KEYS
+            or (key,) in current.lists
+            or not _LAYER_NUMBERS.search(key)
+        ):
             continue
-        if isinstance(value, list) and value and all(isinstance(entry, int) for entry in value):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(entry, int) for entry in value)
+        ):
             raise CheckpointError(
                 f"config.json: {key}: expected a list with one entry per layer, got {value}; it "
                 "is not known how it changes when layers move: merge this architecture without "

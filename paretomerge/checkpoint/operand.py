@@ -157,7 +157,9 @@ class StoredTensor:
             try:
                 count = os.preadv(self.descriptor(), [rest], start + n_read)
             except OSError as error:
-                raise CheckpointError(f"{self.label}: cannot be read: {error}") from error
+                raise CheckpointError(
+                    f"{self.label}: cannot be read: {error}"
+                ) from error
             if count == 0:
                 raise CheckpointError(
                     f"{self.label}: the file ended too early; did it change while it was read?"

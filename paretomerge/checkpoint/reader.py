@@ -110,7 +110,9 @@ class Shards:
                 try:
                     self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
-                    raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from error
+                    raise CheckpointError(
+                        f"{file}: cannot be opened: {error.strerror}"
+                    ) from error
             return self._descriptors[file]
 
 

@@ -202,7 +202,9 @@ def write_tokens(tokens: Tokens, out: Path) -> None:
         if token not in present:
             entries.append({"id": tokens.ids[token], "content": token, **flags})
     data["added_tokens"] = entries
-    (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    (out / "tokenizer.json").write_text(
+        json.dumps(data, ensure_ascii=False), encoding="utf-8"
+    )
     config = read_optional_json(out / "tokenizer_config.json")
     # Some tokenizer classes build their own backend and take added tokens from here alone.
     if "added_tokens_decoder" in config:
@@ -250,7 +252,9 @@ def _read_tokenizer_json(folder: Path) -> JsonObject:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         data: JsonObject = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # converters raise many classes; the user needs one sentence
+    except (
+        Exception
+    ) as error:  # converters raise many classes; the user needs one sentence
         first_line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
             f"{folder}: cannot convert the tokenizer files to tokenizer.json; transformers raised "
@@ -273,12 +277,18 @@ def _configured_tokens(folder: Path) -> list[JsonObject]:
     special_names = {token["content"] for token in special}
     ids = read_optional_json(folder / "added_tokens.json")
     in_order = sorted(ids, key=lambda token: int(ids[token]))
-    older = [{"content": token, "special": token in special_names} for token in in_order]
+    older = [
+        {"content": token, "special": token in special_names} for token in in_order
+    ]
     return older + special
 
 
 def _special_tokens(config: ReadOnlyJson) -> list[JsonObject]:
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    extra = (
+        config.get("extra_special_tokens")
+        or config.get("additional_special_tokens")
+        or []
+    )
     tokens = [config.get(key) for key in _SPECIAL_TOKEN_KEYS]
     tokens += list(extra.values()) if isinstance(extra, dict) else list(extra)
     entries = []

@@ -18,8 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson, read_optional_json
-from paretomerge.checkpoint.tokenizer import Tokens, copy_tokenizer, read_tokens, write_tokens
+from paretomerge.checkpoint.json_file import (
+    JsonObject,
+    ReadOnlyJson,
+    read_optional_json,
+)
+from paretomerge.checkpoint.tokenizer import (
+    Tokens,
+    copy_tokenizer,
+    read_tokens,
+    write_tokens,
+)
 from paretomerge.errors import CheckpointError, RecipeError, unknown_name
 
 if TYPE_CHECKING:
@@ -319,7 +328,9 @@ def _check_every_token_has_a_row(model: _Model) -> None:
         )
 
 
-def _tokens_of_others(provider: _Model, models: Mapping[str, _Model]) -> list[ReadOnlyJson]:
+def _tokens_of_others(
+    provider: _Model, models: Mapping[str, _Model]
+) -> list[ReadOnlyJson]:
     """The tokens that a union adds to the provider's: ordinary ones, then added ones.
 
     A token without an embedding row does not count. If models disagree about the flags of an
@@ -461,7 +472,9 @@ def _check_rule(
     """Check the form of the rule for one token, and the model that it names."""
     where = f"tokenizer.tokens[{token!r}]"
     if not isinstance(rule, Mapping) or not _has_rule_keys(rule):
-        raise RecipeError(f"{where}: expected `source` and `force: true` or `false`, got {rule!r}")
+        raise RecipeError(
+            f"{where}: expected `source` and `force: true` or `false`, got {rule!r}"
+        )
     source = rule.get("source")
     if source is None or source == _ZERO_SOURCE:
         return
@@ -469,7 +482,10 @@ def _check_rule(
     if isinstance(source, Mapping):
         is_model_token = source.get("kind") == "model_token"
         keys = set(source) - {"kind"}
-        if not is_model_token or keys not in ({"model", "token"}, {"model", "token_id"}):
+        if not is_model_token or keys not in (
+            {"model", "token"},
+            {"model", "token_id"},
+        ):
             raise RecipeError(
                 f"{where}.source: expected a model, {{kind: zero}} or {{kind: model_token, "
                 "model: ..., token: ...} (or token_id in place of token), "

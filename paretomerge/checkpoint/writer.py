@@ -247,7 +247,9 @@ class WeightsWriter:
         """Return the SHA-256 of each file; every tensor must have been written."""
         return self._checksums.hex_digests()
 
-    def _create_file(self, file: Path, specs: Sequence[TensorSpec]) -> tuple[int, list[ByteRange]]:
+    def _create_file(
+        self, file: Path, specs: Sequence[TensorSpec]
+    ) -> tuple[int, list[ByteRange]]:
         """Write the header, reserve the rest and return (descriptor, byte ranges)."""
         header = _header_bytes(specs)
         # O_RDWR, as `Checksums` reads through the same descriptor.

@@ -1,1 +1,4 @@
-"""The command line: `main` has the commands, `session` what they have in common, `progress` the live table."""
+"""The command line.
+
+`main` has the commands, `session` what they have in common, `progress` the live table.
+"""

@@ -1,4 +1,7 @@
-"""The commands: each reads its arguments, calls one function and prints. `paretomerge --help` lists them."""
+"""The commands: each reads its arguments, calls one function and prints.
+
+`paretomerge --help` lists them.
+"""
 
 import json
 import sys
@@ -11,24 +14,35 @@ from paretomerge.cli import session
 from paretomerge.errors import ConfigError, ParetoMergeError
 
 app = typer.Typer(
-    help="Merge fine-tunes of one base model, search for the best merges, and pick from the Pareto front.",
+    help="Merge fine-tunes of one base model, search for the best merges, and pick from the "
+    "Pareto front.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False)]
-RecipeFile = Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.", show_default=False)]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="Recipe in mergekit's YAML.", show_default=False)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Prefer = Annotated[str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")]
+Prefer = Annotated[
+    str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")
+]
 Knee = Annotated[
-    bool, typer.Option("--knee", help="The trial nearest to the ideal point (the default).")
+    bool,
+    typer.Option("--knee", help="The trial nearest to the ideal point (the default)."),
 ]
 Number = Annotated[int | None, typer.Option("--trial", help="The number of one trial.")]
 StudyOption = Annotated[
-    Path, typer.Option("--study", help="The study.yaml whose tasks to run.", show_default=False)
+    Path,
+    typer.Option(
+        "--study", help="The study.yaml whose tasks to run.", show_default=False
+    ),
 ]
 SplitOption = Annotated[str, typer.Option(help="search or held_out")]
 MAX_SHOWN = 15  # members of the front that `search` and `quickstart` print
@@ -43,14 +57,19 @@ def _options(
 
 @app.command()
 def quickstart(quiet: Quiet = False) -> None:
-    """Search over merges of the shipped specialists: the whole way in a few minutes on a laptop. Run again to resume."""
+    """Search over merges of the shipped specialists: the whole way in a few minutes on a laptop.
+
+    Run again to resume.
+    """
     from paretomerge.cli.quickstart import unpack_specialists
 
     study_file = unpack_specialists(Path.cwd())
     study = session.open_study(study_file)
     session.search(study, None, quiet)
     trial = session.show(study, MAX_SHOWN)
-    picked = study.save(trial, study.folder / "picked", overwrite=True, picked_by="--knee")
+    picked = study.save(
+        trial, study.folder / "picked", overwrite=True, picked_by="--knee"
+    )
     report_file = study.report()
     shown = session.short(study_file)
     session.console().print(
@@ -66,10 +85,15 @@ def quickstart(quiet: Quiet = False) -> None:
 @app.command()
 def search(
     study_yaml: StudyFile,
-    trials: Annotated[int | None, typer.Option(help="Instead of the file's.", min=1)] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Instead of the file's.", min=1)
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search until the study's budget is spent, then score the front on held-out examples. Resumes by itself."""
+    """Search until the study's budget is spent, then score the front on held-out examples.
+
+    Resumes by itself.
+    """
     study = session.open_study(study_yaml)
     session.search(study, trials, quiet)
     session.show(study, MAX_SHOWN)
@@ -112,14 +136,19 @@ def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
 
     results = study.results()
     objectives = [objective.name for objective in results.objectives]
-    print(json.dumps({"objectives": objectives, "front": rows(results.front)}, indent=2))
+    print(
+        json.dumps({"objectives": objectives, "front": rows(results.front)}, indent=2)
+    )
 
 
 @app.command()
 def pick(
     study_yaml: StudyFile,
     out: Annotated[
-        Path, typer.Option("--out", help="A new folder for the checkpoint.", show_default=False)
+        Path,
+        typer.Option(
+            "--out", help="A new folder for the checkpoint.", show_default=False
+        ),
     ],
     prefer: Prefer = None,
     knee: Knee = False,
@@ -148,13 +177,17 @@ def merge(  # the command's options
     threads: Annotated[
         int | None,
         typer.Option(
-            help="Tensors merged at a time. Default: 2, or fewer by OMP_NUM_THREADS.", min=1
+            help="Tensors merged at a time. Default: 2, or fewer by OMP_NUM_THREADS.",
+            min=1,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    shard_size: Annotated[str, typer.Option(help="Largest file: 5GB, 500MB, ...")] = "5GB",
+    shard_size: Annotated[
+        str, typer.Option(help="Largest file: 5GB, 500MB, ...")
+    ] = "5GB",
     allow_nan: Annotated[
-        bool, typer.Option("--allow-nan", help="Merge NaN and infinite weights like others.")
+        bool,
+        typer.Option("--allow-nan", help="Merge NaN and infinite weights like others."),
     ] = False,
 ) -> None:
     """Merge one recipe to disk."""
@@ -174,33 +207,39 @@ def merge(  # the command's options
         threads=threads,
         device=device,
     )
-    session.console().print(f"wrote {session.short(out)}", highlight=False, soft_wrap=True)
+    session.console().print(
+        f"wrote {session.short(out)}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
 def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
-    """Check a recipe from headers alone: every error at once, or what will be read, written and needed."""
-    from dataclasses import asdict
+    """Check a recipe from headers alone.
 
+    Every error at once, or what will be read, written and needed.
+    """
     from paretomerge.merging.plan.cost import estimate_cost
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
+    from paretomerge.report.recipes import PlanFacts, plan_table
 
     merge_plan = make_plan(Recipe.load(recipe), download=False)
     session.print_notes(merge_plan.notes)
-    facts = {
+    cost = estimate_cost(merge_plan)
+    facts: PlanFacts = {
         "method": merge_plan.recipe.merge_method,
         "models": list(merge_plan.recipe.source_models),
         "layers": len(merge_plan.route),
         "tensors": len(merge_plan.jobs),
         "dtype": merge_plan.dtype,
-        **asdict(estimate_cost(merge_plan)),
+        "read": cost.read,
+        "written": cost.written,
+        "memory": cost.memory,
+        "seconds": cost.seconds,
     }
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    from paretomerge.report.recipes import plan_table
-
     session.console().print(plan_table(facts))
 
 
@@ -218,7 +257,8 @@ def methods(as_json: AsJson = False) -> None:
 @app.command()
 def kinship(
     models: Annotated[
-        list[str], typer.Argument(help="BASE MODEL..., or a study.yaml.", show_default=False)
+        list[str],
+        typer.Argument(help="BASE MODEL..., or a study.yaml.", show_default=False),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -235,7 +275,9 @@ def kinship(
         pool = study_pool(session.open_study(Path(base)).settings)
         base, sources = pool.base, dict(pool.sources)
     if not sources:
-        raise ConfigError("kinship: name a base and at least one model, or a study.yaml")
+        raise ConfigError(
+            "kinship: name a base and at least one model, or a study.yaml"
+        )
     opened = open_weights((base, *sources.values()))
     deltas = profile(base, sources, opened)
     architecture = opened[base].architecture
@@ -276,19 +318,25 @@ def compare(  # the command's options
     one: Annotated[
         str,
         typer.Argument(
-            help="A trial's number, a baseline's name, or a checkpoint.", show_default=False
+            help="A trial's number, a baseline's name, or a checkpoint.",
+            show_default=False,
         ),
     ],
     other: Annotated[str, typer.Argument(help="Likewise.", show_default=False)],
     study: StudyOption,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="A score's name; may be given again. Default: all."),
+        typer.Option(
+            "--task", help="A score's name; may be given again. Default: all."
+        ),
     ] = None,
     split: SplitOption = "held_out",
     as_json: AsJson = False,
 ) -> None:
-    """Two models on the same examples: the paired difference, its 95 % interval, and McNemar's test."""
+    """Two models on the same examples.
+
+    The paired difference, its 95 % interval, and McNemar's test.
+    """
     from dataclasses import asdict
 
     from paretomerge.report.tables import comparison_table
@@ -308,7 +356,8 @@ def compare(  # the command's options
 def report(
     study_yaml: StudyFile,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Default: report.html in the study's folder.")
+        Path | None,
+        typer.Option("--out", help="Default: report.html in the study's folder."),
     ] = None,
     prefer: Prefer = None,
     knee: Knee = False,
@@ -320,11 +369,16 @@ def report(
     study = session.open_study(study_yaml)
     choice = Choice.parse(prefer, trial, knee)
     file = study.report(out, choice.prefer, trial=choice.trial)
-    session.console().print(f"wrote {session.short(file)}", highlight=False, soft_wrap=True)
+    session.console().print(
+        f"wrote {session.short(file)}", highlight=False, soft_wrap=True
+    )
 
 
 def main() -> None:
-    """Run a command; an error of ours is one message without a traceback, unless --debug asks for it."""
+    """Run a command.
+
+    An error of ours is one message without a traceback, unless --debug asks for it.
+    """
     try:
         app()
     except ParetoMergeError as error:

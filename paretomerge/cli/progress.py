@@ -74,7 +74,9 @@ class Progress:
             self._live.update(Group(self._table(), message))
         elif not self._quiet:
             scores = _scores_text(trial.held_out or {}, self._names)
-            self._console.print(Text(f"held-out  {trial.name}  {scores}"), soft_wrap=True)
+            self._console.print(
+                Text(f"held-out  {trial.name}  {scores}"), soft_wrap=True
+            )
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -104,7 +106,9 @@ class Progress:
 
     def _summary(self, last: Event) -> str:
         trials = [event.trial for event in self._events]
-        seconds_each = (time.perf_counter() - self._start) / max(1, count_evaluated(trials))
+        seconds_each = (time.perf_counter() - self._start) / max(
+            1, count_evaluated(trials)
+        )
         stages = []
         for stage in _STAGES:
             total = sum(event.seconds.get(stage, 0) for event in self._events)
@@ -121,7 +125,7 @@ class Progress:
 
 
 def tally(trials: Sequence[Trial]) -> str:
-    """Count the trials that failed, and those that were infeasible, left early, reused or taken over, if any.
+    """Count the trials that failed, and of other kinds if there are any.
 
     Args:
         trials: Finished trials.

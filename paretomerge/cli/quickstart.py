@@ -37,5 +37,7 @@ def unpack_specialists(parent: Path) -> Path:
         unfinished.rename(folder)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise ConfigError(f"{parent}: cannot write the quickstart's files here: {error}") from error
+        raise ConfigError(
+            f"{parent}: cannot write the quickstart's files here: {error}"
+        ) from error
     return study_file

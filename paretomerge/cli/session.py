@@ -1,4 +1,7 @@
-"""What the commands have in common: a study is opened, searched and shown; sizes and names are read."""
+"""What the commands have in common: a study is opened, searched and shown.
+
+Sizes and names are read.
+"""
 
 import os
 import re
@@ -30,7 +33,10 @@ def open_study(path: Path) -> "Study":
 
 
 def set_up_process(study: "Study") -> None:
-    """Set what belongs to the process and not to the library: threads, and other libraries' progress bars."""
+    """Set what belongs to the process and not to the library.
+
+    Threads, and other libraries' progress bars.
+    """
     # Tokenizers fork badly after their thread pool has started, and warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -42,11 +48,14 @@ def set_up_process(study: "Study") -> None:
 
 
 def search(study: "Study", trials: int | None, quiet: bool) -> None:
-    """Search until the budget is spent; then score baselines and front on held-out examples, and what is watched.
+    """Search until the budget is spent.
+
+    Then score baselines and front on held-out examples, and what is watched.
 
     Args:
         study: The study.
-        trials: The number of evaluations in the record at which to stop, in place of the study's budget.
+        trials: The number of evaluations in the record at which to stop, in place of the study's
+            budget.
         quiet: Whether to print nothing while searching.
     """
     from paretomerge.cli.progress import Progress, tally
@@ -57,7 +66,9 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         print_notes(study.check())
         results = study.results()
         # `--trials` is a total, as in the file; `Study.run` takes how many more.
-        more = None if trials is None else max(0, trials - count_evaluated(results.trials))
+        more = (
+            None if trials is None else max(0, trials - count_evaluated(results.trials))
+        )
         with Progress(results, console(), quiet) as progress:
             reason = study.run(progress.trial, more)
             if not quiet:
@@ -73,7 +84,10 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
 
 
 def show(study: "Study", most: int | None = None) -> "Trial":
-    """Print the baselines and the front, or its `most` best, as tables; return the trial that `pick` takes by default."""
+    """Print the baselines and the front, or its `most` best, as tables.
+
+    Return the trial that `pick` takes by default.
+    """
     from paretomerge.decide.pick import Choice, choose
     from paretomerge.report.tables import best_first, trials_table
 
@@ -81,13 +95,17 @@ def show(study: "Study", most: int | None = None) -> "Trial":
     choice = Choice()
     picked = choose(results, choice)
     console().print()
-    console().print(trials_table(results, results.baselines, "Baselines", picked.number))
+    console().print(
+        trials_table(results, results.baselines, "Baselines", picked.number)
+    )
     console().print()
     ranked = best_first(results, results.front)
     shown = ranked[:most]
     if picked not in shown:
         shown.append(picked)
-    heading = f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
+    heading = (
+        f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
+    )
     console().print(trials_table(results, shown, heading, picked.number))
     return picked
 

@@ -1,4 +1,7 @@
-"""What a study is, as plain data: `StudySettings`, and the same as a study.yaml. Nothing here loads a model, data or database."""
+"""What a study is, as plain data: `StudySettings`, and the same as a study.yaml.
+
+Nothing here loads a model, data or database.
+"""
 
 from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, load_config

@@ -40,14 +40,21 @@ from paretomerge.evaluate.measures import (
     Sparsity,
     Task,
 )
-from paretomerge.space.specs import DENSITY_BOUNDS, WEIGHT_BOUNDS, RouteSpace, WeightSpace
+from paretomerge.space.specs import (
+    DENSITY_BOUNDS,
+    WEIGHT_BOUNDS,
+    RouteSpace,
+    WeightSpace,
+)
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
 
 DEFAULT_CONFIDENCE = 0.95  # of `race: true`
 
 
-def settings_of(config: StudyConfig, folder: Path, name: str = "study") -> StudySettings:
+def settings_of(
+    config: StudyConfig, folder: Path, name: str = "study"
+) -> StudySettings:
     """Turn a study.yaml's content into settings.
 
     Args:
@@ -62,7 +69,9 @@ def settings_of(config: StudyConfig, folder: Path, name: str = "study") -> Study
         ConfigError: Settings contradict each other.
     """
     objectives = tuple(_objective(objective) for objective in config.objectives)
-    constraints = [_constraint(constraint, objectives) for constraint in config.constraints]
+    constraints = [
+        _constraint(constraint, objectives) for constraint in config.constraints
+    ]
     until = share(config.budget.until) if config.budget.until else None
     return StudySettings(
         base=config.base,
@@ -98,7 +107,8 @@ def config_of(settings: StudySettings) -> StudyConfig:
         The content; what has its default value is not set.
 
     Raises:
-        ConfigError: A file cannot say it: a function that no module holds, or a sampler or space of your own.
+        ConfigError: A file cannot say it: a function that no module holds, or a sampler or space
+            of your own.
     """
     content: dict[str, Any] = {
         "base": settings.base,
@@ -106,7 +116,8 @@ def config_of(settings: StudySettings) -> StudyConfig:
         "space": _space_config(settings.space),
         "objectives": [_objective_config(measure) for measure in settings.objectives],
         "constraints": [
-            _constraint_config(constraint, settings) for constraint in settings.constraints
+            _constraint_config(constraint, settings)
+            for constraint in settings.constraints
         ],
         "watch": list(settings.watch),
         "starts": list(settings.starts),
@@ -139,7 +150,10 @@ def check_functions(settings: StudySettings) -> None:
     for measure in settings.measures:
         if isinstance(measure, Function) and callable(measure.function):
             module, _, name = measure.path.partition(":")
-            if module == "__main__" or getattr(importlib.import_module(module), name, None) is None:
+            if (
+                module == "__main__"
+                or getattr(importlib.import_module(module), name, None) is None
+            ):
                 raise ConfigError(
                     f"{measure.name}: a study.yaml cannot name the function {measure.path!r}. "
                     "Move it to the top level of a module beside the file."
@@ -165,7 +179,9 @@ def _measure(config: MeasureConfig) -> Measure:
     return Sparsity(config.name or "sparsity")
 
 
-def _constraint(config: ConstraintConfig, objectives: tuple[Measure, ...]) -> Constraint:
+def _constraint(
+    config: ConstraintConfig, objectives: tuple[Measure, ...]
+) -> Constraint:
     """A bound; one without a name is on the objective with the same measure, if there is one."""
     measure = _measure(config)
     if config.name is None:
@@ -196,13 +212,17 @@ def _space(config: SpaceConfig) -> WeightSpace | RouteSpace:
 
 def _second_level(config: ThenConfig) -> SecondLevel:
     routes = RouteSpace(**config.routes.model_dump())
-    return SecondLevel(routes, config.trials, config.front, config.prefer, config.sampler)
+    return SecondLevel(
+        routes, config.trials, config.front, config.prefer, config.sampler
+    )
 
 
 def _evaluation(config: EvaluateConfig) -> Evaluation:
     race: float | None = None
     if config.race:
-        race = share(config.race) if isinstance(config.race, str) else DEFAULT_CONFIDENCE
+        race = (
+            share(config.race) if isinstance(config.race, str) else DEFAULT_CONFIDENCE
+        )
     return Evaluation(**config.model_dump(exclude={"race"}), race=race)
 
 
@@ -232,7 +252,9 @@ def _objective_config(measure: Measure) -> ObjectiveConfig:
     return ObjectiveConfig(**_measure_config(measure), direction=measure.direction)
 
 
-def _constraint_config(constraint: Constraint, settings: StudySettings) -> ConstraintConfig:
+def _constraint_config(
+    constraint: Constraint, settings: StudySettings
+) -> ConstraintConfig:
     measure = constraint.measure
     if isinstance(measure, str):
         measure = next(one for one in settings.objectives if one.name == measure)
@@ -247,7 +269,9 @@ def _space_config(space: object) -> SpaceConfig:
     if isinstance(space, RouteSpace):
         return SpaceConfig(routes=_routes_config(space))
     if not isinstance(space, WeightSpace):
-        raise ConfigError(f"space: a study.yaml cannot describe a {type(space).__name__}")
+        raise ConfigError(
+            f"space: a study.yaml cannot describe a {type(space).__name__}"
+        )
     return SpaceConfig(
         methods=list(space.methods),
         weight=_granularity_config(space.weight, WEIGHT_BOUNDS),

@@ -17,7 +17,10 @@ _PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 
 
 class JudgeConfig(Section):
-    """A language model that grades answers to the prompts of a file; the endpoint's defaults are the environment's."""
+    """A language model that grades answers to the prompts of a file.
+
+    The endpoint's defaults are the environment's.
+    """
 
     prompts: str
     criteria: str = Field(min_length=1)
@@ -45,7 +48,9 @@ class MeasureConfig(Section):
             names = ", ".join(f"`{kind}`" for kind in _KINDS)
             raise ValueError(f"set exactly one of {names} and `sparsity: true`")
         if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
-            raise ValueError(f"metric: use perplexity or bits_per_byte, not {self.metric!r}")
+            raise ValueError(
+                f"metric: use perplexity or bits_per_byte, not {self.metric!r}"
+            )
         return self
 
 
@@ -56,7 +61,10 @@ class ObjectiveConfig(MeasureConfig):
 
 
 class ConstraintConfig(MeasureConfig):
-    """A score, and the bound that it must keep: one of `at_least` and `at_most`, in the score's units."""
+    """A score, and the bound that it must keep.
+
+    One of `at_least` and `at_most`, in the score's units.
+    """
 
     at_least: float | None = Field(default=None, allow_inf_nan=False)
     at_most: float | None = Field(default=None, allow_inf_nan=False)
@@ -69,7 +77,10 @@ class ConstraintConfig(MeasureConfig):
 
 
 class BudgetConfig(Section):
-    """When to stop. `until`: a percentage of the hypervolume. `trials` may stand here or at the top of the file."""
+    """When to stop. `until`: a percentage of the hypervolume.
+
+    `trials` may stand here or at the top of the file.
+    """
 
     trials: int | None = None
     until: str | None = None
@@ -78,11 +89,18 @@ class BudgetConfig(Section):
     @field_validator("until", mode="before")
     @classmethod
     def _checked_until(cls, value: Any) -> Any:
-        return value if value is None else _checked_percentage(value, "of the hypervolume", "1%")
+        return (
+            value
+            if value is None
+            else _checked_percentage(value, "of the hypervolume", "1%")
+        )
 
 
 class ThenConfig(Section):
-    """A second level: `trials` more, on routes through the models and the best merges of the first level."""
+    """A second level.
+
+    `trials` more, on routes through the models and the best merges of the first level.
+    """
 
     routes: RoutesConfig = RoutesConfig()
     trials: int = Field(default=60, ge=1)
@@ -168,7 +186,9 @@ class StudyConfig(Section):
         if not isinstance(budget, dict) or budget.get("trials") is None:
             return data
         if "trials" in data:
-            raise ValueError("trials: is set at the top and under `budget`; keep one of them")
+            raise ValueError(
+                "trials: is set at the top and under `budget`; keep one of them"
+            )
         return data | {"trials": budget["trials"], "budget": budget | {"trials": None}}
 
 
@@ -182,7 +202,8 @@ def load_config(path: str | Path) -> StudyConfig:
         Its content.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or says something that cannot be followed; all such errors at once.
+        ConfigError: The file is missing, is no YAML, or says something that cannot be followed;
+            all such errors at once.
     """
     path = Path(path)
     try:
@@ -192,7 +213,9 @@ def load_config(path: str | Path) -> StudyConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys such as `base` and `models`, got {_brief(data)}")
+        raise ConfigError(
+            f"{path}: expected keys such as `base` and `models`, got {_brief(data)}"
+        )
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
@@ -230,7 +253,9 @@ def message_of(detail: Any) -> str:
     for pattern, replacement in _REWORDING:
         message = re.sub(pattern, replacement, message)
     value = _brief(detail["input"])
-    says_value = value in message or detail["type"] == "value_error" or len(value) >= 100
+    says_value = (
+        value in message or detail["type"] == "value_error" or len(value) >= 100
+    )
     return f"{place}: {message}" if says_value else f"{place}: {message}, got {value}"
 
 
@@ -248,15 +273,20 @@ _REWORDING = (
 def _checked_percentage(value: Any, what: str, example: str) -> Any:
     matches = isinstance(value, str) and _PERCENTAGE.fullmatch(value)
     if not matches or not 0 < share(value) < 1:
-        raise ValueError(f"a percentage {what} above 0 and below 100, such as {example}")
+        raise ValueError(
+            f"a percentage {what} above 0 and below 100, such as {example}"
+        )
     return value
 
 
 def _keys_of(location: Sequence[int | str]) -> list[str]:
     """The path of a key, without the alternatives of a union that pydantic adds to it."""
-    # pydantic names the alternative of a union that it tried, such as `dict[str,any]`, as a part of the path.
+    # pydantic names the alternative of a union that it tried, such as `dict[str,any]`, as a part
+    # of the path.
     keys = [str(part) for part in location]
-    return [key for key in keys if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key)]
+    return [
+        key for key in keys if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key)
+    ]
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
@@ -266,7 +296,9 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
         field = section.model_fields.get(part) if isinstance(part, str) else None
         if field is None:
             continue
-        sections = [kind for kind in _kinds_of(field.annotation) if issubclass(kind, Section)]
+        sections = [
+            kind for kind in _kinds_of(field.annotation) if issubclass(kind, Section)
+        ]
         section = sections[0] if sections else section
     return list(section.model_fields)
 

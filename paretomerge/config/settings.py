@@ -23,8 +23,10 @@ class Budget:
     """When a search ends.
 
     Attributes:
-        trials: Evaluations of the first level; what a warm start brings, and repeated recipes, are not counted.
-        until: End earlier, once the sampler expects each proposal to add less than this share of the hypervolume.
+        trials: Evaluations of the first level; what a warm start brings, and repeated recipes,
+            are not counted.
+        until: End earlier, once the sampler expects each proposal to add less than this share of
+            the hypervolume.
         patience: For how many proposals in a row that must hold.
 
     Raises:
@@ -47,7 +49,9 @@ class Budget:
                 f"budget.until: a share above 0 and below 1, such as 0.01, not {self.until}"
             )
         if self.patience < 1:
-            raise ConfigError(f"budget.patience: must be 1 or more, not {self.patience}")
+            raise ConfigError(
+                f"budget.patience: must be 1 or more, not {self.patience}"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,10 @@ class Evaluation:
         search_items: Examples of each task to search on; without `splits`, the rest are held out.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
-        backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or `{"name": ..., option: ...}`.
-        race: The confidence, such as 0.95, at which a candidate is left before all its examples are scored; None to score all.
+        backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or
+            `{"name": ..., option: ...}`.
+        race: The confidence, such as 0.95, at which a candidate is left before all its examples
+            are scored; None to score all.
         time_limit: Seconds that scoring one candidate on the search examples may take.
 
     Raises:
@@ -94,7 +100,8 @@ class Evaluation:
             )
         if self.race is not None and self.backend:
             raise ConfigError(
-                "evaluate.race: does not work with a `backend`, which would load each merge again for every few examples"
+                "evaluate.race: does not work with a `backend`, which would load each merge "
+                "again for every few examples"
             )
         for name in ("search_items", "batch_size", "time_limit"):
             value = getattr(self, name)
@@ -104,13 +111,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SecondLevel:
-    """A second search after the first: routes through the sources and the best merges of the first (HM3, arXiv 2409.18893).
+    """A second search after the first.
+
+    It searches routes through the sources and the best merges of the first (HM3, arXiv 2409.18893).
 
     Attributes:
         routes: Its search space.
         trials: Evaluations of the second level.
-        front: The most merges that it takes from the first level's front: those that add most to the hypervolume. By default 4.
-        prefer: Weights of the objectives, in place of `front`: it takes the one merge that this preference picks.
+        front: The most merges that it takes from the first level's front: those that add most to
+            the hypervolume. By default 4.
+        prefer: Weights of the objectives, in place of `front`: it takes the one merge that this
+            preference picks.
         sampler: By default the first level's.
 
     Raises:
@@ -129,14 +140,17 @@ class SecondLevel:
 
     def __post_init__(self) -> None:
         if self.routes.match is not None:
-            raise ConfigError("then.routes.match: the second level has no hand-overs to begin with")
+            raise ConfigError(
+                "then.routes.match: the second level has no hand-overs to begin with"
+            )
         if self.front is not None and self.prefer is not None:
             raise ConfigError("then: set one of `front` and `prefer`, not both")
         if self.prefer is not None:
             weights = self.prefer.values()
             if min(weights, default=0) < 0 or not sum(weights) > 0:
                 raise ConfigError(
-                    f"then.prefer: weights of 0 or more, one of them above 0, not {dict(self.prefer)}"
+                    "then.prefer: weights of 0 or more, one of them above 0, not "
+                    f"{dict(self.prefer)}"
                 )
         if self.trials < 1 or (self.front is not None and self.front < 1):
             raise ConfigError("then: `trials` and `front` must be 1 or more")
@@ -147,14 +161,16 @@ class StudySettings:
     """Everything that a study.yaml can say.
 
     Attributes:
-        base: The model that all others were fine-tuned from: a folder or a name on the Hugging Face Hub.
+        base: The model that all others were fine-tuned from: a folder or a name on the Hugging
+            Face Hub.
         models: The fine-tunes, two or more; `model+adapter` for a PEFT adapter.
         objectives: What to improve.
         constraints: Bounds that a merge must keep.
         watch: Tasks that are scored on held-out examples and never searched on.
         space: What may vary.
         then: A second level.
-        sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna sampler.
+        sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
+            sampler.
         budget: When the search ends.
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models, whose trials are taken over.
@@ -239,7 +255,8 @@ class StudySettings:
         for name in all_names:
             if all_names.count(name) > 1:
                 raise ConfigError(
-                    f"objectives and watch: {name!r} is the name of two scores; set another `name` for one of them"
+                    f"objectives and watch: {name!r} is the name of two scores; set another "
+                    "`name` for one of them"
                 )
 
     def _constraint_names(self) -> list[str]:
@@ -265,9 +282,12 @@ class StudySettings:
         for measure in self.measures:
             if isinstance(measure, Sparsity):
                 raise ConfigError(
-                    f"then: routes have no sparsity, which {measure.name!r} asks for; leave one of the two out"
+                    f"then: routes have no sparsity, which {measure.name!r} asks for; leave one "
+                    "of the two out"
                 )
         names = [measure.name for measure in self.objectives]
         for name in self.then.prefer or {}:
             if name not in names:
-                raise ConfigError(f"then.prefer: {unknown_name('objective', name, names)}")
+                raise ConfigError(
+                    f"then.prefer: {unknown_name('objective', name, names)}"
+                )

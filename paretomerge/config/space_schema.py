@@ -53,7 +53,9 @@ class SpaceConfig(Section):
     """What the search may vary: weights, or with `routes` the way through the layers."""
 
     routes: RoutesConfig | None = None
-    methods: list[str] = Field(default=["task_arithmetic", "ties", "dare_ties"], min_length=1)
+    methods: list[str] = Field(
+        default=["task_arithmetic", "ties", "dare_ties"], min_length=1
+    )
     groups: Groups = 1
     method_groups: Groups = 1
     weight: GranularityConfig = GranularityConfig()
@@ -69,6 +71,7 @@ class SpaceConfig(Section):
         others = sorted(self.model_fields_set - {"routes"})
         if self.routes is not None and others:
             raise ValueError(
-                f"`routes` stands alone, without {', '.join(others)}: weights are not searched along routes"
+                f"`routes` stands alone, without {', '.join(others)}: weights are not searched "
+                "along routes"
             )
         return self

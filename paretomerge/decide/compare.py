@@ -23,9 +23,10 @@ class Comparison:
         other: The second model's mean.
         low: Lower end of the difference's 95 % interval: that of a paired mean (Student's t).
         high: Upper end.
-        p: The probability of a difference at least as large if there is none. Where examples are right or wrong, of
-            McNemar's exact test; else of the paired t-test.
-        only_one: Examples that only the first gets right; None where examples are not right or wrong.
+        p: The probability of a difference at least as large if there is none. Where examples are
+            right or wrong, of McNemar's exact test; else of the paired t-test.
+        only_one: Examples that only the first gets right; None where examples are not right or
+            wrong.
         only_other: Examples that only the second gets right.
     """
 
@@ -45,7 +46,9 @@ class Comparison:
         return self.one - self.other
 
     @classmethod
-    def of(cls, task: str, one: Sequence[float], other: Sequence[float]) -> "Comparison":
+    def of(
+        cls, task: str, one: Sequence[float], other: Sequence[float]
+    ) -> "Comparison":
         """Compare per-example scores.
 
         Args:
@@ -119,7 +122,9 @@ def compare_scores(
         if first is not None and second is not None:
             comparisons.append(Comparison.of(name, first, second))
         elif tasks:
-            raise EvaluationError(f"{name}: this score has no per-example scores to compare")
+            raise EvaluationError(
+                f"{name}: this score has no per-example scores to compare"
+            )
     if not comparisons:
         raise EvaluationError(
             f"no score has per-example scores to compare; both have {', '.join(common) or 'none'}"

@@ -1,4 +1,7 @@
-"""By how much search scores are too good: measured on held-out examples, and expected from choosing the best of many."""
+"""By how much search scores are too good.
+
+Measured on held-out examples, and expected from choosing the best of many.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +20,9 @@ _DRAWS = 200
 
 @dataclass(frozen=True)
 class Optimism:
-    """One objective's optimism: means over the front, in the objective's units. Above 0, the search scores are too good.
+    """One objective's optimism: means over the front, in the objective's units.
+
+    Above 0, the search scores are too good.
 
     Attributes:
         objective: Its name.
@@ -25,8 +30,9 @@ class Optimism:
         held_out: The mean held-out score.
         measured: Search less held-out, turned so that above 0 is too good.
         stderr: Its standard error: both means are of finitely many examples.
-        expected: What choosing the front by these search examples brings on average: the examples are drawn anew and the
-            front is chosen again (the bootstrap's optimism; Efron and Gong 1983, sec. 7).
+        expected: What choosing the front by these search examples brings on average: the examples
+            are drawn anew and the front is chosen again (the bootstrap's optimism; Efron and Gong
+            1983, sec. 7).
         maximise: The objective's direction.
     """
 
@@ -41,7 +47,11 @@ class Optimism:
     @property
     def corrected(self) -> float:
         """The search score without the expected optimism."""
-        return self.search - self.expected if self.maximise else self.search + self.expected
+        return (
+            self.search - self.expected
+            if self.maximise
+            else self.search + self.expected
+        )
 
 
 def optimism(results: Results) -> list[Optimism]:
@@ -51,25 +61,36 @@ def optimism(results: Results) -> list[Optimism]:
         results: The study's results.
 
     Returns:
-        One entry for each objective with per-example scores on both splits; none before the front is scored on held-out
-        examples.
+        One entry for each objective with per-example scores on both splits; none before the front
+        is scored on held-out examples.
     """
     front = [trial for trial in results.front if trial.held_out]
     trials = [trial for trial in results.trials if trial.can_be_on_front]
-    per_example = [o for o in results.objectives if _has_examples(trials, front, o.name)]
+    per_example = [
+        o for o in results.objectives if _has_examples(trials, front, o.name)
+    ]
     if not front or not per_example:
         return []
     expected = _expected(results.objectives, trials, per_example)
-    return [_of_objective(objective, front, expected[objective.name]) for objective in per_example]
+    return [
+        _of_objective(objective, front, expected[objective.name])
+        for objective in per_example
+    ]
 
 
-def _of_objective(objective: Objective, front: Sequence[Trial], expected: float) -> Optimism:
+def _of_objective(
+    objective: Objective, front: Sequence[Trial], expected: float
+) -> Optimism:
     name = objective.name
     search_rows = [trial.scores[name].example_scores or () for trial in front]
-    held_out_rows = [(trial.held_out or {})[name].example_scores or () for trial in front]
+    held_out_rows = [
+        (trial.held_out or {})[name].example_scores or () for trial in front
+    ]
     # The mean over the front for each example.
     search, held_out = np.mean(search_rows, 0), np.mean(held_out_rows, 0)
-    variances = [float(np.var(means, ddof=1)) / len(means) for means in (search, held_out)]
+    variances = [
+        float(np.var(means, ddof=1)) / len(means) for means in (search, held_out)
+    ]
     difference = float(search.mean()) - float(held_out.mean())
     return Optimism(
         name,
@@ -83,7 +104,10 @@ def _of_objective(objective: Objective, front: Sequence[Trial], expected: float)
 
 
 def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
-    """Whether all trials have per-example scores, and equally many: else they cannot be drawn anew together."""
+    """Whether all trials have per-example scores, and equally many.
+
+    Else they cannot be drawn anew together.
+    """
     searched = {len(trial.scores[name].example_scores or ()) for trial in trials}
     held_out = set()
     for trial in front:
@@ -93,9 +117,11 @@ def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) ->
 
 
 def _expected(
-    objectives: Sequence[Objective], trials: Sequence[Trial], per_example: Sequence[Objective]
+    objectives: Sequence[Objective],
+    trials: Sequence[Trial],
+    per_example: Sequence[Objective],
 ) -> dict[str, float]:
-    """By how much a front's scores on drawn examples exceed its true ones, which are here those on all examples."""
+    """By how much a front's scores on drawn examples exceed those on all examples."""
     rng = np.random.default_rng(0)  # fixed: the report of a record is always the same
     values = np.array([trial.values(objectives) for trial in trials])
     tables: dict[int, Array] = {}
@@ -105,7 +131,8 @@ def _expected(
             sign = 1 if objective.maximise else -1
             tables[k] = np.array(rows, dtype=float) * sign
     gains = np.zeros(values.shape[1])
-    # Each draw resamples the examples with replacement, rescores all trials on them and chooses a front by these scores.
+    # Each draw resamples the examples with replacement, rescores all trials on them and chooses a
+    # front by these scores.
     for _ in range(_DRAWS):
         drawn = values.copy()
         for k, table in tables.items():

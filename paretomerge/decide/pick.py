@@ -49,7 +49,9 @@ class Choice:
             try:
                 weights[name.strip()] = float(number)
             except ValueError as error:
-                raise ConfigError(f"--prefer: write objective=weight,..., not {part!r}") from error
+                raise ConfigError(
+                    f"--prefer: write objective=weight,..., not {part!r}"
+                ) from error
         return cls(prefer=weights)
 
     @property
@@ -64,7 +66,9 @@ class Choice:
 
 
 def choose(results: Results, choice: Choice) -> Trial:
-    """Find the trial that a choice names. Preferences and the knee look at the front's search scores only.
+    """Find the trial that a choice names.
+
+    Preferences and the knee look at the front's search scores only.
 
     Args:
         results: The study's results.
@@ -174,7 +178,8 @@ def _why_no_front(results: Results) -> str:
         return f"{results.place}: no trial has finished; run the search first"
     nearest = min(scored, key=_total_violation)
     return (
-        f"{results.place}: none of {len(scored)} trials keeps the constraints. The nearest, trial {nearest.number}, "
+        f"{results.place}: none of {len(scored)} trials keeps the constraints. The nearest, "
+        f"trial {nearest.number}, "
         f"breaks {nearest.violations}. Search on, or loosen the constraints in another study."
     )
 
@@ -190,7 +195,9 @@ def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
         if name not in names:
             raise ConfigError(f"--prefer: {unknown_name('objective', name, names)}")
         if weight < 0:
-            raise ConfigError(f"--prefer: weights must be 0 or more, not {name}={weight:g}")
+            raise ConfigError(
+                f"--prefer: weights must be 0 or more, not {name}={weight:g}"
+            )
     weights = [prefer.get(name, 0.0) for name in names]
     if not sum(weights) > 0:
         raise ConfigError("--prefer: at least one weight must be above 0")
@@ -198,4 +205,8 @@ def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
 
 
 def _cell(score: Score | None) -> str:
-    return "-" if score is None else f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"
+    return (
+        "-"
+        if score is None
+        else f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"
+    )

@@ -18,7 +18,9 @@ from paretomerge.evaluate.evaluator import Candidate
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-_SHARED_MEMORY = Path("/dev/shm")  # Linux only; elsewhere the folder for temporary files is used
+_SHARED_MEMORY = Path(
+    "/dev/shm"
+)  # Linux only; elsewhere the folder for temporary files is used
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,13 @@ Indices = NDArray[np.intp]
 _N_ABILITIES = 3  # dimensions of the item-response model
 _NEWTON_STEPS = 30
 _PRIOR_PRECISION = 1.0  # of abilities and discriminations
-_EASINESS_PRECISION = 0.1  # weaker: examples may be far easier or harder than the average one
+_EASINESS_PRECISION = (
+    0.1  # weaker: examples may be far easier or harder than the average one
+)
 _RIDGE = 0.05  # added to the variances of the reference merges' abilities
-_GP_IRT_EXAMPLES = 50  # with so many examples, gp-IRT weighs both of its estimates equally
+_GP_IRT_EXAMPLES = (
+    50  # with so many examples, gp-IRT weighs both of its estimates equally
+)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,9 @@ class PerExample(Evaluator, Protocol):
             Name of the score -> the per-example scores, in the order of its indices.
         """
 
-    def aggregate(self, split: Split, name: str, example_scores: Sequence[MetricValue]) -> Score:
+    def aggregate(
+        self, split: Split, name: str, example_scores: Sequence[MetricValue]
+    ) -> Score:
         """Combine per-example scores of one name into its score."""
 
 

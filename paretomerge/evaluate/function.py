@@ -38,7 +38,9 @@ class FunctionEvaluator:
         self._takes_split = "split" in parameters
 
     @classmethod
-    def load(cls, name: str, path: str, folder: Path | None = None) -> "FunctionEvaluator":
+    def load(
+        cls, name: str, path: str, folder: Path | None = None
+    ) -> "FunctionEvaluator":
         """Import the scoring function.
 
         Args:
@@ -56,7 +58,9 @@ class FunctionEvaluator:
         """
         module_name, _, attribute = path.partition(":")
         if not attribute:
-            raise EvaluationError(f"function: {path!r} must have the form module:function")
+            raise EvaluationError(
+                f"function: {path!r} must have the form module:function"
+            )
         if folder is not None:
             first = str(folder)
             others = [entry for entry in sys.path if entry != first]
@@ -81,7 +85,9 @@ class FunctionEvaluator:
             returned = self.function(candidate.model, candidate.tokenizer, **optional)
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            raise EvaluationError(f"{self.name}: the scoring function raised {cause}") from error
+            raise EvaluationError(
+                f"{self.name}: the scoring function raised {cause}"
+            ) from error
         if not isinstance(returned, Mapping):
             return {self.name: self._score(returned)}
         scores = {}

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate import _lm_eval
 from paretomerge.evaluate.backend import Backend
-from paretomerge.evaluate.evaluator import Candidate, ExampleIndices, MetricValue, Score, Split
+from paretomerge.evaluate.evaluator import (
+    Candidate,
+    ExampleIndices,
+    MetricValue,
+    Score,
+    Split,
+)
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.tasks import Examples, HarnessTask, TaskLoader
 
@@ -140,7 +146,9 @@ class HarnessEvaluator:
                 scores[name] |= computed
         except EvaluationError:
             raise
-        except Exception as error:  # templates, filters and metrics are code of the tasks
+        except (
+            Exception
+        ) as error:  # templates, filters and metrics are code of the tasks
             names = ", ".join(self.tasks)
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(f"{names}: the harness raised {cause}") from error
@@ -151,7 +159,9 @@ class HarnessEvaluator:
             ordered[name] = [task_scores[digests[i]] for i in indices[name]]
         return ordered
 
-    def aggregate(self, split: Split, name: str, example_scores: Sequence[MetricValue]) -> Score:
+    def aggregate(
+        self, split: Split, name: str, example_scores: Sequence[MetricValue]
+    ) -> Score:
         """Combine per-example scores with the task's own aggregation; see `PerExample`.
 
         Where that is the mean, the score has the standard error of a mean and carries the
@@ -167,7 +177,9 @@ class HarnessEvaluator:
         stderr = _bootstrap_stderr(examples, example_scores)
         return Score(aggregated, stderr, len(example_scores))
 
-    def _cached_scores(self, candidate: Candidate, examples: Examples) -> dict[str, MetricValue]:
+    def _cached_scores(
+        self, candidate: Candidate, examples: Examples
+    ) -> dict[str, MetricValue]:
         if self._cache and candidate.key:
             return self._cache.get(candidate.key, examples.scoring_digest)
         return {}

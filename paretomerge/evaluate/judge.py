@@ -55,7 +55,9 @@ class JudgeEvaluator:
     model: str | None = None
     max_tokens: int = 256
     _grades: dict[str, float] = field(default_factory=dict, repr=False)
-    _room: AdaptiveBatcher = field(default_factory=lambda: AdaptiveBatcher(_BATCH_SIZE), repr=False)
+    _room: AdaptiveBatcher = field(
+        default_factory=lambda: AdaptiveBatcher(_BATCH_SIZE), repr=False
+    )
 
     def __post_init__(self) -> None:
         examples = _read_prompts(self.name, self.prompts)
@@ -107,7 +109,9 @@ class JudgeEvaluator:
         writer = GreedyGenerator(live.model, tokenizer, [], self.max_tokens)
         numbered = list(enumerate(encoded))
         tokens = writer.generate_in_batches(numbered, self._room)
-        return [tokenizer.decode(tokens[i], skip_special_tokens=True) for i, _ in numbered]
+        return [
+            tokenizer.decode(tokens[i], skip_special_tokens=True) for i, _ in numbered
+        ]
 
     def _grade(self, example: Mapping[str, str], answer: str) -> float:
         """The judge's grade of one answer in [0, 1]."""
@@ -127,7 +131,9 @@ class JudgeEvaluator:
             reply = self.endpoint.chat(messages, json_object=True, temperature=0)
         except EndpointError as error:
             # The error's message starts with the URL.
-            raise EvaluationError(f"{self.name}: Cannot reach the judge at {error}") from error
+            raise EvaluationError(
+                f"{self.name}: Cannot reach the judge at {error}"
+            ) from error
         return _parse_grade(self.name, reply)
 
 
@@ -147,13 +153,17 @@ def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
             )
     distinct = len({example["prompt"] for example in examples})
     if len(examples) < _MIN_PROMPTS or distinct < len(examples):
-        raise EvaluationError(f"{name}: expected four different prompts or more, got {distinct}")
+        raise EvaluationError(
+            f"{name}: expected four different prompts or more, got {distinct}"
+        )
     return examples
 
 
 def _encode_chat(live: Candidate, prompt: str) -> tuple[int, ...]:
     chat = [{"role": "user", "content": prompt}]
-    text = live.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = live.tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
     # The template has written the special tokens already.
     return tuple(live.tokenizer.encode(text, add_special_tokens=False))
 

@@ -1,6 +1,9 @@
-"""What a user can measure of a merge: plain descriptions, which load nothing until something is scored.
+"""What a user can measure of a merge.
 
-A *measure* becomes an evaluator when a search begins (`study/build.py`). Used as an objective, it has a direction.
+Plain descriptions, which load nothing until something is scored.
+
+A *measure* becomes an evaluator when a search begins (`study/build.py`). Used as an objective, it
+has a direction.
 """
 
 from collections.abc import Callable
@@ -21,7 +24,8 @@ class Task:
 
     Attributes:
         task: The task's name in the harness.
-        metric: One of the task's metrics, or `output_length`, the tokens of written answers. By default the task's first.
+        metric: One of the task's metrics, or `output_length`, the tokens of written answers. By
+            default the task's first.
         name: What the score is called in tables and preferences. By default the task's name.
         direction: `maximize` or `minimize`. By default what the task says of the metric.
 
@@ -52,8 +56,9 @@ class Task:
 class Function:
     """A Python function of yours that scores the loaded model.
 
-    It is called as `function(model, tokenizer)`, and with `split="search"` or `split="held_out"` where it has an argument
-    of that name. It returns a number, a `Score`, or a dict of either; a dict's keys are appended to the name: `name/key`.
+    It is called as `function(model, tokenizer)`, and with `split="search"` or `split="held_out"`
+    where it has an argument of that name. It returns a number, a `Score`, or a dict of either; a
+    dict's keys are appended to the name: `name/key`.
 
     Attributes:
         function: The function, or `module:function`; a study.yaml can only name the latter.
@@ -61,7 +66,8 @@ class Function:
         direction: `maximize` or `minimize`. By default `maximize`.
 
     Raises:
-        ConfigError: `function` is neither callable nor `module:function`, or the direction is unknown.
+        ConfigError: `function` is neither callable nor `module:function`, or the direction is
+            unknown.
 
     Example:
         >>> def brevity(model, tokenizer):
@@ -79,7 +85,8 @@ class Function:
             module, _, attribute = self.function.partition(":")
             if not module or not attribute:
                 raise ConfigError(
-                    f"function: write module:function, such as my_metrics:brevity, not {self.function!r}"
+                    "function: write module:function, such as my_metrics:brevity, not "
+                    f"{self.function!r}"
                 )
         elif not callable(self.function):
             raise ConfigError(f"function: {shorten(self.function)} cannot be called")
@@ -99,13 +106,17 @@ class Function:
         if isinstance(self.function, str):
             return self.function
         module = getattr(self.function, "__module__", type(self.function).__module__)
-        qualified = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        qualified = getattr(
+            self.function, "__qualname__", type(self.function).__qualname__
+        )
         return f"{module}:{qualified}"
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The perplexity of a plain text: every other window of it is searched on, the rest is held out.
+    """The perplexity of a plain text.
+
+    Every other window of it is searched on, the rest is held out.
 
     Attributes:
         path: A text file in UTF-8.
@@ -173,7 +184,9 @@ class Judge:
         if not self.criteria:
             raise ConfigError("judge: say in `criteria` what a good answer is")
         if self.max_tokens < 1:
-            raise ConfigError(f"judge: max_tokens must be 1 or more, not {self.max_tokens}")
+            raise ConfigError(
+                f"judge: max_tokens must be 1 or more, not {self.max_tokens}"
+            )
         _check_direction(self.name, self.direction)
 
     @property
@@ -184,10 +197,12 @@ class Judge:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How close the merge stays to the base: MM-MO's third objective (Li et al. 2024, arXiv 2407.00487, sec. 3.4).
+    """How close the merge stays to the base: MM-MO's third objective (Li et al.
 
-    The score is minus the L1 distance of the merge to the base, in units of the source that is farthest from it. It is 0
-    for the base and -1 for that source.
+    2024, arXiv 2407.00487, sec. 3.4).
+
+    The score is minus the L1 distance of the merge to the base, in units of the source that is
+    farthest from it. It is 0 for the base and -1 for that source.
 
     Attributes:
         name: What the score is called.
@@ -218,7 +233,8 @@ class Size:
     """How large or slow the merge is; useful where a search may drop or repeat layers.
 
     Attributes:
-        kind: `layers`, `parameters` or `seconds_per_token` (measured on this machine, one sequence).
+        kind: `layers`, `parameters` or `seconds_per_token` (measured on this machine, one
+            sequence).
         name: What the score is called. By default the kind.
         direction: By default `minimize`.
 
@@ -236,7 +252,9 @@ class Size:
 
     def __post_init__(self) -> None:
         if self.kind not in SIZES:
-            raise ConfigError(f"size: use one of {', '.join(SIZES)}, not {shorten(self.kind)}")
+            raise ConfigError(
+                f"size: use one of {', '.join(SIZES)}, not {shorten(self.kind)}"
+            )
         _set_name(self, self.kind)
         _check_direction(self.name, self.direction)
 
@@ -273,7 +291,9 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.at_most is None):
-            raise ConfigError(f"constraint on {self.score}: set one of `at_least` and `at_most`")
+            raise ConfigError(
+                f"constraint on {self.score}: set one of `at_least` and `at_most`"
+            )
 
     @property
     def score(self) -> str:

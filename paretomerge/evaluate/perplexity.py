@@ -102,7 +102,9 @@ class PerplexityEvaluator:
             )
         return {"search": windows[::2], "held_out": windows[1::2]}
 
-    def _losses(self, model: "PreTrainedModel", windows: Sequence[Sequence[int]]) -> list[float]:
+    def _losses(
+        self, model: "PreTrainedModel", windows: Sequence[Sequence[int]]
+    ) -> list[float]:
         """Summed negative log-likelihood of each window's tokens, without the first."""
         import torch
 
@@ -120,7 +122,9 @@ class PerplexityEvaluator:
         return [-log_likelihood for log_likelihood, _ in results]
 
 
-def _ratio_of_sums(losses: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
+def _ratio_of_sums(
+    losses: Sequence[float], counts: Sequence[float]
+) -> tuple[float, float]:
     """sum(losses) / sum(counts) and its standard error (Cochran 1977, sec. 2.11)."""
     n = len(losses)
     ratio = sum(losses) / sum(counts)

@@ -45,7 +45,9 @@ class ScoreCache:
         with self._open() as database:
             return self._read(database, merge, task)
 
-    def add(self, merge: str, task: str, example_scores: Mapping[str, MetricValue]) -> None:
+    def add(
+        self, merge: str, task: str, example_scores: Mapping[str, MetricValue]
+    ) -> None:
         """Cache more scores of a merge on a task.
 
         Args:
@@ -67,7 +69,9 @@ class ScoreCache:
             database.execute(_WRITE, (merge, task, packed))
 
     @staticmethod
-    def _read(database: sqlite3.Connection, merge: str, task: str) -> dict[str, MetricValue]:
+    def _read(
+        database: sqlite3.Connection, merge: str, task: str
+    ) -> dict[str, MetricValue]:
         row = database.execute(_READ, (merge, task)).fetchone()
         if row is None:
             return {}

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 _PROMPT_TOKENS = 32
 _WARM_UP_STEPS = 4
 _MEASURED_STEPS = 32
-_MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)  # asymptotic ratio of standard errors, normal errors
+_MEDIAN_TO_MEAN = math.sqrt(
+    math.pi / 2
+)  # asymptotic ratio of standard errors, normal errors
 
 
 class SpeedEvaluator:
@@ -60,7 +62,9 @@ def _time_steps(candidate: Candidate) -> list[float]:
             start = _synchronized_time(device)
             last_logits = output.logits[:, -1:]
             next_token = last_logits.argmax(-1)
-            output = model(next_token, past_key_values=output.past_key_values, use_cache=True)
+            output = model(
+                next_token, past_key_values=output.past_key_values, use_cache=True
+            )
             seconds.append(_synchronized_time(device) - start)
     return seconds
 

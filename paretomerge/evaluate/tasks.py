@@ -104,7 +104,9 @@ class Examples:
         import lm_eval
 
         config = self.task.dump_config()
-        settings = {key: value for key, value in config.items() if key not in _NOT_SCORING}
+        settings = {
+            key: value for key, value in config.items() if key not in _NOT_SCORING
+        }
         scoring = [lm_eval.__version__, self.metric, self.filter.name, settings]
         return _digest(scoring)
 
@@ -145,7 +147,9 @@ class Examples:
             scores.append(metrics[self.metric])
         return scores
 
-    def _mean_output_length(self, index: int, count_tokens: Callable[[str], int]) -> float:
+    def _mean_output_length(
+        self, index: int, count_tokens: Callable[[str], int]
+    ) -> float:
         lengths: list[int] = []
         for request in self.requests[index]:
             lengths += [count_tokens(text) for text in request.resps]
@@ -239,7 +243,9 @@ class TaskLoader:
         try:
             loaded = self._manager.load([spec.task])
             return loaded["tasks"][spec.task]
-        except Exception as error:  # data sets fail in as many ways as there are hosts and formats
+        except (
+            Exception
+        ) as error:  # data sets fail in as many ways as there are hosts and formats
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
                 f"{name}: task {spec.task!r} cannot be loaded: {cause}; "

@@ -137,13 +137,22 @@ def licence(folder: Path) -> str | None:
     if not readme.is_file():
         return None
     try:
-        text = reject_symlink_escape(readme).read_text(encoding="utf-8", errors="replace")
+        text = reject_symlink_escape(readme).read_text(
+            encoding="utf-8", errors="replace"
+        )
         match = _FRONT_MATTER.match(text)
         if match is None:
             return None
         # BaseLoader makes only strings, lists and mappings.
         front = yaml.load(match[1], yaml.BaseLoader)
-    except (CheckpointError, OSError, yaml.YAMLError, RecursionError, ValueError, TypeError):
+    except (
+        CheckpointError,
+        OSError,
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+    ):
         # A card that cannot be read states no licence, and does not stop a merge.
         return None
     if not isinstance(front, dict):

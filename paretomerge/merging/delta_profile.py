@@ -23,7 +23,9 @@ from paretomerge.types import Array
 
 Floats = tuple[float, ...]
 
-_BLOCK = 1 << 15  # entries per model: in float64, three blocks stay in the cache of a core
+_BLOCK = (
+    1 << 15
+)  # entries per model: in float64, three blocks stay in the cache of a core
 _THREADS = 2  # one reads while the other multiplies
 
 
@@ -198,7 +200,9 @@ def profile(
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="kinship") as pool:
         results = pool.map(_tensor_products, operands_by_tensor.values())
         # In the order of the tensors, so that sums do not depend on the threads.
-        for name, (tensor_products, tensor_sums) in zip(operands_by_tensor, results, strict=True):
+        for name, (tensor_products, tensor_sums) in zip(
+            operands_by_tensor, results, strict=True
+        ):
             products += tensor_products
             sums += tensor_sums
             size += math.prod(operands_by_tensor[name][0].shape)

@@ -12,11 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paretomerge.checkpoint.chat_template import resolve_chat_template, write_chat_template
+from paretomerge.checkpoint.chat_template import (
+    resolve_chat_template,
+    write_chat_template,
+)
 from paretomerge.checkpoint.json_file import write_json
-from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor, matrix_shape, read_tensor
+from paretomerge.checkpoint.operand import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    matrix_shape,
+    read_tensor,
+)
 from paretomerge.checkpoint.tokenizer import copy_tokenizer
-from paretomerge.checkpoint.writer import SHARD_BYTES, TensorSpec, WeightsWriter, new_folder
+from paretomerge.checkpoint.writer import (
+    SHARD_BYTES,
+    TensorSpec,
+    WeightsWriter,
+    new_folder,
+)
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.card import model_card

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-from paretomerge.checkpoint.operand import CachedTensor, Operand, StoredTensor, size_in_bytes
+from paretomerge.checkpoint.operand import (
+    CachedTensor,
+    Operand,
+    StoredTensor,
+    size_in_bytes,
+)
 from paretomerge.errors import CheckpointError
 from paretomerge.merging.block import Inputs
 from paretomerge.merging.plan.plan import Plan, TensorJob

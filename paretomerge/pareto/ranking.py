@@ -3,7 +3,11 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paretomerge.pareto.front import IndexArray, hypervolume_contributions, nondominated_fronts
+from paretomerge.pareto.front import (
+    IndexArray,
+    hypervolume_contributions,
+    nondominated_fronts,
+)
 from paretomerge.types import Array
 
 _AUGMENTATION = 1e-3  # Steuer & Choo's rho: small, so that the sum only breaks ties

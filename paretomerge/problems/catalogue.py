@@ -123,7 +123,9 @@ def get(name: str, *, n_examples: int = N_EXAMPLES, seed: int = 0) -> Problem:
     return problem.as_accuracies(n_examples) if noisy else problem
 
 
-def landscape(*, noise: bool = False, n_examples: int = N_EXAMPLES, seed: int = 0) -> Problem:
+def landscape(
+    *, noise: bool = False, n_examples: int = N_EXAMPLES, seed: int = 0
+) -> Problem:
     """Merges of three fine-tuned models, each an accuracy on three tasks.
 
     3,488 real merges were evaluated, and a Gaussian process per task was fitted to them; an

@@ -208,7 +208,11 @@ def crashworthiness(x: Array) -> Objectives:
     linear = -0.0551 + 0.0181 * x1
     linear = linear + 0.1024 * x2 + 0.0421 * x3
     products = (
-        -0.0073 * x1 * x2 + 0.024 * x2 * x3 - 0.0118 * x2 * x4 - 0.0204 * x3 * x4 - 0.008 * x3 * x5
+        -0.0073 * x1 * x2
+        + 0.024 * x2 * x3
+        - 0.0118 * x2 * x4
+        - 0.0204 * x3 * x4
+        - 0.008 * x3 * x5
     )
     intrusion = linear + products - 0.0241 * x2**2
     intrusion = intrusion + 0.0109 * x4**2

@@ -187,7 +187,9 @@ class MergeLandscape:
         x = features(merges.space, merges.method, merges.numbers)
         design_matrix = affine(x)
         posteriors = []
-        for process, coefficients in zip(self.processes, self.coefficients, strict=True):
+        for process, coefficients in zip(
+            self.processes, self.coefficients, strict=True
+        ):
             projected = x @ process.projection
             line = process.slope_variance * coefficients @ design_matrix
             posterior = _Posterior(process, coefficients, projected, line)

@@ -123,7 +123,9 @@ class Problem:
         true_values = self.evaluate(params)
         return self.hypervolume_share(true_values, np.array(values))
 
-    def hypervolume_share(self, true_values: Array, observed: Array | None = None) -> float:
+    def hypervolume_share(
+        self, true_values: Array, observed: Array | None = None
+    ) -> float:
         """Share of the true front's hypervolume, by the TRUE values of the OBSERVED front.
 
         This is what a user gets who chooses from the front that noisy scores show.
@@ -200,7 +202,9 @@ def binomial(
     return observed, np.sqrt(variance / n_examples)
 
 
-def _suggest_one(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> ParamValue:
+def _suggest_one(
+    trial: optuna.Trial, name: str, distribution: BaseDistribution
+) -> ParamValue:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, FloatDistribution):

@@ -19,7 +19,11 @@ from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
 
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.types import Array, Conditions, Params, ParamValue

@@ -82,7 +82,9 @@ def read_document(data: object, where: str) -> dict[str, Any]:
 
 def _read_method(data: object, where: str) -> str:
     if not isinstance(data, str):
-        raise RecipeError(f"{where}: `merge_method: <name>` is required, got {shorten(data)}")
+        raise RecipeError(
+            f"{where}: `merge_method: <name>` is required, got {shorten(data)}"
+        )
     return data
 
 
@@ -115,7 +117,9 @@ def _read_module(data: object, where: str) -> Module:
     module = _check_keys(data, ("models", "slices", "parameters"), where)
     if ("models" in module) == ("slices" in module):
         got = "both" if "models" in module else "none"
-        raise RecipeError(f"{where}: exactly one of `models` and `slices` is required, got {got}")
+        raise RecipeError(
+            f"{where}: exactly one of `models` and `slices` is required, got {got}"
+        )
     key = "models" if "models" in module else "slices"
     path = f"{where}.{key}"
     slices = _read_slices(module[key], key, path)
@@ -141,7 +145,9 @@ def _read_list(
 ) -> tuple[_T, ...]:
     """Read every entry of a list and report the errors of all."""
     if not isinstance(data, list) or not data:
-        raise RecipeError(f"{where}: expected a list with at least one entry, got {shorten(data)}")
+        raise RecipeError(
+            f"{where}: expected a list with at least one entry, got {shorten(data)}"
+        )
     problems = ErrorCollector()
     entries = []
     for index, entry in enumerate(data):
@@ -195,7 +201,9 @@ def _read_layer_range(data: object, where: str) -> tuple[int, int]:
         first, end = data
         if 0 <= first < end:
             return first, end
-    raise RecipeError(f"{where}: expected [first, end) with 0 <= first < end, got {shorten(data)}")
+    raise RecipeError(
+        f"{where}: expected [first, end) with 0 <= first < end, got {shorten(data)}"
+    )
 
 
 def _read_reference(data: object, where: str) -> str:
@@ -243,8 +251,12 @@ def _read_tokenizer(data: object, where: str) -> Tokenizer:
     entry = _check_keys(data, ("source", "tokens", "pad_to_multiple_of"), where)
     tokens = entry.get("tokens") or {}
     if not isinstance(tokens, Mapping):
-        raise RecipeError(f"{where}.tokens: expected rules by token, got {shorten(tokens)}")
-    padding = _read_padding(entry.get("pad_to_multiple_of"), f"{where}.pad_to_multiple_of")
+        raise RecipeError(
+            f"{where}.tokens: expected rules by token, got {shorten(tokens)}"
+        )
+    padding = _read_padding(
+        entry.get("pad_to_multiple_of"), f"{where}.pad_to_multiple_of"
+    )
     for token, rule in tokens.items():
         _check_token_rule(rule, f"{where}.tokens[{shorten(token)}]")
     source = "union"
@@ -286,7 +298,9 @@ def _read_parameters(data: object, where: str) -> Mapping[str, ParameterSetting]
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: expected parameters as `name: value`, got {shorten(data)}")
+        raise RecipeError(
+            f"{where}: expected parameters as `name: value`, got {shorten(data)}"
+        )
     problems = ErrorCollector()
     for name, setting in data.items():
         with problems.collect():
@@ -324,7 +338,9 @@ def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
         elif type(entry) in (int, float):  # without bool, a subclass of int
             yield entry
         else:
-            raise RecipeError(f"{where}: expected a gradient of numbers, got {shorten(entry)}")
+            raise RecipeError(
+                f"{where}: expected a gradient of numbers, got {shorten(entry)}"
+            )
 
 
 def _check_conditional(entry: Mapping[str, object], where: str) -> None:
@@ -332,7 +348,9 @@ def _check_conditional(entry: Mapping[str, object], where: str) -> None:
     _check_keys(entry, ("filter", "value"), where)
     pattern = entry.get("filter")
     if entry.get("value") is None:
-        raise RecipeError(f"{where}: `filter: {shorten(pattern)}` needs a `value` beside it")
+        raise RecipeError(
+            f"{where}: `filter: {shorten(pattern)}` needs a `value` beside it"
+        )
     if not isinstance(pattern, (str, type(None))):
         raise RecipeError(
             f"{where}: a filter must be a part of tensor names, got {shorten(pattern)}"

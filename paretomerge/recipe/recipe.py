@@ -278,7 +278,10 @@ def _is_subfolder(folder: Path, name: str) -> bool:
         return False
     try:
         return not Path(name).is_absolute() and (folder / name).is_dir()
-    except (OSError, ValueError):  # a name that cannot be a path, such as one that is too long
+    except (
+        OSError,
+        ValueError,
+    ):  # a name that cannot be a path, such as one that is too long
         return False
 
 
@@ -329,6 +332,8 @@ def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe,
         ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
         if not ready:
             names = [recipe.name for recipe in waiting]
-            raise RecipeError(f"{where}: these documents use each other in a circle: {names}")
+            raise RecipeError(
+                f"{where}: these documents use each other in a circle: {names}"
+            )
         ordered += ready
     return tuple(ordered)

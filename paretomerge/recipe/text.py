@@ -31,15 +31,21 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, value in node.value:
-            is_merge_list = key.tag == _MERGE_TAG and isinstance(value, yaml.SequenceNode)
+            is_merge_list = key.tag == _MERGE_TAG and isinstance(
+                value, yaml.SequenceNode
+            )
             if is_merge_list and len(value.value) > _MAX_MERGE_KEYS:
                 message = f"more than {_MAX_MERGE_KEYS} mappings in `<<`"
-                raise yaml.constructor.ConstructorError(None, None, message, value.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, message, value.start_mark
+                )
         super().flatten_mapping(node)
         # Nested `<<` can multiply the entries, so the flattened mapping is checked as well.
         if len(node.value) > _MAX_VALUES:
             message = f"more than {_MAX_VALUES:,} entries in a mapping"
-            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, message, node.start_mark
+            )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -52,7 +58,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _yaml_class in (_Loader, _Dumper):
-    _yaml_class.add_implicit_resolver(_FLOAT_TAG, _EXPONENT_WITHOUT_POINT, list("-+0123456789"))
+    _yaml_class.add_implicit_resolver(
+        _FLOAT_TAG, _EXPONENT_WITHOUT_POINT, list("-+0123456789")
+    )
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
@@ -83,7 +91,13 @@ def parse(text: str, where: str) -> list[object]:
     # Dates, numbers and nesting can make PyYAML raise more than its own errors.
     try:
         documents = list(yaml.load_all(text, _Loader))
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise RecipeError(f"{where}: YAML syntax error: {reason}") from error
     non_empty = [document for document in documents if document is not None]
@@ -148,7 +162,9 @@ def _check_scalar(value: object, where: str) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{where}: numbers must be finite, got {value}")
     elif isinstance(value, int) and not -_INT64_LIMIT <= value < _INT64_LIMIT:
-        raise RecipeError(f"{where}: numbers must fit 64 bits, got {_shorten_number(value)}")
+        raise RecipeError(
+            f"{where}: numbers must fit 64 bits, got {_shorten_number(value)}"
+        )
 
 
 def _check_encodable(text: str, where: str) -> None:

@@ -1,6 +1,7 @@
 """The record of a study: an Optuna storage that only ever holds finished trials.
 
-Each trial is written in one transaction, so a killed process leaves no half-written trial. The sampler works on a copy in
+Each trial is written in one transaction, so a killed process leaves no half-written trial. The
+sampler works on a copy in
 memory: asking costs no disk. `optuna-dashboard` reads the same database while a search runs.
 """
 
@@ -21,7 +22,9 @@ from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
 
-_HELD_OUT = "held_out"  # study attribute `held_out/<trial>/<kind>`: packed held-out scores
+_HELD_OUT = (
+    "held_out"  # study attribute `held_out/<trial>/<kind>`: packed held-out scores
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Header:
     Attributes:
         objectives: The objectives, with their directions.
         sources: Names of the models that are merged.
-        identity: Whatever makes trials comparable. A record with trials of another identity is refused, so that one table
-            never answers two questions.
+        identity: Whatever makes trials comparable. A record with trials of another identity is
+            refused, so that one table never answers two questions.
     """
 
     objectives: tuple[Objective, ...]
@@ -81,8 +84,11 @@ class Record:
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
             recorded = _without_unset(study.user_attrs.get("identity"))
-            # Nothing is lost with a record that has no trial yet, so a changed study may simply begin anew.
-            if recorded not in (None, identity) and not study.get_trials(deepcopy=False):
+            # Nothing is lost with a record that has no trial yet, so a changed study may simply
+            # begin anew.
+            if recorded not in (None, identity) and not study.get_trials(
+                deepcopy=False
+            ):
                 optuna.delete_study(study_name=storage.study_name, storage=database)
                 study = _create_or_load(storage, database, header)
                 recorded = None
@@ -106,16 +112,21 @@ class Record:
             StudyError: There is no such record, or it cannot be read.
         """
         if storage.file and not storage.file.is_file():
-            raise StudyError(f"{storage.file}: there is no record here yet. Run the search first.")
+            raise StudyError(
+                f"{storage.file}: there is no record here yet. Run the search first."
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage.connect() as database:
             try:
-                study = optuna.load_study(study_name=storage.study_name, storage=database)
+                study = optuna.load_study(
+                    study_name=storage.study_name, storage=database
+                )
             except KeyError as error:
                 names = optuna.get_all_study_names(database)
                 others = f"It holds {', '.join(names)}." if names else "It is empty."
                 raise StudyError(
-                    f"{storage.redacted_url}: there is no study named {storage.study_name!r}. {others}"
+                    f"{storage.redacted_url}: there is no study named {storage.study_name!r}. "
+                    f"{others}"
                 ) from error
         return cls(storage, study)
 
@@ -130,7 +141,9 @@ class Record:
             last_end = self.note("end")
         current = bool(last_end) and last_end["total"] == len(trials)
         end_reason = last_end["reason"] if current else ""
-        return Results(self.objectives, self.sources, trials, end_reason, str(self.storage))
+        return Results(
+            self.objectives, self.sources, trials, end_reason, str(self.storage)
+        )
 
     def trials(self) -> list[Trial]:
         """Read every finished trial, failed ones included, in the order of their numbers."""
@@ -153,14 +166,16 @@ class Record:
             number: The number that it is to have.
 
         Raises:
-            StudyError: It was written under another number, since another process searches here too; or it cannot be written.
+            StudyError: It was written under another number, since another process searches here
+                too; or it cannot be written.
         """
         with self.storage.readable_errors():
             self._study.add_trial(frozen)
             total = len(self.frozen_trials())
         if total != number + 1:
             raise StudyError(
-                f"{self.storage}: another process added trials to this study while trial {number} ran ({total} trials now). "
+                f"{self.storage}: another process added trials to this study while trial "
+                f"{number} ran ({total} trials now). "
                 "No trial is lost. Stop one of the two searches."
             )
 
@@ -247,10 +262,14 @@ class Record:
             "level": trial.level or None,
             "final": None if trial.final else False,
         }
-        attributes |= {name: value for name, value in optional.items() if value not in ("", None)}
+        attributes |= {
+            name: value for name, value in optional.items() if value not in ("", None)
+        }
         # Samplers look here for the noise of the objectives.
         if not trial.failure:
-            attributes["stderr"] = [trial.scores[o.name].stderr for o in self.objectives]
+            attributes["stderr"] = [
+                trial.scores[o.name].stderr for o in self.objectives
+            ]
         return attributes
 
 
@@ -265,13 +284,18 @@ def _create_or_load(
     )
 
 
-def _write_header(study: optuna.Study, header: Header, identity: Mapping[str, Any]) -> None:
+def _write_header(
+    study: optuna.Study, header: Header, identity: Mapping[str, Any]
+) -> None:
     with warnings.catch_warnings():
         # `set_metric_names` is experimental in Optuna; the dashboard shows the names.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in header.objectives])
-    # Values are stored as maximised; this keeps the user's directions readable without loading a task.
-    study.set_user_attr("maximise", [objective.maximise for objective in header.objectives])
+    # Values are stored as maximised; this keeps the user's directions readable without loading a
+    # task.
+    study.set_user_attr(
+        "maximise", [objective.maximise for objective in header.objectives]
+    )
     study.set_user_attr("sources", list(header.sources))
     study.set_user_attr("identity", dict(identity))
 
@@ -283,7 +307,9 @@ def _read_objectives(study: optuna.Study) -> tuple[Objective, ...]:
         raise StudyError(
             f"{study.study_name!r} is not a study of paretomerge, or of an older version of it."
         )
-    return tuple(Objective(name, up) for name, up in zip(names, directions, strict=True))
+    return tuple(
+        Objective(name, up) for name, up in zip(names, directions, strict=True)
+    )
 
 
 def _changed_message(
@@ -292,7 +318,8 @@ def _changed_message(
     keys = sorted({*recorded, *identity})
     changed = [key for key in keys if recorded.get(key) != identity.get(key)]
     return (
-        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. Set another `out` "
+        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. Set "
+        "another `out` "
         "(another `study_name` where `storage` is set), or put the old settings back."
     )
 
@@ -300,7 +327,9 @@ def _changed_message(
 def _without_unset(value: Any) -> Any:
     """Drop what is None: a record stays valid when a version adds a setting."""
     if isinstance(value, Mapping):
-        return {key: _without_unset(item) for key, item in value.items() if item is not None}
+        return {
+            key: _without_unset(item) for key, item in value.items() if item is not None
+        }
     if isinstance(value, list):
         return [_without_unset(item) for item in value]
     return value
@@ -341,7 +370,12 @@ def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Sc
 def _pack(scores: Scores) -> dict[str, Any]:
     packed = {}
     for name, score in scores.items():
-        packed[name] = [score.value, score.stderr, score.n, _pack_examples(score.example_scores)]
+        packed[name] = [
+            score.value,
+            score.stderr,
+            score.n,
+            _pack_examples(score.example_scores),
+        ]
     return packed
 
 

@@ -11,7 +11,9 @@ from paretomerge.record.trial import Scores, Trial, count_evaluated, pareto_fron
 
 @dataclass(frozen=True)
 class Results:
-    """The finished trials of a study, and what follows from them; reading it needs no model, task or data.
+    """The finished trials of a study, and what follows from them.
+
+    Reading it needs no model, task or data.
 
     Attributes:
         objectives: The study's m objectives, with their directions.
@@ -36,11 +38,16 @@ class Results:
     @cached_property
     def baselines(self) -> list[Trial]:
         """The baseline recipes that could be scored, by number: the sources first."""
-        return [trial for trial in self.trials if trial.is_baseline and not trial.failure]
+        return [
+            trial for trial in self.trials if trial.is_baseline and not trial.failure
+        ]
 
     @cached_property
     def reference(self) -> list[float] | None:
-        """The hypervolume's reference point `(m,)`, all objectives maximised; None before a source is scored."""
+        """The hypervolume's reference point `(m,)`, all objectives maximised.
+
+        None before a source is scored.
+        """
         return reference_of(self.trials[: len(self.sources)], self.objectives)
 
     @property
@@ -58,7 +65,10 @@ class Results:
 
     @property
     def has_mean(self) -> bool:
-        """Whether the mean of the scores says how good a merge is: not where an objective is minimised."""
+        """Whether the mean of the scores says how good a merge is.
+
+        Not where an objective is minimised.
+        """
         return all(objective.maximise for objective in self.objectives)
 
     def mean(self, scores: Scores | None) -> float | None:
@@ -82,7 +92,8 @@ class Results:
             trials: Some of the study's trials; all by default.
 
         Returns:
-            The hypervolume, in the product of the objectives' units; 0 before the sources are scored.
+            The hypervolume, in the product of the objectives' units; 0 before the sources are
+            scored.
         """
         trials = self.trials if trials is None else trials
         return hypervolume_of(trials, self.objectives, self.reference)
@@ -92,7 +103,9 @@ class Results:
         return next((trial for trial in self.trials if trial.number == number), None)
 
 
-def reference_of(sources: Sequence[Trial], objectives: Sequence[Objective]) -> list[float] | None:
+def reference_of(
+    sources: Sequence[Trial], objectives: Sequence[Objective]
+) -> list[float] | None:
     """The worst of the sources in each objective, less a margin.
 
     Args:
@@ -110,7 +123,9 @@ def reference_of(sources: Sequence[Trial], objectives: Sequence[Objective]) -> l
 
 
 def hypervolume_of(
-    trials: Sequence[Trial], objectives: Sequence[Objective], reference: Sequence[float] | None
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    reference: Sequence[float] | None,
 ) -> float:
     """The hypervolume that the feasible trials dominate.
 

@@ -65,7 +65,9 @@ class Storage:
         Returns:
             The storage at that place; servers stay what they are.
         """
-        return replace(self, url=f"{_SQLITE}{folder / self.file}") if self.file else self
+        return (
+            replace(self, url=f"{_SQLITE}{folder / self.file}") if self.file else self
+        )
 
     @property
     def redacted_url(self) -> str:
@@ -89,14 +91,17 @@ class Storage:
             StudyError: The database cannot be opened, read or written.
         """
         with self.readable_errors():
-            yield optuna.storages.RDBStorage(self.url, engine_kwargs=self._engine_options())
+            yield optuna.storages.RDBStorage(
+                self.url, engine_kwargs=self._engine_options()
+            )
 
     @contextmanager
     def readable_errors(self) -> Iterator[None]:
         """Turn a database's errors into a `StudyError` of one sentence with a cure.
 
         Raises:
-            StudyError: A file is torn or foreign, the disk is full, the server is away, or the driver is missing.
+            StudyError: A file is torn or foreign, the disk is full, the server is away, or the
+                driver is missing.
         """
         try:
             yield
@@ -105,20 +110,23 @@ class Storage:
             cause = str(error.__cause__ or error)
             summary = cause.splitlines()[0]
             raise StudyError(
-                f"{self}: cannot read or write the study's record: {summary}. {self._cure(error, cause)}"
+                f"{self}: cannot read or write the study's record: {summary}. "
+                f"{self._cure(error, cause)}"
             ) from error
 
     def _engine_options(self) -> dict[str, object]:
         if self.url.startswith("sqlite"):
             return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
-        # An evaluation may take longer than a server keeps an idle connection: connect anew for each use.
+        # An evaluation may take longer than a server keeps an idle connection: connect anew for
+        # each use.
         return {"poolclass": NullPool}
 
     def _cure(self, error: Exception, cause: str) -> str:
         if "full" in cause:
             return "Free some disk space."
         if isinstance(error, ImportError):
-            return "Install the database's driver; for PostgreSQL, `pip install 'paretomerge[postgresql]'`."
+            install = "pip install 'paretomerge[postgresql]'"
+            return f"Install the database's driver; for PostgreSQL, `{install}`."
         if self.file:
             return "If the file is broken, move it away to begin afresh."
         return "Check the URL, and that the database is running."

@@ -20,16 +20,20 @@ class Trial:
     Attributes:
         number: Its number in the record, from 0.
         params: The parameters that make its recipe.
-        scores: Scores on the search examples, in the user's directions; empty where the trial failed.
-        label: The name of a baseline recipe (`uniform soup`, a source's name); empty for what a sampler proposed.
+        scores: Scores on the search examples, in the user's directions; empty where the trial
+            failed.
+        label: The name of a baseline recipe (`uniform soup`, a source's name); empty for what a
+            sampler proposed.
         failure: Why it failed; empty where it did not.
         seconds: Wall-clock seconds by stage: ask, merge, evaluate, record.
         held_out: Scores on the held-out examples; None until they are measured.
         constraints: Each constraint's text -> its violation; kept where 0 or less.
-        warm_start: The study and trial number that the scores were taken from; empty for trials of this study.
+        warm_start: The study and trial number that the scores were taken from; empty for trials
+            of this study.
         same_as: The number of an earlier trial with the same recipe, whose scores these are.
         gain: The share of the hypervolume that the sampler expected it to add.
-        final: False where a race stopped it before all examples were scored; its scores are estimates then.
+        final: False where a race stopped it before all examples were scored; its scores are
+            estimates then.
         level: 1 for trials of a study's second level, else 0.
         recipe_yaml: The recipe that was scored, in mergekit's YAML.
     """
@@ -93,10 +97,15 @@ class Trial:
         Returns:
             m values, all to be maximised.
         """
-        return [objective.inside(self.scores[objective.name].value) for objective in objectives]
+        return [
+            objective.inside(self.scores[objective.name].value)
+            for objective in objectives
+        ]
 
 
-def pareto_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+def pareto_front(
+    trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> list[Trial]:
     """Keep the trials that no other of them dominates.
 
     Args:

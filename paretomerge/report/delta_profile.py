@@ -1,10 +1,10 @@
 """How alike fine-tunes are and where they moved: plain data, and its look on a terminal."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from paretomerge.checkpoint.architecture import ROLES, Architecture
@@ -12,101 +12,157 @@ from paretomerge.merging.delta_profile import DeltaProfile, order_by_similarity
 from paretomerge.types import Array
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDEST = 60  # layers on one line; of more, neighbours share a bar
+_MAX_BARS = 60  # layers on one line; of more, neighbours share a bar
+
+Matrix = Mapping[str, Mapping[str, float]]
+"""Name -> name -> value."""
 
 
-def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> dict[str, Any]:
-    """Fit for JSON: similarities by pair of names, and of each source the norm of its delta, in all, per layer and per role.
+class KinshipRows(TypedDict):
+    """Similarities of models and the size of their deltas, fit for JSON.
 
-    architecture: the base's. Embeddings, final norm and head are in the role `other` and in no layer.
+    Attributes:
+        base: The base.
+        models: Name -> path.
+        entries: Number of weights compared.
+        cosine: Cosine of each pair of deltas.
+        pearson: Pearson correlation of each pair of deltas.
+        euclidean: Euclidean distance of each pair of deltas.
+        norms: Name -> norm of the delta.
+        layers: Name -> norm of the delta in each layer.
+        roles: Name -> role -> norm of the delta. Embeddings, final norm and head are in `other`,
+            and in no layer.
+        order: Names, the least similar first.
+    """
+
+    base: str
+    models: dict[str, str]
+    entries: int
+    cosine: Matrix
+    pearson: Matrix
+    euclidean: Matrix
+    norms: dict[str, float]
+    layers: dict[str, list[float]]
+    roles: Matrix
+    order: list[str]
+
+
+def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRows:
+    """Write a profile of deltas as plain data.
+
+    Args:
+        profile: The profile.
+        architecture: The base's architecture.
+
+    Returns:
+        The data.
     """
     names = profile.names
-    matrices = {
-        "cosine": profile.cosine,
-        "pearson": profile.pearson,
-        "euclidean": profile.euclidean,
-    }
     layers = np.sqrt(profile.by_layer(architecture))
-    roles = np.sqrt(_by_role(profile, architecture))
+    roles = np.sqrt(_squared_norms_by_role(profile, architecture))
     return {
         "base": profile.base,
         "models": dict(profile.sources),
         "entries": profile.size,
-        **{
-            kind: {
-                a: dict(zip(names, row, strict=True))
-                for a, row in zip(names, m.tolist(), strict=True)
-            }
-            for kind, m in matrices.items()
-        },
+        "cosine": _named(names, names, profile.cosine),
+        "pearson": _named(names, names, profile.pearson),
+        "euclidean": _named(names, names, profile.euclidean),
         "norms": dict(zip(names, profile.norms.tolist(), strict=True)),
         "layers": {name: layers[:, i].tolist() for i, name in enumerate(names)},
-        "roles": {
-            name: dict(zip(ROLES, roles[:, i].tolist(), strict=True))
-            for i, name in enumerate(names)
-        },
+        "roles": _named(names, ROLES, roles.T),
         "order": list(order_by_similarity(profile)),
     }
 
 
 def kinship_tables(profile: DeltaProfile, architecture: Architecture) -> Group:
-    """The three similarities, then norms and the layers as bars."""
-    told = kinship_rows(profile, architecture)
-    pairs = [
-        _pairs(kind, told[kind], digits)
-        for kind, digits in (("cosine", 3), ("pearson", 3), ("euclidean", 4))
+    """Show a profile of deltas on a terminal.
+
+    Three similarities, then norms with the layers as bars.
+
+    Args:
+        profile: The profile.
+        architecture: The base's architecture.
+
+    Returns:
+        The tables.
+    """
+    rows = kinship_rows(profile, architecture)
+    parts: list[RenderableType] = [
+        f"Deltas to {profile.base}, {profile.size:,} entries",
+        "",
+        _similarity_table("cosine", rows["cosine"], ".3f"),
+        "",
+        _similarity_table("pearson", rows["pearson"], ".3f"),
+        "",
+        _similarity_table("euclidean", rows["euclidean"], ".4g"),
+        "",
+        _norms_table(rows, architecture.depth),
+        "",
+        f"Least similar first: {', '.join(rows['order'])}",
     ]
-    heading = f"Deltas to {profile.base}, {profile.size:,} entries"
-    order = f"From the least alike on: {', '.join(told['order'])}"
-    return Group(
-        heading,
-        "",
-        *(part for table in pairs for part in (table, "")),
-        _moved(told, architecture.depth),
-        "",
-        order,
-    )
+    return Group(*parts)
 
 
-def _pairs(kind: str, rows: Mapping[str, Mapping[str, float]], digits: int) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def _named(
+    row_names: Sequence[str], column_names: Sequence[str], matrix: Array
+) -> Matrix:
+    named = {}
+    for name, row in zip(row_names, matrix.tolist(), strict=True):
+        named[name] = dict(zip(column_names, row, strict=True))
+    return named
+
+
+def _similarity_table(kind: str, rows: Matrix, number_format: str) -> Table:
+    table = _plain_table()
     table.add_column(kind, no_wrap=True)
     for name in rows:
         table.add_column(name, justify="right")
     for name, row in rows.items():
-        table.add_row(
-            name,
-            *(
-                f"{value:.{digits}g}" if kind == "euclidean" else f"{value:.{digits}f}"
-                for value in row.values()
-            ),
-        )
+        table.add_row(name, *(format(value, number_format) for value in row.values()))
     return table
 
 
-def _moved(told: Mapping[str, Any], depth: int) -> Table:
-    """A line for each source: norm, bars on one scale for all, and how its squared norm is shared by the roles."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def _norms_table(rows: KinshipRows, depth: int) -> Table:
+    """A line for each source.
+
+    Norm, bars on one scale for all, and each role's share of the squared norm.
+    """
+    table = _plain_table()
     table.add_column("moved", no_wrap=True)
     table.add_column("norm", justify="right")
     table.add_column(f"layers 0 to {depth - 1}" if depth else "", no_wrap=True)
     for role in ROLES:
         table.add_column(role, justify="right")
-    highest = max((max(row, default=0.0) for row in told["layers"].values()), default=0.0) or 1.0
-    for name, norm in told["norms"].items():
-        shares = [f"{value**2 / (norm**2 or 1):.0%}" for value in told["roles"][name].values()]
-        table.add_row(name, f"{norm:.4g}", _bars(told["layers"][name], highest), *shares)
+    highest = 0.0
+    for norms in rows["layers"].values():
+        highest = max(highest, *norms, 0.0)
+    for name, norm in rows["norms"].items():
+        squared_norm = norm**2 or 1.0  # a source that is the base has not moved
+        by_role = rows["roles"][name].values()
+        shares = [f"{value**2 / squared_norm:.0%}" for value in by_role]
+        bars = _bars(rows["layers"][name], highest or 1.0)
+        table.add_row(name, f"{norm:.4g}", bars, *shares)
     return table
 
 
-def _bars(values: list[float], highest: float) -> str:
-    parts = np.array_split(np.asarray(values), min(len(values), _WIDEST)) if values else []
-    return "".join(_BARS[round(float(part.mean()) / highest * (len(_BARS) - 1))] for part in parts)
+def _bars(values: Sequence[float], highest: float) -> str:
+    if not values:
+        return ""
+    n_bars = min(len(values), _MAX_BARS)
+    text = ""
+    for part in np.array_split(np.asarray(values), n_bars):
+        height = float(part.mean()) / highest
+        text += _BARS[round(height * (len(_BARS) - 1))]
+    return text
 
 
-def _by_role(profile: DeltaProfile, architecture: Architecture) -> Array:
-    """(roles, K) squared norms, whatever the layer."""
-    mass = np.zeros((len(ROLES), len(profile.sources)))
-    for name, row in profile.mass.items():
-        mass[ROLES.index(architecture.role(name))] += row
-    return mass
+def _plain_table() -> Table:
+    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _squared_norms_by_role(profile: DeltaProfile, architecture: Architecture) -> Array:
+    """Squared norms `(roles, K)` of the K sources' deltas, over all layers."""
+    squared_norms = np.zeros((len(ROLES), len(profile.sources)))
+    for tensor, row in profile.mass.items():
+        squared_norms[ROLES.index(architecture.role(tensor))] += row
+    return squared_norms

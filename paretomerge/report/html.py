@@ -42,15 +42,21 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
     page = template.render(
         objectives=objectives,
         watched=[name for name in results.score_names if name not in objectives],
-        front=[_row(results, trial, picked) for trial in best_first(results, results.front)],
+        front=[
+            _row(results, trial, picked) for trial in best_first(results, results.front)
+        ],
         has_mean=results.has_mean,
         baselines=[_row(results, trial, picked) for trial in off_front],
         picked=_row(results, picked, picked),
         choice=choice.text,
         recipe=picked.recipe_yaml,
         optimism=optimism(results),
-        failures=[(trial.number, trial.failure) for trial in results.trials if trial.failure],
-        infeasible=[(trial.number, trial.violations) for trial in scored if trial.violations],
+        failures=[
+            (trial.number, trial.failure) for trial in results.trials if trial.failure
+        ],
+        infeasible=[
+            (trial.number, trial.violations) for trial in scored if trial.violations
+        ],
         n=len(results.trials),
         seconds=_seconds(results),
         versions={name: version(name) for name in _PACKAGES},

@@ -1,4 +1,7 @@
-"""Figures of a study's results, as plotly figures: `show()`, `write_image()` and `to_html()` work on them as usual."""
+"""Figures of a study's results, as plotly figures.
+
+`show()`, `write_image()` and `to_html()` work on them as usual.
+"""
 
 import html
 import math
@@ -112,8 +115,12 @@ def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
     Returns:
         One figure for each minimised objective; none where nothing is maximised.
     """
-    sizes = [objective.name for objective in results.objectives if not objective.maximise]
-    qualities = [objective.name for objective in results.objectives if objective.maximise]
+    sizes = [
+        objective.name for objective in results.objectives if not objective.maximise
+    ]
+    qualities = [
+        objective.name for objective in results.objectives if objective.maximise
+    ]
     if not qualities:
         return []
     return [_quality_against(size, qualities, results, picked) for size in sizes]
@@ -136,7 +143,9 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
     if not shown:
         return []
     # Layers and seconds have other units.
-    minimised = {objective.name for objective in results.objectives if not objective.maximise}
+    minimised = {
+        objective.name for objective in results.objectives if not objective.maximise
+    }
     names = [name for name in results.score_names if name not in minimised]
     figure = Figure()
     for i, trial in enumerate(shown):
@@ -150,7 +159,9 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
             name="picked" if trial is picked else trial_title(trial),
             marker_color=_PICKED if trial is picked else _SOURCES[i % len(_SOURCES)],
         )
-    heading = "Held-out examples: the sources and the picked merge, watched tasks included"
+    heading = (
+        "Held-out examples: the sources and the picked merge, watched tasks included"
+    )
     return [_styled(figure, heading, 380)]
 
 

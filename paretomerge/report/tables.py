@@ -62,7 +62,9 @@ class FittingTable:
     wide: Table
     narrow: Table
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
         # Rich shrinks columns silently; measuring first keeps every number whole.
         unlimited = options.update(max_width=_ANY_WIDTH)
         needed = Measurement.get(console, unlimited, self.wide).maximum
@@ -158,14 +160,18 @@ def _plain_table(heading: str, gap: int) -> Table:
     )
 
 
-def _caption(trials: Sequence[Trial], names: Sequence[str], both_splits: bool) -> str | None:
+def _caption(
+    trials: Sequence[Trial], names: Sequence[str], both_splits: bool
+) -> str | None:
     errors = []
     for trial in trials:
         held_out = trial.held_out or {}
         errors += [held_out[name].stderr for name in names if name in held_out]
     lines = []
     if errors:
-        lines.append(f"standard errors of the held-out scores: at most {max(errors):.3f}")
+        lines.append(
+            f"standard errors of the held-out scores: at most {max(errors):.3f}"
+        )
     if not both_splits:
         lines.append("held-out scores; those of the search examples in brackets")
     return "\n".join(lines) or None

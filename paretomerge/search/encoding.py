@@ -188,7 +188,9 @@ class Encoding:
         unchanged = (projected == x).all(1)
         return np.asarray(projected[~unchanged])
 
-    def _with_every_activated_choice(self, x: Array, points: list[Array]) -> list[Array]:
+    def _with_every_activated_choice(
+        self, x: Array, points: list[Array]
+    ) -> list[Array]:
         """Repeat each point for every choice of a categorical parameter that it makes active.
 
         The coordinates of an inactive parameter are equal, so without this its first choice would
@@ -331,7 +333,9 @@ def _codec(name: str, distribution: BaseDistribution) -> _Codec:
         return _Choices(distribution)
     if isinstance(distribution, FloatDistribution | IntDistribution):
         return _Number(distribution)
-    raise ConfigError(f"{name}: expected a float, int or categorical parameter, got {distribution}")
+    raise ConfigError(
+        f"{name}: expected a float, int or categorical parameter, got {distribution}"
+    )
 
 
 def _conditions_inside(

@@ -64,7 +64,9 @@ class Observations:
             trials = [trial for trial in trials if trial.number != asking.number]
         finished = tuple(trial for trial in trials if _is_informative(trial))
         running = tuple(trial for trial in trials if trial.state == TrialState.RUNNING)
-        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        maximise = [
+            direction == StudyDirection.MAXIMIZE for direction in study.directions
+        ]
         signs = np.where(maximise, 1.0, -1.0)
         return cls(finished, running, signs)
 
@@ -175,7 +177,9 @@ class Observations:
     def example_scores(self) -> list[list[Array | None]]:
         """Per trial and objective the score of each example, higher is better; None if unknown."""
         m = len(self.signs)
-        return [_example_scores(trial.user_attrs.get(SCORES), m) for trial in self.trials]
+        return [
+            _example_scores(trial.user_attrs.get(SCORES), m) for trial in self.trials
+        ]
 
 
 def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
@@ -222,7 +226,9 @@ def _is_informative(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE
 
 
-def _example_scores(scores: Mapping[str, StoredScore] | None, m: int) -> list[Array | None]:
+def _example_scores(
+    scores: Mapping[str, StoredScore] | None, m: int
+) -> list[Array | None]:
     """The scores of each example, per objective; None for objectives that have none."""
     per_objective: list[Array | None] = [None] * m
     stored = list((scores or {}).values())

@@ -223,7 +223,10 @@ class PointSampler(BaseSampler):
         return random_value(self._seed, study, trial, param_name, param_distribution)
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
     ) -> dict[str, ParamValue]:
         """The next point. Threads wait for each other, and each sees the others' proposals."""
         if not search_space:
@@ -231,7 +234,9 @@ class PointSampler(BaseSampler):
         # Optuna calls this from several threads (`n_jobs`), which must not get the same point.
         with self._lock:
             observations = Observations.of(study, trial)
-            for number in self._proposed.keys() - {t.number for t in observations.running}:
+            for number in self._proposed.keys() - {
+                t.number for t in observations.running
+            }:
                 del self._proposed[number]
             conditions = self._conditions_of(observations, search_space)
             encoding = Encoding(search_space, conditions)
@@ -265,7 +270,9 @@ class PointSampler(BaseSampler):
     def _proposals(self, archive: Archive, rng: np.random.Generator) -> Array:
         """The proposer's points `(k, d)`; none until it has enough trials."""
         observations = archive.observations
-        needed = observations.feasible if self._require_feasible else observations.complete
+        needed = (
+            observations.feasible if self._require_feasible else observations.complete
+        )
         started = len(archive.x) >= self.n_startup and needed.any()
         if self.proposer is None or not started:
             return np.zeros((0, archive.encoding.d))
@@ -293,7 +300,11 @@ class PointSampler(BaseSampler):
 
 
 def random_value(
-    seed: int, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    seed: int,
+    study: Study,
+    trial: FrozenTrial,
+    name: str,
+    distribution: BaseDistribution,
 ) -> ParamValue:
     """Draw one parameter at random.
 

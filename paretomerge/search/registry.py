@@ -37,7 +37,9 @@ from paretomerge.types import Conditions, Params
 Options = Mapping[str, Any]
 """Options of a sampler: name -> value, as they stand in a study.yaml."""
 
-_DEFAULT_STARTUP = 10  # trials before a sampler is first asked, where there are no baseline recipes
+_DEFAULT_STARTUP = (
+    10  # trials before a sampler is first asked, where there are no baseline recipes
+)
 # Classes of Optuna that do not search a given space.
 _UNSUITABLE = {
     "BaseSampler",
@@ -172,12 +174,16 @@ def _from_optuna(name: str, defaults: Defaults = _no_defaults) -> Build:
         with warnings.catch_warnings():
             # Experimental classes are chosen here, so the user need not be warned.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _call(name, sampler, {"seed": problem.seed, **defaults(problem)}, options)
+            return _call(
+                name, sampler, {"seed": problem.seed, **defaults(problem)}, options
+            )
 
     return build
 
 
-def _from_proposer(proposer: Callable[..., Proposer], defaults: Defaults = _no_defaults) -> Build:
+def _from_proposer(
+    proposer: Callable[..., Proposer], defaults: Defaults = _no_defaults
+) -> Build:
     """Build a `PointSampler` that asks the proposer; each option goes to the one that takes it."""
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
@@ -266,7 +272,9 @@ def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
     }
     inner = values.pop("inner", "mmmo")
     if inner == "llm":
-        raise ConfigError("sampler: llm: inner: expected the name of another sampler, got 'llm'")
+        raise ConfigError(
+            "sampler: llm: inner: expected the name of another sampler, got 'llm'"
+        )
     return LLMSampler(make(inner, problem), **values)
 
 
@@ -325,7 +333,9 @@ def _check_names(
     names = set(accepted)
     for option in options:
         if option not in names:
-            raise ConfigError(f"sampler: {unknown_name(f'option of {name}', option, names)}")
+            raise ConfigError(
+                f"sampler: {unknown_name(f'option of {name}', option, names)}"
+            )
 
 
 def _check_length(
@@ -429,5 +439,7 @@ _TABLE = (
     ),
 )
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _TABLE})
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {preset.name: preset for preset in _TABLE}
+)
 """Short name -> preset."""

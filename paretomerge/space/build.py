@@ -1,4 +1,7 @@
-"""From the description of a space to the search space itself: models' headers are read, deltas are measured if need be."""
+"""From the description of a space to the search space itself.
+
+Models' headers are read, deltas are measured if need be.
+"""
 
 import hashlib
 import json
@@ -57,7 +60,8 @@ def build_space(
         spec: The description.
         pool: The models.
         seed: Of the random masks in its recipes.
-        cache_folder: Where the profile of the deltas is kept, if one is needed. A text to `match` lies beside this folder.
+        cache_folder: Where the profile of the deltas is kept, if one is needed. A text to `match`
+            lies beside this folder.
 
     Returns:
         The space.
@@ -97,7 +101,9 @@ def build_route_space(
     """
     # Only headers are read here: layers, widths and names.
     opened = open_weights((pool.base, *pool.sources.values()))
-    depths = {name: opened[path].architecture.depth for name, path in pool.sources.items()}
+    depths = {
+        name: opened[path].architecture.depth for name, path in pool.sources.items()
+    }
     depths |= dict.fromkeys(recipes, opened[pool.base].architecture.depth)
     fold, notes = _common_fold(opened, pool) if spec.scale else (None, ())
     settings: dict[str, Any] = {
@@ -113,7 +119,9 @@ def build_route_space(
     try:
         if spec.form == "indicators":
             repeats = spec.repeats or 1
-            return IndicatorSearchSpace(pool.base, sources, depths, **settings, repeats=repeats)
+            return IndicatorSearchSpace(
+                pool.base, sources, depths, **settings, repeats=repeats
+            )
         most = spec.most or _DEFAULT_REPEATS
         return EditSearchSpace(pool.base, sources, depths, **settings, most=most)
     except ConfigError as error:
@@ -173,14 +181,18 @@ def _build_weight_space(
     )
     if not space.holds_sources:
         notes.append(
-            "no point of the space is a source alone: that needs weights 0 and 1, density 1 and a method that takes one "
-            "model. The first trials, and the reference point of the hypervolume, are only near the sources."
+            "no point of the space is a source alone: that needs weights 0 and 1, density 1 and "
+            "a method that takes one "
+            "model. The first trials, and the reference point of the hypervolume, are only near "
+            "the sources."
         )
     return replace(space, notes=tuple(notes))
 
 
-def _selected_sources(spec: WeightSpace, deltas: DeltaProfile) -> tuple[DeltaProfile, list[str]]:
-    """Leave out near-duplicates, and put the sources into the order that the description asks for."""
+def _selected_sources(
+    spec: WeightSpace, deltas: DeltaProfile
+) -> tuple[DeltaProfile, list[str]]:
+    """Leave out near-duplicates, and order the sources as the description asks."""
     notes = []
     dropped: Mapping[str, str] = {}
     if spec.near_duplicates is not None:
@@ -197,25 +209,33 @@ def _selected_sources(spec: WeightSpace, deltas: DeltaProfile) -> tuple[DeltaPro
     return deltas, notes
 
 
-def _common_fold(opened: Mapping[str, Weights], pool: Pool) -> tuple[Fold | None, tuple[str, ...]]:
-    """How the scales of the residual stream are folded into the weights, and a note where they cannot be."""
+def _common_fold(
+    opened: Mapping[str, Weights], pool: Pool
+) -> tuple[Fold | None, tuple[str, ...]]:
+    """How scales of the residual stream are folded into weights; a note where they cannot be."""
     try:
         folds = {fold_of(opened[path].config) for path in pool.sources.values()}
     except CheckpointError as error:
         return None, (f"scales of the residual stream are left out: {error}",)
     if len(folds) > 1:
-        raise ConfigError("space.routes: the models are of several families; use models of one")
+        raise ConfigError(
+            "space.routes: the models are of several families; use models of one"
+        )
     return folds.pop(), ()
 
 
-def _cached_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str, float]:
+def _cached_scales(
+    folder: Path, text: str, space: RouteSearchSpace
+) -> dict[str, float]:
     """Match the streams of each pair of models on a text, or read what an earlier call found."""
     from paretomerge.merging.live.matching import matching_scale, measure_streams
     from paretomerge.merging.live.routed import RoutedModel
 
     lines = _lines(folder.parent / text, text)
     if space.fold is None:
-        raise ConfigError("space.routes.match: the models' scales cannot be folded; leave it out")
+        raise ConfigError(
+            "space.routes.match: the models' scales cannot be folded; leave it out"
+        )
     digests = [digest(path) for path in space.sources.values()]
     key = _hash([dict(space.sources), space.half, space.blocks, digests, lines])
     file = folder / f"scales-{key}.json"
@@ -226,9 +246,14 @@ def _cached_scales(folder: Path, text: str, space: RouteSearchSpace) -> dict[str
     by_model = measure_streams(model, space.sources, space.depths, lines)
     scales = {}
     if space.half:
-        middle = {name: by_model[name][space.layers(name, space.half).start] for name in by_model}
+        middle = {
+            name: by_model[name][space.layers(name, space.half).start]
+            for name in by_model
+        }
         for first, second in permutations(by_model, 2):
-            scales[handover_label(first, second)] = matching_scale(middle[first], middle[second])
+            scales[handover_label(first, second)] = matching_scale(
+                middle[first], middle[second]
+            )
     _write_whole(file, json.dumps(scales, indent=1) + "\n")
     return scales
 
@@ -237,7 +262,9 @@ def _lines(path: Path, name: str) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"space.routes.match: cannot read the text {name}: {error}") from error
+        raise ConfigError(
+            f"space.routes.match: cannot read the text {name}: {error}"
+        ) from error
     lines = [line for line in content.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"space.routes.match: the text {name} is empty")

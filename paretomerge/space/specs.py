@@ -19,16 +19,20 @@ _GRANULARITY_KEYS = ("bounds", "groups", "roles", "smooth")
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """Merges of the models' weights: which method, and which weight and density for each source, layer group and role.
+    """Merges of the models' weights.
+
+    Which method, and which weight and density for each source, layer group and role.
 
     Attributes:
         methods: Merge methods to choose from.
-        groups: Groups of layers with weights and densities of their own: a number, `{"by": "profile", "count": 4}`, or
-            ranges `[[0, 8], [8, 24]]`. `weight` and `density` can each set another.
+        groups: Groups of layers with weights and densities of their own: a number, `{"by":
+            "profile", "count": 4}`, or ranges `[[0, 8], [8, 24]]`. `weight` and `density` can
+            each set another.
         weight: How finely weights are split: a mapping with `bounds`, `groups`, `roles`, `smooth`.
         density: The same for densities.
         method_groups: Groups of layers with a method of their own.
-        method_parameters: Bounds or fixed values of the methods' parameters, such as `{"gamma": (0.0, 0.05)}`.
+        method_parameters: Bounds or fixed values of the methods' parameters, such as `{"gamma":
+            (0.0, 0.05)}`.
         subset: Whether a source may be left out.
         near_duplicates: Leave out a source whose delta has a cosine above this to another's.
         order: `given`, or `kinship`: neighbours are alike.
@@ -56,7 +60,9 @@ class WeightSpace:
 
     def __post_init__(self) -> None:
         if isinstance(self.methods, str) or not self.methods:
-            raise ConfigError(f"space.methods: list at least one method, not {self.methods!r}")
+            raise ConfigError(
+                f"space.methods: list at least one method, not {self.methods!r}"
+            )
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(
                 f"space.near_duplicates: a cosine above 0 and at most 1, not {self.near_duplicates}"
@@ -81,15 +87,19 @@ class WeightSpace:
 
 @dataclass(frozen=True)
 class RouteSpace:
-    """Routes through the layers of several models: Akiba et al.'s data-flow space (arXiv 2403.13187, sec. 3.2).
+    """Routes through the layers of several models.
+
+    Akiba et al.'s data-flow space (arXiv 2403.13187, sec. 3.2).
 
     Attributes:
-        form: `edits` of good routes, or `indicators`, a use-or-skip parameter per block as in Akiba et al.
+        form: `edits` of good routes, or `indicators`, a use-or-skip parameter per block as in
+            Akiba et al.
         blocks: Blocks of layers that each model is cut into. By default its layers, at most 8.
         scale: Bounds of the scale of the residual stream at a hand-over; False for no scales.
         most: The most times that an edit repeats a block (`form="edits"` only).
         repeats: Rounds through the indicators (`form="indicators"` only).
-        match: A text file; hand-overs begin with the scales that match the models' streams on its first lines.
+        match: A text file; hand-overs begin with the scales that match the models' streams on its
+            first lines.
 
     Raises:
         ConfigError: A setting does not belong to the form, or is out of range.
@@ -108,20 +118,29 @@ class RouteSpace:
 
     def __post_init__(self) -> None:
         if self.form not in ("edits", "indicators"):
-            raise ConfigError(f"space.routes.form: use edits or indicators, not {self.form!r}")
+            raise ConfigError(
+                f"space.routes.form: use edits or indicators, not {self.form!r}"
+            )
         foreign = "repeats" if self.form == "edits" else "most"
         if getattr(self, foreign) is not None:
-            raise ConfigError(f"space.routes.{foreign}: has no meaning with form: {self.form}")
+            raise ConfigError(
+                f"space.routes.{foreign}: has no meaning with form: {self.form}"
+            )
         if self.match is not None and not self.scale:
             raise ConfigError("space.routes.match: needs scales, but `scale` is false")
         for name in ("blocks", "most", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"space.routes.{name}: must be 1 or more, not {value}")
+                raise ConfigError(
+                    f"space.routes.{name}: must be 1 or more, not {value}"
+                )
 
 
 def _granularity(
-    kind: str, value: object, default_bounds: tuple[float, float], default_groups: object
+    kind: str,
+    value: object,
+    default_bounds: tuple[float, float],
+    default_groups: object,
 ) -> Granularity:
     """Read `weight:` or `density:`, with the defaults of its kind."""
     if isinstance(value, Granularity):
@@ -132,7 +151,9 @@ def _granularity(
         )
     for key in value:
         if key not in _GRANULARITY_KEYS:
-            raise ConfigError(f"space.{kind}: {unknown_name('key', key, _GRANULARITY_KEYS)}")
+            raise ConfigError(
+                f"space.{kind}: {unknown_name('key', key, _GRANULARITY_KEYS)}"
+            )
     low, high = value.get("bounds", default_bounds)
     try:
         return Granularity(

@@ -3,6 +3,7 @@
 - `Study` (study.py) is what a user works with; it loads nothing until something must be evaluated.
 - `Search` (search.py) is the same with everything loaded: record + goals + levels.
 - `Level` is one search space with its live model and sampler; a study has one or two.
-- `Loop` explores one level; `Executor` merges and scores one candidate; `Race` may leave a candidate early.
+- `Loop` explores one level; `Executor` merges and scores one candidate; `Race` may leave a
+  candidate early.
 - build.py makes a `Search` of a study's settings.
 """

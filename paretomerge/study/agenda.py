@@ -1,4 +1,7 @@
-"""What is evaluated before the sampler proposes: the sources, what a warm start brings, the user's starts, the baselines."""
+"""What is evaluated before the sampler proposes.
+
+The sources, what a warm start brings, the user's starts, the baselines.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +38,10 @@ def first_agenda(
 ) -> list[Trial]:
     """Line up what comes before the sampler's own proposals.
 
-    First the sources: the hypervolume's reference point is theirs. Then everything that is already scored, the user's own
-    starts, and the other baselines. The same recipe is lined up once; the sources are never left out.
+    First the sources: the hypervolume's reference point is theirs. Then everything that is
+        already scored, the user's own
+    starts, and the other baselines. The same recipe is lined up once; the sources are never left
+    out.
 
     Args:
         baselines: Label -> point, the sources first.
@@ -64,9 +69,12 @@ def first_agenda(
     starts = [*warm_start.starts.items(), *points[n_sources:]]
     others = [labelled(label, params) for label, params in starts]
     with_label = {key(trial.params) for trial in (*sources, *others)}
-    unlabelled = [trial for trial_key, trial in scored.items() if trial_key not in with_label]
+    unlabelled = [
+        trial for trial_key, trial in scored.items() if trial_key not in with_label
+    ]
 
-    # Sources are lined up by position and not by recipe: two of them may be the same merge, and both need a trial.
+    # Sources are lined up by position and not by recipe: two of them may be the same merge, and
+    # both need a trial.
     agenda = sources[len(finished) :]
     seen = {key(trial.params) for trial in (*finished, *sources)}
     known_first = [trial for trial in others if trial.scores] + unlabelled

@@ -1,4 +1,7 @@
-"""From the settings of a study to a `Search`: spaces, evaluators and samplers are made, models' headers are read."""
+"""From the settings of a study to a `Search`.
+
+Spaces, evaluators and samplers are made, models' headers are read.
+"""
 
 import hashlib
 import inspect
@@ -18,7 +21,12 @@ from paretomerge.config.schema import StudyConfig, load_config, message_of
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.evaluate.backend import Backend
-from paretomerge.evaluate.evaluator import CombinedEvaluator, Evaluator, MergeFact, Objective
+from paretomerge.evaluate.evaluator import (
+    CombinedEvaluator,
+    Evaluator,
+    MergeFact,
+    Objective,
+)
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
@@ -73,7 +81,10 @@ _CHANGEABLE: dict[str, Any] = {
     "evaluate": _CHANGEABLE_EVALUATION,
     "then": {"trials", "sampler"},
 }
-"""Keys that may change while a study goes on: they change neither what a point means nor how it is scored."""
+"""Keys that may change while a study goes on.
+
+They change neither what a point means nor how it is scored.
+"""
 
 
 def build_search(settings: StudySettings) -> Search:
@@ -127,7 +138,9 @@ def study_pool(settings: StudySettings) -> Pool:
 
 
 def task_digest(folder: Path, task: str) -> str:
-    """Digest the YAML and Python files of a folder of tasks, without those that define another task alone.
+    """Digest the YAML and Python files that a task may depend on.
+
+    Those are all files of the folder but the ones that define another task.
 
     Args:
         folder: The folder.
@@ -137,7 +150,9 @@ def task_digest(folder: Path, task: str) -> str:
         16 hexadecimal digits.
     """
     content_digest = hashlib.sha256()
-    files = [file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml", ".py")]
+    files = [
+        file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml", ".py")
+    ]
     for file in sorted(files):
         content = file.read_bytes()
         definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
@@ -184,7 +199,9 @@ class _Builder:
         settings = self.settings
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             return settings.space
-        return build_space(settings.space, self.pool, settings.seed, settings.folder / "runs")
+        return build_space(
+            settings.space, self.pool, settings.seed, settings.folder / "runs"
+        )
 
     def goals(self) -> Goals:
         settings = self.settings
@@ -195,7 +212,9 @@ class _Builder:
         }
         # Watched tasks know the searched examples: none of those is ever held out.
         harness = self.harness(tasks)
-        watched = self.harness({name: HarnessTask(name) for name in settings.watch}, harness)
+        watched = self.harness(
+            {name: HarnessTask(name) for name in settings.watch}, harness
+        )
         race = None
         if settings.evaluation.race is not None:
             race = RaceSettings(settings.evaluation.race, seed=settings.seed)
@@ -255,7 +274,9 @@ class _Builder:
             objectives.append(Objective(measure.name, maximise))
         return tuple(objectives)
 
-    def sampler(self, space: SearchSpace, then: SecondLevel | None = None) -> BaseSampler:
+    def sampler(
+        self, space: SearchSpace, then: SecondLevel | None = None
+    ) -> BaseSampler:
         """The sampler of a level. The second begins with the sources and the pool, each alone."""
         settings = self.settings
         setting: SamplerSetting = settings.sampler
@@ -269,12 +290,15 @@ class _Builder:
         starts = list(space.starts().values())
         n_sources = len(space.sources)
         if then is not None:
-            # Its baselines were scored by the first level; only sources and pool count as known starts.
+            # Its baselines were scored by the first level; only sources and pool count as known
+            # starts.
             starts = starts[:n_sources]
             n_sources = len(settings.models)
         importance: Mapping[str, float] = {}
         if isinstance(settings.space, WeightSpace) and settings.space.importance:
-            importance = space.importance if isinstance(space, WeightSearchSpace) else {}
+            importance = (
+                space.importance if isinstance(space, WeightSearchSpace) else {}
+            )
         problem = SearchProblem(
             space.distributions,
             len(settings.objectives),
@@ -307,7 +331,9 @@ class _Builder:
         make_sampler(sources_alone)
         prefer = None
         if then.prefer:
-            prefer = tuple(then.prefer.get(measure.name, 0.0) for measure in settings.objectives)
+            prefer = tuple(
+                then.prefer.get(measure.name, 0.0) for measure in settings.objectives
+            )
         return SecondLevelPlan(
             settings.budget.trials,
             make_space,
@@ -321,7 +347,11 @@ class _Builder:
         settings = self.settings
         if not settings.starts and not settings.warm_start:
             return WarmStart()
-        files = {key: self.identity[key] for key in self.identity if key.startswith("files of")}
+        files = {
+            key: self.identity[key]
+            for key in self.identity
+            if key.startswith("files of")
+        }
         earlier = EarlierStudies(
             settings.folder,
             self.space,
@@ -333,10 +363,15 @@ class _Builder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes trials comparable: the settings, and what the files hold that trials depend on."""
+        """What makes trials comparable.
+
+        The settings, and what the files hold that trials depend on.
+        """
         settings = self.settings
         # Samplers and spaces of the user's own have no place in a study.yaml.
-        described = replace(settings, sampler="mmmo", then=_without_sampler(settings.then))
+        described = replace(
+            settings, sampler="mmmo", then=_without_sampler(settings.then)
+        )
         own_space = {}
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             described = replace(described, space=WeightSpace())
@@ -353,15 +388,25 @@ class _Builder:
                 scores[measure.name] = measure_digest
         return {
             "files of base": digest(self.pool.base),
-            "files of models": sorted(digest(model) for model in self.pool.sources.values()),
+            "files of models": sorted(
+                digest(model) for model in self.pool.sources.values()
+            ),
             "files of scores": scores,
         }
 
     def _measure_digest(self, measure: Measure) -> str:
-        """Digest what a score is made of: the function's source, the task's files, the text; empty where nothing is local."""
-        folder, include_path = self.settings.folder, self.settings.evaluation.include_path
+        """Digest what a score is made of: the function's source, the task's files, the text.
+
+        Empty where nothing is local.
+        """
+        folder, include_path = (
+            self.settings.folder,
+            self.settings.evaluation.include_path,
+        )
         if isinstance(measure, Task):
-            return task_digest(folder / include_path, measure.task) if include_path else ""
+            return (
+                task_digest(folder / include_path, measure.task) if include_path else ""
+            )
         if isinstance(measure, Function):
             return _function_digest(measure, folder)
         if isinstance(measure, Perplexity | Judge):
@@ -377,7 +422,9 @@ def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
                 return FunctionEvaluator(measure.name, measure.function)
             return FunctionEvaluator.load(measure.name, measure.function, folder)
         case Perplexity():
-            return PerplexityEvaluator(measure.name, folder / measure.path, measure.metric)
+            return PerplexityEvaluator(
+                measure.name, folder / measure.path, measure.metric
+            )
         case Judge():
             return JudgeEvaluator(
                 measure.name,
@@ -407,7 +454,10 @@ def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
 
 
 def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] | None:
-    """The registry's name of a sampler, and its options; None for a sampler that the user made and that is used as it is."""
+    """The registry's name of a sampler, and its options.
+
+    None for a sampler that the user made and that is used as it is.
+    """
     if isinstance(setting, str):
         return setting, {}
     if isinstance(setting, BaseSampler):
@@ -418,7 +468,9 @@ def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] 
     options = dict(setting)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"sampler: a name, or `name` and options, not {shorten(setting)}")
+        raise ConfigError(
+            f"sampler: a name, or `name` and options, not {shorten(setting)}"
+        )
     return name, options
 
 
@@ -427,11 +479,15 @@ def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
 
 
 def _model_path(folder: Path, model: str) -> str:
-    """Local paths, of a model and its adapter, are made absolute; anything else is a name on the Hub."""
+    """Local paths, of a model and its adapter, are made absolute.
+
+    Anything else is a name on the Hub.
+    """
     name = resolve_model_path(folder, model)
     parts = [name] if is_folder(name) else name.split("+")
     absolute = [
-        str((folder / part).resolve()) if part.startswith((".", "/")) else part for part in parts
+        str((folder / part).resolve()) if part.startswith((".", "/")) else part
+        for part in parts
     ]
     return "+".join(absolute)
 
@@ -441,7 +497,7 @@ def _file_digest(file: Path) -> str:
 
 
 def _function_digest(measure: Function, folder: Path) -> str:
-    """Digest the file beside the study.yaml that a function is in, or the source of a function of Python's session."""
+    """Digest the file beside the study.yaml that a function is in, or the function's source."""
     if isinstance(measure.function, str):
         module = measure.function.partition(":")[0]
         return _file_digest(folder / (module.replace(".", "/") + ".py"))
@@ -454,7 +510,9 @@ def _function_digest(measure: Function, folder: Path) -> str:
 
 def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
     """What a study's scores mean, with models and data by their absolute paths."""
-    pool_models = sorted(_model_path(settings.folder, model) for model in settings.models)
+    pool_models = sorted(
+        _model_path(settings.folder, model) for model in settings.models
+    )
     evaluation = asdict(settings.evaluation)
     # Batch sizes, caches and races change how fast scores come, not what they mean.
     for key in _CHANGEABLE_EVALUATION:
@@ -469,9 +527,15 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
         described = asdict(replace(measure, name=measure.default_name, direction=None))
         if isinstance(measure, Function):
             described["function"] = measure.path
-        described = {key: str(value) for key, value in described.items() if value is not None}
+        described = {
+            key: str(value) for key, value in described.items() if value is not None
+        }
         kind = type(measure).__name__
-        scores[measure.name] = {**described, "kind": kind, "files": file_digests.get(measure.name)}
+        scores[measure.name] = {
+            **described,
+            "kind": kind,
+            "files": file_digests.get(measure.name),
+        }
     return Question(
         {
             "base": _model_path(settings.folder, settings.base),
@@ -488,7 +552,9 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
 
 def _question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
     """The same of an earlier study, from what its record says."""
-    content = {key: value for key, value in identity.items() if key in StudyConfig.model_fields}
+    content = {
+        key: value for key, value in identity.items() if key in StudyConfig.model_fields
+    }
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:

@@ -12,7 +12,9 @@ from paretomerge.study.search import Search
 
 
 def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, Score]:
-    """Load a checkpoint with transformers, in its own dtype, and score it with a study's evaluators.
+    """Score a checkpoint with a study's evaluators.
+
+    It is loaded with transformers, in its own dtype.
 
     Args:
         search: The study.
@@ -37,12 +39,17 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
 
 
 class _Facts(Mapping[str, float]):
-    """What a merge measures of itself, measured on a checkpoint when an evaluator asks: sparsity reads every tensor."""
+    """What a merge measures of itself, measured on a checkpoint when an evaluator asks.
+
+    Sparsity reads every tensor.
+    """
 
     def __init__(self, search: Search, checkpoint: Checkpoint) -> None:
         self._measures: dict[str, Callable[[], float]] = {
             "layers": lambda: checkpoint.architecture.depth,
-            "parameters": lambda: sum(prod(h.shape) for h in checkpoint.headers.values()),
+            "parameters": lambda: sum(
+                prod(h.shape) for h in checkpoint.headers.values()
+            ),
         }
         if not search.space.routed:
             self._measures["sparsity"] = partial(_sparsity, search, checkpoint)
@@ -58,12 +65,15 @@ class _Facts(Mapping[str, float]):
 
 
 def _sparsity(search: Search, checkpoint: Checkpoint) -> float:
-    """Minus the L1 distance to the base in units of the farthest source, as the search measures it."""
+    """Minus the L1 distance to the base, in units of the farthest source."""
     resident = search.first_level.model
     assert isinstance(resident, ResidentModel)
     if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
         raise CheckpointError(
-            f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot be measured"
+            f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot "
+            "be measured"
         )
-    distance = sum(resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers)
+    distance = sum(
+        resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers
+    )
     return -distance / resident.max_distance

@@ -1,4 +1,7 @@
-"""Merges one candidate into the live model and scores it; whatever goes wrong becomes a failed trial with its reason."""
+"""Merges one candidate into the live model and scores it.
+
+Whatever goes wrong becomes a failed trial with its reason.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +42,8 @@ class Executor:
             asked: The trial, without scores.
             level: The level that it belongs to.
             finished: The trials before it.
-            by_recipe: Recipe key -> the trial that has scored it: the same recipe is never scored twice.
+            by_recipe: Recipe key -> the trial that has scored it: the same recipe is never scored
+                twice.
             seconds: The stages' times are added here.
 
         Returns:
@@ -60,7 +64,10 @@ class Executor:
         try:
             with stopwatch(seconds, "merge"):
                 candidate = level.load(recipe)
-            with stopwatch(seconds, "evaluate"), enforce_time_limit(self.goals.time_limit):
+            with (
+                stopwatch(seconds, "evaluate"),
+                enforce_time_limit(self.goals.time_limit),
+            ):
                 scores, final = self._score(asked, candidate, finished)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
             # torch reports exhausted memory as a RuntimeError.

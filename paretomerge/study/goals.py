@@ -1,4 +1,7 @@
-"""What merges are asked for: scores to improve, scores to keep within bounds, scores that are only watched."""
+"""What merges are asked for.
+
+Scores to improve, scores to keep within bounds, scores that are only watched.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +25,9 @@ class RaceSettings:
     """How a candidate may be left before all its examples are scored.
 
     Attributes:
-        confidence: The probability of being dominated above which a candidate is left. It is checked several times, so
-            that more than 5 % of the candidates that nearly tie with the front are left by mistake at 0.95.
+        confidence: The probability of being dominated above which a candidate is left. It is
+            checked several times, so that more than 5 % of the candidates that nearly tie with
+            the front are left by mistake at 0.95.
         first: Examples of each score to begin with.
         growth: By what the number of examples of the least decided score is then multiplied.
         seed: Of the order of the examples.
@@ -92,11 +96,15 @@ class Goals:
         """
         violations = {}
         for constraint in self.constraints:
-            violations[constraint.text] = constraint.violation(scores[constraint.score].value)
+            violations[constraint.text] = constraint.violation(
+                scores[constraint.score].value
+            )
         return violations
 
     def score(self, candidate: Candidate, split: Split) -> dict[str, Score]:
-        """Score a candidate: the objectives and constraints, and on held-out examples the watched scores too.
+        """Score a candidate.
+
+        The objectives and constraints, and on held-out examples the watched scores too.
 
         Args:
             candidate: The loaded merge.

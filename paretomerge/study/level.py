@@ -19,7 +19,7 @@ LiveModel = ResidentModel | RoutedModel
 
 @dataclass(frozen=True)
 class Level:
-    """A search space with the model that its recipes are loaded into, and the sampler that searches it.
+    """A search space, the model that its recipes are loaded into, and its sampler.
 
     Attributes:
         number: 0 for the first level, 1 for the second.

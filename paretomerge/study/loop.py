@@ -1,4 +1,7 @@
-"""The loop over one level: ask, merge, evaluate, tell. A finished trial is on disk before the next one is asked for."""
+"""The loop over one level: ask, merge, evaluate, tell.
+
+A finished trial is on disk before the next one is asked for.
+"""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -74,17 +77,22 @@ class Loop:
         optimiser = Optimiser(level, self._record)
         agenda = deque(level.agenda(finished))
         if finished or any(trial.warm_start for trial in agenda):
-            # Optuna's samplers keep their random state to themselves: seeded anew, they would repeat their first points.
+            # Optuna's samplers keep their random state to themselves: seeded anew, they would
+            # repeat their first points.
             level.sampler.reseed_rng()
-        # Recipes are compared across levels and runs: a merge that was scored once is never scored again.
+        # Recipes are compared across levels and runs: a merge that was scored once is never
+        # scored again.
         by_recipe = self._scored_recipes(level)
         while True:
-            seconds: dict[str, float] = {}  # filled by the stages; the trial refers to it
+            seconds: dict[
+                str, float
+            ] = {}  # filled by the stages; the trial refers to it
             start = agenda.popleft() if agenda else None
             if start is not None and start.scores:
                 trial = self._take_over(start, level, optimiser)
             else:
-                # A start that the user added is tried even after the study stopped for want of gain.
+                # A start that the user added is tried even after the study stopped for want of
+                # gain.
                 end = rule.before_asking(finished, None if start else last_end, begun)
                 if end:
                     return end
@@ -93,8 +101,11 @@ class Loop:
                 end = rule.after_asking(asked.gain, finished, last_end, level.number)
                 if end:
                     return end
-                trial = self._executor.evaluate(asked, level, finished, by_recipe, seconds)
-                # From here on the trial is on disk: a killed process loses at most the one that it was scoring.
+                trial = self._executor.evaluate(
+                    asked, level, finished, by_recipe, seconds
+                )
+                # From here on the trial is on disk: a killed process loses at most the one that
+                # it was scoring.
                 with stopwatch(seconds, "record"):
                     optimiser.tell(trial)
             finished.append(trial)
@@ -124,7 +135,11 @@ class Loop:
             recipe_yaml=level.recipe(start.params).to_yaml(),
         )
         optimiser.take_over(trial)
-        held_out = {name: score for name, score in (trial.held_out or {}).items() if name in scores}
+        held_out = {
+            name: score
+            for name, score in (trial.held_out or {}).items()
+            if name in scores
+        }
         if held_out:
             self._record.add_held_out(trial.number, "objectives", held_out)
         return trial
@@ -139,7 +154,9 @@ class Loop:
 
 def _stop_if_all_fail(finished: Sequence[Trial]) -> None:
     latest = finished[-_MOST_FAILURES_IN_A_ROW:]
-    if len(latest) == _MOST_FAILURES_IN_A_ROW and all(trial.failure for trial in latest):
+    if len(latest) == _MOST_FAILURES_IN_A_ROW and all(
+        trial.failure for trial in latest
+    ):
         raise StudyError(
             f"the last {_MOST_FAILURES_IN_A_ROW} trials failed; the latest: {latest[-1].failure}"
         )

@@ -1,4 +1,7 @@
-"""The sampler, asked on a copy of the record in memory: asking costs no disk, telling writes the trial in one piece."""
+"""The sampler, asked on a copy of the record in memory.
+
+Asking costs no disk, telling writes the trial in one piece.
+"""
 
 import math
 import warnings
@@ -13,7 +16,10 @@ from paretomerge.study.level import Level
 
 
 class Optimiser:
-    """Ask and tell for one level: the sampler sees in memory exactly what the record holds of that level."""
+    """Ask and tell for one level.
+
+    The sampler sees in memory exactly what the record holds of that level.
+    """
 
     def __init__(self, level: Level, record: Record) -> None:
         self._level = level
@@ -23,8 +29,11 @@ class Optimiser:
         self._study = optuna.create_study(directions=directions, sampler=level.sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([objective.name for objective in record.objectives])
-        # Samplers read their history from the study: it must hold this level's trials and no others, in their order.
+            self._study.set_metric_names(
+                [objective.name for objective in record.objectives]
+            )
+        # Samplers read their history from the study: it must hold this level's trials and no
+        # others, in their order.
         recorded = record.frozen_trials()
         for trial in level.shown_first:
             self._study.add_trial(record.freeze(trial, self._distributions))
@@ -52,7 +61,9 @@ class Optimiser:
         params = self._asked.params
         if start is not None:
             return Trial(number, params, label=start.label, level=self._level.number)
-        return Trial(number, params, gain=self._expected_gain(), level=self._level.number)
+        return Trial(
+            number, params, gain=self._expected_gain(), level=self._level.number
+        )
 
     def tell(self, trial: Trial) -> None:
         """Tell the outcome of the trial that was asked for: to the sampler, then to the record.
@@ -65,7 +76,8 @@ class Optimiser:
         """
         assert self._asked is not None, "ask first"
         frozen = self._record.freeze(trial, self._distributions)
-        # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard errors and constraints.
+        # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard
+        # errors and constraints.
         for name, value in frozen.user_attrs.items():
             self._asked.set_user_attr(name, value)
         for name, violation in frozen.constraints.items():

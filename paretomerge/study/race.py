@@ -1,9 +1,12 @@
-"""Racing: a candidate is scored on more and more examples, and left once the front probably dominates it.
+"""Racing saves evaluations.
 
-All trials are asked the same examples in the same order, so a candidate and the front are compared pair by pair on the
-examples that it has seen so far, as races of models are run (Maron and Moore 1997; Birattari et al. 2002, with paired
-tests). What a candidate that was left would score on all examples is estimated by an item-response model of the trials
-that were scored on all of them (`evaluate/estimators.py`).
+A candidate is scored on more and more examples, and left once the front probably dominates it.
+
+All trials are asked the same examples in the same order, so a candidate and the front are
+compared pair by pair on the examples that it has seen so far, as races of models are run (Maron
+and Moore 1997; Birattari et al. 2002, with paired tests). What a candidate that was left would
+score on all examples is estimated by an item-response model of the trials that were scored on all
+of them (`evaluate/estimators.py`).
 """
 
 import math
@@ -25,10 +28,11 @@ from paretomerge.record.trial import Trial, pareto_front
 from paretomerge.study.goals import Goals, RaceSettings
 from paretomerge.types import Array
 
-_MIN_COMPLETE_TRIALS = 4  # merges scored on all examples, before anything can be said of others
-_REFIT_GROWTH = (
-    1.25  # the models are fitted anew when there are more complete trials by this factor
+_MIN_COMPLETE_TRIALS = (
+    4  # merges scored on all examples, before anything can be said of others
 )
+# the models are fitted anew when there are more complete trials by this factor
+_REFIT_GROWTH = 1.25
 _DRAWS = 512
 
 Mask = NDArray[np.bool_]
@@ -52,7 +56,8 @@ class _ScoreModel:
 class Race:
     """Scores candidates, and leaves those that are probably dominated.
 
-    Every decision is a function of the seed and of the finished trials, so a resumed study decides alike.
+    Every decision is a function of the seed and of the finished trials, so a resumed study
+    decides alike.
     """
 
     def __init__(self, goals: Goals, settings: RaceSettings, n_sources: int) -> None:
@@ -72,8 +77,8 @@ class Race:
             finished: The trials before it.
 
         Returns:
-            The scores, and whether they are of all examples. Where they are not, the candidate was left, and they are
-            estimates.
+            The scores, and whether they are of all examples. Where they are not, the candidate
+            was left, and they are estimates.
 
         Raises:
             EvaluationError: Scoring failed.
@@ -81,7 +86,9 @@ class Race:
         complete = [trial for trial in finished if not trial.failure and trial.final]
         models = self._models_of(complete)
         evaluators = [
-            part for part in evaluators_in(self._goals.evaluator) if isinstance(part, PerExample)
+            part
+            for part in evaluators_in(self._goals.evaluator)
+            if isinstance(part, PerExample)
         ]
         raced: dict[str, PerExample] = {}
         for evaluator in evaluators:
@@ -103,14 +110,20 @@ class Race:
     ) -> tuple[dict[str, Score], bool]:
         """Ask for more and more examples until the candidate is left or all are asked."""
         models, seen = heat.models, heat.seen
-        wanted = {name: min(self._settings.first, len(models[name].order)) for name in raced}
+        wanted = {
+            name: min(self._settings.first, len(models[name].order)) for name in raced
+        }
         while True:
             for name, evaluator in raced.items():
                 examples = models[name].order[len(seen[name]) : wanted[name]]
                 if len(examples):
-                    new = evaluator.example_scores(candidate, "search", {name: examples.tolist()})
+                    new = evaluator.example_scores(
+                        candidate, "search", {name: examples.tolist()}
+                    )
                     seen[name] += [float(score) for score in new[name]]
-            unfinished = [name for name in raced if wanted[name] < len(models[name].order)]
+            unfinished = [
+                name for name in raced if wanted[name] < len(models[name].order)
+            ]
             if not unfinished:
                 scores = dict(heat.exact)
                 for name, evaluator in raced.items():
@@ -133,14 +146,17 @@ class Race:
         """The front, as far as it has per-example scores to compare with."""
         rivals = []
         for trial in pareto_front(trials, self._goals.objectives):
-            lengths = {name: len(trial.scores[name].example_scores or ()) for name in sizes}
+            lengths = {
+                name: len(trial.scores[name].example_scores or ()) for name in sizes
+            }
             if lengths == dict(sizes):
                 rivals.append(trial)
         return rivals
 
     def _models_of(self, trials: Sequence[Trial]) -> dict[str, _ScoreModel]:
         """Models of the scores, fitted to the first trials: as many as the last refit had."""
-        # Refits happen at fixed numbers of trials, so the models are a function of the record alone.
+        # Refits happen at fixed numbers of trials, so the models are a function of the record
+        # alone.
         count = _MIN_COMPLETE_TRIALS
         while math.ceil(count * _REFIT_GROWTH) <= len(trials):
             count = math.ceil(count * _REFIT_GROWTH)
@@ -162,9 +178,14 @@ class Race:
 
     def _fit_one(self, table: Array) -> _ScoreModel:
         """Fit one score's model to per-example scores `(trials, N)`."""
-        # Item-response models need shares of right answers; lengths and the like are corrected by difficulty instead.
+        # Item-response models need shares of right answers; lengths and the like are corrected by
+        # difficulty instead.
         bounded = table.min() >= 0 and table.max() <= 1
-        estimator = ItemResponseModel(table).corrected if bounded else difficulty_corrected(table)
+        estimator = (
+            ItemResponseModel(table).corrected
+            if bounded
+            else difficulty_corrected(table)
+        )
         correct_sources = table[: self._n_sources].sum(0)
         order = stratified_order(correct_sources, self._settings.seed)
         return _ScoreModel(estimator, order, float(np.ptp(table)) or 1.0)
@@ -182,7 +203,9 @@ class Race:
             for name, examples in evaluator.examples("search").items():
                 if name not in raced:
                     rest[name] = range(len(examples))
-            for name, outcomes in evaluator.example_scores(candidate, "search", rest).items():
+            for name, outcomes in evaluator.example_scores(
+                candidate, "search", rest
+            ).items():
                 scores[name] = evaluator.aggregate("search", name, outcomes)
         for other in evaluators_in(self._goals.evaluator):
             if not isinstance(other, PerExample):
@@ -216,13 +239,18 @@ class _Heat:
         self._rng = rng
 
     def dominated_draws(self) -> dict[str, Mask]:
-        """Objective -> mask `(draws, r)`: in which draws a rival is at least as good on all examples."""
+        """Objective -> mask `(draws, r)`.
+
+        In which draws a rival is at least as good on all examples.
+        """
         masks = {}
         for objective in self._goals.objectives:
             name = objective.name
             if name in self.exact:
                 value = self.exact[name].value
-                differences = [rival.scores[name].value - value for rival in self.rivals]
+                differences = [
+                    rival.scores[name].value - value for rival in self.rivals
+                ]
                 gaps = np.array([differences] * _DRAWS)
             else:
                 gaps = self._drawn_gaps(name)
@@ -238,17 +266,21 @@ class _Heat:
         model = self.models[name]
         seen = np.array(self.seen[name])
         examples = model.order[: len(seen)]
-        rivals = np.array([rival.scores[name].example_scores for rival in self.rivals], dtype=float)
+        rivals = np.array(
+            [rival.scores[name].example_scores for rival in self.rivals], dtype=float
+        )
         gaps = rivals[:, examples] - seen
         return drawn_gaps(gaps.T, len(model.order), model.scale, self._rng)
 
 
-def drawn_gaps(gaps: Array, total: int, scale: float, rng: np.random.Generator) -> Array:
+def drawn_gaps(
+    gaps: Array, total: int, scale: float, rng: np.random.Generator
+) -> Array:
     """Draw what the mean gaps to rivals over all examples may be, from those on some of them.
 
-    The Bayesian bootstrap (Rubin 1981) of the examples, the same for all rivals, narrowed as n nears `total`, since
-    examples are drawn without replacement. Two imagined examples, with a gap of `scale` each way, keep examples without
-    gaps from being a certainty.
+    The Bayesian bootstrap (Rubin 1981) of the examples, the same for all rivals, narrowed as n
+    nears `total`, since examples are drawn without replacement. Two imagined examples, with a gap
+    of `scale` each way, keep examples without gaps from being a certainty.
 
     Args:
         gaps: Gaps `(n, r)` to r rivals on n examples.
@@ -272,7 +304,8 @@ def drawn_gaps(gaps: Array, total: int, scale: float, rng: np.random.Generator) 
 def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
     """Choose the score of which more examples can decide most.
 
-    That is the one with the most even odds against a rival who is likely ahead in all other objectives.
+    That is the one with the most even odds against a rival who is likely ahead in all other
+    objectives.
 
     Args:
         masks: Objective -> mask `(draws, r)` of `dominated_draws`.
@@ -307,7 +340,8 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(correct))
-    # Each stratum's members get evenly spaced places in [0, 1), with a random offset; sorting interleaves the strata.
+    # Each stratum's members get evenly spaced places in [0, 1), with a random offset; sorting
+    # interleaves the strata.
     place = np.empty(len(correct))
     for stratum in np.unique(correct):
         members = shuffled[correct[shuffled] == stratum]
@@ -316,7 +350,10 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
 
 
 def _estimate(seen: Sequence[float], model: _ScoreModel) -> Score:
-    """Estimate a score over all examples, with both errors: of the estimate, and of the examples as a sample."""
+    """Estimate a score over all examples, with both errors.
+
+    Of the estimate, and of the examples as a sample.
+    """
     estimate: Estimate = model.estimator(model.order[: len(seen)], np.array(seen))
     sampling_variance = float(np.var(seen)) / len(model.order)
     stderr = math.hypot(estimate.stderr, math.sqrt(sampling_variance))

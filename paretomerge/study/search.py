@@ -61,7 +61,8 @@ class Search:
         space: The first level's search space.
         goals: What merges are scored on.
         sampler: Any Optuna sampler for that space.
-        warm_start: Reads what is to be tried or taken over first; called once, when a search begins.
+        warm_start: Reads what is to be tried or taken over first; called once, when a search
+            begins.
         storage: Where the record is.
         identity: What makes trials comparable; by default the models, the parameters and the goals.
         placement: How merges are held.
@@ -72,7 +73,7 @@ class Search:
         StudyError: The record holds trials of another study, or cannot be read or written.
     """
 
-    def __init__(  # the parts of a study; build.py makes them of settings
+    def __init__(  # noqa: PLR0913 - the parts of a study, which build.py makes
         self,
         folder: str | Path,
         space: SearchSpace,
@@ -99,7 +100,8 @@ class Search:
             tuple(space.sources),
             identity or _default_identity(space, goals, placement),
         )
-        # Opening the record checks that its trials belong to this study, before any model is loaded.
+        # Opening the record checks that its trials belong to this study, before any model is
+        # loaded.
         storage = storage or Storage.at(self.folder / "study.db")
         self.record = Record.begin(storage, header)
 
@@ -130,22 +132,28 @@ class Search:
         """
         numbers = self.record.note(POOL)
         if numbers is None:
-            raise StudyError(f"{self.folder}: the second level has not begun; continue the search")
+            raise StudyError(
+                f"{self.folder}: the second level has not begun; continue the search"
+            )
         trials = self.record.trials()
         return {
-            pool_name(number): self.first_level.recipe(trials[number].params) for number in numbers
+            pool_name(number): self.first_level.recipe(trials[number].params)
+            for number in numbers
         }
 
     @cached_property
     def second_level(self) -> Level:
         """The level of routes, once the first has ended."""
         assert self.then is not None
-        # Sources and pool members have scores from the first level: the sampler is shown them, and nothing is scored twice.
+        # Sources and pool members have scores from the first level: the sampler is shown them,
+        # and nothing is scored twice.
         space = self.then.space(self.pool)
         scored = already_scored(space, self.record.trials())
 
         def agenda(finished: list[Trial]) -> list[Trial]:
-            return second_agenda(space, self.pool, finished, scored, self.goals.includes_size)
+            return second_agenda(
+                space, self.pool, finished, scored, self.goals.includes_size
+            )
 
         return Level(
             1,
@@ -191,7 +199,9 @@ class Search:
         rule: int | StoppingRule | None = None,
         watch: Callable[[Event], None] = lambda event: None,
     ) -> str:
-        """Search until the rule ends it; what the record holds already counts. Interrupt it whenever you like.
+        """Search until the rule ends it; what the record holds already counts.
+
+        Interrupt it whenever you like.
 
         Args:
             rule: When to stop, or a number of evaluations; by default the search's own rule.
@@ -237,7 +247,9 @@ class Search:
             evaluators["watched"] = self.goals.watched
         for trial in trials:
             recorded = self.record.held_out(trial.number)
-            missing = {kind: one for kind, one in evaluators.items() if kind not in recorded}
+            missing = {
+                kind: one for kind, one in evaluators.items() if kind not in recorded
+            }
             if not missing:
                 continue
             candidate = self.load(trial)
@@ -257,11 +269,15 @@ class Search:
         if self.then is None:
             return loop.explore(self.first_level, rule, last_end)
         if self.record.note(POOL) is None:
-            # The pool is chosen once and written down: a resumed study, or one with a larger budget, keeps its models.
+            # The pool is chosen once and written down: a resumed study, or one with a larger
+            # budget, keeps its models.
             first_rule = replace(rule, trials=min(self.then.after, rule.trials))
             end = loop.explore(self.first_level, first_rule, last_end)
-            # A timeout or a callback may have ended the first level early; then it goes on at the next run.
-            first_level_done = count_evaluated(loop.finished) >= self.then.after or end.stopped
+            # A timeout or a callback may have ended the first level early; then it goes on at the
+            # next run.
+            first_level_done = (
+                count_evaluated(loop.finished) >= self.then.after or end.stopped
+            )
             if count_evaluated(loop.finished) >= rule.trials or not first_level_done:
                 return end
             self._choose_pool(loop.finished)
@@ -271,7 +287,9 @@ class Search:
         assert self.then is not None
         feasible = [trial for trial in finished if trial.can_be_on_front]
         reference = self.results().reference
-        pool = self.then.choose_pool(feasible, self.goals.objectives, reference, self.space.sources)
+        pool = self.then.choose_pool(
+            feasible, self.goals.objectives, reference, self.space.sources
+        )
         self.record.set_note(POOL, pool)
 
     def _first_agenda(self, finished: list[Trial]) -> list[Trial]:
@@ -291,7 +309,10 @@ class Search:
         return ResidentModel(self.space.base, sources, dtype, device)
 
     def _load_second_model(self) -> LiveModel:
-        """Load the second level's model; it refers to the tensors of the first level's, which may be gigabytes."""
+        """Load the second level's model.
+
+        It refers to the tensors of the first level's, which may be gigabytes.
+        """
         return RoutedModel(
             tuple(self.space.sources.values()),
             self.placement.dtype,
@@ -308,7 +329,9 @@ class Search:
         return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
 
-def _default_identity(space: SearchSpace, goals: Goals, placement: Placement) -> dict[str, Any]:
+def _default_identity(
+    space: SearchSpace, goals: Goals, placement: Placement
+) -> dict[str, Any]:
     distributions = {
         name: distribution_to_json(distribution)
         for name, distribution in space.distributions.items()
@@ -327,7 +350,10 @@ def _default_identity(space: SearchSpace, goals: Goals, placement: Placement) ->
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out: two would number their trials alike, and each would not see what the other finds."""
+    """Keep other processes out.
+
+    Two would number their trials alike, and each would not see what the other finds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "study.lock", timeout=0)
     try:

@@ -1,4 +1,7 @@
-"""Two levels in one study (HM3, arXiv 2409.18893): merged weights first, then routes through the sources and the best merges."""
+"""Two levels in one study (HM3, arXiv 2409.18893).
+
+Merged weights first, then routes through the sources and the best merges.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +13,11 @@ from paretomerge.pareto.front import reference_point
 from paretomerge.pareto.ranking import preferred, ranked
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial, pareto_front
-from paretomerge.space.routes.space import RouteSearchSpace, handover_label, without_middle_label
+from paretomerge.space.routes.space import (
+    RouteSearchSpace,
+    handover_label,
+    without_middle_label,
+)
 from paretomerge.space.space import SearchSpace
 
 POOL = "pool"
@@ -26,9 +33,10 @@ class SecondLevelPlan:
         after: Trials of the first level.
         space: Makes its space of the pool's recipes, by name.
         sampler: Makes its sampler for that space.
-        front: The most merges of the first level's front that enter the pool, those that add most to the hypervolume first.
-        prefer: Weights `(m,)` of the objectives, in place of `front`: one merge enters, the one that this preference picks
-            (HM3's form).
+        front: The most merges of the first level's front that enter the pool, those that add most
+            to the hypervolume first.
+        prefer: Weights `(m,)` of the objectives, in place of `front`: one merge enters, the one
+            that this preference picks (HM3's form).
         notes: For the user.
     """
 
@@ -46,12 +54,15 @@ class SecondLevelPlan:
         reference: Sequence[float] | None,
         sources: Collection[str],
     ) -> list[int]:
-        """Choose the merges that enter the pool; never a source, which is a model of the second level anyway.
+        """Choose the merges that enter the pool.
+
+        Never a source, which is a model of the second level anyway.
 
         Args:
             trials: The feasible trials of the first level.
             objectives: The study's objectives.
-            reference: The hypervolume's reference point; None where no source could be scored, and the pool stands for them.
+            reference: The hypervolume's reference point; None where no source could be scored,
+                and the pool stands for them.
             sources: The sources' names.
 
         Returns:
@@ -65,7 +76,9 @@ class SecondLevelPlan:
         if not merges:
             return []
         values = [trial.values(objectives) for trial in merges]
-        order = ranked(values, reference_point(values) if reference is None else reference)
+        order = ranked(
+            values, reference_point(values) if reference is None else reference
+        )
         return sorted(merges[i].number for i in order[: self.front])
 
 
@@ -82,7 +95,8 @@ def already_scored(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Tri
         trials: The finished trials.
 
     Returns:
-        Baseline (each source alone, each member of the pool) -> its trial, in the second level's parameters.
+        Baseline (each source alone, each member of the pool) -> its trial, in the second level's
+        parameters.
     """
     first_level = {pool_name(trial.number): trial for trial in trials}
     first_level |= {trial.label: trial for trial in trials if trial.label}
@@ -104,9 +118,9 @@ def second_agenda(
 ) -> list[Trial]:
     """Line up what the second level evaluates before its sampler proposes.
 
-    Sources that the first level could not score; then hand-overs from each member of the pool to the next, which are near
-    each other; and where size is an objective, the members without their middle blocks: all that came before are equally
-    deep, and say nothing of what a layer is worth.
+    Sources that the first level could not score; then hand-overs from each member of the pool to
+    the next, which are near each other; and where size is an objective, the members without their
+    middle blocks: all that came before are equally deep, and say nothing of what a layer is worth.
 
     Args:
         space: The second level's space.
@@ -120,7 +134,10 @@ def second_agenda(
     """
     members = list(pool)
     following = members[1:] + members[:1]
-    hand_overs = [handover_label(one, other) for one, other in zip(members, following, strict=True)]
+    hand_overs = [
+        handover_label(one, other)
+        for one, other in zip(members, following, strict=True)
+    ]
     baselines = space.starts()
     starts = {}
     for name in (*space.sources, *hand_overs):
@@ -132,5 +149,7 @@ def second_agenda(
             starts[without_middle_label(name)] = point
     done = {*scored, *(trial.label for trial in finished if trial.level)}
     return [
-        Trial(-1, point, label=name, level=1) for name, point in starts.items() if name not in done
+        Trial(-1, point, label=name, level=1)
+        for name, point in starts.items()
+        if name not in done
     ]

@@ -1,4 +1,7 @@
-"""When a search ends: after a number of evaluations, after some time, or when little is to be gained."""
+"""When a search ends.
+
+After a number of evaluations, after some time, or when little is to be gained.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +43,10 @@ class StoppingRule:
     """When to stop.
 
     Attributes:
-        trials: The most evaluations in the record; what a warm start brought, and repeated recipes, are not counted.
-        until: Stop earlier, once the sampler expected less than this share of the hypervolume of `patience` proposals in a
-            row. The last of them is not evaluated.
+        trials: The most evaluations in the record; what a warm start brought, and repeated
+            recipes, are not counted.
+        until: Stop earlier, once the sampler expected less than this share of the hypervolume of
+            `patience` proposals in a row. The last of them is not evaluated.
         patience: See `until`.
         deadline: Stop at this `time.monotonic()`.
         requested: Whether a callback asked to stop.
@@ -65,7 +69,8 @@ class StoppingRule:
         """
         if self.until is not None and not hasattr(sampler, "expected_gain"):
             raise ConfigError(
-                f"budget.until: {type(sampler).__name__} does not estimate the gain of its proposals. "
+                f"budget.until: {type(sampler).__name__} does not estimate the gain of its "
+                "proposals. "
                 "Use MMMOSampler, or leave `until` out."
             )
 
@@ -90,12 +95,17 @@ class StoppingRule:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return self._end(f"timeout after {evaluated} trials", finished)
         if self.requested():
-            return self._end(f"stopped by a callback after {evaluated} trials", finished)
+            return self._end(
+                f"stopped by a callback after {evaluated} trials", finished
+            )
         if last_end and self._still_stopped(last_end, finished):
             return last_end
-        # A space of finitely many merges runs dry; repeats cost nothing, so many are needed to be sure.
+        # A space of finitely many merges runs dry; repeats cost nothing, so many are needed to be
+        # sure.
         latest = finished[begun:][-_REPEATS_IN_A_ROW:]
-        if len(latest) == _REPEATS_IN_A_ROW and all(t.same_as is not None for t in latest):
+        if len(latest) == _REPEATS_IN_A_ROW and all(
+            t.same_as is not None for t in latest
+        ):
             reason = (
                 f"finished {evaluated} trials: the last {_REPEATS_IN_A_ROW} proposals "
                 "were merges that had been scored"
@@ -104,14 +114,19 @@ class StoppingRule:
         return None
 
     def after_asking(
-        self, gain: float | None, finished: Sequence[Trial], last_end: End | None, level: int = 0
+        self,
+        gain: float | None,
+        finished: Sequence[Trial],
+        last_end: End | None,
+        level: int = 0,
     ) -> End | None:
         """Decide whether the study stops instead of evaluating a proposal.
 
         Proposals are counted anew for each level, and after a run that went on after a stop.
 
         Args:
-            gain: The share of the hypervolume that the sampler expects of the proposal; None where it does not say.
+            gain: The share of the hypervolume that the sampler expects of the proposal; None
+                where it does not say.
             finished: The trials in the record.
             last_end: How the latest run ended.
             level: The level that is searched.
@@ -123,7 +138,9 @@ class StoppingRule:
             return None
         # Gains before an earlier stop have been answered by a larger budget.
         since = last_end.total if last_end and last_end.stopped else 0
-        earlier = [trial.gain for trial in reversed(finished[since:]) if trial.level == level]
+        earlier = [
+            trial.gain for trial in reversed(finished[since:]) if trial.level == level
+        ]
         in_a_row = 0
         for expected in (gain, *earlier):
             if expected is None or expected >= self.until:
@@ -138,7 +155,9 @@ class StoppingRule:
         )
         return self._end(reason, finished, stopped=True)
 
-    def _end(self, reason: str, finished: Sequence[Trial], stopped: bool = False) -> End:
+    def _end(
+        self, reason: str, finished: Sequence[Trial], stopped: bool = False
+    ) -> End:
         budget = {"trials": self.trials, "until": self.until, "patience": self.patience}
         return End(reason, len(finished), stopped, budget)
 
@@ -147,5 +166,7 @@ class StoppingRule:
         return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
 
     def _exceeds(self, other: "StoppingRule") -> bool:
-        stricter = other.until is not None and (self.until is None or self.until < other.until)
+        stricter = other.until is not None and (
+            self.until is None or self.until < other.until
+        )
         return stricter or self.trials > other.trials or self.patience > other.patience

@@ -41,26 +41,32 @@ Callback = Callable[["Study", Trial], None]
 class Study:
     """A search over merges of fine-tuned models, with several objectives.
 
-    Nothing is loaded until something must be evaluated: a finished study is read from its record alone.
+    Nothing is loaded until something must be evaluated: a finished study is read from its record
+        alone.
 
     Args:
-        base: The model that all others were fine-tuned from: a folder, or a name on the Hugging Face Hub.
+        base: The model that all others were fine-tuned from: a folder, or a name on the Hugging
+            Face Hub.
         models: Two or more fine-tunes of it; `model+adapter` for a PEFT adapter.
         objectives: What to improve: `Task`, `Function`, `Perplexity`, `Judge`, `Sparsity`, `Size`.
         constraints: Bounds that a merge must keep to be on the front.
         watch: lm-evaluation-harness tasks that are scored on held-out examples only.
         space: What may vary: a `WeightSpace` or a `RouteSpace`.
         then: A second level, which searches routes through the models and the best merges.
-        sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna sampler such as `MMMOSampler`.
+        sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
+            sampler such as `MMMOSampler`.
         budget: When the search ends, or a number of evaluations.
         starts: Recipe files to evaluate right after the sources.
-        warm_start: Earlier studies over the same models (folder, study.yaml or database URL), whose trials are taken over.
+        warm_start: Earlier studies over the same models (folder, study.yaml or database URL),
+            whose trials are taken over.
         evaluation: How merges are scored.
-        seed: Of the split into search and held-out examples, of random masks, and of samplers named as text.
+        seed: Of the split into search and held-out examples, of random masks, and of samplers
+            named as text.
         out: The study's folder. What is there already is continued.
         storage: An Optuna storage URL for the record. By default a SQLite file in `out`.
         study_name: The study's name in that storage.
-        dtype: The dtype that merges are scored and written in: `float32`, `float16` or `bfloat16`. By default the base's.
+        dtype: The dtype that merges are scored and written in: `float32`, `float16` or
+            `bfloat16`. By default the base's.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -81,7 +87,7 @@ class Study:
         >>> study.save(trial, "merged")  # doctest: +SKIP
     """
 
-    def __init__(  # the keys of a study.yaml
+    def __init__(  # noqa: PLR0913 - the keys of a study.yaml
         self,
         base: str | Path,
         models: Sequence[str | Path],
@@ -160,7 +166,8 @@ class Study:
     def __repr__(self) -> str:
         settings = self.settings
         names = ", ".join(measure.name for measure in settings.objectives)
-        return f"Study({len(settings.models)} models of {settings.base}, objectives {names}, in {settings.home})"
+        models = f"{len(settings.models)} models of {settings.base}"
+        return f"Study({models}, objectives {names}, in {settings.home})"
 
     @property
     def folder(self) -> Path:
@@ -189,7 +196,9 @@ class Study:
         return self._search.goals.notes if "_search" in self.__dict__ else []
 
     def check(self) -> list[str]:
-        """Check everything that can be checked without merging: models, tasks, functions, the space, the record.
+        """Check everything that can be checked without merging.
+
+        Models, tasks, functions, the space, the record.
 
         Returns:
             Notes for the user, such as a source that is left out.
@@ -212,20 +221,27 @@ class Study:
         show_progress_bar: bool = True,
         held_out: bool = True,
     ) -> None:
-        """Search, continuing what is in the study's folder; then score the front on held-out examples.
+        """Search, continuing what is in the study's folder.
 
-        Interrupt it whenever you like: every finished trial is on disk, and the next call goes on as if never stopped.
+        Then score the front on held-out examples.
+
+        Interrupt it whenever you like: every finished trial is on disk, and the next call goes on
+            as if never stopped.
 
         Args:
-            n_trials: Evaluate this many more merges, as in Optuna. By default until the study's budget is spent.
+            n_trials: Evaluate this many more merges, as in Optuna. By default until the study's
+                budget is spent.
             timeout: Stop after this many seconds; the running trial is finished.
-            callbacks: Called with the study and each finished trial. `study.stop()` in a callback ends the search.
+            callbacks: Called with the study and each finished trial. `study.stop()` in a callback
+                ends the search.
             show_progress_bar: Show a progress bar, in terminals and notebooks.
-            held_out: Score the baselines, the front and the watched tasks on held-out examples at the end.
+            held_out: Score the baselines, the front and the watched tasks on held-out examples at
+                the end.
 
         Raises:
             ConfigError: A setting cannot be followed.
-            StudyError: Ten trials failed in a row, another process searches here, or the record is another study's.
+            StudyError: Ten trials failed in a row, another process searches here, or the record
+                is another study's.
         """
         from paretomerge.study.progress_bar import ProgressBar
 
@@ -269,8 +285,12 @@ class Study:
         """End the running search after the current trial; for callbacks, as in Optuna."""
         self._stop_requested = True
 
-    def score_held_out(self, watch: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Score the baselines and the front on held-out examples; the sources and the knee on the watched tasks, too.
+    def score_held_out(
+        self, watch: Callable[[Trial], None] = lambda trial: None
+    ) -> None:
+        """Score the baselines and the front on held-out examples.
+
+        The sources and the knee on the watched tasks, too.
 
         What is in the record is not scored again.
 
@@ -280,7 +300,9 @@ class Study:
         results = self.results()
         if not results.front:
             return
-        sources = [trial for trial in results.baselines if trial.label in results.sources]
+        sources = [
+            trial for trial in results.baselines if trial.label in results.sources
+        ]
         knee = choose(results, Choice())
         self._hold_out([*results.baselines, *results.front], watch)
         self._hold_out([*sources, knee], watch, watched=True)
@@ -321,8 +343,10 @@ class Study:
         """Read the trials as a pandas data frame.
 
         Returns:
-            One row for each trial: number, label, state, search and held-out scores with standard errors, parameters,
-            seconds. Column names are like `search_gsm8k`, `held_out_gsm8k_stderr`, `params_weight/math`.
+            One row for each trial: number, label, state, search and held-out scores with standard
+                errors, parameters,
+            seconds. Column names are like `search_gsm8k`, `held_out_gsm8k_stderr`,
+            `params_weight/math`.
         """
         import pandas
 
@@ -331,12 +355,15 @@ class Study:
         rows = [dataframe_row(trial) for trial in self.get_trials()]
         return pandas.DataFrame(rows)
 
-    def pick(self, prefer: Mapping[str, float] | None = None, *, trial: int | None = None) -> Trial:
+    def pick(
+        self, prefer: Mapping[str, float] | None = None, *, trial: int | None = None
+    ) -> Trial:
         """Choose one trial of the front by its search scores.
 
         Args:
-            prefer: Objective -> weight: the trial with the least weighted shortfall from the best of each objective
-                (augmented Tchebycheff). By default the knee of the front, the trial nearest to the ideal point.
+            prefer: Objective -> weight: the trial with the least weighted shortfall from the best
+                of each objective (augmented Tchebycheff). By default the knee of the front, the
+                trial nearest to the ideal point.
             trial: A trial's number, in place of a preference.
 
         Returns:
@@ -349,7 +376,12 @@ class Study:
         return choose(self.results(), self._choice(prefer, trial))
 
     def save(
-        self, trial: Trial | int, out: str | Path, *, overwrite: bool = False, picked_by: str = ""
+        self,
+        trial: Trial | int,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        picked_by: str = "",
     ) -> Path:
         """Write a trial's merge as a Hugging Face checkpoint, with its recipe and a model card.
 
@@ -471,7 +503,8 @@ class Study:
             The content.
 
         Raises:
-            ConfigError: A file cannot say it: a function that no module holds, or a sampler or space of your own.
+            ConfigError: A file cannot say it: a function that no module holds, or a sampler or
+                space of your own.
         """
         check_functions(self.settings)
         return config_of(self.settings)
@@ -480,7 +513,8 @@ class Study:
         """Write the study as a study.yaml.
 
         Args:
-            path: The file to write, in the folder that the study's relative paths start from. By default none is written.
+            path: The file to write, in the folder that the study's relative paths start from. By
+                default none is written.
 
         Returns:
             The file's text.
@@ -495,7 +529,8 @@ class Study:
             path = Path(path)
             if path.resolve().parent != self.settings.folder.resolve():
                 raise ConfigError(
-                    f"{path}: the study's paths start from {self.settings.folder}; write the file there"
+                    f"{path}: the study's paths start from {self.settings.folder}; write the "
+                    "file there"
                 )
             path.write_text(text, encoding="utf-8")
         return text
@@ -546,7 +581,8 @@ class Study:
         if name.isdigit() or not (Path(name).exists() or "/" in name):
             labels = [trial.label for trial in trials if trial.is_baseline]
             raise ConfigError(
-                f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: {', '.join(labels)}"
+                f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: "
+                f"{', '.join(labels)}"
             )
         return None
 
@@ -557,12 +593,17 @@ class Study:
         *,
         watched: bool = False,
     ) -> None:
-        """Score trials on held-out examples where the record has no scores yet: only then is anything loaded."""
+        """Score trials on held-out examples where the record has no scores yet.
+
+        Only then is anything loaded.
+        """
         kinds = {"objectives"}
         if watched and self.settings.watch:
             kinds.add("watched")
         record = self._record()
-        missing = [trial for trial in trials if not kinds <= set(record.held_out(trial.number))]
+        missing = [
+            trial for trial in trials if not kinds <= set(record.held_out(trial.number))
+        ]
         if missing:
             self._search.hold_out(missing, watch, watched=watched)
 

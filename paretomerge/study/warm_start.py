@@ -1,4 +1,7 @@
-"""Warm starts: the user's recipes, and earlier studies over the same models, as what a new study knows beforehand."""
+"""Warm starts.
+
+The user's recipes, and earlier studies over the same models, as what a new study knows beforehand.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +29,8 @@ class Question:
     """What the scores of a study mean, whatever file describes it.
 
     Attributes:
-        settings: What decides all scores, key by key, with absolute paths; `base` and `models` among them.
+        settings: What decides all scores, key by key, with absolute paths; `base` and `models`
+            among them.
         scores: Name of each score -> what it measures.
     """
 
@@ -35,7 +39,11 @@ class Question:
 
     def differences(self, other: "Question") -> str:
         """Name what gives the other study's scores another meaning; empty where nothing does."""
-        changed = [key for key in self.settings if self.settings[key] != other.settings.get(key)]
+        changed = [
+            key
+            for key in self.settings
+            if self.settings[key] != other.settings.get(key)
+        ]
         for name, measured in self.scores.items():
             if measured != other.scores.get(name):
                 changed.append(f"score {name!r}")
@@ -51,7 +59,8 @@ class EarlierStudies:
         space: The new study's space.
         question: What the new study asks.
         storage_of: A study.yaml -> where its record is.
-        question_of: An earlier record's identity, and the folder its paths start from -> what it asked.
+        question_of: An earlier record's identity, and the folder its paths start from -> what it
+            asked.
     """
 
     folder: Path
@@ -95,7 +104,10 @@ class EarlierStudies:
             raise ConfigError(f"starts: {file}: {error}") from error
 
     def _study(self, name: str) -> WarmStart:
-        """An earlier study's scores where they mean the same; else the best of its front as points to evaluate."""
+        """An earlier study's scores where they mean the same.
+
+        Else the best of its front as points to evaluate.
+        """
         storage, home = self._locate(name)
         try:
             record = Record.read(storage)
@@ -114,7 +126,9 @@ class EarlierStudies:
         for key, another in _MODELS.items():
             mine, other = self.question.settings[key], theirs.settings[key]
             if mine != other:
-                raise ConfigError(f"it is a study over {another}, {other}; this one has {mine}")
+                raise ConfigError(
+                    f"it is a study over {another}, {other}; this one has {mine}"
+                )
         return known_from(name, record, self.space, self.question.differences(theirs))
 
     def _locate(self, name: str) -> tuple[Storage, str]:
@@ -128,15 +142,17 @@ class EarlierStudies:
         return Storage.at(file.resolve()), ""
 
 
-def known_from(name: str, record: Record, space: SearchSpace, changed: str) -> WarmStart:
+def known_from(
+    name: str, record: Record, space: SearchSpace, changed: str
+) -> WarmStart:
     """Use an earlier study's trials in a new space. What lies outside is left out.
 
     Args:
         name: What the user calls the study.
         record: Its record.
         space: The new study's space.
-        changed: What gives its scores another meaning. Empty: the scores are taken over. Else the best of its front are
-            evaluated as starts.
+        changed: What gives its scores another meaning. Empty: the scores are taken over. Else the
+            best of its front are evaluated as starts.
 
     Returns:
         Trials to take over, or points to evaluate.

@@ -18,7 +18,12 @@ from paretomerge.testing.methods import (
     merge_tensors,
     method_cases,
 )
-from paretomerge.testing.samplers import CONDITIONS, SPACE, check_define_by_run, check_sampler
+from paretomerge.testing.samplers import (
+    CONDITIONS,
+    SPACE,
+    check_define_by_run,
+    check_sampler,
+)
 from paretomerge.testing.spaces import check_space, same_recipe
 
 __all__ = [

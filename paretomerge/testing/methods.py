@@ -197,7 +197,9 @@ def check_copies(method: Method, **fixed: ParamValue) -> None:
                 base = model
             k = _source_count(method, models)
             parameters, options = next(method_cases(method, k, fixed))
-            merged = merge_tensors(method, base, copies, _normalized(parameters), options)
+            merged = merge_tensors(
+                method, base, copies, _normalized(parameters), options
+            )
             law = f"{method.name} {shape}: copies of one model"
             _assert_close(merged, model, law)
 
@@ -350,7 +352,9 @@ def _with_defaults(
     )
     filled = {**defaults, **values}
     missing = [name for name, value in filled.items() if value is None]
-    assert not missing, f"{method.name}: expected a value for {missing}, which have no default"
+    assert not missing, (
+        f"{method.name}: expected a value for {missing}, which have no default"
+    )
     return filled
 
 

@@ -138,7 +138,9 @@ def check_define_by_run(make: MakeSampler, *, trials: int = 14) -> None:
     _check_values(study.trials)
 
 
-def searched(sampler: BaseSampler, trials: int, directions: Sequence[str]) -> optuna.Study:
+def searched(
+    sampler: BaseSampler, trials: int, directions: Sequence[str]
+) -> optuna.Study:
     """Run a study on SPACE; some trials fail.
 
     Args:
@@ -204,7 +206,9 @@ def _numbers(params: Mapping[str, ParamValue]) -> list[float]:
     numbers = []
     for name in ("weight/a", "weight/b", "rank", "step", "density"):
         value = params[name]
-        assert isinstance(value, float | int), f"{name}: expected a number, got {value!r}"
+        assert isinstance(value, float | int), (
+            f"{name}: expected a number, got {value!r}"
+        )
         numbers.append(value)
     return numbers
 
@@ -243,7 +247,9 @@ def _points(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
     return _rounded_points([trial.params for trial in trials])
 
 
-def _rounded_points(params: Sequence[Mapping[str, ParamValue]]) -> list[tuple[float, ...]]:
+def _rounded_points(
+    params: Sequence[Mapping[str, ParamValue]],
+) -> list[tuple[float, ...]]:
     x = Encoding(SPACE, CONDITIONS).encode(params)
     return [tuple(row) for row in np.round(x, 6)]
 
@@ -302,7 +308,9 @@ def _check_progress(study: optuna.Study) -> None:
     """The hypervolume of the trials is above that of a corner of the space."""
     m = len(study.directions)
     reference = np.full(m, -4.0)
-    complete = [trial.values for trial in study.trials if trial.state == TrialState.COMPLETE]
+    complete = [
+        trial.values for trial in study.trials if trial.state == TrialState.COMPLETE
+    ]
     volume = hypervolume(complete, reference)
     corner_volume = hypervolume([scores(_CORNER, m)], reference)
     assert volume > corner_volume, (

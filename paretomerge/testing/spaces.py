@@ -90,16 +90,22 @@ def _documents(recipe: Recipe) -> list[dict[str, object]]:
 
 def _check_conditions(space: SearchSpace) -> None:
     for name, conditions in space.conditions.items():
-        assert name in space.distributions, f"conditions: {name} is not a parameter of the space"
+        assert name in space.distributions, (
+            f"conditions: {name} is not a parameter of the space"
+        )
         assert conditions, f"conditions: {name} has none; leave it out"
         for parent, values in conditions:
             distribution = space.distributions.get(parent)
-            assert isinstance(distribution, (CategoricalDistribution, IntDistribution)), (
+            assert isinstance(
+                distribution, (CategoricalDistribution, IntDistribution)
+            ), (
                 f"conditions: {name} depends on {parent}, "
                 "which is not a categorical or integer parameter of the space"
             )
             # A parameter without a possible value of its parent would never be active.
-            assert values, f"conditions: {name} needs {parent} to have none of its values"
+            assert values, (
+                f"conditions: {name} needs {parent} to have none of its values"
+            )
             for value in values:
                 assert _contains(distribution, value), (
                     f"conditions: {name} needs {parent} = {value}, outside {distribution}"
@@ -112,7 +118,9 @@ def _check_starts(space: SearchSpace, starts: Mapping[str, Params]) -> None:
     n_sources = len(space.sources)
     first_labels = labels[:n_sources]
     names = [label.removeprefix("near ") for label in first_labels]
-    assert names == list(space.sources), f"starts: expected the sources first, got {labels}"
+    assert names == list(space.sources), (
+        f"starts: expected the sources first, got {labels}"
+    )
     for label, params in starts.items():
         assert set(params) == set(space.distributions), (
             f"start {label!r}: expected every parameter and no other"
@@ -142,7 +150,9 @@ def _check_recipe(
     # Recipes are written to YAML files and read back.
     text = recipe.to_yaml()
     reread = Recipe.from_yaml(text)
-    assert recipe.key == reread.key, f"{params}: the recipe changes on its way through YAML"
+    assert recipe.key == reread.key, (
+        f"{params}: the recipe changes on its way through YAML"
+    )
     # The parameters may differ: inactive ones are free.
     params_of_recipe = space.warm(recipe)
     back = space.recipe(params_of_recipe)
@@ -215,13 +225,17 @@ def _check_activity(
             changed_recipe = space.recipe(changed_params)
             is_changed = changed_recipe.key != recipe.key
             if not is_active(space, name, params):
-                assert not is_changed, f"{name} is inactive at {params}, and changes the recipe"
+                assert not is_changed, (
+                    f"{name} is inactive at {params}, and changes the recipe"
+                )
                 continue
             n_active[name] += 1
             if is_changed:
                 effective.add(name)
     for name, count in n_active.items():
-        assert name in effective, f"{name} is active at {count} points, and changes no recipe"
+        assert name in effective, (
+            f"{name} is active at {count} points, and changes no recipe"
+        )
 
 
 def _random_point(space: SearchSpace, rng: np.random.Generator) -> Params:

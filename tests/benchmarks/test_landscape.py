@@ -11,7 +11,12 @@ from benchmarks.landscape.design import N_SOBOL, Design
 from benchmarks.landscape.evaluator import SpecialistEvaluator, check_provenance
 from benchmarks.landscape.files import save_merges
 from benchmarks.landscape.fit import solve_all, solve_left_out
-from benchmarks.landscape.gaussian_process import covariance, leave_one_out, logits, solve
+from benchmarks.landscape.gaussian_process import (
+    covariance,
+    leave_one_out,
+    logits,
+    solve,
+)
 from benchmarks.landscape.make import make
 from benchmarks.landscape.probe import promising
 from paretomerge.errors import ConfigError, StudyError
@@ -80,7 +85,9 @@ def test_it_gives_the_measured_scores_within_its_stated_error(landscape, merges)
 
 def test_what_is_shipped_is_the_solution_for_what_is_shipped(landscape):
     coefficients, left_out = solve_left_out(landscape.processes, landscape.merges)
-    np.testing.assert_allclose(coefficients, landscape.coefficients, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        coefficients, landscape.coefficients, rtol=1e-5, atol=1e-6
+    )
     error = np.sqrt(((left_out - landscape.merges.scores) ** 2).mean(0))
     np.testing.assert_allclose(error, landscape.error, rtol=1e-6)
 
@@ -102,10 +109,12 @@ def test_left_out_predictions_are_those_of_a_process_without_the_point():
 def test_all_merges_are_solved_with_and_without_leaving_one_out(landscape):
     few = {"stage": 40, "method": 40, "numbers": 40, "correct": 40}
     merges = replace(
-        landscape.merges, **{name: getattr(landscape.merges, name)[:n] for name, n in few.items()}
+        landscape.merges,
+        **{name: getattr(landscape.merges, name)[:n] for name, n in few.items()},
     )
     np.testing.assert_array_equal(
-        solve_all(landscape.processes, merges), solve_left_out(landscape.processes, merges)[0]
+        solve_all(landscape.processes, merges),
+        solve_left_out(landscape.processes, merges)[0],
     )
 
 
@@ -120,7 +129,9 @@ def test_logits_are_symmetric_and_finite():
 def test_thinning_keeps_the_best_of_each_and_no_point_twice():
     points = np.random.default_rng(0).random((50, 3))
     chosen = nsga2.thinned(points, 10)
-    assert len(set(chosen.tolist())) == 10 and set(points.argmax(0)) <= set(chosen.tolist())
+    assert len(set(chosen.tolist())) == 10 and set(points.argmax(0)) <= set(
+        chosen.tolist()
+    )
     assert sorted(nsga2.thinned(points, 99).tolist()) == list(range(50))
 
 
@@ -173,7 +184,9 @@ def test_a_file_cut_short_is_continued_as_if_it_never_had_been(tmp_path):
     assert evaluator.count == 82
     assert np.array_equal(cut.numbers, whole.numbers, equal_nan=True)
     assert np.array_equal(cut.method, whole.method)
-    assert np.array_equal(ScoredMerges.load(tmp_path / "cut.npz").correct, whole.correct)
+    assert np.array_equal(
+        ScoredMerges.load(tmp_path / "cut.npz").correct, whole.correct
+    )
     make(40, tmp_path / "cut.npz", evaluator, n_sobol=16)
     assert evaluator.count == 82
 
@@ -196,5 +209,7 @@ def test_a_stored_merge_measured_again_gives_its_answers(merges):
     evaluator = SpecialistEvaluator()
     check_provenance(merges, evaluator, N_SOBOL)
     for i in (merges.labels.index("uniform soup"), len(merges.labels) + 2):
-        again = evaluator.measure(merges.space.point(merges.method[i], merges.numbers[i]))
+        again = evaluator.measure(
+            merges.space.point(merges.method[i], merges.numbers[i])
+        )
         assert (again == merges.correct[i]).mean() > 0.995

@@ -45,11 +45,20 @@ def test_equal_studies_in_different_folders_are_equal(finished, tmp_path, monkey
     assert run(monkeypatch, "dump", file, "--study", finished("before")) == 0
     after = finished("after", parent="some/where else")
     dumped = json.loads(file.read_text())
-    assert [t["values"] for t in dumped["trials"]] == [[0.5, 0.0], [0.5, 1.0], [0.5, 2.0]]
-    assert dumped["trials"][1]["held_out"] == {"objectives": {"sort": [0.25, 0.1, 4, "1000"]}}
+    assert [t["values"] for t in dumped["trials"]] == [
+        [0.5, 0.0],
+        [0.5, 1.0],
+        [0.5, 2.0],
+    ]
+    assert dumped["trials"][1]["held_out"] == {
+        "objectives": {"sort": [0.25, 0.1, 4, "1000"]}
+    }
     assert dumped["trials"][0]["params"] == {"weight": 0.25}
     assert "model: 'a'" in dumped["checkpoint"]["recipe"]
-    assert run(monkeypatch, "compare", file, "--study", finished("again", parent="other")) == 0
+    assert (
+        run(monkeypatch, "compare", file, "--study", finished("again", parent="other"))
+        == 0
+    )
     picked = finished("elsewhere") / "picked"
     assert run(monkeypatch, "compare", file, "--study", after, "--picked", picked) == 0
 
@@ -62,11 +71,16 @@ def test_every_difference_is_printed(finished, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "compare", file, "--study", after) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "/trials/0/scores/sort/0: 0.5 before, 0.5000000000000001 after"
-    assert lines[3].startswith("/checkpoint/sha256") and lines[4].endswith("4 differences")
+    assert lines[3].startswith("/checkpoint/sha256") and lines[4].endswith(
+        "4 differences"
+    )
 
 
 def test_missing_trials_and_keys_are_differences():
-    before, after = {"trials": [1, 2], "a": None, "nan": float("nan")}, {"trials": [1], "b": 3}
+    before, after = (
+        {"trials": [1, 2], "a": None, "nan": float("nan")},
+        {"trials": [1], "b": 3},
+    )
     after["nan"] = float("nan")
     texts = list(quickstart_trials.differences(before, after))
     assert texts == ["/trials: 2 entries before, 1 after", "/b: None before, 3 after"]

@@ -28,9 +28,13 @@ def test_volumes_are_those_of_dense_fronts():
     assert 0.97 < filled(sphere, dtlz2_front(3), np.full(3, 1.1)) <= 1
     pieces = dtlz7(3, np.column_stack([angles, np.zeros((len(angles), 3))]))
     assert 0.97 < filled(pieces, dtlz7_front(3), np.array([0.95, 0.95, 8.0])) <= 1
-    assert zdt_front(1).volume(np.array([2.0, 2.0])) == pytest.approx(4 - 1 / 3, rel=1e-6)
+    assert zdt_front(1).volume(np.array([2.0, 2.0])) == pytest.approx(
+        4 - 1 / 3, rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("name", ["zdt1-d5", "zdt3-d30", "dtlz2-m4-d10", "dtlz7-m3-d10"])
+@pytest.mark.parametrize(
+    "name", ["zdt1-d5", "zdt3-d30", "dtlz2-m4-d10", "dtlz7-m3-d10"]
+)
 def test_the_stored_reference_is_the_computed_one(name):
     assert compute_reference(name) == json.loads(REFERENCES.read_text())[name]

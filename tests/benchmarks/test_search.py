@@ -11,8 +11,20 @@ from benchmarks.standings import Cell, ablation, results, row
 from paretomerge import problems
 from tests.conftest import REPOSITORY
 
-needs_pymoo = "needs pymoo, which only the benchmarks use: pip install 'paretomerge[bench]'"
-FAST = ["random", "qmc", "nsga2", "nsga2 for 300", "tpe", "cma", "kinship", "evolver", "m2n2"]
+needs_pymoo = (
+    "needs pymoo, which only the benchmarks use: pip install 'paretomerge[bench]'"
+)
+FAST = [
+    "random",
+    "qmc",
+    "nsga2",
+    "nsga2 for 300",
+    "tpe",
+    "cma",
+    "kinship",
+    "evolver",
+    "m2n2",
+]
 
 
 @pytest.fixture
@@ -26,7 +38,10 @@ def folder(tmp_path, monkeypatch):
 
 def _values(name, evaluations, problem="dtlz2-m2-d5", seed=3):
     meter = peers.run(name, problems.get(problem), seed, evaluations)
-    assert len(meter.seconds) == len(meter.observed) == evaluations and min(meter.seconds) >= 0
+    assert (
+        len(meter.seconds) == len(meter.observed) == evaluations
+        and min(meter.seconds) >= 0
+    )
     return meter.y
 
 
@@ -92,7 +107,9 @@ def test_cells_are_resumed(folder, capsys):
     assert search.run(cells[:3], 20, jobs=1) == 0
     path = folder / "zdt1-d5.jsonl"
     path.write_text(path.read_text() + '{"peer": "nsga2", "se')  # killed while it wrote
-    assert search.missing(["zdt1-d5"], ["random", "nsga2"], [0, 1], 20, again=False) == [cells[3]]
+    assert search.missing(
+        ["zdt1-d5"], ["random", "nsga2"], [0, 1], 20, again=False
+    ) == [cells[3]]
     longer = search.missing(["zdt1-d5"], ["random"], [0, 1], 30, again=False)
     assert len(longer) == 2
     assert len(search.missing(["zdt1-d5"], ["random"], [0, 1], 20, again=True)) == 2
@@ -102,7 +119,10 @@ def test_cells_are_resumed(folder, capsys):
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(folder, capsys):
-    assert search.run([("nowhere", "random", 0), ("zdt1-d5", "random", 0)], 10, jobs=1) == 1
+    assert (
+        search.run([("nowhere", "random", 0), ("zdt1-d5", "random", 0)], 10, jobs=1)
+        == 1
+    )
     assert "FAILED" in capsys.readouterr().err and (folder / "zdt1-d5.jsonl").exists()
 
 
@@ -118,29 +138,44 @@ def _cells(**shares):
 
 def test_ranks_and_ties():
     cells = _cells(
-        mmmo=[0.9, 0.8, 0.7], nsga2=[0.91, 0.79, 0.715], random=[0.1, 0.11, 0.1], gp=[0.9, 0.8]
+        mmmo=[0.9, 0.8, 0.7],
+        nsga2=[0.91, 0.79, 0.715],
+        random=[0.1, 0.11, 0.1],
+        gp=[0.9, 0.8],
     )
     measured_row = row("p", cells, 100, ("mmmo", "nsga2", "random", "gp"))
     assert set(measured_row.shares) == {"mmmo", "nsga2", "random"}  # gp lacks a seed
     assert [measured_row.rank(p) for p in ("nsga2", "mmmo", "random")] == [1, 2, 3]
-    assert measured_row.ties_with_best("mmmo") and not measured_row.ties_with_best("random")
+    assert measured_row.ties_with_best("mmmo") and not measured_row.ties_with_best(
+        "random"
+    )
     assert row("p", cells, 300, ("mmmo",)) is None
 
 
 def test_tables():
     found = {
-        "p": _cells(mmmo=[0.9, 0.8], nsga2=[0.7, 0.6], **{"mmmo -fisher_filter": [0.85, 0.75]}),
+        "p": _cells(
+            mmmo=[0.9, 0.8], nsga2=[0.7, 0.6], **{"mmmo -fisher_filter": [0.85, 0.75]}
+        ),
         "q": _cells(mmmo=[0.1, 0.1], nsga2=[0.7, 0.6]),
     }
     text = results(found)
     assert "| 100 | 2 | 1 | 1 | 0 | 0 | 50% |" in text
     assert "**0.850 ± 0.071**" in text and "fisher" not in text
     listed = results(found, ["mmmo", "gp", "nsga2", "nsga2 for 300"])
-    assert "- at 100 evaluations: gp (2 of 2 rows)\n" in listed  # settings of a peer are no peers
-    assert "| mmmo -fisher_filter |" in ablation(found) and "+0.0500 (" in ablation(found)
-    apart = found | {"r": _cells(mmmo=[0.9, 0.8], **{"mmmo -fisher_filter": [0.6, 0.7]})}
+    assert (
+        "- at 100 evaluations: gp (2 of 2 rows)\n" in listed
+    )  # settings of a peer are no peers
+    assert "| mmmo -fisher_filter |" in ablation(found) and "+0.0500 (" in ablation(
+        found
+    )
+    apart = found | {
+        "r": _cells(mmmo=[0.9, 0.8], **{"mmmo -fisher_filter": [0.6, 0.7]})
+    }
     assert results(apart) == text and ablation(apart).startswith(ablation(found))
-    assert "served for nothing else: r." in ablation(apart) and "+0.2000 (" in ablation(apart)
+    assert "served for nothing else: r." in ablation(apart) and "+0.2000 (" in ablation(
+        apart
+    )
     assert "Nothing measured yet" in results({})
 
 
@@ -158,7 +193,9 @@ def test_the_page_is_written_between_its_markers(tmp_path):
 
 def test_speed_prints_a_row_per_size():
     text = search.speed([12], [3], [2, 3])
-    assert len(text.splitlines()) == 4 and text.splitlines()[-1].startswith("| 3 | 3 | ")
+    assert len(text.splitlines()) == 4 and text.splitlines()[-1].startswith(
+        "| 3 | 3 | "
+    )
 
 
 def test_patterns():

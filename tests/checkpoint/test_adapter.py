@@ -74,7 +74,9 @@ def expect(
 
 @pytest.fixture
 def base(pico: Path) -> dict[str, torch.Tensor]:
-    return {n: t.float() for n, t in load_file(pico / "base" / "model.safetensors").items()}
+    return {
+        n: t.float() for n, t in load_file(pico / "base" / "model.safetensors").items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,13 @@ def base(pico: Path) -> dict[str, torch.Tensor]:
         ({"alpha_pattern": {"q_proj": 10}}, {Q: 5.0, UP: 2.0}),
         ({"alpha_pattern": {r"model\.layers\.[12]\..*": 1}}, {Q: 0.5, UP: 1 / 3}),
         (
-            {"alpha_pattern": {"proj": 10, "layers.1.self_attn.q_proj": 4, "q_proj": 8}},
+            {
+                "alpha_pattern": {
+                    "proj": 10,
+                    "layers.1.self_attn.q_proj": 4,
+                    "q_proj": 8,
+                }
+            },
             {Q: 2.0, UP: 2.0},
         ),
         ({"alpha_pattern": {UP: 0}}, {Q: 3.0, UP: 0.0}),
@@ -100,7 +108,9 @@ def test_scale_b_a_is_added(
     scales: dict[str, float],
 ) -> None:
     tensors = {**factors(Q, (16, 16)), **factors(UP, (32, 16), rank=3)}
-    lora = adapter(tmp_path / "lora", tensors, **{"rank_pattern": {"up_proj": 3}, **config})
+    lora = adapter(
+        tmp_path / "lora", tensors, **{"rank_pattern": {"up_proj": 3}, **config}
+    )
     wanted = {
         f"{m}.weight": base[f"{m}.weight"]
         + s * tensors[f"{m}.lora_B.weight"] @ tensors[f"{m}.lora_A.weight"]
@@ -113,11 +123,14 @@ def test_scale_b_a_is_added(
     )
 
 
-def test_names_of_older_files(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+def test_names_of_older_files(
+    pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
     tensors = factors(Q, (16, 16))
     product = 3 * tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
     lora = adapter(
-        tmp_path / "lora", {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()}
+        tmp_path / "lora",
+        {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()},
     )
     expect(
         pico / "base",
@@ -132,13 +145,22 @@ def test_embedding_factors_are_of_the_transpose(
     a, b = torch.randn(2, 32), torch.randn(16, 2)
     lora = adapter(
         tmp_path / "lora",
-        {"model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b},
+        {
+            "model.embed_tokens.lora_embedding_A": a,
+            "model.embed_tokens.lora_embedding_B": b,
+        },
     )
     name = "model.embed_tokens.weight"
-    expect(pico / "base", {name: base[name] + 3 * (b @ a).T}, merged(alone(pico / "base", lora)))
+    expect(
+        pico / "base",
+        {name: base[name] + 3 * (b @ a).T},
+        merged(alone(pico / "base", lora)),
+    )
 
 
-def test_modules_to_save_replace(pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+def test_modules_to_save_replace(
+    pico: Path, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
     head, norm = torch.randn(32, 16), torch.randn(16)
     tensors = {
         f"{HEAD}.modules_to_save.weight": head,
@@ -164,7 +186,9 @@ def gpt2(tmp_path: Path) -> Path:
     return tmp_path / "gpt2"
 
 
-def test_conv1d_keeps_its_weight_the_other_way_round(gpt2: Path, tmp_path: Path) -> None:
+def test_conv1d_keeps_its_weight_the_other_way_round(
+    gpt2: Path, tmp_path: Path
+) -> None:
     attention, square = "transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_proj"
     tensors = {**factors(attention, (48, 16)), **factors(square, (16, 16), seed=1)}
     lora = adapter(tmp_path / "lora", tensors, fan_in_fan_out=True)
@@ -188,7 +212,10 @@ def test_a_bias_that_was_trained_too(gpt2: Path, tmp_path: Path) -> None:
         "transformer.h.0.attn.c_attn.base_layer.bias": bias,
     }
     got = merged(
-        alone(gpt2, adapter(tmp_path / "lora", tensors, fan_in_fan_out=True, bias="lora_only"))
+        alone(
+            gpt2,
+            adapter(tmp_path / "lora", tensors, fan_in_fan_out=True, bias="lora_only"),
+        )
     )
     name = next(n for n in got if n.endswith("h.0.attn.c_attn.bias"))
     assert torch.equal(got[name], bias)
@@ -206,7 +233,9 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
     )
     tensors = factors(Q, (16, 16))
     lora = adapter(
-        tmp_path / "lora", tensors, alpha_pattern={f"^{Q}": 8, Q.replace(".", r"\."): 10}
+        tmp_path / "lora",
+        tensors,
+        alpha_pattern={f"^{Q}": 8, Q.replace(".", r"\."): 10},
     )
     got = merged(alone(bare, lora))[f"{Q.removeprefix('model.')}.weight"]
     product = tensors[f"{Q}.lora_B.weight"] @ tensors[f"{Q}.lora_A.weight"]
@@ -216,37 +245,75 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("tensors", "config", "told"),
     [
-        (factors(Q, (16, 16)), {"use_dora": True}, "got DoRA; merge it into its model with peft"),
-        (factors(Q, (16, 16)), {"peft_type": "IA3"}, "expected a LoRA adapter, got IA3"),
+        (
+            factors(Q, (16, 16)),
+            {"use_dora": True},
+            "got DoRA; merge it into its model with peft",
+        ),
+        (
+            factors(Q, (16, 16)),
+            {"peft_type": "IA3"},
+            "expected a LoRA adapter, got IA3",
+        ),
         (factors(Q, (16, 16)), {"peft_type": None}, "expected a LoRA adapter"),
-        (factors(Q, (16, 16)), {"init_lora_weights": "pissa_niter_4"}, "got pissa_niter_4"),
+        (
+            factors(Q, (16, 16)),
+            {"init_lora_weights": "pissa_niter_4"},
+            "got pissa_niter_4",
+        ),
         (factors(Q, (16, 16)), {"layer_replication": [[0, 2]]}, "replicated layers"),
         (
             factors(Q, (16, 16), rank=3),
             {},
             "adapter_config.json says rank 2, the factors have rank 3",
         ),
-        (factors(Q, (16, 16)), {"rank_pattern": {"q_proj": 4}}, "adapter_config.json says rank 4"),
+        (
+            factors(Q, (16, 16)),
+            {"rank_pattern": {"q_proj": 4}},
+            "adapter_config.json says rank 4",
+        ),
         (factors(Q, (16, 16)), {"rank_pattern": {"(": 4}}, "rank_pattern"),
         (factors(Q, (16, 16)), {"rank_pattern": [1]}, "rank_pattern"),
         (factors(Q, (16, 16)), {"alpha_pattern": "x"}, "alpha_pattern"),
         (factors(Q, (16, 16)), {"r": "2"}, "expected numbers for r"),
         (factors(Q, (16, 16)), {"r": 0}, "adapter_config.json says rank 0"),
-        (factors(Q, (16, 16)), {"lora_alpha": None}, "expected numbers for r, lora_alpha"),
-        (factors(Q, (16, 16)), {"lora_alpha": float("nan")}, "expected numbers for r, lora_alpha"),
+        (
+            factors(Q, (16, 16)),
+            {"lora_alpha": None},
+            "expected numbers for r, lora_alpha",
+        ),
+        (
+            factors(Q, (16, 16)),
+            {"lora_alpha": float("nan")},
+            "expected numbers for r, lora_alpha",
+        ),
         (factors(Q, (24, 16)), {}, r"expected factors for \[16, 16\], got B \[24, 2\]"),
         (factors(UP, (16, 32)), {}, "was the adapter trained on this model"),
-        (factors(UP, (32, 16)), {"fan_in_fan_out": True}, "was the adapter trained on this model"),
-        (factors("model.layers.9.self_attn.q_proj", (16, 16)), {}, "the model has no such tensor"),
+        (
+            factors(UP, (32, 16)),
+            {"fan_in_fan_out": True},
+            "was the adapter trained on this model",
+        ),
+        (
+            factors("model.layers.9.self_attn.q_proj", (16, 16)),
+            {},
+            "the model has no such tensor",
+        ),
         ({f"{Q}.lora_A.weight": torch.zeros(2, 16)}, {}, "lora_A and lora_B, got one"),
         ({f"{Q}.lora_B.weight": torch.zeros(16, 2)}, {}, "lora_A and lora_B, got one"),
         (
-            {f"{Q}.lora_A.weight": torch.zeros(16), f"{Q}.lora_B.weight": torch.zeros(16)},
+            {
+                f"{Q}.lora_A.weight": torch.zeros(16),
+                f"{Q}.lora_B.weight": torch.zeros(16),
+            },
             {},
             "expected two matrices",
         ),
         (
-            {f"{Q}.lora_A.weight": torch.zeros(0, 16), f"{Q}.lora_B.weight": torch.zeros(16, 0)},
+            {
+                f"{Q}.lora_A.weight": torch.zeros(0, 16),
+                f"{Q}.lora_B.weight": torch.zeros(16, 0),
+            },
             {"r": 0},
             "expected two matrices",
         ),
@@ -271,7 +338,11 @@ def test_patterns_are_matched_with_pefts_own_names(pico: Path, tmp_path: Path) -
     ],
 )
 def test_adapters_that_do_not_fit(
-    pico: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], told: str
+    pico: Path,
+    tmp_path: Path,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    told: str,
 ) -> None:
     lora = adapter(tmp_path / "lora", tensors, **config)
     with pytest.raises(CheckpointError, match=told) as caught:
@@ -283,7 +354,11 @@ def test_adapters_that_do_not_fit(
 def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
     lora = adapter(
         tmp_path / "lora",
-        {**factors(Q, (24, 16)), **factors(UP, (1, 16)), "lm_head.weight": torch.zeros(1)},
+        {
+            **factors(Q, (24, 16)),
+            **factors(UP, (1, 16)),
+            "lm_head.weight": torch.zeros(1),
+        },
     )
     with pytest.raises(CheckpointError, match="3 problems"):
         AdaptedCheckpoint(Checkpoint(str(pico / "base")), str(lora))
@@ -292,7 +367,10 @@ def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json: not found"),
+        (
+            lambda f: (f / "adapter_config.json").unlink(),
+            "adapter_config.json: not found",
+        ),
         (
             lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
             "save the adapter as safetensors",
@@ -311,7 +389,9 @@ def test_all_misfits_are_told_together(pico: Path, tmp_path: Path) -> None:
         (lambda f: shutil.rmtree(f), "there is no such folder"),
     ],
 )
-def test_broken_adapters_are_named(pico: Path, tmp_path: Path, harm: Any, told: str) -> None:
+def test_broken_adapters_are_named(
+    pico: Path, tmp_path: Path, harm: Any, told: str
+) -> None:
     lora = adapter(tmp_path / "lora", factors(Q, (16, 16)))
     harm(lora)
     with pytest.raises(CheckpointError, match=told):
@@ -321,13 +401,20 @@ def test_broken_adapters_are_named(pico: Path, tmp_path: Path, harm: Any, told: 
 def test_factors_that_are_not_finite_are_named(pico: Path, tmp_path: Path) -> None:
     lora = adapter(
         tmp_path / "lora",
-        {**factors(Q, (16, 16)), f"{Q}.lora_B.weight": torch.full((16, 2), float("inf"))},
+        {
+            **factors(Q, (16, 16)),
+            f"{Q}.lora_B.weight": torch.full((16, 2), float("inf")),
+        },
     )
-    with pytest.raises(CheckpointError, match=r"lora: .*q_proj\.lora_B\.weight: expected finite"):
+    with pytest.raises(
+        CheckpointError, match=r"lora: .*q_proj\.lora_B\.weight: expected finite"
+    ):
         merge(alone(pico / "base", lora), tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "model_stock"])
+@pytest.mark.parametrize(
+    "method", ["linear", "ties", "dare_ties", "slerp", "model_stock"]
+)
 def test_the_same_bits_for_any_block(pico: Path, tmp_path: Path, method: str) -> None:
     tensors = {
         **factors(Q, (16, 16)),
@@ -421,5 +508,7 @@ def test_a_plus_sign_may_belong_to_a_path(pico: Path, tmp_path: Path) -> None:
     for name in ("+lora", f"{pico}/base+"):
         with pytest.raises(CheckpointError, match="one side of the plus sign is empty"):
             make_plan(
-                Recipe.from_dict({"merge_method": "passthrough", "models": [{"model": name}]})
+                Recipe.from_dict(
+                    {"merge_method": "passthrough", "models": [{"model": name}]}
+                )
             )

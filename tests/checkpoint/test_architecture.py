@@ -44,10 +44,16 @@ VOCABULARY_TENSORS = {
     "opt": {"model.decoder.embed_tokens.weight": 0},
     "bert": {"bert.embeddings.word_embeddings.weight": 0, "cls.predictions.bias": 0},
     "roberta": {"roberta.embeddings.word_embeddings.weight": 0, "lm_head.bias": 0},
-    "distilbert": {"distilbert.embeddings.word_embeddings.weight": 0, "vocab_projector.bias": 0},
+    "distilbert": {
+        "distilbert.embeddings.word_embeddings.weight": 0,
+        "vocab_projector.bias": 0,
+    },
     "t5": {"shared.weight": 0},
     "bart": {"model.shared.weight": 0, "final_logits_bias": 1},
-    "llava": {"language_model.model.embed_tokens.weight": 0, "language_model.lm_head.weight": 0},
+    "llava": {
+        "language_model.model.embed_tokens.weight": 0,
+        "language_model.lm_head.weight": 0,
+    },
 }
 
 
@@ -73,7 +79,9 @@ def test_layers_are_found(checkpoint):
     name, opened = checkpoint
     architecture = opened.architecture
     depth = DEPTH.get(name, 3)
-    assert [stack.prefix for stack in architecture.main_stacks] == MAIN.get(name, ["model.layers."])
+    assert [stack.prefix for stack in architecture.main_stacks] == MAIN.get(
+        name, ["model.layers."]
+    )
     assert architecture.depth == depth
     assert set(architecture.by_layer) == {None, *range(depth)}
     for tensor in architecture.names:
@@ -92,17 +100,23 @@ def test_roles_and_their_filters(checkpoint):
     name, opened = checkpoint
     architecture = opened.architecture
     for role in ("attention", "mlp"):
-        ours = {tensor for tensor in architecture.names if architecture.role(tensor) == role}
+        ours = {
+            tensor for tensor in architecture.names if architecture.role(tensor) == role
+        }
         assert {
             tensor
             for tensor in architecture.names
             if any(f in tensor for f in architecture.role_filters(role))
         } == ours
-        layers = set() if role in NO_ROLES.get(name, ()) else set(range(architecture.depth))
+        layers = (
+            set() if role in NO_ROLES.get(name, ()) else set(range(architecture.depth))
+        )
         if name == "jamba" and role == "attention":
             layers = {1}  # the others are Mamba's
         assert {
-            layer for layer, tensors in architecture.by_layer.items() if ours & set(tensors)
+            layer
+            for layer, tensors in architecture.by_layer.items()
+            if ours & set(tensors)
         } - {None} == layers
     assert all(
         architecture.role(tensor) == "other"
@@ -115,17 +129,19 @@ def test_vocabulary_and_modules(checkpoint):
     name, opened = checkpoint
     architecture = opened.architecture
     axes = {
-        t: architecture.vocabulary_axis(t, header.shape) for t, header in opened.headers.items()
+        t: architecture.vocabulary_axis(t, header.shape)
+        for t, header in opened.headers.items()
     }
     found = {tensor: axis for tensor, axis in axes.items() if axis is not None}
     assert found and all(
-        opened.headers[tensor].shape[axis] == VOCABULARY for tensor, axis in found.items()
+        opened.headers[tensor].shape[axis] == VOCABULARY
+        for tensor, axis in found.items()
     )
     assert found == VOCABULARY_TENSORS.get(name, found)
     assert set(architecture.modules) == MODULES.get(name, {"default"})
-    assert sorted(t for tensors in architecture.modules.values() for t in tensors) == sorted(
-        architecture.names
-    )
+    assert sorted(
+        t for tensors in architecture.modules.values() for t in tensors
+    ) == sorted(architecture.names)
     home = architecture.find_module("default")
     assert {
         architecture.module(t)
@@ -158,7 +174,9 @@ def test_merges_reloads_and_runs(name, saved, tmp_path):
     }
     merged = (
         type(base)
-        .from_pretrained(merge(Recipe.from_dict({**recipe, "dtype": "float32"}), tmp_path / "out"))
+        .from_pretrained(
+            merge(Recipe.from_dict({**recipe, "dtype": "float32"}), tmp_path / "out")
+        )
         .eval()
     )
     with torch.no_grad():
@@ -166,7 +184,8 @@ def test_merges_reloads_and_runs(name, saved, tmp_path):
             base.parameters(), *(e.parameters() for e in experts), strict=True
         ):
             parameter += sum(
-                w * (other - parameter) for w, other in zip(weights, others, strict=True)
+                w * (other - parameter)
+                for w, other in zip(weights, others, strict=True)
             )
     logits = run(merged)
     assert logits.shape[-1] == VOCABULARY and torch.isfinite(logits).all()
@@ -178,8 +197,14 @@ def test_a_tied_or_unprefixed_tensor_has_an_equivalent(saved):
         return Checkpoint(str(saved(name))).architecture
 
     assert architecture("llama").find_equivalent("lm_head.weight") == "lm_head.weight"
-    assert architecture("qwen2").find_equivalent("lm_head.weight") == "model.embed_tokens.weight"
-    assert architecture("t5").find_equivalent("encoder.embed_tokens.weight") == "shared.weight"
+    assert (
+        architecture("qwen2").find_equivalent("lm_head.weight")
+        == "model.embed_tokens.weight"
+    )
+    assert (
+        architecture("t5").find_equivalent("encoder.embed_tokens.weight")
+        == "shared.weight"
+    )
     assert architecture("t5").find_equivalent("lm_head.weight") == "shared.weight"
     assert (
         architecture("bert").find_equivalent("cls.predictions.decoder.weight")
@@ -189,24 +214,34 @@ def test_a_tied_or_unprefixed_tensor_has_an_equivalent(saved):
         architecture("bert").find_equivalent("cls.predictions.decoder.bias")
         == "cls.predictions.bias"
     )
-    assert architecture("gpt2").find_equivalent("h.1.ln_1.weight") == "transformer.h.1.ln_1.weight"
+    assert (
+        architecture("gpt2").find_equivalent("h.1.ln_1.weight")
+        == "transformer.h.1.ln_1.weight"
+    )
     assert (
         architecture("gemma3_vl").find_equivalent("language_model.lm_head.weight")
         == "language_model.model.embed_tokens.weight"
     )
     assert architecture("llama").find_equivalent("score.weight") is None
-    assert architecture("llama").find_equivalent("model.layers.0.self_attn.q_proj.bias") is None
+    assert (
+        architecture("llama").find_equivalent("model.layers.0.self_attn.q_proj.bias")
+        is None
+    )
 
 
 def names(*lists, outside=("model.embed_tokens.weight",)):
     return [
-        f"{prefix}{i}.self_attn.q_proj.weight" for prefix, depth in lists for i in range(depth)
+        f"{prefix}{i}.self_attn.q_proj.weight"
+        for prefix, depth in lists
+        for i in range(depth)
     ] + list(outside)
 
 
 def test_config_tells_the_language_from_the_rest():
     towers = names(
-        ("model.visual.blocks.", 4), ("model.language_model.layers.", 4), outside=["lm_head.weight"]
+        ("model.visual.blocks.", 4),
+        ("model.language_model.layers.", 4),
+        outside=["lm_head.weight"],
     )
     architecture = Architecture.infer(
         towers, {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 4}}
@@ -215,7 +250,9 @@ def test_config_tells_the_language_from_the_rest():
         "model.language_model.layers.",
         "text_decoder",
     )
-    assert architecture.module("model.visual.blocks.0.self_attn.q_proj.weight") == "visual"
+    assert (
+        architecture.module("model.visual.blocks.0.self_attn.q_proj.weight") == "visual"
+    )
     assert (
         architecture.find_module("language_model")
         == architecture.find_module("default")
@@ -224,15 +261,22 @@ def test_config_tells_the_language_from_the_rest():
     with pytest.raises(CheckpointError, match=r"did you mean 'visual'"):
         architecture.find_module("visuel")
     nested = {
-        "thinker_config": {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 2}},
+        "thinker_config": {
+            "text_config": {"num_hidden_layers": 2},
+            "vision_config": {"depth": 2},
+        },
         "talker_config": {},
     }
     omni = names(
-        ("thinker.visual.blocks.", 2), ("thinker.model.layers.", 2), ("talker.model.layers.", 3)
+        ("thinker.visual.blocks.", 2),
+        ("thinker.model.layers.", 2),
+        ("talker.model.layers.", 3),
     )
     assert Architecture.infer(omni, nested).prefix == "thinker.model.layers."
     assert (
-        Architecture.infer(omni, nested).module("talker.model.layers.0.self_attn.q_proj.weight")
+        Architecture.infer(omni, nested).module(
+            "talker.model.layers.0.self_attn.q_proj.weight"
+        )
         == "talker"
     )
     clip = names(("vision_model.encoder.layers.", 2), ("text_model.encoder.layers.", 2))
@@ -240,9 +284,14 @@ def test_config_tells_the_language_from_the_rest():
         Architecture.infer(clip, {"text_config": {"num_hidden_layers": 2}}).prefix
         == "text_model.encoder.layers."
     )
-    remote = {"brain": {"num_hidden_layers": 2, "vocab_size": 9}, "eye": {"num_hidden_layers": 3}}
+    remote = {
+        "brain": {"num_hidden_layers": 2, "vocab_size": 9},
+        "eye": {"num_hidden_layers": 3},
+    }
     assert (
-        Architecture.infer(names(("eye.layers.", 3), ("brain.layers.", 2)), remote).prefix
+        Architecture.infer(
+            names(("eye.layers.", 3), ("brain.layers.", 2)), remote
+        ).prefix
         == "brain.layers."
     )
 
@@ -252,13 +301,22 @@ def test_stacks_of_unequal_or_unexpected_depth():
     architecture = Architecture.infer(
         uneven, {"encoder_layers": 4, "decoder_layers": 2, "num_hidden_layers": 4}
     )
-    assert [(s.prefix, s.depth) for s in architecture.main_stacks] == [("model.decoder.layers.", 2)]
+    assert [(s.prefix, s.depth) for s in architecture.main_stacks] == [
+        ("model.decoder.layers.", 2)
+    ]
     assert architecture.layer("model.encoder.layers.3.self_attn.q_proj.weight") is None
-    assert architecture.role("model.encoder.layers.3.self_attn.q_proj.weight") == "attention"
-    predictor = Architecture.infer(
-        names(("model.layers.", 4)), {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    assert (
+        architecture.role("model.encoder.layers.3.self_attn.q_proj.weight")
+        == "attention"
     )
-    assert (predictor.depth, predictor.layer("model.layers.3.self_attn.q_proj.weight")) == (3, None)
+    predictor = Architecture.infer(
+        names(("model.layers.", 4)),
+        {"num_hidden_layers": 3, "num_nextn_predict_layers": 1},
+    )
+    assert (
+        predictor.depth,
+        predictor.layer("model.layers.3.self_attn.q_proj.weight"),
+    ) == (3, None)
     assert Architecture.infer(names(("model.layers.", 3)), {}).depth == 3
     assert Architecture.infer(["linear.weight"], {}).depth == 0
     split = [

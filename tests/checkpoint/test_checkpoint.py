@@ -28,9 +28,9 @@ def test_architecture_tells_layers_and_roles_from_names(pico):
         architecture.at_layer("model.layers.2.mlp.up_proj.weight", 7)
         == "model.layers.7.mlp.up_proj.weight"
     )
-    assert architecture.is_embedding("model.embed_tokens.weight") and not architecture.is_embedding(
-        "lm_head.weight"
-    )
+    assert architecture.is_embedding(
+        "model.embed_tokens.weight"
+    ) and not architecture.is_embedding("lm_head.weight")
 
 
 def test_architecture_is_not_a_list_of_models():
@@ -39,9 +39,9 @@ def test_architecture_is_not_a_list_of_models():
         for i in range(3)
         for part in ("attn.c_attn", "mlp.c_fc", "ln_1")
     ]
-    names += [f"transformer.h.{i}.moe.experts.{e}.w" for i in range(3) for e in range(3)] + [
-        "transformer.wte.weight"
-    ]
+    names += [
+        f"transformer.h.{i}.moe.experts.{e}.w" for i in range(3) for e in range(3)
+    ] + ["transformer.wte.weight"]
     architecture = Architecture.infer(names, {"n_layer": 3})
     assert architecture.prefix == "transformer.h."
     assert architecture.role("transformer.h.0.moe.experts.1.w") == "mlp"
@@ -83,7 +83,10 @@ def test_written_shards_are_what_safetensors_reads(tmp_path):
     (tmp_path / "cut").mkdir()
     write(tmp_path / "cut", specs, tensors, shard_bytes=20)
     index = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"]) == set(tensors) and index["metadata"]["total_size"] == 76
+    assert (
+        set(index["weight_map"]) == set(tensors)
+        and index["metadata"]["total_size"] == 76
+    )
     assert len(set(index["weight_map"].values())) == 2
 
 
@@ -91,7 +94,10 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
         raise RuntimeError("stop")
-    with pytest.raises(CheckpointError, match="free some space"), new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(CheckpointError, match="free some space"),
+        new_folder(tmp_path / "out"),
+    ):
         raise OSError(28, "No space left on device")
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
         raise KeyboardInterrupt
@@ -101,7 +107,10 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
 def test_a_full_folder_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(CheckpointError, match="--overwrite"), new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(CheckpointError, match="--overwrite"),
+        new_folder(tmp_path / "out"),
+    ):
         raise AssertionError("not reached")
     assert (tmp_path / "out" / "precious").read_text() == "x"
 

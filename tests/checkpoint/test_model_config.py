@@ -21,7 +21,11 @@ def layers_of(model):
     """Per layer the tensors in it, by their name inside the layer, with shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     architecture = Architecture.infer(shapes, model.config.to_dict())
-    inside = {layer: names for layer, names in architecture.by_layer.items() if layer is not None}
+    inside = {
+        layer: names
+        for layer, names in architecture.by_layer.items()
+        if layer is not None
+    }
     return [
         {architecture.at_layer(name, 0): shapes[name] for name in inside[layer]}
         for layer in range(architecture.depth)
@@ -47,8 +51,15 @@ def test_patterns_that_a_class_derives_are_written_out():
     slide, full = "sliding_attention", "full_attention"
     gemma2 = {"model_type": "gemma2", "num_hidden_layers": 4}
     result = routed(gemma2, (0, 1, 1, 2))
-    assert result["layer_types"] == [slide, full, full, slide] and "layer_types" not in gemma2
-    gemma3 = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window_pattern": 3}
+    assert (
+        result["layer_types"] == [slide, full, full, slide]
+        and "layer_types" not in gemma2
+    )
+    gemma3 = {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 6,
+        "sliding_window_pattern": 3,
+    }
     assert routed(gemma3, (0, 2, 2, 3))["layer_types"] == [slide, full, full, slide]
     qwen2 = {
         "model_type": "qwen2",
@@ -74,9 +85,11 @@ def test_depth_and_dtype_at_every_level():
         "vision_config": {"dtype": "bfloat16", "depth": 2},
     }
     got = routed(config, (0, 1, 1), "float16")
-    assert (got["torch_dtype"], got["text_config"]["dtype"], got["vision_config"]["dtype"]) == (
-        "float16",
-    ) * 3
+    assert (
+        got["torch_dtype"],
+        got["text_config"]["dtype"],
+        got["vision_config"]["dtype"],
+    ) == ("float16",) * 3
     assert (
         got["num_hidden_layers"],
         got["text_config"]["num_hidden_layers"],
@@ -131,9 +144,17 @@ def test_lists_follow_the_model_that_a_layer_comes_from():
         ({"block_types": ["r", "a"]}, (0, 2, 1), {"block_types": ["r", "r", "a"]}),
         ({"sliding_window_pattern": 2}, (1, 3), {"sliding_window_pattern": 1}),
         ({"num_kv_shared_layers": 2}, (0, 1, 3), {"num_kv_shared_layers": 1}),
-        ({"cross_attention_layers": [1]}, (0, 1, 1), {"cross_attention_layers": [1, 2]}),
         (
-            {"moe_layer_interval": 2, "moe_layer_start_index": 1, "moe_layer_end_index": 3},
+            {"cross_attention_layers": [1]},
+            (0, 1, 1),
+            {"cross_attention_layers": [1, 2]},
+        ),
+        (
+            {
+                "moe_layer_interval": 2,
+                "moe_layer_start_index": 1,
+                "moe_layer_end_index": 3,
+            },
             (1, 3),
             {"moe_layer_interval": 1},
         ),
@@ -149,13 +170,21 @@ def test_patterns_without_a_list(said, layers, expected):
 @pytest.mark.parametrize(
     ("said", "layers", "told"),
     [
-        ({"first_k_dense_replace": 1}, (1, 0), r"pattern that config.json can express, got \.x"),
+        (
+            {"first_k_dense_replace": 1},
+            (1, 0),
+            r"pattern that config.json can express, got \.x",
+        ),
         (
             {"attn_layer_period": 4, "attn_layer_offset": 0},
             (0, 0, 1),
             "attn_layer_period and attn_layer_offset",
         ),
-        ({"hidden_size_per_layer_input": 8}, (0, 1), "one table of embeddings for all layers"),
+        (
+            {"hidden_size_per_layer_input": 8},
+            (0, 1),
+            "one table of embeddings for all layers",
+        ),
         (
             {"ple_layer_ids": [1, 2]},
             (0, 1),
@@ -191,4 +220,9 @@ def test_a_whole_route_changes_nothing_but_the_dtype():
         "decoder_layers": 2,
         "num_hidden_layers": 4,
     }
-    assert routed(uneven, range(2)) == routed(uneven, range(4)) == routed(uneven, ()) == uneven
+    assert (
+        routed(uneven, range(2))
+        == routed(uneven, range(4))
+        == routed(uneven, ())
+        == uneven
+    )

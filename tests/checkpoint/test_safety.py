@@ -26,7 +26,9 @@ def packed(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(shape: Any = (2,), start: Any = 0, end: Any = 8, dtype: Any = "F32") -> dict[str, Any]:
+def entry(
+    shape: Any = (2,), start: Any = 0, end: Any = 8, dtype: Any = "F32"
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
@@ -57,14 +59,26 @@ def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
             packed({"a": entry(shape=[-2], end=-8)}, bytes(8)),
             "expected dtype, shape and data_offsets",
         ),
-        (packed({"a": entry(shape=[2.0])}, bytes(8)), "expected dtype, shape and data_offsets"),
-        (packed({"a": entry(shape=[True, 2])}, bytes(8)), "expected dtype, shape and data_offsets"),
-        (packed({"a": entry(shape={"2": 1})}, bytes(8)), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": entry(shape=[2.0])}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
+        (
+            packed({"a": entry(shape=[True, 2])}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
+        (
+            packed({"a": entry(shape={"2": 1})}, bytes(8)),
+            "expected dtype, shape and data_offsets",
+        ),
         (
             packed({"a": entry(shape=[1 << 62, 1 << 62])}, bytes(8)),
             "expected dtype, shape and data_offsets",
         ),
-        (packed({"a": entry(shape=[0, 1 << 62], end=0)}), "expected dtype, shape and data_offsets"),
+        (
+            packed({"a": entry(shape=[0, 1 << 62], end=0)}),
+            "expected dtype, shape and data_offsets",
+        ),
         (
             packed({"a": entry(shape=[1] * 65, end=4)}, bytes(4)),
             "expected dtype, shape and data_offsets",
@@ -84,7 +98,8 @@ def copied(pico: Path, folder: Path, name: str = "ada") -> Path:
         ),
         (
             packed(
-                b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)
+                b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+                bytes(8),
             ),
             "expected dtype, shape",
         ),
@@ -105,7 +120,9 @@ def sound(headers: Any, size: int) -> None:
         assert header.offset >= 8 and header.offset + header.bytes <= size
 
 
-NUMBERS = st.integers(-2, 40) | st.sampled_from([1 << 31, 1 << 63, 1 << 64, 0.5, None, True, "1"])
+NUMBERS = st.integers(-2, 40) | st.sampled_from(
+    [1 << 31, 1 << 63, 1 << 64, 0.5, None, True, "1"]
+)
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
@@ -121,7 +138,9 @@ LONG = int(os.environ.get("PARETOMERGE_FUZZ", "0"))  # examples, for a long run 
 @given(
     content=st.binary(max_size=200)
     | st.builds(
-        packed, st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3), st.binary(max_size=64)
+        packed,
+        st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3),
+        st.binary(max_size=64),
     )
 )
 def test_any_bytes_are_a_header_or_an_error(
@@ -139,7 +158,10 @@ SIDES = st.lists(st.integers(0, 3), max_size=3)
 @settings(max_examples=LONG or 60, deadline=None)
 @given(
     tensors=st.lists(
-        st.tuples(SIDES, st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool])),
+        st.tuples(
+            SIDES,
+            st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.bool]),
+        ),
         min_size=1,
         max_size=4,
     ),
@@ -153,10 +175,15 @@ def test_a_changed_header_is_a_header_or_an_error(
     put: bytes,
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "changed.safetensors"
-    held = {f"t{i}": torch.zeros(sides, dtype=dtype) for i, (sides, dtype) in enumerate(tensors)}
+    held = {
+        f"t{i}": torch.zeros(sides, dtype=dtype)
+        for i, (sides, dtype) in enumerate(tensors)
+    }
     save_file(held, file)
     headers = read_header(file)
-    assert {n: h.shape for n, h in headers.items()} == {n: tuple(t.shape) for n, t in held.items()}
+    assert {n: h.shape for n, h in headers.items()} == {
+        n: tuple(t.shape) for n, t in held.items()
+    }
     content = bytearray(file.read_bytes())
     at %= len(content)
     content[at : at + len(put)] = put
@@ -191,7 +218,9 @@ def test_an_index_names_files_of_its_own_folder(
         Checkpoint(str(folder))
 
 
-def test_links_may_lead_to_the_hubs_blobs_and_nowhere_else(pico: Path, tmp_path: Path) -> None:
+def test_links_may_lead_to_the_hubs_blobs_and_nowhere_else(
+    pico: Path, tmp_path: Path
+) -> None:
     repository = tmp_path / "models--o--n"
     snapshot = repository / "snapshots" / "1f"
     copied(pico, snapshot)
@@ -213,7 +242,9 @@ def test_a_folder_may_itself_be_a_link(pico: Path, tmp_path: Path) -> None:
 
 def test_a_file_without_tensors_is_no_model(pico: Path, tmp_path: Path) -> None:
     folder = copied(pico, tmp_path / "m")
-    (folder / "model.safetensors").write_bytes(packed({"__metadata__": {"format": "pt"}}))
+    (folder / "model.safetensors").write_bytes(
+        packed({"__metadata__": {"format": "pt"}})
+    )
     with pytest.raises(CheckpointError, match="contains no tensors"):
         Checkpoint(str(folder))
 

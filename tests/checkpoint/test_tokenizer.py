@@ -25,7 +25,9 @@ def build(kind: str, words: Sequence[str]) -> Tokenizer:
     model: Any = {
         "WordLevel": lambda: models.WordLevel(numbers, unk_token=words[0]),
         "WordPiece": lambda: models.WordPiece(numbers, unk_token=words[0]),
-        "BPE": lambda: models.BPE(numbers, [(w[0], w[1]) for w in words if len(w) == 2]),
+        "BPE": lambda: models.BPE(
+            numbers, [(w[0], w[1]) for w in words if len(w) == 2]
+        ),
         "Unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
     }[kind]()
     tokenizer = Tokenizer(model)
@@ -99,9 +101,13 @@ def test_tokens_are_numbered_as_transformers_does(
 def test_older_files_go_through_transformers(tmp_path: Path) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
+    (folder / "vocab.json").write_text(
+        json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer"})
+    )
     tokens = read_tokens(folder)
     assert tokens.ids == {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
     folders = {"old": folder, "new": save(tmp_path / "new", ["ab", "<n>"])}
@@ -145,7 +151,10 @@ CHAT = [
             "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>",
         ),
         ("mistral", "<s>[INST] S\n\nU [/INST] A</s>"),
-        ("exaone", "[|system|]S[|endofturn|]\n[|user|]U\n[|assistant|]A[|endofturn|]\n"),
+        (
+            "exaone",
+            "[|system|]S[|endofturn|]\n[|user|]U\n[|assistant|]A[|endofturn|]\n",
+        ),
     ],
 )
 def test_named_chat_templates(tmp_path: Path, name: str, expected: str) -> None:
@@ -159,9 +168,13 @@ def test_named_chat_templates(tmp_path: Path, name: str, expected: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.apply_chat_template(CHAT, tokenize=False) == expected
     # what a model is asked to continue is the beginning of what it was shown
-    asked = tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(
+        CHAT[:2], tokenize=False, add_generation_prompt=True
+    )
     assert expected.startswith(asked)
-    assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert "chat_template" not in json.loads(
+        (tmp_path / "tokenizer_config.json").read_text()
+    )
 
 
 def test_chat_template_values(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ LETTERS = "abcdefgh"
 
 
 def rows_of(folders: Mapping[str, Path]) -> dict[str, int]:
-    return {model: max(read_tokens(folder).ids.values()) + 1 for model, folder in folders.items()}
+    return {
+        model: max(read_tokens(folder).ids.values()) + 1
+        for model, folder in folders.items()
+    }
 
 
 def tensors(rows: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -36,7 +39,9 @@ def tensors(rows: Mapping[str, int]) -> dict[str, torch.Tensor]:
     }
 
 
-def brought(vocabulary: Vocabulary, held: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+def brought(
+    vocabulary: Vocabulary, held: Mapping[str, torch.Tensor]
+) -> dict[str, list[float]]:
     return {
         m: row_map.apply(held[m], held.__getitem__)[:, 0].tolist()
         for m, row_map in vocabulary.row_maps.items()
@@ -57,7 +62,15 @@ def test_union_worked(three: dict[str, Path]) -> None:
     rows = rows_of(three)
     vocabulary = merge_vocabularies("union", three, rows, "a")
     # the base's numbers, then others' ordinary tokens model by model, then added ones
-    assert vocabulary.tokens.ids == {"x": 0, "y": 1, "z": 2, "w": 3, "v": 4, "<s>": 5, "<t>": 6}
+    assert vocabulary.tokens.ids == {
+        "x": 0,
+        "y": 1,
+        "z": 2,
+        "w": 3,
+        "v": 4,
+        "<s>": 5,
+        "<t>": 6,
+    }
     got = brought(vocabulary, tensors(rows))
     mean_w = (2002 + 3000) / 2
     assert got["a"] == [1000, 1001, 1002, mean_w, 3002, 2003, 3003]
@@ -67,7 +80,9 @@ def test_union_worked(three: dict[str, Path]) -> None:
     assert vocabulary.config_updates == {"vocab_size": 7}
 
 
-def test_without_a_base_the_first_model_gives_numbers_but_no_rows(three: dict[str, Path]) -> None:
+def test_without_a_base_the_first_model_gives_numbers_but_no_rows(
+    three: dict[str, Path],
+) -> None:
     rows = rows_of(three)
     vocabulary = merge_vocabularies("union", three, rows, None)
     assert list(vocabulary.tokens.ids)[:3] == ["x", "y", "z"]
@@ -84,21 +99,33 @@ def test_source_base_or_one_model(three: dict[str, Path], tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     one.write(out)
-    assert (out / "tokenizer.json").read_bytes() == (three["c"] / "tokenizer.json").read_bytes()
+    assert (out / "tokenizer.json").read_bytes() == (
+        three["c"] / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_overrides(three: dict[str, Path]) -> None:
     rows = rows_of(three)
     tokens = {
         "w": {"source": "c"},
-        "x": {"source": {"kind": "model_token", "model": "c", "token": "v"}, "force": True},
+        "x": {
+            "source": {"kind": "model_token", "model": "c", "token": "v"},
+            "force": True,
+        },
         "y": {"source": {"kind": "zero"}},
         "z": {"force": True},
         "<new>": {"source": {"kind": "model_token", "model": "b", "token_id": 1}},
         "<bare>": {},
     }
     vocabulary = merge_vocabularies("base", three, rows, "a", tokens)
-    assert vocabulary.tokens.ids == {"x": 0, "y": 1, "z": 2, "w": 3, "<new>": 4, "<bare>": 5}
+    assert vocabulary.tokens.ids == {
+        "x": 0,
+        "y": 1,
+        "z": 2,
+        "w": 3,
+        "<new>": 4,
+        "<bare>": 5,
+    }
     got = brought(vocabulary, tensors(rows))
     assert got["a"] == [3002, 1001, 1002, 3000, 2001, 0]
     assert got["b"] == [3002, 0, 1002, 2002, 2001, 0]
@@ -113,7 +140,9 @@ def test_padding_rows_are_the_mean(three: dict[str, Path]) -> None:
     assert brought(vocabulary, tensors(rows))["a"] == [1000, 1001, 1002, 1001]
     assert not vocabulary.row_maps["a"].is_identity
     assert (
-        merge_vocabularies("base", three, rows, "b", pad_to_multiple_of=4).row_maps["b"].is_identity
+        merge_vocabularies("base", three, rows, "b", pad_to_multiple_of=4)
+        .row_maps["b"]
+        .is_identity
     )
 
 
@@ -150,27 +179,40 @@ def test_gaps_between_numbers_stay_where_they_are(tmp_path: Path) -> None:
     assert brought(vocabulary, tensors(rows))["c"] == [3000, 1001, 1002]
 
 
-def test_a_token_beyond_a_models_rows_is_none_of_its_tokens(three: dict[str, Path]) -> None:
+def test_a_token_beyond_a_models_rows_is_none_of_its_tokens(
+    three: dict[str, Path],
+) -> None:
     rows = {**rows_of(three), "b": 3}  # b's <s> was never given a row
     vocabulary = merge_vocabularies("union", three, rows, "a")
     assert "<s>" not in vocabulary.tokens.ids
 
 
-WORDS = st.lists(st.text(LETTERS, min_size=1, max_size=3), min_size=1, max_size=8, unique=True)
+WORDS = st.lists(
+    st.text(LETTERS, min_size=1, max_size=3), min_size=1, max_size=8, unique=True
+)
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(vocabularies=st.lists(WORDS, min_size=1, max_size=4), with_base=st.booleans())
 def test_every_token_keeps_its_row(
     tmp_path: Path, vocabularies: list[list[str]], with_base: bool
 ) -> None:
-    folders = {f"m{k}": save(tmp_path / f"m{k}", words) for k, words in enumerate(vocabularies)}
-    held = {m: torch.randn(len(words), 3) for m, words in zip(folders, vocabularies, strict=True)}
+    folders = {
+        f"m{k}": save(tmp_path / f"m{k}", words) for k, words in enumerate(vocabularies)
+    }
+    held = {
+        m: torch.randn(len(words), 3)
+        for m, words in zip(folders, vocabularies, strict=True)
+    }
     rows = {m: len(tensor) for m, tensor in held.items()}
     vocabulary = merge_vocabularies("union", folders, rows, "m0" if with_base else None)
-    assert set(vocabulary.tokens.ids) == {word for words in vocabularies for word in words}
+    assert set(vocabulary.tokens.ids) == {
+        word for words in vocabularies for word in words
+    }
     for model, words in zip(folders, vocabularies, strict=True):
         got = vocabulary.row_maps[model].apply(held[model], held.__getitem__)
         for token, number in vocabulary.tokens.ids.items():
@@ -189,7 +231,9 @@ def test_every_token_keeps_its_row(
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data(), words=WORDS)
 def test_the_same_tokens_in_another_order_are_a_permutation(
@@ -202,7 +246,9 @@ def test_the_same_tokens_in_another_order_are_a_permutation(
     assert vocabulary.row_maps["b"].is_identity == (words == shuffled)
     assert not vocabulary.row_maps["b"].donor_rows
     assert [shuffled[i] for i in vocabulary.row_maps["b"].own_rows] == words
-    assert np.array_equal(np.sort(vocabulary.row_maps["b"].own_rows), np.arange(len(words)))
+    assert np.array_equal(
+        np.sort(vocabulary.row_maps["b"].own_rows), np.arange(len(words))
+    )
 
 
 @pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordLevel", "WordPiece"])
@@ -240,8 +286,12 @@ def test_a_written_union_loads_and_encodes(tmp_path: Path, kind: str) -> None:
 
 
 def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -> None:
-    (three["a"] / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    (three["b"] / "config.json").write_text(json.dumps({"eos_token_id": [3, 0], "pad_token_id": 3}))
+    (three["a"] / "config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": 2})
+    )
+    (three["b"] / "config.json").write_text(
+        json.dumps({"eos_token_id": [3, 0], "pad_token_id": 3})
+    )
     vocabulary = merge_vocabularies("b", three, rows_of(three), "a")
     assert vocabulary.config_updates == {
         "vocab_size": 4,
@@ -260,13 +310,26 @@ def test_special_ids_follow_the_giver_of_the_tokenizer(three: dict[str, Path]) -
         ({"tokens": {"x": {"source": "bb"}}}, "unknown model 'bb'"),
         ({"tokens": {"x": {"source": ["b"]}}}, "unknown model"),
         ({"tokens": {"x": {"source": {"kind": "one"}}}}, "{kind: zero}"),
-        ({"tokens": {"x": {"source": {"kind": "model_token", "model": "b"}}}}, "{kind: zero}"),
         (
-            {"tokens": {"x": {"source": {"kind": "model_token", "model": "d", "token": "x"}}}},
+            {"tokens": {"x": {"source": {"kind": "model_token", "model": "b"}}}},
+            "{kind: zero}",
+        ),
+        (
+            {
+                "tokens": {
+                    "x": {"source": {"kind": "model_token", "model": "d", "token": "x"}}
+                }
+            },
             "unknown model 'd'",
         ),
         (
-            {"tokens": {"x": {"source": {"kind": "model_token", "model": "b", "token_id": 4}}}},
+            {
+                "tokens": {
+                    "x": {
+                        "source": {"kind": "model_token", "model": "b", "token_id": 4}
+                    }
+                }
+            },
             "from 0 to 3, .* got 4",
         ),
         ({"tokens": {"v": {"source": "b"}}}, "b has no token 'v'"),

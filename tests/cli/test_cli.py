@@ -39,7 +39,9 @@ def small(specialists, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     study = yaml.safe_load((specialists / "study.yaml").read_text())
     study["base"] = str(specialists / "models" / "base")
-    study["models"] = [str(specialists / "models" / m) for m in ("order", "mirror", "scribe")]
+    study["models"] = [
+        str(specialists / "models" / m) for m in ("order", "mirror", "scribe")
+    ]
     study["evaluate"] |= {
         "include_path": str(specialists / "tasks"),
         "data_root": str(specialists),
@@ -69,7 +71,14 @@ def test_search_status_front(small):
 def test_compare(small):
     (found,) = json.loads(
         paretomerge(
-            "compare", "scribe", "mirror", "--study", small, "--task", "reverse", "--json"
+            "compare",
+            "scribe",
+            "mirror",
+            "--study",
+            small,
+            "--task",
+            "reverse",
+            "--json",
         ).stdout
     )
     assert (
@@ -80,25 +89,42 @@ def test_compare(small):
     )
     shown = paretomerge("compare", "scribe", "mirror", "--study", small).stdout
     assert (
-        "scribe − mirror" in shown and "right alone" in shown and len(shown.splitlines()) == 6
+        "scribe − mirror" in shown
+        and "right alone" in shown
+        and len(shown.splitlines()) == 6
     )  # watched tasks too
     wrong = paretomerge("compare", "scribe", "miror", "--study", small, ok=False)
     assert wrong.returncode == 1 and "or one of: order, mirror, scribe" in wrong.stderr
 
 
 @pytest.mark.slow
-def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(small, tmp_path):
+def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(
+    small, tmp_path
+):
     """Also under lm-eval's own command line, in another process, on the held-out items."""
     from tests.studies import open_search
 
-    paretomerge("pick", small, "--prefer", "reverse=0.6,translate=0.4", "--out", tmp_path / "out")
+    paretomerge(
+        "pick",
+        small,
+        "--prefer",
+        "reverse=0.6,translate=0.4",
+        "--out",
+        tmp_path / "out",
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     number = int(card.split("Trial ")[1].split()[0])
     (trial,) = [t for t in open_search(small).trials() if t.number == number]
     for split, recorded in (("search", trial.scores), ("held_out", trial.held_out)):
         told = json.loads(
             paretomerge(
-                "evaluate", tmp_path / "out", "--study", small, "--split", split, "--json"
+                "evaluate",
+                tmp_path / "out",
+                "--study",
+                small,
+                "--split",
+                split,
+                "--json",
             ).stdout
         )
         assert set(told) == set(recorded)
@@ -107,7 +133,12 @@ def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(s
                 tuple(told[name]["items"]) == score.example_scores
                 and told[name]["value"] == score.value
             )
-    assert paretomerge("pick", small, "--knee", "--out", tmp_path / "out", ok=False).returncode == 1
+    assert (
+        paretomerge(
+            "pick", small, "--knee", "--out", tmp_path / "out", ok=False
+        ).returncode
+        == 1
+    )
     command = [
         sys.executable,
         "-m",
@@ -131,7 +162,11 @@ def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(s
         str(tmp_path / "lm"),
     ]
     subprocess.run(
-        command, cwd=config["data_root"], env=ENVIRONMENT, check=True, capture_output=True
+        command,
+        cwd=config["data_root"],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
     )
     (file,) = (tmp_path / "lm").rglob("results_*.json")
     assert (
@@ -144,7 +179,9 @@ def test_the_picked_checkpoint_scores_what_the_study_recorded_to_the_last_item(s
 def test_report_is_one_file(small, tmp_path):
     paretomerge("report", small, "--out", tmp_path / "r.html", "--trial", "3")
     page = (tmp_path / "r.html").read_text()
-    assert "<script src" not in page and "uniform soup" in page and "merge_method" in page
+    assert (
+        "<script src" not in page and "uniform soup" in page and "merge_method" in page
+    )
 
 
 @pytest.mark.slow
@@ -180,7 +217,10 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
         and "the same command continues the search" in errors
         and "Traceback" not in errors
     )
-    assert " of 500 trials, 0 failed" in paretomerge("status", tmp_path / "study.yaml").stdout
+    assert (
+        " of 500 trials, 0 failed"
+        in paretomerge("status", tmp_path / "study.yaml").stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,16 +238,23 @@ def test_errors_are_one_message_without_a_traceback(tmp_path, arguments, told):
     (tmp_path / "missing.yml").write_text(
         "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]"
     )
-    (tmp_path / "typo.yaml").write_text("base: x\nmodles: []\nobjectives: [{sparsity: true}]")
+    (tmp_path / "typo.yaml").write_text(
+        "base: x\nmodles: []\nobjectives: [{sparsity: true}]"
+    )
     done = paretomerge(*arguments, cwd=tmp_path, ok=False)
-    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "out").exists()
     debug = paretomerge("--debug", *arguments, cwd=tmp_path, ok=False)
     assert debug.returncode != 0 and "Traceback" in debug.stderr
 
 
 def test_merge_writes_a_checkpoint(pico, tmp_path):
-    text = f"merge_method: linear\nmodels: [{{model: {pico}/ada}}, {{model: {pico}/bob}}]\nparameters: {{weight: 1}}"
+    text = (
+        f"merge_method: linear\nmodels: [{{model: {pico}/ada}}, "
+        f"{{model: {pico}/bob}}]\nparameters: {{weight: 1}}"
+    )
     (tmp_path / "r.yml").write_text(text)
     paretomerge("merge", "r.yml", "out", cwd=tmp_path)
     assert (tmp_path / "out" / "model.safetensors").is_file()
@@ -216,7 +263,9 @@ def test_merge_writes_a_checkpoint(pico, tmp_path):
     paretomerge("merge", "r.yml", "out", "--overwrite", cwd=tmp_path)
 
 
-def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(pico, tmp_path):
+def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(
+    pico, tmp_path
+):
     from paretomerge.cli.main import pick
     from paretomerge.errors import CheckpointError
     from tests.studies import open_search
@@ -233,7 +282,8 @@ def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(pico, t
 def test_what_a_trial_says_of_its_failure_is_printed_as_it_is(pico, tmp_path):
     file = write(tmp_path, pico)
     (tmp_path / "mine.py").write_text(
-        "def other(model, tokenizer): return 1\ndef score(model, tokenizer): raise ValueError('[/a/b] [enforce fail] :key:')\n"
+        "def other(model, tokenizer): return 1\ndef score(model, tokenizer): raise "
+        "ValueError('[/a/b] [enforce fail] :key:')\n"
     )
     assert (
         "[/a/b] [enforce fail] :key:"
@@ -246,7 +296,16 @@ def test_help_names_every_command():
     told = paretomerge("--help").stdout
     assert all(
         c in told
-        for c in ("quickstart", "search", "status", "front", "pick", "merge", "evaluate", "report")
+        for c in (
+            "quickstart",
+            "search",
+            "status",
+            "front",
+            "pick",
+            "merge",
+            "evaluate",
+            "report",
+        )
     )
 
 
@@ -255,13 +314,18 @@ def recipe(pico: Path, folder: Path, text: str) -> Path:
     return folder / "recipe.yml"
 
 
-TIES = "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada}, {model: PICO/bob}]\nparameters: {weight: 0.5, gamma: 0.1}\n"
+TIES = (
+    "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada}, {model: "
+    "PICO/bob}]\nparameters: {weight: 0.5, gamma: 0.1}\n"
+)
 
 
 def test_plan_tells_what_a_merge_needs_and_merge_does_it(pico, tmp_path):
     file = recipe(pico, tmp_path, TIES)
     told = paretomerge("plan", file)
-    assert "39 tensors, 4 layers, bfloat16" in told.stdout and "on one core" in told.stdout
+    assert (
+        "39 tensors, 4 layers, bfloat16" in told.stdout and "on one core" in told.stdout
+    )
     assert "note: parameters: `gamma` means nothing to ties" in told.stderr
     plan = json.loads(paretomerge("plan", file, "--json").stdout)
     merged = paretomerge(
@@ -276,7 +340,9 @@ def test_plan_tells_every_error_at_once_and_merge_leaves_nothing(pico, tmp_path)
     file = recipe(
         pico,
         tmp_path,
-        TIES.replace("PICO/bob", "PICO/eve").replace("weight: 0.5", "weight: 0.5, densty: 1"),
+        TIES.replace("PICO/bob", "PICO/eve").replace(
+            "weight: 0.5", "weight: 0.5, densty: 1"
+        ),
     )
     for arguments in (("plan", file), ("merge", file, tmp_path / "out")):
         failed = paretomerge(*arguments, ok=False)
@@ -296,8 +362,13 @@ def test_plan_tells_every_error_at_once_and_merge_leaves_nothing(pico, tmp_path)
 def test_methods_is_the_table_of_the_documentation():
     from paretomerge.report.recipes import methods_markdown
 
-    assert methods_markdown() in (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    told = {row["name"]: row for row in json.loads(paretomerge("methods", "--json").stdout)}
+    assert (
+        methods_markdown()
+        in (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    )
+    told = {
+        row["name"]: row for row in json.loads(paretomerge("methods", "--json").stdout)
+    }
     assert told["ties"]["parameters"]["density"] == 1.0 and len(told) == 26
     assert "elect signs" in paretomerge("methods").stdout
 

@@ -17,7 +17,10 @@ from tests.study.test_build import write
         ({"trials": 9}, Budget(9)),
         ({"budget": {"trials": 9}}, Budget(9)),
         ({"trials": 9, "budget": {"until": "1%"}}, Budget(9, 0.01)),
-        ({"budget": {"trials": 9, "until": " 0.5 % ", "patience": 2}}, Budget(9, 0.005, 2)),
+        (
+            {"budget": {"trials": 9, "until": " 0.5 % ", "patience": 2}},
+            Budget(9, 0.005, 2),
+        ),
     ],
 )
 def test_budgets(tmp_path, pico, changes, budget):
@@ -25,7 +28,9 @@ def test_budgets(tmp_path, pico, changes, budget):
     assert settings.budget == budget and settings.total_trials == budget.trials
 
 
-def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_path, pico):
+def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(
+    tmp_path, pico
+):
     constraints = [
         {"function": "mine:score", "at_least": 0.5},
         {"sparsity": True, "at_least": -1},
@@ -57,20 +62,37 @@ def test_a_constraint_on_an_objective_is_scored_once_and_others_are_added(tmp_pa
         ({"budget": {"until": "1%", "patience": 0}}, "patience"),
         ({"budget": {"untl": "1%"}}, "did you mean 'until'"),
         ({"budget": 9}, "budget"),
-        ({"constraints": [{"function": "mine:score"}]}, "one of `at_least` and `at_most`"),
+        (
+            {"constraints": [{"function": "mine:score"}]},
+            "one of `at_least` and `at_most`",
+        ),
         (
             {"constraints": [{"function": "mine:score", "at_least": 1, "at_most": 2}]},
             "one of `at_least` and `at_most`",
         ),
-        ({"constraints": [{"function": "mine:score", "at_least": float("nan")}]}, "finite"),
-        ({"constraints": [{"at_least": 1}]}, "set exactly one of `task`"),
-        ({"constraints": [{"function": "mine:score", "at_leats": 1}]}, "did you mean 'at_least'"),
         (
-            {"constraints": [{"function": "mine:score", "at_least": 1, "direction": "minimize"}]},
+            {"constraints": [{"function": "mine:score", "at_least": float("nan")}]},
+            "finite",
+        ),
+        ({"constraints": [{"at_least": 1}]}, "set exactly one of `task`"),
+        (
+            {"constraints": [{"function": "mine:score", "at_leats": 1}]},
+            "did you mean 'at_least'",
+        ),
+        (
+            {
+                "constraints": [
+                    {"function": "mine:score", "at_least": 1, "direction": "minimize"}
+                ]
+            },
             "direction",
         ),
         (
-            {"constraints": [{"function": "mine:score", "name": "other", "at_least": 1}]},
+            {
+                "constraints": [
+                    {"function": "mine:score", "name": "other", "at_least": 1}
+                ]
+            },
             "'other' is the name of two scores",
         ),
         ({"constraints": [{"function": "mine:scor", "at_least": 1}]}, "scor"),
@@ -97,4 +119,6 @@ def test_what_may_change_while_a_study_goes_on(tmp_path, pico):
     with pytest.raises(ConfigError, match=r"r\.yml"):
         study.run(1)
     with pytest.raises(ParetoMergeError, match="constraints changed since"):
-        open_search(write(tmp_path, pico, constraints=[{"sparsity": True, "at_least": -1}]))
+        open_search(
+            write(tmp_path, pico, constraints=[{"sparsity": True, "at_least": -1}])
+        )

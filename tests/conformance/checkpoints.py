@@ -30,10 +30,14 @@ def llama_shapes(
             if biases:
                 shapes[f"{layer}self_attn.{name}_proj.bias"] = (side,)
         shapes[f"{layer}self_attn.o_proj.weight"] = (width, width)
-        shapes |= {f"{layer}mlp.{name}_proj.weight": (2 * width, width) for name in ("gate", "up")}
+        shapes |= {
+            f"{layer}mlp.{name}_proj.weight": (2 * width, width)
+            for name in ("gate", "up")
+        }
         shapes[f"{layer}mlp.down_proj.weight"] = (width, 2 * width)
         shapes |= {
-            f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")
+            f"{layer}{name}_layernorm.weight": (width,)
+            for name in ("input", "post_attention")
         }
     return shapes
 
@@ -81,7 +85,9 @@ def config(
             "n_positions": 32,
         }
     return shared | {
-        "architectures": ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"],
+        "architectures": [
+            "Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"
+        ],
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
@@ -109,7 +115,9 @@ def save(
         metadata={"format": "pt"},
     )
     _write(folder / "config.json", settings)
-    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     tokenizer.add_special_tokens([t for t in tokens if t.startswith("<")])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -120,7 +128,8 @@ def save(
         "eos_token": ".",
     }
     _write(
-        folder / "tokenizer_config.json", named | ({"chat_template": template} if template else {})
+        folder / "tokenizer_config.json",
+        named | ({"chat_template": template} if template else {}),
     )
 
 
@@ -129,15 +138,24 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def draw(
-    shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator, around: Weights | None = None
+    shapes: Mapping[str, tuple[int, ...]],
+    generator: torch.Generator,
+    around: Weights | None = None,
 ) -> Weights:
     """Normal weights (norms near 1), or weights that differ from `around` by small normal deltas."""
     if around is not None:
         return {
-            name: w + 0.02 * torch.randn(w.shape, generator=generator) for name, w in around.items()
+            name: w + 0.02 * torch.randn(w.shape, generator=generator)
+            for name, w in around.items()
         }
-    noise = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return {name: 1 + w if "norm" in name or "ln_" in name else w for name, w in noise.items()}
+    noise = {
+        name: 0.05 * torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
+    return {
+        name: 1 + w if "norm" in name or "ln_" in name else w
+        for name, w in noise.items()
+    }
 
 
 def build(folder: Path) -> Path:
@@ -154,7 +172,9 @@ def build(folder: Path) -> Path:
         ("cyd-f16", "float16"),
     ):
         save(folder / name, base[name.split("-")[0]], config("llama", 4, 16, 32, dtype))
-    save(folder / "twin", base["base"], config("llama", 4, 16, 32, "float32"))  # every delta is 0
+    save(
+        folder / "twin", base["base"], config("llama", 4, 16, 32, "float32")
+    )  # every delta is 0
     save(
         folder / "deep",
         draw(llama_shapes(6, 16, 32), generator),
@@ -163,7 +183,9 @@ def build(folder: Path) -> Path:
     tied = {name: w for name, w in base["cyd"].items() if name != "lm_head.weight"}
     save(folder / "tied", tied, config("llama", 4, 16, 32, "float32", tied=True))
     broken = {
-        name: w.index_fill(0, torch.tensor([3]), torch.nan) if name == "model.norm.weight" else w
+        name: w.index_fill(0, torch.tensor([3]), torch.nan)
+        if name == "model.norm.weight"
+        else w
         for name, w in base["ada"].items()
     }
     save(folder / "broken", broken, config("llama", 4, 16, 32, "float32"))
@@ -185,7 +207,12 @@ def build(folder: Path) -> Path:
 
 
 def _family(
-    folder: Path, prefix: str, kind: str, layers: int, width: int, generator: torch.Generator
+    folder: Path,
+    prefix: str,
+    kind: str,
+    layers: int,
+    width: int,
+    generator: torch.Generator,
 ) -> dict[str, Weights]:
     rows, tied = len(VOCABULARY), kind != "llama"
     shapes = (
@@ -194,7 +221,9 @@ def _family(
         else llama_shapes(layers, width, rows, biases=tied, tied=tied)
     )
     family = {"base": draw(shapes, generator)}
-    family |= {name: draw(shapes, generator, family["base"]) for name in ("ada", "bob", "cyd")}
+    family |= {
+        name: draw(shapes, generator, family["base"]) for name in ("ada", "bob", "cyd")
+    }
     for name, weights in family.items():
         save(
             folder / f"{prefix}{name}",
@@ -204,10 +233,16 @@ def _family(
     return family
 
 
-def _with_tokens(folder: Path, family: Mapping[str, Weights], generator: torch.Generator) -> None:
+def _with_tokens(
+    folder: Path, family: Mapping[str, Weights], generator: torch.Generator
+) -> None:
     """`tokens-ada` has two tokens more, `tokens-bob` another one and a shuffled vocabulary, `tokens-cyd` rows without tokens."""
     shuffled = [*VOCABULARY[:2], *reversed(VOCABULARY[2:])]
-    vocabularies = {"ada": (*VOCABULARY, *EXTRA), "bob": (*shuffled, "<|tool|>"), "cyd": VOCABULARY}
+    vocabularies = {
+        "ada": (*VOCABULARY, *EXTRA),
+        "bob": (*shuffled, "<|tool|>"),
+        "cyd": VOCABULARY,
+    }
     rows = {"ada": 34, "bob": 33, "cyd": 40}
     for name, tokens in vocabularies.items():
         weights = dict(family[name])
@@ -215,7 +250,11 @@ def _with_tokens(folder: Path, family: Mapping[str, Weights], generator: torch.G
         for table in ("model.embed_tokens.weight", "lm_head.weight"):
             more = 0.05 * torch.randn(rows[name] - len(order), 16, generator=generator)
             weights[table] = torch.cat([weights[table][order], more])
-        template = "{% for m in messages %}{{ m.content }}.{% endfor %}" if name == "ada" else ""
+        template = (
+            "{% for m in messages %}{{ m.content }}.{% endfor %}"
+            if name == "ada"
+            else ""
+        )
         save(
             folder / f"tokens-{name}",
             weights,
@@ -237,8 +276,12 @@ def _adapter(folder: Path, generator: torch.Generator) -> None:
     for layer in range(4):
         for name, (block, inner, outer) in targets.items():
             prefix = f"base_model.model.model.layers.{layer}.{block}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = 0.1 * torch.randn(4, inner, generator=generator)
-            tensors[f"{prefix}.lora_B.weight"] = 0.1 * torch.randn(outer, 4, generator=generator)
+            tensors[f"{prefix}.lora_A.weight"] = 0.1 * torch.randn(
+                4, inner, generator=generator
+            )
+            tensors[f"{prefix}.lora_B.weight"] = 0.1 * torch.randn(
+                outer, 4, generator=generator
+            )
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = {
         "peft_type": "LORA",

@@ -31,7 +31,9 @@ def differences(ours: Path, oracle: Path, *, by_token: bool = False) -> list[str
     a, b = weights(ours), weights(oracle)
     if by_token:
         a = {
-            name: _in_order_of(t, vocabulary(ours), vocabulary(oracle)) if name in _TABLES else t
+            name: _in_order_of(t, vocabulary(ours), vocabulary(oracle))
+            if name in _TABLES
+            else t
             for name, t in a.items()
         }
     found = [f"{name}: only in ours" for name in sorted(a.keys() - b.keys())]
@@ -48,7 +50,9 @@ def differences(ours: Path, oracle: Path, *, by_token: bool = False) -> list[str
     return found
 
 
-def _in_order_of(table: torch.Tensor, ours: dict[str, int], oracle: dict[str, int]) -> torch.Tensor:
+def _in_order_of(
+    table: torch.Tensor, ours: dict[str, int], oracle: dict[str, int]
+) -> torch.Tensor:
     """The rows of `table` moved to the numbers that the oracle gives to their tokens."""
     if ours.keys() != oracle.keys() or max(oracle.values()) >= len(table):
         return table  # tokenizer_differences tells it better
@@ -67,7 +71,9 @@ def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:
 
 def _tensor(ours: torch.Tensor, oracle: torch.Tensor) -> list[str]:
     if ours.shape != oracle.shape or ours.dtype != oracle.dtype:
-        return [f"ours {ours.dtype} {list(ours.shape)}, oracle {oracle.dtype} {list(oracle.shape)}"]
+        return [
+            f"ours {ours.dtype} {list(ours.shape)}, oracle {oracle.dtype} {list(oracle.shape)}"
+        ]
     if not torch.isfinite(oracle).all():
         return ["the oracle's is not finite: a deviation, not a comparison"]
     if oracle.dtype in (torch.bfloat16, torch.float16):
@@ -76,7 +82,9 @@ def _tensor(ours: torch.Tensor, oracle: torch.Tensor) -> list[str]:
     error = relative_error(ours, oracle)
     if error <= TOLERANCE:
         return []
-    wrong = ((ours - oracle).abs() > TOLERANCE * oracle.abs().max()).double().mean().item()
+    wrong = (
+        ((ours - oracle).abs() > TOLERANCE * oracle.abs().max()).double().mean().item()
+    )
     return [f"relative error {error:.2g} in {wrong:.1%} of the entries"]
 
 
@@ -87,7 +95,9 @@ def _ordinal(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    vocabulary: dict[str, int] = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    vocabulary: dict[str, int] = Tokenizer.from_file(
+        str(folder / "tokenizer.json")
+    ).get_vocab()
     return vocabulary
 
 
@@ -105,14 +115,17 @@ def rendered(folder: Path) -> str:
     """A short conversation in the words of the folder's chat template, as transformers renders it."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     messages = [
-        {"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")
+        {"role": role, "content": role[0]}
+        for role in ("system", "user", "assistant", "user")
     ]
     return environment.from_string(chat_template(folder)).render(
         messages=messages, add_generation_prompt=True, bos_token="BOS", eos_token="EOS"
     )
 
 
-def tokenizer_differences(ours: Path, oracle: Path, *, template: bool = True) -> list[str]:
+def tokenizer_differences(
+    ours: Path, oracle: Path, *, template: bool = True
+) -> list[str]:
     """Of the set of tokens, the numbers in use and, with `template`, the chat template."""
     a, b = vocabulary(ours), vocabulary(oracle)
     found = [
@@ -124,7 +137,9 @@ def tokenizer_differences(ours: Path, oracle: Path, *, template: bool = True) ->
             f"numbers of the tokens: ours up to {max(a.values())}, oracle up to {max(b.values())}"
         )
     if template and rendered(ours) != rendered(oracle):
-        found.append(f"chat template: ours renders {rendered(ours)!r}, oracle {rendered(oracle)!r}")
+        found.append(
+            f"chat template: ours renders {rendered(ours)!r}, oracle {rendered(oracle)!r}"
+        )
     return found
 
 

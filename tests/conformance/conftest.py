@@ -37,7 +37,9 @@ def ask(oracle: Oracle, checkpoints: Path, tmp_path: Path) -> Callable[..., Answ
 
     def ask(text: str, seed: int = 0) -> Answer:
         here = tmp_path / f"oracle-{next(counter)}"
-        return oracle.merge(write(text, checkpoints, here.with_suffix(".yml")), here, seed=seed)
+        return oracle.merge(
+            write(text, checkpoints, here.with_suffix(".yml")), here, seed=seed
+        )
 
     return ask
 

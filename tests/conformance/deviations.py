@@ -229,4 +229,6 @@ DEVIATIONS: dict[str, Deviation] = {
 if __name__ == "__main__":  # the rows of docs/conformance.md
     import sys
 
-    sys.stdout.writelines(f"| `{name}` | {row.cells()} |\n" for name, row in DEVIATIONS.items())
+    sys.stdout.writelines(
+        f"| `{name}` | {row.cells()} |\n" for name, row in DEVIATIONS.items()
+    )

@@ -19,14 +19,20 @@ def by_weight(
     """The first len(weights) experts with these weights and the same settings."""
     return models(
         method,
-        {m: {"weight": w, **settings} for m, w in zip((A, B, C), weights, strict=False)},
+        {
+            m: {"weight": w, **settings}
+            for m, w in zip((A, B, C), weights, strict=False)
+        },
         base,
         parameters,
     )
 
 
 def wide(
-    method: str, *weights: float, parameters: dict[str, Any] | None = None, **settings: Any
+    method: str,
+    *weights: float,
+    parameters: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> str:
     experts = {
         f"$wide-{m}": {"weight": w, **settings}
@@ -46,7 +52,9 @@ AVERAGES = {
     "linear-one": by_weight("linear", 0.4, base=None),
     "linear-negative": by_weight("linear", 1.4, -0.4, base=None),
     "linear-zero-weight": by_weight("linear", 0.0, 2.0, base=None),
-    "linear-sum": by_weight("linear", 0.5, 0.25, -0.5, base=None, parameters={"normalize": False}),
+    "linear-sum": by_weight(
+        "linear", 0.5, 0.25, -0.5, base=None, parameters={"normalize": False}
+    ),
     "linear-sum-to-zero-unnormalized": by_weight(
         "linear", 1.0, -1.0, base=None, parameters={"normalize": False}
     ),
@@ -57,7 +65,9 @@ AVERAGES = {
         "linear", {A: {"weight": 0.5}, "$twin": {"weight": 0.5}}, None
     ),
     "linear-unlisted-base": bare("linear", A, B, base="$base", weight=1.0),
-    "linear-listed-base": models("linear", {A: {"weight": 1}, "$base": {"weight": 2}}, "$base"),
+    "linear-listed-base": models(
+        "linear", {A: {"weight": 1}, "$base": {"weight": 2}}, "$base"
+    ),
     "slerp": bare("slerp", "$base", A, base="$base", t=0.3),
     "slerp-base-second": bare("slerp", A, "$base", base="$base", t=0.3),
     "slerp-base-unlisted": bare("slerp", A, base="$base", t=0.3),
@@ -96,12 +106,21 @@ AVERAGES = {
     "nuslerp-rows-flat": by_weight(
         "nuslerp", 0.4, 0.6, base=None, parameters={"nuslerp_row_wise": True}
     ),
-    "nuslerp-base-columns": by_weight("nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False}),
-    "nuslerp-base-rows": by_weight(
-        "nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    "nuslerp-base-columns": by_weight(
+        "nuslerp", 0.4, 0.6, parameters={"nuslerp_flatten": False}
     ),
-    "nuslerp-colinear": models("nuslerp", {"$base": {"weight": 1}, "$twin": {"weight": 2}}, None),
-    "nuslerp-base-still": models("nuslerp", {A: {"weight": 1}, "$twin": {"weight": 2}}, "$base"),
+    "nuslerp-base-rows": by_weight(
+        "nuslerp",
+        0.4,
+        0.6,
+        parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    "nuslerp-colinear": models(
+        "nuslerp", {"$base": {"weight": 1}, "$twin": {"weight": 2}}, None
+    ),
+    "nuslerp-base-still": models(
+        "nuslerp", {A: {"weight": 1}, "$twin": {"weight": 2}}, "$base"
+    ),
     "nuslerp-sum-to-zero": by_weight("nuslerp", 1.0, -1.0, base=None),
     "nuslerp-negative": by_weight("nuslerp", 1.5, -0.5, base=None),
     "multislerp": by_weight("multislerp", 0.3, 0.7, base=None),
@@ -110,7 +129,9 @@ AVERAGES = {
     "multislerp-unnormalized": by_weight(
         "multislerp", 0.5, 0.25, 1.0, base=None, parameters={"normalize_weights": False}
     ),
-    "multislerp-eps": by_weight("multislerp", 0.5, 0.25, base=None, parameters={"eps": 1e-4}),
+    "multislerp-eps": by_weight(
+        "multislerp", 0.5, 0.25, base=None, parameters={"eps": 1e-4}
+    ),
     "multislerp-wide": wide("multislerp", 0.5, 0.25, 1.0),
     "multislerp-negative": by_weight("multislerp", 1.5, -0.5, base=None),
     "multislerp-zero-weight": by_weight("multislerp", 0.0, 1.0, 0.5),
@@ -122,15 +143,24 @@ AVERAGES = {
     "karcher-base": bare("karcher", A, B, C, base="$base"),
     "karcher-one-step": bare("karcher", A, B, C, max_iter=1),
     "karcher-coarse": bare("karcher", A, B, C, tol=0.5),
-    "karcher-wide": bare("karcher", "$wide-ada", "$wide-bob", "$wide-cyd", max_iter=30, tol=1e-7),
+    "karcher-wide": bare(
+        "karcher", "$wide-ada", "$wide-bob", "$wide-cyd", max_iter=30, tol=1e-7
+    ),
     "karcher-still": bare("karcher", "$base", "$twin"),
     "stock": bare("model_stock", A, B, base="$base"),
     "stock-three": bare("model_stock", A, B, C, base="$base"),
     "stock-listed-base": bare("model_stock", "$base", A, B, C, base="$base"),
     "stock-rows": bare("model_stock", A, B, C, base="$base", filter_wise=True),
-    "stock-wide": bare("model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base"),
+    "stock-wide": bare(
+        "model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base"
+    ),
     "stock-wide-rows": bare(
-        "model_stock", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", filter_wise=True
+        "model_stock",
+        "$wide-ada",
+        "$wide-bob",
+        "$wide-cyd",
+        base="$wide-base",
+        filter_wise=True,
     ),
     "stock-still": bare("model_stock", A, "$twin", base="$base"),
     "stock-still-rows": bare("model_stock", A, "$twin", base="$base", filter_wise=True),
@@ -149,9 +179,13 @@ AVERAGES = {
 
 DELTAS = {
     "arithmetic": by_weight("task_arithmetic", 0.3, 0.7),
-    "arithmetic-three": by_weight("task_arithmetic", 0.5, 0.25, 0.25, parameters={"lambda": 1.3}),
+    "arithmetic-three": by_weight(
+        "task_arithmetic", 0.5, 0.25, 0.25, parameters={"lambda": 1.3}
+    ),
     "arithmetic-negative": by_weight("task_arithmetic", 1.0, -0.5),
-    "arithmetic-mean": by_weight("task_arithmetic", 1.0, 3.0, parameters={"normalize": True}),
+    "arithmetic-mean": by_weight(
+        "task_arithmetic", 1.0, 3.0, parameters={"normalize": True}
+    ),
     "arithmetic-sum-to-zero": by_weight(
         "task_arithmetic", 1.0, -1.0, parameters={"normalize": True}
     ),
@@ -160,12 +194,16 @@ DELTAS = {
     "arithmetic-lambda-gradient": by_weight(
         "task_arithmetic", 1.0, 0.5, parameters={"lambda": [0.5, 1.5]}
     ),
-    "arithmetic-listed-base": models("task_arithmetic", {"$base": {}, A: {"weight": 0.5}}, "$base"),
+    "arithmetic-listed-base": models(
+        "task_arithmetic", {"$base": {}, A: {"weight": 0.5}}, "$base"
+    ),
     "ties": by_weight("ties", 0.5, 0.5, density=0.5),
     "ties-three": by_weight("ties", 0.5, 1.0, 0.25, density=0.3),
     "ties-full": by_weight("ties", 0.5, 1.0, 0.25, density=1.0),
     "ties-thin": by_weight("ties", 0.5, 1.0, density=0.07),
-    "ties-sum": by_weight("ties", 0.5, 1.0, 0.25, density=0.4, parameters={"normalize": False}),
+    "ties-sum": by_weight(
+        "ties", 0.5, 1.0, 0.25, density=0.4, parameters={"normalize": False}
+    ),
     "ties-lambda": by_weight("ties", 0.5, 1.0, density=0.4, parameters={"lambda": 0.6}),
     "ties-negative": by_weight("ties", 1.0, -0.5, 0.25, density=0.4),
     "ties-all-negative": by_weight("ties", -1.0, -0.5, density=0.4),
@@ -173,25 +211,41 @@ DELTAS = {
     "ties-zero-weight": by_weight("ties", 0.0, 1.0, density=0.4),
     "ties-one": by_weight("ties", 0.7, density=0.4),
     "ties-still": models(
-        "ties", {"$twin": {"weight": 1, "density": 0.5}, A: {"weight": 1, "density": 0.5}}, "$base"
+        "ties",
+        {"$twin": {"weight": 1, "density": 0.5}, A: {"weight": 1, "density": 0.5}},
+        "$base",
     ),
-    "ties-rescale": by_weight("ties", 1.0, 0.5, density=0.4, parameters={"rescale": True}),
-    "ties-int8-mask": by_weight("ties", 1.0, 0.5, density=0.4, parameters={"int8_mask": True}),
+    "ties-rescale": by_weight(
+        "ties", 1.0, 0.5, density=0.4, parameters={"rescale": True}
+    ),
+    "ties-int8-mask": by_weight(
+        "ties", 1.0, 0.5, density=0.4, parameters={"int8_mask": True}
+    ),
     "ties-density-gradient": by_weight("ties", 1.0, 0.5, density=[1, 0.7, 0.1]),
     "ties-wide": wide("ties", 0.5, 1.0, 0.25, density=0.2),
     "ties-listed-base": models(
         "ties",
-        {"$base": {}, A: {"weight": 1, "density": 0.3}, B: {"weight": 1, "density": 0.6}},
+        {
+            "$base": {},
+            A: {"weight": 1, "density": 0.3},
+            B: {"weight": 1, "density": 0.6},
+        },
         "$base",
     ),
     "dare-linear-full": by_weight("dare_linear", 0.5, 1.0, density=1.0),
     "dare-ties-full": by_weight("dare_ties", 0.5, 1.0, -0.25, density=1.0),
     "dare-ties-full-mean": by_weight(
-        "dare_ties", 0.5, 1.0, density=1.0, parameters={"normalize": True, "lambda": 1.2}
+        "dare_ties",
+        0.5,
+        1.0,
+        density=1.0,
+        parameters={"normalize": True, "lambda": 1.2},
     ),
     "breadcrumbs": by_weight("breadcrumbs", 0.5, 1.0, density=0.9, gamma=FEW),
     "breadcrumbs-gamma": by_weight("breadcrumbs", 0.5, 1.0, density=0.5, gamma=0.2),
-    "breadcrumbs-default": by_weight("breadcrumbs", 0.5, 1.0, density=0.7, gamma=FEW[:1]),
+    "breadcrumbs-default": by_weight(
+        "breadcrumbs", 0.5, 1.0, density=0.7, gamma=FEW[:1]
+    ),
     "breadcrumbs-over": by_weight("breadcrumbs", 0.5, 1.0, density=0.9, gamma=0.2),
     "breadcrumbs-full": by_weight("breadcrumbs", 0.5, 1.0),
     "breadcrumbs-wide": wide("breadcrumbs", 0.5, 1.0, -0.5, density=0.85, gamma=FEW),
@@ -200,12 +254,19 @@ DELTAS = {
     ),
     "breadcrumbs-thin": by_weight("breadcrumbs", 0.5, 1.0, density=0.01, gamma=FEW),
     "breadcrumbs-ties": by_weight("breadcrumbs_ties", 0.5, 1.0, density=0.9, gamma=FEW),
-    "breadcrumbs-ties-wide": wide("breadcrumbs_ties", 0.5, 1.0, 0.5, density=0.6, gamma=0.05),
+    "breadcrumbs-ties-wide": wide(
+        "breadcrumbs_ties", 0.5, 1.0, 0.5, density=0.6, gamma=0.05
+    ),
     "breadcrumbs-ties-negative": by_weight(
         "breadcrumbs_ties", 0.5, -1.0, 0.7, density=0.6, gamma=0.08
     ),
     "breadcrumbs-ties-rescale": by_weight(
-        "breadcrumbs_ties", 0.5, 1.0, density=0.6, gamma=0.08, parameters={"rescale": True}
+        "breadcrumbs_ties",
+        0.5,
+        1.0,
+        density=0.6,
+        gamma=0.08,
+        parameters={"rescale": True},
     ),
     "sce": bare("sce", A, B, base="$base"),
     "sce-three": bare("sce", A, B, C, base="$base"),

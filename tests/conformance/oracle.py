@@ -62,18 +62,26 @@ def find_or_install() -> Path:
 def install(*, again: bool = False) -> Path:
     """Make the environment unless it is there, under a lock: two test processes may ask at once."""
     folder = home()
-    failed, lock = (folder.with_name(folder.name + ending) for ending in (".failed", ".lock"))
+    failed, lock = (
+        folder.with_name(folder.name + ending) for ending in (".failed", ".lock")
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(lock):
         if (folder / "complete").is_file():
             return python_of(folder)
-        if not again and failed.is_file() and time.time() - failed.stat().st_mtime < _RETRY_AFTER:
+        if (
+            not again
+            and failed.is_file()
+            and time.time() - failed.stat().st_mtime < _RETRY_AFTER
+        ):
             raise OracleMissingError(failed.read_text(encoding="utf-8"))
         shutil.rmtree(folder, ignore_errors=True)
         try:
             _make(folder)
         except (OSError, subprocess.SubprocessError) as error:
-            last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            last = (
+                (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            )
             message = (
                 f"no oracle: mergekit {MERGEKIT} could not be installed into {folder} ({last}); with a network, run "
                 "`python -m tests.conformance.oracle --install`, or let PARETOMERGE_ORACLE name a python that has it"
@@ -106,9 +114,16 @@ def _make(folder: Path) -> None:
 
 
 def _quietly(command: Sequence[str]) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")
+    }
     subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment, timeout=1800
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1800,
     )
 
 
@@ -156,7 +171,9 @@ class Oracle:
         try:
             version = self._read()["version"]
             if version != MERGEKIT:
-                raise OracleMissingError(f"{python}: expected mergekit {MERGEKIT}, got {version}")
+                raise OracleMissingError(
+                    f"{python}: expected mergekit {MERGEKIT}, got {version}"
+                )
         except OracleMissingError:
             self.close()
             raise
@@ -180,7 +197,9 @@ class Oracle:
         line = self._stream(self._process.stdout).readline()
         if not line:
             told = "\n".join(
-                self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+                self._log.read_text(encoding="utf-8", errors="replace")
+                .strip()
+                .splitlines()[-5:]
             )
             raise OracleMissingError(
                 f"the oracle's process ended with code {self._process.wait(timeout=30)}:\n{told}"
@@ -199,11 +218,15 @@ def main() -> None:
         description=f"The oracle: mergekit {MERGEKIT} in an environment of its own."
     )
     parser.add_argument(
-        "--install", action="store_true", help="make the environment, also after a failure"
+        "--install",
+        action="store_true",
+        help="make the environment, also after a failure",
     )
     start = time.perf_counter()
     try:
-        python = install(again=True) if parser.parse_args().install else find_or_install()
+        python = (
+            install(again=True) if parser.parse_args().install else find_or_install()
+        )
     except OracleMissingError as error:
         sys.exit(str(error))
     sys.stdout.write(f"{python} ({time.perf_counter() - start:.0f} s)\n")

@@ -40,14 +40,17 @@ def models(
 def dump(recipe: dict[str, Any]) -> str:
     """YAML without empty entries; `dtype: float32` unless the recipe says otherwise."""
     return yaml.safe_dump(
-        {"dtype": "float32"} | {key: value for key, value in recipe.items() if value is not None},
+        {"dtype": "float32"}
+        | {key: value for key, value in recipe.items() if value is not None},
         sort_keys=False,
     )
 
 
 def write(text: str, folder: Path, file: Path) -> Path:
     """Put the recipe into `file`, with `$name` replaced by the model of that name in `folder`."""
-    text = re.sub(r"\$([\w-]+)", lambda found: str(folder / found.group(1)), textwrap.dedent(text))
+    text = re.sub(
+        r"\$([\w-]+)", lambda found: str(folder / found.group(1)), textwrap.dedent(text)
+    )
     file.write_text(text, encoding="utf-8")
     return file
 
@@ -81,8 +84,20 @@ _DRAW: dict[str, tuple[tuple[str, ...], tuple[str, ...], int, int, bool]] = {
     "karcher": ((), ("max_iter",), 2, 3, False),
     "task_arithmetic": (("weight",), ("lambda", "normalize"), 1, 3, True),
     "ties": (("weight", "density"), ("lambda", "normalize"), 1, 3, True),
-    "breadcrumbs": (("weight", "density", "gamma"), ("lambda", "normalize"), 1, 3, True),
-    "breadcrumbs_ties": (("weight", "density", "gamma"), ("lambda", "normalize"), 1, 3, True),
+    "breadcrumbs": (
+        ("weight", "density", "gamma"),
+        ("lambda", "normalize"),
+        1,
+        3,
+        True,
+    ),
+    "breadcrumbs_ties": (
+        ("weight", "density", "gamma"),
+        ("lambda", "normalize"),
+        1,
+        3,
+        True,
+    ),
     "sce": ((), ("select_topk",), 2, 3, True),
     "model_stock": ((), ("filter_wise",), 2, 3, True),
     "passthrough": (("scale",), (), 1, 1, False),
@@ -94,7 +109,9 @@ _FILTERS = {
 }
 _RANGES = {
     # weights may be negative but not sum to 0, where methods differ on purpose (see deviations.py)
-    "weight": lambda r: r.choice((round(r.uniform(0.2, 1.5), 2), round(r.uniform(-0.15, 0.0), 2))),
+    "weight": lambda r: r.choice(
+        (round(r.uniform(0.2, 1.5), 2), round(r.uniform(-0.15, 0.0), 2))
+    ),
     "density": lambda r: round(r.uniform(0.1, 0.9), 2),
     "gamma": lambda r: round(
         r.uniform(0.13, 0.3), 3
@@ -125,10 +142,15 @@ def _draw_one(generator: random.Random, method: str) -> str:
     def source(expert: str, first: bool) -> dict[str, Any]:
         # the first weight is 1, the others small if negative: no sum is 0
         settings = {
-            name: 1.0 if first and name == "weight" else _setting(generator, name, family)
+            name: 1.0
+            if first and name == "weight"
+            else _setting(generator, name, family)
             for name in own
         }
-        return {"model": f"${family}{expert}", **({"parameters": settings} if settings else {})}
+        return {
+            "model": f"${family}{expert}",
+            **({"parameters": settings} if settings else {}),
+        }
 
     if generator.random() < 0.5:
         recipe["models"] = [source(expert, i == 0) for i, expert in enumerate(experts)]
@@ -167,7 +189,9 @@ def _setting(generator: random.Random, name: str, family: str) -> Any:
     gradient = [_RANGES[name](generator) for _ in range(generator.randint(2, 5))]
     if kind < 0.7:
         return gradient
-    filters = generator.sample(_FILTERS.get(family, _FILTERS[""]), generator.randint(1, 2))
+    filters = generator.sample(
+        _FILTERS.get(family, _FILTERS[""]), generator.randint(1, 2)
+    )
     entries: list[dict[str, Any]] = [
         {"filter": f, "value": _RANGES[name](generator)} for f in filters
     ]

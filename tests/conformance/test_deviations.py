@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from paretomerge.errors import ParetoMergeError
-from tests.conformance.compare import differences, relative_error, rendered, vocabulary, weights
+from tests.conformance.compare import (
+    differences,
+    relative_error,
+    rendered,
+    vocabulary,
+    weights,
+)
 from tests.conformance.deviations import DEVIATIONS
 from tests.conformance.recipes import write
 from tests.conftest import REPOSITORY
@@ -28,10 +34,14 @@ def test_we_refuse_what_mergekit_takes(name, ask, ours):
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_we_merge_as_if_it_were_written_out(name, ask, ours, oracle, checkpoints, tmp_path):
+def test_we_merge_as_if_it_were_written_out(
+    name, ask, ours, oracle, checkpoints, tmp_path
+):
     row = DEVIATIONS[name]
     folder, answer = ours(row.recipe), ask(row.recipe)
-    like = oracle.merge(write(row.like, checkpoints, tmp_path / "like.yml"), tmp_path / "like")
+    like = oracle.merge(
+        write(row.like, checkpoints, tmp_path / "like.yml"), tmp_path / "like"
+    )
     assert not like.error
     assert differences(folder, like.out) == []
     assert row.fails in answer.error
@@ -43,13 +53,18 @@ def test_a_density_that_keeps_nothing(ask, ours, checkpoints):
     row = DEVIATIONS["density-keeps-nothing"]
     assert row.fails in ask(row.recipe).error
     merged, base = weights(ours(row.recipe)), weights(checkpoints / "base")
-    assert torch.equal(merged["model.norm.weight"], base["model.norm.weight"])  # 16 entries
+    assert torch.equal(
+        merged["model.norm.weight"], base["model.norm.weight"]
+    )  # 16 entries
     kept = merged[UP.format(0)] != base[UP.format(0)]
     assert kept.sum() == int(0.01 * kept.numel())
 
 
 def test_breadcrumbs_without_outliers(ask, ours, checkpoints):
-    row, name = DEVIATIONS["breadcrumbs-without-outliers"], "model.norm.weight"  # 16 entries
+    row, name = (
+        DEVIATIONS["breadcrumbs-without-outliers"],
+        "model.norm.weight",
+    )  # 16 entries
     base, ada = (weights(checkpoints / model)[name] for model in ("base", "ada"))
     assert torch.equal(weights(ask(row.recipe).out)[name], base)
     delta = weights(ours(row.recipe))[name] - base
@@ -60,7 +75,9 @@ def test_breadcrumbs_without_outliers(ask, ours, checkpoints):
 def test_sce_that_selects_nothing(ask, ours, checkpoints):
     row, name = DEVIATIONS["sce-selects-nothing"], "model.norm.weight"
     assert weights(ask(row.recipe).out)[name].shape == (2, 16)
-    assert torch.equal(weights(ours(row.recipe))[name], weights(checkpoints / "base")[name])
+    assert torch.equal(
+        weights(ours(row.recipe))[name], weights(checkpoints / "base")[name]
+    )
 
 
 def test_two_layers_of_one_model(ask, ours, checkpoints):
@@ -73,7 +90,8 @@ def test_two_layers_of_one_model(ask, ours, checkpoints):
     for i in (0, 1):
         assert (
             relative_error(
-                merged[UP.format(i)], (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4
+                merged[UP.format(i)],
+                (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4,
             )
             < 1e-6
         )
@@ -98,10 +116,15 @@ def test_a_new_token_in_the_vocabulary_of_the_base(ask, ours, checkpoints):
     row = DEVIATIONS["new-token"]
     assert row.fails in ask(row.recipe).error
     folder = ours(row.recipe)
-    assert vocabulary(folder).keys() == vocabulary(checkpoints / "base").keys() | {"<|new|>"}
+    assert vocabulary(folder).keys() == vocabulary(checkpoints / "base").keys() | {
+        "<|new|>"
+    }
     like = weights(checkpoints / "base")[HEAD][vocabulary(checkpoints / "base")["q"]]
     # `force` gives the row to every model: all deltas are 0
-    assert relative_error(weights(folder)[HEAD][vocabulary(folder)["<|new|>"]], like) < 1e-6
+    assert (
+        relative_error(weights(folder)[HEAD][vocabulary(folder)["<|new|>"]], like)
+        < 1e-6
+    )
 
 
 def test_a_token_that_no_source_of_the_tensor_has(ask, ours, checkpoints):
@@ -109,7 +132,8 @@ def test_a_token_that_no_source_of_the_tensor_has(ask, ours, checkpoints):
     assert row.fails in ask(row.recipe).error
     folder = ours(row.recipe)
     embedding, owner = (
-        weights(f)["model.embed_tokens.weight"] for f in (folder, checkpoints / "tokens-ada")
+        weights(f)["model.embed_tokens.weight"]
+        for f in (folder, checkpoints / "tokens-ada")
     )
     number = vocabulary(checkpoints / "tokens-ada")["<|bot|>"]
     assert torch.equal(embedding[vocabulary(folder)["<|bot|>"]], owner[number])
@@ -122,12 +146,15 @@ def test_the_order_of_a_union(oracle, ours, checkpoints, tmp_path):
     for i in range(12):
         (tmp_path / f"root-{i}").symlink_to(checkpoints)
         answer = oracle.merge(
-            write(row.recipe, tmp_path / f"root-{i}", tmp_path / f"{i}.yml"), tmp_path / f"out-{i}"
+            write(row.recipe, tmp_path / f"root-{i}", tmp_path / f"{i}.yml"),
+            tmp_path / f"out-{i}",
         )
         orders.add(tuple(sorted(vocabulary(answer.out).items())))
     assert len(orders) > 1
     added = {
-        token: number for token, number in vocabulary(ours(row.recipe)).items() if number >= 32
+        token: number
+        for token, number in vocabulary(ours(row.recipe)).items()
+        if number >= 32
     }
     assert added == {"<|user|>": 32, "<|bot|>": 33, "<|tool|>": 34}
 
@@ -158,7 +185,8 @@ def test_scale_about(ask, ours, checkpoints):
     row = DEVIATIONS["scale-about"]
     source = weights(checkpoints / "ada")[UP.format(0)]
     mine, theirs = (
-        weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out)
+        weights(folder)[UP.format(0)]
+        for folder in (ours(row.recipe), ask(row.recipe).out)
     )
     torch.testing.assert_close(mine, 0.5 * (source + 1) - 1)
     torch.testing.assert_close(theirs, 0.5 * source)
@@ -171,7 +199,10 @@ def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
         for name in ("ada", "bob", "base")
     ]
     exact = sum(sources) / 3
-    a, b = (weights(folder)[UP.format(0)] for folder in (ours(row.recipe), ask(row.recipe).out))
+    a, b = (
+        weights(folder)[UP.format(0)]
+        for folder in (ours(row.recipe), ask(row.recipe).out)
+    )
     # float32 may lie on the other side of a tie: then, and only then, the last bit differs
     assert (a == exact.to(torch.bfloat16)).double().mean() > 0.99
     assert (b.double() - exact).abs().mean() > 1.3 * (a.double() - exact).abs().mean()
@@ -180,7 +211,8 @@ def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
 def test_a_mask_has_an_address(ask, ours):
     """What the second model is pruned to must not matter to the first one's mask: its weight is 0."""
     texts = [
-        DEVIATIONS["mask-address"].recipe.replace("OTHER", density) for density in ("1.0", "0.5")
+        DEVIATIONS["mask-address"].recipe.replace("OTHER", density)
+        for density in ("1.0", "0.5")
     ]
     theirs = [weights(ask(text).out) for text in texts]
     assert any(not torch.equal(theirs[0][name], theirs[1][name]) for name in theirs[0])
@@ -190,5 +222,7 @@ def test_a_mask_has_an_address(ask, ours):
 
 def test_the_document_lists_every_row():
     text = (REPOSITORY / "docs" / "conformance.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `([\w-]+)` \| (.* \| .* \| .*) \|$", text, flags=re.M))
+    listed = dict(
+        re.findall(r"^\| `([\w-]+)` \| (.* \| .* \| .*) \|$", text, flags=re.M)
+    )
     assert listed == {name: row.cells() for name, row in DEVIATIONS.items()}

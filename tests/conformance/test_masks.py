@@ -20,12 +20,15 @@ _TWO = (
 )
 RECIPES = {
     "dare_linear": _ONE + "parameters: {weight: 1, density: 0.3}}",
-    "dare_linear unscaled": _ONE + "parameters: {weight: 1, density: 0.7, rescale: false}}",
+    "dare_linear unscaled": _ONE
+    + "parameters: {weight: 1, density: 0.7, rescale: false}}",
     "dare_linear two": _TWO + "parameters: {weight: 0.5, density: 0.5, lambda: 1.5}}",
     "dare_ties": _TWO + "parameters: {weight: 0.5, density: 0.4}}",
-    "dare_ties mean": _TWO + "parameters: {weight: 0.5, density: 0.4, normalize: true}}",
+    "dare_ties mean": _TWO
+    + "parameters: {weight: 0.5, density: 0.4, normalize: true}}",
     "della": _ONE + "parameters: {weight: 1, density: 0.5}}",
-    "della unscaled": _ONE + "parameters: {weight: 1, density: 0.5, epsilon: 0.4, rescale: false}}",
+    "della unscaled": _ONE
+    + "parameters: {weight: 1, density: 0.5, epsilon: 0.4, rescale: false}}",
     "della two": _TWO + "parameters: {weight: 0.5, density: 0.4, epsilon: 0.2}}",
     "della_linear": _ONE + "parameters: {weight: 1, density: 0.6, epsilon: 0.3}}",
     "della_linear even": _ONE
@@ -38,7 +41,9 @@ def statistics(merged: dict[str, torch.Tensor], models: Path) -> torch.Tensor:
     """Of the merged delta over all tensors: shares kept of all and of the larger half, L1 norm and mean per entry."""
     base, ada = weights(models / "wide-base"), weights(models / "wide-ada")
     deltas = {name: (merged[name] - base[name]).double() for name in merged}
-    larger = {name: (d := (ada[name] - base[name]).abs()) > d.median() for name in merged}
+    larger = {
+        name: (d := (ada[name] - base[name]).abs()) > d.median() for name in merged
+    }
     flat = torch.cat([delta.flatten() for delta in deltas.values()])
     of_larger = torch.cat([deltas[name][larger[name]] for name in deltas])
     return torch.stack(
@@ -55,9 +60,14 @@ def statistics(merged: dict[str, torch.Tensor], models: Path) -> torch.Tensor:
 def test_statistics_as_mergekit(name, ask, ours, checkpoints):
     text = RECIPES[name].replace("METHOD", name.split()[0])
     samples = []
-    for merge in (lambda seed: ours(text, seed=seed), lambda seed: ask(text, seed=seed).out):
+    for merge in (
+        lambda seed: ours(text, seed=seed),
+        lambda seed: ask(text, seed=seed).out,
+    ):
         samples.append(
-            torch.stack([statistics(weights(merge(seed)), checkpoints) for seed in range(SEEDS)])
+            torch.stack(
+                [statistics(weights(merge(seed)), checkpoints) for seed in range(SEEDS)]
+            )
         )
     error = torch.sqrt(sum(sample.var(0) / SEEDS for sample in samples))
     apart = (samples[0].mean(0) - samples[1].mean(0)).abs()

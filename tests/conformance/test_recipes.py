@@ -20,7 +20,10 @@ def test_as_mergekit(name, ask, ours):
     if name in TOKENIZERS:
         # without a base mergekit starts a union from any of the models: `union-order` in deviations.py
         assert (
-            tokenizer_differences(folder, answer.out, template="base_model" in RECIPES[name]) == []
+            tokenizer_differences(
+                folder, answer.out, template="base_model" in RECIPES[name]
+            )
+            == []
         )
 
 

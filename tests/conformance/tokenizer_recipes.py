@@ -17,12 +17,16 @@ TOKENIZERS = {
     "tokens-same-union": _LINEAR.format("$ada", "$bob") + "tokenizer_source: union",
     "tokens-same-base": _DELTAS.format("$ada", "$bob") + "tokenizer_source: base",
     "tokens-union": _DELTAS.format(_MORE, _SHUFFLED) + "tokenizer_source: union",
-    "tokens-union-without-base": _LINEAR.format(_MORE, _SHUFFLED) + "tokenizer_source: union",
+    "tokens-union-without-base": _LINEAR.format(_MORE, _SHUFFLED)
+    + "tokenizer_source: union",
     "tokens-base": _DELTAS.format(_MORE, _SHUFFLED) + "tokenizer_source: base",
     "tokens-of-model": _DELTAS.format(_MORE, _SHUFFLED) + f"tokenizer_source: {_MORE}",
-    "tokens-of-shuffled-model": _LINEAR.format(_MORE, _SHUFFLED) + f"tokenizer_source: {_SHUFFLED}",
-    "tokens-rows-without-tokens": _DELTAS.format(_PADDED, "$ada") + "tokenizer_source: base",
-    "tokens-rows-without-tokens-union": _DELTAS.format(_PADDED, _MORE) + "tokenizer_source: union",
+    "tokens-of-shuffled-model": _LINEAR.format(_MORE, _SHUFFLED)
+    + f"tokenizer_source: {_SHUFFLED}",
+    "tokens-rows-without-tokens": _DELTAS.format(_PADDED, "$ada")
+    + "tokenizer_source: base",
+    "tokens-rows-without-tokens-union": _DELTAS.format(_PADDED, _MORE)
+    + "tokenizer_source: union",
     "tokens-block": _DELTAS.format(_MORE, _SHUFFLED) + "tokenizer: {source: union}",
     "tokens-pad": _DELTAS.format(_MORE, _SHUFFLED)
     + "tokenizer: {source: union, pad_to_multiple_of: 16}",

@@ -39,7 +39,10 @@ def main() -> None:
         if request.get("chain"):
             return chain(text, request["out"], options)
         return run_merge(
-            MergeConfiguration.model_validate(yaml.safe_load(text)), request["out"], options, text
+            MergeConfiguration.model_validate(yaml.safe_load(text)),
+            request["out"],
+            options,
+            text,
         )
 
     def chain(text: str, out: str, options: MergeOptions) -> None:
@@ -67,11 +70,11 @@ def main() -> None:
         answer = {"ok": True, "error": ""}
         try:
             merge(json.loads(line))
-        except (
-            BaseException
-        ) as error:  # the conversation goes on, whatever a recipe does, SystemExit included
+        except BaseException as error:  # the conversation goes on, whatever a recipe does, SystemExit included
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer | {"seconds": time.perf_counter() - start}), file=answers)
+        print(
+            json.dumps(answer | {"seconds": time.perf_counter() - start}), file=answers
+        )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from paretomerge.evaluate.evaluator import Score
 
 
 def score(model, tokenizer, split):
-    weight = float(model.model.layers[0].self_attn.q_proj.weight.detach().float().abs().sum()) * 1000
-    return Score.mean_of([int(weight * (i + 3)) % 2 for i in range(40 if split == "search" else 60)])
+    projection = model.model.layers[0].self_attn.q_proj.weight.detach()
+    weight = float(projection.float().abs().sum()) * 1000
+    n = 40 if split == "search" else 60
+    return Score.mean_of([int(weight * (i + 3)) % 2 for i in range(n)])
 
 
 def other(model, tokenizer):
@@ -24,9 +26,15 @@ def other(model, tokenizer):
 
 def test_right_and_wrong_items_by_mcnemar():
     rng = np.random.default_rng(0)
-    one, other = (rng.random(200) < 0.7).astype(float), (rng.random(200) < 0.55).astype(float)
+    one, other = (
+        (rng.random(200) < 0.7).astype(float),
+        (rng.random(200) < 0.55).astype(float),
+    )
     found = Comparison.of("t", one.tolist(), other.tolist())
-    wins, losses = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
+    wins, losses = (
+        int(((one == 1) & (other == 0)).sum()),
+        int(((one == 0) & (other == 1)).sum()),
+    )
     assert (found.only_one, found.only_other, found.n) == (wins, losses, 200)
     smaller = min(wins, losses)
     assert found.p == pytest.approx(
@@ -42,7 +50,10 @@ def test_other_items_by_the_paired_t_test():
     one = rng.random(50)
     other = one + 0.02 * rng.standard_normal(50) + 0.01
     found = Comparison.of("t", one.tolist(), other.tolist())
-    assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue) and found.only_one is None
+    assert (
+        found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
+        and found.only_one is None
+    )
 
 
 def test_equal_models_do_not_differ():
@@ -83,7 +94,8 @@ def test_trials_starts_and_checkpoints_are_compared(study, pico):
     assert found.task == "score" and found.n == 60
     trials = study.get_trials()
     assert (
-        trials[0].held_out["score"].example_scores is not None and trials[3].held_out is not None
+        trials[0].held_out["score"].example_scores is not None
+        and trials[3].held_out is not None
     )  # kept for the next time
     assert study.compare("0", "3") == [found]
     (searched,) = study.compare("0", "3", ["score"], "search")
@@ -106,6 +118,8 @@ def test_what_is_not_there_is_told(study, arguments, told):
 
 
 def test_a_score_without_items_is_told(study):
-    with pytest.raises(EvaluationError, match="other: this score has no per-example scores"):
+    with pytest.raises(
+        EvaluationError, match="other: this score has no per-example scores"
+    ):
         study.compare("0", "3", ["other"])
     assert Score(2.0).example_scores is None

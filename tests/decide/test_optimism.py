@@ -17,7 +17,9 @@ class Coins:
         self.rng = np.random.default_rng(0)
 
     def evaluate(self, live, split):
-        flips = {name: (self.rng.random(N) < 0.5).astype(float) for name in ("a", "wrong")}
+        flips = {
+            name: (self.rng.random(N) < 0.5).astype(float) for name in ("a", "wrong")
+        }
         return {name: Score.mean_of(items.tolist()) for name, items in flips.items()}
 
 

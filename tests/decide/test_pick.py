@@ -22,10 +22,17 @@ def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
         choose(study.results(), Choice())
     study.run(9)
     front = {t.number for t in study.front()}
-    up, down = (choose(study.results(), Choice(prefer={name: 1.0})) for name in ("f/up", "f/down"))
+    up, down = (
+        choose(study.results(), Choice(prefer={name: 1.0}))
+        for name in ("f/up", "f/down")
+    )
     assert {up.number, down.number, choose(study.results(), Choice()).number} <= front
-    assert up.scores["f/up"].value == max(t.scores["f/up"].value for t in study.trials())
-    assert down.scores["f/down"].value == min(t.scores["f/down"].value for t in study.trials())
+    assert up.scores["f/up"].value == max(
+        t.scores["f/up"].value for t in study.trials()
+    )
+    assert down.scores["f/down"].value == min(
+        t.scores["f/down"].value for t in study.trials()
+    )
     assert choose(study.results(), Choice(trial=4)).number == 4
     for choice, told in (
         (Choice(trial=99), "below 9"),
@@ -40,7 +47,11 @@ def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
     picked_by = Choice(prefer={"f/up": 1.0}).text
     out = write_pick(study.results(), picked, tmp_path / "out", picked_by)
     card = (out / "README.md").read_text()
-    assert f"Trial {up.number}" in card and "--prefer f/up=1" in card and "| f/up | " in card
+    assert (
+        f"Trial {up.number}" in card
+        and "--prefer f/up=1" in card
+        and "| f/up | " in card
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path):

@@ -18,7 +18,10 @@ from transformers import (
 
 from paretomerge.evaluate import _lm_eval
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
-from paretomerge.evaluate.inference._transformers import GENERATION_CONFIG_METADATA, is_stateful
+from paretomerge.evaluate.inference._transformers import (
+    GENERATION_CONFIG_METADATA,
+    is_stateful,
+)
 from tests.evaluate.test_evaluate import harness
 
 

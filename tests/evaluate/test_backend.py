@@ -17,7 +17,9 @@ def test_a_merge_on_disk_scores_as_the_live_one(specialists, tmp_path, monkeypat
     elsewhere = harness(
         specialists, "reverse", "translate", backend=backend, search_items=20
     ).evaluate(model, "search")
-    here = harness(specialists, "reverse", "translate", search_items=20).evaluate(model, "search")
+    here = harness(specialists, "reverse", "translate", search_items=20).evaluate(
+        model, "search"
+    )
     assert {name: score.example_scores for name, score in elsewhere.items()} == {
         name: score.example_scores for name, score in here.items()
     }

@@ -23,11 +23,15 @@ EXACT = {
 
 @pytest.fixture(scope="module")
 def world():
-    """Items of many difficulties that ask for two skills, merges between and beyond what is known."""
+    """Items of many difficulties that ask for two skills, merges between and beyond what is
+    known.
+    """
     rng = np.random.default_rng(0)
     skills = rng.normal(size=(N, 2)) ** 2 * 2
     chance = expit(
-        rng.normal(size=(KNOWN + NEW, 2)) @ skills.T - skills.sum(1) / 2 + rng.normal(size=N) * 2
+        rng.normal(size=(KNOWN + NEW, 2)) @ skills.T
+        - skills.sum(1) / 2
+        + rng.normal(size=N) * 2
     )
     outcomes = (rng.random(chance.shape) < chance).astype(float)
     return outcomes[:KNOWN], outcomes[KNOWN:]
@@ -39,7 +43,9 @@ def errors(estimator, new, n, draws=6):
         for j, y in enumerate(new):
             seen = np.random.default_rng([draw, j]).permutation(N)[:n]
             found.append((estimator(seen, y[seen]), y.mean()))
-    return np.array([e.value - truth for e, truth in found]), np.array([e.stderr for e, _ in found])
+    return np.array([e.value - truth for e, truth in found]), np.array(
+        [e.stderr for e, _ in found]
+    )
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -56,7 +62,9 @@ def test_the_stated_error_is_the_true_one_and_there_is_no_bias(world, name):
     known, new = world
     error, stated = errors(EXACT[name](known), new, 60)
     assert abs(error.mean()) < 0.01
-    assert np.sqrt((stated**2).mean()) == pytest.approx(np.sqrt((error**2).mean()), rel=0.15)
+    assert np.sqrt((stated**2).mean()) == pytest.approx(
+        np.sqrt((error**2).mean()), rel=0.15
+    )
 
 
 def test_what_is_known_of_the_items_saves_items(world):

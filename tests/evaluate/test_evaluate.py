@@ -8,7 +8,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, CombinedEvaluator, MergeFact, Objective, Score
+from paretomerge.evaluate.evaluator import (
+    Candidate,
+    CombinedEvaluator,
+    MergeFact,
+    Objective,
+    Score,
+)
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
@@ -34,9 +40,13 @@ def harness(folder: Path, *names: str, **settings) -> HarnessEvaluator:
     }
     chosen = defaults | settings
     of_loader = {
-        name: chosen.pop(name) for name in list(chosen) if name in TaskLoader.__dataclass_fields__
+        name: chosen.pop(name)
+        for name in list(chosen)
+        if name in TaskLoader.__dataclass_fields__
     }
-    return HarnessEvaluator({n: HarnessTask(n) for n in names}, TaskLoader(**of_loader), **chosen)
+    return HarnessEvaluator(
+        {n: HarnessTask(n) for n in names}, TaskLoader(**of_loader), **chosen
+    )
 
 
 def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
@@ -67,7 +77,11 @@ def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     subprocess.run(
-        command, cwd=specialists.parent.parent, env=environment, check=True, capture_output=True
+        command,
+        cwd=specialists.parent.parent,
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     scores = harness(specialists, "reverse", "count", batch_size=64).evaluate(
         live(specialists / "models" / "scribe"), "held_out"
@@ -82,7 +96,10 @@ def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
 def test_search_and_held_out_items_are_different_and_repeatable(specialists):
     model = live(specialists / "models" / "mirror")
     evaluator = harness(specialists, "sort", "reverse")
-    first, again = evaluator.evaluate(model, "search"), evaluator.evaluate(model, "search")
+    first, again = (
+        evaluator.evaluate(model, "search"),
+        evaluator.evaluate(model, "search"),
+    )
     assert first == again and first["sort"].n == 40
     prompts = {
         split: {r[0].args[0] for r in evaluator.examples(split)["sort"].requests}
@@ -105,13 +122,16 @@ def test_one_split_can_be_cut_in_two(specialists):
     assert len(documents["search"]) == 100 and len(documents["held_out"]) == 500
     assert not documents["search"] & documents["held_out"]
     other = harness(specialists, "sort", splits=None, search_items=100, seed=1)
-    assert {r[0].doc["prompt"] for r in other.examples("search")["sort"].requests} != documents[
-        "search"
-    ]
+    assert {
+        r[0].doc["prompt"] for r in other.examples("search")["sort"].requests
+    } != documents["search"]
 
 
 def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
-    """Items are told by what they ask and want: a copy under another split, or in another task, is the same item."""
+    """Items are told by what they ask and want.
+
+    A copy under another split, or in another task, is the same item.
+    """
     import json
 
     data = specialists / "tasks" / "data" / "reverse"
@@ -126,13 +146,19 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     ]  # of the last three, one is searched on
     for name, rows in (("search", lines["search"]), ("held_out", mixed)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-    text = (specialists / "tasks" / "reverse.yaml").read_text().replace("tasks/data/reverse/", "")
+    text = (
+        (specialists / "tasks" / "reverse.yaml")
+        .read_text()
+        .replace("tasks/data/reverse/", "")
+    )
     (tmp_path / "reverse.yaml").write_text(text)
     other = text.replace("task: reverse", "task: other").replace(
         "search: search.jsonl", "search: held_out.jsonl"
     )
     (tmp_path / "other.yaml").write_text(other)
-    evaluator = harness(specialists, "reverse", include_path=tmp_path, data_root=tmp_path)
+    evaluator = harness(
+        specialists, "reverse", include_path=tmp_path, data_root=tmp_path
+    )
     assert len(evaluator.examples("held_out")["reverse"]) == 52
     assert evaluator.notes == [
         "reverse: 8 of 60 held-out examples are searched on too, and left out"
@@ -149,11 +175,18 @@ def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
         len(watched.examples("held_out")["other"]) == 51
     )  # its own first item is searched on besides
     assert {json.loads(line)["prompt"] for line in lines["search"][:40]} == {
-        requests[0].doc["prompt"] for requests in evaluator.examples("search")["reverse"].requests
+        requests[0].doc["prompt"]
+        for requests in evaluator.examples("search")["reverse"].requests
     }
-    with pytest.raises(EvaluationError, match="other: all held-out examples are searched on too"):
+    with pytest.raises(
+        EvaluationError, match="other: all held-out examples are searched on too"
+    ):
         everything = harness(
-            specialists, "other", include_path=tmp_path, data_root=tmp_path, search_items=60
+            specialists,
+            "other",
+            include_path=tmp_path,
+            data_root=tmp_path,
+            search_items=60,
         )
         everything.examples("held_out")
 
@@ -172,14 +205,19 @@ def test_a_metric_that_is_no_mean_gets_its_error_by_resampling(specialists, tmp_
     evaluator = harness(specialists, "copy_perplexity", include_path=tmp_path)
     assert evaluator.directions() == {"copy_perplexity": False}
     good, bad = (
-        evaluator.evaluate(live(specialists / "models" / m), "search")["copy_perplexity"]
+        evaluator.evaluate(live(specialists / "models" / m), "search")[
+            "copy_perplexity"
+        ]
         for m in ("scribe", "mirror")
     )
     assert 1 <= good.value < bad.value and good.stderr > 0 and good.n == 40
 
 
 def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_path):
-    """generate_until with exact match, against the greedy flag of the log-likelihood: two paths through the harness."""
+    """generate_until with exact match, against the greedy flag of the log-likelihood.
+
+    Two paths through the harness.
+    """
     text = (
         (specialists / "tasks" / "reverse.yaml")
         .read_text()
@@ -208,7 +246,9 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
         (lambda s: harness(s, "sorte"), "did you mean 'sort'|unknown task"),
         (lambda s: harness(s, "sort", include_path=s / "nowhere"), "does not exist"),
         (
-            lambda s: harness(s, "sort", splits={"search": "serch", "held_out": "held_out"}),
+            lambda s: harness(
+                s, "sort", splits={"search": "serch", "held_out": "held_out"}
+            ),
             "did you mean 'search'",
         ),
         (
@@ -230,50 +270,71 @@ def test_what_is_missing_is_told_before_anything_is_scored(specialists, build, t
         build(specialists)
 
 
-def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(specialists, tmp_path):
+def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(
+    specialists, tmp_path
+):
     (tmp_path / "broken.py").write_text(
         "def process_results(doc, results):\n    raise KeyError('lost')\n"
     )
-    text = (specialists / "tasks" / "copy.yaml").read_text().replace("task: copy", "task: broken")
+    text = (
+        (specialists / "tasks" / "copy.yaml")
+        .read_text()
+        .replace("task: copy", "task: broken")
+    )
     (tmp_path / "broken.yaml").write_text(
         text + "\nprocess_results: !function broken.process_results\n"
     )
     evaluator = harness(specialists, "broken", include_path=tmp_path)
-    with pytest.raises(EvaluationError, match="broken: the harness raised KeyError: 'lost'"):
+    with pytest.raises(
+        EvaluationError, match="broken: the harness raised KeyError: 'lost'"
+    ):
         evaluator.evaluate(live(specialists / "models" / "mirror"), "search")
 
 
 def test_score_of_items():
     score = Score.mean_of([1, 0, 1, 1])
-    assert (score.value, score.n, score.example_scores) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
+    assert (score.value, score.n, score.example_scores) == (
+        0.75,
+        4,
+        (1.0, 0.0, 1.0, 1.0),
+    )
     assert score.stderr == pytest.approx(0.25)
     with pytest.raises(EvaluationError, match="finite"):
         Score(float("nan"))
     for stderr in (float("nan"), float("inf"), -0.1):
-        with pytest.raises(EvaluationError, match="standard error must be finite and at least 0"):
+        with pytest.raises(
+            EvaluationError, match="standard error must be finite and at least 0"
+        ):
             Score(1.0, stderr)
 
 
 def test_only_the_objective_knows_which_way_is_up():
-    assert Objective("a").inside(3) == 3 and Objective("a", maximise=False).inside(3) == -3
+    assert (
+        Objective("a").inside(3) == 3 and Objective("a", maximise=False).inside(3) == -3
+    )
     down = Objective("a", maximise=False)
     assert down.inside(down.inside(3)) == 3
 
 
 def test_functions_return_numbers_scores_or_dicts(pico):
     model = live(pico / "ada")
-    assert FunctionEvaluator("f", lambda m, t: 2).evaluate(model, "search") == {"f": Score(2.0)}
+    assert FunctionEvaluator("f", lambda m, t: 2).evaluate(model, "search") == {
+        "f": Score(2.0)
+    }
     assert FunctionEvaluator("f", lambda m, t, split: Score(1, 0.1, 5)).evaluate(
         model, "search"
     ) == {"f": Score(1, 0.1, 5)}
     both = FunctionEvaluator(
-        "f", lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"}
+        "f",
+        lambda model, tokenizer, split: {"a": len(tokenizer), "b": split == "held_out"},
     )
     assert both.evaluate(model, "held_out") == {"f/a": Score(32.0), "f/b": Score(1.0)}
     assert CombinedEvaluator((MergeFact("sparsity"), both)).evaluate(model, "search")[
         "sparsity"
     ] == Score(-0.5)
-    assert MergeFact("sparsity", "near").evaluate(model, "search") == {"near": Score(-0.5)}
+    assert MergeFact("sparsity", "near").evaluate(model, "search") == {
+        "near": Score(-0.5)
+    }
 
 
 def test_functions_that_fail_are_named(pico, tmp_path):
@@ -283,7 +344,9 @@ def test_functions_that_fail_are_named(pico, tmp_path):
     with pytest.raises(EvaluationError, match="KeyError"):
         FunctionEvaluator("f", broken).evaluate(live(pico / "ada"), "search")
     with pytest.raises(EvaluationError, match="must return a number"):
-        FunctionEvaluator("f", lambda m, t: "good").evaluate(live(pico / "ada"), "search")
+        FunctionEvaluator("f", lambda m, t: "good").evaluate(
+            live(pico / "ada"), "search"
+        )
     for path, told in (
         ("no_colon", "module:function"),
         ("not_there:f", "No module"),
@@ -291,7 +354,9 @@ def test_functions_that_fail_are_named(pico, tmp_path):
     ):
         with pytest.raises(EvaluationError, match=told):
             FunctionEvaluator.load("f", path)
-    (tmp_path / "scoring_of_mine.py").write_text("def score(model, tokenizer):\n    return 7\n")
+    (tmp_path / "scoring_of_mine.py").write_text(
+        "def score(model, tokenizer):\n    return 7\n"
+    )
     assert (
         FunctionEvaluator.load("f", "scoring_of_mine:score", tmp_path)
         .evaluate(live(pico / "ada"), "search")["f"]
@@ -299,7 +364,9 @@ def test_functions_that_fail_are_named(pico, tmp_path):
         == 7
     )
     (tmp_path / "half.py").write_text("def score(")
-    with pytest.raises(EvaluationError, match="half:score' cannot be imported: SyntaxError"):
+    with pytest.raises(
+        EvaluationError, match="half:score' cannot be imported: SyntaxError"
+    ):
         FunctionEvaluator.load("f", "half:score", tmp_path)
 
 
@@ -311,7 +378,9 @@ def test_functions_of_two_folders_may_be_called_alike(tmp_path):
             "from dataclasses import dataclass\n\n@dataclass\nclass Wrapped:\n    value: int\n\n"
             f"def score(model, tokenizer):\n    return Wrapped({number}).value\n"
         )
-    found = {n: FunctionEvaluator.load("f", "json:score", tmp_path / str(n)) for n in (7, 8)}
+    found = {
+        n: FunctionEvaluator.load("f", "json:score", tmp_path / str(n)) for n in (7, 8)
+    }
     assert [f.function(None, None) for f in found.values()] == [7, 8]
     assert sys.modules["json"] is json
 
@@ -320,9 +389,13 @@ def test_a_function_may_import_what_lies_beside_it_and_is_read_anew(tmp_path):
     (tmp_path / "helper_of_mine.py").write_text("VALUE = 7\n")
     for more in (0, 10):
         (tmp_path / "mine.py").write_text(
-            f"from helper_of_mine import VALUE\n\ndef score(model, tokenizer):\n    return VALUE + {more}\n"
+            "from helper_of_mine import VALUE\n\ndef score(model, tokenizer):\n    return VALUE "
+            f"+ {more}\n"
         )
-        assert FunctionEvaluator.load("f", "mine:score", tmp_path).function(None, None) == 7 + more
+        assert (
+            FunctionEvaluator.load("f", "mine:score", tmp_path).function(None, None)
+            == 7 + more
+        )
 
 
 @pytest.mark.parametrize(

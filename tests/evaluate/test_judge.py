@@ -13,7 +13,8 @@ from tests.study.test_build import write
 def prompts(path, n=8, **more):
     path.write_text(
         "".join(
-            json.dumps({"prompt": "abcdefgh"[i % 8] * (1 + i // 8) + "=", **more}) + "\n"
+            json.dumps({"prompt": "abcdefgh"[i % 8] * (1 + i // 8) + "=", **more})
+            + "\n"
             for i in range(n)
         )
     )
@@ -44,7 +45,8 @@ def test_answers_are_graded_once_and_the_halves_are_apart(tmp_path, pico):
             "g=",
         }
         assert all(
-            "<reference>\nref" in messages[1]["content"] and "<answer>" in messages[1]["content"]
+            "<reference>\nref" in messages[1]["content"]
+            and "<answer>" in messages[1]["content"]
             for messages in asked
         )
         judge.evaluate(model, "search")
@@ -54,23 +56,33 @@ def test_answers_are_graded_once_and_the_halves_are_apart(tmp_path, pico):
 
 
 @pytest.mark.parametrize(
-    "reply", ["good!", '{"score": 11}', '{"score": "7"}', '{"score": true}', "[7]", '{"points": 7}']
+    "reply",
+    [
+        "good!",
+        '{"score": 11}',
+        '{"score": "7"}',
+        '{"score": true}',
+        "[7]",
+        '{"points": 7}',
+    ],
 )
 def test_a_judge_that_says_something_else_fails_the_trial(tmp_path, pico, reply):
     with (
         serve(says(reply)) as server,
         pytest.raises(EvaluationError, match="0 to 10} from the judge, got"),
     ):
-        JudgeEvaluator("good", prompts(tmp_path / "p.jsonl"), "c", server.url, "any", 3).evaluate(
-            live(pico / "ada"), "search"
-        )
+        JudgeEvaluator(
+            "good", prompts(tmp_path / "p.jsonl"), "c", server.url, "any", 3
+        ).evaluate(live(pico / "ada"), "search")
 
 
 def test_a_judge_that_is_away_fails_the_trial(tmp_path, pico):
     judge = JudgeEvaluator(
         "good", prompts(tmp_path / "p.jsonl"), "c", "http://127.0.0.1:9", "any", 3
     )
-    with pytest.raises(EvaluationError, match=r"Cannot reach the judge at http://127\.0\.0\.1:9: "):
+    with pytest.raises(
+        EvaluationError, match=r"Cannot reach the judge at http://127\.0\.0\.1:9: "
+    ):
         judge.evaluate(live(pico / "ada"), "search")
 
 
@@ -90,7 +102,9 @@ def test_prompts_that_cannot_be_used_are_told(tmp_path, content, told):
         JudgeEvaluator("good", tmp_path / "p.jsonl", "c")
 
 
-def test_a_study_may_have_a_judge_and_needs_it_only_to_score(tmp_path, pico, monkeypatch):
+def test_a_study_may_have_a_judge_and_needs_it_only_to_score(
+    tmp_path, pico, monkeypatch
+):
     for name in ("OPENAI_BASE_URL", "OPENAI_MODEL", "PARETOMERGE_LLM_MODEL"):
         monkeypatch.delenv(name, raising=False)
     prompts(tmp_path / "p.jsonl")
@@ -109,7 +123,8 @@ def test_a_study_may_have_a_judge_and_needs_it_only_to_score(tmp_path, pico, mon
     ] and study.goals.objectives[0].maximise
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
         study.goals.objectives and study.goals.evaluator.evaluate(
-            study.live(study.space.recipe(next(iter(study.space.starts().values())))), "search"
+            study.live(study.space.recipe(next(iter(study.space.starts().values())))),
+            "search",
         )
     with serve(says('{"score": 4}')) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)

@@ -12,7 +12,9 @@ from tests.evaluate.test_evaluate import live
 @pytest.fixture
 def text(tmp_path, specialists):
     lines = (
-        (specialists / "tasks" / "data" / "copy" / "search.jsonl").read_text().splitlines()[:120]
+        (specialists / "tasks" / "data" / "copy" / "search.jsonl")
+        .read_text()
+        .splitlines()[:120]
     )
     (tmp_path / "text.txt").write_text("".join(line.split('"')[3] for line in lines))
     return tmp_path / "text.txt"
@@ -31,14 +33,19 @@ def test_perplexity_is_that_of_the_tokens_one_window_at_a_time(specialists, text
     for split, mine in (("search", windows[::2]), ("held_out", windows[1::2])):
         with torch.no_grad():
             losses = [
-                float(model.model(torch.tensor([w]), labels=torch.tensor([w])).loss) * (len(w) - 1)
+                float(model.model(torch.tensor([w]), labels=torch.tensor([w])).loss)
+                * (len(w) - 1)
                 for w in mine
             ]
         assert found[split].value == pytest.approx(
             math.exp(sum(losses) / sum(len(w) - 1 for w in mine)), rel=1e-4
         )
-        assert found[split].n == len(mine) and 0 < found[split].stderr < found[split].value
-    bits = PerplexityEvaluator("b", text, "bits_per_byte").evaluate(model, "search")["b"]
+        assert (
+            found[split].n == len(mine) and 0 < found[split].stderr < found[split].value
+        )
+    bits = PerplexityEvaluator("b", text, "bits_per_byte").evaluate(model, "search")[
+        "b"
+    ]
     size = sum(len(model.tokenizer.decode(w[1:]).encode()) for w in windows[::2])
     nats = math.log(found["search"].value) * sum(len(w) - 1 for w in windows[::2])
     assert bits.value == pytest.approx(nats / math.log(2) / size, rel=1e-4)
@@ -46,7 +53,9 @@ def test_perplexity_is_that_of_the_tokens_one_window_at_a_time(specialists, text
 
 def test_a_model_that_knows_the_text_has_the_lower_one(specialists, text):
     scribe, mirror = (
-        PerplexityEvaluator("p", text).evaluate(live(specialists / "models" / m), "search")["p"]
+        PerplexityEvaluator("p", text).evaluate(
+            live(specialists / "models" / m), "search"
+        )["p"]
         for m in ("scribe", "mirror")
     )
     assert scribe.value != mirror.value

@@ -20,7 +20,9 @@ def test_what_is_kept_comes_back_and_more_extends_it(tmp_path):
 
 
 def test_a_file_that_is_no_cache_is_told(tmp_path: Path):
-    (tmp_path / "kept.db").write_text("no database, but long enough to be looked at " * 20)
+    (tmp_path / "kept.db").write_text(
+        "no database, but long enough to be looked at " * 20
+    )
     with pytest.raises(EvaluationError, match="cannot be used as a file of scores"):
         ScoreCache(tmp_path / "kept.db")
 
@@ -34,7 +36,9 @@ class Asked:
         monkeypatch.setattr(
             evaluator,
             "_respond",
-            lambda live, instances: self.numbers.append(len(instances)) or respond(live, instances),
+            lambda live, instances: (
+                self.numbers.append(len(instances)) or respond(live, instances)
+            ),
         )
 
 
@@ -45,16 +49,20 @@ def test_no_item_is_asked_twice_of_a_merge_and_more_items_extend(
     known = type(model)(model.model, model.tokenizer, {}, "scribe")
     fresh = harness(specialists, "reverse", "sort").evaluate(known, "search")
     small = harness(
-        specialists, "reverse", "sort", search_items=30, cache=ScoreCache(tmp_path / "kept.db")
+        specialists,
+        "reverse",
+        "sort",
+        search_items=30,
+        cache=ScoreCache(tmp_path / "kept.db"),
     )
     larger = harness(
         specialists, "reverse", "sort", cache=ScoreCache(tmp_path / "kept.db")
     )  # another study: 40 items each
     asked, more = Asked(small, monkeypatch), Asked(larger, monkeypatch)
     small.evaluate(known, "search")
-    assert small.evaluate(known, "search")["sort"].example_scores == fresh["sort"].example_scores[
-        :30
-    ] and asked.numbers == [60, 0]
+    assert small.evaluate(known, "search")["sort"].example_scores == fresh[
+        "sort"
+    ].example_scores[:30] and asked.numbers == [60, 0]
     assert larger.evaluate(known, "search") == fresh and more.numbers == [20]
     larger.evaluate(type(model)(model.model, model.tokenizer, {}, "another"), "search")
     larger.evaluate(model, "search")  # a model that nobody has named

@@ -34,17 +34,22 @@ def test_steps_are_timed_one_token_at_a_time_once_warm(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(speed, "_synchronized_time", lambda device: clock[0])
     model = Stepping(clock)
-    score = SpeedEvaluator("pace").evaluate(Candidate(model, None, {}), "search")["pace"]
+    score = SpeedEvaluator("pace").evaluate(Candidate(model, None, {}), "search")[
+        "pace"
+    ]
     assert score.value == 0.25 and score.stderr == 0 and score.n == 32
     assert model.calls[0] == (32, None) and all(
-        length == 1 and past == i + 1 for i, (length, past) in enumerate(model.calls[1:])
+        length == 1 and past == i + 1
+        for i, (length, past) in enumerate(model.calls[1:])
     )
 
 
 def test_a_live_model_has_a_pace_that_is_better_the_smaller(tmp_path, pico):
     study = open_search(
         write(
-            tmp_path, pico, objectives=[{"function": "mine:score"}, {"size": "seconds_per_token"}]
+            tmp_path,
+            pico,
+            objectives=[{"function": "mine:score"}, {"size": "seconds_per_token"}],
         )
     )
     assert [(o.name, o.maximise) for o in study.goals.objectives] == [
@@ -57,7 +62,8 @@ def test_a_live_model_has_a_pace_that_is_better_the_smaller(tmp_path, pico):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.000423, "0.00042"), (0.0033, "0.003"), (0.0, "0.000"), (0.97, "0.970")]
+    ("value", "text"),
+    [(0.000423, "0.00042"), (0.0033, "0.003"), (0.0, "0.000"), (0.97, "0.970")],
 )
 def test_small_scores_can_be_told_apart(value, text):
     from paretomerge.evaluate.evaluator import Score

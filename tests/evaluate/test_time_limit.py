@@ -28,10 +28,14 @@ def test_what_hangs_is_stopped_and_the_alarm_is_put_back():
     before = signal.signal(signal.SIGALRM, mine)
     try:
         with (
-            pytest.raises(EvaluationError, match=r"longer than 0\.1 s \(`evaluate.time_limit`\)"),
+            pytest.raises(
+                EvaluationError, match=r"longer than 0\.1 s \(`evaluate.time_limit`\)"
+            ),
             enforce_time_limit(0.1),
         ):
-            FunctionEvaluator("f", stubborn).evaluate(Candidate(None, None, {}), "search")
+            FunctionEvaluator("f", stubborn).evaluate(
+                Candidate(None, None, {}), "search"
+            )
         assert signal.getsignal(signal.SIGALRM) is mine and signal.getitimer(
             signal.ITIMER_REAL
         ) == (0.0, 0.0)
@@ -63,7 +67,10 @@ def test_elsewhere_than_in_the_main_thread_it_is_told():
 
 def test_a_trial_that_hangs_has_failed_and_the_search_goes_on(tmp_path, pico):
     path = write(
-        tmp_path, pico, evaluate={"time_limit": 0.5}, objectives=[{"function": "hanging:score"}]
+        tmp_path,
+        pico,
+        evaluate={"time_limit": 0.5},
+        objectives=[{"function": "hanging:score"}],
     )
     (tmp_path / "hanging.py").write_text(
         "import time\n\nseen = []\n\n\ndef score(model, tokenizer):\n    seen.append(1)\n"
@@ -71,5 +78,11 @@ def test_a_trial_that_hangs_has_failed_and_the_search_goes_on(tmp_path, pico):
     )
     study = open_search(path)
     study.run(5)
-    assert [bool(t.failure) for t in study.trials()] == [False, False, True, False, False]
+    assert [bool(t.failure) for t in study.trials()] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert "time_limit" in study.trials()[2].failure

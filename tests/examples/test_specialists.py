@@ -68,25 +68,40 @@ def test_the_same_code_trains_a_much_smaller_one(code, tmp_path):
     """Seeded: twice the same bytes; and the loss goes down."""
     _, train = code
     small = train.Training(
-        base_steps=30, expert_steps=8, base_rate=3e-3, layers=2, width=32, heads=2, batch=16
+        base_steps=30,
+        expert_steps=8,
+        base_rate=3e-3,
+        layers=2,
+        width=32,
+        heads=2,
+        batch=16,
     )
     for run in ("a", "b"):
         train.train_all(small, tmp_path / run, {"order": ("sort", "count")})
-    a, b = (load_file(tmp_path / run / "order" / "model.safetensors") for run in ("a", "b"))
+    a, b = (
+        load_file(tmp_path / run / "order" / "model.safetensors") for run in ("a", "b")
+    )
     assert all(torch.equal(a[n], b[n]) for n in a) and all(
         t.dtype == torch.bfloat16 for t in a.values()
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a" / "base")
-    ids, labels = train.encode(tokenizer, train.draw_items("copy", "held_out", 32, seed=0))
+    ids, labels = train.encode(
+        tokenizer, train.draw_items("copy", "held_out", 32, seed=0)
+    )
     fresh = train.make_model(small, len(tokenizer))
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "base", dtype=torch.float32)
+    trained = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "a" / "base", dtype=torch.float32
+    )
     assert (
-        trained(input_ids=ids, labels=labels).loss < fresh(input_ids=ids, labels=labels).loss - 0.5
+        trained(input_ids=ids, labels=labels).loss
+        < fresh(input_ids=ids, labels=labels).loss - 0.5
     )
 
 
 def test_shipped_specialists_conflict_as_the_study_needs(code, specialists):
-    """At 85 % or better on their own skills, 20 points below the best expert on two others, and small."""
+    """At 85 % or better on their own skills, 20 points below the best expert on two others,
+    and small.
+    """
     skills, train = code
     tokenizer = AutoTokenizer.from_pretrained(specialists / "models" / "base")
     trained = [n for n in skills.SKILLS if n not in skills.COMPOSED]
@@ -96,13 +111,19 @@ def test_shipped_specialists_conflict_as_the_study_needs(code, specialists):
             specialists / "models" / expert, dtype=torch.float32
         )
         assert 500_000 <= sum(p.numel() for p in model.parameters()) <= 5_000_000
-        scores[expert] = {n: train.accuracy(model, tokenizer, n, 200) for n in skills.SKILLS}
+        scores[expert] = {
+            n: train.accuracy(model, tokenizer, n, 200) for n in skills.SKILLS
+        }
     for expert, own in train.EXPERTS.items():
         assert all(scores[expert][n] >= 0.85 for n in own)
         behind = [
-            n for n in trained if max(s[n] for s in scores.values()) - scores[expert][n] >= 0.2
+            n
+            for n in trained
+            if max(s[n] for s in scores.values()) - scores[expert][n] >= 0.2
         ]
         assert len(behind) >= 2
         assert all(scores[expert][n] < 0.2 for n in skills.COMPOSED)
-    size = sum(f.stat().st_size for f in (specialists / "models").rglob("*.safetensors"))
+    size = sum(
+        f.stat().st_size for f in (specialists / "models").rglob("*.safetensors")
+    )
     assert size < 20_000_000

@@ -36,7 +36,8 @@ def deltas(pico, names=None):
     experts = [Checkpoint(str(pico / e)) for e in EXPERTS]  # bob lies in several shards
     return np.stack(
         [
-            np.concatenate([e.tensor(n).double().numpy().ravel() for n in names]) - theta
+            np.concatenate([e.tensor(n).double().numpy().ravel() for n in names])
+            - theta
             for e in experts
         ]
     )
@@ -47,10 +48,14 @@ def test_similarities_are_those_of_the_whole_deltas(pico, found):
     assert found.size == tau.shape[1]
     lengths = np.linalg.norm(tau, axis=1)
     np.testing.assert_allclose(found.norms, lengths, rtol=1e-12)
-    np.testing.assert_allclose(found.cosine, tau @ tau.T / np.outer(lengths, lengths), rtol=1e-10)
+    np.testing.assert_allclose(
+        found.cosine, tau @ tau.T / np.outer(lengths, lengths), rtol=1e-10
+    )
     np.testing.assert_allclose(found.pearson, np.corrcoef(tau), rtol=1e-10)
     for i, j in itertools.combinations(range(3), 2):
-        assert found.euclidean[i, j] == pytest.approx(np.linalg.norm(tau[i] - tau[j]), rel=1e-10)
+        assert found.euclidean[i, j] == pytest.approx(
+            np.linalg.norm(tau[i] - tau[j]), rel=1e-10
+        )
     assert (np.diag(found.euclidean) == 0).all()
 
 
@@ -59,9 +64,13 @@ def test_the_profile_says_where_the_deltas_are(pico, found):
     layers = found.by_layer(architecture)
     assert layers.shape == (4, 3)
     for layer, role in itertools.product(range(4), ("attention", "mlp", "other")):
-        names = [n for n in architecture.by_layer[layer] if architecture.role(n) == role]
+        names = [
+            n for n in architecture.by_layer[layer] if architecture.role(n) == role
+        ]
         np.testing.assert_allclose(
-            found.by_layer(architecture, role)[layer], (deltas(pico, names) ** 2).sum(1), rtol=1e-10
+            found.by_layer(architecture, role)[layer],
+            (deltas(pico, names) ** 2).sum(1),
+            rtol=1e-10,
         )
     outside = [n for n in architecture.names if architecture.layer(n) is None]
     np.testing.assert_allclose(
@@ -91,7 +100,9 @@ def test_a_source_that_is_the_base_and_twins(pico, tmp_path):
         "bob": str(pico / "bob"),
     }
     found = profile(str(pico / "base"), sources)
-    assert found.norms[0] == 0 and not found.cosine[0].any() and not found.pearson[0].any()
+    assert (
+        found.norms[0] == 0 and not found.cosine[0].any() and not found.pearson[0].any()
+    )
     assert found.cosine[1, 2] == 1 and found.euclidean[1, 2] == 0
     assert near_duplicates(found, 0.98) == {"again": "ada"}
     assert near_duplicates(found.of(("again", "bob", "ada")), 0.98) == {"ada": "again"}
@@ -105,7 +116,12 @@ def test_the_least_alike_come_first(found):
     products[0, 1] = products[1, 0] = products[0, 2] = products[2, 0] = 0.9
     products[1, 2] = products[2, 1] = 0.8
     some = DeltaProfile(
-        "b", dict.fromkeys("abcd", ""), 100, {}, tuple(map(tuple, products.tolist())), (0.0,) * 4
+        "b",
+        dict.fromkeys("abcd", ""),
+        100,
+        {},
+        tuple(map(tuple, products.tolist())),
+        (0.0,) * 4,
     )
     assert order_by_similarity(some) == (
         "d",
@@ -142,8 +158,13 @@ def test_of_twins_one_stays(k, seed, threshold):
 
 def test_models_that_do_not_fit_are_refused(pico, tmp_path):
     save_pico(tmp_path / "wide", pico_states(width=32)["ada"], width=32)
-    with pytest.raises(CheckpointError, match=r"expected one shape, got .*ada \[.*wide \["):
-        profile(str(pico / "base"), {"ada": str(pico / "ada"), "wide": str(tmp_path / "wide")})
+    with pytest.raises(
+        CheckpointError, match=r"expected one shape, got .*ada \[.*wide \["
+    ):
+        profile(
+            str(pico / "base"),
+            {"ada": str(pico / "ada"), "wide": str(tmp_path / "wide")},
+        )
     save_pico(tmp_path / "broken", pico_states()["ada"])
     state = load_file(tmp_path / "broken" / "model.safetensors")
     state["model.norm.weight"][0] = float("nan")
@@ -158,9 +179,12 @@ def test_adapters_are_models_like_others(pico, tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
         adapter(tmp_path / name, factors(UP, (32, 16), seed=seed))
     found = profile(
-        str(pico / "base"), {name: f"{pico / 'base'}+{tmp_path / name}" for name in ("one", "two")}
+        str(pico / "base"),
+        {name: f"{pico / 'base'}+{tmp_path / name}" for name in ("one", "two")},
     )
-    assert [tensor for tensor, mass in found.mass.items() if any(mass)] == [f"{UP}.weight"]
+    assert [tensor for tensor, mass in found.mass.items() if any(mass)] == [
+        f"{UP}.weight"
+    ]
     base = Checkpoint(str(pico / "base")).tensor(f"{UP}.weight").float()
     tau = []
     for name in ("one", "two"):
@@ -178,7 +202,9 @@ def test_a_tensor_that_one_lacks_is_left_out_for_all(pico, tmp_path):
     state = load_file(tmp_path / "less" / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, tmp_path / "less" / "model.safetensors", {"format": "pt"})
-    found = profile(str(pico / "base"), {"less": str(tmp_path / "less"), "bob": str(pico / "bob")})
+    found = profile(
+        str(pico / "base"), {"less": str(tmp_path / "less"), "bob": str(pico / "bob")}
+    )
     assert "model.layers.1.mlp.up_proj.weight" not in found.mass
     assert found.size == sum(
         torch.Size(h.shape).numel()

@@ -56,7 +56,9 @@ def test_disk_and_resident_agree_bit_for_bit(pico, tmp_path, method):
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert written.dtype == torch.bfloat16
     live = resident.model.state_dict()
-    assert all(torch.equal(live[name], tensor) for name, tensor in written.state_dict().items())
+    assert all(
+        torch.equal(live[name], tensor) for name, tensor in written.state_dict().items()
+    )
 
 
 def test_output_is_a_whole_checkpoint(pico, tmp_path):
@@ -89,7 +91,10 @@ def test_the_written_recipe_rebuilds_the_same_bytes(pico, tmp_path):
 def test_bytes_do_not_depend_on_hash_seed_or_threads(pico, tmp_path):
     (tmp_path / "r.yml").write_text(sparse(pico).to_yaml())
     for hash_seed, threads in (("1", "1"), ("2", "2")):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": threads}
+        environment = os.environ | {
+            "PYTHONHASHSEED": hash_seed,
+            "OMP_NUM_THREADS": threads,
+        }
         command = [
             sys.executable,
             "-m",
@@ -135,8 +140,14 @@ def test_gradients_filters_and_depth(pico):
     ]  # embeddings and head are at depth 0
     assert parameters["lm_head.weight"] == [0.2, 0.3]
     assert parameters["model.layers.0.mlp.up_proj.weight"] == [0.2, 0.9]
-    assert parameters["model.layers.3.self_attn.q_proj.weight"] == [pytest.approx(0.8), 0.3]
-    assert parameters["model.layers.1.self_attn.q_proj.weight"] == [pytest.approx(0.4), 0.3]
+    assert parameters["model.layers.3.self_attn.q_proj.weight"] == [
+        pytest.approx(0.8),
+        0.3,
+    ]
+    assert parameters["model.layers.1.self_attn.q_proj.weight"] == [
+        pytest.approx(0.4),
+        0.3,
+    ]
 
 
 def test_passthrough_stacks_layers_that_load(pico, tmp_path):
@@ -144,32 +155,52 @@ def test_passthrough_stacks_layers_that_load(pico, tmp_path):
 merge_method: passthrough
 slices:
   - sources: [{{model: {pico}/ada, layer_range: [0, 3]}}]
-  - sources: [{{model: {pico}/cyd, layer_range: [1, 4], parameters: {{scale: [{{filter: o_proj, value: 0.5}}, {{value: 1.0}}]}}}}]
+  - sources:
+    - model: {pico}/cyd
+      layer_range: [1, 4]
+      parameters: {{scale: [{{filter: o_proj, value: 0.5}}, {{value: 1.0}}]}}
 """
     merge(Recipe.from_yaml(text), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 6
-    merged, ada, cyd = weights(tmp_path / "out"), weights(pico / "ada"), weights(pico / "cyd")
-    up, down = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.self_attn.o_proj.weight"
+    merged, ada, cyd = (
+        weights(tmp_path / "out"),
+        weights(pico / "ada"),
+        weights(pico / "cyd"),
+    )
+    up, down = (
+        "model.layers.{}.mlp.up_proj.weight",
+        "model.layers.{}.self_attn.o_proj.weight",
+    )
     assert torch.equal(merged[up.format(2)], ada[up.format(2)])
     assert torch.equal(merged[up.format(3)], cyd[up.format(1)])
-    assert torch.equal(merged[down.format(5)].float(), cyd[down.format(3)].float() * 0.5)
-    assert torch.equal(merged["model.embed_tokens.weight"], ada["model.embed_tokens.weight"])
+    assert torch.equal(
+        merged[down.format(5)].float(), cyd[down.format(3)].float() * 0.5
+    )
+    assert torch.equal(
+        merged["model.embed_tokens.weight"], ada["model.embed_tokens.weight"]
+    )
     assert torch.equal(merged["lm_head.weight"], cyd["lm_head.weight"])
 
 
 def test_slerp_takes_the_base_as_one_of_two(pico):
-    text = f"merge_method: slerp\nbase_model: {pico}/base\nmodels: [{{model: {pico}/ada}}, {{model: {pico}/base}}]\nparameters: {{t: 0}}"
+    text = (
+        f"merge_method: slerp\nbase_model: {pico}/base\nmodels: [{{model: {pico}/ada}}, "
+        f"{{model: {pico}/base}}]\nparameters: {{t: 0}}"
+    )
     tensors = dict(merged_tensors(make_plan(Recipe.from_yaml(text))))
     base = weights(pico / "base")
-    assert all(torch.allclose(tensors[n].float(), base[n].float(), rtol=1e-2) for n in base)
+    assert all(
+        torch.allclose(tensors[n].float(), base[n].float(), rtol=1e-2) for n in base
+    )
 
 
 def test_an_unlisted_base_and_a_listed_one_are_the_same(pico):
     listed = sparse(pico, "ties").to_dict()
     listed["models"].insert(0, {"model": f"{pico}/base"})
     a, b = (
-        dict(merged_tensors(make_plan(r))) for r in (sparse(pico, "ties"), Recipe.from_dict(listed))
+        dict(merged_tensors(make_plan(r)))
+        for r in (sparse(pico, "ties"), Recipe.from_dict(listed))
     )
     assert all(torch.equal(a[n], b[n]) for n in a)
 
@@ -181,17 +212,26 @@ def test_an_unlisted_base_is_a_source_of_a_linear_merge(pico):
         "parameters": {"weight": 1},
     }
     unlisted = listed | {"models": listed["models"][:1], "base_model": f"{pico}/base"}
-    a, b = (dict(merged_tensors(make_plan(Recipe.from_dict(r)))) for r in (listed, unlisted))
+    a, b = (
+        dict(merged_tensors(make_plan(Recipe.from_dict(r)))) for r in (listed, unlisted)
+    )
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
 def test_sparsity_is_in_units_of_the_farthest_source(pico):
     resident = ResidentModel(
-        str(pico / "base"), [str(pico / e) for e in ("ada", "bob", "cyd")], dtype="float32"
+        str(pico / "base"),
+        [str(pico / e) for e in ("ada", "bob", "cyd")],
+        dtype="float32",
     )
-    space = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {p}/{e}, parameters: {{weight: {w}}}}}]"
+    space = (
+        "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {p}/{e}, "
+        "parameters: {{weight: {w}}}}}]"
+    )
     sparsity = {
-        (e, w): resident.load(Recipe.from_yaml(space.format(p=pico, e=e, w=w))).facts["sparsity"]
+        (e, w): resident.load(Recipe.from_yaml(space.format(p=pico, e=e, w=w))).facts[
+            "sparsity"
+        ]
         for e in ("ada", "bob", "cyd")
         for w in (0, 0.5, 1)
     }
@@ -217,9 +257,12 @@ def test_bad_recipes_are_refused_before_a_weight_is_read(
     pico, tmp_path, monkeypatch, old, new, told
 ):
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows",
+        lambda *_: pytest.fail("read a weight"),
     )
-    text = SPARSE.replace("{method}", "dare_ties").replace(old, new, 1).format(pico=pico)
+    text = (
+        SPARSE.replace("{method}", "dare_ties").replace(old, new, 1).format(pico=pico)
+    )
     with pytest.raises((RecipeError, CheckpointError), match=told):
         merge(Recipe.from_yaml(text), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -230,15 +273,23 @@ def test_unequal_shapes_and_depths_name_both(pico, tmp_path):
 
     save_pico(tmp_path / "wide", pico_states(width=32)["ada"], width=32)
     save_pico(tmp_path / "deep", pico_states(layers=5)["ada"], layers=5)
-    text = "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {q}}}, {{model: {p}/bob}}]\nparameters: {{weight: 1}}"
-    with pytest.raises(CheckpointError, match=r"expected one shape, got .*wide \[32, 32\].*base"):
+    text = (
+        "merge_method: task_arithmetic\nbase_model: {p}/base\nmodels: [{{model: {q}}}, "
+        "{{model: {p}/bob}}]\nparameters: {{weight: 1}}"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"expected one shape, got .*wide \[32, 32\].*base"
+    ):
         make_plan(Recipe.from_yaml(text.format(p=pico, q=tmp_path / "wide")))
     with pytest.raises(RecipeError, match="equal depth"):
         make_plan(Recipe.from_yaml(text.format(p=pico, q=tmp_path / "deep")))
 
 
 def test_linear_weights_that_sum_to_zero(pico):
-    models = f"[{{model: {pico}/ada, parameters: {{weight: 1}}}}, {{model: {pico}/bob, parameters: {{weight: -1}}}}]"
+    models = (
+        f"[{{model: {pico}/ada, parameters: {{weight: 1}}}}, "
+        f"{{model: {pico}/bob, parameters: {{weight: -1}}}}]"
+    )
     text = f"merge_method: linear\nmodels: {models}"
     with pytest.raises(RecipeError, match="sum other than 0"):
         make_plan(Recipe.from_yaml(text))
@@ -248,7 +299,9 @@ def test_nan_weights_are_named_and_nothing_is_left(pico, tmp_path):
     shutil.copytree(pico / "ada", tmp_path / "nan")
     tensors = load_file(tmp_path / "nan" / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
-    save_file(tensors, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tensors, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"}
+    )
     text = f"merge_method: linear\nmodels: [{{model: {tmp_path}/nan, parameters: {{weight: 1}}}}]"
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight: expected finite"):
         merge(Recipe.from_yaml(text), tmp_path / "out")

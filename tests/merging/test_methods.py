@@ -17,11 +17,14 @@ WEIGHTED = sorted(
     for name, method in METHODS.items()
     if any(parameter.name == "weight" for parameter in method.parameters)
 )
-DENSE = sorted(name for name, method in METHODS.items() if method.has_density and name != "pcb")
+DENSE = sorted(
+    name for name, method in METHODS.items() if method.has_density and name != "pcb"
+)
 EXACT = ["ties", "breadcrumbs", "breadcrumbs_ties"]
 SEEDS = st.integers(0, 2**31)
 
-# Copies of one model: the spectral methods and wudi start from the sum of the deltas, pcb drops nine tenths by default.
+# Copies of one model: the spectral methods and wudi start from the sum of the deltas, pcb drops
+# nine tenths by default.
 NOT_COPIES = {"pcb", "tsv", "iso_c", "iso_cts", "wudi"}
 # One weight of 1: pcb's scores and consensus_ta's votes still count the models of weight 0.
 NOT_ONE_HOT = {"pcb", "consensus_ta"}
@@ -45,7 +48,9 @@ def test_one_hot_weights_give_that_model(name):
 @pytest.mark.parametrize("name", sorted(NOT_COPIES | NOT_ONE_HOT))
 def test_where_those_laws_do_not_hold(name):
     """Held here too, so that the sets above do not outlive their reasons."""
-    checks = [check_copies] * (name in NOT_COPIES) + [check_one_hot] * (name in NOT_ONE_HOT)
+    checks = [check_copies] * (name in NOT_COPIES) + [check_one_hot] * (
+        name in NOT_ONE_HOT
+    )
     for check in checks:
         with pytest.raises(AssertionError):
             check(METHODS[name], **COSTLY.get(name, {}))
@@ -96,7 +101,9 @@ def test_lambda_scales_the_merged_delta(name):
     base, sources = deltas(2, 6, 9)
     weights = [0.5] * 3 if name in WEIGHTED else []
     one, other = (
-        merged(name, base, sources, weights, **{"lambda": scale}, **COSTLY.get(name, {}))
+        merged(
+            name, base, sources, weights, **{"lambda": scale}, **COSTLY.get(name, {})
+        )
         for scale in (1.0, -1.5)
     )
     torch.testing.assert_close(other - base, -1.5 * (one - base), rtol=1e-4, atol=1e-5)
@@ -112,7 +119,9 @@ VOTES = {"dare_ties": "ties", "della": "ties", "breadcrumbs_ties": "ties"}
 
 @pytest.mark.parametrize("name", PLAIN | VOTES)
 @given(
-    seed=SEEDS, weights=st.lists(st.floats(-2, 2), min_size=3, max_size=3), normalize=st.booleans()
+    seed=SEEDS,
+    weights=st.lists(st.floats(-2, 2), min_size=3, max_size=3),
+    normalize=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)
 def test_density_1_is_no_sparsification(name, seed, weights, normalize):
@@ -131,7 +140,9 @@ def test_density_1_is_no_sparsification(name, seed, weights, normalize):
 @pytest.mark.parametrize("name", EXACT)
 @given(seed=SEEDS, density=st.floats(0, 1), gamma=st.floats(0, 1), ties=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_density_d_keeps_exactly_the_floor_even_among_equals(name, seed, density, gamma, ties):
+def test_density_d_keeps_exactly_the_floor_even_among_equals(
+    name, seed, density, gamma, ties
+):
     n = 53
     generator = torch.Generator().manual_seed(seed)
     delta = (
@@ -150,7 +161,9 @@ def test_density_d_keeps_exactly_the_floor_even_among_equals(name, seed, density
     # in the order of magnitudes, the first of equals being the larger, a run of entries is kept
     order = delta.abs().argsort(descending=True, stable=True)
     top = 0 if name == "ties" else min(int(gamma * n), n - int(density * n))
-    assert kept[order].nonzero().flatten().tolist() == list(range(top, top + int(density * n)))
+    assert kept[order].nonzero().flatten().tolist() == list(
+        range(top, top + int(density * n))
+    )
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -177,7 +190,9 @@ def test_ties_stays_between_the_smallest_and_the_largest_delta(seed, weights):
 def test_soup_is_task_arithmetic_at_one_kth():
     base, sources = deltas(2, 40)
     soup = merged("linear", None, sources, [2.0, 2.0, 2.0])
-    torch.testing.assert_close(merged("task_arithmetic", base, sources, [1 / 3] * 3), soup)
+    torch.testing.assert_close(
+        merged("task_arithmetic", base, sources, [1 / 3] * 3), soup
+    )
 
 
 @given(seed=SEEDS, t=st.floats(0, 1))
@@ -195,7 +210,9 @@ def test_arcs_end_at_their_ends_and_are_symmetric(seed, t):
 
         torch.testing.assert_close(at(one, other, 0.0), one)
         torch.testing.assert_close(at(one, other, 1.0), other)
-        torch.testing.assert_close(at(one, other, t), at(other, one, 1 - t), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            at(one, other, t), at(other, one, 1 - t), rtol=1e-4, atol=1e-5
+        )
 
 
 @given(seed=SEEDS, t=st.floats(0, 1))
@@ -279,7 +296,9 @@ def test_scalars_and_small_vectors(name):
     for shape in ((), (1,), (2,), (1, 1), (3, 1), (1, 3)):
         base, sources = deltas(5, *shape, k=k)
         options = (
-            {"t": 0.3} if any(parameter.name == "t" for parameter in method.parameters) else {}
+            {"t": 0.3}
+            if any(parameter.name == "t" for parameter in method.parameters)
+            else {}
         )
         density = {"density": 0.5} if method.has_density else {}
         result = merged(

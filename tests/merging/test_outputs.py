@@ -30,7 +30,9 @@ def listed(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_named(pico: Path, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_named(
+    pico: Path, tmp_path: Path, value: float
+) -> None:
     folder = copied(pico, tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.weight"][1, 2] = value
@@ -53,7 +55,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paretomerge.merging.block.CPU_BLOCK", 32)
 
 
-def after_first_write(monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]) -> None:
+def after_first_write(
+    monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]
+) -> None:
     plain, done = WeightsWriter.write, threading.Event()
 
     def write(self: WeightsWriter, *arguments: Any) -> None:
@@ -72,7 +76,10 @@ def after_first_write(monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None])
         lambda f: os.truncate(f, 3000),
         lambda f: f.write_bytes(f.read_bytes()),
         lambda f: f.unlink(),
-        lambda f: f.with_name("new").write_bytes(f.read_bytes()) and f.with_name("new").rename(f),
+        lambda f: (
+            f.with_name("new").write_bytes(f.read_bytes())
+            and f.with_name("new").rename(f)
+        ),
     ],
     ids=["truncated", "rewritten", "removed", "replaced"],
 )
@@ -87,7 +94,8 @@ def test_a_source_that_changes_while_it_is_read(
     folder = copied(pico, tmp_path / "m")
     after_first_write(monkeypatch, lambda: harm(folder / "model.safetensors"))
     with pytest.raises(
-        CheckpointError, match=r"changed while it was read|ended too early|cannot be opened"
+        CheckpointError,
+        match=r"changed while it was read|ended too early|cannot be opened",
     ):
         merge(recipe(folder, pico / "bob"), tmp_path / "out", threads=threads)
     assert listed(tmp_path) == ["m"]
@@ -105,12 +113,20 @@ def test_a_disk_that_fills(
         return plain(*arguments)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(CheckpointError, match="No space left on device; free some space"):
-        merge(recipe(pico / "ada", pico / "bob"), tmp_path / "new" / "parents" / "out", threads=2)
+    with pytest.raises(
+        CheckpointError, match="No space left on device; free some space"
+    ):
+        merge(
+            recipe(pico / "ada", pico / "bob"),
+            tmp_path / "new" / "parents" / "out",
+            threads=2,
+        )
     assert listed(tmp_path) == []
 
 
-def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = os.pwrite
     monkeypatch.setattr(
         os, "pwrite", lambda descriptor, raw, offset: plain(descriptor, raw[:7], offset)
@@ -125,7 +141,9 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_disk_that_is_too_small_is_refused_at_once(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1)
+    )  # type: ignore[attr-defined]
     with pytest.raises(CheckpointError, match="GB of free disk space"):
         merge(recipe(pico / "ada"), tmp_path / "new" / "out")
     assert listed(tmp_path) == []
@@ -173,9 +191,14 @@ def test_a_long_name_is_no_trouble(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda out: out.write_text("old"), lambda out: (out.mkdir(), (out / "old").write_text("old"))],
+    [
+        lambda out: out.write_text("old"),
+        lambda out: (out.mkdir(), (out / "old").write_text("old")),
+    ],
 )
-def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+def test_overwriting_leaves_nothing_of_the_old(
+    tmp_path: Path, make: Callable[[Path], Any]
+) -> None:
     make(tmp_path / "out")
     with new_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_text("new")
@@ -251,7 +274,9 @@ def test_the_last_step_may_fail_too(
         ("? [a, b]\n: c", None),
     ],
 )
-def test_a_models_card_cannot_stop_a_merge(tmp_path: Path, front: str, told: str | None) -> None:
+def test_a_models_card_cannot_stop_a_merge(
+    tmp_path: Path, front: str, told: str | None
+) -> None:
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# x\n")
     assert licence(tmp_path) == told
 
@@ -285,14 +310,18 @@ def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["models", "models/ada"])
-def test_a_folder_that_holds_a_source_is_not_replaced(pico: Path, tmp_path: Path, out: str) -> None:
+def test_a_folder_that_holds_a_source_is_not_replaced(
+    pico: Path, tmp_path: Path, out: str
+) -> None:
     shutil.copytree(pico, tmp_path / "models")
-    with pytest.raises(CheckpointError, match="the output folder would replace the source"):
+    with pytest.raises(
+        CheckpointError, match="the output folder would replace the source"
+    ):
         merge(recipe(tmp_path / "models" / "ada"), tmp_path / out, overwrite=True)
     assert listed(tmp_path / "models") == ["ada", "base", "bob", "cyd"]
-    assert listed(tmp_path) == ["models"] and listed(tmp_path / "models" / "ada") == listed(
-        pico / "ada"
-    )
+    assert listed(tmp_path) == ["models"] and listed(
+        tmp_path / "models" / "ada"
+    ) == listed(pico / "ada")
 
 
 def test_tokenizer_files_that_link_out_of_the_model_are_not_copied(
@@ -307,7 +336,9 @@ def test_tokenizer_files_that_link_out_of_the_model_are_not_copied(
     assert listed(tmp_path) == before
 
 
-def test_weights_of_the_recipe_that_no_dtype_can_hold(pico: Path, tmp_path: Path) -> None:
+def test_weights_of_the_recipe_that_no_dtype_can_hold(
+    pico: Path, tmp_path: Path
+) -> None:
     wild = {
         "merge_method": "task_arithmetic",
         "base_model": str(pico / "base"),

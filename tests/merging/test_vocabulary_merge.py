@@ -1,4 +1,7 @@
-"""Models with vocabularies of their own, merged: rows by hand, a config that says so, a model and a tokenizer that load."""
+"""Models with vocabularies of their own, merged.
+
+Rows by hand, a config that says so, a model and a tokenizer that load.
+"""
 
 import json
 import shutil
@@ -10,7 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from paretomerge.errors import CheckpointError, ParetoMergeError
 from paretomerge.merging.engine import merge, merged_tensors
@@ -51,7 +59,9 @@ def build(folder: Path, tied: bool) -> Path:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return build(tmp_path_factory.mktemp("vocabularies"), request.param)
 
 
@@ -88,13 +98,18 @@ def row_of(models: Path, tensor: str) -> Callable[[str, str], torch.Tensor | Non
 def filled(
     row: Callable[[str, str], torch.Tensor | None], model: str, token: str, base: bool
 ) -> torch.Tensor:
-    """The documented rule, anew: the model's own row; else the base's; else its only owner's; else the mean of its owners."""
+    """The documented rule, anew: the model's own row; else the base's; else its only owner's.
+
+    Else the mean of its owners.
+    """
     if (own := row(model, token)) is not None:
         return own
     if base and (theirs := row("base", token)) is not None:
         return theirs
     owners = [
-        r for m in (("base",) if base else ()) + ("ada", "bob") if (r := row(m, token)) is not None
+        r
+        for m in (("base",) if base else ()) + ("ada", "bob")
+        if (r := row(m, token)) is not None
     ]
     return torch.stack(owners).mean(0) if owners else torch.zeros(WIDTH)
 
@@ -126,7 +141,11 @@ def check(
                 else (0.5 * ada + 0.25 * bob) / 0.75
             )
             torch.testing.assert_close(
-                got[name][number], wanted, rtol=1e-5, atol=1e-6, msg=lambda m, t=token: f"{t}: {m}"
+                got[name][number],
+                wanted,
+                rtol=1e-5,
+                atol=1e-6,
+                msg=lambda m, t=token: f"{t}: {m}",
             )
     ids = tokenizer("w3 w0", return_tensors="pt", return_token_type_ids=False)
     assert ids["input_ids"].tolist() == [[vocabulary["w3"], vocabulary["w0"]]]
@@ -136,9 +155,17 @@ def check(
 
 def test_union(models: Path, tmp_path: Path) -> None:
     vocabulary = check(
-        models, merge(recipe(models, tokenizer_source="union"), tmp_path / "out"), True, 11
+        models,
+        merge(recipe(models, tokenizer_source="union"), tmp_path / "out"),
+        True,
+        11,
     )
-    assert vocabulary == {**{w: i for i, w in enumerate(WORDS)}, "<a>": 8, "tool": 9, "<b>": 10}
+    assert vocabulary == {
+        **{w: i for i, w in enumerate(WORDS)},
+        "<a>": 8,
+        "tool": 9,
+        "<b>": 10,
+    }
 
 
 def test_union_without_a_base(models: Path, tmp_path: Path) -> None:
@@ -165,7 +192,9 @@ def test_one_model(models: Path, tmp_path: Path, model: str, n: int) -> None:
     assert vocabulary == AutoTokenizer.from_pretrained(models / model).get_vocab()
 
 
-def test_one_token_from_one_model_and_rows_to_a_multiple(models: Path, tmp_path: Path) -> None:
+def test_one_token_from_one_model_and_rows_to_a_multiple(
+    models: Path, tmp_path: Path
+) -> None:
     tokens = {
         "tool": {
             "source": {"kind": "model_token", "model": f"{models}/bob", "token": "w1"},
@@ -178,7 +207,8 @@ def test_one_token_from_one_model_and_rows_to_a_multiple(models: Path, tmp_path:
     got = load_file(out / "model.safetensors")
     vocabulary = AutoTokenizer.from_pretrained(out).get_vocab()
     assert (
-        json.loads((out / "config.json").read_text())["vocab_size"] == 16 and len(vocabulary) == 12
+        json.loads((out / "config.json").read_text())["vocab_size"] == 16
+        and len(vocabulary) == 12
     )
     for name in {"model.embed_tokens.weight", "lm_head.weight"} & got.keys():
         own = row_of(models, name)("bob", "w1")
@@ -189,12 +219,15 @@ def test_one_token_from_one_model_and_rows_to_a_multiple(models: Path, tmp_path:
             got[name][12:], got[name][:12].mean(0).expand(4, -1), rtol=1e-4, atol=1e-6
         )
     assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 16
-    assert Recipe.load(out / "mergekit_config.yml") == recipe(models, tokenizer=settings)
+    assert Recipe.load(out / "mergekit_config.yml") == recipe(
+        models, tokenizer=settings
+    )
 
 
 def test_chat_templates(models: Path, tmp_path: Path) -> None:
     out = merge(
-        recipe(models, tokenizer_source="union", chat_template="chatml"), tmp_path / "named"
+        recipe(models, tokenizer_source="union", chat_template="chatml"),
+        tmp_path / "named",
     )
     text = AutoTokenizer.from_pretrained(out).apply_chat_template(
         [{"role": "user", "content": "w1"}], tokenize=False
@@ -215,7 +248,10 @@ def test_chat_templates(models: Path, tmp_path: Path) -> None:
         == "[w1]"
     )
     with pytest.raises(ParetoMergeError, match="did you mean 'chatml'"):
-        merge(recipe(models, tokenizer_source="base", chat_template="chatlm"), tmp_path / "wrong")
+        merge(
+            recipe(models, tokenizer_source="base", chat_template="chatlm"),
+            tmp_path / "wrong",
+        )
     assert not (tmp_path / "wrong").exists()
 
 
@@ -223,7 +259,8 @@ def test_a_template_that_is_none_is_told_before_a_weight_is_read(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows",
+        lambda *_: pytest.fail("read a weight"),
     )
     with pytest.raises(ParetoMergeError, match="did you mean 'chatml'"):
         make_plan(recipe(models, tokenizer_source="base", chat_template="chatlm"))
@@ -231,31 +268,47 @@ def test_a_template_that_is_none_is_told_before_a_weight_is_read(
 
 @pytest.mark.parametrize("block", [8, 24, 1 << 20])
 def test_the_same_bits_for_any_block(models: Path, block: int) -> None:
-    plan = make_plan(recipe(models, tokenizer={"source": "union", "pad_to_multiple_of": 16}))
+    plan = make_plan(
+        recipe(models, tokenizer={"source": "union", "pad_to_multiple_of": 16})
+    )
     whole, other = dict(merged_tensors(plan)), dict(merged_tensors(plan, block=block))
     assert all(torch.equal(whole[n], other[n]) for n in whole)
 
 
 def test_vocabularies_of_steps(models: Path, tmp_path: Path) -> None:
-    """A step's tensors lie in the vocabulary of its base until the last document merges vocabularies."""
-    inner = f"name: x\nmerge_method: passthrough\nmodels: [{{model: {models}/bob, parameters: {{scale: 0.5}}}}]\n"
+    """A step's tensors lie in the vocabulary of its base until the last document merges
+    vocabularies.
+    """
+    inner = (
+        "name: x\nmerge_method: passthrough\nmodels: "
+        f"[{{model: {models}/bob, parameters: {{scale: 0.5}}}}]\n"
+    )
     outer = (
-        f"merge_method: linear\nbase_model: {models}/ada\nparameters: {{weight: 1}}\nmodels: [{{model: {{}}}}]\n"
+        f"merge_method: linear\nbase_model: {models}/ada\nparameters: {{weight: 1}}\nmodels: "
+        f"[{{model: {{}}}}]\n"
         "tokenizer: {source: union, pad_to_multiple_of: 16}\ndtype: float32\n"
     )
     merge(Recipe.from_yaml(inner), tmp_path / "x")
     wanted = load_file(
-        merge(Recipe.from_yaml(outer.replace("{}", str(tmp_path / "x"))), tmp_path / "a")
+        merge(
+            Recipe.from_yaml(outer.replace("{}", str(tmp_path / "x"))), tmp_path / "a"
+        )
         / "model.safetensors"
     )
     got = load_file(
-        merge(Recipe.from_yaml(inner + "---\n" + outer.replace("{}", "x")), tmp_path / "b")
+        merge(
+            Recipe.from_yaml(inner + "---\n" + outer.replace("{}", "x")), tmp_path / "b"
+        )
         / "model.safetensors"
     )
-    assert got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in got)
+    assert got.keys() == wanted.keys() and all(
+        torch.equal(got[n], wanted[n]) for n in got
+    )
 
 
-def test_unequal_embeddings_are_refused_with_the_cure(models: Path, tmp_path: Path) -> None:
+def test_unequal_embeddings_are_refused_with_the_cure(
+    models: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         CheckpointError,
         match=r"embed_tokens\.weight: expected one shape, got .* `tokenizer_source: union`",
@@ -274,7 +327,12 @@ def test_unequal_embeddings_are_refused_with_the_cure(models: Path, tmp_path: Pa
             "unknown model 'eve'",
         ),
         (
-            {"tokenizer": {"source": "union", "tokens": {"q": {"source": {"kind": "one"}}}}},
+            {
+                "tokenizer": {
+                    "source": "union",
+                    "tokens": {"q": {"source": {"kind": "one"}}},
+                }
+            },
             "kind: zero",
         ),
     ],

@@ -15,7 +15,9 @@ from paretomerge.pareto.front import (
 from paretomerge.pareto.ranking import knee, normalised, preferred
 
 POINTS = arrays(
-    float, st.tuples(st.integers(1, 12), st.integers(2, 3)), elements=st.integers(0, 6).map(float)
+    float,
+    st.tuples(st.integers(1, 12), st.integers(2, 3)),
+    elements=st.integers(0, 6).map(float),
 )
 
 
@@ -53,7 +55,8 @@ def test_points_behind_the_reference_add_nothing():
 def test_contributions_are_what_would_be_lost():
     points = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [1.0, 1.0]])
     lost = [
-        hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0]) for i in range(4)
+        hypervolume(points, [0, 0]) - hypervolume(np.delete(points, i, 0), [0, 0])
+        for i in range(4)
     ]
     assert hypervolume_contributions(points, [0, 0]).tolist() == pytest.approx(lost)
 

@@ -7,7 +7,9 @@ import torch
 from paretomerge.problems.engineering import ENGINEERING
 from paretomerge.problems.synthetic import dtlz2, dtlz7, zdt
 
-needs_pymoo = "needs pymoo, which only the benchmarks use: pip install 'paretomerge[bench]'"
+needs_pymoo = (
+    "needs pymoo, which only the benchmarks use: pip install 'paretomerge[bench]'"
+)
 
 
 def cube(d, n=64, seed=0):
@@ -41,14 +43,18 @@ def test_engineering_ideal_points_are_lower_bounds():
     for name, design in ENGINEERING.items():
         f = design(cube(len(design.low), 20_000))
         assert np.isfinite(f).all(), name
-        assert (f >= design.ideal - 1e-3 * np.abs(design.nadir - design.ideal)).all(), name
+        assert (f >= design.ideal - 1e-3 * np.abs(design.nadir - design.ideal)).all(), (
+            name
+        )
         assert (design.nadir > design.ideal).all()
 
 
 def test_four_bar_truss_by_hand():
     """At the thinnest bars the volume is least: 200 (2 + 2 + 2^(1/4) + 1), the published ideal."""
     f = ENGINEERING["re21"](np.zeros((1, 4)))[0]
-    assert f[0] == pytest.approx(200 * (5 + 2**0.25)) and f[0] == pytest.approx(1237.8414230005742)
+    assert f[0] == pytest.approx(200 * (5 + 2**0.25)) and f[0] == pytest.approx(
+        1237.8414230005742
+    )
 
 
 def test_synthetic_functions_are_those_of_pymoo():

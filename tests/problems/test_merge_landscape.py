@@ -58,12 +58,18 @@ def test_scores_and_standard_errors_are_those_of_the_examples(merges):
             assert merges.stderr[i, j] == pytest.approx(score.stderr)
 
 
-def test_parameters_lie_in_the_space_and_densities_are_there_only_where_they_are_read(merges):
+def test_parameters_lie_in_the_space_and_densities_are_there_only_where_they_are_read(
+    merges,
+):
     low, high = merges.space.bounds
     missing = np.isnan(merges.numbers)
     assert (missing | ((merges.numbers >= low) & (merges.numbers <= high))).all()
-    dense = [merges.space.methods.index(method) for method in merges.space.density_methods]
-    assert (missing == np.outer(~np.isin(merges.method, dense), merges.space.is_density)).all()
+    dense = [
+        merges.space.methods.index(method) for method in merges.space.density_methods
+    ]
+    assert (
+        missing == np.outer(~np.isin(merges.method, dense), merges.space.is_density)
+    ).all()
 
 
 # ----- the surrogate
@@ -87,7 +93,8 @@ def test_the_same_point_gives_the_same_scores(landscape):
     np.testing.assert_allclose(together, again, rtol=0, atol=1e-12)
     inactive = landscape.starts["order"] | dict.fromkeys(landscape.conditions, 0.3)
     np.testing.assert_array_equal(
-        landscape.evaluate(inactive)[0], landscape.evaluate(landscape.starts["order"])[0]
+        landscape.evaluate(inactive)[0],
+        landscape.evaluate(landscape.starts["order"])[0],
     )
 
 
@@ -105,7 +112,9 @@ def test_noise_is_binomial_and_seeded(landscape):
     n_correct = round(values[0, 0] * 100)
     examples = [1.0] * n_correct + [0.0] * (100 - n_correct)
     assert errors[0, 0] == pytest.approx(Score.mean_of(examples).stderr)
-    twice = [landscape.evaluate(point, 100, np.random.default_rng(7))[0] for _ in range(2)]
+    twice = [
+        landscape.evaluate(point, 100, np.random.default_rng(7))[0] for _ in range(2)
+    ]
     assert np.array_equal(*twice)
 
 
@@ -120,7 +129,10 @@ def test_the_front_is_one_and_covers_its_hypervolume(landscape, merges, problem)
     volume = hypervolume(predicted, landscape.reference_point)
     assert volume <= landscape.front_hypervolume * (1 + 1e-9)
     assert share([]) == 0 and share(list(landscape.starts.values())) < 0.8
-    sources = [merges.scores[merges.labels.index(name)] for name in ("order", "mirror", "scribe")]
+    sources = [
+        merges.scores[merges.labels.index(name)]
+        for name in ("order", "mirror", "scribe")
+    ]
     np.testing.assert_allclose(landscape.reference_point, reference_point(sources))
 
 
@@ -128,7 +140,10 @@ def test_the_front_is_one_and_covers_its_hypervolume(landscape, merges, problem)
     ("change", "message"),
     [
         ({"method": "slerp"}, "method"),
-        ({"weight/order/0": 1.6}, "weight/order/0: expected a number from -0.5 to 1.5, got 1.6"),
+        (
+            {"weight/order/0": 1.6},
+            "weight/order/0: expected a number from -0.5 to 1.5, got 1.6",
+        ),
         ({"weight/order/0": float("nan")}, "got nan"),
         ({"weight/order/0": None}, "got None"),
         ({"density/order": 0.0}, "density/order"),
@@ -173,7 +188,9 @@ def test_optuna_and_our_encoding_take_the_space(landscape):
     study.optimize(problem, n_trials=12)
     for trial in study.trials:
         assert len(trial.user_attrs["stderr"]) == 3
-        assert ("density/order" in trial.params) == (trial.params["method"] != "task_arithmetic")
+        assert ("density/order" in trial.params) == (
+            trial.params["method"] != "task_arithmetic"
+        )
 
 
 def test_the_docs_run():

@@ -7,7 +7,11 @@ import json
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from paretomerge import problems
 from paretomerge.errors import ConfigError
@@ -87,7 +91,11 @@ def test_share_is_of_true_values_of_what_looks_best():
     lucky = np.stack([good, good + 1])  # the bad point is seen above the good one
     both = np.stack([good, bad])
     assert problem.hypervolume_share(both, both) > 0
-    assert problem.hypervolume_share(both, lucky) == problem.hypervolume_share(bad[None]) == 0
+    assert (
+        problem.hypervolume_share(both, lucky)
+        == problem.hypervolume_share(bad[None])
+        == 0
+    )
 
 
 def test_accuracies():
@@ -151,7 +159,9 @@ def test_all_kinds_of_parameters_are_suggested():
     problem = Problem(
         name="mixed",
         space=space,
-        evaluate=lambda points: np.array([[p["count"], p["rate"]] for p in points], dtype=float),
+        evaluate=lambda points: np.array(
+            [[p["count"], p["rate"]] for p in points], dtype=float
+        ),
         reference_point=np.zeros(2),
         ideal_point=np.array([9.0, 1.0]),
         front_hypervolume=9.0,

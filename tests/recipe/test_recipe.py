@@ -59,7 +59,12 @@ def test_slices_survive_a_round_trip():
         ([0, 1], "x", 0.25, 0.25),
         ([0, 1, 0], "x", 0.75, 0.5),
         ([2.0], "x", 1.0, 2.0),
-        ([{"filter": "mlp", "value": [0, 2]}, {"value": 9}], "layers.0.mlp.w", 0.5, 1.0),
+        (
+            [{"filter": "mlp", "value": [0, 2]}, {"value": 9}],
+            "layers.0.mlp.w",
+            0.5,
+            1.0,
+        ),
         ([{"filter": "mlp", "value": 1}, {"filter": "*", "value": 9}], "norm", 0.5, 9),
         ([{"filter": "mlp", "value": 1}], "norm", 0.5, None),
     ],
@@ -103,7 +108,10 @@ def test_a_gradient_stays_between_its_ends(values, t):
             "layer_range",
         ),
         ("merge_method: ties\nmodels: [{model: a}]\ndtype: float12", "unknown dtype"),
-        ("merge_method: ties\nmodels: [{model: a}]\nmodules: {}", "got models and modules"),
+        (
+            "merge_method: ties\nmodels: [{model: a}]\nmodules: {}",
+            "got models and modules",
+        ),
         ("merge_method: [", "syntax error"),
         ("just text", "expected a mapping"),
         ("!!python/object/apply:os.system [ls]", "syntax error"),
@@ -116,5 +124,7 @@ def test_bad_recipes_say_what_is_wrong(text, told):
 
 def test_load_takes_models_beside_the_file(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [{model: a}, {model: owner/b}]")
+    (tmp_path / "r.yml").write_text(
+        "merge_method: linear\nmodels: [{model: a}, {model: owner/b}]"
+    )
     assert Recipe.load(tmp_path / "r.yml").models == (str(tmp_path / "a"), "owner/b")

@@ -66,7 +66,9 @@ def slices(draw: st.DrawFn) -> dict[str, Any]:
     first, length = draw(st.integers(0, 4)), draw(st.integers(1, 4))
     sources = draw(st.lists(MODEL, min_size=1, max_size=3))
     piece: dict[str, Any] = {
-        "sources": [{**source, "layer_range": [first, first + length]} for source in sources]
+        "sources": [
+            {**source, "layer_range": [first, first + length]} for source in sources
+        ]
     }
     return {**piece, "parameters": draw(PARAMETERS)} if draw(st.booleans()) else piece
 
@@ -83,7 +85,11 @@ RULES = st.fixed_dictionaries(
     optional={
         "source": NAMES
         | st.fixed_dictionaries(
-            {"kind": st.just("model_token"), "model": NAMES, "token_id": st.integers(0, 3)}
+            {
+                "kind": st.just("model_token"),
+                "model": NAMES,
+                "token_id": st.integers(0, 3),
+            }
         ),
         "force": st.booleans(),
     },
@@ -123,14 +129,23 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return (
         data
         if vocabulary is None
-        else {**data, vocabulary: draw(TOKENIZERS if vocabulary == "tokenizer" else NAMES)}
+        else {
+            **data,
+            vocabulary: draw(TOKENIZERS if vocabulary == "tokenizer" else NAMES),
+        }
     )
 
 
 def same_when_written(recipe: Recipe) -> None:
     again = Recipe.from_yaml(recipe.to_yaml())
-    assert again == recipe and again.key == recipe.key and again.to_yaml() == recipe.to_yaml()
-    assert set(recipe.source_models) <= {m for r in (*recipe.steps, recipe) for m in r.models}
+    assert (
+        again == recipe
+        and again.key == recipe.key
+        and again.to_yaml() == recipe.to_yaml()
+    )
+    assert set(recipe.source_models) <= {
+        m for r in (*recipe.steps, recipe) for m in r.models
+    }
 
 
 @FEW
@@ -171,7 +186,9 @@ ANY = st.recursive(
     | NAMES,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=3) | st.integers() | st.none(), inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=3) | st.integers() | st.none(), inner, max_size=3
+        )
     ),
     max_leaves=12,
 )
@@ -280,7 +297,10 @@ HEAD = "merge_method: linear\nmodels: [{model: a}]\n"
         ("&a [" + ",".join(["*a"] * 20_000) + "]", "may have at most"),
         ("&a {merge_method: *a}", "does an alias contain itself"),
         ("&a [*a]", "does an alias contain itself"),
-        (HEAD + "parameters: &p {weight: [{value: *p}]}", "does an alias contain itself"),
+        (
+            HEAD + "parameters: &p {weight: [{value: *p}]}",
+            "does an alias contain itself",
+        ),
         (
             "a: &a {x: 1}\n"
             + "".join(
@@ -289,9 +309,18 @@ HEAD = "merge_method: linear\nmodels: [{model: a}]\n"
             ),
             "entries",
         ),
-        ("a: &a {x: 1}\nb: {<<: [" + ",".join(["*a"] * 2000) + "]}", "mappings in `<<`"),
-        (HEAD + "parameters: {weight: " + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
-        (HEAD + "base_model: " + "{model: " * 200 + "a" + "}" * 200, "nested more than 50"),
+        (
+            "a: &a {x: 1}\nb: {<<: [" + ",".join(["*a"] * 2000) + "]}",
+            "mappings in `<<`",
+        ),
+        (
+            HEAD + "parameters: {weight: " + "[" * 5000 + "]" * 5000 + "}",
+            "nested too deeply",
+        ),
+        (
+            HEAD + "base_model: " + "{model: " * 200 + "a" + "}" * 200,
+            "nested more than 50",
+        ),
         (
             HEAD + "parameters: {weight: " + "[{value: " * 100 + "1" + "}]" * 100 + "}",
             "nested more than 50",
@@ -309,14 +338,20 @@ HEAD = "merge_method: linear\nmodels: [{model: a}]\n"
         (HEAD + "parameters: {weight: [0, -.inf]}", "finite"),
         (HEAD + "name: 2020-99-99", "syntax error"),
         (HEAD + "parameters: {weight: 2020-01-01}", "expected a number"),
-        (HEAD + "parameters: {1: 0.5, a: 1}", "keys must be strings, got 1; put it in quotes"),
+        (
+            HEAD + "parameters: {1: 0.5, a: 1}",
+            "keys must be strings, got 1; put it in quotes",
+        ),
         (
             HEAD + "tokenizer: {source: base, tokens: {no: {source: a}}}",
             "keys must be strings, got False",
         ),
         (HEAD + "tokenizer: {source: base, tokens: {a: b}}", "source, force"),
         (HEAD + "tokenizer: {source: base, tokens: {a: {source: [b]}}}", "kind: zero"),
-        (HEAD + "tokenizer: {source: base, pad_to_multiple_of: 1000000000000}", "from 1 to 65536"),
+        (
+            HEAD + "tokenizer: {source: base, pad_to_multiple_of: 1000000000000}",
+            "from 1 to 65536",
+        ),
         (HEAD + "parameters: !!set {a, b}", "name: value"),
         (HEAD + "seed: !!binary aaaa", "whole number"),
         ("!!python/object/apply:os.system [ls]", "syntax error"),
@@ -360,8 +395,13 @@ seed: one
         "models[0]: unknown key 'wieght'",
         "models[1].weight: expected a gradient",
     )
-    told += ("dtype: unknown dtype 'float12'", "seed: expected a whole number, got 'one'")
-    assert all(any(t in part for part in caught.value.parts) for t in told), caught.value
+    told += (
+        "dtype: unknown dtype 'float12'",
+        "seed: expected a whole number, got 'one'",
+    )
+    assert all(any(t in part for part in caught.value.parts) for t in told), (
+        caught.value
+    )
     assert all(part.startswith("r.yml: ") for part in caught.value.parts)
 
 
@@ -371,4 +411,6 @@ def test_mistakes_of_several_documents_are_told_together() -> None:
             "name: one\nmerge_method: linear\n---\n"
             "merge_method: linear\nmodels: [{model: one}]\ndtype: x"
         )
-    assert "document 1" in caught.value.parts[0] and "document 2" in caught.value.parts[1]
+    assert (
+        "document 1" in caught.value.parts[0] and "document 2" in caught.value.parts[1]
+    )

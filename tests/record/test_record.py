@@ -94,13 +94,21 @@ def test_what_is_written_is_read_again(storage):
         and first.scores == TRIALS[0].scores
         and first.params == TRIALS[0].params
     )
-    assert again.note("end") == {"reason": "spent", "total": 3} and again.note("nothing") is None
-    assert again.held_out(0)["watched"] == {"copy": SCORES["copy"]} and again.held_out(1) == {}
+    assert (
+        again.note("end") == {"reason": "spent", "total": 3}
+        and again.note("nothing") is None
+    )
+    assert (
+        again.held_out(0)["watched"] == {"copy": SCORES["copy"]}
+        and again.held_out(1) == {}
+    )
 
 
 def test_another_question_is_refused_and_has_room_under_another_name(storage):
     filled(storage)
-    with pytest.raises(StudyError, match=r"seed changed since.*another `study_name`") as raised:
+    with pytest.raises(
+        StudyError, match=r"seed changed since.*another `study_name`"
+    ) as raised:
         Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY | {"seed": 1}))
     assert "secret" not in str(raised.value)
     other = Record.begin(
@@ -109,12 +117,15 @@ def test_another_question_is_refused_and_has_room_under_another_name(storage):
     )
     assert (
         not other.trials()
-        and len(Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials()) == 3
+        and len(Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials())
+        == 3
     )
 
 
 def test_a_record_without_trials_begins_anew(storage):
-    Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).set_note("home", "elsewhere")
+    Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).set_note(
+        "home", "elsewhere"
+    )
     one = Record.begin(storage, Header(OBJECTIVES[:1], SOURCES, {"objectives": 1}))
     assert one.note("home") is None and one.note("identity") == {"objectives": 1}
     one.add(one.freeze(Trial(0, TRIALS[0].params, SCORES), SPACE), 0)
@@ -128,7 +139,9 @@ def level(seed):
 
 def test_two_that_search_at_once_lose_nothing_and_one_is_told(storage):
     one, two = (
-        Optimiser(level(seed), Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)))
+        Optimiser(
+            level(seed), Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY))
+        )
         for seed in (0, 1)
     )
     first, second = one.ask(), two.ask()
@@ -139,7 +152,8 @@ def test_two_that_search_at_once_lose_nothing_and_one_is_told(storage):
     ):
         two.tell(Trial(second.number, second.params, SCORES))
     assert [
-        t.params for t in Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials()
+        t.params
+        for t in Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).trials()
     ] == [
         first.params,
         second.params,

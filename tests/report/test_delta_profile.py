@@ -18,14 +18,25 @@ def test_the_table_and_the_same_as_json(pico):
     shown = run(pico / "base", pico / "ada", pico / "bob")
     assert all(
         word in shown
-        for word in ("cosine", "pearson", "euclidean", "layers 0 to 3", "attention", "ada", "bob")
+        for word in (
+            "cosine",
+            "pearson",
+            "euclidean",
+            "layers 0 to 3",
+            "attention",
+            "ada",
+            "bob",
+        )
     )
     told = json.loads(run(pico / "base", pico / "ada", pico / "bob", "--json"))
     assert (
         told["cosine"]["ada"]["ada"] == 1
         and told["cosine"]["ada"]["bob"] == told["cosine"]["bob"]["ada"]
     )
-    assert f"{told['cosine']['ada']['bob']:.3f}" in shown and f"{told['norms']['ada']:.4g}" in shown
+    assert (
+        f"{told['cosine']['ada']['bob']:.3f}" in shown
+        and f"{told['norms']['ada']:.4g}" in shown
+    )
     assert len(told["layers"]["bob"]) == 4
     assert sum(v**2 for v in told["roles"]["ada"].values()) == pytest.approx(
         told["norms"]["ada"] ** 2

@@ -21,7 +21,9 @@ def test_report_and_tables(pico, tmp_path):
         write_report(study.results(), tmp_path / "r.html")
     study.run(8)
     study.hold_out(study.trials()[:3], watched=True)
-    page = write_report(study.results(), tmp_path / "r.html", Choice(trial=1)).read_text()
+    page = write_report(
+        study.results(), tmp_path / "r.html", Choice(trial=1)
+    ).read_text()
     assert "--trial 1" in page and "bob ← picked" in page and "<script src" not in page
     told = json.loads(json.dumps(rows(study.trials())))
     assert (
@@ -40,16 +42,28 @@ def test_report_and_tables(pico, tmp_path):
 def scored(study, *values):
     """One trial per row, an objective per number."""
     return [
-        Trial(i, {}, {o.name: Score(v) for o, v in zip(study.goals.objectives, row, strict=True)})
+        Trial(
+            i,
+            {},
+            {
+                o.name: Score(v)
+                for o, v in zip(study.goals.objectives, row, strict=True)
+            },
+        )
         for i, row in enumerate(values)
     ]
 
 
-def test_the_best_are_the_best_in_the_objectives_own_directions_and_scales(pico, tmp_path):
+def test_the_best_are_the_best_in_the_objectives_own_directions_and_scales(
+    pico, tmp_path
+):
     study = make(pico, tmp_path)  # f/up is maximised, f/down minimised
     trials = scored(study, (0.0, 900.0), (1.0, 0.0), (0.5, 100.0))
     assert [t.number for t in best_first(study.results(), trials)] == [1, 2, 0]
-    assert best_first(study.results(), []) == [] and study.results().mean(trials[0].scores) is None
+    assert (
+        best_first(study.results(), []) == []
+        and study.results().mean(trials[0].scores) is None
+    )
     up = Results((Objective("f/up"), Objective("f/down")), (), ())
     assert (
         up.mean(trials[0].scores) == 450.0
@@ -70,7 +84,9 @@ def results_of(objectives, rows):
     """Results with one trial per row, a number per objective."""
     trials = []
     for number, row in enumerate(rows):
-        scores = {o.name: Score(value) for o, value in zip(objectives, row, strict=True)}
+        scores = {
+            o.name: Score(value) for o, value in zip(objectives, row, strict=True)
+        }
         trials.append(Trial(number, {}, scores))
     return Results(objectives, (), tuple(trials))
 
@@ -86,8 +102,13 @@ def test_a_narrow_terminal_shows_every_objective():
         console = Console(width=width, record=True)
         console.print(trials_table(results, trials, "All"))
         shown[width] = console.export_text()
-        assert max(map(len, shown[width].splitlines())) <= width and "…" not in shown[width]
-        assert all(text in shown[width] for text in ("skill_5", "0.111", "0.556", "0.625"))
+        assert (
+            max(map(len, shown[width].splitlines())) <= width
+            and "…" not in shown[width]
+        )
+        assert all(
+            text in shown[width] for text in ("skill_5", "0.111", "0.556", "0.625")
+        )
     assert "-0.143 0.111" in shown[120] and "in brackets" not in shown[120]
     assert (
         "-0.143" not in shown[72]

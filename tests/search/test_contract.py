@@ -58,7 +58,9 @@ class Blind(Broken):
         copy.number = sum(t.state.is_finished() for t in study.trials)
         point = super().sample_relative(study, copy, search_space)
         return (
-            point | {"weight/a": 0.01 + copy.number / 100, "rank": 3} if copy.number > 12 else point
+            point | {"weight/a": 0.01 + copy.number / 100, "rank": 3}
+            if copy.number > 12
+            else point
         )
 
 

@@ -2,7 +2,11 @@
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState
 
 from paretomerge.search._optuna import contains, store_constraints
@@ -13,7 +17,9 @@ def test_constraints_are_stored_where_optuna_reads_them():
     trial = study.ask()
     trial.set_user_attr("size", 3.0)
     frozen = study.get_trials(deepcopy=False)[0]
-    store_constraints(lambda t: [t.user_attrs["size"] - 2.0], study, frozen, TrialState.COMPLETE)
+    store_constraints(
+        lambda t: [t.user_attrs["size"] - 2.0], study, frozen, TrialState.COMPLETE
+    )
     study.tell(trial, 0.0)
     assert list(study.trials[0].constraints.values()) == [1.0]
 

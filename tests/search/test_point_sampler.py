@@ -4,7 +4,11 @@ import time
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState, create_trial
 
 from paretomerge.search.encoding import Encoding
@@ -59,7 +63,9 @@ def test_a_finite_space_is_used_up_before_anything_comes_twice():
 def test_points_that_mean_the_same_are_not_proposed_again():
     space = {"c": CategoricalDistribution(("a", "b")), "i": IntDistribution(1, 3)}
     conditions = {"i": [("c", ("b",))]}
-    trials = study(PointSampler(None, space=space, conditions=conditions), space, n=4).trials
+    trials = study(
+        PointSampler(None, space=space, conditions=conditions), space, n=4
+    ).trials
     assert sum(t.params["c"] == "a" for t in trials) == 1
 
 
@@ -74,7 +80,9 @@ def test_nothing_is_asked_of_a_proposer_while_every_trial_has_failed():
 def test_a_proposer_that_needs_a_usable_trial_waits_for_one():
     for usable, expected in ((True, False), (False, True)):
         made = study(
-            PointSampler(Always([0.2, 0.2]), n_startup=1, space=SPACE, require_feasible=usable)
+            PointSampler(
+                Always([0.2, 0.2]), n_startup=1, space=SPACE, require_feasible=usable
+            )
         )
         trial = made.ask(SPACE)
         trial.set_constraint("c", 1.0)
@@ -94,7 +102,9 @@ def test_usable_leaves_out_failures_infinities_and_broken_constraints():
     assert archive.x.shape == (5, 2) and archive.pending.shape == (0, 2)
 
 
-@pytest.mark.parametrize("preset", ["mmmo", "qmc", "map", "kinship", "evolver", "m2n2", "policy"])
+@pytest.mark.parametrize(
+    "preset", ["mmmo", "qmc", "map", "kinship", "evolver", "m2n2", "policy"]
+)
 def test_trials_of_another_space_are_left_out(preset):
     """They can be added to a study by hand; what is not in the space can say nothing about it."""
     space = {
@@ -114,14 +124,19 @@ def test_trials_of_another_space_are_left_out(preset):
             params = {"x": 0.5, "y": 0.1, "c": "a"} | added[number]
             distributions = space | {name: others[name] for name in added[number]}
             made.add_trial(
-                create_trial(values=[9.0, -9.0], params=params, distributions=distributions)
+                create_trial(
+                    values=[9.0, -9.0], params=params, distributions=distributions
+                )
             )
         else:
             trial = made.ask(space)
             made.tell(trial, [trial.params["x"], trial.params["y"]])
     seen = Observations.of(made)
     archive = Archive.of(seen, Encoding(space), 9)
-    assert len(seen) == 9 and len(archive.x) == len(archive.y) == len(archive.observations) == 6
+    assert (
+        len(seen) == 9
+        and len(archive.x) == len(archive.y) == len(archive.observations) == 6
+    )
     assert made.trials[8].params.keys() == space.keys()
 
 
@@ -142,7 +157,8 @@ def test_parameters_of_one_trial_are_drawn_apart():
 
 def test_the_sobol_sequence_goes_on_with_the_numbers():
     points = [
-        (t.params["x"], t.params["y"]) for t in study(PointSampler(None, space=SPACE), n=8).trials
+        (t.params["x"], t.params["y"])
+        for t in study(PointSampler(None, space=SPACE), n=8).trials
     ]
     assert (
         sorted(int(8 * x) for x, _ in points)
@@ -185,9 +201,13 @@ def test_threads_of_one_process_are_given_different_points(threads):
 
 
 def test_what_a_running_trial_was_given_counts_before_it_is_used():
-    made = study(PointSampler(Always([0.2, 0.2], [0.4, 0.4]), n_startup=1, space=SPACE), n=1)
+    made = study(
+        PointSampler(Always([0.2, 0.2], [0.4, 0.4]), n_startup=1, space=SPACE), n=1
+    )
     first, second = made.ask(), made.ask()
-    assert first.suggest_float("x", 0, 1) == 0.2 and second.suggest_float("x", 0, 1) == 0.4
+    assert (
+        first.suggest_float("x", 0, 1) == 0.2 and second.suggest_float("x", 0, 1) == 0.4
+    )
 
 
 def test_a_sampler_can_be_pickled_and_goes_on():
@@ -218,13 +238,19 @@ def test_a_seed_may_be_left_to_chance():
 
 
 def test_conditions_are_read_from_trials_that_came_to_their_end():
-    """A trial that failed before it suggested what exists under its choice does not say that it would not have."""
+    """A trial that failed before it suggested what exists under its choice does not say that
+    it would not have.
+    """
 
     def objective(trial):
         kind = trial.suggest_categorical("a", ["p", "q"])
         if trial.number == 1:
             raise RuntimeError
-        value = trial.suggest_int("c", 1, 12) if kind == "p" else trial.suggest_int("d", 1, 4) + 0.5
+        value = (
+            trial.suggest_int("c", 1, 12)
+            if kind == "p"
+            else trial.suggest_int("d", 1, 4) + 0.5
+        )
         return value, value
 
     made = study(PointSampler(None))

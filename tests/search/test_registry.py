@@ -21,7 +21,13 @@ SMALL = {
     "m2n2": {"archive_size": 5},
     "map": {"generations": 5},
 }
-ITS_OWN_STATE = ("random", "nsga2", "nsga3", "tpe", "gp")  # Optuna's: lost with the process
+ITS_OWN_STATE = (
+    "random",
+    "nsga2",
+    "nsga3",
+    "tpe",
+    "gp",
+)  # Optuna's: lost with the process
 COSTLY = {
     "gp": {"trials": 9, "objectives": (2,)},
     "mmmo": {"trials": 9, "objectives": (2,)},
@@ -69,13 +75,17 @@ def test_the_budget_sets_the_population():
 @pytest.mark.parametrize(("size", "parts"), [(None, 4), (10, 3), (50, 8)])
 def test_nsga3_has_no_more_directions_than_members(monkeypatch, size, parts):
     given = {}
-    monkeypatch.setattr(optuna.samplers, "NSGAIIISampler", lambda **options: given.update(options))
+    monkeypatch.setattr(
+        optuna.samplers, "NSGAIIISampler", lambda **options: given.update(options)
+    )
     make(
         "nsga3",
         SearchProblem(SPACE, 3, trials=60),
         {} if size is None else {"population_size": size},
     )
-    assert given["dividing_parameter"] == parts and given["population_size"] == (size or 20)
+    assert given["dividing_parameter"] == parts and given["population_size"] == (
+        size or 20
+    )
 
 
 def test_policy_begins_where_it_is_told():
@@ -94,7 +104,9 @@ def test_optunas_classes_and_our_own_by_their_names():
     ):
         assert type(make(name, problem())) is getattr(optuna.samplers, name)
     assert isinstance(make("MMMOSampler", problem(), {"elites": 3}), MMMOSampler)
-    assert isinstance(make("CmaEsSampler", SearchProblem(SPACE, 1)), optuna.samplers.CmaEsSampler)
+    assert isinstance(
+        make("CmaEsSampler", SearchProblem(SPACE, 1)), optuna.samplers.CmaEsSampler
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,14 +131,26 @@ def test_optunas_classes_and_our_own_by_their_names():
         ("map", {"generations": 0}, "generations >= 1"),
         ("qmc", {"generations": 3}, "unknown option of qmc"),
         ("mmmo", {"seed": "x"}, "seed: expected a whole number, got 'x'"),
-        ("mmmo", {"reference": [1]}, "reference: expected 2 numbers, one per objective, got 1"),
+        (
+            "mmmo",
+            {"reference": [1]},
+            "reference: expected 2 numbers, one per objective, got 1",
+        ),
         (
             "mmmo",
             {"reference": 3},
             "reference: expected a list of finite numbers, one per objective, got 3",
         ),
-        ("mmmo", {"reference": [float("nan"), 0]}, "reference: expected a list of finite numbers"),
-        ("mmmo", {"reference": ["a", "b"]}, "reference: expected a list of finite numbers"),
+        (
+            "mmmo",
+            {"reference": [float("nan"), 0]},
+            "reference: expected a list of finite numbers",
+        ),
+        (
+            "mmmo",
+            {"reference": ["a", "b"]},
+            "reference: expected a list of finite numbers",
+        ),
         ("mmmo", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
         ("mmmo", {"crossover": 7}, "crossover: expected a probability, got 7"),
         ("mmmo", {"refit": float("nan")}, "refit: expected a number, got nan"),
@@ -138,13 +162,29 @@ def test_optunas_classes_and_our_own_by_their_names():
         ),
         ("map", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
         ("kinship", {"max_kinship": 7}, "max_kinship in [-1, 1]"),
-        ("policy", {"learning_rate": True}, "learning_rate: expected a number, got True"),
-        ("tpe", {"n_startup_trials": "x"}, "n_startup_trials: expected a whole number, got 'x'"),
-        ("nsga2", {"crossover_prob": "x"}, "crossover_prob: expected a number, got 'x'"),
+        (
+            "policy",
+            {"learning_rate": True},
+            "learning_rate: expected a number, got True",
+        ),
+        (
+            "tpe",
+            {"n_startup_trials": "x"},
+            "n_startup_trials: expected a whole number, got 'x'",
+        ),
+        (
+            "nsga2",
+            {"crossover_prob": "x"},
+            "crossover_prob: expected a number, got 'x'",
+        ),
         ("GridSampler", {}, "unknown name 'GridSampler'"),
         ("cma", {"start": 5}, "start: expected parameters and their values, got 5"),
         ("cma", {"start": {"wieght/a": 1}}, "did you mean 'weight/a'"),
-        ("cma", {"start": {"weight/a": "x"}}, "start: weight/a: expected a number, got 'x'"),
+        (
+            "cma",
+            {"start": {"weight/a": "x"}},
+            "start: weight/a: expected a number, got 'x'",
+        ),
         ("cma", {"weights": [1, 2, 3]}, "expected 2 numbers"),
         ("cma", {"weights": [-1, 2]}, "0 or more"),
         ("cma", {"weights": "equal"}, "list of numbers"),
@@ -171,7 +211,9 @@ def test_a_language_model_in_front_of_a_preset(monkeypatch):
 
 def test_a_seed_may_be_any_integer():
     for name in LOCAL:
-        study = optuna.create_study(directions=["maximize"] * 2, sampler=make(name, problem(-3)))
+        study = optuna.create_study(
+            directions=["maximize"] * 2, sampler=make(name, problem(-3))
+        )
         assert study.ask(dict(SPACE)).params
 
 
@@ -183,7 +225,9 @@ def test_the_sobol_sequence_fills_every_interval_once():
     for _ in range(16):
         study.tell(study.ask(space), [0.0, 0.0])
     for name in space:
-        assert sorted(int(16 * t.params[name]) for t in study.trials()) == list(range(16))
+        assert sorted(int(16 * t.params[name]) for t in study.trials()) == list(
+            range(16)
+        )
 
 
 def test_the_table_is_not_to_be_written_to():
@@ -210,7 +254,10 @@ def test_study_yaml_takes_a_name_or_a_name_with_options(tmp_path, pico, sampler)
         "TPESampler": optuna.samplers.TPESampler,
         "cma": ScalarisedSampler,
     }
-    assert type(study.sampler) is expected[sampler if isinstance(sampler, str) else sampler["name"]]
+    assert (
+        type(study.sampler)
+        is expected[sampler if isinstance(sampler, str) else sampler["name"]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +284,10 @@ def written(folder, pico, sampler):
         "def score(model, tokenizer):\n    return 1.0\n\n\n"
         "def other(model, tokenizer):\n    return 2.0\n"
     )
-    models = {"base": str(pico / "base"), "models": [str(pico / "ada"), str(pico / "bob")]}
+    models = {
+        "base": str(pico / "base"),
+        "models": [str(pico / "ada"), str(pico / "bob")],
+    }
     data = models | {
         "objectives": [{"function": "mine:score"}, {"function": "mine:other"}],
         "sampler": sampler,

@@ -67,7 +67,11 @@ def test_every_key(pico, tmp_path):
 def test_near_duplicates_are_left_out_and_told(pico, tmp_path):
     space = build(pico, tmp_path, sources=("ada", "bob", "ada"), near_duplicates=0.98)
     assert space.notes == ()
-    doubled = {"ada": str(pico / "ada"), "again": str(pico / "ada") + "/", "bob": str(pico / "bob")}
+    doubled = {
+        "ada": str(pico / "ada"),
+        "again": str(pico / "ada") + "/",
+        "bob": str(pico / "bob"),
+    }
     base = str(pico / "base")
     spec = WeightSpace(near_duplicates=0.98, order="kinship")
     space = build_space(spec, Pool(base, doubled), 0, tmp_path)
@@ -82,7 +86,9 @@ def test_the_profile_is_kept_until_a_model_changes(pico, tmp_path):
     (file,) = tmp_path.glob("deltas-*.json")
     data = json.loads(file.read_text())
     file.write_text(json.dumps(data | {"size": 7}))
-    assert build(pico, tmp_path, importance=True).profile.size == 7  # read, not made again
+    assert (
+        build(pico, tmp_path, importance=True).profile.size == 7
+    )  # read, not made again
     assert set(first.importance) == set(first.distributions)
     build(pico, tmp_path, sources=("ada", "bob"), importance=True)
     assert len(list(tmp_path.glob("deltas-*.json"))) == 2

@@ -18,7 +18,9 @@ from paretomerge.testing import check_space
 class StartsOutside(WeightSearchSpace):
     def starts(self):
         return {
-            label: {name: 9.0 if name == "weight/bob" else v for name, v in point.items()}
+            label: {
+                name: 9.0 if name == "weight/bob" else v for name, v in point.items()
+            }
             for label, point in super().starts().items()
         }
 
@@ -39,7 +41,9 @@ class NotTheSource(WeightSearchSpace):
 class ForgottenCondition(WeightSearchSpace):
     @cached_property
     def conditions(self):
-        return {"weight/ada": (("method", ("ties",)),)}  # it is active under every method
+        return {
+            "weight/ada": (("method", ("ties",)),)
+        }  # it is active under every method
 
 
 class UnknownParent(WeightSearchSpace):
@@ -68,7 +72,10 @@ class Shallow(WeightSearchSpace):
             "passthrough",
             (
                 replace(
-                    piece, sources=(replace(piece.sources[0], layer_range=(0, 2), parameters={}),)
+                    piece,
+                    sources=(
+                        replace(piece.sources[0], layer_range=(0, 2), parameters={}),
+                    ),
                 ),
             ),
             self.base,
@@ -87,7 +94,10 @@ class WarmElsewhere(WeightSearchSpace):
         (StartsWithoutSources, "expected the sources first"),
         (NotTheSource, "start 'bob': .* is not that of the source"),
         (ForgottenCondition, "weight/ada is inactive at .* and changes the recipe"),
-        (UnknownParent, "depends on methods, which is not a categorical or integer parameter"),
+        (
+            UnknownParent,
+            "depends on methods, which is not a categorical or integer parameter",
+        ),
         (DeafParameter, "weight/cyd is active at .* points, and changes no recipe"),
         (Fickle, "the recipe differs the second time"),
         (Shallow, "expected a recipe of 4 layers, got 2"),
@@ -135,7 +145,10 @@ def test_encoder_decoders_and_layers_that_are_shared(pico):
     assert len(one.recipe(one.uniform_params("ties", {"ada": 1.0})).slices) == 1
     two = replace(
         architecture,
-        stacks=(architecture.stacks[0], replace(architecture.stacks[0], prefix="decoder.layers.")),
+        stacks=(
+            architecture.stacks[0],
+            replace(architecture.stacks[0], prefix="decoder.layers."),
+        ),
     )
     with pytest.raises(ConfigError, match="several stacks"):
         WeightSearchSpace(

@@ -12,12 +12,18 @@ points = st.integers(0, 12)
 
 def scored(x, number):
     return Trial(
-        -1, {"x": x}, {"a": Score(float(x))}, f"warm: old {number}", warm_start=f"old {number}"
+        -1,
+        {"x": x},
+        {"a": Score(float(x))},
+        f"warm: old {number}",
+        warm_start=f"old {number}",
     )
 
 
 def plan(starts, known, finished, sources=2):
-    return first_agenda(starts, sources, known, finished, lambda params: str(params["x"]))
+    return first_agenda(
+        starts, sources, known, finished, lambda params: str(params["x"])
+    )
 
 
 def test_sources_then_scores_then_the_users_then_the_rest():
@@ -43,7 +49,9 @@ def test_sources_then_scores_then_the_users_then_the_rest():
     st.lists(points, max_size=5),
     st.integers(0, 12),
 )
-def test_every_point_once_the_sources_first_and_a_resume_changes_nothing(own, mine, old, done):
+def test_every_point_once_the_sources_first_and_a_resume_changes_nothing(
+    own, mine, old, done
+):
     starts = {f"start {i}": {"x": x} for i, x in enumerate(own)}
     known = WarmStart(
         {f"{i}.yml": {"x": x} for i, x in enumerate(mine)},

@@ -14,7 +14,8 @@ from tests.studies import open_search
 
 def write(tmp_path, pico, **changes):
     (tmp_path / "mine.py").write_text(
-        "def score(model, tokenizer):\n    return 1.0\n\n\ndef other(model, tokenizer):\n    return 2.0\n"
+        "def score(model, tokenizer):\n    return 1.0\n\n\ndef other(model, tokenizer):\n    "
+        "return 2.0\n"
     )
     data = {
         "base": str(pico / "base"),
@@ -43,7 +44,11 @@ def test_a_small_file_is_enough(tmp_path, pico):
 
 def test_the_shipped_study_is_read(specialists):
     settings = load_study(specialists / "study.yaml").settings
-    assert [measure.name for measure in settings.objectives] == ["sort", "reverse", "translate"]
+    assert [measure.name for measure in settings.objectives] == [
+        "sort",
+        "reverse",
+        "translate",
+    ]
     assert len(settings.watch) == 6
 
 
@@ -60,8 +65,14 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"modles": []}, "did you mean 'models'"),
         ({"space": {"method": ["ties"]}}, "did you mean 'methods'"),
         ({"space": {"methods": ["tie"]}}, "unknown searchable method 'tie'"),
-        ({"space": {"weight": {"bounds": [1, 0]}}}, "space.weight.bounds: .*low < high"),
-        ({"space": {"routes": {}, "subset": True}}, "`routes` stands alone, without subset"),
+        (
+            {"space": {"weight": {"bounds": [1, 0]}}},
+            "space.weight.bounds: .*low < high",
+        ),
+        (
+            {"space": {"routes": {}, "subset": True}},
+            "`routes` stands alone, without subset",
+        ),
         ({"space": {"routes": {"blocks": 9}}}, "space.routes.blocks: expected 1 to 4"),
         (
             {"space": {"routes": {"scale": [1.1, 2]}}},
@@ -87,7 +98,10 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"objectives": [{"size": "layer"}]}, "layers"),
         ({"models": ["one"]}, "models: expected at least 2 items, got"),
         ({"models": None}, "models: required key is missing"),
-        ({"objectives": [{"task": "a", "function": "b:c"}]}, "set exactly one of `task`"),
+        (
+            {"objectives": [{"task": "a", "function": "b:c"}]},
+            "set exactly one of `task`",
+        ),
         ({"objectives": [{"function": "mine:score", "direction": "up"}]}, "direction"),
         (
             {"objectives": [{"function": "mine:score"}, {"function": "mine:score"}]},
@@ -101,7 +115,10 @@ def test_other_samplers_by_name(tmp_path, pico):
         ({"trials": 0}, "trials: expected a number greater than or equal to 1, got 0"),
         ({"seed": "x"}, "seed: expected an integer, got 'x'"),
         ({"sampler": 3}, "sampler: expected a string, got 3"),
-        ({"space": {"weight": {"groups": 0}}}, "groups: expected a count of 1 or more, got 0$"),
+        (
+            {"space": {"weight": {"groups": 0}}},
+            "groups: expected a count of 1 or more, got 0$",
+        ),
         ({"dtype": "int8"}, "dtype"),
         ({"evaluate": {"splits": {"search": "a"}}}, "held_out"),
         ({"base": "./nowhere"}, "there is no such folder"),
@@ -129,9 +146,12 @@ def own(tmp_path, pico):
 
 
 @pytest.mark.parametrize(
-    ("model", "told"), [("base", "files of base changed"), ("bob", "files of models changed")]
+    ("model", "told"),
+    [("base", "files of base changed"), ("bob", "files of models changed")],
 )
-def test_trials_of_models_that_were_trained_again_are_refused(tmp_path, pico, own, model, told):
+def test_trials_of_models_that_were_trained_again_are_refused(
+    tmp_path, pico, own, model, told
+):
     path = write(tmp_path, pico, **own)
     study = open_search(path)
     study.run(1)
@@ -140,7 +160,10 @@ def test_trials_of_models_that_were_trained_again_are_refused(tmp_path, pico, ow
     open_search(path)  # a copy with other times is the same model
     for file in (tmp_path / model).glob("*.safetensors"):
         file.unlink()
-    for file in (*(pico / "cyd").glob("*.safetensors"), *(pico / "cyd").glob("*.index.json")):
+    for file in (
+        *(pico / "cyd").glob("*.safetensors"),
+        *(pico / "cyd").glob("*.index.json"),
+    ):
         shutil.copy(file, tmp_path / model)
     with pytest.raises(StudyError, match=told):
         open_search(path)
@@ -174,7 +197,10 @@ def test_trials_of_a_task_that_was_edited_are_refused_and_other_tasks_may_come(
 def test_the_batch_size_may_change(tmp_path, pico):
     study = open_search(write(tmp_path, pico))
     study.run(1)
-    assert len(open_search(write(tmp_path, pico, evaluate={"batch_size": 2})).trials()) == 1
+    assert (
+        len(open_search(write(tmp_path, pico, evaluate={"batch_size": 2})).trials())
+        == 1
+    )
     with pytest.raises(StudyError, match="evaluate changed"):
         open_search(write(tmp_path, pico, evaluate={"search_items": 2}))
 
@@ -185,7 +211,10 @@ def test_studies_in_two_folders_share_scores_of_the_same_function(tmp_path, pico
     study = open_search(write(tmp_path / "one", pico))
     study.run(2)
     later = write(
-        tmp_path / "two", pico, warm_start="../one/runs/study", evaluate={"batch_size": 2}
+        tmp_path / "two",
+        pico,
+        warm_start="../one/runs/study",
+        evaluate={"batch_size": 2},
     )
     assert len(open_search(later).warm_start.scored) == 2
     module = tmp_path / "two" / "mine.py"
@@ -202,7 +231,11 @@ def write_config(path, **changes):
 @pytest.mark.parametrize("model", ["ada+bob", "./ada+./bob", "ada+ABS/bob"])
 def test_adapters_start_from_the_file_s_folder_too(tmp_path, pico, own, model):
     settings = load_study(
-        write(tmp_path, pico, **own | {"models": ["ada", model.replace("ABS", str(tmp_path))]})
+        write(
+            tmp_path,
+            pico,
+            **own | {"models": ["ada", model.replace("ABS", str(tmp_path))]},
+        )
     ).settings
     assert study_pool(settings).sources["bob"] == f"{tmp_path}/ada+{tmp_path}/bob"
 
@@ -213,9 +246,13 @@ def test_the_same_model_twice_is_refused_however_it_is_spelt(tmp_path, pico, own
         open_search(path)
 
 
-def test_a_missing_folder_is_named_with_where_it_was_looked_for(tmp_path, pico, own, monkeypatch):
+def test_a_missing_folder_is_named_with_where_it_was_looked_for(
+    tmp_path, pico, own, monkeypatch
+):
     monkeypatch.chdir(pico)  # where there is a `cyd`, which is not meant
-    settings = load_study(write(tmp_path, pico, **own | {"models": ["ada", "./cyd"]})).settings
+    settings = load_study(
+        write(tmp_path, pico, **own | {"models": ["ada", "./cyd"]})
+    ).settings
     assert study_pool(settings).sources["cyd"] == f"{tmp_path}/cyd"
 
 
@@ -238,12 +275,19 @@ def test_storage_starts_from_the_file_s_folder(tmp_path, pico, monkeypatch):
     open_search(write(tmp_path, pico, storage=f"sqlite:///{tmp_path}/y.db"))
     assert (tmp_path / "y.db").is_file()
     later = write(tmp_path, pico, storage=None, out="later")
-    earlier = write_config(shutil.copy(later, tmp_path / "earlier.yaml"), storage="sqlite:///x.db")
+    earlier = write_config(
+        shutil.copy(later, tmp_path / "earlier.yaml"), storage="sqlite:///x.db"
+    )
     for name in (earlier.name, "sqlite:///x.db", f"sqlite:///{tmp_path}/x.db"):
-        assert len(open_search(write_config(later, warm_start=name)).warm_start.scored) == 1
+        assert (
+            len(open_search(write_config(later, warm_start=name)).warm_start.scored)
+            == 1
+        )
 
 
-def test_a_constraint_without_a_name_is_on_the_objective_of_the_same_score(tmp_path, pico):
+def test_a_constraint_without_a_name_is_on_the_objective_of_the_same_score(
+    tmp_path, pico
+):
     objectives = [
         {"function": "mine:score", "name": "mine", "direction": "minimize"},
         {"function": "mine:other"},
@@ -252,7 +296,9 @@ def test_a_constraint_without_a_name_is_on_the_objective_of_the_same_score(tmp_p
         {"function": "mine:score", "at_least": 0},
         {"function": "mine:other", "name": "own", "at_most": 3},
     ]
-    study = open_search(write(tmp_path, pico, objectives=objectives, constraints=constraints))
+    study = open_search(
+        write(tmp_path, pico, objectives=objectives, constraints=constraints)
+    )
     assert [c.score for c in study.goals.constraints] == ["mine", "own"]
     study.run(1)
     first = study.trials()[0]

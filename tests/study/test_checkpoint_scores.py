@@ -7,9 +7,13 @@ from tests.study.test_build import write
 
 
 @pytest.mark.parametrize("name", ["near", "sparsity"])
-def test_sparsity_of_any_name_is_searched_and_measured_again_from_disk(tmp_path, pico, name):
+def test_sparsity_of_any_name_is_searched_and_measured_again_from_disk(
+    tmp_path, pico, name
+):
     path = write(
-        tmp_path, pico, objectives=[{"function": "mine:score"}, {"sparsity": True, "name": name}]
+        tmp_path,
+        pico,
+        objectives=[{"function": "mine:score"}, {"sparsity": True, "name": name}],
     )
     study = open_search(path)
     study.run(3)

@@ -61,7 +61,10 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
     with pytest.raises(ConfigError, match=r"breaks f/up at least .* \(by "):
         choose(study.results(), Choice(trial=broken[0].number))
     assert f"{len(broken)} infeasible" in tally(trials)
-    assert "Infeasible trials" in write_report(study.results(), tmp_path / "r.html").read_text()
+    assert (
+        "Infeasible trials"
+        in write_report(study.results(), tmp_path / "r.html").read_text()
+    )
     assert json.loads(json.dumps(rows(trials)))[broken[0].number]["constraints"]
     console = Console(width=200, record=True)
     console.print(trials_table(study.results(), trials, "All"))
@@ -77,14 +80,19 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
 
 
 def test_a_resumed_study_knows_its_constraints(pico, tmp_path, bound):
-    constraints = [Constraint("f/up", at_least=bound), Constraint("f/down", at_most=1e9)]
+    constraints = [
+        Constraint("f/up", at_least=bound),
+        Constraint("f/down", at_most=1e9),
+    ]
     whole = make(pico, tmp_path / "whole", constraints=constraints)
     whole.run(10)
     for n in (2, 9, 10):
         make(pico, tmp_path / "parts", constraints=constraints).run(n)
     parts = make(pico, tmp_path / "parts", constraints=constraints)
     assert told(parts) == told(whole)
-    assert [t.constraints for t in parts.trials()] == [t.constraints for t in whole.trials()]
+    assert [t.constraints for t in parts.trials()] == [
+        t.constraints for t in whole.trials()
+    ]
     assert set(whole.trials()[0].constraints) == {c.text for c in constraints}
 
 
@@ -104,12 +112,18 @@ def test_samplers_see_in_memory_what_the_record_holds(pico, tmp_path, bound, nam
             return super().sample_relative(study, trial, space)
 
     study = make(
-        pico, tmp_path, sampler=Watching(seed=0), constraints=[Constraint("f/up", at_least=bound)]
+        pico,
+        tmp_path,
+        sampler=Watching(seed=0),
+        constraints=[Constraint("f/up", at_least=bound)],
     )
     study.run(10)
-    assert seen[-1] == [(t.constraints, t.user_attrs) for t in study.record.frozen()[:-1]]
+    assert seen[-1] == [
+        (t.constraints, t.user_attrs) for t in study.record.frozen()[:-1]
+    ]
     assert all(
-        constraints and user["scores"]["f/down"][3] == "10" for constraints, user in seen[-1]
+        constraints and user["scores"]["f/down"][3] == "10"
+        for constraints, user in seen[-1]
     )
 
 
@@ -133,6 +147,10 @@ def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp
     from paretomerge.errors import StudyError
 
     study = make(pico, tmp_path, constraints=[Constraint("g", at_least=0)])
-    with pytest.raises(StudyError, match=r"last 10 trials failed.*expected a score named 'g'"):
+    with pytest.raises(
+        StudyError, match=r"last 10 trials failed.*expected a score named 'g'"
+    ):
         study.run(12)
-    assert all(t.failure and not t.constraints and not t.feasible for t in study.trials())
+    assert all(
+        t.failure and not t.constraints and not t.feasible for t in study.trials()
+    )

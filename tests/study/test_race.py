@@ -3,10 +3,20 @@ import pytest
 from scipy.special import expit
 
 from paretomerge.errors import ConfigError
-from paretomerge.evaluate.evaluator import CombinedEvaluator, MergeFact, Objective, Score
+from paretomerge.evaluate.evaluator import (
+    CombinedEvaluator,
+    MergeFact,
+    Objective,
+    Score,
+)
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.goals import Goals
-from paretomerge.study.race import RaceSettings, drawn_gaps, least_decided, stratified_order
+from paretomerge.study.race import (
+    RaceSettings,
+    drawn_gaps,
+    least_decided,
+    stratified_order,
+)
 from paretomerge.study.search import Search
 from tests.studies import open_search
 from tests.study.test_build import write
@@ -19,7 +29,10 @@ RACING = RaceSettings(first=10)
 
 
 class Quiz:
-    """Two scores of many items, whose chances are smooth functions of a merge's weights. `asked` counts the items."""
+    """Two scores of many items, whose chances are smooth functions of a merge's weights.
+
+    `asked` counts the items.
+    """
 
     def __init__(self):
         self.asked = 0
@@ -31,12 +44,16 @@ class Quiz:
         found = {}
         state = live.model.state_dict()
         for which, (name, places) in enumerate(
-            wanted.items() if len(wanted) == 2 else [(n, wanted.get(n, ())) for n in ITEMS]
+            wanted.items()
+            if len(wanted) == 2
+            else [(n, wanted.get(n, ())) for n in ITEMS]
         ):
             weight = state["model.layers.0.mlp.up_proj.weight"].detach().float().numpy()
             skill = 40 * float(weight[: 16 * (1 + which)].mean()) * (1 - 2 * which)
             hard = np.random.default_rng(which).normal(size=ITEMS[name]) * 2
-            luck = np.random.default_rng([which, int(abs(skill) * 1e6)]).random(ITEMS[name])
+            luck = np.random.default_rng([which, int(abs(skill) * 1e6)]).random(
+                ITEMS[name]
+            )
             right = luck < expit(skill - hard)
             self.asked += len(places) * (name in wanted)
             if name in wanted:
@@ -59,7 +76,10 @@ def raced(
 ) -> tuple[Search, Quiz]:
     plain, quiz = make(pico, folder / "unused"), Quiz()
     sampler = MMMOSampler(
-        seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
+        seed=0,
+        space=plain.space.distributions,
+        conditions=plain.space.conditions,
+        n_startup=9,
     )
     goals = Goals(
         CombinedEvaluator((quiz, *more)),
@@ -73,7 +93,9 @@ def told(study):
     return [(t.number, dict(t.params), t.scores, t.final) for t in study.trials()]
 
 
-def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pico, tmp_path):
+def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(
+    pico, tmp_path
+):
     study, quiz = raced(pico, tmp_path)
     study.run(20)
     trials = study.trials()
@@ -83,14 +105,18 @@ def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(pic
     for t in left:
         n = [t.scores[name].n for name in ITEMS]
         assert (
-            all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True)) and sum(n) < 500
+            all(10 <= k <= ITEMS[name] for k, name in zip(n, ITEMS, strict=True))
+            and sum(n) < 500
         )
         assert all(
-            t.scores[name].example_scores is None and t.scores[name].stderr > 0 for name in ITEMS
+            t.scores[name].example_scores is None and t.scores[name].stderr > 0
+            for name in ITEMS
         )
     front = study.front()
     assert front and all(
-        t.final and t.scores["one"].n == 200 and len(t.scores["two"].example_scores) == 300
+        t.final
+        and t.scores["one"].n == 200
+        and len(t.scores["two"].example_scores) == 300
         for t in front
     )
 
@@ -102,7 +128,10 @@ def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
     whole = [quiz.evaluate(study.load(t), "search") for t in left]
     front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
     beaten = [
-        any(all(f[k] >= scores[name].value for k, name in enumerate(ITEMS)) for f in front)
+        any(
+            all(f[k] >= scores[name].value for k, name in enumerate(ITEMS))
+            for f in front
+        )
         for scores in whole
     ]
     assert len(left) >= 4 and sum(beaten) >= len(left) - 1
@@ -142,7 +171,9 @@ def test_gaps_on_all_items_lie_within_what_some_say(n):
     stated, came = np.array(stated), np.array(came)
     for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.01)):
         there = (stated >= low) & (stated < high)
-        assert there.sum() > 10 and abs(stated[there].mean() - came[there].mean()) < 0.12
+        assert (
+            there.sum() > 10 and abs(stated[there].mean() - came[there].mean()) < 0.12
+        )
 
 
 def test_gaps_to_rivals_are_drawn_together_and_few_equal_items_are_no_certainty():
@@ -171,16 +202,26 @@ def test_the_first_to_solve_anything_is_not_left(pico, tmp_path):
 
     plain, quiz = make(pico, tmp_path / "unused"), Hard()
     sampler = MMMOSampler(
-        seed=0, space=plain.space.distributions, conditions=plain.space.conditions, n_startup=9
+        seed=0,
+        space=plain.space.distributions,
+        conditions=plain.space.conditions,
+        n_startup=9,
     )
     study = Search(
         tmp_path,
         plain.space,
-        Goals(CombinedEvaluator((quiz,)), (Objective("one"), Objective("two")), race=RACING),
+        Goals(
+            CombinedEvaluator((quiz,)),
+            (Objective("one"), Objective("two")),
+            race=RACING,
+        ),
         sampler,
     )
     study.run(12)
-    assert sum(t.scores["one"].value > 0 for t in study.trials()) >= 2 and len(study.front()) >= 1
+    assert (
+        sum(t.scores["one"].value > 0 for t in study.trials()) >= 2
+        and len(study.front()) >= 1
+    )
     assert next(t for t in study.trials() if not t.label).final
 
 
@@ -209,7 +250,8 @@ def test_estimates_are_near_what_all_items_say(pico, tmp_path):
         if not t.final:
             whole = quiz.evaluate(study.load(t), "search")
             misses += [
-                (t.scores[name].value - whole[name].value) / t.scores[name].stderr for name in ITEMS
+                (t.scores[name].value - whole[name].value) / t.scores[name].stderr
+                for name in ITEMS
             ]
     assert len(misses) >= 4 and np.sqrt(np.mean(np.square(misses))) < 2
 
@@ -239,7 +281,8 @@ def test_scores_that_have_no_items_are_had_at_once(pico, tmp_path):
     )
     study.run(14)
     assert all(
-        t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0 for t in study.trials()
+        t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0
+        for t in study.trials()
     )
 
 
@@ -252,7 +295,10 @@ def test_where_nothing_is_sure_enough_nobody_is_left(pico, tmp_path):
 def test_every_beginning_of_the_order_has_the_strata_in_proportion():
     correct = np.random.default_rng(0).integers(0, 4, 600)
     order = stratified_order(correct, 1)
-    assert sorted(order) == list(range(600)) and (order != stratified_order(correct, 2)).any()
+    assert (
+        sorted(order) == list(range(600))
+        and (order != stratified_order(correct, 2)).any()
+    )
     for n in (20, 100, 300):
         shares = np.bincount(correct[order[:n]], minlength=4) / n
         assert np.abs(shares - np.bincount(correct) / 600).max() <= 1.01 / n

@@ -83,11 +83,15 @@ def test_a_route_has_no_sparsity(tmp_path, pico):
             objectives=[{"function": "mine:score"}, {"sparsity": True}],
         )
     )
-    with pytest.raises(ParetoMergeError, match="a merge that has sparsity, got a route"):
+    with pytest.raises(
+        ParetoMergeError, match="a merge that has sparsity, got a route"
+    ):
         study.run(12)
 
 
-def test_families_without_a_fold_are_searched_without_scales(tmp_path, pico, monkeypatch):
+def test_families_without_a_fold_are_searched_without_scales(
+    tmp_path, pico, monkeypatch
+):
     monkeypatch.setattr("paretomerge.checkpoint.fold.FOLDS", {})
     study = open_search(write(tmp_path, pico, space={"routes": {}}))
     assert not [name for name in study.space.distributions if name.startswith("scale/")]

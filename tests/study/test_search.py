@@ -33,15 +33,26 @@ def norms(model, tokenizer):
     """Two objectives that pull apart: how far two tensors are from zero, one up and one down."""
     state = model.state_dict()
     return {
-        "up": Score(state["model.layers.0.mlp.up_proj.weight"].float().norm().item(), 0.001),
+        "up": Score(
+            state["model.layers.0.mlp.up_proj.weight"].float().norm().item(), 0.001
+        ),
         "down": Score(
-            state["model.layers.0.mlp.up_proj.weight"].float().sum().item(), 0.001, 2, (1.0, 0.0)
+            state["model.layers.0.mlp.up_proj.weight"].float().sum().item(),
+            0.001,
+            2,
+            (1.0, 0.0),
         ),
     }
 
 
 def make(
-    pico, folder, function=norms, sampler=None, constraints=(), warm_start=WarmStart, **more
+    pico,
+    folder,
+    function=norms,
+    sampler=None,
+    constraints=(),
+    warm_start=WarmStart,
+    **more,
 ) -> Search:
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
     space = WeightSearchSpace(
@@ -70,7 +81,9 @@ def test_starts_with_what_is_known_and_ends_with_a_front(pico, tmp_path):
     study.run(11, events.append)
     trials = study.trials()
     assert [t.label for t in trials[:4]] == ["ada", "bob", "cyd", "uniform soup"]
-    assert [t.number for t in trials] == list(range(11)) and not any(t.failure for t in trials)
+    assert [t.number for t in trials] == list(range(11)) and not any(
+        t.failure for t in trials
+    )
     assert {"ask", "merge", "evaluate", "record"} <= set(events[-1].seconds)
     volumes = [
         e.hypervolume for e in events[2:]
@@ -78,8 +91,12 @@ def test_starts_with_what_is_known_and_ends_with_a_front(pico, tmp_path):
     assert volumes == sorted(volumes)
     front = study.front()
     for trial in trials:
-        better = [f for f in front if f.scores["f/up"].value >= trial.scores["f/up"].value]
-        assert any(f.scores["f/down"].value <= trial.scores["f/down"].value for f in better)
+        better = [
+            f for f in front if f.scores["f/up"].value >= trial.scores["f/up"].value
+        ]
+        assert any(
+            f.scores["f/down"].value <= trial.scores["f/down"].value for f in better
+        )
 
 
 def test_resuming_goes_on_as_if_never_stopped(pico, tmp_path):
@@ -92,10 +109,13 @@ def test_resuming_goes_on_as_if_never_stopped(pico, tmp_path):
 
 def test_optuna_reads_the_record(pico, tmp_path):
     make(pico, tmp_path).run(4)
-    loaded = optuna.open_search(study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db")
+    loaded = optuna.open_search(
+        study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db"
+    )
     assert (
         len(loaded.trials) == 4
-        and loaded.trials[1].values[1] == -loaded.trials[1].user_attrs["scores"]["f/down"][0]
+        and loaded.trials[1].values[1]
+        == -loaded.trials[1].user_attrs["scores"]["f/down"][0]
     )
     assert loaded.trials[0].user_attrs["stderr"] == [0.001, 0.001]
 
@@ -115,9 +135,14 @@ make(Path({pico!r}), {folder!r}, slow).run(10, lambda event: print(event.done, f
 def test_kill_9_loses_no_finished_trial(pico, tmp_path):
     from tests.conftest import REPOSITORY
 
-    code = KILLED.format(root=str(REPOSITORY), pico=str(pico), folder=str(tmp_path / "killed"))
+    code = KILLED.format(
+        root=str(REPOSITORY), pico=str(pico), folder=str(tmp_path / "killed")
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -149,7 +174,9 @@ def test_a_failing_candidate_is_a_failed_trial_with_its_reason(pico, tmp_path):
     assert [t.number for t in study.trials() if t.failure] == [2, 9]
     assert "no luck" in study.trials()[2].failure
     assert all(not t.failure for t in study.front())
-    assert [t.failure for t in make(pico, tmp_path).trials()] == [t.failure for t in study.trials()]
+    assert [t.failure for t in make(pico, tmp_path).trials()] == [
+        t.failure for t in study.trials()
+    ]
 
 
 def test_ten_failures_in_a_row_stop_the_search_with_the_cause(pico, tmp_path):
@@ -185,14 +212,19 @@ def test_the_same_recipe_is_not_scored_twice_and_that_shows(pico, tmp_path):
     study = make(pico, tmp_path, counted, sampler=Stubborn(seed=0))
     told = study.run(n + 3)
     again = [t for t in study.trials() if t.same_as is not None]
-    assert len(calls) == count_evaluated(study.trials()) == len(study.trials()) - len(again) < n + 3
+    assert (
+        len(calls)
+        == count_evaluated(study.trials())
+        == len(study.trials()) - len(again)
+        < n + 3
+    )
     assert (
         told.endswith("the last 100 proposals were merges that had been scored")
         and len(again) >= 100
     )
-    assert make(pico, tmp_path, counted, sampler=Stubborn(seed=0)).run(n + 3) == told and len(
-        study.trials()
-    ) == len(calls) + len(again)
+    assert make(pico, tmp_path, counted, sampler=Stubborn(seed=0)).run(
+        n + 3
+    ) == told and len(study.trials()) == len(calls) + len(again)
     assert all(t.scores == study.trials()[t.same_as].scores for t in again)
     assert f"{len(again)} reused" in tally(study.trials())
 
@@ -213,7 +245,10 @@ def test_what_is_shown_as_held_out_was_measured_there(pico, tmp_path, capsys):
     study = make(
         pico,
         tmp_path,
-        lambda model, tokenizer, split: {"up": 0.25 if split == "search" else 0.75, "down": 0.0},
+        lambda model, tokenizer, split: {
+            "up": 0.25 if split == "search" else 0.75,
+            "down": 0.0,
+        },
     )
     study.run(1)
     with Progress(study.results(), Console(width=120)) as progress:
@@ -229,11 +264,18 @@ def test_trials_of_another_question_are_refused(pico, tmp_path):
 
 
 def test_a_record_without_trials_begins_anew(pico, tmp_path):
-    make(pico, tmp_path, identity={"space": [1, 2]}).record.set_note("home", "elsewhere")
+    make(pico, tmp_path, identity={"space": [1, 2]}).record.set_note(
+        "home", "elsewhere"
+    )
     study = make(pico, tmp_path, identity={"space": [1, 3]})
-    assert study.record.note("identity") == {"space": [1, 3]} and study.record.note("home") is None
+    assert (
+        study.record.note("identity") == {"space": [1, 3]}
+        and study.record.note("home") is None
+    )
     header = Header(study.goals.objectives[:1], (), {"objectives": 1})
-    one = Record.begin(study.record.storage, header)  # another number of objectives, too
+    one = Record.begin(
+        study.record.storage, header
+    )  # another number of objectives, too
     assert len(one._study.directions) == 1
     make(pico, tmp_path, identity={"space": [1, 3]}).run(1)
     with pytest.raises(StudyError, match="another `study_name` where `storage` is set"):
@@ -251,9 +293,15 @@ def test_without_an_identity_the_question_is_compared(pico, tmp_path):
         Search(tmp_path, narrow, study.goals, study.sampler)
     renamed = replace(
         study.space,
-        sources={"ada": str(pico / "cyd"), "bob": str(pico / "bob"), "cyd": str(pico / "ada")},
+        sources={
+            "ada": str(pico / "cyd"),
+            "bob": str(pico / "bob"),
+            "cyd": str(pico / "ada"),
+        },
     )
-    with pytest.raises(StudyError, match="holds trials of another study: sources changed since"):
+    with pytest.raises(
+        StudyError, match="holds trials of another study: sources changed since"
+    ):
         Search(tmp_path, renamed, study.goals, study.sampler)
 
 
@@ -273,7 +321,9 @@ def test_a_score_beyond_all_measure_stops_nothing(pico, tmp_path):
     def wild(model, tokenizer):
         scores = norms(model, tokenizer)
         return (
-            scores | {"down": Score(1e200)} if scores["up"].value > scores["down"].value else scores
+            scores | {"down": Score(1e200)}
+            if scores["up"].value > scores["down"].value
+            else scores
         )
 
     study = make(pico, tmp_path, wild)
@@ -285,7 +335,9 @@ def test_a_score_beyond_all_measure_stops_nothing(pico, tmp_path):
 
 
 def test_a_broken_record_is_told(pico, tmp_path):
-    (tmp_path / "study.db").write_bytes(b"this is no database, not even a little one" * 100)
+    (tmp_path / "study.db").write_bytes(
+        b"this is no database, not even a little one" * 100
+    )
     with pytest.raises(StudyError, match="move it away"):
         make(pico, tmp_path)
 
@@ -307,7 +359,9 @@ def test_a_full_disk_is_told_and_finished_trials_stay(pico, tmp_path, monkeypatc
     assert len(make(pico, tmp_path).trials()) == 2
 
 
-@pytest.mark.parametrize("name", ["RandomSampler", "NSGAIISampler", "TPESampler", "QMCSampler"])
+@pytest.mark.parametrize(
+    "name", ["RandomSampler", "NSGAIISampler", "TPESampler", "QMCSampler"]
+)
 def test_any_optuna_sampler_works_and_resumes(pico, tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -334,7 +388,9 @@ def test_what_a_failure_says_is_shown_as_it_is(pico, tmp_path, capsys, terminal)
 
     told = "[/a] [enforce fail] :key:"
     study = make(pico, tmp_path)
-    with Progress(study.results(), Console(width=300, force_terminal=terminal)) as progress:
+    with Progress(
+        study.results(), Console(width=300, force_terminal=terminal)
+    ) as progress:
         study.run(
             1,
             lambda event: progress.trial(
@@ -349,12 +405,19 @@ def test_progress_on_terminals_and_elsewhere(pico, tmp_path, capsys):
     with Progress(make(pico, tmp_path / "a").results(), plain) as progress:
         make(pico, tmp_path / "a").run(2, progress.trial)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "1/2" in lines[0] and "f/up" in lines[0] and "ada" in lines[0]
+    assert (
+        len(lines) == 2
+        and "1/2" in lines[0]
+        and "f/up" in lines[0]
+        and "ada" in lines[0]
+    )
     study = make(pico, tmp_path / "b")
     with Progress(study.results(), terminal) as progress:
         study.run(3, progress.trial)
     shown = capsys.readouterr().out
-    assert "3/3 trials" in shown and "mean" not in shown  # one of its objectives is minimised
+    assert (
+        "3/3 trials" in shown and "mean" not in shown
+    )  # one of its objectives is minimised
     with Progress(study.results(), plain, quiet=True) as progress:
         study.run(4, progress.trial)
     assert capsys.readouterr().out == ""
@@ -384,7 +447,11 @@ def test_a_sampler_is_told_what_the_objectives_are_called(pico, tmp_path):
 def test_a_record_outlives_settings_that_nobody_sets(pico, tmp_path):
     """A later version has more of them; what is set counts as ever."""
     make(pico, tmp_path, identity={"space": {"groups": 1}, "seed": 0}).run(1)
-    make(pico, tmp_path, identity={"space": {"groups": 1, "new": None}, "seed": 0, "newer": None})
+    make(
+        pico,
+        tmp_path,
+        identity={"space": {"groups": 1, "new": None}, "seed": 0, "newer": None},
+    )
     with pytest.raises(StudyError, match="space changed"):
         make(pico, tmp_path, identity={"space": {"groups": 1, "new": 2}, "seed": 0})
 

@@ -25,7 +25,9 @@ class Fading(optuna.samplers.RandomSampler):
         return None if n < 3 else 0.5**n
 
 
-def test_stops_when_little_is_expected_and_goes_on_with_a_greater_budget(pico, tmp_path):
+def test_stops_when_little_is_expected_and_goes_on_with_a_greater_budget(
+    pico, tmp_path
+):
     budget = StoppingRule(40, until=0.03, patience=3)
     study = make(pico, tmp_path, sampler=Fading(seed=0))
     reason = study.run(budget)
@@ -55,7 +57,10 @@ def test_a_new_start_is_tried_after_a_stop(pico, tmp_path):
     n = len(stopped.trials())
     mine = stopped.space.uniform_params("ties", {"ada": 0.1, "bob": 0.2, "cyd": 0.3})
     study = make(
-        pico, tmp_path, sampler=Fading(seed=0), warm_start=lambda: WarmStart({"mine.yml": mine})
+        pico,
+        tmp_path,
+        sampler=Fading(seed=0),
+        warm_start=lambda: WarmStart({"mine.yml": mine}),
     )
     study.run(budget)
     assert study.trials()[n].label == "mine.yml"

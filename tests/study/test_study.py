@@ -98,7 +98,10 @@ def test_results_as_a_data_frame(make):
     study = make()
     study.optimize(n_trials=3, show_progress_bar=False)
     frame = study.trials_dataframe()
-    assert list(frame["number"]) == [0, 1, 2] and list(frame["label"])[:2] == ["ada", "bob"]
+    assert list(frame["number"]) == [0, 1, 2] and list(frame["label"])[:2] == [
+        "ada",
+        "bob",
+    ]
     trial = study.get_trials()[0]
     assert frame["search_norm"][0] == trial.scores["norm"].value
     assert frame["held_out_total"][0] == trial.held_out["total"].value
@@ -127,7 +130,9 @@ assert study.pick(trial=1).number == 1
 study.report({str(tmp_path / "r.html")!r})
 print([name for name in ("torch", "transformers", "lm_eval", "botorch") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -141,10 +146,16 @@ def test_before_the_search_there_is_nothing_to_read(make, tmp_path):
 
 def test_to_yaml_and_back(make, tmp_path):
     study = make(
-        objectives=[pm.Function("mine:score", name="score"), pm.Size("layers"), pm.Task("gsm8k")],
+        objectives=[
+            pm.Function("mine:score", name="score"),
+            pm.Size("layers"),
+            pm.Task("gsm8k"),
+        ],
         constraints=[pm.Constraint("score", at_least=0.5)],
         watch=["hellaswag"],
-        space=pm.WeightSpace(methods=["ties"], groups=2, weight={"roles": True}, subset=True),
+        space=pm.WeightSpace(
+            methods=["ties"], groups=2, weight={"roles": True}, subset=True
+        ),
         then=None,
         sampler={"name": "nsga2", "population_size": 10},
         budget=pm.Budget(70, until=0.01),
@@ -173,7 +184,9 @@ def test_a_second_level_in_yaml_and_back(make, tmp_path):
 
 def test_what_a_file_cannot_say(make):
     with pytest.raises(pm.ConfigError, match="Move it to the top level of a module"):
-        make(objectives=[pm.Function(lambda model, tokenizer: 1.0, name="one")]).to_yaml()
+        make(
+            objectives=[pm.Function(lambda model, tokenizer: 1.0, name="one")]
+        ).to_yaml()
     with pytest.raises(pm.ConfigError, match="cannot describe this RandomSampler"):
         make(sampler=optuna.samplers.RandomSampler(seed=0)).to_yaml()
 
@@ -185,10 +198,15 @@ def test_what_a_file_cannot_say(make):
         ({"objectives": [pm.Sparsity(), pm.Sparsity()]}, "the name of two scores"),
         ({"constraints": [pm.Constraint("nrom", at_least=1)]}, "did you mean 'norm'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"then": pm.SecondLevel(), "space": pm.RouteSpace()}, "first level must merge weights"),
+        (
+            {"then": pm.SecondLevel(), "space": pm.RouteSpace()},
+            "first level must merge weights",
+        ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused_at_once(make, settings, message):
+def test_settings_that_contradict_each_other_are_refused_at_once(
+    make, settings, message
+):
     with pytest.raises(pm.ConfigError, match=message):
         make(**settings)
 
@@ -234,13 +252,17 @@ def test_mmmo_given_as_an_object_is_the_sampler_of_that_name(make):
     by_name = make(sampler="mmmo", out="b")
     for study in (by_object, by_name):
         study.optimize(n_trials=10, held_out=False, show_progress_bar=False)
-    params = [[trial.params for trial in study.get_trials()] for study in (by_object, by_name)]
+    params = [
+        [trial.params for trial in study.get_trials()] for study in (by_object, by_name)
+    ]
     assert params[0] == params[1]
 
 
 def test_the_quickstart_is_copied_once(tmp_path):
     first = unpack_specialists(tmp_path)
-    assert first == tmp_path / "paretomerge-quickstart" / "study.yaml" and first.is_file()
+    assert (
+        first == tmp_path / "paretomerge-quickstart" / "study.yaml" and first.is_file()
+    )
     first.write_text("changed")
     assert unpack_specialists(tmp_path).read_text() == "changed"
     (tmp_path / "other" / "paretomerge-quickstart").mkdir(parents=True)

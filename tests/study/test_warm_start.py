@@ -72,7 +72,10 @@ def first(pico, tmp_path_factory):
 
 
 def told(study):
-    return [(t.number, dict(t.params), t.scores, t.label, t.warm_start) for t in study.trials()]
+    return [
+        (t.number, dict(t.params), t.scores, t.label, t.warm_start)
+        for t in study.trials()
+    ]
 
 
 def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, first):
@@ -94,7 +97,9 @@ def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, firs
     by_warm = {t.warm_start: t for t in trials if t.warm_start}
     for t in old.trials():
         taken = by_warm[f"runs/first {t.number}"]
-        assert taken.scores == t.scores and dict(taken.params) == pytest.approx(dict(t.params))
+        assert taken.scores == t.scores and dict(taken.params) == pytest.approx(
+            dict(t.params)
+        )
         assert (taken.held_out or {}) == (t.held_out or {})
         assert taken.label == (t.label or f"warm: runs/first {t.number}")
     assert study.results().reference == old.results().reference
@@ -102,7 +107,10 @@ def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, firs
         t.scores["up"].value for t in study.front()
     } <= {t.scores["up"].value for t in old.trials()}
     choose(study.results(), Choice())
-    assert "warm: runs/first" in write_report(study.results(), first / "r.html").read_text()
+    assert (
+        "warm: runs/first"
+        in write_report(study.results(), first / "r.html").read_text()
+    )
     again = run(path)
     assert told(again) == told(study) and calls(first) - before == 3
 
@@ -112,7 +120,10 @@ def test_other_bounds_keep_what_lies_inside(pico, first):
         pico,
         first,
         "narrow",
-        space={"methods": ["task_arithmetic", "ties"], "weight": {"bounds": [0.0, 1.0]}},
+        space={
+            "methods": ["task_arithmetic", "ties"],
+            "weight": {"bounds": [0.0, 1.0]},
+        },
         trials=1,
     )
     path.write_text(path.read_text() + "warm_start: [first.yaml]\n")
@@ -138,7 +149,12 @@ def test_studies_of_several_names_share_a_database(pico, tmp_path):
     run(write(pico, tmp_path, "one", study_name="one", **shared))
     study = run(
         write(
-            pico, tmp_path, "two", study_name="two", warm_start="one.yaml", **shared | {"trials": 1}
+            pico,
+            tmp_path,
+            "two",
+            study_name="two",
+            warm_start="one.yaml",
+            **shared | {"trials": 1},
         )
     )
     assert [t.warm_start for t in study.trials() if t.warm_start] == [
@@ -148,7 +164,8 @@ def test_studies_of_several_names_share_a_database(pico, tmp_path):
     lost = open_search(write(pico, tmp_path, "three", warm_start="sqlite:///both.db"))
     with pytest.raises(
         ConfigError,
-        match=r"both.db: there is no study named 'paretomerge'. It holds one, two. Name .* the study.yaml",
+        match=r"both.db: there is no study named 'paretomerge'. It holds one, two. Name .* the "
+        r"study.yaml",
     ):
         lost.run(1)
     write(pico, tmp_path, "gone", study_name="gone", **shared)
@@ -161,7 +178,9 @@ def test_studies_of_several_names_share_a_database(pico, tmp_path):
 
 def test_under_another_question_the_front_is_evaluated_again(pico, first):
     before = calls(first)
-    path = write(pico, first, "other", warm_start="runs/first/study.db", trials=20, seed=1)
+    path = write(
+        pico, first, "other", warm_start="runs/first/study.db", trials=20, seed=1
+    )
     study = open_search(path)
     front = {t.number for t in open_search(first / "first.yaml").front()}
     (note,) = study.warm_start.notes
@@ -214,16 +233,23 @@ def test_scores_serve_fewer_objectives_and_other_bounds_but_no_new_score(pico, f
     [
         ({"models": ["PICO/ada", "PICO/cyd"]}, "over other models"),
         ({"base": "PICO/cyd"}, "over another base"),
-        ({"warm_start": "runs/frist"}, "Name the folder, the study.db or the study.yaml"),
+        (
+            {"warm_start": "runs/frist"},
+            "Name the folder, the study.db or the study.yaml",
+        ),
         ({"warm_start": "absent.yaml"}, "no such file"),
         ({"starts": ["r.yml"]}, "r.yml"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(pico, first, changes, cure):
     changes = yaml.safe_load(
-        yaml.safe_dump({"warm_start": "runs/first"} | changes).replace("PICO", str(pico))
+        yaml.safe_dump({"warm_start": "runs/first"} | changes).replace(
+            "PICO", str(pico)
+        )
     )
-    study = open_search(write(pico, first, "refused" + re.sub(r"\W", "", cure), **changes))
+    study = open_search(
+        write(pico, first, "refused" + re.sub(r"\W", "", cure), **changes)
+    )
     before = calls(first)
     with pytest.raises(ConfigError, match=cure):
         study.run()
@@ -266,7 +292,9 @@ def test_recipes_of_the_user_come_right_after_the_sources(pico, tmp_path):
         study.trials()[2].params["density/ada"] == 0.75
         and study.trials()[2].params["weight/bob"] == 0.5
     )
-    (tmp_path / "late.yml").write_text(RECIPE.format(base=pico / "base", pico=pico, weight=0.9))
+    (tmp_path / "late.yml").write_text(
+        RECIPE.format(base=pico / "base", pico=pico, weight=0.9)
+    )
     later = run(
         write(pico, tmp_path, starts=["mine.yml", "late.yml"], trials=6)
     )  # starts may be added while a study goes on
@@ -277,8 +305,12 @@ def test_recipes_of_the_user_come_right_after_the_sources(pico, tmp_path):
 
 
 def test_every_bad_start_is_told_before_anything_is_merged(pico, tmp_path):
-    (tmp_path / "far.yml").write_text(RECIPE.format(base=pico / "base", pico=pico, weight=7))
-    (tmp_path / "based.yml").write_text(RECIPE.format(base=pico / "cyd", pico=pico, weight=0.5))
+    (tmp_path / "far.yml").write_text(
+        RECIPE.format(base=pico / "base", pico=pico, weight=7)
+    )
+    (tmp_path / "based.yml").write_text(
+        RECIPE.format(base=pico / "cyd", pico=pico, weight=0.5)
+    )
     (tmp_path / "torn.yml").write_text("merge_method: [")
     study = open_search(
         write(
@@ -299,13 +331,30 @@ def test_every_bad_start_is_told_before_anything_is_merged(pico, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_while_scores_are_taken_over_and_later(pico, first):
-    """A study that is killed goes on to the trials of one that never was; another process reads it all the while."""
+    """A study that is killed goes on to the trials of one that never was.
+
+    Another process reads it all the while.
+    """
     settings = {"warm_start": "runs/first", "trials": 4, "sampler": {"name": "mmmo"}}
     path = write(pico, first, "killed", **settings)
     beside = open_search(path)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SLOW": "0.3"}
-    for enough in (lambda: len(beside.trials) >= 3, lambda: count_evaluated(beside.trials) >= 2):
-        command = [sys.executable, "-m", "paretomerge.cli.main", "search", "--quiet", str(path)]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "SLOW": "0.3",
+    }
+    for enough in (
+        lambda: len(beside.trials) >= 3,
+        lambda: count_evaluated(beside.trials) >= 2,
+    ):
+        command = [
+            sys.executable,
+            "-m",
+            "paretomerge.cli.main",
+            "search",
+            "--quiet",
+            str(path),
+        ]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, env=environment, cwd=REPOSITORY
         )
@@ -317,7 +366,9 @@ def test_kill_9_while_scores_are_taken_over_and_later(pico, first):
     assert told(run(path)) == told(run(write(pico, first, "whole", **settings)))
 
 
-def test_the_command_line_says_what_was_known_and_why_it_ended(pico, first, monkeypatch):
+def test_the_command_line_says_what_was_known_and_why_it_ended(
+    pico, first, monkeypatch
+):
     from typer.testing import CliRunner
 
     from paretomerge.cli.main import app

@@ -18,7 +18,11 @@ from lm_eval.models.utils import (
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
-from paretomerge.evaluate.inference.likelihood import LogLikelihood, LogLikelihoods, Request
+from paretomerge.evaluate.inference.likelihood import (
+    LogLikelihood,
+    LogLikelihoods,
+    Request,
+)
 from paretomerge.evaluate.inference.prefill import supports_cache
 
 if TYPE_CHECKING:
@@ -40,7 +44,10 @@ class ResidentLM(ReplaceableHFLM):
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self._batcher = AdaptiveBatcher(batch_size)
@@ -111,7 +118,9 @@ class ResidentLM(ReplaceableHFLM):
             return False
         return supports_cache(self.model)
 
-    def _generate(self, prompts: Sequence[str], settings: GenerationSettings) -> list[str]:
+    def _generate(
+        self, prompts: Sequence[str], settings: GenerationSettings
+    ) -> list[str]:
         """Greedy answers to prompts with the same settings."""
         max_new_tokens = settings["max_gen_toks"]
         assert isinstance(max_new_tokens, int)

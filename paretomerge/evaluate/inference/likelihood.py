@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.inference.batching import AdaptiveBatcher, Process, Tokens, pad_right
+from paretomerge.evaluate.inference.batching import (
+    AdaptiveBatcher,
+    Process,
+    Tokens,
+    pad_right,
+)
 from paretomerge.evaluate.inference.prefill import (
     group_by_prefix,
     keep_last_logits,
@@ -227,7 +232,9 @@ class LogLikelihoods:
             located += [LocatedAnswer(r, end, answer) for answer in answers[r]]
         self._store_results(logits, located)
 
-    def _store_results(self, logits: torch.Tensor, located: Sequence[LocatedAnswer]) -> None:
+    def _store_results(
+        self, logits: torch.Tensor, located: Sequence[LocatedAnswer]
+    ) -> None:
         """Sum each answer's log-probabilities in the logits `(rows, positions, vocabulary)`."""
         # all tokens of all answers at once: a few large tensor operations instead of many small
         index = []
@@ -249,7 +256,9 @@ class LogLikelihoods:
         best_token = log_probs.argmax(1)
         is_greedy[number, place] = best_token == token_id
         if token_log_probs.isnan().any():
-            raise EvaluationError("log-probabilities are NaN: the merged weights overflow")
+            raise EvaluationError(
+                "log-probabilities are NaN: the merged weights overflow"
+            )
         totals = token_log_probs.sum(1).tolist()
         all_greedy = is_greedy.all(1).tolist()
         for location, total, greedy in zip(located, totals, all_greedy, strict=True):
@@ -264,7 +273,9 @@ def _group_jobs(jobs: Sequence[ForwardJob]) -> list[list[ForwardJob]]:
     return grouped
 
 
-def _group_by_context(requests: Sequence[Request], max_length: int) -> dict[Tokens, Continuations]:
+def _group_by_context(
+    requests: Sequence[Request], max_length: int
+) -> dict[Tokens, Continuations]:
     """Context -> its distinct continuations."""
     contexts: dict[Tokens, Continuations] = {}
     for i, (context, answer) in enumerate(requests):

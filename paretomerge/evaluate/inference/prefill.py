@@ -98,7 +98,9 @@ def prefill(
     return PrefillOutput(output.logits, output.past_key_values, mask)
 
 
-def prefill_shared_prefix(model: "PreTrainedModel", prefix: Tokens, rows: int) -> "Cache":
+def prefill_shared_prefix(
+    model: "PreTrainedModel", prefix: Tokens, rows: int
+) -> "Cache":
     """Read a prefix once, and repeat its cache for so many rows."""
     ids = torch.tensor([prefix], device=model.device)
     output = model(ids, use_cache=True, **keep_last_logits(model))

@@ -55,7 +55,9 @@ class ResidentModel:
         torch_dtype = getattr(torch, self.dtype)
         model = AutoModelForCausalLM.from_pretrained(template.folder, dtype=torch_dtype)
         self.model: PreTrainedModel = model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(template.folder)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            template.folder
+        )
         state = self.model.state_dict(keep_vars=False)
         names = names_in_model(self.model, template.headers)
         # The model's own tensors: what is written here is what the model computes with.

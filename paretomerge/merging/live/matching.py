@@ -131,7 +131,9 @@ def _squared_norm(array: Array) -> float:
     return float((array**2).sum())
 
 
-def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: Sequence[str]) -> Iterable[torch.Tensor]:
+def _token_ids(
+    tokenizer: "PreTrainedTokenizerBase", text: Sequence[str]
+) -> Iterable[torch.Tensor]:
     """Token ids `(1, tokens)` of each line that has a token."""
     for line in text[:_MAX_LINES]:
         encoded = tokenizer(
@@ -143,7 +145,9 @@ def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: Sequence[str]) -> Ite
 
 
 def _layer_inputs(
-    model: "PreTrainedModel", layers: Sequence[nn.Module], batches: Iterable[torch.Tensor]
+    model: "PreTrainedModel",
+    layers: Sequence[nn.Module],
+    batches: Iterable[torch.Tensor],
 ) -> list[torch.Tensor]:
     """The hidden states `(tokens, d)` into each layer, over all batches."""
     recorded: list[list[torch.Tensor]] = []

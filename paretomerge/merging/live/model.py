@@ -51,7 +51,9 @@ class LoadedMerge:
     facts: Mapping[str, float]
 
     @classmethod
-    def from_plan(cls, plan: Plan, model: "PreTrainedModel", **facts: float) -> "LoadedMerge":
+    def from_plan(
+        cls, plan: Plan, model: "PreTrainedModel", **facts: float
+    ) -> "LoadedMerge":
         """Describe a model that was loaded by a plan.
 
         Args:

@@ -24,7 +24,13 @@ from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob, TensorRef, Weights
+from paretomerge.merging.plan.plan import (
+    ModelConfig,
+    Plan,
+    TensorJob,
+    TensorRef,
+    Weights,
+)
 from paretomerge.merging.plan.steps import RecipeStep
 from paretomerge.recipe import Recipe
 
@@ -192,7 +198,9 @@ def _cached(weights: Weights, device: str) -> CachedWeights:
     return CachedWeights(weights, device)
 
 
-def _take_first(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> nn.Parameter | None:
+def _take_first(
+    parameters: list[nn.Parameter], shape: tuple[int, ...]
+) -> nn.Parameter | None:
     """Take the first parameter of a shape out of a list."""
     for i, parameter in enumerate(parameters):
         if parameter.shape == shape:

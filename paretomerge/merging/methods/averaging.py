@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
-from paretomerge.merging.methods.common import gram_matrix, linear_combination, sum_tensors
+from paretomerge.merging.methods.common import (
+    gram_matrix,
+    linear_combination,
+    sum_tensors,
+)
 from paretomerge.merging.parameter_values import number_in
 
 _MIN_DIVISOR = 1e-6  # Model Stock's cosines and ratio are not divided by less

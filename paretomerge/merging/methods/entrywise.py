@@ -57,7 +57,9 @@ def _base_block(block: Block) -> Tensor:
     return block.base.clone()
 
 
-def _mean_square_weights(inputs: Inputs, selected_deltas: SelectedDeltas) -> list[float]:
+def _mean_square_weights(
+    inputs: Inputs, selected_deltas: SelectedDeltas
+) -> list[float]:
     """SCE's weights, which add up to 1."""
     k = inputs.n_sources
     squares = [0.0] * k

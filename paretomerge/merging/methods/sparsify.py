@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paretomerge.merging.block import Block, Inputs
-from paretomerge.merging.methods.top_k import Magnitude, Query, Threshold, top_k_thresholds
+from paretomerge.merging.methods.top_k import (
+    Magnitude,
+    Query,
+    Threshold,
+    top_k_thresholds,
+)
 
 BoolArray = NDArray[np.bool_]
 Int32Array = NDArray[np.int32]
@@ -176,7 +181,9 @@ def _magprune_mask(
     """
     prefers_small = epsilon < 0
     least_rank = _least_rank_by_random_integer(density, abs(epsilon), columns)
-    end_integer = int(np.searchsorted(least_rank, columns))  # from here on no rank is large enough
+    end_integer = int(
+        np.searchsorted(least_rank, columns)
+    )  # from here on no rank is large enough
 
     def mask(delta: Tensor, block: Block) -> BoolArray:
         random = block.random_uint16(index)

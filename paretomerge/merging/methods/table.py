@@ -26,21 +26,27 @@ LAMBDA = Parameter("lambda", default=1.0)
 NORMALIZE = Parameter("normalize", default=True)
 NO_NORMALIZE = Parameter("normalize", default=False)
 RESCALE = Parameter("rescale", default=True, choices=(True, False, "inverse_density"))
-NO_RESCALE = Parameter("rescale", default=False, choices=(True, False, "inverse_density"))
+NO_RESCALE = Parameter(
+    "rescale", default=False, choices=(True, False, "inverse_density")
+)
 T = Parameter("t")
 RAM_EPSILON = Parameter("epsilon", default=1e-5, low=0.0)
 
 
 def _check_weight_sum(parameters: Sequence[Params], options: Params) -> str | None:
     """Weights that are divided by their sum must not add up to zero."""
-    normalizes = options.get("normalize", True) and options.get("normalize_weights", True)
+    normalizes = options.get("normalize", True) and options.get(
+        "normalize_weights", True
+    )
     weights = [number_in(values, "weight") for values in parameters]
     if normalizes and abs(sum(weights)) < _MIN_WEIGHT_SUM:
         return f"expected weights with a sum other than 0, got {weights}"
     return None
 
 
-def _check_keep_probabilities(parameters: Sequence[Params], options: Params) -> str | None:
+def _check_keep_probabilities(
+    parameters: Sequence[Params], options: Params
+) -> str | None:
     """DELLA keeps entries with probabilities from density - epsilon to density + epsilon."""
     for values in parameters:
         density = number_in(values, "density")

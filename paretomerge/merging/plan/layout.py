@@ -11,10 +11,22 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
-from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open, name_at_layer_0
+from paretomerge.merging.plan.opened_recipe import (
+    OpenedRecipe,
+    models_to_open,
+    name_at_layer_0,
+)
 from paretomerge.merging.plan.plan import LayerRef, Plan, TensorJob, TensorRef, Weights
-from paretomerge.merging.plan.slices import CompleteSlice, complete_slice, without_layer_ranges
-from paretomerge.merging.plan.tensor_jobs import SourceLayers, TensorJobBuilder, copy_job
+from paretomerge.merging.plan.slices import (
+    CompleteSlice,
+    complete_slice,
+    without_layer_ranges,
+)
+from paretomerge.merging.plan.tensor_jobs import (
+    SourceLayers,
+    TensorJobBuilder,
+    copy_job,
+)
 from paretomerge.recipe import Module
 
 _WHOLE_MODEL = None
@@ -23,7 +35,9 @@ _WHOLE_MODEL = None
 _MAX_NAMES_IN_NOTE = 3
 
 
-def lay_out(opened: OpenedRecipe, notes: tuple[str, ...], allow_nan: bool = False) -> Plan:
+def lay_out(
+    opened: OpenedRecipe, notes: tuple[str, ...], allow_nan: bool = False
+) -> Plan:
     """Make the plan of a recipe whose models are open. Only headers and configs are read.
 
     Args:
@@ -186,7 +200,9 @@ def _add_layers(
     return route
 
 
-def _names_in_layer(opened: OpenedRecipe, template_layer: int, fallback: LayerRef) -> list[str]:
+def _names_in_layer(
+    opened: OpenedRecipe, template_layer: int, fallback: LayerRef
+) -> list[str]:
     """Names, at layer 0, of the tensors in a layer of the template."""
     architecture, layer = opened.architecture, template_layer
     # Sources may be deeper than the template.
@@ -217,7 +233,9 @@ def _copy_other_modules(
     return jobs
 
 
-def _named_modules(opened: OpenedRecipe, problems: ErrorCollector) -> dict[str | None, Module]:
+def _named_modules(
+    opened: OpenedRecipe, problems: ErrorCollector
+) -> dict[str | None, Module]:
     """The template's modules that the recipe names, with what it says of them."""
     recipe = opened.recipe
     if not recipe.modules:
@@ -298,7 +316,9 @@ def _untied_heads(opened: OpenedRecipe) -> list[str]:
 def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
     """Notes on tensors that sources have and the template lacks."""
     architecture = opened.architecture
-    template_names = {name_at_layer_0(name, architecture) for name in architecture.names}
+    template_names = {
+        name_at_layer_0(name, architecture) for name in architecture.names
+    }
     notes = []
     for model in opened.recipe.models:
         names = _names_at_layer_0(opened.weights[model].architecture)
@@ -309,7 +329,9 @@ def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
             shown = ", ".join(ignored[:_MAX_NAMES_IN_NOTE])
             if len(ignored) > _MAX_NAMES_IN_NOTE:
                 shown += ", ..."
-            lacking = f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
+            lacking = (
+                f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
+            )
             notes.append(f"{model}: {lacking} are left out: {shown}")
     return notes
 

@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.reference import Reference
-from paretomerge.errors import ErrorCollector, ParetoMergeError, RecipeError, unknown_name
+from paretomerge.errors import (
+    ErrorCollector,
+    ParetoMergeError,
+    RecipeError,
+    unknown_name,
+)
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.layout import lay_out
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open

@@ -219,7 +219,9 @@ def _set_in_text_part(config: ModelConfig, key: str, value: object) -> ModelConf
     return result
 
 
-def _update_vocabulary(config: ModelConfig, updates: Mapping[str, object]) -> ModelConfig:
+def _update_vocabulary(
+    config: ModelConfig, updates: Mapping[str, object]
+) -> ModelConfig:
     """The config with its vocabulary entries replaced, at the top and in the text part."""
     result = dict(config)
     # Multimodal configs nest the language part, which has a `vocab_size` of its own.

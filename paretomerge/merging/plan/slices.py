@@ -144,13 +144,17 @@ def without_layer_ranges(opened: OpenedRecipe, module: str, content: Module) -> 
     return replace(content, slices=tuple(slices))
 
 
-def _complete_source(opened: OpenedRecipe, source: Source, where: str) -> CompleteSource:
+def _complete_source(
+    opened: OpenedRecipe, source: Source, where: str
+) -> CompleteSource:
     # Ranges are checked against each model's own depth: models may differ in it.
     depth = opened.weights[source.model].architecture.depth
     first, end = source.layer_range or (0, depth)
     if end > depth:
         where = f"{where}: {source.model}"
-        raise RecipeError(f"{where}: expected layers below {depth}, got [{first}, {end})")
+        raise RecipeError(
+            f"{where}: expected layers below {depth}, got [{first}, {end})"
+        )
     return CompleteSource(
         model=source.model,
         first_layer=first,
@@ -159,7 +163,9 @@ def _complete_source(opened: OpenedRecipe, source: Source, where: str) -> Comple
     )
 
 
-def _check_equal_depth(opened: OpenedRecipe, sources: Sequence[CompleteSource], where: str) -> None:
+def _check_equal_depth(
+    opened: OpenedRecipe, sources: Sequence[CompleteSource], where: str
+) -> None:
     lengths = {source.depth for source in sources}
     if len(lengths) == 1:
         return

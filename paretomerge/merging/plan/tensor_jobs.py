@@ -9,7 +9,10 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe, Shape
-from paretomerge.merging.plan.parameters import evaluate_options, evaluate_source_parameters
+from paretomerge.merging.plan.parameters import (
+    evaluate_options,
+    evaluate_source_parameters,
+)
 from paretomerge.merging.plan.plan import TensorJob, TensorRef
 from paretomerge.merging.plan.slices import CompleteSlice, CompleteSource
 from paretomerge.recipe import ParameterSetting
@@ -105,7 +108,9 @@ class TensorJobBuilder:
         if method.symmetric:
             tensors.sort(key=self._sort_key)
         parameters = tuple(tensor.parameters for tensor in tensors)
-        options = evaluate_options(method, self._levels(piece), result_name, layers.depth)
+        options = evaluate_options(
+            method, self._levels(piece), result_name, layers.depth
+        )
         mistake = method.check(parameters, options) if method.check else None
         if mistake:
             where = f"{result_name}: {method.name}"
@@ -132,7 +137,9 @@ class TensorJobBuilder:
         has_base = self._base_model(piece) is not None
         return base == "required" or (base == "reference" and has_base)
 
-    def _reference(self, piece: CompleteSlice, name: str, layers: SourceLayers) -> TensorRef:
+    def _reference(
+        self, piece: CompleteSlice, name: str, layers: SourceLayers
+    ) -> TensorRef:
         """The tensor of the base, or else of the first source, that gives the dtype."""
         base_model = self._base_model(piece)
         if base_model:
@@ -160,7 +167,9 @@ class TensorJobBuilder:
                 raise _missing_tensor(source.model, name)
             # Filters match the name in the source's own layer.
             name_in_source = opened.name_at(name, layer)
-            parameters = self._source_parameters(piece, source, name_in_source, layers.depth)
+            parameters = self._source_parameters(
+                piece, source, name_in_source, layers.depth
+            )
             tensors.append(_SourceTensor(ref, parameters))
         return tensors
 
@@ -175,7 +184,9 @@ class TensorJobBuilder:
         method = self.opened.method
         return evaluate_source_parameters(method, levels, source.model, tensor, depth)
 
-    def _levels(self, piece: CompleteSlice) -> tuple[Mapping[str, ParameterSetting], ...]:
+    def _levels(
+        self, piece: CompleteSlice
+    ) -> tuple[Mapping[str, ParameterSetting], ...]:
         """Parameters for all sources, from the innermost level outwards."""
         return piece.parameters, self.parameters, self.opened.recipe.parameters
 
@@ -191,7 +202,9 @@ class TensorJobBuilder:
             raise _missing_tensor(model, name)
         return ref
 
-    def _check_shapes(self, result_name: str, name: str, inputs: Sequence[TensorRef]) -> Shape:
+    def _check_shapes(
+        self, result_name: str, name: str, inputs: Sequence[TensorRef]
+    ) -> Shape:
         """The one shape of all inputs of a job.
 
         Raises:
@@ -231,7 +244,9 @@ class TensorJobBuilder:
             cure = "give `tokenizer_source: union` or `base`"
         else:
             cure = "do the models come from one base?"
-        return CheckpointError(f"{result_name}: expected one shape, got {listed}; {cure}")
+        return CheckpointError(
+            f"{result_name}: expected one shape, got {listed}; {cure}"
+        )
 
 
 def copy_job(
@@ -259,7 +274,9 @@ def copy_job(
 
 
 def _missing_tensor(model: str, name: str) -> CheckpointError:
-    return CheckpointError(f"{model} has no tensor {name!r}; do the models come from one base?")
+    return CheckpointError(
+        f"{model} has no tensor {name!r}; do the models come from one base?"
+    )
 
 
 def _shape_text(shape: Shape) -> str:

@@ -118,7 +118,9 @@ class EvolverProposer:
         best = sorted(order[: self.population_size])
         return [members[i] for i in best]
 
-    def _child(self, x: Array, parent: int, widths: NDArray[np.intp], rng: Generator) -> Array:
+    def _child(
+        self, x: Array, parent: int, widths: NDArray[np.intp], rng: Generator
+    ) -> Array:
         """Mutation and binomial crossover of whole parameters (Storn & Price 1997, eq. 2-4)."""
         n_parameters = len(widths)
         others = [i for i in range(len(x)) if i != parent]

@@ -21,7 +21,11 @@ from paretomerge.endpoint import Endpoint, EndpointError, Message
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.search.baselines._optuna import enqueued_params, set_system_attr
 from paretomerge.search.baselines.llm_answers import AnswerChecker
-from paretomerge.search.baselines.llm_prompt import TASK, build_messages, format_trial_log
+from paretomerge.search.baselines.llm_prompt import (
+    TASK,
+    build_messages,
+    format_trial_log,
+)
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
@@ -33,7 +37,9 @@ Space = dict[str, BaseDistribution]
 
 _MAX_REASON_LENGTH = 300
 _MAX_PROBLEMS = 10  # listed in one message to the model
-_MAX_QUOTED_ANSWER = 2000  # characters of an invalid answer that are sent back to the model
+_MAX_QUOTED_ANSWER = (
+    2000  # characters of an invalid answer that are sent back to the model
+)
 _MAX_FAILURES = 3  # in a row before the model is paused
 _MAX_PAUSE = 64  # trials
 _ATTEMPTS = 2  # answers per proposal
@@ -86,7 +92,9 @@ class LLMSampler(BaseSampler):
         **connection: Unpack[Connection],
     ) -> None:
         if not 0 < share <= 1:
-            raise ConfigError(f"share: expected above 0 and at most 1, got {shorten(share)}")
+            raise ConfigError(
+                f"share: expected above 0 and at most 1, got {shorten(share)}"
+            )
         self.inner = inner
         self.endpoint = Endpoint(**connection)
         self._space = space
@@ -110,14 +118,20 @@ class LLMSampler(BaseSampler):
         self.inner.before_trial(study, trial)
 
     def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
     ) -> None:
         """Call the inner sampler's hook."""
         self.inner.after_trial(study, trial, state, values)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """Return the parameters that the model or the inner sampler may set."""
-        space = dict(self._space) if self._space else self._intersection.calculate(study)
+        space = (
+            dict(self._space) if self._space else self._intersection.calculate(study)
+        )
         inner_space = self.inner.infer_relative_search_space(study, trial)
         asked = {name: d for name, d in space.items() if not d.single()}
         # Stored, because the study may have more trials when `sample_relative` is called.
@@ -128,7 +142,9 @@ class LLMSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: Space
     ) -> dict[str, ParamValue]:
         """Return the model's point if it is the model's turn and it has one, else the inner's."""
-        space, inner_space = self._spaces.pop(trial.number, (search_space, search_space))
+        space, inner_space = self._spaces.pop(
+            trial.number, (search_space, search_space)
+        )
         params: dict[str, ParamValue]
         params = self.inner.sample_relative(study, trial, inner_space)
         reason = self._reason_to_skip(trial, space)
@@ -153,7 +169,9 @@ class LLMSampler(BaseSampler):
     ) -> ParamValue:
         """Return the inner sampler's value."""
         value: ParamValue
-        value = self.inner.sample_independent(study, trial, param_name, param_distribution)
+        value = self.inner.sample_independent(
+            study, trial, param_name, param_distribution
+        )
         return value
 
     def _reason_to_skip(self, trial: FrozenTrial, space: Space) -> str | None:
@@ -180,7 +198,9 @@ class LLMSampler(BaseSampler):
         log = format_trial_log(study, observations, space, self._log_size)
         conditions = Encoding(space, self._conditions).conditions
         messages = build_messages(self._task, space, conditions, log)
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        others = [
+            t for t in study.get_trials(deepcopy=False) if t.number != trial.number
+        ]
         checker = AnswerChecker(space, self._conditions, others)
         return _ask_for_point(self.endpoint, messages, checker)
 
@@ -215,7 +235,9 @@ def _ask_for_point(
             hidden = len(problems) - _MAX_PROBLEMS
             problems = [*problems[:_MAX_PROBLEMS], f"and {hidden} more such faults"]
         listed = "\n".join(f"- {problem}" for problem in problems)
-        correction = f"That cannot be used:\n{listed}\nAnswer again, with one whole JSON object."
+        correction = (
+            f"That cannot be used:\n{listed}\nAnswer again, with one whole JSON object."
+        )
         messages = [
             *messages,
             {"role": "assistant", "content": answer[-_MAX_QUOTED_ANSWER:]},

@@ -139,7 +139,9 @@ def _is_allowed(value: object, distribution: BaseDistribution) -> bool:
 def _convert(value: object, distribution: BaseDistribution) -> ParamValue:
     """An allowed value in the parameter's own type."""
     if isinstance(distribution, CategoricalDistribution):
-        same = [choice for choice in distribution.choices if _is_same_choice(choice, value)]
+        same = [
+            choice for choice in distribution.choices if _is_same_choice(choice, value)
+        ]
         return same[0]
     assert isinstance(value, (int, float))
     return round(value) if isinstance(distribution, IntDistribution) else float(value)

@@ -190,7 +190,9 @@ def _format_values(observations: Observations, i: int) -> list[str]:
     for k, value in enumerate(trial.values):
         text = f"{value:.4g}"
         # NaN: no trial has a standard error for this objective.
-        if observations.stderr is not None and not math.isnan(observations.stderr[i, k]):
+        if observations.stderr is not None and not math.isnan(
+            observations.stderr[i, k]
+        ):
             text += f"±{observations.stderr[i, k]:.1g}"
         texts.append(text)
     return texts

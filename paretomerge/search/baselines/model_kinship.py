@@ -29,7 +29,9 @@ from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive, crowding_order
 from paretomerge.types import Array
 
-_EXPLORATION_PARTNERS = 4  # trials of least kinship that each of the best may be merged with
+_EXPLORATION_PARTNERS = (
+    4  # trials of least kinship that each of the best may be merged with
+)
 _MIN_MAGNITUDE = 1e-12  # keeps the division finite where both bounds are 0
 
 

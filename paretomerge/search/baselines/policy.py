@@ -47,13 +47,19 @@ _FIRST_UPDATES = 20  # before the first proposal, to learn from the startup tria
 _CLIP = 0.2  # PPO's epsilon: the largest relative change of a decision's probability in an update
 _VALUE_WEIGHT = 0.5  # of the critic's squared error in the loss
 _MAX_GRADIENT_NORM = 2.0
-_MIN_DEVIATION = 1e-3  # added to the standard deviation that the advantages are divided by
+_MIN_DEVIATION = (
+    1e-3  # added to the standard deviation that the advantages are divided by
+)
 # Share of the plain weighted sum in the reward: it tells apart points that differ in an objective
 # other than the worst.
 _AUGMENTATION = 0.05
-_MAX_SHORTFALL = 2.0  # how far below the median a broken model is carries little information
+_MAX_SHORTFALL = (
+    2.0  # how far below the median a broken model is carries little information
+)
 _MIN_EXTENT = 1e-12
-_IMITATION_TEMPERATURE = 0.03  # a reward that is lower by this much is imitated 1/e as often
+_IMITATION_TEMPERATURE = (
+    0.03  # a reward that is lower by this much is imitated 1/e as often
+)
 _CANDIDATES = 8  # per proposal; the sampler takes the first that is new
 
 
@@ -89,7 +95,9 @@ class PolicyProposer:
     discount: float = 0.99
     gae_lambda: float = 0.95
     seed: int = 0
-    _learner: "_Learner | None" = field(default=None, init=False, repr=False, compare=False)
+    _learner: "_Learner | None" = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_options("policy", self)
@@ -152,7 +160,10 @@ class _Learner:
         It does not if a trial that ran beside others has finished late.
         """
         encoding, trained = archive.encoding, self.decisions.encoding
-        same_space = encoding.space == trained.space and encoding.conditions == trained.conditions
+        same_space = (
+            encoding.space == trained.space
+            and encoding.conditions == trained.conditions
+        )
         if not same_space or archive.y.shape[1] != self.m:
             return False
         begin = archive.usable[: len(self._x)]
@@ -200,7 +211,9 @@ class _Learner:
             loss = ppo_loss - self.policy.imitation_weight * imitation
             self._optimizer.zero_grad()
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_(
+                self.network.parameters(), _MAX_GRADIENT_NORM
+            )
             self._optimizer.step()
 
     def _draw_batch(
@@ -237,7 +250,11 @@ class _Learner:
             before=before,
             reward=reward_tensor,
             advantage=advantages(
-                before.values[:, :-1], reward_tensor, before.active, discount, gae_lambda
+                before.values[:, :-1],
+                reward_tensor,
+                before.active,
+                discount,
+                gae_lambda,
             ),
             imitation=torch.as_tensor(np.concatenate(imitation) / _PREFERENCES),
         )

@@ -7,7 +7,11 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    IntDistribution,
+)
 from torch import Tensor, nn
 from torch.distributions import Beta
 
@@ -120,7 +124,9 @@ class DecisionSequence:
         self.kinds = [distinct.index(text) for text in texts]
         self._columns = [encoding.columns[name] for name in self.names]
 
-    def trajectories(self, x: Array, positions: Sequence[int] | None = None) -> Trajectories:
+    def trajectories(
+        self, x: Array, positions: Sequence[int] | None = None
+    ) -> Trajectories:
         """Read the decisions that lead to given points.
 
         Args:
@@ -251,7 +257,9 @@ class PolicyNetwork(nn.Module):
             active=trajectories.active,
         )
 
-    def sample(self, preferences: Array, rng: Generator, random_share: float = 0.0) -> Array:
+    def sample(
+        self, preferences: Array, rng: Generator, random_share: float = 0.0
+    ) -> Array:
         """Draw points decision by decision.
 
         Args:

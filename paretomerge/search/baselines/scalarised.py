@@ -74,7 +74,9 @@ class ScalarisedSampler(BaseSampler):
         seed: int = 0,
     ) -> None:
         if kind not in _SCALARISATIONS:
-            raise ConfigError(f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}")
+            raise ConfigError(
+                f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}"
+            )
         self._inner = inner
         self._weights = None if weights is None else _normalise_weights(weights)
         self._kind = kind
@@ -89,7 +91,10 @@ class ScalarisedSampler(BaseSampler):
         return view.sampler.infer_relative_search_space(view, view_trial)
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
     ) -> dict[str, ParamValue]:
         """Return the inner sampler's proposal, and copy the state that it stores with its trial."""
         view, view_trial = self._single_objective_view(study, trial)
@@ -112,7 +117,9 @@ class ScalarisedSampler(BaseSampler):
         value = random_value(self._seed, study, trial, param_name, param_distribution)
         return value
 
-    def _single_objective_view(self, study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
+    def _single_objective_view(
+        self, study: Study, trial: FrozenTrial
+    ) -> tuple[Study, FrozenTrial]:
         """A copy of the study in memory with one value per trial, and `trial`'s copy in it."""
         rng = np.random.default_rng([self._seed, trial.number])
         inner_seed = int(rng.integers(2**31))
@@ -197,7 +204,9 @@ def cma(
         ConfigError: An argument is invalid.
     """
     if not 0 < sigma <= 0.5:
-        raise ConfigError(f"cma: expected 0 < sigma <= 0.5, in units of the bounds, got {sigma}")
+        raise ConfigError(
+            f"cma: expected 0 < sigma <= 0.5, in units of the bounds, got {sigma}"
+        )
     if population_size is not None and population_size < _MIN_POPULATION:
         raise ConfigError(
             f"cma: expected a population_size of {_MIN_POPULATION} or more, got {population_size}"
@@ -252,7 +261,9 @@ def _normalise_weights(weights: Sequence[float]) -> Array:
 
 def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
     if not isinstance(start, Mapping):
-        raise ConfigError(f"cma: start: expected parameters and their values, got {shorten(start)}")
+        raise ConfigError(
+            f"cma: start: expected parameters and their values, got {shorten(start)}"
+        )
     for name, value in start.items():
         if name not in space:
             raise ConfigError(f"cma: start: {unknown_name('parameter', name, space)}")
@@ -294,9 +305,13 @@ def _move_inside(
     return round(moved) if isinstance(distribution, IntDistribution) else moved
 
 
-def _to_linear(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+def _to_linear(
+    distribution: FloatDistribution | IntDistribution, value: float
+) -> float:
     return float(np.log(value)) if distribution.log else float(value)
 
 
-def _from_linear(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+def _from_linear(
+    distribution: FloatDistribution | IntDistribution, value: float
+) -> float:
     return float(np.exp(value)) if distribution.log else float(value)

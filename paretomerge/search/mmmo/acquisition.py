@@ -152,10 +152,15 @@ class DirectionalLogEHVI:
         log_probability = torch.special.log_ndtr(z).sum(-1)
         # The derivative of t^m is m t^(m-1).
         log_integrand = (
-            log_probability + (self._m - 1) * t.log() + (self._weights * self._m).log() + span.log()
+            log_probability
+            + (self._m - 1) * t.log()
+            + (self._weights * self._m).log()
+            + span.log()
         )
         log_mean_factor = math.log(self._ball_volume / len(self._directions))
-        log_improvement: torch.Tensor = log_integrand.flatten(1).logsumexp(1) + log_mean_factor
+        log_improvement: torch.Tensor = (
+            log_integrand.flatten(1).logsumexp(1) + log_mean_factor
+        )
         return log_improvement
 
 
@@ -222,7 +227,9 @@ class FeasibilityWeighted:
         scale = float(success.y_std[0])
         offset = float(success.y_mean[0])
         rate = mean[:, 0] * scale + offset
-        log_probability: torch.Tensor = torch.special.log_ndtr((rate - 0.5) / _SUCCESS_WIDTH)
+        log_probability: torch.Tensor = torch.special.log_ndtr(
+            (rate - 0.5) / _SUCCESS_WIDTH
+        )
         return log_probability
 
 

@@ -25,7 +25,9 @@ _MOSTLY_DISCRETE = 0.5
 _SWITCH_ROUNDS = 4
 
 
-def scatter(encoding: Encoding, elites: Array, n: int, rng: np.random.Generator) -> Array:
+def scatter(
+    encoding: Encoding, elites: Array, n: int, rng: np.random.Generator
+) -> Array:
     """Starting points: half of them uniform, half near elites.
 
     Args:
@@ -109,7 +111,9 @@ def redraw(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array
     return points
 
 
-def climb(encoding: Encoding, acquisition: Acquisition, start: Array, steps: int) -> Array:
+def climb(
+    encoding: Encoding, acquisition: Acquisition, start: Array, steps: int
+) -> Array:
     """Maximise the acquisition from each point by L-BFGS-B along active continuous coordinates.
 
     Args:

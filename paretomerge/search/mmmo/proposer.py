@@ -207,13 +207,19 @@ class MMMOProposer:
         """The kernels that are mixed for the objectives."""
         importance = self._coordinate_importance(encoding)
         deterministic = self._settings.deterministic
-        smooth = KernelSpec(importance, quadratic_trend=False, deterministic=deterministic)
+        smooth = KernelSpec(
+            importance, quadratic_trend=False, deterministic=deterministic
+        )
         if not self._settings.quadratic_trend:
             return [smooth]
-        quadratic = KernelSpec(importance, quadratic_trend=True, deterministic=deterministic)
+        quadratic = KernelSpec(
+            importance, quadratic_trend=True, deterministic=deterministic
+        )
         return [quadratic, smooth]
 
-    def _with_feasibility(self, improvement: Acquisition, archive: Archive) -> Acquisition:
+    def _with_feasibility(
+        self, improvement: Acquisition, archive: Archive
+    ) -> Acquisition:
         """The acquisition with models of the constraints and of failures, where there are any."""
         observations, x = archive.observations, archive.x
         constraints = success = None
@@ -273,7 +279,9 @@ class MMMOProposer:
         shortlist = shortlist[promising]
         std = surrogate.predict(points[shortlist])[1]
         information = (surrogate.y_std**2 / std**2).sum(1)
-        least_first: NDArray[np.intp] = shortlist[np.argsort(information, kind="stable")]
+        least_first: NDArray[np.intp] = shortlist[
+            np.argsort(information, kind="stable")
+        ]
         return least_first
 
     def _fit(

@@ -132,7 +132,9 @@ class MMMOSampler(PointSampler):
         """
         if self._is_bound:
             return None
-        options = {name: value for name, value in self._options.items() if value is not None}
+        options = {
+            name: value for name, value in self._options.items() if value is not None
+        }
         return {"name": "mmmo", **options}
 
     @classmethod
@@ -167,7 +169,11 @@ class MMMOSampler(PointSampler):
         return self._mmmo.expected_gain
 
     def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
     ) -> None:
         """Check the standard errors of a finished trial and store its constraints.
 

@@ -236,7 +236,9 @@ class Surrogate:
         """The surrogate of other trials, with the same kernels, weights and hyperparameters."""
         plans = []
         for batch in self.batches:
-            plan = _BatchPlan(batch.kernel, batch.outcomes, batch.weight, batch.hyperparameters)
+            plan = _BatchPlan(
+                batch.kernel, batch.outcomes, batch.weight, batch.hyperparameters
+            )
             plans.append(plan)
         return self._build(x, y, stderr, plans)
 
@@ -416,7 +418,9 @@ def _covariance(d: int, m: int, spec: KernelSpec) -> Kernel:
         log_importance = torch.from_numpy(spec.importance).log()
     prior = LogNormalPrior(loc=log_mean - log_importance, scale=3**0.5)
     initial_lengthscale = prior.mode.clamp_min(2 * _MIN_LENGTHSCALE)
-    constraint = GreaterThan(_MIN_LENGTHSCALE, transform=None, initial_value=initial_lengthscale)
+    constraint = GreaterThan(
+        _MIN_LENGTHSCALE, transform=None, initial_value=initial_lengthscale
+    )
     arguments = {
         "ard_num_dims": d,
         "batch_shape": batch_shape,

@@ -6,8 +6,16 @@ share; `edits` and `indicators` are the two spaces.
 
 from paretomerge.space.routes.edits import EditSearchSpace
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
-from paretomerge.space.routes.passthrough import RouteLayer, recipe_to_route, route_to_recipe
-from paretomerge.space.routes.space import RouteSearchSpace, handover_label, without_middle_label
+from paretomerge.space.routes.passthrough import (
+    RouteLayer,
+    recipe_to_route,
+    route_to_recipe,
+)
+from paretomerge.space.routes.space import (
+    RouteSearchSpace,
+    handover_label,
+    without_middle_label,
+)
 
 __all__ = [
     "EditSearchSpace",

@@ -188,7 +188,9 @@ def _runs(route: Route) -> list[_Run]:
     return runs
 
 
-def _fold_parameters(fold: Fold | None, stream_scale: float) -> dict[str, ParameterSetting]:
+def _fold_parameters(
+    fold: Fold | None, stream_scale: float
+) -> dict[str, ParameterSetting]:
     """Parameters of `passthrough` for layers whose stream is divided by `stream_scale`."""
     if fold is None or stream_scale == 1:
         return {}
@@ -206,7 +208,9 @@ def _fold_parameters(fold: Fold | None, stream_scale: float) -> dict[str, Parame
     return parameters
 
 
-def _stream_scale(parameters: Mapping[str, ParameterSetting], fold: Fold | None) -> float:
+def _stream_scale(
+    parameters: Mapping[str, ParameterSetting], fold: Fold | None
+) -> float:
     """The scale that parameters were folded from; 1 if they are of another form."""
     conditionals = parameters.get("scale")
     if fold is None or not isinstance(conditionals, (list, tuple)):

@@ -10,7 +10,11 @@ from paretomerge.checkpoint.fold import Fold
 from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.errors import ConfigError, RecipeError
 from paretomerge.recipe import Recipe
-from paretomerge.space.routes.passthrough import RouteLayer, recipe_to_route, route_to_recipe
+from paretomerge.space.routes.passthrough import (
+    RouteLayer,
+    recipe_to_route,
+    route_to_recipe,
+)
 from paretomerge.types import Conditions, Params, ParamValue
 
 Point = dict[str, ParamValue]
@@ -82,7 +86,9 @@ class RouteSearchSpace(ABC):
         low, high = self.scale
         # 1, which leaves the stream as it is, has to be a value of the scales.
         if not 0 < low < 1 < high:
-            raise ConfigError(f"space.scale: expected 0 < low < 1 < high, got {[low, high]}")
+            raise ConfigError(
+                f"space.scale: expected 0 < low < 1 < high, got {[low, high]}"
+            )
 
     @property
     def routed(self) -> bool:
@@ -314,6 +320,8 @@ def _route_by_names(space: RouteSearchSpace, recipe: Recipe) -> list[RouteLayer]
     for step in route:
         source = names.get(canonical_name(step.model))
         if source is None:
-            raise ConfigError(f"expected layers of the study's models, got {step.model}")
+            raise ConfigError(
+                f"expected layers of the study's models, got {step.model}"
+            )
         steps.append(replace(step, model=source))
     return steps

@@ -206,7 +206,9 @@ class _Decoder:
         low, high = self.space.method_bounds[parameter]
         is_fixed = low == high
         if is_fixed and abs(shared - low) > WEIGHT_TOLERANCE:
-            raise ConfigError(f"{parameter}: expected {low:g}, as in the space, got {shared:g}")
+            raise ConfigError(
+                f"{parameter}: expected {low:g}, as in the space, got {shared:g}"
+            )
         return shared
 
     def _layout_params(

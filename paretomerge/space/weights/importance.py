@@ -17,7 +17,9 @@ _ALL_SOURCES = ""
 """In place of a source, for parameters that govern all sources' deltas."""
 
 
-def parameter_importance(space: ParameterSpace, profile: DeltaProfile) -> dict[str, float]:
+def parameter_importance(
+    space: ParameterSpace, profile: DeltaProfile
+) -> dict[str, float]:
     """Return the importance of every parameter.
 
     Args:

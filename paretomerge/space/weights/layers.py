@@ -107,11 +107,15 @@ class Grouping:
         # A model without numbered layers (ALBERT shares one) still has one group.
         most = max(depth, 1)
         if not 1 <= self.count <= most:
-            raise ConfigError(f"groups: expected 1 to {most}, the model's layers, got {self.count}")
+            raise ConfigError(
+                f"groups: expected 1 to {most}, the model's layers, got {self.count}"
+            )
         if self.by == "depth" or self.count == 1:
             return _starts_of_equal_depth(depth, self.count)
         if mass is None:
-            raise ConfigError("groups: `by: profile` expected a profile of the deltas, got none")
+            raise ConfigError(
+                "groups: `by: profile` expected a profile of the deltas, got none"
+            )
         return blocks_of_equal_mass(mass, self.count)
 
     def _check_ranges(self, depth: int) -> None:

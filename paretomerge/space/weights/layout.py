@@ -14,7 +14,12 @@ from typing import NamedTuple
 from paretomerge.checkpoint.architecture import ROLES, Architecture
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import ParameterSetting
-from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping, LayerRange, group_of
+from paretomerge.space.weights.layers import (
+    SINGLE_GROUP,
+    Grouping,
+    LayerRange,
+    group_of,
+)
 from paretomerge.types import Params
 
 OTHER = "other"
@@ -61,7 +66,9 @@ class Granularity:
     def __post_init__(self) -> None:
         low, high = self.bounds
         if not -math.inf < low < high < math.inf:
-            raise ConfigError(f"bounds: expected [low, high] with low < high, got {[low, high]}")
+            raise ConfigError(
+                f"bounds: expected [low, high] with low < high, got {[low, high]}"
+            )
         if self.smooth:
             self._check_control_points()
         if not self.roles and self.roles is not False:

@@ -96,7 +96,9 @@ def check_method_parameters(
     available = [name for name in SEARCH_RANGES if methods_with(name, methods)]
     for name, setting in settings.items():
         if name not in available:
-            problem = unknown_name("parameter of these methods", name, available or ["none"])
+            problem = unknown_name(
+                "parameter of these methods", name, available or ["none"]
+            )
             raise ConfigError(f"space.method_parameters: {problem}")
         low, high = bounds_of(setting)
         lowest, highest = _allowed_bounds(name, methods)

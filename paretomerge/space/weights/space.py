@@ -26,7 +26,11 @@ from paretomerge.space.weights.method_parameters import (
     check_method_parameters,
     methods_with,
 )
-from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace, ParentChoices
+from paretomerge.space.weights.parameters import (
+    TASK_ARITHMETIC,
+    ParameterSpace,
+    ParentChoices,
+)
 from paretomerge.types import Params, ParamValue
 
 _BASELINE_SCALES = (0.5, 0.7)
@@ -169,7 +173,9 @@ class WeightSearchSpace:
     def _method_starts(self) -> tuple[int, ...]:
         """First layer of each group with its own method."""
         try:
-            starts = self.method_groups.starts(self.architecture.depth, self._layer_mass)
+            starts = self.method_groups.starts(
+                self.architecture.depth, self._layer_mass
+            )
         except ConfigError as error:
             raise ConfigError(f"space.method_{error}") from error
         return starts if len(self.methods) > 1 else (0,)

@@ -185,7 +185,9 @@ def _average_settings(
     options = job.options or {}
     sums_to_1 = abs(total - 1) <= WEIGHT_TOLERANCE
     if not sums_to_1 and not options["normalize"]:
-        raise ConfigError(f"{job.name}: {AVERAGE}: expected weights with a sum of 1, got {total:g}")
+        raise ConfigError(
+            f"{job.name}: {AVERAGE}: expected weights with a sum of 1, got {total:g}"
+        )
     # An average can list a model twice.
     weights: dict[str, float] = defaultdict(float)
     sources = zip(job.sources, job.parameters, strict=True)

@@ -19,7 +19,9 @@ def test_every_job_is_done_once_in_order_within_the_room(jobs, rows, limit):
     done, batcher = [], AdaptiveBatcher(rows)
     batcher.run(work_with(limit, done, lambda job: job), jobs, lambda job: job)
     assert [job for batch in done for job in batch] == jobs
-    assert all(sum(batch) <= max(rows, batch[0]) and sum(batch) <= limit for batch in done)
+    assert all(
+        sum(batch) <= max(rows, batch[0]) and sum(batch) <= limit for batch in done
+    )
 
 
 def test_what_follows_a_batch_without_memory_is_smaller_at_once():

@@ -51,7 +51,9 @@ def lines(specialists):
 
 
 class Counting(torch.nn.Module):
-    """A model that remembers the shape of everything it reads, and that has room for so many rows."""
+    """A model that remembers the shape of everything it reads, and that has room for so many
+    rows.
+    """
 
     def __init__(self, model, room=10**6):
         super().__init__()
@@ -80,7 +82,10 @@ class Counting(torch.nn.Module):
             "use_cache": use_cache,
         }
         return self.inner(
-            input_ids, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **more
+            input_ids,
+            attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
+            **more,
         )
 
 
@@ -97,9 +102,9 @@ def one_by_one(model, context, answer, longest=32):
     tokens = torch.tensor([*context, *answer])[-(longest + 1) :]
     with torch.no_grad():
         chances = model(tokens[None, :-1]).logits[0, -len(answer) :].log_softmax(-1)
-    return float(chances.gather(1, torch.tensor(answer)[:, None]).sum()), chances.argmax(
-        1
-    ).tolist() == list(answer)
+    return float(
+        chances.gather(1, torch.tensor(answer)[:, None]).sum()
+    ), chances.argmax(1).tolist() == list(answer)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -121,7 +126,10 @@ def test_a_context_read_once_gives_what_each_sequence_gives_alone(name):
         (requests[0][0], requests[0][1][:2]),
     ]
     greedy = model.generate(
-        torch.tensor([requests[0][0]]), max_new_tokens=3, do_sample=False, pad_token_id=0
+        torch.tensor([requests[0][0]]),
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=0,
     )[0, -3:].tolist()
     requests.append((requests[0][0], greedy))
     work = likelihoods(model, requests)
@@ -129,7 +137,8 @@ def test_a_context_read_once_gives_what_each_sequence_gives_alone(name):
     for found, (context, answer) in zip(work.results, requests, strict=True):
         expected = one_by_one(model, context, answer)
         assert (
-            found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4) and found[1] == expected[1]
+            found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4)
+            and found[1] == expected[1]
         )
     assert work.results[-1][1]
 
@@ -139,7 +148,9 @@ def test_the_harness_itself_says_the_same(scribe, lines):
     choices = [answer for _, answer in lines[:3]] + ["b"]
     requests = [asked(prompt, answer) for prompt, _ in lines for answer in choices]
     requests += [
-        asked(lines[0][0] * 6 + prompt, answer) for prompt, _ in lines[:5] for answer in choices
+        asked(lines[0][0] * 6 + prompt, answer)
+        for prompt, _ in lines[:5]
+        for answer in choices
     ]  # longer than the model reads
     requests += [asked("", answer) for _, answer in lines[:3]]
     theirs, ours = (
@@ -165,14 +176,20 @@ def test_what_is_written_is_what_the_harness_writes(name, scribe, lines, pico):
     if name == "scribe":
         (model, tokenizer), prompts = scribe, [prompt for prompt, _ in lines]
     else:
-        model, tokenizer = ARCHITECTURES[name](), AutoTokenizer.from_pretrained(pico / "ada")
+        model, tokenizer = (
+            ARCHITECTURES[name](),
+            AutoTokenizer.from_pretrained(pico / "ada"),
+        )
         model.generation_config.eos_token_id = (
             tokenizer.eos_token_id
         )  # else the harness writes on behind the end, while others do
         prompts = ["abcde", "xyz", "a", "the fox", "qqqqqqqqqqqq", "so", "on and on"]
-    requests = [asked(prompt, {"until": ["."], "max_gen_toks": 12}) for prompt in prompts]
+    requests = [
+        asked(prompt, {"until": ["."], "max_gen_toks": 12}) for prompt in prompts
+    ]
     requests += [
-        asked(prompt, {"until": ["e", "kk", "ab"], "max_gen_toks": 7}) for prompt in prompts
+        asked(prompt, {"until": ["e", "kk", "ab"], "max_gen_toks": 7})
+        for prompt in prompts
     ]
     requests += [
         asked(prompt, {"until": [], "max_gen_toks": 5, "do_sample": False})
@@ -195,7 +212,9 @@ def test_a_context_is_run_once_for_all_its_answers(scribe):
     assert model.shapes == [(1, 20), (4, 2)]
     model.shapes.clear()
     likelihoods(model, [(context, [k]) for k in range(4, 8)] + [(context, [5])])
-    assert model.shapes == [(1, 20)]  # one token each: the context's last logits tell them all
+    assert model.shapes == [
+        (1, 20)
+    ]  # one token each: the context's last logits tell them all
 
 
 def test_finished_answers_leave_the_batch(scribe, lines):
@@ -216,7 +235,9 @@ def test_finished_answers_leave_the_batch(scribe, lines):
 def test_a_batch_that_finds_no_memory_is_halved_and_the_rest_are_smaller(scribe, lines):
     model, tokenizer = scribe
     requests = [asked(prompt, answer) for prompt, answer in lines]
-    expected = ResidentLM(model, tokenizer, 16).loglikelihood(requests, disable_tqdm=True)
+    expected = ResidentLM(model, tokenizer, 16).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = ResidentLM(model, tokenizer, 16)
     lm.set_model(Counting(model, room=5))
     found = lm.loglikelihood(requests, disable_tqdm=True)
@@ -238,7 +259,9 @@ def test_other_errors_are_not_taken_for_memory(scribe, lines):
     lm = ResidentLM(*scribe, 4)
     lm.set_model(
         SimpleNamespace(
-            forward=lambda input_ids: None, device=torch.device("cpu"), config=scribe[0].config
+            forward=lambda input_ids: None,
+            device=torch.device("cpu"),
+            config=scribe[0].config,
         )
     )
     with pytest.raises(TypeError):
@@ -257,7 +280,11 @@ def test_a_request_is_tokenised_once(scribe, lines, monkeypatch):
     ("settings", "default", "alone"),
     [
         ({}, {}, True),
-        ({"do_sample": False, "temperature": 0.0, "until": ["x"], "max_gen_toks": 3}, {}, True),
+        (
+            {"do_sample": False, "temperature": 0.0, "until": ["x"], "max_gen_toks": 3},
+            {},
+            True,
+        ),
         ({"do_sample": True, "temperature": 0.5}, {}, False),
         ({"num_beams": 2}, {}, False),
         ({}, {"repetition_penalty": 1.1}, False),
@@ -272,6 +299,8 @@ def test_only_plain_greedy_answers_are_written_here(settings, default, alone):
     from transformers import GenerationConfig
 
     assert (
-        is_plain_greedy(SimpleNamespace(generation_config=GenerationConfig(**default)), settings)
+        is_plain_greedy(
+            SimpleNamespace(generation_config=GenerationConfig(**default)), settings
+        )
         == alone
     )

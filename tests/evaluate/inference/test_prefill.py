@@ -19,7 +19,12 @@ from paretomerge.evaluate.inference.prefill import (
     supports_cache,
 )
 from tests.architectures import ARCHITECTURES
-from tests.evaluate.inference.test_language_model import CAUSAL, Counting, likelihoods, one_by_one
+from tests.evaluate.inference.test_language_model import (
+    CAUSAL,
+    Counting,
+    likelihoods,
+    one_by_one,
+)
 
 HEAD = tuple(range(5, 15))
 
@@ -32,10 +37,16 @@ def tails(seed=0, lengths=(3, 6, 1, 4, 2, 5)):
 @pytest.mark.parametrize("longest", [20, 14])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_examples_read_once_for_all_documents_change_no_answer(name, longest):
-    """Few-shot requests, with one token, with several answers to a document, and some that are longer than the model reads."""
+    """Few-shot requests, with one token, with several answers to a document, and some that are
+    longer than the model reads.
+    """
     model = Counting(ARCHITECTURES[name]())
     requests = [(HEAD + tail, (7, 8)[: 1 + i % 2]) for i, tail in enumerate(tails())]
-    requests += [(HEAD + tail, answer) for tail in tails(1) for answer in ((3, 4, 5), (9, 9), (4,))]
+    requests += [
+        (HEAD + tail, answer)
+        for tail in tails(1)
+        for answer in ((3, 4, 5), (9, 9), (4,))
+    ]
     work = likelihoods(model, requests, longest=longest, together=6)
     if longest == 20:
         assert (
@@ -46,7 +57,8 @@ def test_examples_read_once_for_all_documents_change_no_answer(name, longest):
     for found, (context, answer) in zip(work.results, requests, strict=True):
         expected = one_by_one(model.inner, context, list(answer), longest)
         assert (
-            found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4) and found[1] == expected[1]
+            found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4)
+            and found[1] == expected[1]
         )
 
 
@@ -99,9 +111,13 @@ def windowed(name):
             "max_position_embeddings": 64,
         }
         return GPTNeoForCausalLM(
-            GPTNeoConfig(**sizes, window_size=16, attention_types=[[["global", "local"], 1]])
+            GPTNeoConfig(
+                **sizes, window_size=16, attention_types=[[["global", "local"], 1]]
+            )
         ).eval()
-    return MistralForCausalLM(replaced(ARCHITECTURES[name]().config, sliding_window=16)).eval()
+    return MistralForCausalLM(
+        replaced(ARCHITECTURES[name]().config, sliding_window=16)
+    ).eval()
 
 
 def replaced(config, **more):
@@ -146,7 +162,9 @@ def test_models_that_keep_a_state_are_not_gone_on_with():
         "num_attention_heads": 2,
     }
     convolutions = Lfm2ForCausalLM(
-        Lfm2Config(**sizes, num_key_value_heads=1, layer_types=["conv", "full_attention"])
+        Lfm2Config(
+            **sizes, num_key_value_heads=1, layer_types=["conv", "full_attention"]
+        )
     )
     assert not supports_cache(convolutions)
     requests = [(HEAD + tail, (7, 8)) for tail in tails()]
@@ -178,14 +196,24 @@ def test_prompts_of_one_task_are_together():
     other = [HEAD[::-1] + tail for tail in tails(1)]
     lone = [(40, 41, 42, 43), (44,) * 30]
     found = group_by_prefix([*few, *lone, *other])
-    assert sorted(map(sorted, found)) == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11, 12, 13]]
+    assert sorted(map(sorted, found)) == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7],
+        [8, 9, 10, 11, 12, 13],
+    ]
     assert found[0] == [7, 6]  # the longest of all first
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=30))
+@given(
+    st.lists(
+        st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=30
+    )
+)
 def test_groups_have_every_prompt_once_the_longest_first(prompts):
     groups = group_by_prefix(prompts)
     assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
     lengths = [[len(prompts[i]) for i in group] for group in groups]
     assert all(one == sorted(one, reverse=True) for one in lengths)
-    assert [one[0] for one in lengths] == sorted((one[0] for one in lengths), reverse=True)
+    assert [one[0] for one in lengths] == sorted(
+        (one[0] for one in lengths), reverse=True
+    )

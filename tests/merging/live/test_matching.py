@@ -15,14 +15,17 @@ from paretomerge.merging.live.routed import RoutedModel
 
 def stream(seed: int, scale: float = 1.0, d: int = 6) -> StreamStatistics:
     states = (
-        torch.randn(200, d, generator=torch.Generator().manual_seed(seed)) + torch.arange(d) / d
+        torch.randn(200, d, generator=torch.Generator().manual_seed(seed))
+        + torch.arange(d) / d
     )
     return StreamStatistics.from_states(scale * states)
 
 
 @given(st.floats(0.05, 20))
 def test_a_stream_that_is_only_larger_is_brought_back(scale):
-    assert matching_scale(stream(0, scale), stream(0)) == pytest.approx(1 / scale, rel=1e-6)
+    assert matching_scale(stream(0, scale), stream(0)) == pytest.approx(
+        1 / scale, rel=1e-6
+    )
 
 
 @given(st.integers(0, 20), st.floats(0.2, 5))
@@ -30,7 +33,9 @@ def test_no_other_scale_is_better(seed, scale):
     leaving, expected = stream(seed, scale), stream(seed + 1)
 
     def off(s: float) -> float:
-        first = ((s * leaving.mean - expected.mean) ** 2).sum() / (expected.mean**2).sum()
+        first = ((s * leaving.mean - expected.mean) ** 2).sum() / (
+            expected.mean**2
+        ).sum()
         return (
             first
             + ((s**2 * leaving.covariance - expected.covariance) ** 2).sum()
@@ -50,7 +55,11 @@ class Words:
     """A tokenizer of numbers."""
 
     def __call__(self, line, **_):
-        return {"input_ids": torch.tensor([[int(word) for word in line.split()]], dtype=torch.long)}
+        return {
+            "input_ids": torch.tensor(
+                [[int(word) for word in line.split()]], dtype=torch.long
+            )
+        }
 
 
 def test_streams_are_those_into_each_layer(pico):

@@ -29,7 +29,10 @@ def test_the_internals_have_their_interface():
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    assert next(iter(inspect.signature(get_model_conversion_mapping).parameters)) == "model"
+    assert (
+        next(iter(inspect.signature(get_model_conversion_mapping).parameters))
+        == "model"
+    )
     assert isinstance(WeightRenaming, type)
     renamed, _ = rename_source_key("old.weight", [WeightRenaming("old", "new")], [])
     assert renamed == "new.weight"

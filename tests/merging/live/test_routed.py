@@ -17,7 +17,10 @@ from tests.space.routes.test_passthrough import FAMILIES, ROUTE, sources
 
 SHORT = ROUTE[:3]
 ORDERED = ("qwen2",)
-"""Families whose config.json knows kinds of layers in one order alone: with these settings not all routes can be written."""
+"""Families whose config.json knows kinds of layers in one order alone.
+
+With these settings not all routes can be written.
+"""
 
 
 def recipe_of(models: dict[str, str], steps) -> Recipe:
@@ -45,9 +48,12 @@ def test_a_live_route_is_the_written_checkpoint(family, tmp_path):
         except CheckpointError as error:
             assert (
                 family in ORDERED
-                and "expected layers in a pattern that config.json can express" in str(error)
+                and "expected layers in a pattern that config.json can express"
+                in str(error)
             )
-            with pytest.raises(CheckpointError, match=r"pattern that config\.json can express"):
+            with pytest.raises(
+                CheckpointError, match=r"pattern that config\.json can express"
+            ):
                 live.load(recipe)
             continue
         written = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
@@ -75,7 +81,9 @@ def test_layers_are_referred_to_and_not_copied(llamas):
         assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 1
     for name in scaled:
         assert len({layers[i].get_parameter(name).data_ptr() for i in (1, 4, 5)}) == 3
-    unscaled = [(model, layer, 1.0) for model, layer, _ in ROUTE]  # nothing is computed for it
+    unscaled = [
+        (model, layer, 1.0) for model, layer, _ in ROUTE
+    ]  # nothing is computed for it
     candidates = (SHORT, ROUTE[::-1], ROUTE, unscaled, SHORT[::-1])
     for steps in candidates:
         live.load(recipe_of(llamas, steps))
@@ -90,7 +98,11 @@ def test_layers_are_referred_to_and_not_copied(llamas):
         parameter.data_ptr() for parameter in live._resident.values()
     } == kept  # nothing was added for a candidate
     assert {parameter.data_ptr() for parameter in live._computed} == computed
-    others = [skeleton for skeleton in live._skeletons.values() if skeleton is not live._loaded]
+    others = [
+        skeleton
+        for skeleton in live._skeletons.values()
+        if skeleton is not live._loaded
+    ]
     assert others
     assert all(p.is_meta for other in others for p in other.model.parameters())
 
@@ -114,7 +126,10 @@ def test_generation_with_a_cache_is_generation_without(llamas):
 
 def test_only_routes_are_followed(llamas):
     recipe = Recipe.from_dict(
-        {"merge_method": "linear", "models": [{"model": llamas["a"], "parameters": {"weight": 1}}]}
+        {
+            "merge_method": "linear",
+            "models": [{"model": llamas["a"], "parameters": {"weight": 1}}],
+        }
     )
     with pytest.raises(RecipeError, match="expected a route through layers"):
         RoutedModel(list(llamas.values())).load(recipe)
@@ -138,12 +153,16 @@ POOL = {
 def pool(models, dtype) -> dict[str, Recipe]:
     """Two merges of the models, one of which has a step of its own."""
     listed = [
-        {"model": path, "parameters": {"weight": 0.6, "density": 0.5}} for path in models.values()
+        {"model": path, "parameters": {"weight": 0.6, "density": 0.5}}
+        for path in models.values()
     ]
     one = Recipe.from_dict(
         {**POOL["one"], "base_model": models["a"], "models": listed, "dtype": dtype}
     )
-    plain = [{"model": name, "parameters": {"weight": 0.5}} for name in ("inner", models["b"])]
+    plain = [
+        {"model": name, "parameters": {"weight": 0.5}}
+        for name in ("inner", models["b"])
+    ]
     two = Recipe.from_dict({**POOL["two"], "models": plain, "dtype": dtype})
     return {"one": one, "two": replace(two, steps=(replace(one, name="inner"),))}
 
@@ -159,21 +178,28 @@ def test_merges_are_models_among_others(llamas, tmp_path, dtype):
         RouteLayer("one", 2, 1.2),
     ]
     recipe = replace(
-        route_to_recipe(steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes),
+        route_to_recipe(
+            steps, fold_of(Checkpoint(llamas["a"]).config), recipes=recipes
+        ),
         dtype=dtype,
     )
     assert [step.name for step in recipe.steps] == ["one", "two-inner", "two"]
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    written = AutoModelForCausalLM.from_pretrained(merge(recipe, tmp_path / "out")).eval()
+    written = AutoModelForCausalLM.from_pretrained(
+        merge(recipe, tmp_path / "out")
+    ).eval()
     assert torch.equal(run(live.load(recipe).model), run(written))
     alone = merge(recipes["two"], tmp_path / "two")
     depth = Checkpoint(alone).architecture.depth
     whole = replace(
-        route_to_recipe([RouteLayer("two", n) for n in range(depth)], None, recipes=recipes),
+        route_to_recipe(
+            [RouteLayer("two", n) for n in range(depth)], None, recipes=recipes
+        ),
         dtype=dtype,
     )
     assert torch.equal(
-        run(live.load(whole).model), run(AutoModelForCausalLM.from_pretrained(alone).eval())
+        run(live.load(whole).model),
+        run(AutoModelForCausalLM.from_pretrained(alone).eval()),
     )
 
 
@@ -184,6 +210,7 @@ def test_a_step_that_is_not_resident_is_told(llamas):
         [RouteLayer("one", 0)], None, recipes={"one": replace(recipes["one"], seed=4)}
     )
     with pytest.raises(
-        RecipeError, match="The step 'one' is not one that this model has in memory: one"
+        RecipeError,
+        match="The step 'one' is not one that this model has in memory: one",
     ):
         live.load(other)

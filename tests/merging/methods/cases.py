@@ -21,9 +21,16 @@ ZERO6 = [0.0] * 6
 
 
 def merged(
-    name: str, base: Any, sources: Sequence[Any], weights: Sequence[float] = (), **settings: Any
+    name: str,
+    base: Any,
+    sources: Sequence[Any],
+    weights: Sequence[float] = (),
+    **settings: Any,
 ) -> torch.Tensor:
-    """Merge lists or tensors by the method `name`. settings: for the whole merge, or the same for each source."""
+    """Merge lists or tensors by the method `name`. settings.
+
+    For the whole merge, or the same for each source.
+    """
     method = METHODS[name]
     own = {parameter.name for parameter in method.parameters if parameter.per_source}
     options = {key: value for key, value in settings.items() if key not in own}
@@ -36,12 +43,21 @@ def merged(
         parameters["weight"] = weight
     seed = options.pop("seed", 0)
     return merge_tensors(
-        method, as_tensor(base), [as_tensor(source) for source in sources], each, options, seed=seed
+        method,
+        as_tensor(base),
+        [as_tensor(source) for source in sources],
+        each,
+        options,
+        seed=seed,
     )
 
 
 def as_tensor(values: Any) -> Any:
-    return values if values is None or isinstance(values, torch.Tensor) else torch.tensor(values)
+    return (
+        values
+        if values is None or isinstance(values, torch.Tensor)
+        else torch.tensor(values)
+    )
 
 
 def close(actual: torch.Tensor, expected: Any, scale: float = 1.0) -> None:
@@ -56,4 +72,6 @@ def deltas(
     """A normal base, and k models that differ from it by normal deltas."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=generator)
-    return base, [base + size * torch.randn(shape, generator=generator) for _ in range(k)]
+    return base, [
+        base + size * torch.randn(shape, generator=generator) for _ in range(k)
+    ]

@@ -102,7 +102,9 @@ def test_every_setting_is_tried():
         tried = list(method_cases(method, 3))
         for parameter in method.parameters:
             values = [
-                case[0][0][parameter.name] if parameter.per_source else case[1][parameter.name]
+                case[0][0][parameter.name]
+                if parameter.per_source
+                else case[1][parameter.name]
                 for case in tried
             ]
             assert parameter.default is None or len(set(map(str, values))) > 1, (
@@ -134,14 +136,24 @@ def test_the_base_goes_where_the_method_wants_it():
     for name, (reference, count) in cases.items():
         method: Method = METHODS[name]
         parameters = [
-            {parameter.name: 1.0 for parameter in method.parameters if parameter.per_source}
+            {
+                parameter.name: 1.0
+                for parameter in method.parameters
+                if parameter.per_source
+            }
         ] * count
         inputs = make_inputs(
             method,
             base,
             [source],
             parameters,
-            {parameter.name: 0.5 for parameter in method.parameters if parameter.name == "t"},
+            {
+                parameter.name: 0.5
+                for parameter in method.parameters
+                if parameter.name == "t"
+            },
         )
-        assert (inputs.base is not None, len(inputs.sources)) == (reference, count), name
+        assert (inputs.base is not None, len(inputs.sources)) == (reference, count), (
+            name
+        )
         assert inputs.is_matrix

@@ -1,4 +1,7 @@
-"""Random masks of dare and della: what they keep, with which probability, and that they have an address."""
+"""Random masks of dare and della.
+
+What they keep, with which probability, and that they have an address.
+"""
 
 import math
 
@@ -18,7 +21,9 @@ def delta_of(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(99)) + 0.5
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
+@pytest.mark.parametrize(
+    "method", ["dare_linear", "dare_ties", "della", "della_linear"]
+)
 def test_share_norm_and_mean(method):
     density, delta = 0.3, delta_of(40, 500)
     n, base = delta.numel(), torch.zeros(40, 500)
@@ -28,7 +33,9 @@ def test_share_norm_and_mean(method):
             {"epsilon": 0.2} if "della" in method else {}
         )
         norm = merged(method, base, [delta], [1], **settings, rescale=True)
-        assert norm.abs().sum().item() == pytest.approx(delta.abs().sum().item(), rel=1e-5)
+        assert norm.abs().sum().item() == pytest.approx(
+            delta.abs().sum().item(), rel=1e-5
+        )
         plain = merged(method, base, [delta], [1], **settings, rescale=False)
         kept = plain != 0
         assert torch.equal(plain[kept], delta[kept])
@@ -40,14 +47,16 @@ def test_share_norm_and_mean(method):
             .mean()
             .item()
         )
-    assert abs(np.mean(shares) - density) < 3 * math.sqrt(density * (1 - density) / n / SEEDS)
+    assert abs(np.mean(shares) - density) < 3 * math.sqrt(
+        density * (1 - density) / n / SEEDS
+    )
     expected = delta.double()
     if "della" in method:  # the larger are kept more often
         rank = delta.argsort(1).argsort(1).double() / (delta.shape[1] - 1)
         expected = expected * (density - 0.2 + 0.4 * rank) / density
-    assert abs(np.mean(means) - expected.mean().item()) < 3 * np.std(means, ddof=1) / math.sqrt(
-        SEEDS
-    )
+    assert abs(np.mean(means) - expected.mean().item()) < 3 * np.std(
+        means, ddof=1
+    ) / math.sqrt(SEEDS)
 
 
 def keep_probabilities(
@@ -60,7 +69,9 @@ def keep_probabilities(
     """Share of all random numbers for which each entry of the row is kept; exact to 1 / 4096."""
     rows, columns = 4096, columns or len(row)
     drawn = np.repeat(np.arange(rows, dtype=np.uint16) * (65536 // rows), columns)
-    monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: drawn[start:end])
+    monkeypatch.setattr(
+        RandomStream, "uint16", lambda self, start, end: drawn[start:end]
+    )
     delta = torch.tensor(row).repeat(rows, 1)
     settings = {"density": density, "epsilon": epsilon, "rescale": False}
     return (
@@ -75,7 +86,12 @@ PROBABILITIES = [
     ([-3.0, -1, 0.5, 2, 0.75, 1e-6], 0.5, 0.2, [0.70, 0.54, 0.38, 0.62, 0.46, 0.30]),
     ([1.0, -3, 2], 0.5, 0.2, [0.3, 0.7, 0.5]),
     ([0.5, 0.25, -4], 0.5, 0.2, [0.5, 0.3, 0.7]),
-    ([0.5, 0.25, -4], 0.3, -0.2, [0.3, 0.5, 0.1]),  # a negative epsilon prefers the small
+    (
+        [0.5, 0.25, -4],
+        0.3,
+        -0.2,
+        [0.3, 0.5, 0.1],
+    ),  # a negative epsilon prefers the small
     ([0.5, 0.25, -4], 0.4, 0.0, [0.4, 0.4, 0.4]),
     ([2.0], 0.4, 0.15, [0.4]),  # mergekit fails on rows of one entry
 ]
@@ -99,12 +115,17 @@ def test_della_ranks_equal_magnitudes_apart(monkeypatch):
 
 @pytest.mark.parametrize("kinds", ["normal", "of five magnitudes", "of one magnitude"])
 def test_della_probabilities_are_linear_in_the_rank(kinds):
-    """Rows of 1000 entries, 8 bins by rank; entries of equal magnitude share the mean of their ranks."""
+    """Rows of 1000 entries, 8 bins by rank.
+
+    Entries of equal magnitude share the mean of their ranks.
+    """
     rows, columns, density, epsilon = 40, 1000, 0.5, 0.4
     generator = torch.Generator().manual_seed(7)
     delta = torch.randn(rows, columns, generator=generator)
     if kinds != "normal":
-        size = torch.randint(1, 6 if "five" in kinds else 2, (rows, columns), generator=generator)
+        size = torch.randint(
+            1, 6 if "five" in kinds else 2, (rows, columns), generator=generator
+        )
         delta = size.float() * delta.sign()
     kept = torch.zeros(rows, columns)
     for seed in range(SEEDS):
@@ -130,7 +151,8 @@ def test_della_probabilities_are_linear_in_the_rank(kinds):
         inside = bins == i
         error = math.sqrt(0.25 / (int(inside.sum()) * SEEDS))
         assert (
-            abs((kept[inside] / SEEDS).mean() - expected[inside].mean()) < 4 * error + epsilon / 256
+            abs((kept[inside] / SEEDS).mean() - expected[inside].mean())
+            < 4 * error + epsilon / 256
         ), f"bin {i}"
     assert (
         abs(kept.mean() / SEEDS - density)
@@ -143,7 +165,9 @@ def test_della_ranks_inside_rows_of_a_stack(monkeypatch):
     drawn = np.full(
         6, int(0.5 * 65536) - 1, np.uint16
     )  # keeps what is kept with a probability of a half or more
-    monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: drawn[start:end])
+    monkeypatch.setattr(
+        RandomStream, "uint16", lambda self, start, end: drawn[start:end]
+    )
     delta = torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
     result = merged(
         "della_linear",
@@ -184,7 +208,9 @@ def test_noise_is_the_same_on_every_machine():
         50414,
         22043,
     ]
-    assert RandomStream(0, "model.norm.weight", 0).uint16(1 << 17, (1 << 17) + 2).tolist() == [
+    assert RandomStream(0, "model.norm.weight", 0).uint16(
+        1 << 17, (1 << 17) + 2
+    ).tolist() == [
         53690,
         61511,
     ]
@@ -199,9 +225,14 @@ def test_masks_do_not_depend_on_blocks_and_differ_by_seed_and_model(method):
     other = [one[1], one[0]]
     row = METHODS[method]
     first = merge_tensors(row, base, [delta, delta], one, seed=5)
-    assert torch.equal(first, merge_tensors(row, base, [delta, delta], one, block=3 * 517, seed=5))
+    assert torch.equal(
+        first, merge_tensors(row, base, [delta, delta], one, block=3 * 517, seed=5)
+    )
     kept = first != 0
-    for parameters, seed in ((one, 6), (other, 5)):  # another seed; another place among the models
+    for parameters, seed in (
+        (one, 6),
+        (other, 5),
+    ):  # another seed; another place among the models
         turned = merge_tensors(row, base, [delta, delta], parameters, seed=seed) != 0
         assert 0.45 < (kept == turned).float().mean() < 0.6
     inputs = make_inputs(row, base, [delta], one[:1], seed=5)

@@ -24,7 +24,11 @@ from tests.merging.methods.cases import (
 STEPS = [0.1 * i * (-1) ** i for i in range(1, 11)]
 SIX = (ZERO6, [A6, C6], [1, 0.5])
 EXAMPLES = {
-    "task_arithmetic": (("task_arithmetic", B, [A, C], [0.5, 0.25]), {}, [1, 1.625, 2.875, 4.625]),
+    "task_arithmetic": (
+        ("task_arithmetic", B, [A, C], [0.5, 0.25]),
+        {},
+        [1, 1.625, 2.875, 4.625],
+    ),
     "task_arithmetic, mean, lambda": (
         ("task_arithmetic", B, [A, C], [0.5, 0.25]),
         {"normalize": True, "lambda": 2},
@@ -35,10 +39,18 @@ EXAMPLES = {
         {"normalize": True},
         [1.75, 1.25, 3.625, 4.25],
     ),
-    "task_arithmetic of one": (("task_arithmetic", B, [C], [0.25]), {}, [0.75, 2.125, 2.75, 4.125]),
+    "task_arithmetic of one": (
+        ("task_arithmetic", B, [C], [0.25]),
+        {},
+        [0.75, 2.125, 2.75, 4.125],
+    ),
     "ties": (("ties", *SIX), {"density": 0.5}, [-3, -1.6666666, 3, 2, 0, 0]),
     "ties, dense": (("ties", *SIX), {}, [-3, -1.6666666, 2.1666667, 2, 0.4166667, 0]),
-    "ties, sum": (("ties", *SIX), {"density": 0.5, "normalize": False}, [-1.5, -2.5, 3, 1, 0, 0]),
+    "ties, sum": (
+        ("ties", *SIX),
+        {"density": 0.5, "normalize": False},
+        [-1.5, -2.5, 3, 1, 0, 0],
+    ),
     "ties, rescaled": (
         ("ties", *SIX),
         {"density": 0.5, "rescale": True},
@@ -49,7 +61,11 @@ EXAMPLES = {
         {"density": 0.5, "lambda": 0.5},
         [-1.5, -0.8333333, 1.5, 1, 0, 0],
     ),
-    "ties, negative": (("ties", ZERO6, [A6, C6], [1, -1]), {}, [4, -2, 3, -2.5, 0.75, 0]),
+    "ties, negative": (
+        ("ties", ZERO6, [A6, C6], [1, -1]),
+        {},
+        [4, -2, 3, -2.5, 0.75, 0],
+    ),
     "ties of one": (("ties", ZERO6, [A6], [1]), {"density": 0.4}, [0, -2, 3, 0, 0, 0]),
     "ties, sum of 0 counts as +": (
         ("ties", [0.0, 0.0], [[1.0, -1.0], [-1.0, 1.0]], [1, 1]),
@@ -87,7 +103,8 @@ EXAMPLES = {
         [0, 0, 0.4, 0.4, -0.5, 0.6, -0.7, 0.8, 0, 0],
     ),
     "sce": (("sce", ZERO6, [A6, C6]), {}, [-3, -1.4914162, 1.7285407, 2, 0.5042918, 0]),
-    # the second largest variance is that of two entries: mergekit's sort takes the later one, we the first
+    # the second largest variance is that of two entries: mergekit's sort takes the later one, we
+    # the first
     "sce, selected": (
         ("sce", ZERO6, [A6, C6]),
         {"select_topk": 0.5},
@@ -100,14 +117,19 @@ EXAMPLES = {
     ),
     "sce of one": (("sce", ZERO6, [A6]), {}, A6),
     "sce of matrices": (("sce", HALF, [M1, M2]), {}, [[1, 1, 1.3888888], [2, 1, -1]]),
-    # four entries share the smallest variance, two of them are kept: the first; mergekit's sort takes others
+    # four entries share the smallest variance, two of them are kept: the first; mergekit's sort
+    # takes others
     "sce of matrices, selected": (
         ("sce", HALF, [M1, M2]),
         {"select_topk": 0.7},
         [[1, 1, 0.5], [2, 0.5, -1]],
     ),
     "nearswap": (("nearswap", B, [A]), {"t": 0.5}, [1.5, 1.5, 3.25, 4.5]),
-    "nearswap, narrow": (("nearswap", B, [A]), {"t": 0.1}, [1.1, 1.9, 3.1000001, 4.0999999]),
+    "nearswap, narrow": (
+        ("nearswap", B, [A]),
+        {"t": 0.1},
+        [1.1, 1.9, 3.1000001, 4.0999999],
+    ),
     "nearswap, 0": (("nearswap", B, [A]), {"t": 0.0}, B),
     "nearswap, negative": (("nearswap", B, [A]), {"t": -1.0}, B),
     "arcee_fusion": (
@@ -136,7 +158,11 @@ def test_worked(name):
 
 FORCED = {
     "dare_linear": ("dare_linear", {}, [-0.4772727, 0, 4.8295455, 0.5681819, 0, 0]),
-    "dare_linear, as it is": ("dare_linear", {"rescale": False}, [-0.5, 0, 3.25, 0.5, 0, 0]),
+    "dare_linear, as it is": (
+        "dare_linear",
+        {"rescale": False},
+        [-0.5, 0, 3.25, 0.5, 0, 0],
+    ),
     "dare_linear, 1 / density": (
         "dare_linear",
         {"rescale": "inverse_density"},
@@ -153,7 +179,9 @@ def mask(monkeypatch):
 
     def force(kept: list[int]) -> None:
         bits = np.where(np.array(kept), 0, 65535).astype(np.uint16)
-        monkeypatch.setattr(RandomStream, "uint16", lambda self, start, end: bits[start:end])
+        monkeypatch.setattr(
+            RandomStream, "uint16", lambda self, start, end: bits[start:end]
+        )
 
     return force
 
@@ -168,7 +196,11 @@ def test_worked_with_a_forced_mask(name, mask):
 def test_della_linear_with_a_forced_mask(mask):
     mask([1, 0, 1] * 2)
     result = merged(
-        "della_linear", [[0.0] * 3] * 2, [[[1.0, -3, 2], [0.5, 0.25, -4]]], [1], density=0.5
+        "della_linear",
+        [[0.0] * 3] * 2,
+        [[[1.0, -3, 2], [0.5, 0.25, -4]]],
+        [1],
+        density=0.5,
     )
     close(result, [[1.4333333, 0, 2.8666666], [0.7166666, 0, -5.7333331]])
 
@@ -196,7 +228,9 @@ def test_breadcrumbs_without_outliers_keeps_the_largest():
 )
 @pytest.mark.parametrize("rescale", [True, False, "inverse_density"])
 def test_density_0_gives_the_base(method, rescale):
-    assert torch.equal(merged(method, C6, [A6], [1], density=0.0, rescale=rescale), as_tensor(C6))
+    assert torch.equal(
+        merged(method, C6, [A6], [1], density=0.0, rescale=rescale), as_tensor(C6)
+    )
 
 
 def test_sce_selecting_nothing_gives_the_base():
@@ -204,7 +238,9 @@ def test_sce_selecting_nothing_gives_the_base():
         assert torch.equal(
             merged("sce", C6, [A6], select_topk=share), as_tensor(C6)
         )  # one model: nothing varies
-    assert torch.equal(merged("sce", ZERO6, [A6, C6], select_topk=0.1), as_tensor(ZERO6))
+    assert torch.equal(
+        merged("sce", ZERO6, [A6, C6], select_topk=0.1), as_tensor(ZERO6)
+    )
 
 
 def test_sce_weighs_small_deltas_alike():
@@ -216,7 +252,9 @@ def test_sce_rounds_the_number_of_entries_as_mergekit():
     base = torch.zeros(90)
     sources = [torch.arange(1, 91.0), torch.arange(-90.0, 0.0)]
     sources[1][sources[1] == -sources[0]] -= 0.5
-    kept = (merged("sce", base, sources, select_topk=0.7) != 0).sum()  # 90 * 0.7 is 63 in float32
+    kept = (
+        merged("sce", base, sources, select_topk=0.7) != 0
+    ).sum()  # 90 * 0.7 is 63 in float32
     assert kept == 63
     assert (
         merged("ties", base, sources[:1], [1], density=0.7) != 0
@@ -231,7 +269,8 @@ def test_arcee_fusion_sees_importances_far_below_one():
     p, q = (torch.softmax(tensor, 1).add(1e-8) for tensor in (other, base))
     importance = (other - base).abs() * (p * (p / q).log()).sum(1, keepdim=True)
     low, middle, high = (
-        importance.flatten().sort().values[int(share * 8191)] for share in (0.25, 0.5, 0.75)
+        importance.flatten().sort().values[int(share * 8191)]
+        for share in (0.25, 0.5, 0.75)
     )
     expected = torch.where(importance >= middle + 1.5 * (high - low), other, base)
     result = merged("arcee_fusion", base, [other])
@@ -240,7 +279,13 @@ def test_arcee_fusion_sees_importances_far_below_one():
 
 def test_della_refuses_probabilities_outside():
     check = METHODS["della"].check
-    for density, epsilon in ((0.1, 0.15), (0.9, 0.15), (0.5, 0.5), (0.1, -0.15), (0.95, -0.15)):
+    for density, epsilon in (
+        (0.1, 0.15),
+        (0.9, 0.15),
+        (0.5, 0.5),
+        (0.1, -0.15),
+        (0.95, -0.15),
+    ):
         assert "density" in check([{"density": density, "epsilon": epsilon}], {})
     for density, epsilon in ((0.5, 0.15), (1.0, 0.15), (0.0, 0.15), (0.3, -0.2)):
         assert check([{"density": density, "epsilon": epsilon}], {}) is None

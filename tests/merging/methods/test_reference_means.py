@@ -1,4 +1,7 @@
-"""Worked numbers of mergekit 0.1.4 in float32: linear, slerp, nuslerp, multislerp, karcher, model_stock, passthrough."""
+"""Worked numbers of mergekit 0.1.4 in float32.
+
+Linear, slerp, nuslerp, multislerp, karcher, model_stock, passthrough.
+"""
 
 import math
 
@@ -9,19 +12,47 @@ from paretomerge.merging.methods import METHODS
 from tests.merging.methods.cases import HALF, M1, M2, A, B, C, D, close, merged
 
 EXAMPLES = {
-    "linear": (("linear", None, [A, C], [0.3, 0.5]), {}, [0.5625, 1.9375, 2.46875, 4.6875]),
+    "linear": (
+        ("linear", None, [A, C], [0.3, 0.5]),
+        {},
+        [0.5625, 1.9375, 2.46875, 4.6875],
+    ),
     "linear, sum": (
         ("linear", None, [A, C], [0.3, 0.5]),
         {"normalize": False},
         [0.45, 1.55, 1.975, 3.75],
     ),
-    "passthrough": (("passthrough", None, [A]), {"scale": 0.5}, [0.75, 0.5, 1.625, 2.5]),
+    "passthrough": (
+        ("passthrough", None, [A]),
+        {"scale": 0.5},
+        [0.75, 0.5, 1.625, 2.5],
+    ),
     "passthrough of nothing": (("passthrough", None, [A]), {"scale": 0.0}, [0.0] * 4),
-    "slerp": (("slerp", B, [C]), {"t": 0.25}, [0.7545812, 2.1423604, 2.7703018, 4.1580811]),
-    "slerp beyond": (("slerp", B, [C]), {"t": 1.5}, [-0.5052425, 2.6745274, 1.4322826, 4.6120524]),
-    "slerp, colinear": (("slerp", B, [[2 * b for b in B]]), {"t": 0.25}, [1.25, 2.5, 3.75, 5]),
-    "slerp, opposite": (("slerp", B, [[-2 * b for b in B]]), {"t": 0.25}, [0.25, 0.5, 0.75, 1]),
-    "slerp from zero": (("slerp", [0.0] * 4, [B]), {"t": 0.25}, [b * 0.3826834 for b in B]),
+    "slerp": (
+        ("slerp", B, [C]),
+        {"t": 0.25},
+        [0.7545812, 2.1423604, 2.7703018, 4.1580811],
+    ),
+    "slerp beyond": (
+        ("slerp", B, [C]),
+        {"t": 1.5},
+        [-0.5052425, 2.6745274, 1.4322826, 4.6120524],
+    ),
+    "slerp, colinear": (
+        ("slerp", B, [[2 * b for b in B]]),
+        {"t": 0.25},
+        [1.25, 2.5, 3.75, 5],
+    ),
+    "slerp, opposite": (
+        ("slerp", B, [[-2 * b for b in B]]),
+        {"t": 0.25},
+        [0.25, 0.5, 0.75, 1],
+    ),
+    "slerp from zero": (
+        ("slerp", [0.0] * 4, [B]),
+        {"t": 0.25},
+        [b * 0.3826834 for b in B],
+    ),
     "slerp of matrices": (
         ("slerp", M1, [M2]),
         {"t": 0.6},
@@ -110,7 +141,11 @@ EXAMPLES = {
         [1.8959155, 3.0602627],
     ),
     "multislerp of the base": (("multislerp", B, [B, B], [1, 1]), {}, B),
-    "karcher": (("karcher", None, [A, C]), {}, [0.7228550, 1.8409545, 2.6534269, 4.8558087]),
+    "karcher": (
+        ("karcher", None, [A, C]),
+        {},
+        [0.7228550, 1.8409545, 2.6534269, 4.8558087],
+    ),
     "karcher of three": (
         ("karcher", None, [A, C, D]),
         {},
@@ -141,7 +176,11 @@ EXAMPLES = {
         {},
         [[0.6614378, 0.6614378, 1.9843135], [1.3228756, 0.6614378, 0]],
     ),
-    "karcher, opposite": (("karcher", None, [[1.0, 0, 0, 0], [-2.0, 0, 0, 0]]), {}, [1.5, 0, 0, 0]),
+    "karcher, opposite": (
+        ("karcher", None, [[1.0, 0, 0, 0], [-2.0, 0, 0, 0]]),
+        {},
+        [1.5, 0, 0, 0],
+    ),
     "karcher of zeros": (("karcher", None, [[0.0] * 4] * 2), {}, [0.0] * 4),
     "karcher of one": (("karcher", None, [A]), {}, A),
     "model_stock": (
@@ -182,14 +221,18 @@ def test_worked(name):
 def test_weights_without_a_sum_are_refused():
     for name, flag in (("linear", "normalize"), ("multislerp", "normalize_weights")):
         check = METHODS[name].check
-        assert "sum other than 0" in check([{"weight": 1.0}, {"weight": -1.0}], {flag: True})
+        assert "sum other than 0" in check(
+            [{"weight": 1.0}, {"weight": -1.0}], {flag: True}
+        )
         assert check([{"weight": 1.0}, {"weight": -1.0}], {flag: False}) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("base", [False, True])
 def test_opposite_models_meet_on_the_line_between_them(seed, base):
-    """mergekit divides by the rounding error of sin(pi) or of a sum that cancels, and gives noise as large as it likes."""
+    """mergekit divides by the rounding error of sin(pi) or of a sum that cancels, and gives
+    noise as large as it likes.
+    """
     x = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
     start = (
         torch.randn(1000, generator=torch.Generator().manual_seed(99))
@@ -197,11 +240,16 @@ def test_opposite_models_meet_on_the_line_between_them(seed, base):
         else torch.zeros(1000)
     )
     for name in ("nuslerp", "multislerp"):
-        between = merged(name, start if base else None, [start + x, start - 3 * x], [1, 1])
+        between = merged(
+            name, start if base else None, [start + x, start - 3 * x], [1, 1]
+        )
         torch.testing.assert_close(between, start - x, rtol=1e-4, atol=1e-4)
     rows = [x.view(20, 50), -3 * x.view(20, 50)]
     torch.testing.assert_close(
-        merged("nuslerp", None, rows, [1, 1], nuslerp_flatten=False), -rows[0], rtol=1e-4, atol=1e-4
+        merged("nuslerp", None, rows, [1, 1], nuslerp_flatten=False),
+        -rows[0],
+        rtol=1e-4,
+        atol=1e-4,
     )
     karcher = merged(
         "karcher", None, [x, -3 * x]
@@ -215,12 +263,19 @@ def test_multislerp_with_a_model_equal_to_the_base():
     torch.testing.assert_close(
         merged("multislerp", base, [other, base], [1, 1]), (base + other) / 2
     )
-    torch.testing.assert_close(merged("multislerp", base, [base, base, base], [1, 1, 1]), base)
+    torch.testing.assert_close(
+        merged("multislerp", base, [base, base, base], [1, 1, 1]), base
+    )
 
 
 def test_model_stock_has_no_value_where_deltas_cancel_and_gives_the_base():
     close(merged("model_stock", B, [[2.0, 2, 3, 4], [0.0, 2, 3, 4]]), B)
-    close(merged("model_stock", [B], [[[2.0, 2, 3, 4]], [[0.0, 2, 3, 4]]], filter_wise=True), [B])
+    close(
+        merged(
+            "model_stock", [B], [[[2.0, 2, 3, 4]], [[0.0, 2, 3, 4]]], filter_wise=True
+        ),
+        [B],
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,6 +286,12 @@ def test_slerp_is_a_line_from_a_cosine_of_09995_on(tilt, line):
     first, second = (
         (0.7, 0.3)
         if line
-        else (math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle))
+        else (
+            math.sin(0.7 * angle) / math.sin(angle),
+            math.sin(0.3 * angle) / math.sin(angle),
+        )
     )
-    close(merged("slerp", [1.0, 0.0], [[1.0, tilt]], t=0.3), [first + second, second * tilt])
+    close(
+        merged("slerp", [1.0, 0.0], [[1.0, tilt]], t=0.3),
+        [first + second, second * tilt],
+    )

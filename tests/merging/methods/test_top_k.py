@@ -14,14 +14,20 @@ from paretomerge.merging.methods.top_k import Query, top_k_thresholds
 
 
 def expected(values: np.ndarray, k: int) -> np.ndarray:
-    """Whether each is among the k largest by magnitude, the first of equals being the larger; zeros aside."""
+    """Whether each is among the k largest by magnitude, the first of equals being the larger.
+
+    Zeros aside.
+    """
     kept = np.zeros(values.size, bool)
     kept[np.argsort(-np.abs(values), kind="stable")[:k]] = True
     return kept & (values != 0)
 
 
 def check(tensor: torch.Tensor, counts: list[int]) -> int:
-    """Compares the kept entries for every count, in blocks of other sizes than the search's; gives the number of passes."""
+    """Compares the kept entries for every count, in blocks of other sizes than the search's.
+
+    Gives the number of passes.
+    """
     passes = [0]
     inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemory(tensor)], [{}], {})
 
@@ -49,7 +55,9 @@ def check(tensor: torch.Tensor, counts: list[int]) -> int:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Blocks, samples and the limit of what is sorted directly so small that tensors of a few thousand are streamed."""
+    """Blocks, samples and the limit of what is sorted directly so small that tensors of a few
+    thousand are streamed.
+    """
     monkeypatch.setattr(block_module, "CPU_BLOCK", 64)
     monkeypatch.setattr(top_k, "_DIRECT_LIMIT", 256)
     monkeypatch.setattr(top_k, "_SAMPLE_SIZE", 128)
@@ -72,13 +80,17 @@ def sparse(rows: int, columns: int, every: int) -> torch.Tensor:
 
 
 def scales(rows: int, columns: int, sign: int) -> torch.Tensor:
-    """Rows sorted by scale over sixty orders of magnitude: a sample of some rows knows nothing of the others."""
+    """Rows sorted by scale over sixty orders of magnitude: a sample of some rows knows nothing
+    of the others.
+    """
     exponents = torch.linspace(-30 * sign, 30 * sign, rows)
     return normal(rows, columns) * (10.0 ** exponents.double()).float()[:, None]
 
 
 def unseen(rows: int, columns: int) -> torch.Tensor:
-    """Large where the sample does not look: it takes whole blocks at equal distances, and steps inside them."""
+    """Large where the sample does not look: it takes whole blocks at equal distances, and
+    steps inside them.
+    """
     tensor = normal(rows, columns).abs() + 1
     tensor[torch.arange(rows) % 25 != 0] *= 1e6
     return tensor
@@ -120,7 +132,13 @@ def test_against_sorting(name, direct, request):
 
 @pytest.mark.parametrize("k", [1, 700, 2500, 5000])
 def test_one_count_at_a_time(k, small):
-    for name in ("normal", "seven values", "scales, rising", "zero but for few", "unseen rows"):
+    for name in (
+        "normal",
+        "seven values",
+        "scales, rising",
+        "zero but for few",
+        "unseen rows",
+    ):
         check(TENSORS[name], [k])
 
 
@@ -133,7 +151,9 @@ def test_streaming_takes_two_passes_where_the_sample_tells_the_truth(name, small
 
 
 def test_a_sample_that_misses_the_large_rows(small):
-    """Both are among the large entries, of which the sample has seen nothing: its bracket is moved."""
+    """Both are among the large entries, of which the sample has seen nothing: its bracket is
+    moved.
+    """
     assert [check(TENSORS["unseen rows"], [k]) for k in (2000, 5250)] == [3, 4]
 
 
@@ -192,7 +212,9 @@ def test_a_wrong_bracket_on_tied_values(value, small, monkeypatch):
 def test_any_tensor_any_counts(seed, rows, columns, kinds, shares):
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(rows, 1, generator=generator).round(decimals=1)
-    tensor = torch.randint(-kinds, kinds + 1, (rows, columns), generator=generator) * scale
+    tensor = (
+        torch.randint(-kinds, kinds + 1, (rows, columns), generator=generator) * scale
+    )
     n = tensor.numel()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_module, "CPU_BLOCK", 100)
@@ -216,7 +238,9 @@ def test_several_scores_in_the_same_passes(small):
 
 
 def test_more_than_a_million_entries_with_ties():
-    """At the sizes in use: bfloat16 deltas, a few thousand different magnitudes among 1.3 million entries."""
+    """At the sizes in use: bfloat16 deltas, a few thousand different magnitudes among 1.3
+    million entries.
+    """
     tensor = (normal(1024, 1280) * 0.01 + 1).bfloat16().float() - 1
     assert tensor.numel() > top_k._DIRECT_LIMIT
     n = tensor.numel()

@@ -19,7 +19,9 @@ KINDS = ("llava", "qwen2_vl", "gemma3_vl")
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """base, ada, bob: everything differs, the vision part too."""
     folder = tmp_path_factory.mktemp(request.param)
     for seed, name in enumerate(("base", "ada", "bob")):
@@ -38,15 +40,21 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def text(models: Path, alias: str, content: str = "") -> str:
     content = (
         content
-        or f"models: [{{model: {models}/ada, parameters: {{weight: 1}}}}, {{model: {models}/bob, parameters: {{weight: 3}}}}]"
+        or f"models: [{{model: {models}/ada, parameters: {{weight: 1}}}}, "
+        f"{{model: {models}/bob, parameters: {{weight: 3}}}}]"
     )
-    return f"merge_method: task_arithmetic\nbase_model: {models}/base\ndtype: float32\nmodules:\n  {alias}: {{{content}}}\n"
+    return (
+        f"merge_method: task_arithmetic\nbase_model: {models}/base\ndtype: float32\n"
+        f"modules:\n  {alias}: {{{content}}}\n"
+    )
 
 
 def expected(models: Path, merged: set[str]) -> dict[str, torch.Tensor]:
     base, ada, bob = (tensors(models / m) for m in ("base", "ada", "bob"))
     return {
-        n: base[n] + (ada[n] - base[n]) + 3 * (bob[n] - base[n]) if n in merged else base[n]
+        n: base[n] + (ada[n] - base[n]) + 3 * (bob[n] - base[n])
+        if n in merged
+        else base[n]
         for n in base
     }
 
@@ -57,7 +65,9 @@ def test_the_language_part_is_merged_and_the_rest_is_the_bases(
 ) -> None:
     merge(Recipe.from_yaml(text(models, alias)), tmp_path / "out")
     got = tensors(tmp_path / "out")
-    language = set(Checkpoint(str(models / "base")).architecture.modules["text_decoder"])
+    language = set(
+        Checkpoint(str(models / "base")).architecture.modules["text_decoder"]
+    )
     wanted = expected(models, language)
     assert got.keys() == wanted.keys() and 0 < len(language) < len(got)
     for name in got:
@@ -74,7 +84,9 @@ def test_the_language_part_is_merged_and_the_rest_is_the_bases(
 def test_another_part_is_merged_and_the_language_stays(models: Path) -> None:
     architecture = Checkpoint(str(models / "base")).architecture
     alias = next(
-        m for m in architecture.modules if m != "text_decoder" and len(architecture.modules[m]) > 5
+        m
+        for m in architecture.modules
+        if m != "text_decoder" and len(architecture.modules[m]) > 5
     )
     plan = make_plan(Recipe.from_yaml(text(models, alias)))
     got = dict(merged_tensors(plan))
@@ -89,7 +101,10 @@ def test_another_part_is_merged_and_the_language_stays(models: Path) -> None:
 
 def test_all_modules_are_the_whole_model(models: Path) -> None:
     architecture = Checkpoint(str(models / "base")).architecture
-    content = f"models: [{{model: {models}/ada, parameters: {{weight: 1}}}}, {{model: {models}/bob, parameters: {{weight: 3}}}}]"
+    content = (
+        f"models: [{{model: {models}/ada, parameters: {{weight: 1}}}}, "
+        f"{{model: {models}/bob, parameters: {{weight: 3}}}}]"
+    )
     each = "".join(f"  {module}: {{{content}}}\n" for module in architecture.modules)
     head = f"merge_method: task_arithmetic\nbase_model: {models}/base\ndtype: float32\n"
     a = dict(merged_tensors(make_plan(Recipe.from_yaml(head + "modules:\n" + each))))
@@ -102,7 +117,9 @@ def test_layers_of_the_language_part_are_stacked(models: Path, tmp_path: Path) -
         f"slices: [{{sources: [{{model: {models}/ada, layer_range: [0, 2]}}]}}, "
         f"{{sources: [{{model: {models}/bob, layer_range: [1, 3]}}]}}]"
     )
-    recipe = text(models, "text_decoder", slices).replace("task_arithmetic", "passthrough")
+    recipe = text(models, "text_decoder", slices).replace(
+        "task_arithmetic", "passthrough"
+    )
     merge(Recipe.from_yaml(recipe), tmp_path / "out")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert model.config.text_config.num_hidden_layers == 4
@@ -118,14 +135,20 @@ def test_a_step_may_have_modules(models: Path, tmp_path: Path) -> None:
     outer = "merge_method: passthrough\nmodels: [{model: {}}]\ndtype: float32\n"
     merge(Recipe.from_yaml(inner), tmp_path / "inner")
     wanted = dict(
-        merged_tensors(make_plan(Recipe.from_yaml(outer.replace("{}", str(tmp_path / "inner")))))
+        merged_tensors(
+            make_plan(Recipe.from_yaml(outer.replace("{}", str(tmp_path / "inner"))))
+        )
     )
     got = dict(
         merged_tensors(
-            make_plan(Recipe.from_yaml(f"name: x\n{inner}---\n{outer.replace('{}', 'x')}"))
+            make_plan(
+                Recipe.from_yaml(f"name: x\n{inner}---\n{outer.replace('{}', 'x')}")
+            )
         )
     )
-    assert got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in got)
+    assert got.keys() == wanted.keys() and all(
+        torch.equal(got[n], wanted[n]) for n in got
+    )
 
 
 def test_what_is_copied_is_looked_at_too(models: Path, tmp_path: Path) -> None:
@@ -133,9 +156,16 @@ def test_what_is_copied_is_looked_at_too(models: Path, tmp_path: Path) -> None:
     held = tensors(tmp_path / "models" / "base")
     name = next(n for n in held if "vis" in n)
     held[name].view(-1)[0] = float("inf")
-    save_file(held, tmp_path / "models" / "base" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        held,
+        tmp_path / "models" / "base" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(CheckpointError, match="expected finite"):
-        merge(Recipe.from_yaml(text(tmp_path / "models", "text_decoder")), tmp_path / "out")
+        merge(
+            Recipe.from_yaml(text(tmp_path / "models", "text_decoder")),
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -25,7 +25,8 @@ TWO = "base_model: PICO/base\nmodels: [{model: PICO/ada}, {model: PICO/bob}]\n"
 def test_every_error_is_told_at_once(pico):
     text = (
         "merge_method: ties\nbase_model: PICO/base\nmodels:\n"
-        "- {model: PICO/eve, parameters: {weight: 1}}\n- {model: PICO/mallory, parameters: {wieght: 1}}\n"
+        "- {model: PICO/eve, parameters: {weight: 1}}\n- {model: PICO/mallory, parameters: "
+        "{wieght: 1}}\n"
         "parameters: {densty: 0.5}"
     )
     with pytest.raises(RecipeError) as caught:
@@ -61,7 +62,10 @@ def test_what_no_method_reads_is_an_error_and_what_others_read_a_note(pico):
     assert [note for note in made.notes if "density" in note] and not [
         note for note in made.notes if "int8_mask" in note
     ]
-    text = "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada, parameters: {weight: 1, lambda: 2}}]"
+    text = (
+        "merge_method: ties\nbase_model: PICO/base\nmodels: [{model: PICO/ada, parameters: "
+        "{weight: 1, lambda: 2}}]"
+    )
     made = plan(pico, text)
     assert (
         "`lambda` holds for the whole merge" in made.notes[0]
@@ -71,7 +75,9 @@ def test_what_no_method_reads_is_an_error_and_what_others_read_a_note(pico):
 
 def test_cost_is_read_from_headers(pico):
     made = plan(pico, "merge_method: ties\n" + TWO + "parameters: {weight: 1}")
-    size = sum(header.bytes for header in Checkpoint(str(pico / "base")).headers.values())
+    size = sum(
+        header.bytes for header in Checkpoint(str(pico / "base")).headers.values()
+    )
     told = estimate_cost(made)
     assert (told.read, told.written) == (3 * size, size)
     assert told.seconds > 0 and estimate_cost(made, threads=2).memory > told.memory
@@ -90,17 +96,24 @@ def test_a_plan_reads_no_weight(pico, monkeypatch):
 
 
 def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
-    """A repository whose weights are not here: the Hub tells their headers (its answer is simulated: no network in tests)."""
+    """A repository whose weights are not here.
+
+    The Hub tells their headers (its answer is simulated: no network in tests).
+    """
     from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata
     from huggingface_hub.utils._safetensors import TensorInfo
 
     codes = {"bfloat16": "BF16"}
     headers = Checkpoint(str(pico / "ada")).headers
     infos = {
-        name: TensorInfo(codes[h.dtype], list(h.shape), (0, h.bytes)) for name, h in headers.items()
+        name: TensorInfo(codes[h.dtype], list(h.shape), (0, h.bytes))
+        for name, h in headers.items()
     }
     told = SafetensorsRepoMetadata(
-        None, False, dict.fromkeys(infos, "f"), {"f": SafetensorsFileMetadata({}, infos)}
+        None,
+        False,
+        dict.fromkeys(infos, "f"),
+        {"f": SafetensorsFileMetadata({}, infos)},
     )
     asked = []
     monkeypatch.setattr(
@@ -111,7 +124,10 @@ def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
         "huggingface_hub.snapshot_download",
         lambda *_, allow_patterns, **__: _no_weights(pico, allow_patterns),
     )
-    text = "merge_method: task_arithmetic\nbase_model: PICO/base\nmodels: [{model: owner/ada@v2}]\nparameters: {weight: 1}"
+    text = (
+        "merge_method: task_arithmetic\nbase_model: PICO/base\nmodels: [{model: "
+        "owner/ada@v2}]\nparameters: {weight: 1}"
+    )
     made = plan(pico, text, download=False)
     assert asked == [("owner/ada", "v2")] and estimate_cost(made).read == 2 * sum(
         h.bytes for h in headers.values()
@@ -127,28 +143,45 @@ def test_each_tensor_keeps_the_dtype_it_has_in_the_base(pico, tmp_path):
     shutil.copytree(pico / "base", tmp_path / "mixed")
     tensors = load_file(tmp_path / "mixed" / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
-    save_file(tensors, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
-    text = f"merge_method: task_arithmetic\nbase_model: {tmp_path}/mixed\nmodels: [{{model: PICO/ada}}]\nparameters: {{weight: 1}}"
+    save_file(
+        tensors, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"}
+    )
+    text = (
+        f"merge_method: task_arithmetic\nbase_model: {tmp_path}/mixed\nmodels: "
+        f"[{{model: PICO/ada}}]\nparameters: {{weight: 1}}"
+    )
     dtypes = {job.name: job.dtype for job in plan(pico, text).jobs}
-    assert dtypes.pop("model.norm.weight") == "float32" and set(dtypes.values()) == {"bfloat16"}
-    assert {job.dtype for job in plan(pico, text + "\ndtype: float16").jobs} == {"float16"}
+    assert dtypes.pop("model.norm.weight") == "float32" and set(dtypes.values()) == {
+        "bfloat16"
+    }
+    assert {job.dtype for job in plan(pico, text + "\ndtype: float16").jobs} == {
+        "float16"
+    }
 
 
 def test_a_head_of_its_own_unties_the_result(pico, tmp_path):
-    """ada has a head, the base's is its embedding: the result has the merged head, and a config that says so."""
+    """ada has a head, the base's is its embedding.
+
+    The result has the merged head, and a config that says so.
+    """
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(pico / "base", tmp_path / "tied")
     tensors = load_file(tmp_path / "tied" / "model.safetensors")
     del tensors["lm_head.weight"]
-    save_file(tensors, tmp_path / "tied" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tensors, tmp_path / "tied" / "model.safetensors", metadata={"format": "pt"}
+    )
     config = (
         (tmp_path / "tied" / "config.json")
         .read_text()
         .replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
     )
     (tmp_path / "tied" / "config.json").write_text(config)
-    text = f"merge_method: task_arithmetic\nbase_model: {tmp_path}/tied\nmodels: [{{model: {pico}/ada}}]\nparameters: {{weight: 0.5}}"
+    text = (
+        f"merge_method: task_arithmetic\nbase_model: {tmp_path}/tied\nmodels: "
+        f"[{{model: {pico}/ada}}]\nparameters: {{weight: 0.5}}"
+    )
     merge(Recipe.from_yaml(text), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     head = (
@@ -179,9 +212,11 @@ def test_blocks_threads_and_shards_of_any_size_give_the_same_bytes(pico, tmp_pat
                 for name, tensor in merged_tensors(made, block=block)
             ), (method, block)
     recipe = Recipe.from_yaml(
-        ("merge_method: dare_ties\n" + TWO + "parameters: {weight: 0.4, density: 0.5}").replace(
-            "PICO", str(pico)
-        )
+        (
+            "merge_method: dare_ties\n"
+            + TWO
+            + "parameters: {weight: 0.4, density: 0.5}"
+        ).replace("PICO", str(pico))
     )
     for threads in (1, 3):
         merge(recipe, tmp_path / str(threads), threads=threads)
@@ -194,9 +229,9 @@ def test_a_device_that_is_not_there(pico, tmp_path):
     from paretomerge.errors import ConfigError
 
     recipe = Recipe.from_yaml(
-        ("merge_method: linear\nmodels: [{model: PICO/ada}]\nparameters: {weight: 1}").replace(
-            "PICO", str(pico)
-        )
+        (
+            "merge_method: linear\nmodels: [{model: PICO/ada}]\nparameters: {weight: 1}"
+        ).replace("PICO", str(pico))
     )
     with pytest.raises(ConfigError, match="expected cpu, cuda"):
         merge(recipe, tmp_path / "out", device="abacus")
@@ -208,17 +243,26 @@ def test_the_card_names_licences_and_checksums(pico, tmp_path):
 
     for name in ("ada", "bob"):
         shutil.copytree(pico / name, tmp_path / name)
-        (tmp_path / name / "README.md").write_text("---\nlicense: apache-2.0\n---\n# x\n")
-    text = f"merge_method: linear\nmodels: [{{model: {tmp_path}/ada}}, {{model: {tmp_path}/bob}}]\nparameters: {{weight: 1}}"
+        (tmp_path / name / "README.md").write_text(
+            "---\nlicense: apache-2.0\n---\n# x\n"
+        )
+    text = (
+        f"merge_method: linear\nmodels: [{{model: {tmp_path}/ada}}, "
+        f"{{model: {tmp_path}/bob}}]\nparameters: {{weight: 1}}"
+    )
     merge(Recipe.from_yaml(text), tmp_path / "out", shard_bytes=20_000)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: apache-2.0" in card and card.count("| apache-2.0 |") == 2
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 1
-    assert all(f"{hashlib.sha256(s.read_bytes()).hexdigest()}  {s.name}" in card for s in shards)
+    assert all(
+        f"{hashlib.sha256(s.read_bytes()).hexdigest()}  {s.name}" in card
+        for s in shards
+    )
     shutil.copytree(pico / "cyd", tmp_path / "cyd")
     merge(
-        Recipe.from_yaml(text.replace("}]", f"}}, {{model: {tmp_path}/cyd}}]")), tmp_path / "out2"
+        Recipe.from_yaml(text.replace("}]", f"}}, {{model: {tmp_path}/cyd}}]")),
+        tmp_path / "out2",
     )
     card = (tmp_path / "out2" / "README.md").read_text()
     assert "license:" not in card and "not stated" in card

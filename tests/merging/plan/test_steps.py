@@ -1,4 +1,7 @@
-"""Recipes of several documents: a named step is a model like any other, the same bits as if it had been written to disk."""
+"""Recipes of several documents.
+
+A named step is a model like any other, the same bits as if it had been written to disk.
+"""
 
 import itertools
 import os
@@ -72,18 +75,24 @@ def on_disk(documents: list[dict[str, Any]], folder: Path) -> dict[str, torch.Te
         )
         merge(replace(recipe, name=None), folder / data.get("name", f"last{i}"))
     return load_file(
-        folder / documents[-1].get("name", f"last{len(documents) - 1}") / "model.safetensors"
+        folder
+        / documents[-1].get("name", f"last{len(documents) - 1}")
+        / "model.safetensors"
     )
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
-    different = [n for n in a if a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n])]
+    different = [
+        n for n in a if a[n].dtype != b[n].dtype or not torch.equal(a[n], b[n])
+    ]
     assert not different, different
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_is_what_it_would_be_on_disk(pico: Path, tmp_path: Path, method: str) -> None:
+def test_a_step_is_what_it_would_be_on_disk(
+    pico: Path, tmp_path: Path, method: str
+) -> None:
     ada, bob, cyd = (f"{pico}/{e}" for e in EXPERTS)
     inner = document(method, f"{pico}/base", ada, bob, name="inner")
     outer = document("ties", f"{pico}/base", "inner", cyd)
@@ -98,7 +107,9 @@ def test_a_step_is_what_it_would_be_on_disk(pico: Path, tmp_path: Path, method: 
 def test_every_method_takes_steps(pico: Path, tmp_path: Path, method: str) -> None:
     ada, bob, cyd = (f"{pico}/{e}" for e in EXPERTS)
     first = document("linear", f"{pico}/base", ada, bob, name="first", dtype="float16")
-    second = document("dare_linear", f"{pico}/base", "first", cyd, name="second", seed=3)
+    second = document(
+        "dare_linear", f"{pico}/base", "first", cyd, name="second", seed=3
+    )
     third = document(method, "first", "second", cyd, dtype="float32", seed=9)
     several = Recipe.from_yaml(text(first, second, third))
     assert several.source_models == (f"{pico}/base", ada, bob, cyd)
@@ -158,7 +169,8 @@ def test_documents_may_stand_in_any_order(pico: Path) -> None:
     second = document("dare_linear", f"{pico}/base", "first", name="second")
     last = document("ties", f"{pico}/base", "second", f"{pico}/cyd")
     recipes = [
-        Recipe.from_yaml(text(*order)) for order in itertools.permutations([first, second, last])
+        Recipe.from_yaml(text(*order))
+        for order in itertools.permutations([first, second, last])
     ]
     assert all(recipe == recipes[0] for recipe in recipes)
     assert [step.name for step in recipes[0].steps] == ["first", "second"]
@@ -193,13 +205,16 @@ LINEAR = "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {}}
         ),
     ],
 )
-def test_documents_that_cannot_follow_each_other(documents: list[str], told: str) -> None:
+def test_documents_that_cannot_follow_each_other(
+    documents: list[str], told: str
+) -> None:
     with pytest.raises(RecipeError, match=told):
         Recipe.from_yaml("---\n".join(documents))
 
 
 @pytest.mark.parametrize(
-    "key", ["tokenizer_source: base", "tokenizer: {source: base}", "chat_template: chatml"]
+    "key",
+    ["tokenizer_source: base", "tokenizer: {source: base}", "chat_template: chatml"],
 )
 def test_tokenizers_belong_into_the_last_document(pico: Path, key: str) -> None:
     recipe = Recipe.from_yaml(
@@ -209,7 +224,8 @@ def test_tokenizers_belong_into_the_last_document(pico: Path, key: str) -> None:
         + LINEAR.format("x")
     )
     with pytest.raises(
-        RecipeError, match="x: expected tokenizer and chat template in the last document"
+        RecipeError,
+        match="x: expected tokenizer and chat template in the last document",
     ):
         make_plan(recipe)
 
@@ -225,7 +241,10 @@ def test_what_is_wrong_in_a_step_is_told(pico: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_that_float16_cannot_hold(pico: Path, tmp_path: Path) -> None:
-    steps = f"name: x\nmerge_method: linear\ndtype: float16\nparameters: {{weight: 9.0e6, normalize: false}}\nmodels: [{{model: {pico}/ada}}]\n"
+    steps = (
+        "name: x\nmerge_method: linear\ndtype: float16\nparameters: "
+        f"{{weight: 9.0e6, normalize: false}}\nmodels: [{{model: {pico}/ada}}]\n"
+    )
     with pytest.raises(CheckpointError, match="that float16 can hold"):
         merge(Recipe.from_yaml(steps + "---\n" + LINEAR.format("x")), tmp_path / "out")
     steps = (
@@ -236,7 +255,9 @@ def test_a_step_that_float16_cannot_hold(pico: Path, tmp_path: Path) -> None:
     wild = Recipe.from_yaml(
         steps.replace("9.0e37", "[9.0e38, 9.0e38]") + "---\n" + LINEAR.format("x")
     )
-    with pytest.raises(ParetoMergeError, match=r"that float32 can hold|expected a number"):
+    with pytest.raises(
+        ParetoMergeError, match=r"that float32 can hold|expected a number"
+    ):
         merge(wild, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -252,10 +273,16 @@ def test_nan_in_a_source_of_a_step_is_named(pico: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nan: lm_head\.weight: expected finite"):
         merge(recipe, tmp_path / "out")
     merge(recipe, tmp_path / "out", allow_nan=True)
-    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"][0, 0].isnan()
+    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"][
+        0, 0
+    ].isnan()
 
 
-SYMMETRIC = [name for name, method in METHODS.items() if method.symmetric and name != "passthrough"]
+SYMMETRIC = [
+    name
+    for name, method in METHODS.items()
+    if method.symmetric and name != "passthrough"
+]
 
 
 @pytest.mark.parametrize("method", SYMMETRIC)
@@ -267,7 +294,10 @@ def test_the_order_of_models_does_not_matter(pico: Path, method: str) -> None:
     }
     weights = (0.7, 0.4, -0.2)
     listed = [
-        {"model": f"{pico}/{e}", **({"parameters": {"weight": w}} if "weight" in names else {})}
+        {
+            "model": f"{pico}/{e}",
+            **({"parameters": {"weight": w}} if "weight" in names else {}),
+        }
         for e, w in zip(EXPERTS, weights, strict=True)
     ]
     results = []
@@ -278,7 +308,9 @@ def test_the_order_of_models_does_not_matter(pico: Path, method: str) -> None:
             "models": list(order),
             "parameters": parameters,
         }
-        results.append(tensors(Recipe.from_dict(data), block=(None, 16, 50)[len(results) % 3]))
+        results.append(
+            tensors(Recipe.from_dict(data), block=(None, 16, 50)[len(results) % 3])
+        )
     for other in results[1:]:
         assert_same(results[0], other)
 
@@ -288,13 +320,22 @@ def test_bytes_do_not_depend_on_threads_shards_or_blocks(
     pico: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.from_dict(
-        document(method, f"{pico}/base", f"{pico}/ada", f"{pico}/bob", tokenizer_source="union")
+        document(
+            method,
+            f"{pico}/base",
+            f"{pico}/ada",
+            f"{pico}/bob",
+            tokenizer_source="union",
+        )
     )
     merge(recipe, tmp_path / "one", threads=1)
     whole = load_file(tmp_path / "one" / "model.safetensors")
     for threads, shard_bytes in ((2, 5_000), (3, 1), (3, 5_000_000_000)):
         out = merge(
-            recipe, tmp_path / f"{threads}-{shard_bytes}", threads=threads, shard_bytes=shard_bytes
+            recipe,
+            tmp_path / f"{threads}-{shard_bytes}",
+            threads=threads,
+            shard_bytes=shard_bytes,
         )
         assert_same(
             whole,
@@ -307,11 +348,19 @@ def test_bytes_do_not_depend_on_threads_shards_or_blocks(
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(pico: Path, tmp_path: Path) -> None:
-    inner = document("linear", f"{pico}/base", f"{pico}/ada", f"{pico}/cyd", name="inner")
+    inner = document(
+        "linear", f"{pico}/base", f"{pico}/ada", f"{pico}/cyd", name="inner"
+    )
     (tmp_path / "r.yml").write_text(
         text(
             inner,
-            document("dare_ties", f"{pico}/base", f"{pico}/bob", "inner", tokenizer_source="union"),
+            document(
+                "dare_ties",
+                f"{pico}/base",
+                f"{pico}/bob",
+                "inner",
+                tokenizer_source="union",
+            ),
         )
     )
     for seed in ("1", "7"):
@@ -324,17 +373,28 @@ def test_bytes_do_not_depend_on_the_hash_seed(pico: Path, tmp_path: Path) -> Non
             str(tmp_path / seed),
         ]
         subprocess.run(
-            command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+            command,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
         )
-    for name in ("model.safetensors", "config.json", "mergekit_config.yml", "tokenizer.json"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "7" / name).read_bytes()
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "mergekit_config.yml",
+        "tokenizer.json",
+    ):
+        assert (tmp_path / "1" / name).read_bytes() == (
+            tmp_path / "7" / name
+        ).read_bytes()
 
 
 def test_mistakes_of_a_plan_are_told_together(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "paretomerge.checkpoint.operand.StoredTensor.rows", lambda *_: pytest.fail("read a weight")
+        "paretomerge.checkpoint.operand.StoredTensor.rows",
+        lambda *_: pytest.fail("read a weight"),
     )
     recipe = f"""
 merge_method: dare_tise
@@ -354,9 +414,9 @@ models:
         .replace(f"{pico}/eve", f"{pico}/ada")
         .replace("./nowhere", f"{pico}/bob")
     )
-    wild = wild.replace("weight: 1, density: 0.5", "weight: heavy, density: 1.5").replace(
-        "weight: 1, densty: 0.5", "weight: [1, .5], densty: 1"
-    )
+    wild = wild.replace(
+        "weight: 1, density: 0.5", "weight: heavy, density: 1.5"
+    ).replace("weight: 1, densty: 0.5", "weight: [1, .5], densty: 1")
     with pytest.raises(RecipeError, match="4 problems") as caught:
         merge(
             Recipe.from_yaml(
@@ -382,7 +442,9 @@ def test_layers_weights_and_depths_are_told_together(pico: Path) -> None:
     text = f"""
 merge_method: linear
 slices:
-  - sources: [{{model: {pico}/ada, layer_range: [0, 9]}}, {{model: {pico}/bob, layer_range: [0, 9]}}]
+  - sources:
+    - {{model: {pico}/ada, layer_range: [0, 9]}}
+    - {{model: {pico}/bob, layer_range: [0, 9]}}
   - sources: [{{model: {pico}/ada, layer_range: [3, 5]}}]
 """
     with pytest.raises(RecipeError, match="2 problems") as caught:
@@ -399,7 +461,9 @@ def test_a_value_that_is_missing_is_told_once_for_all_tensors(pico: Path) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_tensors_without_entries_stay_so(pico: Path, tmp_path: Path, method: str) -> None:
+def test_tensors_without_entries_stay_so(
+    pico: Path, tmp_path: Path, method: str
+) -> None:
     empty = {
         f"model.layers.0.e{i}.weight": torch.zeros(shape, dtype=torch.bfloat16)
         for i, shape in enumerate([(0, 4), (4, 0), (0,)])
@@ -414,12 +478,17 @@ def test_tensors_without_entries_stay_so(pico: Path, tmp_path: Path, method: str
         for file in (tmp_path / name).glob("*.safetensors*"):
             file.unlink()
         save_file(
-            {**held, **empty}, tmp_path / name / "model.safetensors", metadata={"format": "pt"}
+            {**held, **empty},
+            tmp_path / name / "model.safetensors",
+            metadata={"format": "pt"},
         )
     data = document(method, f"{tmp_path}/base", f"{tmp_path}/ada", f"{tmp_path}/bob")
     plain = dict(merged_tensors(make_plan(Recipe.from_dict(data)), only=empty))
     step = Recipe.from_yaml(
-        text({**data, "name": "x"}, {"merge_method": "passthrough", "models": [{"model": "x"}]})
+        text(
+            {**data, "name": "x"},
+            {"merge_method": "passthrough", "models": [{"model": "x"}]},
+        )
     )
     for got in (plain, dict(merged_tensors(make_plan(step), only=empty))):
         assert_same(got, empty)

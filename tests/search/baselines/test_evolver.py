@@ -20,25 +20,38 @@ def archive_of(values, fails=()):
     study = optuna.create_study(directions=["maximize"] * len(values[0]))
     rng = np.random.default_rng(0)
     for number, value in enumerate(values):
-        settled = {"state": TrialState.FAIL} if number in fails else {"values": list(value)}
+        settled = (
+            {"state": TrialState.FAIL} if number in fails else {"values": list(value)}
+        )
         study.add_trial(
             optuna.trial.create_trial(
-                **settled, params=dict(zip(SPACE, rng.random(4), strict=True)), distributions=SPACE
+                **settled,
+                params=dict(zip(SPACE, rng.random(4), strict=True)),
+                distributions=SPACE,
             )
         )
     return Archive.of(Observations.of(study), Encoding(SPACE), len(study.trials))
 
 
 def test_the_first_trials_are_the_population():
-    assert EvolverProposer(4).members(archive_of([[float(i)] for i in range(4)])) == [0, 1, 2, 3]
-    assert EvolverProposer(4).propose(archive_of([[1.0]] * 3), np.random.default_rng(0)).shape == (
+    assert EvolverProposer(4).members(archive_of([[float(i)] for i in range(4)])) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert EvolverProposer(4).propose(
+        archive_of([[1.0]] * 3), np.random.default_rng(0)
+    ).shape == (
         0,
         4,
     )
 
 
 def test_a_better_child_takes_its_parents_place_and_a_worse_one_none():
-    assert EvolverProposer(4).members(archive_of([[0.0], [0.0], [0.0], [0.0], [1.0], [-1.0]])) == [
+    assert EvolverProposer(4).members(
+        archive_of([[0.0], [0.0], [0.0], [0.0], [1.0], [-1.0]])
+    ) == [
         4,
         1,
         2,
@@ -67,7 +80,10 @@ def test_a_failed_child_changes_nothing():
 def test_the_population_never_loses_ground_and_keeps_its_size(values, size):
     y = [[float(a), float(b)] for a, b in values]
     members = EvolverProposer(size).members(archive_of(y))
-    assert len(members) == len(set(members)) and min(size, len(y)) <= len(members) < 2 * size
+    assert (
+        len(members) == len(set(members))
+        and min(size, len(y)) <= len(members) < 2 * size
+    )
     for i in range(
         min(size, len(y))
     ):  # whoever was there at first is there still, or somebody as good on some objective
@@ -75,9 +91,13 @@ def test_the_population_never_loses_ground_and_keeps_its_size(values, size):
 
 
 def test_children_take_choices_whole():
-    space = {"c": CategoricalDistribution(("a", "b", "c")), "x": FloatDistribution(0, 1)}
+    space = {
+        "c": CategoricalDistribution(("a", "b", "c")),
+        "x": FloatDistribution(0, 1),
+    }
     study = optuna.create_study(
-        directions=["maximize"], sampler=PointSampler(EvolverProposer(4), space=space, n_startup=4)
+        directions=["maximize"],
+        sampler=PointSampler(EvolverProposer(4), space=space, n_startup=4),
     )
     for _ in range(30):
         trial = study.ask(space)
@@ -95,8 +115,14 @@ def test_a_choice_is_the_parents_or_the_mutants_and_something_always_changes():
     study = optuna.create_study(directions=["maximize"])
     rng = np.random.default_rng(0)
     for number in range(6):
-        params = {"c": "z" if number == 2 else "a", "x": rng.random(), "y": rng.random()}
-        study.add_trial(optuna.trial.create_trial(value=1.0, params=params, distributions=space))
+        params = {
+            "c": "z" if number == 2 else "a",
+            "x": rng.random(),
+            "y": rng.random(),
+        }
+        study.add_trial(
+            optuna.trial.create_trial(value=1.0, params=params, distributions=space)
+        )
     encoding = Encoding(space)
     known = Archive.of(Observations.of(study), encoding, len(study.trials))
     archive = replace(known, number=8)  # the turn of trial 2
@@ -119,7 +145,9 @@ def test_folding_at_the_bounds():
 
 def test_it_goes_beyond_random_search():
     def volume(sampler):
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=sampler
+        )
         for _ in range(80):
             trial = study.ask(SPACE)
             x = np.array(list(trial.params.values()))
@@ -128,6 +156,13 @@ def test_it_goes_beyond_random_search():
         return hypervolume([[t.values[0], -t.values[1]] for t in study.trials], [0, 0])
 
     ours = np.mean(
-        [volume(PointSampler(EvolverProposer(10), seed=s, space=SPACE)) for s in range(3)]
+        [
+            volume(PointSampler(EvolverProposer(10), seed=s, space=SPACE))
+            for s in range(3)
+        ]
     )
-    assert ours > np.mean([volume(optuna.samplers.RandomSampler(seed=s)) for s in range(3)]) + 0.03
+    assert (
+        ours
+        > np.mean([volume(optuna.samplers.RandomSampler(seed=s)) for s in range(3)])
+        + 0.03
+    )

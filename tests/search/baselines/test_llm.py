@@ -7,7 +7,11 @@ import time
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
@@ -48,7 +52,9 @@ def sampler_of(server, inner=None, **options) -> LLMSampler:
         "key": SECRET,
         "timeout": 60,
     }
-    return LLMSampler(inner or RandomSampler(seed=0), base_url=server.url, **defaults | options)
+    return LLMSampler(
+        inner or RandomSampler(seed=0), base_url=server.url, **defaults | options
+    )
 
 
 def run(sampler, n: int, space=SPACE) -> optuna.Study:
@@ -59,7 +65,10 @@ def run(sampler, n: int, space=SPACE) -> optuna.Study:
 def more(study, n: int, space=SPACE) -> optuna.Study:
     for _ in range(n):
         trial = study.ask(space)
-        study.tell(trial, [trial.params["weight/ada"], trial.params["step"] + trial.params["rank"]])
+        study.tell(
+            trial,
+            [trial.params["weight/ada"], trial.params["step"] + trial.params["rank"]],
+        )
     return study
 
 
@@ -77,7 +86,9 @@ def test_the_models_points_are_evaluated():
     with serve(says(new_points())) as server:
         study = run(sampler_of(server), 3)
     assert proposers(study) == ["llm"] * 3
-    assert [t.params for t in study.trials] == [GOOD | {"weight/ada": 0.01 * i} for i in (1, 2, 3)]
+    assert [t.params for t in study.trials] == [
+        GOOD | {"weight/ada": 0.01 * i} for i in (1, 2, 3)
+    ]
 
 
 def test_the_model_is_told_the_space_the_directions_and_the_log():
@@ -100,7 +111,17 @@ def test_the_model_is_told_the_space_the_directions_and_the_log():
         "objective 2 (minimize)",
         *SPACE,
     ]
-    assert line.split("\t") == ["0", "0.01", "8.75", '"sparse"', "0.01", "0.2", "8", "0.75", "true"]
+    assert line.split("\t") == [
+        "0",
+        "0.01",
+        "8.75",
+        '"sparse"',
+        "0.01",
+        "0.2",
+        "8",
+        "0.75",
+        "true",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +147,10 @@ WRONG = {
         {k: v for k, v in GOOD.items() if k != "rank"},
         '"rank": expected a whole number from 1 to 64.*; it is missing',
     ),
-    "above": (GOOD | {"weight/ada": 1.5000001}, "a number from 0 to 1.5; got 1.5000001"),
+    "above": (
+        GOOD | {"weight/ada": 1.5000001},
+        "a number from 0 to 1.5; got 1.5000001",
+    ),
     "below": (GOOD | {"density/ada": 0.0999}, "got 0.0999"),
     "NaN": (GOOD | {"weight/ada": float("nan")}, "got nan"),
     "infinite": (GOOD | {"weight/ada": float("inf")}, "got inf"),
@@ -201,7 +225,9 @@ BAD_SERVERS = {
     "401 that tells the key": replies(401, f"wrong key {SECRET}".encode()),
     "slow": is_slow(2 * SOON, says(json.dumps(GOOD))),
     "closes": hangs_up(),
-    "closes midway": hangs_up(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"choices": ['),
+    "closes midway": hangs_up(
+        b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"choices": ['
+    ),
     "endless": never_ends(),
     "trickles": never_ends(b"x", 0.02),
     "trickles headers": never_ends(b"x", 0.02, b"HTTP/1.0 200 OK\r\nX: "),
@@ -210,7 +236,9 @@ BAD_SERVERS = {
     "no choices": replies(200, b'{"choices": []}'),
     "nothing said": says(None),
     "says the key": says(f'{{"{SECRET}": 1}}'),
-    "too short a length": replies(200, b'{"choices": [{"message": {"content": "{}"}}]}', length=9),
+    "too short a length": replies(
+        200, b'{"choices": [{"message": {"content": "{}"}}]}', length=9
+    ),
     "redirects": replies(307, Location="http://127.0.0.1:9/v1/chat/completions"),
     "refuses everything": replies(400),
 }
@@ -227,7 +255,9 @@ def test_the_study_goes_on_whatever_the_server_does(behaviour, caplog):
     assert [t.params for t in study.trials] == [
         t.params for t in run(RandomSampler(seed=0), 2).trials
     ]
-    (warning,) = [record for record in caplog.records if record.name.startswith("paretomerge")]
+    (warning,) = [
+        record for record in caplog.records if record.name.startswith("paretomerge")
+    ]
     assert (
         warning.levelno == logging.WARNING
         and "RandomSampler proposes instead" in warning.getMessage()
@@ -259,7 +289,15 @@ def test_a_success_ends_the_patience():
     flaky = [replies(401), replies(401), says(new_points())]
     with serve(*flaky, *flaky) as server:
         study = run(sampler_of(server), 7)
-    assert [p == "llm" for p in proposers(study)] == [False, False, True, False, False, True, True]
+    assert [p == "llm" for p in proposers(study)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_the_share_is_drawn_from_the_seed_and_the_rest_is_the_inner_samplers():
@@ -274,7 +312,9 @@ def test_the_share_is_drawn_from_the_seed_and_the_rest_is_the_inner_samplers():
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
 def test_shares_that_cannot_be(share):
     with pytest.raises(ConfigError, match="share"):
-        LLMSampler(RandomSampler(), share=share, base_url="http://localhost:1/v1", model="any")
+        LLMSampler(
+            RandomSampler(), share=share, base_url="http://localhost:1/v1", model="any"
+        )
 
 
 def test_without_an_endpoint_it_says_how_to_set_one():
@@ -316,9 +356,18 @@ def test_an_inner_sampler_of_part_of_the_space_works_too():
 
 def test_nsga2_keeps_the_models_points_in_its_population():
     with serve(says(new_points())) as server:
-        study = run(sampler_of(server, NSGAIISampler(seed=0, population_size=4), space=SPACE), 6)
+        study = run(
+            sampler_of(server, NSGAIISampler(seed=0, population_size=4), space=SPACE), 6
+        )
     assert proposers(study) == ["llm"] * 6
-    assert [t.system_attrs["NSGAIISampler:generation"] for t in study.trials] == [0, 0, 0, 0, 1, 1]
+    assert [t.system_attrs["NSGAIISampler:generation"] for t in study.trials] == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_an_inferred_space_begins_with_the_inner_sampler():
@@ -329,12 +378,16 @@ def test_an_inferred_space_begins_with_the_inner_sampler():
 
 def test_enqueued_points_are_not_the_models_business():
     with serve(says(new_points())) as server:
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler_of(server))
+        study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=sampler_of(server)
+        )
         study.enqueue_trial(GOOD)
         study.enqueue_trial({"weight/ada": 0.25})
         more(study, 2)
         assert not server.requests
-    assert study.trials[0].params == GOOD and study.trials[1].params["weight/ada"] == 0.25
+    assert (
+        study.trials[0].params == GOOD and study.trials[1].params["weight/ada"] == 0.25
+    )
     assert (
         PROPOSER not in study.trials[0].system_attrs
         and study.trials[1].system_attrs[PROPOSER] == "inner: some values are enqueued"
@@ -380,7 +433,9 @@ def test_the_inner_samplers_hooks_are_called():
 
 def test_parallel_asks_do_not_trip_over_each_other():
     with serve(is_slow(0.05, says(new_points()))) as server:
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler_of(server))
+        study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=sampler_of(server)
+        )
         threads = [threading.Thread(target=more, args=(study, 3)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -404,11 +459,18 @@ def test_the_log_has_the_best_and_the_latest_within_its_size():
         attributes = {"stderr": [0.0123, 0.5]} if i == 3 else {}
         params = {"w": i / 100 + 0.000123, "u": 1.23456e-5, "n": 3}
         study.add_trial(
-            create_trial(params=params, distributions=space, values=values, user_attrs=attributes)
+            create_trial(
+                params=params, distributions=space, values=values, user_attrs=attributes
+            )
         )
-    study.add_trial(create_trial(params=params, distributions=space, state=TrialState.FAIL))
+    study.add_trial(
+        create_trial(params=params, distributions=space, state=TrialState.FAIL)
+    )
     heading, *lines = format_trial_log(study, Observations.of(study), space, 400)
-    assert heading.split("\t")[1:3] == ["objective 1 (maximize)", "objective 2 (minimize)"]
+    assert heading.split("\t")[1:3] == [
+        "objective 1 (maximize)",
+        "objective 2 (minimize)",
+    ]
     assert sum(len(line) + 1 for line in lines) <= 400 and len(lines) > 5
     numbers = [int(line.split("\t")[0]) for line in lines]
     assert numbers == sorted(numbers) and {3, 99, 100} <= set(numbers)
@@ -427,23 +489,36 @@ def test_infeasible_trials_are_marked_and_not_among_the_best():
     lines = format_trial_log(study, Observations.of(study), space, 1000)
     assert lines[3].startswith("2 (infeasible)\t") and len(lines) == 11
     assert not any(
-        line.startswith("2 ") for line in format_trial_log(study, Observations.of(study), space, 50)
+        line.startswith("2 ")
+        for line in format_trial_log(study, Observations.of(study), space, 50)
     )
 
 
 def test_metric_names_are_used():
     with serve(says(new_points())) as server:
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler_of(server))
+        study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=sampler_of(server)
+        )
         with pytest.warns(optuna.exceptions.ExperimentalWarning):
             study.set_metric_names(["maths", "size"])
         more(study, 1)
-        assert "maths (maximize)\tsize (minimize)" in server.requests[0]["messages"][1]["content"]
+        assert (
+            "maths (maximize)\tsize (minimize)"
+            in server.requests[0]["messages"][1]["content"]
+        )
 
 
 def test_hundreds_of_parameters():
-    space = {f"weight/model-{i}/3/attention": FloatDistribution(-0.5, 1.5) for i in range(300)}
+    space = {
+        f"weight/model-{i}/3/attention": FloatDistribution(-0.5, 1.5)
+        for i in range(300)
+    }
     with serve(
-        says(lambda request: json.dumps({name: len(server.requests) / 9 for name in space}))
+        says(
+            lambda request: json.dumps(
+                {name: len(server.requests) / 9 for name in space}
+            )
+        )
     ) as server:
         study = optuna.create_study(sampler=sampler_of(server, space=space))
         for _ in range(3):
@@ -453,7 +528,8 @@ def test_hundreds_of_parameters():
 
 def test_of_many_faults_some_are_told():
     space = {
-        f"weight/a-model-with-quite-a-long-name-{i}": FloatDistribution(0, 1) for i in range(300)
+        f"weight/a-model-with-quite-a-long-name-{i}": FloatDistribution(0, 1)
+        for i in range(300)
     }
     with serve(says('{"x": 1}')) as server:
         study = optuna.create_study(sampler=sampler_of(server, space=space))

@@ -3,7 +3,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState, create_trial
 
 from paretomerge.search.baselines.llm_answers import AnswerChecker
@@ -28,18 +32,24 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    "state", [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    "state",
+    [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING],
 )
 def test_points_are_known_in_every_state(state):
     values = [0, 0] if state == TrialState.COMPLETE else None
     if state == TrialState.WAITING:
         trial = create_trial(state=state, system_attrs={"fixed_params": GOOD})
     else:
-        trial = create_trial(state=state, params=GOOD, distributions=SPACE, values=values)
-    answers = AnswerChecker(SPACE, CONDITIONS, [trial, create_trial(state=TrialState.RUNNING)])
+        trial = create_trial(
+            state=state, params=GOOD, distributions=SPACE, values=values
+        )
+    answers = AnswerChecker(
+        SPACE, CONDITIONS, [trial, create_trial(state=TrialState.RUNNING)]
+    )
     assert "known already" in answers.check(json.dumps(GOOD))[1][0]
     assert (
-        "known already" in answers.check(json.dumps(GOOD | {"weight/ada": 0.5004}))[1][0]
+        "known already"
+        in answers.check(json.dumps(GOOD | {"weight/ada": 0.5004}))[1][0]
     )  # as near as the log is rounded
     assert not answers.check(json.dumps(GOOD | {"weight/ada": 0.51}))[1]
 
@@ -50,10 +60,15 @@ def test_points_of_another_space_are_not_in_the_way():
         distributions={n: FloatDistribution(0, 9) for n in "wv"},
         values=[0],
     )
-    less = create_trial(params={"v": 0.1}, distributions={"v": FloatDistribution(0, 9)}, values=[0])
-    answers = AnswerChecker({n: FloatDistribution(0, 1) for n in "wv"}, None, [other, less])
+    less = create_trial(
+        params={"v": 0.1}, distributions={"v": FloatDistribution(0, 9)}, values=[0]
+    )
+    answers = AnswerChecker(
+        {n: FloatDistribution(0, 1) for n in "wv"}, None, [other, less]
+    )
     assert (
-        not answers.check('{"w": 1, "v": 0.1}')[1] and not answers.check('{"w": 0.5, "v": 0.1}')[1]
+        not answers.check('{"w": 1, "v": 0.1}')[1]
+        and not answers.check('{"w": 0.5, "v": 0.1}')[1]
     )
 
 
@@ -64,15 +79,21 @@ def test_what_does_not_count_may_be_missing_or_nonsense():
         point, faults = answers.check(json.dumps(rest | density))
         assert not faults and point == rest | {"density/ada": point["density/ada"]}
         assert 0.1 <= point["density/ada"] <= 1
-    done = create_trial(params=rest | {"density/ada": 0.2}, distributions=SPACE, values=[0, 0])
+    done = create_trial(
+        params=rest | {"density/ada": 0.2}, distributions=SPACE, values=[0, 0]
+    )
     answers = AnswerChecker(SPACE, CONDITIONS, [done])
-    assert "known already" in answers.check(json.dumps(rest | {"density/ada": 0.9}))[1][0]
+    assert (
+        "known already" in answers.check(json.dumps(rest | {"density/ada": 0.9}))[1][0]
+    )
     assert not answers.check(json.dumps(GOOD))[1]
 
 
 def test_a_child_of_a_parent_that_is_wrong_is_not_called_missing():
     _, faults = AnswerChecker(SPACE, CONDITIONS, []).check(
-        json.dumps({k: v for k, v in GOOD.items() if k != "density/ada"} | {"method": 3})
+        json.dumps(
+            {k: v for k, v in GOOD.items() if k != "density/ada"} | {"method": 3}
+        )
     )
     assert len(faults) == 1 and '"method"' in faults[0]
 
@@ -85,7 +106,8 @@ JSON = st.recursive(
     | st.text(max_size=5)
     | st.sampled_from(list(GOOD.values())),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
     max_leaves=5,
 )
@@ -97,7 +119,9 @@ JSON = st.recursive(
     | st.fixed_dictionaries(dict.fromkeys(SPACE, JSON))
 )
 def test_whatever_passes_is_in_the_space(changes):
-    point, faults = AnswerChecker(SPACE, CONDITIONS, []).check(json.dumps(GOOD | changes))
+    point, faults = AnswerChecker(SPACE, CONDITIONS, []).check(
+        json.dumps(GOOD | changes)
+    )
     assert bool(point) != bool(faults)
     for name, value in point.items():
         assert SPACE[name]._contains(SPACE[name].to_internal_repr(value))

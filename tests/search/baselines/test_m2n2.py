@@ -34,7 +34,10 @@ def archive_of(*trials):
         params = dict(zip(SPACE, rng.random(4), strict=True))
         study.add_trial(
             optuna.trial.create_trial(
-                values=values, params=params, distributions=SPACE, user_attrs={"scores": scores}
+                values=values,
+                params=params,
+                distributions=SPACE,
+                user_attrs={"scores": scores},
             )
         )
     return Archive.of(Observations.of(study), Encoding(SPACE), len(study.trials))
@@ -64,7 +67,8 @@ def test_a_mate_is_strong_where_the_first_is_weak():
 def test_examples_are_read_and_objectives_count_alike():
     table, capacity = example_scores(
         archive_of(
-            ([0.5, 0.25], ["1100", [0.5, 0.0, 0.5]]), ([0.75, 0.5], ["0111", [0.5, 1.0, 0.5]])
+            ([0.5, 0.25], ["1100", [0.5, 0.0, 0.5]]),
+            ([0.75, 0.5], ["0111", [0.5, 1.0, 0.5]]),
         )
     )
     assert table[:, :4].tolist() == [[1, 1, 0, 0], [0, 1, 1, 1]]
@@ -82,7 +86,9 @@ def test_examples_of_a_minimised_objective_are_turned():
 
 @pytest.mark.parametrize("items", [None, [None], [""]])
 def test_an_objective_without_examples_is_one_example(items):
-    table, capacity = example_scores(archive_of(([2.0], items), ([4.0], items), ([3.0], items)))
+    table, capacity = example_scores(
+        archive_of(([2.0], items), ([4.0], items), ([3.0], items))
+    )
     assert table.tolist() == [[0.0], [1.0], [0.5]] and capacity.tolist() == [1.0]
 
 
@@ -91,9 +97,11 @@ def test_a_trial_that_lacks_its_examples_has_its_mean_in_each():
     table, capacity = example_scores(
         archive_of(([0.25], ["0001"]), ([0.75], ["0111"]), ([0.5], None))
     )
-    assert table.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0.5] * 4] and capacity == pytest.approx(
-        [0.25] * 4
-    )
+    assert table.tolist() == [
+        [0, 0, 0, 1],
+        [0, 1, 1, 1],
+        [0.5] * 4,
+    ] and capacity == pytest.approx([0.25] * 4)
     table, _ = example_scores(
         archive_of(([-0.25], ["0001"]), ([-0.75], ["0111"]), ([-0.75], None))
     )  # errors
@@ -103,14 +111,18 @@ def test_a_trial_that_lacks_its_examples_has_its_mean_in_each():
 def test_examples_that_do_not_fit_together_are_left_aside():
     table, _ = example_scores(archive_of(([1.0], ["11"]), ([2.0], ["111"])))
     assert table.shape == (2, 1)
-    table, _ = example_scores(archive_of(([1.0], [[float("nan"), 1.0]]), ([2.0], [[0.0, 1.0]])))
+    table, _ = example_scores(
+        archive_of(([1.0], [[float("nan"), 1.0]]), ([2.0], [[0.0, 1.0]]))
+    )
     assert table.tolist() == [[0.0], [1.0]]
 
 
 def test_a_child_lies_between_its_parents_on_both_sides_of_the_split():
     archive = archive_of(([1.0], None), ([2.0], None))
     low, high = np.minimum(*archive.x), np.maximum(*archive.x)
-    children = M2N2Proposer(mutation_scale=0.0).propose(archive, np.random.default_rng(0))
+    children = M2N2Proposer(mutation_scale=0.0).propose(
+        archive, np.random.default_rng(0)
+    )
     assert (children >= low - 1e-12).all() and (children <= high + 1e-12).all()
     shares = (children - archive.x[1]) / (archive.x[0] - archive.x[1])
     mixed = [row for row in shares if not np.allclose(row, row[0])]
@@ -122,7 +134,8 @@ def test_a_child_lies_between_its_parents_on_both_sides_of_the_split():
 def test_it_composes_specialists():
     """Example j is solved where w_j > 0.45: solving all takes the strengths of all four starts."""
     study = optuna.create_study(
-        directions=["maximize"], sampler=PointSampler(M2N2Proposer(8), space=SPACE, n_startup=5)
+        directions=["maximize"],
+        sampler=PointSampler(M2N2Proposer(8), space=SPACE, n_startup=5),
     )
     for start in np.eye(4) * 0.7 + 0.1:
         study.enqueue_trial(dict(zip(SPACE, start.tolist(), strict=True)))
@@ -130,7 +143,8 @@ def test_it_composes_specialists():
         trial = study.ask(SPACE)
         right = [float(w > 0.45) for w in trial.params.values()]
         trial.set_user_attr(
-            "scores", {"t": [np.mean(right), 0.0, 4, "".join(str(int(r)) for r in right)]}
+            "scores",
+            {"t": [np.mean(right), 0.0, 4, "".join(str(int(r)) for r in right)]},
         )
         study.tell(trial, float(np.mean(right)))
     assert study.best_value >= 0.75

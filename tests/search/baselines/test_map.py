@@ -25,7 +25,8 @@ def test_a_quadratic_is_found_exactly():
 
     def y(x):
         return np.stack(
-            [x @ slope + ((x @ curvature) * x).sum(1), 3 - ((x - 0.4) ** 2).sum(1)], axis=1
+            [x @ slope + ((x @ curvature) * x).sum(1), 3 - ((x - 0.4) ** 2).sum(1)],
+            axis=1,
         )
 
     fit = QuadraticSurrogate(Encoding(FOUR), x, y(x))
@@ -58,14 +59,24 @@ def test_leaving_one_out_in_closed_form_is_leaving_one_out():
 
     centred = terms - terms.mean(0)
     unit = np.linalg.eigvalsh(centred @ centred.T).clip(0).mean()
-    assert told == pytest.approx(min(by_hand(10.0**k * unit) for k in range(-6, 3)), rel=1e-6)
+    assert told == pytest.approx(
+        min(by_hand(10.0**k * unit) for k in range(-6, 3)), rel=1e-6
+    )
 
 
 def test_choices_have_their_own_level():
-    space = {"c": CategoricalDistribution(("a", "b", "c")), "x": FloatDistribution(0, 1)}
+    space = {
+        "c": CategoricalDistribution(("a", "b", "c")),
+        "x": FloatDistribution(0, 1),
+    }
     encoding = Encoding(space)
     points = [{"c": c, "x": x} for c in "abc" for x in np.linspace(0, 1, 6)]
-    y = np.array([[{"a": 0.0, "b": 2.0, "c": -1.0}[p["c"]] - (p["x"] - 0.5) ** 2] for p in points])
+    y = np.array(
+        [
+            [{"a": 0.0, "b": 2.0, "c": -1.0}[p["c"]] - (p["x"] - 0.5) ** 2]
+            for p in points
+        ]
+    )
     fit = QuadraticSurrogate(encoding, encoding.encode(points), y)
     assert fit.predict(encoding.encode([{"c": "b", "x": 0.25}]))[0, 0] == pytest.approx(
         2 - 0.0625, abs=0.02
@@ -131,9 +142,13 @@ def test_trials_that_run_at_the_same_time_seek_different_parts_of_the_front():
         x = rng.random(4)
         study.add_trial(
             optuna.trial.create_trial(
-                values=list(scores(x)), params=dict(zip(FOUR, x, strict=True)), distributions=FOUR
+                values=list(scores(x)),
+                params=dict(zip(FOUR, x, strict=True)),
+                distributions=FOUR,
             )
         )
-    running = np.array([scores(np.array(list(study.ask(FOUR).params.values()))) for _ in range(4)])
+    running = np.array(
+        [scores(np.array(list(study.ask(FOUR).params.values()))) for _ in range(4)]
+    )
     apart = np.linalg.norm(running[:, None] - running[None], axis=2) + np.eye(4)
     assert apart.min() > 0.1

@@ -2,10 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from paretomerge.pareto.front import nondominated
-from paretomerge.search.baselines.nsga3 import pareto_front, reference_directions, select
+from paretomerge.search.baselines.nsga3 import (
+    pareto_front,
+    reference_directions,
+    select,
+)
 from paretomerge.search.encoding import Encoding
 
 

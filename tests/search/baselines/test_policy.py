@@ -2,7 +2,11 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.policy import PolicyProposer, advantages, scalarise
@@ -11,9 +15,9 @@ from paretomerge.search.encoding import Encoding
 from paretomerge.search.point_sampler import PointSampler
 
 BLOCKS = 6
-SPACE = {f"from/{b}": CategoricalDistribution(("a", "b", "c")) for b in range(BLOCKS)} | {
-    "scale": FloatDistribution(0, 1)
-}
+SPACE = {
+    f"from/{b}": CategoricalDistribution(("a", "b", "c")) for b in range(BLOCKS)
+} | {"scale": FloatDistribution(0, 1)}
 EVERY = {
     "scale": FloatDistribution(0.5, 2.0, log=True),
     "kind": CategoricalDistribution(("x", "y")),
@@ -32,7 +36,10 @@ def score(params) -> list[float]:
 
 def searched(trials: int, seed: int = 0, **options) -> optuna.Study:
     sampler = PointSampler(
-        PolicyProposer(n_startup=6, seed=seed, **options), space=SPACE, seed=seed, n_startup=6
+        PolicyProposer(n_startup=6, seed=seed, **options),
+        space=SPACE,
+        seed=seed,
+        n_startup=6,
     )
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
     for _ in range(trials):
@@ -54,7 +61,9 @@ def test_samples_are_valid_points_whose_probability_can_be_evaluated():
     network, preferences = PolicyNetwork(decisions, 2), np.tile([0.3, 0.7], (400, 1))
     with torch.no_grad():
         x = network.sample(preferences, np.random.default_rng(0))
-        evaluation = network.evaluate(decisions.trajectories(x), torch.as_tensor(preferences))
+        evaluation = network.evaluate(
+            decisions.trajectories(x), torch.as_tensor(preferences)
+        )
     assert np.array_equal(x, encoding.project(x.copy()))
     counting = encoding.active_mask(x)[
         :, [encoding.columns[name].start for name in decisions.names]
@@ -67,7 +76,9 @@ def test_samples_are_valid_points_whose_probability_can_be_evaluated():
     assert (evaluation.log_prob.numpy()[~counting] == 0).all()
     times = encoding.decode(x[0])["times"]
     same = [encoding.decode(row)["times"] == times for row in x]
-    assert abs(np.mean(same) - float(evaluation.log_prob[0, 0].exp())) < 0.08  # as often as it says
+    assert (
+        abs(np.mean(same) - float(evaluation.log_prob[0, 0].exp())) < 0.08
+    )  # as often as it says
 
 
 def test_sampling_and_evaluating_agree_at_every_decision():
@@ -120,7 +131,9 @@ def test_each_preference_has_its_own_best():
         and scalarise(y, [0.05, 0.95]).argmax() == 1
         and scalarise(y, [0.5, 0.5]).argmax() == 2
     )
-    assert scalarise(y, [0.5, 0.5]).max() <= 0 and (scalarise(y, [0.5, 0.5]) >= -2).all()
+    assert (
+        scalarise(y, [0.5, 0.5]).max() <= 0 and (scalarise(y, [0.5, 0.5]) >= -2).all()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +143,15 @@ def study() -> optuna.Study:
 
 def test_it_learns_what_breaks_a_model_and_what_each_preference_wants(study):
     early, late = study.trials[:20], study.trials[-20:]
-    broken = [np.mean([list(t.params.values()).count("c") for t in part]) for part in (early, late)]
+    broken = [
+        np.mean([list(t.params.values()).count("c") for t in part])
+        for part in (early, late)
+    ]
     assert broken[1] < broken[0]
     front = np.array([t.values for t in study.best_trials])
-    assert front[:, 0].max() > 0.6 and front[:, 1].max() > 0.6  # one training, both ends
+    assert (
+        front[:, 0].max() > 0.6 and front[:, 1].max() > 0.6
+    )  # one training, both ends
 
 
 def test_samples_follow_the_preference(study):
@@ -147,7 +165,11 @@ def test_samples_follow_the_preference(study):
     shares = [
         np.mean(
             [
-                [v == "a" for k, v in decisions.encoding.decode(row).items() if k != "scale"]
+                [
+                    v == "a"
+                    for k, v in decisions.encoding.decode(row).items()
+                    if k != "scale"
+                ]
                 for row in x
             ]
         )

@@ -18,20 +18,33 @@ from paretomerge.search.mmmo.surrogate import KernelSpec, Surrogate
 def fitted(m: int, n: int = 20, d: int = 2) -> tuple[Surrogate, np.ndarray]:
     rng = np.random.default_rng(m)
     x = rng.random((n, d))
-    y = np.stack([np.sin(3 * x[:, 0] + k) - (x[:, 1] - k / m) ** 2 for k in range(m)], 1)
+    y = np.stack(
+        [np.sin(3 * x[:, 0] + k) - (x[:, 1] - k / m) ** 2 for k in range(m)], 1
+    )
     return Surrogate.fit(x, y, np.full(y.shape, 0.05)), y
 
 
 def sampled_gain(
-    surrogate: Surrogate, front: np.ndarray, reference: np.ndarray, x: np.ndarray, draws: int = 4000
+    surrogate: Surrogate,
+    front: np.ndarray,
+    reference: np.ndarray,
+    x: np.ndarray,
+    draws: int = 4000,
 ) -> float:
     """Expected hypervolume improvement by drawing outcomes, in standardised units."""
     mean, deviation = surrogate.predict(x[None])
-    drawn = mean + deviation * np.random.default_rng(0).standard_normal((draws, mean.shape[1]))
+    drawn = mean + deviation * np.random.default_rng(0).standard_normal(
+        (draws, mean.shape[1])
+    )
     front, worst, drawn = (surrogate.standardise(v) for v in (front, reference, drawn))
     before = hypervolume(front, worst)
     return float(
-        np.mean([hypervolume(np.concatenate([front, y[None]]), worst) - before for y in drawn])
+        np.mean(
+            [
+                hypervolume(np.concatenate([front, y[None]]), worst) - before
+                for y in drawn
+            ]
+        )
     )
 
 
@@ -50,7 +63,9 @@ def test_the_closed_form_is_what_sampling_says(m):
 def test_nothing_is_gained_at_a_trial_unless_it_may_come_out_otherwise():
     rng = np.random.default_rng(0)
     x = rng.random((15, 2))
-    y = np.stack([np.sin(5 * x[:, 0]), -(x[:, 1] ** 2)], 1) + 0.2 * rng.standard_normal((15, 2))
+    y = np.stack([np.sin(5 * x[:, 0]), -(x[:, 1] ** 2)], 1) + 0.2 * rng.standard_normal(
+        (15, 2)
+    )
     between, most = rng.random((200, 2)), {}
     for deterministic in (True, False):
         surrogate = Surrogate.fit(x, y, None, KernelSpec(deterministic=deterministic))
@@ -86,7 +101,8 @@ def test_slopes_exist_everywhere_and_point_uphill(m):
         and (x.grad.abs().sum(-1) > 0).any()
     )
     moved = evaluate(
-        acquisition, (x + 1e-6 * x.grad / x.grad.norm(dim=-1, keepdim=True)).detach()[:, 0].numpy()
+        acquisition,
+        (x + 1e-6 * x.grad / x.grad.norm(dim=-1, keepdim=True)).detach()[:, 0].numpy(),
     )
     assert (moved >= value.detach().numpy() - 1e-6).all()
 

@@ -2,7 +2,11 @@ import itertools
 
 import numpy as np
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from paretomerge.search.encoding import Encoding
 from paretomerge.search.mmmo.candidates import climb, cross, recombine, redraw, switch
@@ -10,12 +14,18 @@ from tests.search.test_encoding import CONDITIONS, SPACE
 
 
 def test_a_climb_is_not_steered_by_what_does_not_count():
-    """The valley along w + 2 density is followed where density counts; where it does not, w alone is climbed to its best."""
+    """The valley along w + 2 density is followed where density counts.
+
+    Where it does not, w alone is climbed to its best.
+    """
     encoding = Encoding(SPACE, CONDITIONS)
     w, density = encoding.columns["w"].start, encoding.columns["density"].start
 
     def acquisition(x: torch.Tensor) -> torch.Tensor:
-        return -((x[:, 0, w] + 2 * x[:, 0, density] - 1.5) ** 2) - 1e-3 * (x[:, 0, w] - 0.9) ** 2
+        return (
+            -((x[:, 0, w] + 2 * x[:, 0, density] - 1.5) ** 2)
+            - 1e-3 * (x[:, 0, w] - 0.9) ** 2
+        )
 
     point = {"w": 0.15, "density": 0.3, "rank": 8, "step": 0.5}
     start = encoding.encode([point | {"method": "plain"}, point | {"method": "sparse"}])
@@ -33,13 +43,24 @@ def test_a_climb_is_not_steered_by_what_does_not_count():
 def test_weak_to_strong_takes_coordinates_from_elites():
     """v = a + F (b - d) in at least one coordinate, the candidate in the others."""
     elites = np.array([[0.1] * 4, [0.4] * 4, [0.9] * 4])
-    children = cross(np.full((200, 4), 0.77), elites, 0.5, 0.5, np.random.default_rng(0))
-    possible = {a + 0.5 * (b - d) for a, b, d in itertools.permutations((0.1, 0.4, 0.9), 3)}
+    children = cross(
+        np.full((200, 4), 0.77), elites, 0.5, 0.5, np.random.default_rng(0)
+    )
+    possible = {
+        a + 0.5 * (b - d) for a, b, d in itertools.permutations((0.1, 0.4, 0.9), 3)
+    }
     taken = ~np.isclose(children, 0.77)
     assert taken.any(1).all() and not taken.all(1).all()
-    assert 0.5 < taken.mean() < 0.7  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
+    assert (
+        0.5 < taken.mean() < 0.7
+    )  # CR = 0.5, at least one: (4 * 0.5 + 0.5) / 4 of them
     assert all(min(abs(v - p) for p in possible) < 1e-9 for v in children[taken])
-    assert len(cross(np.full((2, 4), 0.77), elites[:2], 0.5, 0.5, np.random.default_rng(0))) == 0
+    assert (
+        len(
+            cross(np.full((2, 4), 0.77), elites[:2], 0.5, 0.5, np.random.default_rng(0))
+        )
+        == 0
+    )
 
 
 def test_choices_are_drawn_anew_and_taken_from_other_elites():
@@ -49,16 +70,28 @@ def test_choices_are_drawn_anew_and_taken_from_other_elites():
         "w": FloatDistribution(0, 1),
     }
     encoding, rng = Encoding(space), np.random.default_rng(0)
-    elites = encoding.encode([{"a": "x", "n": 2, "w": 0.1}, {"a": "y", "n": 7, "w": 0.9}])
+    elites = encoding.encode(
+        [{"a": "x", "n": 2, "w": 0.1}, {"a": "y", "n": 7, "w": 0.9}]
+    )
     points = np.repeat(elites[:1], 400, 0)
     new = encoding.project(redraw(encoding, points, rng))
     kept = (new[:, encoding.columns["a"]] == elites[0, encoding.columns["a"]]).all(1)
-    assert 0.5 < kept.mean() < 0.9 and (new[:, encoding.columns["w"]] == elites[0, -1]).all()
+    assert (
+        0.5 < kept.mean() < 0.9
+        and (new[:, encoding.columns["w"]] == elites[0, -1]).all()
+    )
     assert {encoding.decode(row)["a"] for row in new} == {"x", "y", "z"} and (
         points == elites[0]
     ).all()
-    children = [encoding.decode(row) for row in recombine(encoding, points, elites[1:], rng)]
-    assert {(c["a"], c["n"]) for c in children} == {("x", 2), ("x", 7), ("y", 2), ("y", 7)}
+    children = [
+        encoding.decode(row) for row in recombine(encoding, points, elites[1:], rng)
+    ]
+    assert {(c["a"], c["n"]) for c in children} == {
+        ("x", 2),
+        ("x", 7),
+        ("y", 2),
+        ("y", 7),
+    }
 
 
 def test_several_choices_are_switched_one_after_the_other():
@@ -68,7 +101,10 @@ def test_several_choices_are_switched_one_after_the_other():
     wanted = torch.from_numpy(encoding.encode([dict.fromkeys("abc", "yes")]))
     start = encoding.encode([dict.fromkeys("abc", "no")])
     found = switch(
-        encoding, lambda x: -(x[:, 0] - wanted).pow(2).sum(1), start, np.random.default_rng(0)
+        encoding,
+        lambda x: -(x[:, 0] - wanted).pow(2).sum(1),
+        start,
+        np.random.default_rng(0),
     )
     assert [encoding.decode(row) for row in found] == [dict.fromkeys("abc", "yes")]
 

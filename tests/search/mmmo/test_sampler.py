@@ -6,7 +6,11 @@ import sys
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import TrialState
 
 from paretomerge.errors import ConfigError
@@ -23,14 +27,18 @@ def two_objectives(x: float, y: float) -> tuple[float, float]:
     return x - cost, 1 - x**2 - cost
 
 
-def run(sampler, n: int, directions=("maximize", "maximize"), seed_points=()) -> optuna.Study:
+def run(
+    sampler, n: int, directions=("maximize", "maximize"), seed_points=()
+) -> optuna.Study:
     study = optuna.create_study(directions=list(directions), sampler=sampler)
     signs = [1 if d == "maximize" else -1 for d in directions]
     for point in seed_points:
         study.enqueue_trial(point)
     for _ in range(n):
         trial = study.ask()
-        values = two_objectives(trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1))
+        values = two_objectives(
+            trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        )
         trial.set_user_attr("stderr", [0.01, 0.01])
         study.tell(trial, [s * v for s, v in zip(signs, values, strict=True)])
     return study
@@ -41,7 +49,9 @@ def volume(study: optuna.Study) -> float:
 
 
 def test_finds_a_front_that_random_search_does_not():
-    random = np.median([volume(run(optuna.samplers.RandomSampler(seed=s), 25)) for s in range(9)])
+    random = np.median(
+        [volume(run(optuna.samplers.RandomSampler(seed=s), 25)) for s in range(9)]
+    )
     for seed in (0, 1):
         ours = volume(run(MMMOSampler(seed=seed, n_startup=6, reference=[0, 0]), 25))
         assert ours > random
@@ -50,7 +60,9 @@ def test_finds_a_front_that_random_search_does_not():
 
 def test_minimising_is_maximising_with_the_sign_turned():
     up = run(MMMOSampler(seed=1, n_startup=5, reference=[0, 0]), 9)
-    down = run(MMMOSampler(seed=1, n_startup=5, reference=[0, 0]), 9, ("minimize", "minimize"))
+    down = run(
+        MMMOSampler(seed=1, n_startup=5, reference=[0, 0]), 9, ("minimize", "minimize")
+    )
     assert [t.params for t in up.trials] == [t.params for t in down.trials]
 
 
@@ -62,7 +74,10 @@ def test_a_resumed_study_goes_on_as_if_never_stopped():
     study.add_trials(whole.trials[:7])
     for expected in whole.trials[7:]:
         trial = study.ask()
-        params = {"x": trial.suggest_float("x", 0, 1), "y": trial.suggest_float("y", 0, 1)}
+        params = {
+            "x": trial.suggest_float("x", 0, 1),
+            "y": trial.suggest_float("y", 0, 1),
+        }
         assert params == expected.params
         trial.set_user_attr("stderr", [0.01, 0.01])
         study.tell(trial, expected.values)
@@ -90,21 +105,31 @@ def test_running_trials_are_not_proposed_again():
     study = run(MMMOSampler(seed=0, n_startup=5), 8)
     asked = [
         study.ask(
-            fixed_distributions={"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+            fixed_distributions={
+                "x": FloatDistribution(0, 1),
+                "y": FloatDistribution(0, 1),
+            }
         ).params
         for _ in range(3)
     ]
     points = np.array([[p["x"], p["y"]] for p in asked])
     assert (
-        np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(3, 1)].min() > 1e-3
+        np.linalg.norm(points[:, None] - points[None], axis=-1)[
+            np.triu_indices(3, 1)
+        ].min()
+        > 1e-3
     )
 
 
 def test_failures_are_stayed_away_from():
-    """Beyond x = 0.5 everything fails, and would be better: the border is probed, what lies deeper is left alone."""
+    """Beyond x = 0.5 everything fails, and would be better.
+
+    The border is probed, what lies deeper is left alone.
+    """
     space = {n: FloatDistribution(0, 1) for n in "xyabcd"}
     study = optuna.create_study(
-        directions=["maximize"] * 2, sampler=MMMOSampler(seed=2, n_startup=8, reference=[0, 0])
+        directions=["maximize"] * 2,
+        sampler=MMMOSampler(seed=2, n_startup=8, reference=[0, 0]),
     )
     for _ in range(20):
         trial = study.ask(space)
@@ -121,7 +146,10 @@ def test_failures_are_stayed_away_from():
 
 @pytest.mark.parametrize("way", ["set_constraint", "constraints_func"])
 def test_constraints_are_kept(way):
-    """x + y <= 0.8, told in either of Optuna's ways; the front without it lies at y = 0.5, x up to 1."""
+    """x + y <= 0.8, told in either of Optuna's ways.
+
+    The front without it lies at y = 0.5, x up to 1.
+    """
     told = (
         {}
         if way == "set_constraint"
@@ -146,7 +174,8 @@ def test_constraints_are_kept(way):
 def test_any_number_of_objectives(m):
     centres = np.linspace(0.2, 0.8, m)
     study = optuna.create_study(
-        directions=["minimize"] * m, sampler=MMMOSampler(seed=0, n_startup=6, reference=[0.5] * m)
+        directions=["minimize"] * m,
+        sampler=MMMOSampler(seed=0, n_startup=6, reference=[0.5] * m),
     )
     for _ in range(16):
         trial = study.ask({n: FloatDistribution(0, 1) for n in "ab"})
@@ -154,12 +183,15 @@ def test_any_number_of_objectives(m):
         study.tell(trial, [(a - c) ** 2 + (b - 0.5) ** 2 for c in centres])
     late = np.array([[t.params["a"], t.params["b"]] for t in study.trials[-6:]])
     assert (
-        np.abs(late[:, 1] - 0.5).mean() < 0.15 and ((late[:, 0] > 0.1) & (late[:, 0] < 0.9)).all()
+        np.abs(late[:, 1] - 0.5).mean() < 0.15
+        and ((late[:, 0] > 0.1) & (late[:, 0] < 0.9)).all()
     )
 
 
 def test_define_by_run_spaces_show_themselves():
-    """A parameter that exists only under one choice is learnt too, without being told of the condition."""
+    """A parameter that exists only under one choice is learnt too, without being told of the
+    condition.
+    """
     study = optuna.create_study(
         directions=["maximize"] * 2, sampler=MMMOSampler(seed=1, n_startup=8)
     )
@@ -174,7 +206,12 @@ def test_define_by_run_spaces_show_themselves():
     study.optimize(objective, n_trials=26)
     late = study.trials[-8:]
     assert sum(t.params["method"] == "sparse" for t in late) >= 6
-    assert np.median([abs(t.params["density"] - 0.3) for t in late if "density" in t.params]) < 0.15
+    assert (
+        np.median(
+            [abs(t.params["density"] - 0.3) for t in late if "density" in t.params]
+        )
+        < 0.15
+    )
 
 
 def test_a_parameter_whose_range_changes_is_left_out_of_the_model():
@@ -192,7 +229,8 @@ def test_a_parameter_whose_range_changes_is_left_out_of_the_model():
 def test_no_point_comes_twice_until_the_space_is_used_up(caplog):
     space = {"a": CategoricalDistribution(("u", "v", "w")), "b": IntDistribution(0, 3)}
     study = optuna.create_study(
-        directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=4, space=space)
+        directions=["maximize"] * 2,
+        sampler=MMMOSampler(seed=0, n_startup=4, space=space),
     )
     for _ in range(12):
         trial = study.ask(space)
@@ -204,7 +242,8 @@ def test_no_point_comes_twice_until_the_space_is_used_up(caplog):
 
 def test_it_says_when_little_is_left_to_gain():
     study = optuna.create_study(
-        directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=5, reference=[0, 0])
+        directions=["maximize"] * 2,
+        sampler=MMMOSampler(seed=0, n_startup=5, reference=[0, 0]),
     )
     gains = []
     for _ in range(30):
@@ -233,7 +272,13 @@ def test_an_unknown_setting_is_told_with_the_nearest():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"restarts": 0}, {"n_startup": "x"}, {"fisher_filter": 1}, {"refit": -0.1}, {"elites": True}],
+    [
+        {"restarts": 0},
+        {"n_startup": "x"},
+        {"fisher_filter": 1},
+        {"refit": -0.1},
+        {"elites": True},
+    ],
 )
 def test_a_setting_that_means_nothing_is_refused(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected"):
@@ -246,8 +291,12 @@ def test_an_importance_that_means_nothing_is_refused():
 
 
 def test_odd_values_and_errors_do_not_stop_it():
-    """An infinite value is a failure; a standard error that is no number is one that is not told; a seed may be negative."""
-    study = optuna.create_study(directions=["maximize"], sampler=MMMOSampler(seed=-1, n_startup=3))
+    """An infinite value is a failure; a standard error that is no number is one that is not
+    told; a seed may be negative.
+    """
+    study = optuna.create_study(
+        directions=["maximize"], sampler=MMMOSampler(seed=-1, n_startup=3)
+    )
     for i in range(9):
         trial = study.ask({"x": FloatDistribution(0, 1)})
         trial.set_user_attr("stderr", [0.1, [0.1], [np.inf], None][i % 4])
@@ -273,7 +322,9 @@ def test_where_nothing_is_allowed_yet_what_is_allowed_is_looked_for_first():
 
 
 def test_pruned_points_are_stayed_away_from():
-    study = optuna.create_study(direction="maximize", sampler=MMMOSampler(seed=0, n_startup=5))
+    study = optuna.create_study(
+        direction="maximize", sampler=MMMOSampler(seed=0, n_startup=5)
+    )
 
     def objective(trial):
         x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
@@ -284,7 +335,8 @@ def test_pruned_points_are_stayed_away_from():
     study.optimize(objective, n_trials=18)
     assert len({tuple(t.params.values()) for t in study.trials}) == 18
     assert (
-        sum(t.params["x"] > 0.75 for t in study.trials[8:]) <= 4 and study.best_value > 1.55
+        sum(t.params["x"] > 0.75 for t in study.trials[8:]) <= 4
+        and study.best_value > 1.55
     )  # it goes up to the border
 
 
@@ -308,7 +360,8 @@ def test_a_standard_error_that_means_nothing_is_told_of_at_its_trial():
     trial = study.ask({"x": FloatDistribution(0, 1)})
     trial.set_user_attr("stderr", "abc")
     with pytest.raises(
-        ConfigError, match="expected 2 numbers of 0 or more, one per objective, got 'abc'"
+        ConfigError,
+        match="expected 2 numbers of 0 or more, one per objective, got 'abc'",
     ):
         study.tell(trial, [0.0, 0.0])
     assert study.trials[0].values == [0.0, 0.0]
@@ -338,14 +391,20 @@ def test_the_published_constants():
 def test_the_fisher_filter_is_a_switch():
     with_it = run(MMMOSampler(seed=0, n_startup=5, fisher_filter=True), 14)
     without = run(MMMOSampler(seed=0, n_startup=5), 14)
-    assert [t.params for t in with_it.trials[:5]] == [t.params for t in without.trials[:5]]
-    assert [t.params for t in with_it.trials[5:]] != [t.params for t in without.trials[5:]]
+    assert [t.params for t in with_it.trials[:5]] == [
+        t.params for t in without.trials[:5]
+    ]
+    assert [t.params for t in with_it.trials[5:]] != [
+        t.params for t in without.trials[5:]
+    ]
 
 
 def test_weak_to_strong_is_a_switch(monkeypatch):
     calls, cross = [], candidates.cross
     monkeypatch.setattr(
-        candidates, "cross", lambda points, *arguments: calls.append(1) or cross(points, *arguments)
+        candidates,
+        "cross",
+        lambda points, *arguments: calls.append(1) or cross(points, *arguments),
     )
     run(MMMOSampler(seed=0, n_startup=5), 7)
     assert len(calls) == 0
@@ -364,7 +423,9 @@ def test_mixed_and_conditional_spaces():
         bonus = p["density"] if p["method"] == "sparse" else 0.2
         study.tell(trial, [p["w"] * bonus + p["step"], p["rank"] / 64 + p["w"]])
     assert {t.params["method"] for t in study.trials} == {"plain", "sparse"}
-    resting = {t.params["density"] for t in study.trials[6:] if t.params["method"] == "plain"}
+    resting = {
+        t.params["density"] for t in study.trials[6:] if t.params["method"] == "plain"
+    }
     assert len(resting) <= 1
 
 
@@ -381,6 +442,8 @@ def test_elites_are_front_after_front():
 
 
 def test_the_example_of_the_docstring_runs():
-    example = doctest.DocTestFinder(recurse=False).find(MMMOSampler, "MMMOSampler", globs={})[0]
+    example = doctest.DocTestFinder(recurse=False).find(
+        MMMOSampler, "MMMOSampler", globs={}
+    )[0]
     assert len(example.examples) > 5
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -29,12 +29,16 @@ def test_a_constant_objective_does_not_break_the_fit():
 def test_where_noise_is_not_told_a_trial_leaves_no_doubt_and_the_mean_is_the_same(m):
     rng = np.random.default_rng(0)
     x, elsewhere = rng.random((12, 2)), rng.random((5, 2))
-    y = np.stack([np.sin(5 * x[:, 0]), x[:, 1] ** 2], 1)[:, :m] + 0.2 * rng.standard_normal((12, m))
+    y = np.stack([np.sin(5 * x[:, 0]), x[:, 1] ** 2], 1)[
+        :, :m
+    ] + 0.2 * rng.standard_normal((12, m))
     untold, told = Surrogate.fit(x, y, None), Surrogate.fit(x, y, np.full(y.shape, 0.2))
     assert (untold.predict(x)[1] < 0.01).all() and (told.predict(x)[1] > 0.02).all()
     assert (untold.predict(elsewhere)[1] > untold.predict(x)[1].max()).all()
     with torch.no_grad():
-        fitted = untold.batches[0].model.posterior(torch.from_numpy(elsewhere)).mean.numpy()
+        fitted = (
+            untold.batches[0].model.posterior(torch.from_numpy(elsewhere)).mean.numpy()
+        )
     np.testing.assert_allclose(
         untold.predict(elsewhere)[0], fitted * untold.y_std + untold.y_mean, atol=1e-3
     )
@@ -45,11 +49,24 @@ def test_where_noise_is_not_told_a_trial_leaves_no_doubt_and_the_mean_is_the_sam
 def test_the_loo_log_density_is_what_the_others_say_of_each_trial(m, told):
     rng = np.random.default_rng(0)
     x = rng.random((9, 2))
-    y = np.stack([np.sin(3 * x[:, 0]), x[:, 1] ** 2], 1)[:, :m] + 0.1 * rng.standard_normal((9, m))
+    y = np.stack([np.sin(3 * x[:, 0]), x[:, 1] ** 2], 1)[
+        :, :m
+    ] + 0.1 * rng.standard_normal((9, m))
     whole = Surrogate.fit(x, y, np.full(y.shape, 0.1) if told else None)
     model = whole.batches[0].model
-    noise = model.likelihood.noise.detach().expand(model.train_targets.shape).numpy().reshape(m, 9)
-    kernel = model.covar_module(model.train_inputs[0]).to_dense().detach().numpy().reshape(m, 9, 9)
+    noise = (
+        model.likelihood.noise.detach()
+        .expand(model.train_targets.shape)
+        .numpy()
+        .reshape(m, 9)
+    )
+    kernel = (
+        model.covar_module(model.train_inputs[0])
+        .to_dense()
+        .detach()
+        .numpy()
+        .reshape(m, 9, 9)
+    )
     mean = model.mean_module(model.train_inputs[0]).detach().numpy().reshape(m, 9)
     target = model.train_targets.numpy().reshape(m, 9)
     total = np.zeros(m)
@@ -57,19 +74,26 @@ def test_the_loo_log_density_is_what_the_others_say_of_each_trial(m, told):
         for i in range(9):
             rest = np.arange(9) != i
             weights = np.linalg.solve(
-                kernel[k][np.ix_(rest, rest)] + np.diag(noise[k][rest]), kernel[k][rest, i]
+                kernel[k][np.ix_(rest, rest)] + np.diag(noise[k][rest]),
+                kernel[k][rest, i],
             )
             centre = mean[k, i] + weights @ (target[k] - mean[k])[rest]
             variance = kernel[k, i, i] - weights @ kernel[k][rest, i] + noise[k, i]
             total[k] += (
-                -((target[k, i] - centre) ** 2 / variance + np.log(2 * np.pi * variance)) / 2
+                -(
+                    (target[k, i] - centre) ** 2 / variance
+                    + np.log(2 * np.pi * variance)
+                )
+                / 2
             )
     assert whole.batches[0].loo_log_density() == pytest.approx(total, rel=1e-6)
 
 
 def sobol(n, d):
     return (
-        torch.quasirandom.SobolEngine(d, scramble=True, seed=0).draw(n, dtype=torch.float64).numpy()
+        torch.quasirandom.SobolEngine(d, scramble=True, seed=0)
+        .draw(n, dtype=torch.float64)
+        .numpy()
     )
 
 
@@ -84,7 +108,10 @@ def test_each_outcome_is_believed_of_the_shape_that_foresees_it():
         False: (0, 2),
     }
     assert all((p.weight == 1).all() for p in both.batches)
-    alone = [Surrogate.fit_mixture(x, y[:, [k]], None, BOTH).predict(x)[0][:, 0] for k in range(3)]
+    alone = [
+        Surrogate.fit_mixture(x, y[:, [k]], None, BOTH).predict(x)[0][:, 0]
+        for k in range(3)
+    ]
     np.testing.assert_allclose(both.predict(x)[0], np.stack(alone, 1), atol=1e-3)
     (only,) = Surrogate.fit_mixture(x, waves, None, BOTH[:1]).batches
     assert only.kernel.quadratic_trend
@@ -94,7 +121,12 @@ def test_where_the_trials_cannot_tell_both_shapes_have_a_say():
     """The mixture's mean and spread are those of drawing a shape first, then a value."""
     x, new = sobol(12, 6), sobol(30, 6)[20:]
     y = np.stack(
-        [x[:, 0] + 0.3 * np.sin(3 * x[:, 1]), x[:, 2] * x[:, 3], np.cos(2 * x[:, 4]) - x[:, 0]], 1
+        [
+            x[:, 0] + 0.3 * np.sin(3 * x[:, 1]),
+            x[:, 2] * x[:, 3],
+            np.cos(2 * x[:, 4]) - x[:, 0],
+        ],
+        1,
     )
     mixed = Surrogate.fit_mixture(x, y, None, BOTH)
     shares = np.zeros((2, 3))
@@ -106,7 +138,9 @@ def test_where_the_trials_cannot_tell_both_shapes_have_a_say():
     assert ((shares > 0.02) & (shares < 0.98)).any()
     parts = [Surrogate.fit(x, y, None, kernel).predict(new) for kernel in BOTH]
     mean = sum(w * m for w, (m, _) in zip(shares, parts, strict=True))
-    variance = sum(w * (s**2 + (m - mean) ** 2) for w, (m, s) in zip(shares, parts, strict=True))
+    variance = sum(
+        w * (s**2 + (m - mean) ** 2) for w, (m, s) in zip(shares, parts, strict=True)
+    )
     found = mixed.predict(new)
     np.testing.assert_allclose(found[0], mean, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(found[1], np.sqrt(variance), rtol=1e-5)
@@ -137,7 +171,8 @@ def test_each_outcome_has_its_noise_told_or_inferred():
     stderr = np.full(y.shape, 0.2)
     stderr[:, 1] = np.nan
     mixed, told, inferred = (
-        Surrogate.fit_mixture(x, y, noise, BOTH) for noise in (stderr, np.full(y.shape, 0.2), None)
+        Surrogate.fit_mixture(x, y, noise, BOTH)
+        for noise in (stderr, np.full(y.shape, 0.2), None)
     )
     for k, alone in enumerate((told, inferred, told)):
         for ours, theirs in zip(mixed.predict(x), alone.predict(x), strict=True):

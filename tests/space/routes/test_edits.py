@@ -15,14 +15,20 @@ from paretomerge.testing import check_space
 
 def space_of(pico, names=("ada", "bob", "cyd"), **more) -> EditSearchSpace:
     sources = named_sources([str(pico / name) for name in names])
-    depths = {name: Checkpoint(path).architecture.depth for name, path in sources.items()}
+    depths = {
+        name: Checkpoint(path).architecture.depth for name, path in sources.items()
+    }
     return EditSearchSpace(
-        str(pico / "base"), sources, depths, **{"fold": FOLDS["llama"], "blocks": 4, **more}
+        str(pico / "base"),
+        sources,
+        depths,
+        **{"fold": FOLDS["llama"], "blocks": 4, **more},
     )
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"fold": None}, {"blocks": 2}, {"blocks": 3, "most": 3}, {"names": ("bob",)}]
+    "more",
+    [{}, {"fold": None}, {"blocks": 2}, {"blocks": 3, "most": 3}, {"names": ("bob",)}],
 )
 def test_the_contract(pico, more):
     check_space(space_of(pico, **more), points=40)
@@ -31,7 +37,8 @@ def test_the_contract(pico, more):
 def layers(space: EditSearchSpace, **edits) -> list[tuple[str, int, float]]:
     names = {path: name for name, path in space.sources.items()}
     point = space.starts()["ada"] | {
-        key.replace("_", "/") if key != "hand_over" else key: v for key, v in edits.items()
+        key.replace("_", "/") if key != "hand_over" else key: v
+        for key, v in edits.items()
     }
     return [(names[step.model], step.layer, step.scale) for step in space.route(point)]
 
@@ -44,13 +51,23 @@ def test_edits(pico):
     assert layers(space, times_1=2) == [a[0], a[1], a[1], a[2], a[3]]
     assert layers(space, from_2="bob") == [a[0], a[1], b[2], a[3]]
     assert layers(space, follow="bob", hand_over=1) == [a[0], *b[1:]]
-    assert layers(space, times_1=2, scale_1=0.8) == [a[0], ("ada", 1, 0.8), a[1], a[2], a[3]]
-    assert layers(space, times_0=0, scale_1=0.8) == a[1:]  # what comes first has no scale
+    assert layers(space, times_1=2, scale_1=0.8) == [
+        a[0],
+        ("ada", 1, 0.8),
+        a[1],
+        a[2],
+        a[3],
+    ]
+    assert (
+        layers(space, times_0=0, scale_1=0.8) == a[1:]
+    )  # what comes first has no scale
     assert layers(space, times_0=0, times_1=0, times_2=0, times_3=0) == a[:1]
 
 
 def test_models_of_other_depths_are_cut_alike(pico):
-    space = replace(space_of(pico, ("ada", "bob")), depths={"ada": 4, "bob": 6}, blocks=2)
+    space = replace(
+        space_of(pico, ("ada", "bob")), depths={"ada": 4, "bob": 6}, blocks=2
+    )
     assert layers(space, follow="bob", hand_over=1) == [
         ("ada", 0, 1.0),
         ("ada", 1, 1.0),
@@ -79,8 +96,14 @@ def test_known_starts_are_simple(pico):
     [
         ([("ada", 1, 1.0), ("ada", 0, 1.0)], "in their order, got layer 0 of ada at 1"),
         ([("ada", 0, 1.0), ("ada", 1, 3.0)], "scale/1: expected 0.7 to 1.4, got 3"),
-        ([("ada", 0, 1.0), ("ada", 0, 1.0), ("ada", 0, 1.0)], "got layer 0 of ada at 2"),
-        ([("ada", 0, 1.0), ("base", 1, 1.0)], "expected layers of the study's models, got .*base"),
+        (
+            [("ada", 0, 1.0), ("ada", 0, 1.0), ("ada", 0, 1.0)],
+            "got layer 0 of ada at 2",
+        ),
+        (
+            [("ada", 0, 1.0), ("base", 1, 1.0)],
+            "expected layers of the study's models, got .*base",
+        ),
     ],
 )
 def test_routes_outside_are_told(pico, steps, told):
@@ -129,7 +152,9 @@ def test_settings_that_cannot_be(pico, wrong, told):
 
 
 def test_hand_overs_begin_with_the_scale_that_matches(pico):
-    space = space_of(pico, ("ada", "bob"), matched={"ada, then bob": 0.8, "bob, then ada": 9.0})
+    space = space_of(
+        pico, ("ada", "bob"), matched={"ada, then bob": 0.8, "bob, then ada": 9.0}
+    )
     assert (
         space.starts()["ada, then bob"]["scale/2"] == 0.8
         and space.starts()["bob, then ada"]["scale/2"] == 1.4
@@ -148,7 +173,9 @@ def test_who_follows_counts_where_there_is_a_hand_over(pico):
         len(
             {
                 row.tobytes()
-                for row in encoding.encode([point | {"hand_over": 1} for point in others])
+                for row in encoding.encode(
+                    [point | {"hand_over": 1} for point in others]
+                )
             }
         )
         == 3

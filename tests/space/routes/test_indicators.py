@@ -14,9 +14,14 @@ from paretomerge.testing import check_space
 
 def space_of(pico, names=("ada", "bob"), **more) -> IndicatorSearchSpace:
     sources = named_sources([str(pico / name) for name in names])
-    depths = {name: Checkpoint(path).architecture.depth for name, path in sources.items()}
+    depths = {
+        name: Checkpoint(path).architecture.depth for name, path in sources.items()
+    }
     return IndicatorSearchSpace(
-        str(pico / "base"), sources, depths, **{"fold": FOLDS["llama"], "blocks": 4, **more}
+        str(pico / "base"),
+        sources,
+        depths,
+        **{"fold": FOLDS["llama"], "blocks": 4, **more},
     )
 
 
@@ -61,7 +66,9 @@ def test_places_are_gone_through_in_order(pico):
 
 def test_what_uses_nothing_goes_through_the_first_block(pico):
     space = space_of(pico, blocks=2)
-    nothing = {name: 0 if name.startswith("use/") else 1.0 for name in space.distributions}
+    nothing = {
+        name: 0 if name.startswith("use/") else 1.0 for name in space.distributions
+    }
     assert [step.layer for step in space.route(nothing)] == [0, 1]
 
 
@@ -79,7 +86,10 @@ def test_hand_overs_that_the_order_allows_are_starts(pico):
     ("steps", "told"),
     [
         ([("ada", 1, 1.0), ("ada", 0, 1.0)], "in their order, got layer 0 of ada at 1"),
-        ([("ada", 0, 1.0), ("ada", 1, 3.0)], "scale/1/ada/1: expected 0.7 to 1.4, got 3"),
+        (
+            [("ada", 0, 1.0), ("ada", 1, 3.0)],
+            "scale/1/ada/1: expected 0.7 to 1.4, got 3",
+        ),
     ],
 )
 def test_routes_outside_are_told(pico, steps, told):

@@ -2,7 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from paretomerge.checkpoint.fold import FOLDS, fold_of
 from paretomerge.checkpoint.reader import Checkpoint
@@ -28,7 +33,10 @@ ROUTE = (
 
 
 def sources(family: str, folder: Path) -> dict[str, str]:
-    """Two models of the family whose layers matter: at their initial weights the stream is nearly the embedding."""
+    """Two models of the family whose layers matter.
+
+    At their initial weights the stream is nearly the embedding.
+    """
     for seed, name in enumerate("ab"):
         model = ARCHITECTURES[family]()
         generator = torch.Generator().manual_seed(seed)
@@ -44,9 +52,13 @@ def written(recipe: Recipe, folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def with_scales(model: PreTrainedModel, prefix: str, scales: list[float]) -> PreTrainedModel:
+def with_scales(
+    model: PreTrainedModel, prefix: str, scales: list[float]
+) -> PreTrainedModel:
     """The stream multiplied on its way into each layer, in the forward pass."""
-    for layer, scale in zip(model.get_submodule(prefix.rstrip(".")), scales, strict=True):
+    for layer, scale in zip(
+        model.get_submodule(prefix.rstrip(".")), scales, strict=True
+    ):
 
         def before(module, args, kwargs, scale=scale):
             if args:
@@ -82,21 +94,31 @@ def test_a_folded_checkpoint_is_the_route_with_explicit_scales(family, tmp_path)
 
 
 def test_a_route_through_one_model_in_order_is_that_model(pico, tmp_path):
-    recipe = route_to_recipe([RouteLayer(str(pico / "ada"), layer) for layer in range(4)], None)
+    recipe = route_to_recipe(
+        [RouteLayer(str(pico / "ada"), layer) for layer in range(4)], None
+    )
     assert len(recipe.slices) == 1
     merge(recipe, tmp_path / "out")
     ours, theirs = Checkpoint(str(tmp_path / "out")), Checkpoint(str(pico / "ada"))
     assert (
-        all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.headers)
+        all(
+            torch.equal(ours.tensor(name), theirs.tensor(name))
+            for name in theirs.headers
+        )
         and ours.config == theirs.config
     )
 
 
 @pytest.mark.parametrize(
     ("width", "told"),
-    [(32, r"layers\.1.*expected \[16\], as in .*, got \[32\] of .*other"), (16, "lm_head")],
+    [
+        (32, r"layers\.1.*expected \[16\], as in .*, got \[32\] of .*other"),
+        (16, "lm_head"),
+    ],
 )
-def test_layers_of_another_width_and_heads_of_other_tokens_are_refused(width, told, pico, tmp_path):
+def test_layers_of_another_width_and_heads_of_other_tokens_are_refused(
+    width, told, pico, tmp_path
+):
     model = LlamaForCausalLM(
         LlamaConfig(**{**pico_config(width=width).to_dict(), "vocab_size": 40})
     )
@@ -117,7 +139,9 @@ def test_models_of_one_width_and_other_depths_give_layers(pico, tmp_path):
     ]
     model = written(route_to_recipe(steps, None), tmp_path / "out")
     assert model.config.num_hidden_layers == 4
-    deep = Checkpoint(str(tmp_path / "deep")).tensor("model.layers.5.mlp.up_proj.weight")
+    deep = Checkpoint(str(tmp_path / "deep")).tensor(
+        "model.layers.5.mlp.up_proj.weight"
+    )
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, deep.float())
 
 
@@ -158,7 +182,9 @@ def test_scales_that_cannot_be(scale):
 
 
 def test_the_first_layer_has_no_scale():
-    with pytest.raises(RecipeError, match=r"expected a scale of 1 into the first layer, got 2\.0"):
+    with pytest.raises(
+        RecipeError, match=r"expected a scale of 1 into the first layer, got 2\.0"
+    ):
         route_to_recipe([RouteLayer("a", 0, 2.0), RouteLayer("a", 1)], FOLDS["llama"])
 
 
@@ -171,5 +197,7 @@ def test_nothing_and_scales_without_a_fold_are_refused():
 
 @pytest.mark.parametrize("kind", ["mamba", "bloom", "gemma3n_text", None])
 def test_families_that_are_not_exact_are_refused_by_name(kind):
-    with pytest.raises(CheckpointError, match=f"{kind}: the residual stream can be scaled only in"):
+    with pytest.raises(
+        CheckpointError, match=f"{kind}: the residual stream can be scaled only in"
+    ):
         fold_of({"model_type": kind})

@@ -39,7 +39,9 @@ def recipe(pico, method="task_arithmetic", base="base", **more):
         "models": [{"model": str(pico / "ada"), "parameters": {"weight": 0.5}}],
     }
     data |= more
-    return Recipe.from_yaml(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+    return Recipe.from_yaml(
+        yaml.safe_dump({k: v for k, v in data.items() if v is not None})
+    )
 
 
 def model(pico, name, **parameters):
@@ -48,7 +50,10 @@ def model(pico, name, **parameters):
 
 def test_plain_recipes(pico):
     full = space(pico)
-    listed = [model(pico, "bob", weight=0.7, density=0.3), model(pico, "ada", weight=-0.2)]
+    listed = [
+        model(pico, "bob", weight=0.7, density=0.3),
+        model(pico, "ada", weight=-0.2),
+    ]
     parameters = {"normalize": False, "density": 0.6}
     point = full.warm(recipe(pico, "ties", models=listed, parameters=parameters))
     assert point["method"] == "ties" and point["weight/cyd"] == 0  # cyd is not listed
@@ -61,7 +66,9 @@ def test_plain_recipes(pico):
     assert set(point) == set(full.distributions)
     halved = full.warm(
         recipe(
-            pico, parameters={"lambda": 0.5, "weight": 1.0}, models=[{"model": str(pico / "ada")}]
+            pico,
+            parameters={"lambda": 0.5, "weight": 1.0},
+            models=[{"model": str(pico / "ada")}],
         )
     )
     assert halved["weight/ada"] == 0.5 and halved["method"] == "task_arithmetic"
@@ -74,22 +81,33 @@ def test_paths_may_be_spelt_otherwise(pico, monkeypatch):
         "base_model": "base/",
         "models": [{"model": "./ada", "parameters": {"weight": 0.25}}],
     }
-    assert space(pico).warm(Recipe.from_yaml(yaml.safe_dump(data)))["weight/ada"] == 0.25
+    assert (
+        space(pico).warm(Recipe.from_yaml(yaml.safe_dump(data)))["weight/ada"] == 0.25
+    )
 
 
 def test_averages_are_task_arithmetic(pico):
     full = space(pico, methods=("task_arithmetic", "ties"))
     soup = Recipe.from_dict(
-        {"merge_method": "linear", "models": [model(pico, e, weight=1) for e in EXPERTS]}
+        {
+            "merge_method": "linear",
+            "models": [model(pico, e, weight=1) for e in EXPERTS],
+        }
     )
     point = full.warm(soup)
     assert point["method"] == "task_arithmetic" and [
         point[f"weight/{e}"] for e in EXPERTS
     ] == pytest.approx([1 / 3] * 3)
     with_base = full.warm(
-        recipe(pico, "linear", models=[model(pico, "base", weight=1), model(pico, "ada", weight=3)])
+        recipe(
+            pico,
+            "linear",
+            models=[model(pico, "base", weight=1), model(pico, "ada", weight=3)],
+        )
     )
-    assert with_base["weight/ada"] == pytest.approx(0.75) and with_base["weight/bob"] == 0
+    assert (
+        with_base["weight/ada"] == pytest.approx(0.75) and with_base["weight/bob"] == 0
+    )
     ours = dict(merged_tensors(make_plan(full.recipe(with_base))))
     theirs = dict(
         merged_tensors(
@@ -97,16 +115,25 @@ def test_averages_are_task_arithmetic(pico):
                 recipe(
                     pico,
                     "linear",
-                    models=[model(pico, "base", weight=1), model(pico, "ada", weight=3)],
+                    models=[
+                        model(pico, "base", weight=1),
+                        model(pico, "ada", weight=3),
+                    ],
                 )
             )
         )
     )
-    assert all(torch.allclose(ours[n].float(), theirs[n].float(), atol=1e-2) for n in ours)
+    assert all(
+        torch.allclose(ours[n].float(), theirs[n].float(), atol=1e-2) for n in ours
+    )
 
 
 def test_slices_filters_and_gradients(pico):
-    full = space(pico, methods=("task_arithmetic",), weight=Granularity((-1, 2), Grouping(2), True))
+    full = space(
+        pico,
+        methods=("task_arithmetic",),
+        weight=Granularity((-1, 2), Grouping(2), True),
+    )
     slices = [
         {
             "sources": [
@@ -126,14 +153,19 @@ def test_slices_filters_and_gradients(pico):
         for first, w in ((0, 0.8), (2, 0.9))
     ]
     point = full.warm(recipe(pico, models=None, slices=slices))
-    assert point["weight/ada/0/attention"] == 0.8 and point["weight/ada/1/attention"] == 0.9
+    assert (
+        point["weight/ada/0/attention"] == 0.8
+        and point["weight/ada/1/attention"] == 0.9
+    )
     assert (
         point["weight/ada/1/mlp"] == 0.1
         and point["weight/ada/0/other"] == pytest.approx(0.2)
         and point["weight/bob/1/mlp"] == 0
     )
     smooth = space(
-        pico, methods=("task_arithmetic",), weight=Granularity((-1, 2), Grouping(2), smooth=True)
+        pico,
+        methods=("task_arithmetic",),
+        weight=Granularity((-1, 2), Grouping(2), smooth=True),
     )
     lines = [
         {"filter": "model.norm", "value": 0.9},
@@ -141,10 +173,12 @@ def test_slices_filters_and_gradients(pico):
         {"value": [0.3, 0.6, 0.9]},
     ]
     point = smooth.warm(recipe(pico, models=[model(pico, "ada", weight=lines)]))
-    assert point["weight/ada/0"] == pytest.approx(0.3) and point["weight/ada/1"] == pytest.approx(
-        0.9
-    )
-    with pytest.raises(ConfigError, match="weight of ada: expected a value on the space's lines"):
+    assert point["weight/ada/0"] == pytest.approx(0.3) and point[
+        "weight/ada/1"
+    ] == pytest.approx(0.9)
+    with pytest.raises(
+        ConfigError, match="weight of ada: expected a value on the space's lines"
+    ):
         smooth.warm(
             recipe(pico, models=[model(pico, "ada", weight=[0.3, 0.9])])
         )  # norm and head at the first value
@@ -165,9 +199,12 @@ def test_sources_that_are_left_out(pico):
 def test_della_and_its_epsilon(pico):
     full = space(pico, methods=("della", "ties"))
     said = {"normalize": False, "density": 0.8, "epsilon": 0.15}
-    assert full.warm(recipe(pico, "della", parameters=said))["epsilon"] == pytest.approx(0.75)
+    assert full.warm(recipe(pico, "della", parameters=said))[
+        "epsilon"
+    ] == pytest.approx(0.75)
     assert (
-        full.warm(recipe(pico, "della", parameters={"normalize": False}))["epsilon"] == 0.3
+        full.warm(recipe(pico, "della", parameters={"normalize": False}))["epsilon"]
+        == 0.3
     )  # density 1: nothing to spread
     with pytest.raises(ConfigError, match=r"epsilon: expected 0 to 0\.9"):
         full.warm(recipe(pico, "della", parameters=said | {"epsilon": 0.19}))
@@ -212,8 +249,14 @@ def test_what_is_outside_is_named(pico, more, told):
 
 def test_other_models_layers_and_values_are_outside(pico, tmp_path):
     full = space(pico)
-    with pytest.raises(ConfigError, match="expected models of the study, got elsewhere/model"):
-        full.warm(recipe(pico, models=[{"model": "elsewhere/model", "parameters": {"weight": 1}}]))
+    with pytest.raises(
+        ConfigError, match="expected models of the study, got elsewhere/model"
+    ):
+        full.warm(
+            recipe(
+                pico, models=[{"model": "elsewhere/model", "parameters": {"weight": 1}}]
+            )
+        )
     with pytest.raises(
         ConfigError,
         match=r"weight/ada: expected one value where the space has one, got 0.1 .* and 0.9 in ",
@@ -222,7 +265,11 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
             recipe(
                 pico,
                 models=[
-                    model(pico, "ada", weight=[{"filter": "mlp", "value": 0.9}, {"value": 0.1}])
+                    model(
+                        pico,
+                        "ada",
+                        weight=[{"filter": "mlp", "value": 0.9}, {"value": 0.1}],
+                    )
                 ],
             )
         )
@@ -250,7 +297,9 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())
 def test_there_and_back_in_any_space(pico, data):
@@ -259,15 +308,22 @@ def test_there_and_back_in_any_space(pico, data):
     method_groups = data.draw(st.integers(1, 4))
     methods = tuple(
         data.draw(
-            st.lists(st.sampled_from(SEARCHABLE_METHODS), min_size=1, max_size=4, unique=True)
+            st.lists(
+                st.sampled_from(SEARCHABLE_METHODS), min_size=1, max_size=4, unique=True
+            )
         )
     )
     methods = tuple(dict.fromkeys((*methods, "ties")))
     smooth = data.draw(flag) and "sce" not in methods
     weight = Granularity(
-        (-0.5, 1.5), Grouping(data.draw(st.integers(1 + smooth, 4))), data.draw(flag), smooth
+        (-0.5, 1.5),
+        Grouping(data.draw(st.integers(1 + smooth, 4))),
+        data.draw(flag),
+        smooth,
     )
-    density = Granularity((0.1, 1), Grouping(data.draw(st.integers(1, 4))), data.draw(flag))
+    density = Granularity(
+        (0.1, 1), Grouping(data.draw(st.integers(1, 4))), data.draw(flag)
+    )
     full = space(
         pico,
         methods=methods,
@@ -288,7 +344,9 @@ def test_there_and_back_in_any_space(pico, data):
     assert same_recipe(there, full.recipe(back))
     if "pcb" not in methods:
         a, b = (
-            dict(merged_tensors(make_plan(r), only=["model.layers.2.mlp.up_proj.weight"]))
+            dict(
+                merged_tensors(make_plan(r), only=["model.layers.2.mlp.up_proj.weight"])
+            )
             for r in (there, full.recipe(back))
         )
         assert all(torch.allclose(a[n].float(), b[n].float(), atol=1e-2) for n in a)

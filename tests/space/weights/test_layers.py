@@ -9,21 +9,26 @@ from paretomerge.space.weights.layers import Grouping, blocks_of_equal_mass, gro
 
 
 @given(
-    st.lists(st.one_of(st.just(0.0), st.floats(0, 1e6)), min_size=1, max_size=9), st.integers(1, 9)
+    st.lists(st.one_of(st.just(0.0), st.floats(0, 1e6)), min_size=1, max_size=9),
+    st.integers(1, 9),
 )
 @settings(max_examples=150, deadline=None)
 def test_blocks_are_as_equal_as_any(mass, k):
     k = min(k, len(mass))
     starts = blocks_of_equal_mass(mass, k)
-    assert len(starts) == k and starts[0] == 0 and all(a < b for a, b in pairwise(starts))
+    assert (
+        len(starts) == k and starts[0] == 0 and all(a < b for a, b in pairwise(starts))
+    )
 
     def squares(starts):
         return sum(
-            (sum(mass[a:b]) / (sum(mass) or 1)) ** 2 for a, b in pairwise((*starts, len(mass)))
+            (sum(mass[a:b]) / (sum(mass) or 1)) ** 2
+            for a, b in pairwise((*starts, len(mass)))
         )
 
     assert squares(starts) == pytest.approx(
-        min(squares((0, *c)) for c in combinations(range(1, len(mass)), k - 1)), abs=1e-12
+        min(squares((0, *c)) for c in combinations(range(1, len(mass)), k - 1)),
+        abs=1e-12,
     )
 
 
@@ -42,7 +47,10 @@ def test_groups_of_equal_depth(depth, count):
 
 def test_the_grammar():
     assert Grouping.read(4) == Grouping.read({"count": 4}) == Grouping(4)
-    assert Grouping.read({"by": "profile", "count": 2}).starts(4, [5, 1, 1, 1]) == (0, 1)
+    assert Grouping.read({"by": "profile", "count": 2}).starts(4, [5, 1, 1, 1]) == (
+        0,
+        1,
+    )
     assert Grouping.read([[0, 3], [3, 4]]).starts(4) == (0, 3)
     assert Grouping(1).starts(0) == (0,)
 

@@ -21,7 +21,10 @@ from paretomerge.testing import check_space
 def space(pico, **settings) -> WeightSearchSpace:
     sources = named_sources([str(pico / e) for e in ("ada", "bob", "cyd")])
     return WeightSearchSpace(
-        str(pico / "base"), sources, Checkpoint(str(pico / "base")).architecture, **settings
+        str(pico / "base"),
+        sources,
+        Checkpoint(str(pico / "base")).architecture,
+        **settings,
     )
 
 
@@ -32,7 +35,12 @@ def test_one_number_per_source_group_and_role(pico):
         density=Granularity((0.1, 1), Grouping(2)),
     )
     names = set(full.distributions)
-    assert {"method", "weight/ada/0/attention", "weight/cyd/1/other", "density/bob/1"} <= names
+    assert {
+        "method",
+        "weight/ada/0/attention",
+        "weight/cyd/1/other",
+        "density/bob/1",
+    } <= names
     assert len(names) == 1 + 3 * 2 * 3 + 3 * 2
     assert full.distributions["weight/ada/0/mlp"].high == 1.5
     assert full.conditions["density/ada/0"] == (("method", ("ties", "dare_ties")),)
@@ -63,9 +71,14 @@ def test_every_number_reaches_its_tensors(pico):
             == params[f"weight/{source}/0/other"]
         )
         assert (
-            jobs["lm_head.weight"].parameters[which]["weight"] == params[f"weight/{source}/1/other"]
+            jobs["lm_head.weight"].parameters[which]["weight"]
+            == params[f"weight/{source}/1/other"]
         )
-    assert jobs["lm_head.weight"].options == {"lambda": 1.0, "normalize": False, "rescale": False}
+    assert jobs["lm_head.weight"].options == {
+        "lambda": 1.0,
+        "normalize": False,
+        "rescale": False,
+    }
 
 
 def test_every_start_is_inside_and_the_first_are_the_sources(pico):
@@ -90,8 +103,18 @@ def test_every_start_is_inside_and_the_first_are_the_sources(pico):
         ({"methods": ("consensus_ta", "pcb", "ties")}, True),
         ({"methods": ("consensus_ta",)}, False),
         ({"methods": ("pcb",)}, False),
-        ({"methods": ("pcb",), "subset": True, "density": Granularity((0.1, 0.5))}, True),
-        ({"methods": ("consensus_ta",), "subset": True, "weight": Granularity((0.2, 1))}, True),
+        (
+            {"methods": ("pcb",), "subset": True, "density": Granularity((0.1, 0.5))},
+            True,
+        ),
+        (
+            {
+                "methods": ("consensus_ta",),
+                "subset": True,
+                "weight": Granularity((0.2, 1)),
+            },
+            True,
+        ),
         ({"weight": Granularity((0.2, 0.8))}, False),
         ({"weight": Granularity((0.2, 1.5))}, False),
         ({"methods": ("ties",), "density": Granularity((0.1, 0.5))}, False),
@@ -119,7 +142,9 @@ def test_the_method_is_in_the_recipe(pico):
     full = space(pico)
     for method in ("task_arithmetic", "ties", "dare_ties"):
         assert (
-            full.recipe(full.uniform_params(method, dict.fromkeys(full.sources, 0.5))).merge_method
+            full.recipe(
+                full.uniform_params(method, dict.fromkeys(full.sources, 0.5))
+            ).merge_method
             == method
         )
 
@@ -130,22 +155,40 @@ def test_the_method_is_in_the_recipe(pico):
         ({"methods": ("tiess",)}, "did you mean 'ties'"),
         ({"methods": ("slerp",)}, "searchable"),
         ({"density": Granularity((0, 1))}, "0 < low"),
-        ({"weight": Granularity((0, 1), Grouping(9))}, "space.weight.groups: expected 1 to 4"),
+        (
+            {"weight": Granularity((0, 1), Grouping(9))},
+            "space.weight.groups: expected 1 to 4",
+        ),
         ({"weight": Granularity((0, 1), Grouping(5), smooth=True)}, "1 to 4"),
         ({"weight": Granularity((0, 1), Grouping(2, "profile"))}, "expected a profile"),
-        ({"weight": Granularity((0, 1), roles={"mlp": ["mlpp"]})}, "'mlpp', which is in none"),
+        (
+            {"weight": Granularity((0, 1), roles={"mlp": ["mlpp"]})},
+            "'mlpp', which is in none",
+        ),
         ({"method_groups": Grouping(7)}, "space.method_groups: expected 1 to 4"),
         ({"methods": ("ties", "ties")}, "each method once"),
         ({"methods": ("sce",)}, "one with a weight per source"),
         ({"method_parameters": {"gama": 0.1}}, "unknown parameter"),
-        ({"methods": ("breadcrumbs",), "method_parameters": {"gama": 0.1}}, "did you mean 'gamma'"),
-        ({"methods": ("breadcrumbs",), "method_parameters": {"gamma": (0.5, 1.5)}}, "from 0 to 1"),
+        (
+            {"methods": ("breadcrumbs",), "method_parameters": {"gama": 0.1}},
+            "did you mean 'gamma'",
+        ),
+        (
+            {"methods": ("breadcrumbs",), "method_parameters": {"gamma": (0.5, 1.5)}},
+            "from 0 to 1",
+        ),
         (
             {"methods": ("breadcrumbs",), "method_parameters": {"gamma": (0.5, 0.5)}},
             "or \\[low, high\\]",
         ),
-        ({"methods": ("della",), "method_parameters": {"epsilon": 1.0}}, "from 0 to 0.99"),
-        ({"methods": ("della",), "method_parameters": {"epsilon": float("nan")}}, "from 0 to 0.99"),
+        (
+            {"methods": ("della",), "method_parameters": {"epsilon": 1.0}},
+            "from 0 to 0.99",
+        ),
+        (
+            {"methods": ("della",), "method_parameters": {"epsilon": float("nan")}},
+            "from 0 to 0.99",
+        ),
     ],
 )
 def test_bad_settings(pico, settings, told):
@@ -154,7 +197,11 @@ def test_bad_settings(pico, settings, told):
     for bounds in ((1, 1), (1, 0), (float("nan"), 1), (0, float("inf"))):
         with pytest.raises(ConfigError, match="low < high"):
             Granularity(bounds)
-    for groups in (Grouping(1), Grouping(2, "profile"), Grouping.read([[0, 1], [1, 4]])):
+    for groups in (
+        Grouping(1),
+        Grouping(2, "profile"),
+        Grouping.read([[0, 1], [1, 4]]),
+    ):
         with pytest.raises(ConfigError, match="number of control points"):
             Granularity((0, 1), groups, smooth=True)
     with pytest.raises(ConfigError, match="roles: expected false, true, or names"):
@@ -165,7 +212,11 @@ def test_bad_settings(pico, settings, told):
 
 
 def test_sources_of_one_name_keep_their_paths():
-    assert named_sources(["a/x", "b/x", "c/y"]) == {"a_x": "a/x", "b_x": "b/x", "y": "c/y"}
+    assert named_sources(["a/x", "b/x", "c/y"]) == {
+        "a_x": "a/x",
+        "b_x": "b/x",
+        "y": "c/y",
+    }
 
 
 @pytest.mark.parametrize("models", [["a/x", "a/x"], ["a/b/x", "a_b/x"]])
@@ -184,7 +235,9 @@ def test_every_searchable_method_gives_recipes_that_can_be_planned(pico, method)
         plan = make_plan(full.recipe(point))
         assert not plan.notes
     assert (
-        full.recipe(full.uniform_params(method, dict.fromkeys(full.sources, 0.5))).merge_method
+        full.recipe(
+            full.uniform_params(method, dict.fromkeys(full.sources, 0.5))
+        ).merge_method
         == method
     )
 
@@ -207,11 +260,21 @@ def test_layers_with_methods_of_their_own_are_those_of_the_plain_merges(pico):
     )
     point = full.uniform_params("della", {"ada": 0.9, "bob": 0.4, "cyd": -0.3}, 0.4)
     plain = {
-        m: merged(full.recipe({n: m if n.startswith("method") else v for n, v in point.items()}))
+        m: merged(
+            full.recipe(
+                {n: m if n.startswith("method") else v for n, v in point.items()}
+            )
+        )
         for m in full.methods
     }
-    recipe = full.recipe(point | {"method/0": "dare_ties", "method/1": "task_arithmetic"})
-    assert [step.merge_method for step in recipe.steps] == ["dare_ties", "task_arithmetic", "della"]
+    recipe = full.recipe(
+        point | {"method/0": "dare_ties", "method/1": "task_arithmetic"}
+    )
+    assert [step.merge_method for step in recipe.steps] == [
+        "dare_ties",
+        "task_arithmetic",
+        "della",
+    ]
     for name, tensor in merged(recipe).items():
         layer = full.architecture.layer(name)
         method = (
@@ -244,10 +307,13 @@ def test_what_a_method_does_not_read_is_cut_where_the_method_changes(pico):
     )
     assert "weight/ada" in full.distributions and "weight/ada" not in full.conditions
     with pytest.raises(
-        ConfigError, match=r"space.density.smooth: expected methods that all read `density`"
+        ConfigError,
+        match=r"space.density.smooth: expected methods that all read `density`",
     ):
         space(
-            pico, method_groups=Grouping(2), density=Granularity((0.1, 1), Grouping(2), smooth=True)
+            pico,
+            method_groups=Grouping(2),
+            density=Granularity((0.1, 1), Grouping(2), smooth=True),
         )
 
 
@@ -258,13 +324,22 @@ def test_smooth_weights_lie_on_lines_from_the_first_layer_to_the_last(pico):
         weight=Granularity((-1, 2), Grouping(3), True, True),
         density=Granularity((0.1, 1), Grouping(2)),
     )
-    lines = {"attention": (0.0, 1.0, -0.5), "mlp": (0.3, 0.3, 0.6), "other": (0.5, 0.1, 0.9)}
+    lines = {
+        "attention": (0.0, 1.0, -0.5),
+        "mlp": (0.3, 0.3, 0.6),
+        "other": (0.5, 0.1, 0.9),
+    }
     point = full.uniform_params("ties", dict.fromkeys(full.sources, 1.0))
     point |= {
-        f"weight/ada/{i}/{role}": v for role, line in lines.items() for i, v in enumerate(line)
+        f"weight/ada/{i}/{role}": v
+        for role, line in lines.items()
+        for i, v in enumerate(line)
     }
     for job in make_plan(full.recipe(point)).jobs:
-        layer, role = full.architecture.layer(job.name), full.architecture.role(job.name)
+        layer, role = (
+            full.architecture.layer(job.name),
+            full.architecture.role(job.name),
+        )
         place = layer if layer is not None else 0 if "embed" in job.name else 3
         assert job.parameters[0]["weight"] == pytest.approx(
             np.interp(place, (0, 1.5, 3), lines[role])
@@ -276,12 +351,18 @@ def test_a_source_can_be_left_out_and_so_can_all(pico):
     assert full.conditions["density/bob"] == (("use/bob", (True,)),)
     point = full.uniform_params("pcb", {"ada": 0.5, "bob": 0.0, "cyd": 0.7})
     assert point["use/ada"] is True and point["use/bob"] is False
-    assert full.recipe(point).models == (full.base, full.sources["ada"], full.sources["cyd"])
+    assert full.recipe(point).models == (
+        full.base,
+        full.sources["ada"],
+        full.sources["cyd"],
+    )
     alone = full.recipe(point | {"use/cyd": False})
     assert alone.merge_method == "task_arithmetic"  # pcb takes two models or more
     none = full.recipe(point | {"use/cyd": False, "use/ada": False})
     base = Checkpoint(full.base)
-    assert all(torch.equal(tensor, base.tensor(name)) for name, tensor in merged(none).items())
+    assert all(
+        torch.equal(tensor, base.tensor(name)) for name, tensor in merged(none).items()
+    )
 
 
 def test_per_method_parameters(pico):
@@ -290,12 +371,24 @@ def test_per_method_parameters(pico):
         methods=("ties", "della", "breadcrumbs", "sce"),
         method_parameters={"gamma": (0.0, 0.3), "select_topk": 0.4},
     )
-    assert full.distributions["gamma"].high == 0.3 and "select_topk" not in full.distributions
+    assert (
+        full.distributions["gamma"].high == 0.3
+        and "select_topk" not in full.distributions
+    )
     assert full.conditions["epsilon"] == (("method", ("della",)),)
-    assert full.conditions["weight/ada"] == (("method", ("ties", "della", "breadcrumbs")),)
-    point = full.uniform_params("della", dict.fromkeys(full.sources, 0.5), 0.8) | {"epsilon": 0.5}
-    assert make_plan(full.recipe(point)).jobs[0].parameters[0]["epsilon"] == pytest.approx(0.1)
-    assert make_plan(full.recipe(point | {"method": "sce"})).jobs[0].options["select_topk"] == 0.4
+    assert full.conditions["weight/ada"] == (
+        ("method", ("ties", "della", "breadcrumbs")),
+    )
+    point = full.uniform_params("della", dict.fromkeys(full.sources, 0.5), 0.8) | {
+        "epsilon": 0.5
+    }
+    assert make_plan(full.recipe(point)).jobs[0].parameters[0][
+        "epsilon"
+    ] == pytest.approx(0.1)
+    assert (
+        make_plan(full.recipe(point | {"method": "sce"})).jobs[0].options["select_topk"]
+        == 0.4
+    )
     assert (
         make_plan(full.recipe(point | {"method": "breadcrumbs", "gamma": 0.2}))
         .jobs[0]
@@ -306,17 +399,26 @@ def test_per_method_parameters(pico):
 
 def test_roles_of_the_users_own_and_cells_without_a_tensor(pico):
     roles = {"ends": ["embed_tokens", "lm_head"], "v": ["v_proj"], "mlp": ["mlp"]}
-    full = space(pico, methods=("task_arithmetic",), weight=Granularity((0, 1), Grouping(4), roles))
+    full = space(
+        pico,
+        methods=("task_arithmetic",),
+        weight=Granularity((0, 1), Grouping(4), roles),
+    )
     names = [name for name in full.distributions if "/ada/" in name]
     assert [n for n in names if n.endswith("ends")] == [
         "weight/ada/0/ends",
         "weight/ada/3/ends",
     ]  # layers 1 and 2 have none
     params = {name: i / 100 for i, name in enumerate(full.distributions)}
-    jobs = {job.name: job.parameters[0]["weight"] for job in make_plan(full.recipe(params)).jobs}
+    jobs = {
+        job.name: job.parameters[0]["weight"]
+        for job in make_plan(full.recipe(params)).jobs
+    }
     assert jobs["lm_head.weight"] == params["weight/ada/3/ends"]
     assert jobs["model.layers.2.self_attn.v_proj.weight"] == params["weight/ada/2/v"]
-    assert jobs["model.layers.2.self_attn.q_proj.weight"] == params["weight/ada/2/other"]
+    assert (
+        jobs["model.layers.2.self_attn.q_proj.weight"] == params["weight/ada/2/other"]
+    )
 
 
 def test_importance_is_the_size_of_the_deltas_that_a_parameter_governs(pico):
@@ -336,10 +438,16 @@ def test_importance_is_the_size_of_the_deltas_that_a_parameter_governs(pico):
     a, b = "weight/ada/0/mlp", "weight/cyd/1/attention"
     mlp = deltas.by_layer(full.architecture, "mlp")[:2, 0].sum()
     attention = deltas.by_layer(full.architecture, "attention")[2:, 2].sum()
-    assert full.importance[a] / full.importance[b] == pytest.approx((mlp / attention) ** 0.5)
-    smooth = space(pico, weight=Granularity((0, 1), Grouping(3), smooth=True), profile=deltas)
+    assert full.importance[a] / full.importance[b] == pytest.approx(
+        (mlp / attention) ** 0.5
+    )
+    smooth = space(
+        pico, weight=Granularity((0, 1), Grouping(3), smooth=True), profile=deltas
+    )
     assert set(smooth.importance) == set(smooth.distributions)
-    still = space(pico, profile=profile(str(pico / "base"), sources | {"bob": str(pico / "base")}))
+    still = space(
+        pico, profile=profile(str(pico / "base"), sources | {"bob": str(pico / "base")})
+    )
     assert still.importance["weight/bob"] == pytest.approx(
         0.01 * max(still.importance["weight/ada"], still.importance["weight/cyd"])
     )
@@ -384,7 +492,13 @@ KINDS = {
     },
     "subset": {"subset": True},
     "subset, method parameters, roles": {
-        "methods": ("task_arithmetic", "della_linear", "breadcrumbs_ties", "pcb", "consensus_ta"),
+        "methods": (
+            "task_arithmetic",
+            "della_linear",
+            "breadcrumbs_ties",
+            "pcb",
+            "consensus_ta",
+        ),
         "subset": True,
         "weight": Granularity((0.1, 1.5), roles=True),
         "method_parameters": {"gamma": (0.0, 0.02), "epsilon": 0.5},
@@ -415,7 +529,9 @@ def test_random_points_of_the_specialists_load_into_a_live_model(specialists, ki
         str(models / "base"),
         {n: str(models / n) for n in ("order", "mirror", "scribe")},
     )
-    full = WeightSearchSpace(base, sources, Checkpoint(base).architecture, **KINDS[kind])
+    full = WeightSearchSpace(
+        base, sources, Checkpoint(base).architecture, **KINDS[kind]
+    )
     live = ResidentModel(base, tuple(sources.values()), "float32")
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -437,7 +553,9 @@ def test_random_points_of_the_specialists_load_into_a_live_model(specialists, ki
     assert (
         live.load(
             replace(
-                full.recipe(full.uniform_params(full.methods[0], dict.fromkeys(sources, 0.0))),
+                full.recipe(
+                    full.uniform_params(full.methods[0], dict.fromkeys(sources, 0.0))
+                ),
                 dtype="float32",
             )
         ).facts["sparsity"]
