@@ -337,14 +337,14 @@ def ablation(problems: Problems) -> str:
     them.
     """
     rule = (
-        "What `mmmo` has more of the hypervolume than itself so switched; "
-        "better and worse: paired t-test over the seeds, p < 0.05."
+        "The hypervolume of `mmmo` minus that of the variant. "
+        "Better and worse: paired t-test over the seeds, p < 0.05."
     )
     contested, apart = by_contest(problems)
     parts = [rule, switched_table(contested)]
     if apart:
         parts.append(
-            f"The same on problems that served for nothing else: {', '.join(apart)}."
+            f"The same on problems that no choice was made on: {', '.join(apart)}."
         )
         parts.append(switched_table(apart))
     return "\n\n".join(parts)
