@@ -18,6 +18,10 @@ from paretomerge.study.loop import Event
 from paretomerge.study.study import Placement, Study
 
 
+Scores = dict[str, Score]
+"""Task -> score."""
+
+
 def run_study(path: Path) -> Study:
     """Run the study of a study.yaml to its end; it continues where it was interrupted."""
     study, config = load_study(path)
@@ -99,7 +103,7 @@ class RecipeScorer:
 
     def __init__(self, path: Path) -> None:
         self._study, self._config = load_study(path)
-        self._scores: dict[tuple[str, str], dict[str, Score]] = {}
+        self._scores: dict[tuple[str, str], Scores] = {}
 
     @property
     def base(self) -> str:
@@ -140,7 +144,7 @@ class RecipeScorer:
         changes = {"seed": seed, "sampler": preset, "trials": n_trials}
         return make_sampler(self._config.model_copy(update=changes), self._study.space)
 
-    def __call__(self, recipe: Recipe, split: str) -> dict[str, Score]:
+    def __call__(self, recipe: Recipe, split: str) -> Scores:
         """Scores of a recipe on `search`, `held_out` or `watched` (held-out examples)."""
         recipe = replace(recipe, dtype=self._study.dtype)
         key = (recipe.key, split)

@@ -300,10 +300,12 @@ def car_side(x: Array) -> Objectives:
     x1, x2, x3, x4, x5, x6, x7 = x
     mass = 1.98 + 4.9 * x1 + 6.67 * x2
     mass = mass + 6.98 * x3 + 4.01 * x4
-    mass = mass + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
+    mass = mass + 1.78 * x5 + 1e-5 * x6
+    mass = mass + 2.73 * x7
     force = 4.72 - 0.5 * x4 - 0.19 * x2 * x3
     pillar = 10.58 - 0.674 * x1 * x2 - 0.67275 * x2
-    door = 16.45 - 0.489 * x3 * x7 - 0.843 * x5 * x6
+    door = 16.45 - 0.489 * x3 * x7
+    door = door - 0.843 * x5 * x6
     abdomen = 1.16 - 0.3717 * x2 * x4 - 0.0092928 * x3
     upper_viscous = (
         0.261

@@ -115,8 +115,10 @@ class MergeLandscape:
     def front(self) -> list[dict[str, ParamValue]]:
         """Parameters of a sample of the surrogate's Pareto front."""
         space = self.merges.space
-        methods, rows = self.front_rows
-        return [space.point(m, row) for m, row in zip(methods, rows, strict=True)]
+        points = []
+        for method, numbers in zip(*self.front_rows, strict=True):
+            points.append(space.point(method, numbers))
+        return points
 
     def evaluate(
         self,

@@ -22,7 +22,8 @@ from paretomerge.types import Array, Conditions, Params, ParamValue
 N_EXAMPLES = 200
 """Test examples behind a noisy value, unless a problem is asked for another number."""
 
-Noise = Callable[[Array, np.random.Generator], tuple[Array, Array]]
+Observation = tuple[Array, Array]
+Noise = Callable[[Array, np.random.Generator], Observation]
 """True values `(m,)` and a generator -> observed values `(m,)` and their standard errors `(m,)`."""
 
 
@@ -172,12 +173,16 @@ class Problem:
     def _suggest(self, trial: optuna.Trial) -> dict[str, ParamValue]:
         params: dict[str, ParamValue] = {}
         for name, distribution in self.space.items():
-            # A parent stands before its children in `space`, so its value is known by now.
-            parents = self.conditions.get(name, ())
-            is_active = all(params.get(parent) in values for parent, values in parents)
-            if is_active:
+            # A parent comes before its children in `space`, so it has its value by now.
+            if self._is_active(name, params):
                 params[name] = _suggest_one(trial, name, distribution)
         return params
+
+    def _is_active(self, name: str, params: Params) -> bool:
+        for parent, values in self.conditions.get(name, ()):
+            if params.get(parent) not in values:
+                return False
+        return True
 
 
 def binomial(
