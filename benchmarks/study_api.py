@@ -17,7 +17,6 @@ from paretomerge.record.record import Trial
 from paretomerge.study.loop import Event
 from paretomerge.study.study import Placement, Study
 
-
 Scores = dict[str, Score]
 """Task -> score."""
 

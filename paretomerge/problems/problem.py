@@ -154,6 +154,7 @@ class Problem:
         Returns:
             A noisy problem with values between 0 and 1.
         """
+        # Twice the range above the reference point, so that searches see a slope below it, too.
         span = 2 * (self.ideal_point - self.reference_point)
 
         def evaluate(params: Sequence[Params]) -> Array:
@@ -179,10 +180,9 @@ class Problem:
         return params
 
     def _is_active(self, name: str, params: Params) -> bool:
-        for parent, values in self.conditions.get(name, ()):
-            if params.get(parent) not in values:
-                return False
-        return True
+        # A child of an inactive parent is inactive: its parent has no value here.
+        parents = self.conditions.get(name, ())
+        return all(params.get(parent) in values for parent, values in parents)
 
 
 def binomial(
@@ -208,6 +208,7 @@ def binomial(
 def _suggest_one(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> ParamValue:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
+    # Not `trial._suggest`, which takes any distribution but is private to Optuna.
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name,
