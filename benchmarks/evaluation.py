@@ -173,8 +173,8 @@ def make_requests(workload: Workload) -> tuple[str, list[Any]]:
             requests.append(SimpleNamespace(args=(prompt, settings)))
         return "generate_until", requests
     for _ in range(N_EXAMPLES):
-        fifth = length // 5
-        prompt = shared + text(length + rng.randint(-length // 5, fifth))
+        change = rng.randint(-length // 5, length // 5)
+        prompt = shared + text(length + change)
         for letter in "abcd":
             answer = letter + text(workload.answer - 1)
             requests.append(SimpleNamespace(args=(prompt, answer)))

@@ -87,7 +87,8 @@ class UnitCube:
         self.meter = meter
         self.encoding = Encoding(problem.space, problem.conditions)
         self.x: Array = np.empty((0, self.encoding.d))
-        low, high = torch.zeros(self.encoding.d), torch.ones(self.encoding.d)
+        low = torch.zeros(self.encoding.d)
+        high = torch.ones(self.encoding.d)
         self.bounds = torch.stack([low, high]).double()
 
     def evaluate(self, x: Array) -> None:

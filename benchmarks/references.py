@@ -64,7 +64,8 @@ def zdt_front(kind: int) -> Front:
 
 def dtlz2_front(m: int) -> Front:
     """The volume is a box less the part of the unit ball in the positive orthant."""
-    whole_ball = math.pi ** (m / 2) / math.gamma(m / 2 + 1)
+    half = m / 2
+    whole_ball = math.pi**half / math.gamma(half + 1)
     ball = whole_ball / 2**m
 
     def volume(reference: Array) -> float:

@@ -172,8 +172,8 @@ def untuned_row(name: str, scores: Mapping[str, float], reference: Array) -> lis
     """One merge without a search."""
     values = objectives_of(scores)
     volume = hypervolume_share([values], reference)
-    cells = [name]
-    cells += [f"{value:.3f}" for value in (*values, statistics.mean(values))]
+    numbers = [*values, statistics.mean(values)]
+    cells = [name, *(f"{number:.3f}" for number in numbers)]
     cells += ["", f"{volume:.3f}"]  # there is one merge, and no other pick
     cells += [f"{scores[task]:.3f}" for task in WATCHED]
     return cells

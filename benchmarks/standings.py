@@ -60,7 +60,8 @@ def load(path: Path) -> dict[tuple[str, int], Cell]:
     cells: dict[tuple[str, int], Cell] = {}
     for entry in read_entries(path):
         key = (entry["peer"], entry["seed"])
-        cells[key] = Cell(*key, tuple(entry["share"]), tuple(entry["seconds"]))
+        share, seconds = tuple(entry["share"]), tuple(entry["seconds"])
+        cells[key] = Cell(*key, share, seconds)
     return cells
 
 

@@ -149,7 +149,8 @@ def cross_validated(merges: ScoredMerges, surrogate: Surrogate) -> Array:
             for tested in range(_FIRST_TESTED, _FOLDS):
                 rest = part & (fold != tested)
                 own = part & (fold == tested)
-                predicted = predict(x[rest], z[rest], v[rest], x[own])
+                x_rest, z_rest, v_rest = x[rest], z[rest], v[rest]
+                predicted = predict(x_rest, z_rest, v_rest, x[own])
                 out[own, j] = sigmoid(predicted)
     return out
 
@@ -227,7 +228,8 @@ def ridge(
     a = monomials(x[:, varies], degree)
     weights = 1 / (v + 0.3)
     weighted = a * weights[:, None]
-    moment = a.T @ weighted + penalty * np.eye(a.shape[1])
+    identity = np.eye(a.shape[1])
+    moment = a.T @ weighted + penalty * identity
     target = a.T @ (weights * z)
     coefficients = np.linalg.solve(moment, target)
     return np.asarray(monomials(others[:, varies], degree) @ coefficients)

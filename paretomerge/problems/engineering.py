@@ -85,6 +85,7 @@ def four_bar_truss(x: Array) -> Objectives:
     length = 200.0
     root2 = np.sqrt(2.0)
     area = 2 * x1 + root2 * x2
+    # The root of x3 is in the published suite.
     area = area + np.sqrt(x3) + x4
     volume = length * area
     compliance = 2 / x1 + 2 * root2 / x2
@@ -222,6 +223,7 @@ def crashworthiness(x: Array) -> Objectives:
 # Polynomial fits in a = alpha, h = hydrogen area, o = oxygen area, p = post tip thickness. A key is
 # a product of these ("hha" is h * h * a), its value the coefficient; one table per objective.
 _ROCKET: tuple[dict[str, float], ...] = (
+    # Highest temperature of the injector's face.
     {
         "": 0.692,
         "a": 0.477,
@@ -239,6 +241,7 @@ _ROCKET: tuple[dict[str, float], ...] = (
         "po": 0.00198,
         "pp": 0.0184,
     },
+    # Combustion length.
     {
         "": 0.153,
         "a": -0.322,
@@ -256,6 +259,7 @@ _ROCKET: tuple[dict[str, float], ...] = (
         "po": 0.0752,
         "pp": 0.0192,
     },
+    # Highest temperature of the post tip.
     {
         "": 0.370,
         "a": -0.205,
@@ -283,7 +287,7 @@ _ROCKET: tuple[dict[str, float], ...] = (
 
 
 def rocket_injector(x: Array) -> Objectives:
-    """RE37: highest temperatures of the injector's face and post tip, combustion length."""
+    """RE37: highest temperature of the face, combustion length, highest one of the post tip."""
     alpha, hydrogen, oxygen, post_tip = x
     variables = {"a": alpha, "h": hydrogen, "o": oxygen, "p": post_tip}
     return tuple(_polynomial(coefficients, variables) for coefficients in _ROCKET)
@@ -304,10 +308,12 @@ def car_side(x: Array) -> Objectives:
     x1, x2, x3, x4, x5, x6, x7 = x
     mass = 1.98 + 4.9 * x1 + 6.67 * x2
     mass = mass + 6.98 * x3 + 4.01 * x4
-    mass = mass + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
+    mass = mass + 1.78 * x5 + 1e-5 * x6
+    mass = mass + 2.73 * x7
     force = 4.72 - 0.5 * x4 - 0.19 * x2 * x3
     pillar = 10.58 - 0.674 * x1 * x2 - 0.67275 * x2
-    door = 16.45 - 0.489 * x3 * x7 - 0.843 * x5 * x6
+    door = 16.45 - 0.489 * x3 * x7
+    door = door - 0.843 * x5 * x6
     abdomen = 1.16 - 0.3717 * x2 * x4 - 0.0092928 * x3
     upper_viscous = (
         0.261
@@ -351,6 +357,7 @@ def car_side(x: Array) -> Objectives:
 ENGINEERING: dict[str, EngineeringProblem] = {
     "re21": EngineeringProblem(
         four_bar_truss,
+        # Each bar is thick enough for the stress that it bears.
         low=(1.0, 2**0.5, 2**0.5, 1.0),
         high=(3.0, 3.0, 3.0, 3.0),
         published_ideal=(1237.841, 0.00276142),
@@ -365,6 +372,7 @@ ENGINEERING: dict[str, EngineeringProblem] = {
     ),
     "re31": EngineeringProblem(
         two_bar_truss,
+        # Areas stay above 0, where the stress would be infinite.
         low=(1e-5, 1e-5, 1.0),
         high=(100.0, 100.0, 3.0),
         published_ideal=(5.537319e-05, 1 / 3, 0.0),

@@ -22,7 +22,8 @@ from paretomerge.types import Array, Conditions, Params, ParamValue
 N_EXAMPLES = 200
 """Test examples behind a noisy value, unless a problem is asked for another number."""
 
-Noise = Callable[[Array, np.random.Generator], tuple[Array, Array]]
+Observation = tuple[Array, Array]
+Noise = Callable[[Array, np.random.Generator], Observation]
 """True values `(m,)` and a generator -> observed values `(m,)` and their standard errors `(m,)`."""
 
 
@@ -155,6 +156,7 @@ class Problem:
         Returns:
             A noisy problem with values between 0 and 1.
         """
+        # Twice the range above the reference point, so that searches see a slope below it, too.
         span = 2 * (self.ideal_point - self.reference_point)
 
         def evaluate(params: Sequence[Params]) -> Array:
@@ -174,12 +176,15 @@ class Problem:
     def _suggest(self, trial: optuna.Trial) -> dict[str, ParamValue]:
         params: dict[str, ParamValue] = {}
         for name, distribution in self.space.items():
-            # A parent stands before its children in `space`, so its value is known by now.
-            parents = self.conditions.get(name, ())
-            is_active = all(params.get(parent) in values for parent, values in parents)
-            if is_active:
+            # A parent comes before its children in `space`, so it has its value by now.
+            if self._is_active(name, params):
                 params[name] = _suggest_one(trial, name, distribution)
         return params
+
+    def _is_active(self, name: str, params: Params) -> bool:
+        # A child of an inactive parent is inactive: its parent has no value here.
+        parents = self.conditions.get(name, ())
+        return all(params.get(parent) in values for parent, values in parents)
 
 
 def binomial(
@@ -207,6 +212,7 @@ def _suggest_one(
 ) -> ParamValue:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
+    # Not `trial._suggest`, which takes any distribution but is private to Optuna.
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name,

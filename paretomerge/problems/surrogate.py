@@ -89,6 +89,7 @@ def features(space: MergeSpace, method: MethodIndices, numbers: Array) -> Array:
     low, high = space.bounds
     inactive = np.isnan(numbers)
     values = np.where(inactive, high, numbers)
+    # Boxes differ in size, and one process has one prior for all length scales.
     scaled = values - low
     span = high - low
     # Only densities: weights may be negative, and have no logarithm.
