@@ -9,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-TOLERANCE = 1e-5  # of the largest entry: METHODS.md
+TOLERANCE = 1e-5  # of the largest entry: docs/conformance.md
 _DEPTH = ("num_hidden_layers", "n_layer")
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
