@@ -93,7 +93,7 @@ class UnitCube:
 
     def evaluate(self, x: Array) -> None:
         """Evaluate each row of `x`, rounded to what the parameters can be."""
-        for row in self.encoding.settle(np.atleast_2d(x)):
+        for row in self.encoding.project(np.atleast_2d(x)):
             self.meter(self.encoding.decode(row))
             self.x = np.concatenate([self.x, row[None]])
 
@@ -106,4 +106,4 @@ class UnitCube:
         drawn = sobol.random(max(size - len(starts), 0))
         if not len(drawn):
             return starts
-        return np.concatenate([starts, self.encoding.settle(drawn)])
+        return np.concatenate([starts, self.encoding.project(drawn)])

@@ -73,7 +73,7 @@ class SpecialistEvaluator:
         merged = self._resident.load(recipe(params))
         candidate = Candidate(merged.model, self._resident.tokenizer, merged.facts)
         scores = self._evaluator.evaluate(candidate, "search")
-        return np.array([scores[task].items for task in TASKS]) > 0.5
+        return np.array([scores[task].example_scores for task in TASKS]) > 0.5
 
     def starts(self) -> dict[str, dict[str, ParamValue]]:
         """Each source alone, the uniform average, task arithmetic, TIES and DARE at defaults."""

@@ -46,5 +46,5 @@ def test_models_that_the_harness_does_not_know_are_told(specialists):
 
 
 def test_study_yaml_names_it(tmp_path, pico):
-    with pytest.raises(ConfigError, match="expected the name of a model"):
+    with pytest.raises(ConfigError, match="name a model of lm-evaluation-harness"):
         open_search(write(tmp_path, pico, evaluate={"backend": {"dtype": "auto"}}))

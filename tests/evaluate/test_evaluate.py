@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_harness_itself(specialists, tmp_path):
     }
     subprocess.run(
         command,
-        cwd=specialists.parent.parent,
+        cwd=specialists,
         env=environment,
         check=True,
         capture_output=True,

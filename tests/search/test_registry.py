@@ -225,9 +225,7 @@ def test_the_sobol_sequence_fills_every_interval_once():
     for _ in range(16):
         study.tell(study.ask(space), [0.0, 0.0])
     for name in space:
-        assert sorted(int(16 * t.params[name]) for t in study.trials()) == list(
-            range(16)
-        )
+        assert sorted(int(16 * t.params[name]) for t in study.trials) == list(range(16))
 
 
 def test_the_table_is_not_to_be_written_to():

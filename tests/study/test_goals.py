@@ -43,7 +43,7 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
     pico, tmp_path, bound, capsys
 ):
     study = make(pico, tmp_path, constraints=[Constraint("f/up", at_least=bound)])
-    with Progress(study, Console(width=200)) as progress:
+    with Progress(study.results(), Console(width=200)) as progress:
         study.run(11, progress.trial)
     assert "infeasible: f/up at least" in capsys.readouterr().out
     trials = study.trials()
@@ -119,7 +119,7 @@ def test_samplers_see_in_memory_what_the_record_holds(pico, tmp_path, bound, nam
     )
     study.run(10)
     assert seen[-1] == [
-        (t.constraints, t.user_attrs) for t in study.record.frozen()[:-1]
+        (t.constraints, t.user_attrs) for t in study.record.frozen_trials()[:-1]
     ]
     assert all(
         constraints and user["scores"]["f/down"][3] == "10"
@@ -138,7 +138,7 @@ def test_a_constraint_that_nothing_keeps(pico, tmp_path):
     near = min(study.trials(), key=lambda t: -t.scores["f/up"].value)
     with pytest.raises(
         ConfigError,
-        match=rf"got none of 11; the nearest, trial {near.number}, breaks f/up at least 1e\+06",
+        match=rf"none of 11 trials keeps the constraints\. The nearest, trial {near.number}, breaks f/up at least 1e\+06",
     ):
         choose(study.results(), Choice())
 
@@ -148,7 +148,7 @@ def test_a_constraint_without_its_score_and_failures_among_constraints(pico, tmp
 
     study = make(pico, tmp_path, constraints=[Constraint("g", at_least=0)])
     with pytest.raises(
-        StudyError, match=r"last 10 trials failed.*expected a score named 'g'"
+        StudyError, match=r"last 10 trials failed.*no score is named 'g'"
     ):
         study.run(12)
     assert all(

@@ -305,17 +305,16 @@ def test_every_beginning_of_the_order_has_the_strata_in_proportion():
 
 
 def test_study_yaml_says_whether_and_how(tmp_path, pico):
-    assert open_search(write(tmp_path, pico)).goals.racing is None
-    assert open_search(write(tmp_path, pico, evaluate={"race": True}, seed=3))[
-        0
-    ].goals.racing == RaceSettings(seed=3)
+    assert open_search(write(tmp_path, pico)).goals.race is None
+    raced_study = open_search(write(tmp_path, pico, evaluate={"race": True}, seed=3))
+    assert raced_study.goals.race == RaceSettings(seed=3)
     assert open_search(
         write(tmp_path, pico, evaluate={"race": "90%"})
-    ).goals.racing == RaceSettings(0.9)
-    with pytest.raises(ConfigError, match="race: expected the live model"):
+    ).goals.race == RaceSettings(0.9)
+    with pytest.raises(ConfigError, match="race: does not work with a `backend`"):
         open_search(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
     with pytest.raises(
-        ConfigError, match="expected a confidence of 50% or more, such as 95%, got 2%"
+        ConfigError, match="a confidence of 50% or more, such as 95%, not 2%"
     ):
         open_search(write(tmp_path, pico, evaluate={"race": "2%"}))
     with pytest.raises(ConfigError, match="expected a percentage of confidence"):

@@ -109,7 +109,7 @@ def test_resuming_goes_on_as_if_never_stopped(pico, tmp_path):
 
 def test_optuna_reads_the_record(pico, tmp_path):
     make(pico, tmp_path).run(4)
-    loaded = optuna.open_search(
+    loaded = optuna.load_study(
         study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db"
     )
     assert (

@@ -344,8 +344,8 @@ def test_kill_9_while_scores_are_taken_over_and_later(pico, first):
         "SLOW": "0.3",
     }
     for enough in (
-        lambda: len(beside.trials) >= 3,
-        lambda: count_evaluated(beside.trials) >= 2,
+        lambda: len(beside.trials()) >= 3,
+        lambda: count_evaluated(beside.trials()) >= 2,
     ):
         command = [
             sys.executable,
@@ -401,5 +401,5 @@ def test_the_command_line_says_what_was_known_and_why_it_ended(
     more = CliRunner().invoke(app, ["search", "--trials", "3", str(path)]).stdout
     assert "   3/3  " in more and "   2/" not in more
     path.write_text(path.read_text().replace("at_least: 0", "at_least: 99"))
-    refused = CliRunner().invoke(app, ["status", str(path)])
+    refused = CliRunner().invoke(app, ["search", str(path)])
     assert "constraints changed since" in str(refused.exception)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import paretomerge.merging.block as block_module
 import paretomerge.merging.methods.top_k as top_k
-from paretomerge.checkpoint.operand import InMemory
+from paretomerge.checkpoint.operand import InMemoryTensor
 from paretomerge.merging.block import Inputs
 from paretomerge.merging.methods.top_k import Query, top_k_thresholds
 
@@ -29,7 +29,9 @@ def check(tensor: torch.Tensor, counts: list[int]) -> int:
     Gives the number of passes.
     """
     passes = [0]
-    inputs = Inputs("tensor", tuple(tensor.shape), None, [InMemory(tensor)], [{}], {})
+    inputs = Inputs(
+        "tensor", tuple(tensor.shape), None, [InMemoryTensor(tensor)], [{}], {}
+    )
 
     def score(block):
         passes[0] += block.first == 0
@@ -226,7 +228,12 @@ def test_any_tensor_any_counts(seed, rows, columns, kinds, shares):
 def test_several_scores_in_the_same_passes(small):
     sources = [TENSORS["normal"], TENSORS["seven values"]]
     inputs = Inputs(
-        "tensor", (97, 53), None, [InMemory(source) for source in sources], [{}] * 2, {}
+        "tensor",
+        (97, 53),
+        None,
+        [InMemoryTensor(source) for source in sources],
+        [{}] * 2,
+        {},
     )
     scores = [lambda block, i=i: block.source(i).abs_() for i in range(2)]
     queries = [Query(scores[i], k) for i, k in ((1, 100), (0, 2000), (1, 4000), (0, 1))]

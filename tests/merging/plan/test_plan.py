@@ -83,7 +83,7 @@ def test_cost_is_read_from_headers(pico):
     assert told.seconds > 0 and estimate_cost(made, threads=2).memory > told.memory
     whole = plan(pico, "merge_method: tsv\n" + TWO)
     assert (
-        METHODS["tsv"].whole
+        METHODS["tsv"].whole_tensors
         and estimate_cost(whole).memory > told.memory
         and estimate_cost(whole).seconds is None
     )
