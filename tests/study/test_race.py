@@ -317,5 +317,5 @@ def test_study_yaml_says_whether_and_how(tmp_path, pico):
         ConfigError, match="a confidence of 50% or more, such as 95%, not 2%"
     ):
         open_search(write(tmp_path, pico, evaluate={"race": "2%"}))
-    with pytest.raises(ConfigError, match="expected a percentage of confidence"):
+    with pytest.raises(ConfigError, match="a percentage of confidence"):
         open_search(write(tmp_path, pico, evaluate={"race": "2"}))
