@@ -89,7 +89,6 @@ class Executor:
 @contextmanager
 def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note the wall-clock seconds of a stage."""
-    # Not in a `finally`: a stage that failed has no time, and its trial is not part of the sums.
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 4)

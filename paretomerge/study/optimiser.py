@@ -29,7 +29,7 @@ class Optimiser:
         self._study = optuna.create_study(directions=directions, sampler=level.sampler)
         names = [objective.name for objective in record.objectives]
         with warnings.catch_warnings():
-            # `set_metric_names` is experimental in Optuna; a sampler may look objectives up by name.
+            # `set_metric_names` is experimental in Optuna; some samplers read the names.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names(names)
         # Samplers read their history from the study: it must hold this level's trials and no
@@ -85,8 +85,8 @@ class Optimiser:
             self._asked.set_constraint(name, violation)
         values = None if frozen.state == TrialState.FAIL else frozen.values
         in_memory = self._study.tell(self._asked, values, frozen.state)
-        # Samplers such as NSGA-II store their state on the trial. Without it in the record, a resumed
-        # sampler would lose that state.
+        # Samplers may store their state on the trial, as NSGA-II stores its generation. Without it
+        # in the record, a resumed sampler would lose that state.
         whole = self._record.freeze(trial, self._distributions, in_memory.system_attrs)
         self._record.add(whole, trial.number)
 
@@ -108,5 +108,5 @@ class Optimiser:
         if expected_gain is None:
             return None
         gain = expected_gain(self._study)
-        # NaN compares false with every limit, so it would end a row of low gains unnoticed.
+        # NaN compares false with every number, so a stopping rule would take it for a low gain.
         return float(gain) if gain is not None and math.isfinite(gain) else None

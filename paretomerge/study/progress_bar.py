@@ -42,6 +42,7 @@ class ProgressBar:
         if self._bar is None:
             self._bar = _make_bar(event.total, event.done - 1)
         self._bar.set_postfix_str(f"hypervolume {event.hypervolume:.4f}", refresh=False)
+        # Set and not advanced by one: repeated recipes do not count towards the budget.
         self._bar.n = event.done
         self._bar.refresh()
 

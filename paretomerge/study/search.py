@@ -223,7 +223,7 @@ class Search:
         if self.then and rule.until is not None:
             # Checked now: an error after the first level would waste hours of evaluations.
             rule.check_sampler(self.then.sampler(self.then.space({})))
-        # Otherwise a missing device would fail trial after trial, and each would stay in the record.
+        # Checked before the first trial: a missing device must not fill the record with failures.
         usable_device(self.placement.device)
         with _locked(self.folder):
             end = self._explore(rule, watch)

@@ -163,7 +163,7 @@ class StoppingRule:
         return End(reason, len(finished), stopped, budget)
 
     def _still_stopped(self, last_end: End, finished: Sequence[Trial]) -> bool:
-        # More trials than at the stop: a start of the user's was added, so the sampler knows more.
+        # A start that was added since the stop makes the record longer: the search then goes on.
         unchanged = last_end.stopped and last_end.total == len(finished)
         return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
 
