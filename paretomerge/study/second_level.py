@@ -76,7 +76,8 @@ class SecondLevelPlan:
         if not merges:
             return []
         values = [trial.values(objectives) for trial in merges]
-        reference = reference_point(values) if reference is None else reference
+        if reference is None:
+            reference = reference_point(values).tolist()
         order = ranked(values, reference)
         # Ascending numbers: the order of the pool decides which hand-overs are tried.
         return sorted(merges[i].number for i in order[: self.front])

@@ -547,8 +547,8 @@ class Study:
         return text
 
     def _record(self) -> Record:
-        # `_search` is a cached property: it is in `__dict__` once it has been built. Reading a record
-        # must not build it.
+        # `_search` is a cached property, which is in `__dict__` once it has been built. Reading a
+        # record must not build it.
         if "_search" in self.__dict__:
             return self._search.record
         return Record.read(self.settings.storage)
