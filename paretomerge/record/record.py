@@ -207,8 +207,8 @@ class Record:
             user_attrs=self._attributes(trial),
             system_attrs=dict(sampler_notes or {}),
         )
-        # `tell` leaves the constraints among the system attributes, which are passed in above. Optuna
-        # warns where a constraint is set twice, and warnings are errors here.
+        # `tell` leaves the constraints among the system attributes, which are passed in above. Then
+        # Optuna would warn that they are set twice.
         for name, violation in trial.constraints.items():
             if name not in frozen.constraints:
                 frozen.set_constraint(name, violation)
