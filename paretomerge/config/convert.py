@@ -187,7 +187,7 @@ def _measure(config: MeasureConfig) -> Measure:
 def _constraint(
     config: ConstraintConfig, objectives: tuple[Measure, ...]
 ) -> Constraint:
-    """Read a bound. Without a name, it is on the objective with the same measure, if there is one."""
+    """Read a bound. Without a name, it is on the objective with the same measure, if any."""
     measure = _measure(config)
     if config.name is None:
         for objective in objectives:
@@ -248,7 +248,7 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
             config = {"sparsity": True}
         case Size():
             config = {"size": measure.kind}
-    # A default name is not written, so that a study has one identity whether or not it is spelt out.
+    # A default name is not written: a study has one identity, whether the name is spelt out or not.
     if measure.name != measure.default_name:
         config["name"] = measure.name
     return config

@@ -144,8 +144,8 @@ def _expected(
             sign = 1 if objective.maximise else -1
             tables[k] = np.array(rows, dtype=float) * sign
     gains = np.zeros(values.shape[1])
-    # Each draw resamples the examples with replacement, scores all trials on them and chooses a front
-    # by these scores. The full sample plays the part of the truth.
+    # Each draw resamples the examples with replacement, scores all trials on them and chooses a
+    # front by these scores. The scores on all examples stand for the true ones.
     for _ in range(_DRAWS):
         drawn = values.copy()
         for k, table in tables.items():

@@ -85,7 +85,7 @@ def choose(results: Results, choice: Choice) -> Trial:
     Raises:
         ConfigError: There is no such trial, it failed, or nothing has finished yet.
     """
-    # A number may select any scored trial, so a user can override the front.
+    # A number may select any feasible trial, also one that is not on the front.
     if choice.trial is not None:
         return _numbered(results, choice.trial)
     # Held-out scores are not looked at: choosing by them would make them optimistic too.
@@ -114,7 +114,7 @@ def check_out(out: Path, overwrite: bool = False) -> None:
     """
     from paretomerge.checkpoint.writer import new_folder
 
-    # Begins to write and undoes it: asking for permissions misses full disks and read-only mounts.
+    # Begins to write and undoes it, so the check and the writer cannot disagree.
     with suppress(_Undo), new_folder(out, overwrite):
         raise _Undo
 

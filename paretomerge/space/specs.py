@@ -107,7 +107,7 @@ class RouteSpace:
         most: The most times that an edit repeats a block (`form="edits"` only).
         repeats: Rounds through the indicators (`form="indicators"` only).
         match: A text file. Hand-overs begin with the scales that match the models' residual streams
-            on this text.
+            on its first lines.
 
     Raises:
         ConfigError: A setting does not belong to the form, or is out of range.
