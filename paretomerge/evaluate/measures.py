@@ -306,7 +306,7 @@ class Constraint:
     @property
     def text(self) -> str:
         """The bound in words, which is also the constraint's name in the record."""
-        # Rewording it would refuse every record of a study that has constraints.
+        # Do not reword it: recorded violations are stored under this text.
         if self.at_least is not None:
             return f"{self.score} at least {self.at_least:g}"
         return f"{self.score} at most {self.at_most:g}"
@@ -340,7 +340,7 @@ def _set_name(measure: Measure, default: str) -> None:
 
 
 def _check_direction(name: str, direction: str | None) -> None:
-    # `Literal` is not checked at run time, and "max" would silently mean something else.
+    # `Literal` is not checked at run time, and a study would take "max" for "minimize".
     if direction not in (None, "maximize", "minimize"):
         raise ConfigError(
             f"{name}: direction must be maximize or minimize, not {shorten(direction)}"

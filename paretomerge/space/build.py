@@ -213,7 +213,7 @@ def _selected_sources(
             )
     retained = tuple(name for name in deltas.names if name not in dropped)
     deltas = deltas.of(retained)
-    # After near-duplicates are gone: they would take the places of sources that differ.
+    # Ordered last, so that only the sources that stay take part.
     if spec.order == "kinship":
         deltas = deltas.of(order_by_similarity(deltas))
     return deltas, notes
