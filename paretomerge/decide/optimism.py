@@ -16,9 +16,7 @@ from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 from paretomerge.types import Array
 
-_DRAWS = (
-    200  # bootstrap samples, as usual for a mean (Efron and Tibshirani 1993, sec. 6.4)
-)
+_DRAWS = 200  # bootstrap samples
 
 
 @dataclass(frozen=True)

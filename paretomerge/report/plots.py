@@ -169,7 +169,6 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
         errors = [held_out[name].stderr for name in scored]
         title = trial_title(trial)
         colour = _SOURCES[i % len(_SOURCES)]
-        # By identity: the picked trial may be a source, and is then shown as both.
         if trial is picked:
             title = "picked"
             colour = _PICKED

@@ -112,7 +112,6 @@ def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) ->
         table.add_column(Text(heading, overflow="fold"), justify=justify)  # type: ignore[arg-type]
     for comparison in comparisons:
         reach = comparison.high - comparison.difference
-        # Text, because a name may have square brackets, which rich would take for markup.
         cells = (
             f"{comparison.one:.3f}",
             f"{comparison.other:.3f}",
@@ -122,6 +121,7 @@ def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) ->
             str(comparison.n),
         )
         style = "bold" if comparison.p < _SIGNIFICANT else None
+        # As `Text`: in a plain string rich would take square brackets for markup.
         table.add_row(Text(comparison.task), *cells, style=style)
     return table
 
