@@ -401,7 +401,7 @@ def main() -> None:
     try:
         app()
     except ParetoMergeError as error:
-        # From `sys.argv`, because the error may come before the options are parsed.
+        # From `sys.argv`: the error has left typer, and with it the parsed option.
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")

@@ -105,7 +105,8 @@ class Progress:
         cells += [score_text(trial.scores, name) for name in self._names]
         if self._results.has_mean:
             mean = self._results.mean(trial.scores)
-            cells.append("-" if mean is None else f"{mean:.3f}")
+            mean_text = "-" if mean is None else f"{mean:.3f}"
+            cells.append(mean_text)
         seconds = sum(event.seconds.values())
         cells.append(volume_text(event.hypervolume))
         cells.append(f"{seconds:.1f}")
@@ -118,7 +119,8 @@ class Progress:
         seconds_each = elapsed / evaluated
         stages = []
         for stage in _STAGES:
-            total = sum(event.seconds.get(stage, 0) for event in self._events)
+            times = [event.seconds.get(stage, 0) for event in self._events]
+            total = sum(times)
             stages.append(f"{stage} {total:.0f}s")
         # The elapsed time includes failed and reused trials, and so does the time that is left.
         left = seconds_each * (last.total - last.done)
@@ -168,7 +170,11 @@ def score_text(scores: Scores, name: str) -> str:
 
 
 def _scores_text(scores: Scores, names: Sequence[str]) -> str:
-    return "  ".join(f"{name} {score_text(scores, name)}" for name in names)
+    parts = []
+    for name in names:
+        score = score_text(scores, name)
+        parts.append(f"{name} {score}")
+    return "  ".join(parts)
 
 
 def _note(trial: Trial) -> str:

@@ -250,7 +250,8 @@ def message_of(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         section = ".".join(keys[:-1]) or "study"
         known = _known_keys(detail["loc"][:-1])
-        return f"{section}: {unknown_name('key', keys[-1], known)}"
+        problem = unknown_name("key", keys[-1], known)
+        return f"{section}: {problem}"
     if detail["type"] == "missing":
         return f"{place}: required key is missing"
     message = detail["msg"].removeprefix("Value error, ")
@@ -325,4 +326,6 @@ def _kinds_of(annotation: Any) -> list[type]:
 
 def _brief(value: object) -> str:
     text = repr(value)
-    return text if len(text) < 100 else f"{text[:97]}..."
+    if len(text) < 100:
+        return text
+    return f"{text[:97]}..."

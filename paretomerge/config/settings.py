@@ -154,7 +154,8 @@ class SecondLevel:
                     "then.prefer: weights of 0 or more, one of them above 0, not "
                     f"{dict(self.prefer)}"
                 )
-        if self.trials < 1 or (self.front is not None and self.front < 1):
+        front = 1 if self.front is None else self.front
+        if self.trials < 1 or front < 1:
             raise ConfigError("then: `trials` and `front` must be 1 or more")
 
 

@@ -75,7 +75,8 @@ class Comparison:
         # Paired: both models find the same examples hard, and that part cancels.
         differences = first - second
         mean = float(differences.mean())
-        stderr = float(differences.std(ddof=1)) / math.sqrt(n)
+        deviation = float(differences.std(ddof=1))
+        stderr = deviation / math.sqrt(n)
         quantile = float(stats.t.ppf(0.975, n - 1))
         reach = quantile * stderr
         wins: int | None = None

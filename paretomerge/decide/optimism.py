@@ -63,6 +63,7 @@ def optimism(results: Results) -> list[Optimism]:
         One entry for each objective with per-example scores on both splits; none before the front
         is scored on held-out examples.
     """
+    # A study that was interrupted may have scored a part of its front only.
     front = [trial for trial in results.front if trial.held_out]
     trials = [trial for trial in results.trials if trial.can_be_on_front]
     per_example = []
@@ -95,7 +96,8 @@ def _of_objective(
     held_out = np.mean(held_out_rows, 0)
     variances = []
     for means in (search, held_out):
-        variances.append(float(np.var(means, ddof=1)) / len(means))
+        variance = float(np.var(means, ddof=1))
+        variances.append(variance / len(means))
     difference = float(search.mean()) - float(held_out.mean())
     return Optimism(
         name,
@@ -120,7 +122,8 @@ def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) ->
     held_out = set()
     for trial in front:
         score = (trial.held_out or {}).get(name)
-        held_out.add(len(score.example_scores or ()) if score else 0)
+        n_examples = len(score.example_scores or ()) if score else 0
+        held_out.add(n_examples)
     same_number = len(searched) == len(held_out) == 1
     # A variance needs two examples.
     return same_number and min(searched | held_out) > 1

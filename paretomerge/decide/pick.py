@@ -181,7 +181,10 @@ def _numbered(results: Results, number: int) -> Trial:
 
 
 def _why_no_front(results: Results) -> str:
-    scored = [trial for trial in results.trials if not trial.failure]
+    scored = []
+    for trial in results.trials:
+        if not trial.failure:
+            scored.append(trial)
     if not scored:
         return f"{results.place}: no trial has finished; run the search first"
     nearest = min(scored, key=_total_violation)
@@ -216,4 +219,5 @@ def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
-    return f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"
+    number = f"{score.value:.4f} ± {score.stderr:.4f}"
+    return f"{number} (n = {score.n})"

@@ -244,8 +244,10 @@ class Record:
             kind: `objectives` or `watched`: each is scored once.
             scores: The scores.
         """
+        key = f"{_HELD_OUT}/{number}/{kind}"
+        packed = _pack(scores)
         with self.storage.readable_errors():
-            self._study.set_user_attr(f"{_HELD_OUT}/{number}/{kind}", _pack(scores))
+            self._study.set_user_attr(key, packed)
 
     def held_out(self, number: int) -> dict[str, Scores]:
         """Read the held-out scores of a trial, by kind."""
@@ -402,9 +404,14 @@ def _pack_examples(scores: Sequence[float] | None) -> str | list[float] | None:
     if scores is None:
         return None
     if all(score in (0.0, 1.0) for score in scores):
-        return "".join("1" if score else "0" for score in scores)
+        digits = ["1" if score else "0" for score in scores]
+        return "".join(digits)
     return list(scores)
 
 
 def _unpack_examples(packed: str | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if packed is None else tuple(float(score) for score in packed)
+    if packed is None:
+        return None
+    # A string iterates over its digits, so both forms are read alike.
+    scores = [float(score) for score in packed]
+    return tuple(scores)

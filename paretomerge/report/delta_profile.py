@@ -58,9 +58,13 @@ def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRo
         The data.
     """
     names = profile.names
+    norms = profile.norms.tolist()
     # The profile holds squared norms, which add up over tensors; norms do not.
     layers = np.sqrt(profile.by_layer(architecture))
     roles = np.sqrt(_squared_norms_by_role(profile, architecture))
+    layers_of: dict[str, list[float]] = {}
+    for i, name in enumerate(names):
+        layers_of[name] = layers[:, i].tolist()
     return {
         "base": profile.base,
         "models": dict(profile.sources),
@@ -68,8 +72,8 @@ def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRo
         "cosine": _named(names, names, profile.cosine),
         "pearson": _named(names, names, profile.pearson),
         "euclidean": _named(names, names, profile.euclidean),
-        "norms": dict(zip(names, profile.norms.tolist(), strict=True)),
-        "layers": {name: layers[:, i].tolist() for i, name in enumerate(names)},
+        "norms": dict(zip(names, norms, strict=True)),
+        "layers": layers_of,
         "roles": _named(names, ROLES, roles.T),
         "order": list(order_by_similarity(profile)),
     }
@@ -132,7 +136,8 @@ def _norms_table(rows: KinshipRows, depth: int) -> Table:
     table = _plain_table()
     table.add_column("moved", no_wrap=True)
     table.add_column("norm", justify="right")
-    table.add_column(f"layers 0 to {depth - 1}" if depth else "", no_wrap=True)
+    layers_heading = f"layers 0 to {depth - 1}" if depth else ""
+    table.add_column(layers_heading, no_wrap=True)
     for role in ROLES:
         table.add_column(role, justify="right")
     # One scale for all sources, so that their bars can be compared.

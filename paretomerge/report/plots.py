@@ -107,7 +107,8 @@ def plot_hypervolume(results: Results) -> "Figure":
         numbers.append(trial.number + 1)
     # A step and no slope: the volume changes when a trial ends.
     line = {"color": _FRONT, "shape": "hv"}
-    figure = Figure(Scatter(x=numbers, y=volumes, line=line, name="search"))
+    steps = Scatter(x=numbers, y=volumes, line=line, name="search")
+    figure = Figure(steps)
     if results.baselines:
         figure.add_hline(
             results.hypervolume(results.baselines),

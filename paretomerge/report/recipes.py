@@ -68,12 +68,15 @@ def plan_table(facts: PlanFacts) -> Table:
         table.add_row("models" if i == 0 else "", model)
     tensors = facts["tensors"]
     layers = facts["layers"]
-    table.add_row("result", f"{tensors} tensors, {layers} layers, {facts['dtype']}")
-    table.add_row("reads", readable_size(facts["read"]))
+    dtype = facts["dtype"]
+    table.add_row("result", f"{tensors} tensors, {layers} layers, {dtype}")
+    read = readable_size(facts["read"])
+    table.add_row("reads", read)
     # The whole result is written beside the target before it takes its place.
     written = readable_size(facts["written"])
     table.add_row("writes", f"{written}, as much free disk is needed")
-    table.add_row("memory", f"about {readable_size(facts['memory'])}")
+    memory = readable_size(facts["memory"])
+    table.add_row("memory", f"about {memory}")
     table.add_row("time", _time(facts["seconds"]))
     return table
 
@@ -114,8 +117,11 @@ def methods_table() -> Table:
     table.add_column("rule", ratio=3)
     table.add_column("parameters", ratio=2)
     for row in method_rows():
-        parameters = [_parameter_text(*item) for item in row["parameters"].items()]
-        table.add_row(row["name"], row["rule"], ", ".join(parameters))
+        parameters = []
+        for name, default in row["parameters"].items():
+            parameters.append(_parameter_text(name, default))
+        parameters_text = ", ".join(parameters)
+        table.add_row(row["name"], row["rule"], parameters_text)
     table.caption = "theta_0: the base, tau_i = theta_i - theta_0; defaults in brackets"
     table.caption_justify = "left"
     return table
@@ -131,9 +137,10 @@ def methods_markdown() -> str:
         for parameter, default in row["parameters"].items():
             parameters.append(_parameter_text(f"`{parameter}`", default))
         method = f"`{row['name']}`"
-        rule = row["rule"]
-        cells = (method, rule, ", ".join(parameters), row["base"], row["source"])
-        lines.append(f"| {' | '.join(cells)} |")
+        parameters_text = ", ".join(parameters)
+        cells = (method, row["rule"], parameters_text, row["base"], row["source"])
+        line = " | ".join(cells)
+        lines.append(f"| {line} |")
     return "\n".join(lines) + "\n"
 
 
@@ -165,5 +172,7 @@ def _parameter_text(name: str, default: object) -> str:
     if default is None:
         return name
     # YAML's spelling: true, not True.
-    text = str(default).lower() if isinstance(default, bool) else str(default)
+    text = str(default)
+    if isinstance(default, bool):
+        text = text.lower()
     return f"{name} ({text})"

@@ -177,7 +177,9 @@ def _caption(
     errors = []
     for trial in trials:
         held_out = trial.held_out or {}
-        errors += [held_out[name].stderr for name in names if name in held_out]
+        for name in names:
+            if name in held_out:
+                errors.append(held_out[name].stderr)
     lines = []
     if errors:
         lines.append(
@@ -197,7 +199,8 @@ def _cell(trial: Trial, name: str, both_splits: bool) -> Text:
 def _pair(search: str, held_out: str, both_splits: bool) -> Text:
     """A search score, dimmed, and a held-out score, five places each; or only one of them."""
     if both_splits:
-        return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
+        dimmed = (f"{search:>5}", "dim")
+        return Text.assemble(dimmed, f" {held_out:>5}")
     # In brackets, so that nobody takes an optimistic search score for a held-out one.
     if held_out == "-":
         return Text(f"({search})", "dim")

@@ -107,7 +107,10 @@ def build_route_space(
         depths[name] = opened[path].architecture.depth
     base_depth = opened[pool.base].architecture.depth
     depths |= dict.fromkeys(recipes, base_depth)
-    fold, notes = _common_fold(opened, pool) if spec.scale else (None, ())
+    fold: Fold | None = None
+    notes: tuple[str, ...] = ()
+    if spec.scale:
+        fold, notes = _common_fold(opened, pool)
     settings: dict[str, Any] = {
         "fold": fold,
         "blocks": spec.blocks or min(_MOST_BLOCKS, *depths.values()),
@@ -225,7 +228,9 @@ def _common_fold(
     """How scales of the residual stream are folded into weights; a note where they cannot be."""
     # A family without a fold costs the scales only: any numbered layers can be stacked without.
     try:
-        folds = {fold_of(opened[path].config) for path in pool.sources.values()}
+        folds = set()
+        for path in pool.sources.values():
+            folds.add(fold_of(opened[path].config))
     except CheckpointError as error:
         return None, (f"scales of the residual stream are left out: {error}",)
     if len(folds) > 1:
@@ -254,7 +259,8 @@ def _cached_scales(
     key = _hash([sources, space.half, space.blocks, digests, lines])
     file = folder / f"scales-{key}.json"
     if file.is_file():
-        cached: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        text_of_cache = file.read_text(encoding="utf-8")
+        cached: dict[str, float] = json.loads(text_of_cache)
         return cached
     model = RoutedModel(tuple(space.sources.values()), "float32")
     by_model = measure_streams(model, space.sources, space.depths, lines)

@@ -66,9 +66,12 @@ def first_agenda(
         return replace(same, params=params, label=label)
 
     points = list(baselines.items())
-    sources = [labelled(label, params) for label, params in points[:n_sources]]
-    starts = [*warm_start.starts.items(), *points[n_sources:]]
-    others = [labelled(label, params) for label, params in starts]
+    sources: list[Trial] = []
+    for label, params in points[:n_sources]:
+        sources.append(labelled(label, params))
+    others: list[Trial] = []
+    for label, params in (*warm_start.starts.items(), *points[n_sources:]):
+        others.append(labelled(label, params))
     # A scored trial that is also a baseline or a start already carries that label above.
     with_label = {key(trial.params) for trial in (*sources, *others)}
     unlabelled: list[Trial] = []

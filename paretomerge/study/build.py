@@ -161,7 +161,11 @@ def task_digest(folder: Path, task: str) -> str:
         # A search in the text and not a YAML parser: the harness's files have tags such as
         # `!function`, which a safe loader refuses.
         definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
-        if definition is None or definition[1].strip(b"\"'") == task.encode():
+        # A file that defines no task may be included by any of them.
+        defines_another = False
+        if definition is not None:
+            defines_another = definition[1].strip(b"\"'") != task.encode()
+        if not defines_another:
             # With the length, so that text cannot move from one file to the next unnoticed.
             header = f"{file.relative_to(folder)} {len(content)} "
             content_digest.update(header.encode() + content)
@@ -390,7 +394,8 @@ class _Builder:
             if measure_digest:
                 scores[measure.name] = measure_digest
         # Sorted like the models in `_question`: their order does not change what scores mean.
-        models = sorted(digest(model) for model in self.pool.sources.values())
+        digests = [digest(model) for model in self.pool.sources.values()]
+        models = sorted(digests)
         return {
             "files of base": digest(self.pool.base),
             "files of models": models,
@@ -450,8 +455,9 @@ def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
         return None
     if isinstance(setting, str):
         return Backend(setting)
-    arguments = {key: value for key, value in setting.items() if key != "name"}
-    return Backend(setting["name"], arguments)
+    arguments = dict(setting)
+    name = arguments.pop("name")
+    return Backend(name, arguments)
 
 
 def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] | None:

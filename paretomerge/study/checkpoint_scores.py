@@ -73,7 +73,8 @@ def _sparsity(search: Search, checkpoint: Checkpoint) -> float:
     """Minus the L1 distance to the base, in units of the farthest source."""
     resident = search.first_level.model
     assert isinstance(resident, ResidentModel)
-    if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
+    base = resident.checkpoints[resident.base]
+    if set(checkpoint.headers) != set(base.headers):
         raise CheckpointError(
             f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot "
             "be measured"

@@ -72,7 +72,8 @@ class Executor:
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
             # torch reports exhausted memory as a RuntimeError. Any other exception is a bug, and
             # must not hide among failed trials.
-            return replace(asked, failure=f"{type(error).__name__}: {error}")
+            kind = type(error).__name__
+            return replace(asked, failure=f"{kind}: {error}")
         violations = self.goals.violations(scores)
         return replace(asked, scores=scores, constraints=violations, final=final)
 

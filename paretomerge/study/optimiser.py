@@ -109,4 +109,6 @@ class Optimiser:
             return None
         gain = expected_gain(self._study)
         # NaN compares false with every number, so a stopping rule would take it for a low gain.
-        return float(gain) if gain is not None and math.isfinite(gain) else None
+        if gain is None or not math.isfinite(gain):
+            return None
+        return float(gain)

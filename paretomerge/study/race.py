@@ -81,7 +81,10 @@ class Race:
             EvaluationError: Scoring failed.
         """
         # Estimates must not feed the models that make estimates.
-        complete = [trial for trial in finished if not trial.failure and trial.final]
+        complete = []
+        for trial in finished:
+            if trial.final and not trial.failure:
+                complete.append(trial)
         models = self._models_of(complete)
         evaluators: list[PerExample] = []
         for part in evaluators_in(self._goals.evaluator):
@@ -111,8 +114,11 @@ class Race:
     ) -> tuple[dict[str, Score], bool]:
         """Score more and more examples until the candidate is left or all are scored."""
         models, seen = heat.models, heat.seen
-        totals = {name: len(models[name].order) for name in raced}
-        wanted = {name: min(self._settings.first, totals[name]) for name in raced}
+        totals: dict[str, int] = {}
+        wanted: dict[str, int] = {}
+        for name in raced:
+            totals[name] = len(models[name].order)
+            wanted[name] = min(self._settings.first, totals[name])
         while True:
             for name, evaluator in raced.items():
                 n_seen = len(seen[name])
@@ -121,7 +127,8 @@ class Race:
                     new = evaluator.example_scores(
                         candidate, "search", {name: examples.tolist()}
                     )
-                    seen[name] += [float(score) for score in new[name]]
+                    for score in new[name]:
+                        seen[name].append(float(score))
             unfinished = [name for name in raced if wanted[name] < totals[name]]
             if not unfinished:
                 scores = dict(heat.exact)
@@ -233,7 +240,9 @@ class _Heat:
         self.models = models
         self.rivals = rivals
         self.exact = exact
-        self.seen: dict[str, list[float]] = {name: [] for name in models}
+        self.seen: dict[str, list[float]] = {}
+        for name in models:
+            self.seen[name] = []
         self._goals = goals
         self._rng = rng
 
@@ -323,7 +332,9 @@ def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
     Returns:
         One of `names`.
     """
-    chances = {name: mask.mean(0) for name, mask in masks.items()}
+    chances: dict[str, Array] = {}
+    for name, mask in masks.items():
+        chances[name] = mask.mean(0)
 
     def undecided(name: str) -> float:
         if name not in chances:
@@ -334,6 +345,7 @@ def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
         undecided_by_rival = variance * np.prod(others, 0)
         return float(undecided_by_rival.max())
 
+    # Of equally undecided scores `max` takes the first, so the choice is reproducible.
     return max(names, key=undecided)
 
 
@@ -356,8 +368,9 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
     place = np.empty(len(correct))
     for stratum in np.unique(correct):
         members = shuffled[correct[shuffled] == stratum]
+        size = len(members)
         offset = rng.random()
-        place[members] = (np.arange(len(members)) + offset) / len(members)
+        place[members] = (np.arange(size) + offset) / size
     # Stable, so that equal places keep one order whatever sorting routine numpy chooses.
     return np.argsort(place, kind="stable")
 

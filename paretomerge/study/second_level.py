@@ -80,7 +80,8 @@ class SecondLevelPlan:
             reference = reference_point(values).tolist()
         order = ranked(values, reference)
         # Ascending numbers: the order of the pool decides which hand-overs are tried.
-        return sorted(merges[i].number for i in order[: self.front])
+        numbers = [merges[i].number for i in order[: self.front]]
+        return sorted(numbers)
 
 
 def pool_name(number: int) -> str:

@@ -150,8 +150,9 @@ class StoppingRule:
         if in_a_row < self.patience:
             return None
         evaluated = count_evaluated(finished)
+        percentage = 100 * self.until
         reason = (
-            f"stopped after {evaluated} trials: expected gain below {100 * self.until:g} % "
+            f"stopped after {evaluated} trials: expected gain below {percentage:g} % "
             f"for {self.patience} asks"
         )
         return self._end(reason, finished, stopped=True)
@@ -168,7 +169,7 @@ class StoppingRule:
         return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
 
     def _exceeds(self, other: "StoppingRule") -> bool:
-        stricter = other.until is not None and (
-            self.until is None or self.until < other.until
-        )
+        stricter = False
+        if other.until is not None:
+            stricter = self.until is None or self.until < other.until
         return stricter or self.trials > other.trials or self.patience > other.patience

@@ -16,6 +16,7 @@ from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Trial
 from paretomerge.space.space import SearchSpace
 from paretomerge.study.agenda import WarmStart
+from paretomerge.types import Params
 
 # From an earlier front. Each start costs an evaluation that the sampler could spend better.
 _MOST_STARTS = 10
@@ -191,7 +192,9 @@ def known_from(
     outside = len(usable) - len(inside)
     note_outside = f"; {outside} lie outside the space" if outside else ""
     if changed:
-        starts = {trial.label: trial.params for trial in inside}
+        starts: dict[str, Params] = {}
+        for trial in inside:
+            starts[trial.label] = trial.params
         note = (
             f"{name}: {changed} changed since: {len(starts)} merges of its front are evaluated "
             f"as starts{note_outside}"
