@@ -173,7 +173,8 @@ def pick(
     results = study.results()
     picked = choose(results, Choice(trial=number))
     heading = f"{choice.text} → {out}"
-    session.console().print(trials_table(results, [picked], heading, number))
+    table = trials_table(results, [picked], heading, number)
+    session.console().print(table)
 
 
 @app.command()
@@ -367,7 +368,8 @@ def compare(
             rows.append(asdict(comparison) | difference)
         print(json.dumps(rows, indent=2))
         return
-    session.console().print(comparison_table(comparisons, one, other), highlight=False)
+    table = comparison_table(comparisons, one, other)
+    session.console().print(table, highlight=False)
 
 
 @app.command()

@@ -190,7 +190,10 @@ def _note(trial: Trial) -> str:
 
 
 def _kind(trial: Trial) -> str:
-    return "route" if trial.level else str(trial.params.get("method", ""))
+    if trial.level:
+        return "route"
+    method = trial.params.get("method", "")
+    return str(method)
 
 
 def _line(event: Event, names: Sequence[str]) -> str:

@@ -117,6 +117,7 @@ def split_named(name: str) -> "Split":
     """Read `--split`."""
     if name not in ("search", "held_out"):
         raise ConfigError(f"--split: use search or held_out, not {name!r}")
+    # Spelt out, since a type checker does not narrow `str` to the two names.
     return "search" if name == "search" else "held_out"
 
 

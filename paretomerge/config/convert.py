@@ -73,7 +73,9 @@ def settings_of(
     constraints = [
         _constraint(constraint, objectives) for constraint in config.constraints
     ]
-    until = share(config.budget.until) if config.budget.until else None
+    until = None
+    if config.budget.until:
+        until = share(config.budget.until)
     return StudySettings(
         base=config.base,
         models=tuple(config.models),
@@ -228,7 +230,8 @@ def _evaluation(config: EvaluateConfig) -> Evaluation:
         race = share(config.race)
     elif config.race:
         race = DEFAULT_CONFIDENCE
-    return Evaluation(**config.model_dump(exclude={"race"}), race=race)
+    others = config.model_dump(exclude={"race"})
+    return Evaluation(**others, race=race)
 
 
 def _measure_config(measure: Measure) -> dict[str, Any]:
@@ -316,7 +319,8 @@ def _groups_config(grouping: Grouping) -> Any:
 
 def _routes_config(routes: RouteSpace) -> RoutesConfig:
     keys = ("form", "blocks", "scale", "most", "repeats", "match")
-    return RoutesConfig(**{key: getattr(routes, key) for key in keys})
+    settings = {key: getattr(routes, key) for key in keys}
+    return RoutesConfig(**settings)
 
 
 def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
@@ -357,12 +361,16 @@ def _sampler_config(sampler: SamplerSetting) -> str | dict[str, Any]:
 
 
 def _budget_config(budget: Budget) -> BudgetConfig:
-    until = percentage_of(budget.until) if budget.until is not None else None
+    until = None
+    if budget.until is not None:
+        until = percentage_of(budget.until)
     return BudgetConfig(until=until, patience=budget.patience)
 
 
 def _then_config(then: SecondLevel) -> ThenConfig:
-    sampler = None if then.sampler is None else _sampler_config(then.sampler)
+    sampler = None
+    if then.sampler is not None:
+        sampler = _sampler_config(then.sampler)
     return ThenConfig(
         routes=_routes_config(then.routes),
         trials=then.trials,

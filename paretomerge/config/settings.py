@@ -237,7 +237,9 @@ class StudySettings:
     @property
     def total_trials(self) -> int:
         """Evaluations of both levels."""
-        return self.budget.trials + (self.then.trials if self.then else 0)
+        if self.then is None:
+            return self.budget.trials
+        return self.budget.trials + self.then.trials
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -256,7 +258,8 @@ class StudySettings:
                 raise ConfigError(
                     f"constraints: {unknown_name('objective', constraint.measure, names)}"
                 )
-        all_names = [*names, *self._constraint_names(), *self.watch]
+        constraint_names = self._constraint_names()
+        all_names = [*names, *constraint_names, *self.watch]
         for name in all_names:
             if all_names.count(name) > 1:
                 raise ConfigError(

@@ -77,7 +77,8 @@ class Comparison:
         mean = float(differences.mean())
         deviation = float(differences.std(ddof=1))
         stderr = deviation / math.sqrt(n)
-        quantile = float(stats.t.ppf(0.975, n - 1))
+        degrees_of_freedom = n - 1
+        quantile = float(stats.t.ppf(0.975, degrees_of_freedom))
         reach = quantile * stderr
         wins: int | None = None
         losses: int | None = None

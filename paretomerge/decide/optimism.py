@@ -98,11 +98,13 @@ def _of_objective(
     for means in (search, held_out):
         variance = float(np.var(means, ddof=1))
         variances.append(variance / len(means))
-    difference = float(search.mean()) - float(held_out.mean())
+    search_mean = float(search.mean())
+    held_out_mean = float(held_out.mean())
+    difference = search_mean - held_out_mean
     return Optimism(
         name,
-        float(search.mean()),
-        float(held_out.mean()),
+        search_mean,
+        held_out_mean,
         difference if objective.maximise else -difference,
         math.sqrt(sum(variances)),
         expected,
@@ -137,13 +139,15 @@ def _expected(
     """By how much a front's scores on drawn examples exceed those on all examples."""
     # A fixed seed, so that the report of a record is always the same.
     rng = np.random.default_rng(0)
-    values = np.array([trial.values(objectives) for trial in trials])
+    value_rows = [trial.values(objectives) for trial in trials]
+    values = np.array(value_rows)
     tables: dict[int, Array] = {}
     for k, objective in enumerate(objectives):
         if objective in per_example:
             rows = [trial.scores[objective.name].example_scores for trial in trials]
             sign = 1 if objective.maximise else -1
-            tables[k] = np.array(rows, dtype=float) * sign
+            table = np.array(rows, dtype=float)
+            tables[k] = table * sign
     gains = np.zeros(values.shape[1])
     # Each draw resamples the examples with replacement, scores all trials on them and chooses a
     # front by these scores. The scores on all examples stand for the true ones.
@@ -152,9 +156,13 @@ def _expected(
         for k, table in tables.items():
             n = table.shape[1]
             # Counts and not indices: a table of hundreds of trials is then one matrix product.
-            counts = rng.multinomial(n, np.full(n, 1 / n))
+            equal_chances = np.full(n, 1 / n)
+            counts = rng.multinomial(n, equal_chances)
             drawn[:, k] = table @ counts / n
         chosen = nondominated(drawn)
         gain = (drawn - values)[chosen].mean(0)
         gains += gain / _DRAWS
-    return {objectives[k].name: float(gains[k]) for k in tables}
+    expected: dict[str, float] = {}
+    for k in tables:
+        expected[objectives[k].name] = float(gains[k])
+    return expected

@@ -197,7 +197,8 @@ def _why_no_front(results: Results) -> str:
 
 def _total_violation(trial: Trial) -> float:
     # Room to spare in one constraint must not make up for another that is broken.
-    return sum(max(violation, 0) for violation in trial.constraints.values())
+    excesses = [max(violation, 0) for violation in trial.constraints.values()]
+    return sum(excesses)
 
 
 def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:

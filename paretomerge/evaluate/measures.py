@@ -301,7 +301,9 @@ class Constraint:
     @property
     def score(self) -> str:
         """The name of the score that is bounded."""
-        return self.measure if isinstance(self.measure, str) else self.measure.name
+        if isinstance(self.measure, str):
+            return self.measure
+        return self.measure.name
 
     @property
     def text(self) -> str:

@@ -81,7 +81,8 @@ class Record:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # The database returns what JSON makes of a value, such as lists for tuples. Without this
         # round trip an unchanged identity would differ from the recorded one.
-        identity = _without_unset(json.loads(json.dumps(header.identity)))
+        as_text = json.dumps(header.identity)
+        identity = _without_unset(json.loads(as_text))
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
             recorded = _without_unset(study.user_attrs.get("identity"))
@@ -140,8 +141,9 @@ class Record:
             trials = tuple(self.trials())
             last_end = self.note("end")
         # The reason is outdated once a later run has added a trial.
-        current = bool(last_end) and last_end["total"] == len(trials)
-        end_reason = last_end["reason"] if current else ""
+        end_reason = ""
+        if last_end and last_end["total"] == len(trials):
+            end_reason = last_end["reason"]
         return Results(
             self.objectives, self.sources, trials, end_reason, str(self.storage)
         )
@@ -395,7 +397,8 @@ def _pack(scores: Scores) -> dict[str, Any]:
 def _unpack(packed: Mapping[str, Sequence[Any]]) -> dict[str, Score]:
     scores = {}
     for name, (value, stderr, n, examples) in packed.items():
-        scores[name] = Score(value, stderr, n, _unpack_examples(examples))
+        example_scores = _unpack_examples(examples)
+        scores[name] = Score(value, stderr, n, example_scores)
     return scores
 
 

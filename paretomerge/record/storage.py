@@ -53,7 +53,8 @@ class Storage:
         """The SQLite file; None for a server, or a SQLite database in memory."""
         # `sqlite://` without a third slash is a database in memory, and has nothing to remove.
         path = self.url.removeprefix(_SQLITE)
-        if not path or path == self.url or path.startswith(":memory:"):
+        is_sqlite = path != self.url
+        if not is_sqlite or not path or path.startswith(":memory:"):
             return None
         return Path(path)
 

@@ -121,7 +121,11 @@ def pareto_front(
     """
     # Of trials with equal values only the first stays (see `nondominated`).
     mask = nondominated([trial.values(objectives) for trial in trials])
-    return [trial for trial, on_front in zip(trials, mask, strict=True) if on_front]
+    front = []
+    for trial, on_front in zip(trials, mask, strict=True):
+        if on_front:
+            front.append(trial)
+    return front
 
 
 def count_evaluated(trials: Sequence[Trial]) -> int:

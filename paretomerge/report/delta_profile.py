@@ -151,7 +151,8 @@ def _norms_table(rows: KinshipRows, depth: int) -> Table:
         for role_norm in rows["roles"][name].values():
             share = role_norm**2 / squared_norm
             shares.append(f"{share:.0%}")
-        bars = _bars(rows["layers"][name], highest or 1.0)
+        layer_norms = rows["layers"][name]
+        bars = _bars(layer_norms, highest or 1.0)
         table.add_row(name, f"{norm:.4g}", bars, *shares)
     return table
 
@@ -174,7 +175,8 @@ def _plain_table() -> Table:
 
 def _squared_norms_by_role(profile: DeltaProfile, architecture: Architecture) -> Array:
     """Squared norms `(roles, K)` of the K sources' deltas, over all layers."""
-    squared_norms = np.zeros((len(ROLES), len(profile.sources)))
+    n_sources = len(profile.sources)
+    squared_norms = np.zeros((len(ROLES), n_sources))
     for tensor, row in profile.mass.items():
         role = architecture.role(tensor)
         squared_norms[ROLES.index(role)] += row

@@ -45,7 +45,8 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
     failed = [trial for trial in results.trials if trial.failure]
     infeasible = [trial for trial in scored if trial.violations]
     # Escaped: labels, names of tasks and failures are other people's text.
-    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    source = _TEMPLATE.read_text(encoding="utf-8")
+    template = jinja2.Template(source, autoescape=True)
     page = template.render(
         objectives=objectives,
         watched=watched,

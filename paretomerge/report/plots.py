@@ -152,8 +152,12 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
     """
     from plotly.graph_objects import Figure
 
-    sources = [trial for trial in results.trials if trial.label in results.sources]
-    shown = [trial for trial in [*sources, picked] if trial.held_out]
+    shown = []
+    for trial in results.trials:
+        if trial.held_out and trial.label in results.sources:
+            shown.append(trial)
+    if picked.held_out:
+        shown.append(picked)
     if not shown:
         return []
     # Minimised objectives, such as layers or seconds, have other units than the axis.
@@ -258,7 +262,8 @@ def _quality_against(
             continue
         values = [trial.scores[name].value for name in qualities]
         quality = float(np.mean(values))
-        points[trial.number] = (trial.scores[size].value, quality)
+        size_score = trial.scores[size]
+        points[trial.number] = (size_score.value, quality)
         kind = routes if _is_route(trial) else merges
         kind.append(trial)
     figure = Figure()
@@ -279,7 +284,8 @@ def _quality_against(
             )
     # The running maximum from the smallest on: a larger model is worth its size only above this.
     by_size = sorted(points.values())
-    best_so_far = np.maximum.accumulate([quality for _, quality in by_size])
+    sorted_qualities = [quality for _, quality in by_size]
+    best_so_far = np.maximum.accumulate(sorted_qualities)
     figure.add_scatter(
         x=[x for x, _ in by_size],
         y=best_so_far,

@@ -142,7 +142,8 @@ def _scores_table(
             head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
             table.add_column(head, justify="right", min_width=11)
         else:
-            table.add_column(Text(name, overflow="fold"), justify="right", min_width=6)
+            heading_text = Text(name, overflow="fold")
+            table.add_column(heading_text, justify="right", min_width=6)
     for trial in trials:
         cells = [_cell(trial, name, both_splits) for name in names]
         if results.has_mean:
@@ -222,7 +223,10 @@ def _mean_text(mean: float | None) -> str:
 
 
 def _plain_row(trial: Trial) -> dict[str, Any]:
-    held_out = None if trial.held_out is None else _plain_scores(trial.held_out)
+    # None and not an empty dict: a program can tell "not measured" from "no scores".
+    held_out = None
+    if trial.held_out is not None:
+        held_out = _plain_scores(trial.held_out)
     return {
         "trial": trial.number,
         "label": trial.label,

@@ -101,7 +101,8 @@ def build_route_space(
         CheckpointError: A model cannot be read.
     """
     # Only headers are read here: layers, widths and names.
-    opened = open_weights((pool.base, *pool.sources.values()))
+    models = (pool.base, *pool.sources.values())
+    opened = open_weights(models)
     depths: dict[str, int] = {}
     for name, path in pool.sources.items():
         depths[name] = opened[path].architecture.depth
@@ -214,8 +215,11 @@ def _selected_sources(
                 f"{name} is left out: the cosine of its delta to that of {other} is {cosine:.3f}, "
                 f"above {spec.near_duplicates:g}"
             )
-    retained = tuple(name for name in deltas.names if name not in dropped)
-    deltas = deltas.of(retained)
+    retained = []
+    for name in deltas.names:
+        if name not in dropped:
+            retained.append(name)
+    deltas = deltas.of(tuple(retained))
     # Ordered last, so that only the sources that stay take part.
     if spec.order == "kinship":
         deltas = deltas.of(order_by_similarity(deltas))
@@ -274,7 +278,8 @@ def _cached_scales(
         for first, second in permutations(by_model, 2):
             scale = matching_scale(middle[first], middle[second])
             scales[handover_label(first, second)] = scale
-    _write_whole(file, json.dumps(scales, indent=1) + "\n")
+    content = json.dumps(scales, indent=1)
+    _write_whole(file, content + "\n")
     return scales
 
 
@@ -293,7 +298,8 @@ def _lines(path: Path, name: str) -> list[str]:
 
 def _hash(content: Sequence[object]) -> str:
     text = json.dumps(content)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    content_digest = hashlib.sha256(text.encode())
+    return content_digest.hexdigest()[:12]
 
 
 def _write_whole(file: Path, text: str) -> None:

@@ -86,9 +86,12 @@ class WeightSpace:
         """Whether the deltas must be measured before the space can be built."""
         # Measuring reads every weight of every model; other spaces read headers only.
         groupings = (self.method_groups, self.weight.groups, self.density.groups)
-        by_profile = any(grouping.by == "profile" for grouping in groupings)
-        deduplicates = self.near_duplicates is not None
-        return by_profile or deduplicates or self.importance or self.order == "kinship"
+        for grouping in groupings:
+            if grouping.by == "profile":
+                return True
+        if self.near_duplicates is not None or self.importance:
+            return True
+        return self.order == "kinship"
 
 
 @dataclass(frozen=True)

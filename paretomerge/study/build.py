@@ -135,7 +135,8 @@ def study_pool(settings: StudySettings) -> Pool:
         ConfigError: A model is named twice.
     """
     models = [_model_path(settings.folder, model) for model in settings.models]
-    return Pool(_model_path(settings.folder, settings.base), named_sources(models))
+    base = _model_path(settings.folder, settings.base)
+    return Pool(base, named_sources(models))
 
 
 def task_digest(folder: Path, task: str) -> str:
@@ -333,7 +334,8 @@ class _Builder:
                 return build_route_space(then.routes, pool, settings.seed, recipes)
             except ConfigError as error:
                 # The space names keys as under `space:`, but the user wrote them under `then:`.
-                raise ConfigError(str(error).replace("space.", "then.", 1)) from error
+                message = str(error).replace("space.", "then.", 1)
+                raise ConfigError(message) from error
 
         def make_sampler(space: SearchSpace) -> BaseSampler:
             return self.sampler(space, then)
@@ -344,7 +346,8 @@ class _Builder:
         prefer = None
         if then.prefer:
             names = [measure.name for measure in settings.objectives]
-            prefer = tuple(then.prefer.get(name, 0.0) for name in names)
+            weights = [then.prefer.get(name, 0.0) for name in names]
+            prefer = tuple(weights)
         return SecondLevelPlan(
             settings.budget.trials,
             make_space,
@@ -513,12 +516,14 @@ def _function_digest(measure: Function, folder: Path) -> str:
     """Digest the file beside the study.yaml that holds a function, or the function's source."""
     if isinstance(measure.function, str):
         module = measure.function.partition(":")[0]
-        return _file_digest(folder / (module.replace(".", "/") + ".py"))
+        file = module.replace(".", "/") + ".py"
+        return _file_digest(folder / file)
     try:
         source = inspect.getsource(measure.function)
     except (OSError, TypeError):
         return ""  # built in, or typed at a prompt
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    source_digest = hashlib.sha256(source.encode())
+    return source_digest.hexdigest()[:16]
 
 
 def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
@@ -532,7 +537,8 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
         del evaluation[key]
     if settings.evaluation.include_path:  # other tasks name no files
         for key in ("include_path", "data_root"):
-            path = settings.folder / (getattr(settings.evaluation, key) or ".")
+            setting = getattr(settings.evaluation, key) or "."
+            path = settings.folder / setting
             evaluation[key] = str(path.resolve())
     file_digests = files.get("files of scores", {})
     scores = {}

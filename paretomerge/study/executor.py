@@ -26,7 +26,9 @@ class Executor:
 
     def __init__(self, goals: Goals, n_sources: int) -> None:
         self.goals = goals
-        self._race = Race(goals, goals.race, n_sources) if goals.race else None
+        self._race: Race | None = None
+        if goals.race:
+            self._race = Race(goals, goals.race, n_sources)
 
     def evaluate(
         self,
@@ -92,4 +94,5 @@ def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note the wall-clock seconds of a stage."""
     start = time.perf_counter()
     yield
-    seconds[stage] = round(time.perf_counter() - start, 4)
+    elapsed = time.perf_counter() - start
+    seconds[stage] = round(elapsed, 4)

@@ -131,4 +131,8 @@ class Goals:
 
     def in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
         """Put the needed scores first, in the order of `score_names`."""
-        return {name: scores[name] for name in self.score_names} | dict(scores)
+        needed_first: dict[str, Score] = {}
+        for name in self.score_names:
+            needed_first[name] = scores[name]
+        # A merge of dicts keeps the places of keys that are there already.
+        return needed_first | dict(scores)

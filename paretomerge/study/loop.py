@@ -153,7 +153,8 @@ class Loop:
         reference = reference_of(sources, objectives)
         volume = hypervolume_of(self.finished, objectives, reference)
         done = count_evaluated(self.finished)
-        self._watch(Event(trial, done, self._total, volume, seconds))
+        event = Event(trial, done, self._total, volume, seconds)
+        self._watch(event)
 
 
 def _stop_if_all_fail(finished: Sequence[Trial]) -> None:

@@ -95,7 +95,9 @@ class Race:
             for name in evaluator.examples("search"):
                 if name in models:
                     raced[name] = evaluator
-        sizes = {name: len(models[name].order) for name in raced}
+        sizes: dict[str, int] = {}
+        for name in raced:
+            sizes[name] = len(models[name].order)
         # An infeasible trial is never on the front, so being dominated by one is no loss.
         feasible = [trial for trial in complete if trial.feasible]
         rivals = self._rivals(feasible, sizes)
@@ -105,7 +107,8 @@ class Race:
         # measured first and are exact from the start.
         exact = self._unraced_scores(candidate, evaluators, raced)
         # Seeded by the number of trials, so that a resumed study draws the same numbers.
-        rng = np.random.default_rng([self._settings.seed, len(finished)])
+        seed = [self._settings.seed, len(finished)]
+        rng = np.random.default_rng(seed)
         heat = _Heat(self._goals, models, rivals, exact, rng)
         return self._run(heat, candidate, raced)
 
@@ -129,7 +132,10 @@ class Race:
                     )
                     for score in new[name]:
                         seen[name].append(float(score))
-            unfinished = [name for name in raced if wanted[name] < totals[name]]
+            unfinished = []
+            for name in raced:
+                if wanted[name] < totals[name]:
+                    unfinished.append(name)
             if not unfinished:
                 scores = dict(heat.exact)
                 for name, evaluator in raced.items():
@@ -186,7 +192,8 @@ class Race:
             # number: the table of the model has one column for each example.
             lengths = {None if row is None else len(row) for row in rows}
             if None not in lengths and len(lengths) == 1:
-                models[name] = self._fit_one(np.array(rows, dtype=float))
+                table = np.array(rows, dtype=float)
+                models[name] = self._fit_one(table)
         return models
 
     def _fit_one(self, table: Array) -> _ScoreModel:
@@ -195,7 +202,9 @@ class Race:
         # The first trials are the sources. They are part of every refit, so the order stays.
         correct_sources = table[: self._n_sources].sum(0)
         order = stratified_order(correct_sources, self._settings.seed)
-        return _ScoreModel(estimator, order, float(np.ptp(table)) or 1.0)
+        # Where all scores are equal, any scale above 0 keeps the next example uncertain.
+        scale = float(np.ptp(table)) or 1.0
+        return _ScoreModel(estimator, order, scale)
 
     def _unraced_scores(
         self,
@@ -282,7 +291,8 @@ class _Heat:
         rivals = np.array(rows, dtype=float)
         # Paired: the difficulty of an example, which both share, cancels in the difference.
         gaps = rivals[:, examples] - seen
-        return drawn_gaps(gaps.T, len(model.order), model.scale, self._rng)
+        total = len(model.order)
+        return drawn_gaps(gaps.T, total, model.scale, self._rng)
 
 
 def drawn_gaps(
@@ -311,7 +321,8 @@ def drawn_gaps(
     candidate_ahead = np.full(r, -scale)
     padded = np.vstack([gaps, rival_ahead, candidate_ahead])
     # One set of weights for all rivals keeps the correlation between their gaps.
-    weights = rng.dirichlet(np.ones(n + 2), _DRAWS)
+    concentrations = np.ones(n + 2)
+    weights = rng.dirichlet(concentrations, _DRAWS)
     drawn = weights @ padded
     correction = math.sqrt(1 - n / total)  # for a finite population
     # Centred on the observed mean: the pseudo-examples widen the spread but move nothing.
@@ -339,7 +350,10 @@ def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
     def undecided(name: str) -> float:
         if name not in chances:
             return -1.0  # not an objective: it cannot decide who dominates
-        others = [chance for other, chance in chances.items() if other != name]
+        others = []
+        for other, chance in chances.items():
+            if other != name:
+                others.append(chance)
         # Even odds in one objective do not matter against a rival that is behind in another.
         variance = chances[name] * (1 - chances[name])
         undecided_by_rival = variance * np.prod(others, 0)
@@ -395,6 +409,7 @@ def _estimate(seen: Sequence[float], model: _ScoreModel) -> Score:
     indices = model.order[: len(seen)]
     estimate: Estimate = model.estimator(indices, np.array(seen))
     # Scores on all examples have the second error too, so estimates and scores stay comparable.
-    sampling_variance = float(np.var(seen)) / len(model.order)
+    variance = float(np.var(seen))
+    sampling_variance = variance / len(model.order)
     stderr = math.hypot(estimate.stderr, math.sqrt(sampling_variance))
     return Score(estimate.value, stderr, len(seen))

@@ -222,7 +222,8 @@ class Search:
         rule.check_sampler(self.sampler)
         if self.then and rule.until is not None:
             # Checked now: an error after the first level would waste hours of evaluations.
-            rule.check_sampler(self.then.sampler(self.then.space({})))
+            sources_alone = self.then.space({})
+            rule.check_sampler(self.then.sampler(sources_alone))
         # Checked before the first trial: a missing device must not fill the record with failures.
         usable_device(self.placement.device)
         with _locked(self.folder):
@@ -276,7 +277,8 @@ class Search:
         if self.record.note(POOL) is None:
             # The pool is chosen once and written down: a resumed study, or one with a larger
             # budget, keeps its models.
-            first_rule = replace(rule, trials=min(self.then.after, rule.trials))
+            first_total = min(self.then.after, rule.trials)
+            first_rule = replace(rule, trials=first_total)
             end = loop.explore(self.first_level, first_rule, last_end)
             # A timeout or a callback may have ended the first level early. Then the next run
             # continues it.
@@ -331,7 +333,8 @@ class Search:
         """Identifies the weights that the names of the models stand for."""
         models = (self.space.base, *self.space.sources.values())
         digests = " ".join(digest(model) for model in models)
-        return hashlib.sha256(digests.encode()).hexdigest()[:16]
+        weights_digest = hashlib.sha256(digests.encode())
+        return weights_digest.hexdigest()[:16]
 
 
 def _default_identity(

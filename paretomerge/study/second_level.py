@@ -108,7 +108,8 @@ def already_scored(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Tri
     for name in space.sources:
         trial = first_level.get(name)
         if trial is not None and not trial.failure:
-            scored[name] = replace(trial, params=baselines[name], level=1)
+            params = baselines[name]
+            scored[name] = replace(trial, params=params, level=1)
     return scored
 
 
@@ -157,5 +158,6 @@ def second_agenda(
     agenda = []
     for name, point in starts.items():
         if name not in done:
-            agenda.append(Trial(-1, point, label=name, level=1))
+            trial = Trial(-1, point, label=name, level=1)
+            agenda.append(trial)
     return agenda

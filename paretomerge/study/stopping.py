@@ -166,10 +166,15 @@ class StoppingRule:
     def _still_stopped(self, last_end: End, finished: Sequence[Trial]) -> bool:
         # A start that was added since the stop makes the record longer: the search then goes on.
         unchanged = last_end.stopped and last_end.total == len(finished)
-        return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
+        if not unchanged:
+            return False
+        last_rule = StoppingRule(**last_end.budget)
+        return not self._exceeds(last_rule)
 
     def _exceeds(self, other: "StoppingRule") -> bool:
         stricter = False
         if other.until is not None:
             stricter = self.until is None or self.until < other.until
-        return stricter or self.trials > other.trials or self.patience > other.patience
+        if stricter or self.trials > other.trials:
+            return True
+        return self.patience > other.patience

@@ -312,7 +312,8 @@ class Study:
         # Watched tasks are expensive and only reported, so they are run on what the report shows:
         # the sources, and the trial that `pick` takes by default.
         knee = choose(results, Choice())
-        self._hold_out([*results.baselines, *results.front], watch)
+        compared = [*results.baselines, *results.front]
+        self._hold_out(compared, watch)
         self._hold_out([*sources, knee], watch, watched=True)
 
     def results(self) -> Results:
@@ -414,6 +415,7 @@ class Study:
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
+        # The model card says how to pick the same merge again.
         picked_by = picked_by or f"--trial {number}"
         return write_pick(results, chosen, Path(out), picked_by, overwrite)
 
@@ -482,8 +484,11 @@ class Study:
         """
         from paretomerge.report.html import write_report
 
-        out = self.folder / "report.html" if path is None else Path(path)
-        return write_report(self.results(), out, self._choice(prefer, trial))
+        out = self.folder / "report.html"
+        if path is not None:
+            out = Path(path)
+        choice = self._choice(prefer, trial)
+        return write_report(self.results(), out, choice)
 
     def plot_front(self) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -556,7 +561,9 @@ class Study:
     def _has_record(self) -> bool:
         # A database server has no file to look for; reading it says whether the study is there.
         file = self.settings.storage.file
-        return "_search" in self.__dict__ or file is None or file.is_file()
+        if file is None or "_search" in self.__dict__:
+            return True
+        return file.is_file()
 
     def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
         if prefer is not None and trial is not None:

@@ -97,7 +97,8 @@ class EarlierStudies:
 
     def _start(self, file: str) -> WarmStart:
         try:
-            recipe = Recipe.load(self.folder / file).resolve_paths(self.folder)
+            written = Recipe.load(self.folder / file)
+            recipe = written.resolve_paths(self.folder)
             return WarmStart({file: self.space.warm(recipe)})
         except ParetoMergeError as error:
             raise ConfigError(f"starts: {file}: {error}") from error
@@ -131,7 +132,8 @@ class EarlierStudies:
                 raise ConfigError(
                     f"it is a study over {another}, {other}; this one has {mine}"
                 )
-        return known_from(name, record, self.space, self.question.differences(theirs))
+        changed = self.question.differences(theirs)
+        return known_from(name, record, self.space, changed)
 
     def _locate(self, name: str) -> tuple[Storage, str]:
         """The record, and the folder that a study.yaml's paths start from, if there is one."""
@@ -139,7 +141,8 @@ class EarlierStudies:
             return Storage(name).relative_to(self.folder), ""
         path = self.folder / name
         if path.suffix in (".yaml", ".yml"):
-            return self.storage_of(path), str(path.resolve().parent)
+            home = path.resolve().parent
+            return self.storage_of(path), str(home)
         file = path / "study.db" if path.is_dir() else path
         return Storage.at(file.resolve()), ""
 
@@ -169,7 +172,8 @@ def known_from(
         # The old scores only choose which merges are worth an evaluation. The sampler never sees
         # them, since they answer another question.
         feasible = [trial for trial in usable if trial.feasible]
-        values = np.array([trial.values(results.objectives) for trial in feasible])
+        rows = [trial.values(results.objectives) for trial in feasible]
+        values = np.array(rows)
         best = [feasible[i] for i in _best(values)]
         usable = best[:_MOST_STARTS]
     inside = []
