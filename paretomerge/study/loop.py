@@ -128,7 +128,7 @@ class Loop:
 
     def _take_over(self, start: Trial, level: Level, optimiser: Optimiser) -> Trial:
         """Add another study's trial, with those of its scores that this study needs."""
-        # Violations are computed anew: this study may have other bounds on the same scores.
+        # Violations are computed again: this study may have other bounds on the same scores.
         goals = self._executor.goals
         scores = {name: start.scores[name] for name in goals.score_names}
         trial = replace(

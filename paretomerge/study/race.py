@@ -123,15 +123,7 @@ class Race:
             totals[name] = len(models[name].order)
             wanted[name] = min(self._settings.first, totals[name])
         while True:
-            for name, evaluator in raced.items():
-                n_seen = len(seen[name])
-                examples = models[name].order[n_seen : wanted[name]]
-                if len(examples):
-                    new = evaluator.example_scores(
-                        candidate, "search", {name: examples.tolist()}
-                    )
-                    for score in new[name]:
-                        seen[name].append(float(score))
+            _score_wanted(heat, candidate, raced, wanted)
             unfinished = []
             for name in raced:
                 if wanted[name] < totals[name]:
@@ -293,6 +285,23 @@ class _Heat:
         gaps = rivals[:, examples] - seen
         total = len(model.order)
         return drawn_gaps(gaps.T, total, model.scale, self._rng)
+
+
+def _score_wanted(
+    heat: _Heat,
+    candidate: Candidate,
+    raced: Mapping[str, PerExample],
+    wanted: Mapping[str, int],
+) -> None:
+    """Score each of the `wanted` first examples that has no score yet."""
+    for name, evaluator in raced.items():
+        seen = heat.seen[name]
+        examples = heat.models[name].order[len(seen) : wanted[name]]
+        if len(examples):
+            indices = {name: examples.tolist()}
+            new = evaluator.example_scores(candidate, "search", indices)
+            for score in new[name]:
+                seen.append(float(score))
 
 
 def drawn_gaps(
