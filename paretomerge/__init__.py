@@ -1,6 +1,6 @@
 """Multi-objective search over model merges.
 
-Several fine-tunes in, a Pareto front of checkpoints out.
+It takes several fine-tunes of one base model and returns a Pareto front of checkpoints.
 
     import paretomerge as pm
 
@@ -19,6 +19,7 @@ A name is loaded when it is first used: torch and botorch take seconds to import
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# For type checkers and editors only: they do not run `__getattr__`.
 if TYPE_CHECKING:
     from paretomerge.config.schema import StudyConfig
     from paretomerge.config.settings import Budget, Evaluation, SecondLevel
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Public name -> its module. A plain import of these modules would take seconds, for torch and
+# botorch (tests/test_package.py checks that `import paretomerge` loads neither).
 _HOMES = {
     "Budget": "paretomerge.config.settings",
     "CheckpointError": "paretomerge.errors",
@@ -81,6 +84,7 @@ _HOMES = {
     "merge": "paretomerge.merging.engine",
     "plan_merge": "paretomerge.merging.plan.make",
 }
+# The name in its module, where it differs from the public name.
 _ORIGINAL_NAMES = {"plan_merge": "make_plan"}
 
 __all__ = [
@@ -119,9 +123,10 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'paretomerge' has no attribute {name!r}")
-    value: object = getattr(
-        import_module(_HOMES[name]), _ORIGINAL_NAMES.get(name, name)
-    )
+    home = import_module(_HOMES[name])
+    original_name = _ORIGINAL_NAMES.get(name, name)
+    value: object = getattr(home, original_name)
+    # Stored, so that the next use of the name does not come here again.
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
 """The command line.
 
-`main` has the commands, `session` what they have in common, `progress` the live table.
+`main` has the commands, `session` has what they share, and `progress` has the live table.
 """

@@ -13,6 +13,8 @@ import typer
 from paretomerge.cli import session
 from paretomerge.errors import ConfigError, ParetoMergeError
 
+# Imports of the library stand inside the commands: `--help`, `plan` and `methods` must not wait
+# seconds for torch (tests/cli/test_cli.py checks that they do not load it).
 app = typer.Typer(
     help="Merge fine-tunes of one base model, search for the best merges, and pick from the "
     "Pareto front.",
@@ -52,14 +54,14 @@ MAX_SHOWN = 15  # members of the front that `search` and `quickstart` print
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Options before the command hold for every command."""
+    """Options before the command apply to every command."""
 
 
 @app.command()
 def quickstart(quiet: Quiet = False) -> None:
-    """Search over merges of the shipped specialists: the whole way in a few minutes on a laptop.
+    """Search over merges of the shipped specialists, in a few minutes on a laptop.
 
-    Run again to resume.
+    Run it again to resume.
     """
     from paretomerge.cli.quickstart import unpack_specialists
 
@@ -67,9 +69,9 @@ def quickstart(quiet: Quiet = False) -> None:
     study = session.open_study(study_file)
     session.search(study, None, quiet)
     trial = session.show(study, MAX_SHOWN)
-    picked = study.save(
-        trial, study.folder / "picked", overwrite=True, picked_by="--knee"
-    )
+    # Overwritten, since a second run may pick another trial.
+    out = study.folder / "picked"
+    picked = study.save(trial, out, overwrite=True, picked_by="--knee")
     report_file = study.report()
     shown = session.short(study_file)
     session.console().print(
@@ -92,7 +94,7 @@ def search(
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
-    Resumes by itself.
+    A search that was interrupted continues.
     """
     study = session.open_study(study_yaml)
     session.search(study, trials, quiet)
@@ -101,20 +103,24 @@ def search(
 
 @app.command()
 def status(study_yaml: StudyFile) -> None:
-    """How far a study is."""
+    """Show the progress of a study."""
     from paretomerge.cli.progress import tally, volume_text
 
     study = session.open_study(study_yaml)
+    # From the record alone: this works while another process searches, and starts at once.
     results = study.results()
     trials = results.trials
+    total = study.settings.total_trials
+    volume = volume_text(results.hypervolume())
     summary = (
-        f"{results.evaluated} of {study.settings.total_trials} trials, {tally(trials)}, "
-        f"{len(results.front)} on the front, hypervolume {volume_text(results.hypervolume())}"
+        f"{results.evaluated} of {total} trials, {tally(trials)}, "
+        f"{len(results.front)} on the front, hypervolume {volume}"
     )
     lines = [summary]
     failed = [trial for trial in trials if trial.failure]
     if failed:
-        lines.append(f"latest failure: trial {failed[-1].number}: {failed[-1].failure}")
+        latest = failed[-1]
+        lines.append(f"latest failure: trial {latest.number}: {latest.failure}")
     infeasible = [trial for trial in trials if trial.violations]
     if infeasible:
         latest = infeasible[-1]
@@ -127,7 +133,7 @@ def status(study_yaml: StudyFile) -> None:
 
 @app.command()
 def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
-    """The Pareto front: scores on the search examples and on held-out ones."""
+    """Show the Pareto front with its scores on search and held-out examples."""
     study = session.open_study(study_yaml)
     if not as_json:
         session.show(study)
@@ -136,9 +142,9 @@ def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
 
     results = study.results()
     objectives = [objective.name for objective in results.objectives]
-    print(
-        json.dumps({"objectives": objectives, "front": rows(results.front)}, indent=2)
-    )
+    content = {"objectives": objectives, "front": rows(results.front)}
+    # `print` and not the console, which would wrap lines: this is for programs.
+    print(json.dumps(content, indent=2))
 
 
 @app.command()
@@ -160,17 +166,19 @@ def pick(
     from paretomerge.report.tables import trials_table
 
     study = session.open_study(study_yaml)
+    # A wrong choice is reported before anything is loaded or written.
     choice = Choice.parse(prefer, trial, knee)
     number = choose(study.results(), choice).number
     study.save(number, out, overwrite=overwrite, picked_by=choice.text)
     results = study.results()
     picked = choose(results, Choice(trial=number))
     heading = f"{choice.text} → {out}"
-    session.console().print(trials_table(results, [picked], heading, number))
+    table = trials_table(results, [picked], heading, number)
+    session.console().print(table)
 
 
 @app.command()
-def merge(  # the command's options
+def merge(
     recipe: RecipeFile,
     out: Path,
     overwrite: Overwrite = False,
@@ -197,6 +205,7 @@ def merge(  # the command's options
     shard_bytes = session.size_in_bytes(shard_size)
     plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
     session.print_notes(plan.notes)
+    # After the plan, which finds every error of a recipe without torch.
     from paretomerge.merging.engine import write
 
     write(
@@ -214,15 +223,16 @@ def merge(  # the command's options
 
 @app.command()
 def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
-    """Check a recipe from headers alone.
+    """Check a recipe from the headers of its models alone.
 
-    Every error at once, or what will be read, written and needed.
+    Shows every error at once, or what the merge will read, write and need.
     """
     from paretomerge.merging.plan.cost import estimate_cost
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
     from paretomerge.report.recipes import PlanFacts, plan_table
 
+    # A check must not download gigabytes from the Hub.
     merge_plan = make_plan(Recipe.load(recipe), download=False)
     session.print_notes(merge_plan.notes)
     cost = estimate_cost(merge_plan)
@@ -245,7 +255,7 @@ def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """The table of merge methods: what each does, its parameters and their defaults."""
+    """Show the merge methods, their parameters and the defaults."""
     from paretomerge.report.recipes import method_rows, methods_table
 
     if as_json:
@@ -262,18 +272,22 @@ def kinship(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """How alike fine-tunes are, and which layers they moved: one reading of each checkpoint."""
+    """Show how similar fine-tunes are and which layers they changed."""
     from paretomerge.merging.delta_profile import profile
     from paretomerge.merging.plan.make import open_weights
     from paretomerge.report.delta_profile import kinship_rows, kinship_tables
     from paretomerge.space.sources import named_sources
 
-    base, sources = models[0], named_sources(models[1:])
-    if len(models) == 1 and Path(base).suffix in (".yaml", ".yml"):
+    base = models[0]
+    sources = named_sources(models[1:])
+    is_study = Path(base).suffix in (".yaml", ".yml")
+    if is_study and not sources:
         from paretomerge.study.build import study_pool
 
-        pool = study_pool(session.open_study(Path(base)).settings)
-        base, sources = pool.base, dict(pool.sources)
+        study = session.open_study(Path(base))
+        pool = study_pool(study.settings)
+        base = pool.base
+        sources = dict(pool.sources)
     if not sources:
         raise ConfigError(
             "kinship: name a base and at least one model, or a study.yaml"
@@ -294,7 +308,7 @@ def evaluate(
     split: SplitOption = "held_out",
     as_json: AsJson = False,
 ) -> None:
-    """Score a checkpoint with a study's tasks: what the study recorded, reproduced from disk."""
+    """Score a checkpoint with a study's tasks, loaded from disk as its users load it."""
     split_name = session.split_named(split)
     opened = session.open_study(study)
     session.set_up_process(opened)
@@ -305,16 +319,18 @@ def evaluate(
         rows = {}
         for name, score in scores.items():
             fields = {"value": score.value, "stderr": score.stderr, "n": score.n}
+            # The per-example scores let a program pair two models, as `compare` does.
             rows[name] = {**fields, "items": score.example_scores}
         print(json.dumps(rows))
         return
     for name, score in scores.items():
-        line = f"{name:24s} {score.value:.4f} ± {score.stderr:.4f}  n = {score.n}"
+        number = f"{score.value:.4f} ± {score.stderr:.4f}"
+        line = f"{name:24s} {number}  n = {score.n}"
         session.console().print(line, highlight=False)
 
 
 @app.command()
-def compare(  # the command's options
+def compare(
     one: Annotated[
         str,
         typer.Argument(
@@ -333,9 +349,9 @@ def compare(  # the command's options
     split: SplitOption = "held_out",
     as_json: AsJson = False,
 ) -> None:
-    """Two models on the same examples.
+    """Compare two models on the same examples.
 
-    The paired difference, its 95 % interval, and McNemar's test.
+    Shows the paired difference, its 95 % interval and the p-value of McNemar's test.
     """
     from dataclasses import asdict
 
@@ -346,10 +362,14 @@ def compare(  # the command's options
     session.set_up_process(opened)
     comparisons = opened.compare(one, other, task or (), split_name)
     if as_json:
-        rows = [asdict(c) | {"difference": c.difference} for c in comparisons]
+        rows = []
+        for comparison in comparisons:
+            difference = {"difference": comparison.difference}
+            rows.append(asdict(comparison) | difference)
         print(json.dumps(rows, indent=2))
         return
-    session.console().print(comparison_table(comparisons, one, other), highlight=False)
+    table = comparison_table(comparisons, one, other)
+    session.console().print(table, highlight=False)
 
 
 @app.command()
@@ -379,9 +399,11 @@ def main() -> None:
 
     An error of ours is one message without a traceback, unless --debug asks for it.
     """
+    # Any other exception is a bug, so its traceback is what a report needs.
     try:
         app()
     except ParetoMergeError as error:
+        # From `sys.argv`: the error has left typer, and with it the parsed option.
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")

@@ -14,7 +14,7 @@ from paretomerge.record.results import Results
 from paretomerge.record.trial import Scores, Trial, count_evaluated
 from paretomerge.study.loop import Event
 
-_ROWS = 10
+_ROWS = 10  # the live table must fit a small terminal, or rich cuts it off
 _STAGES = ("ask", "merge", "evaluate", "record")
 
 
@@ -34,6 +34,7 @@ class Progress:
         self._quiet = quiet
         self._events: list[Event] = []
         self._start = time.perf_counter()
+        # In files and pipes a table that redraws itself would be a heap of control characters.
         live = console.is_terminal and not quiet
         self._live = Live(console=console, refresh_per_second=4) if live else None
 
@@ -61,7 +62,9 @@ class Progress:
         if self._live:
             self._live.update(self._table())
         elif not self._quiet:
-            self._console.print(Text(_line(event, self._names)), soft_wrap=True)
+            # As `Text`: a failure may hold square brackets, which rich would take for markup.
+            line = Text(_line(event, self._names))
+            self._console.print(line, soft_wrap=True)
 
     def held_out(self, trial: Trial) -> None:
         """Show that a trial was scored on held-out examples.
@@ -74,9 +77,8 @@ class Progress:
             self._live.update(Group(self._table(), message))
         elif not self._quiet:
             scores = _scores_text(trial.held_out or {}, self._names)
-            self._console.print(
-                Text(f"held-out  {trial.name}  {scores}"), soft_wrap=True
-            )
+            line = Text(f"held-out  {trial.name}  {scores}")
+            self._console.print(line, soft_wrap=True)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -85,13 +87,16 @@ class Progress:
             table.add_column(Text(heading), justify="right")
         table.add_column("", style="dim")
         for event in self._events[-_ROWS:]:
-            table.add_row(*self._cells(event), Text(_note(event.trial)))
+            note = Text(_note(event.trial))
+            table.add_row(*self._cells(event), note)
         if not self._events:
             return Group(table)
         last = self._events[-1]
         below = Table.grid()
-        below.add_row(ProgressBar(total=last.total, completed=last.done, width=60))
-        below.add_row(Text(self._summary(last), style="dim"))
+        bar = ProgressBar(total=last.total, completed=last.done, width=60)
+        summary = Text(self._summary(last), style="dim")
+        below.add_row(bar)
+        below.add_row(summary)
         return Group(table, below)
 
     def _cells(self, event: Event) -> list[str]:
@@ -100,20 +105,24 @@ class Progress:
         cells += [score_text(trial.scores, name) for name in self._names]
         if self._results.has_mean:
             mean = self._results.mean(trial.scores)
-            cells.append("-" if mean is None else f"{mean:.3f}")
-        cells += [volume_text(event.hypervolume), f"{sum(event.seconds.values()):.1f}"]
+            mean_text = "-" if mean is None else f"{mean:.3f}"
+            cells.append(mean_text)
+        seconds = sum(event.seconds.values())
+        cells.append(volume_text(event.hypervolume))
+        cells.append(f"{seconds:.1f}")
         return cells
 
     def _summary(self, last: Event) -> str:
         trials = [event.trial for event in self._events]
-        seconds_each = (time.perf_counter() - self._start) / max(
-            1, count_evaluated(trials)
-        )
+        elapsed = time.perf_counter() - self._start
+        evaluated = max(1, count_evaluated(trials))
+        seconds_each = elapsed / evaluated
         stages = []
         for stage in _STAGES:
-            total = sum(event.seconds.get(stage, 0) for event in self._events)
+            times = [event.seconds.get(stage, 0) for event in self._events]
+            total = sum(times)
             stages.append(f"{stage} {total:.0f}s")
-        # The estimate includes trials that failed or were reused, as the remaining ones will.
+        # The elapsed time includes failed and reused trials, and so does the time that is left.
         left = seconds_each * (last.total - last.done)
         parts = [
             f"{last.done}/{last.total} trials",
@@ -125,7 +134,7 @@ class Progress:
 
 
 def tally(trials: Sequence[Trial]) -> str:
-    """Count the trials that failed, and of other kinds if there are any.
+    """Count the failed trials, and trials of other kinds if there are any.
 
     Args:
         trials: Finished trials.
@@ -140,12 +149,16 @@ def tally(trials: Sequence[Trial]) -> str:
         "reused": sum(trial.same_as is not None for trial in trials),
         "taken over": sum(bool(trial.warm_start) for trial in trials),
     }
-    parts = [f"{count} {what}" for what, count in counts.items() if count]
-    return ", ".join([f"{failed} failed", *parts])
+    # Failures are always shown: "0 failed" is what a user looks for.
+    parts = [f"{failed} failed"]
+    for what, count in counts.items():
+        if count:
+            parts.append(f"{count} {what}")
+    return ", ".join(parts)
 
 
 def volume_text(volume: float) -> str:
-    """Write a hypervolume: far below 1 with many objectives, of any size with perplexities."""
+    """Write a hypervolume, which is tiny with many objectives and may be huge with perplexities."""
     if not volume or 0.001 <= volume < 1e6:
         return f"{volume:.4f}"
     return f"{volume:.2e}"
@@ -157,7 +170,11 @@ def score_text(scores: Scores, name: str) -> str:
 
 
 def _scores_text(scores: Scores, names: Sequence[str]) -> str:
-    return "  ".join(f"{name} {score_text(scores, name)}" for name in names)
+    parts = []
+    for name in names:
+        score = score_text(scores, name)
+        parts.append(f"{name} {score}")
+    return "  ".join(parts)
 
 
 def _note(trial: Trial) -> str:
@@ -165,6 +182,7 @@ def _note(trial: Trial) -> str:
     if trial.label:
         return trial.label
     if trial.failure:
+        # A longer text would take the width from the scores; `status` shows all of it.
         return trial.failure[:40]
     if trial.violations:
         return f"infeasible: {trial.violations}"
@@ -172,7 +190,10 @@ def _note(trial: Trial) -> str:
 
 
 def _kind(trial: Trial) -> str:
-    return "route" if trial.level else str(trial.params.get("method", ""))
+    if trial.level:
+        return "route"
+    method = trial.params.get("method", "")
+    return str(method)
 
 
 def _line(event: Event, names: Sequence[str]) -> str:
@@ -187,6 +208,7 @@ def _line(event: Event, names: Sequence[str]) -> str:
         note += " (left early: estimates)"
     if trial.same_as is not None:
         note += f" (the recipe of trial {trial.same_as})"
+    progress = f"{event.done:4d}/{event.total}"
     scores = _scores_text(trial.scores, names)
     seconds = sum(event.seconds.values())
-    return f"{event.done:4d}/{event.total}  {scores}  {outcome}  {seconds:.1f}s  {note}"
+    return f"{progress}  {scores}  {outcome}  {seconds:.1f}s  {note}"

@@ -1,4 +1,4 @@
-"""The shipped example, copied to where the user is."""
+"""Copy the shipped example into the user's folder."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def unpack_specialists(parent: Path) -> Path:
         raise ConfigError(
             f"{folder} exists and has no study.yaml. Move it away, or go to another folder."
         )
-    # Copied under another name and renamed: an interrupted copy never looks like a finished one.
+    # Copied under another name and then renamed, so an interrupted copy never looks finished.
     unfinished = parent / f".{FOLDER}.{os.getpid()}"
     try:
         shutil.copytree(SPECIALISTS, unfinished, ignore=shutil.ignore_patterns("runs"))

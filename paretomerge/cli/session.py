@@ -1,7 +1,4 @@
-"""What the commands have in common: a study is opened, searched and shown.
-
-Sizes and names are read.
-"""
+"""What the commands share: open, search and show a study, and read options."""
 
 import os
 import re
@@ -33,9 +30,9 @@ def open_study(path: Path) -> "Study":
 
 
 def set_up_process(study: "Study") -> None:
-    """Set what belongs to the process and not to the library.
+    """Set options of the process, which a library must leave alone.
 
-    Threads, and other libraries' progress bars.
+    These are the number of threads and the progress bars of other libraries.
     """
     # Tokenizers fork badly after their thread pool has started, and warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,7 +47,7 @@ def set_up_process(study: "Study") -> None:
 def search(study: "Study", trials: int | None, quiet: bool) -> None:
     """Search until the budget is spent.
 
-    Then score baselines and front on held-out examples, and what is watched.
+    Then the baselines and the front are scored on held-out examples and on watched tasks.
 
     Args:
         study: The study.
@@ -65,16 +62,18 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         set_up_process(study)
         print_notes(study.check())
         results = study.results()
-        # `--trials` is a total, as in the file; `Study.run` takes how many more.
-        more = (
-            None if trials is None else max(0, trials - count_evaluated(results.trials))
-        )
+        # `--trials` is a total, as in the file. `Study.run` takes the number of further trials.
+        more = None
+        if trials is not None:
+            more = max(0, trials - count_evaluated(results.trials))
         with Progress(results, console(), quiet) as progress:
             reason = study.run(progress.trial, more)
             if not quiet:
-                outcome = f"{reason} ({tally(study.get_trials())})"
+                counts = tally(study.get_trials())
+                outcome = f"{reason} ({counts})"
                 console().print(outcome, highlight=False)
             study.score_held_out(progress.held_out)
+        # Evaluators note what they met while scoring, so these notes come last.
         print_notes(study.evaluation_notes())
     except KeyboardInterrupt:
         sys.stderr.write(
@@ -84,9 +83,14 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
 
 
 def show(study: "Study", most: int | None = None) -> "Trial":
-    """Print the baselines and the front, or its `most` best, as tables.
+    """Print the baselines and the front as tables.
 
-    Return the trial that `pick` takes by default.
+    Args:
+        study: The study.
+        most: The most trials of the front to print; None for all.
+
+    Returns:
+        The trial that `pick` takes by default.
     """
     from paretomerge.decide.pick import Choice, choose
     from paretomerge.report.tables import best_first, trials_table
@@ -94,18 +98,17 @@ def show(study: "Study", most: int | None = None) -> "Trial":
     results = study.results()
     choice = Choice()
     picked = choose(results, choice)
+    baselines = trials_table(results, results.baselines, "Baselines", picked.number)
     console().print()
-    console().print(
-        trials_table(results, results.baselines, "Baselines", picked.number)
-    )
+    console().print(baselines)
     console().print()
     ranked = best_first(results, results.front)
     shown = ranked[:most]
+    # The knee need not have one of the best means.
     if picked not in shown:
         shown.append(picked)
-    heading = (
-        f"Pareto front, {len(shown)} of {len(ranked)} by scaled mean (→ {choice.text})"
-    )
+    counts = f"{len(shown)} of {len(ranked)}"
+    heading = f"Pareto front, {counts} by scaled mean (→ {choice.text})"
     console().print(trials_table(results, shown, heading, picked.number))
     return picked
 
@@ -114,11 +117,13 @@ def split_named(name: str) -> "Split":
     """Read `--split`."""
     if name not in ("search", "held_out"):
         raise ConfigError(f"--split: use search or held_out, not {name!r}")
+    # Spelt out, since a type checker does not narrow `str` to the two names.
     return "search" if name == "search" else "held_out"
 
 
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes to the standard error stream."""
+    # Not to standard output, which `--json` leaves to programs.
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
 
@@ -126,14 +131,17 @@ def print_notes(notes: Iterable[str]) -> None:
 def size_in_bytes(text: str) -> int:
     """Read a size such as 5GB, 500MB or 2000000, in decimal units as on the Hub."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    size = 0
+    if match:
+        unit = _UNITS[match[2] or ""]
+        size = int(float(match[1]) * unit)
     if size < 1:
         raise ConfigError(f"--shard-size: a size such as 5GB or 500MB, not {text!r}")
     return size
 
 
 def console() -> "Console":
-    """The terminal. What users and errors say is no markup."""
+    """The terminal, without rich's markup: labels and errors may hold brackets and colons."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""What a study is, as plain data: `StudySettings`, and the same as a study.yaml.
+"""A study's settings as plain data: `StudySettings`, and the same as a study.yaml.
 
 Nothing here loads a model, data or database.
 """

@@ -1,4 +1,4 @@
-"""study.yaml <-> the settings of a study, both ways."""
+"""Convert between a study.yaml and the settings of a study, both ways."""
 
 import importlib
 from collections.abc import Mapping
@@ -49,7 +49,8 @@ from paretomerge.space.specs import (
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
 
-DEFAULT_CONFIDENCE = 0.95  # of `race: true`
+# What `race: true` means. `RaceSettings` says what it costs.
+DEFAULT_CONFIDENCE = 0.95
 
 
 def settings_of(
@@ -72,7 +73,9 @@ def settings_of(
     constraints = [
         _constraint(constraint, objectives) for constraint in config.constraints
     ]
-    until = share(config.budget.until) if config.budget.until else None
+    until = None
+    if config.budget.until:
+        until = share(config.budget.until)
     return StudySettings(
         base=config.base,
         models=tuple(config.models),
@@ -104,12 +107,13 @@ def config_of(settings: StudySettings) -> StudyConfig:
         settings: The settings.
 
     Returns:
-        The content; what has its default value is not set.
+        The content.
 
     Raises:
-        ConfigError: A file cannot say it: a function that no module holds, or a sampler or space
-            of your own.
+        ConfigError: A file cannot describe it: the sampler or the space is an object of the user's.
     """
+    # The identity of a study is made from this content (study/build.py): a key that is added here
+    # must have None as its default, or old records are refused.
     content: dict[str, Any] = {
         "base": settings.base,
         "models": list(settings.models),
@@ -149,15 +153,18 @@ def check_functions(settings: StudySettings) -> None:
     """
     for measure in settings.measures:
         if isinstance(measure, Function) and callable(measure.function):
+            # `__main__` is another module in the process that reads the file. A nested function has
+            # a qualified name with dots, which no module has as an attribute.
             module, _, name = measure.path.partition(":")
-            if (
-                module == "__main__"
-                or getattr(importlib.import_module(module), name, None) is None
-            ):
+            if module == "__main__" or not _module_has(module, name):
                 raise ConfigError(
                     f"{measure.name}: a study.yaml cannot name the function {measure.path!r}. "
                     "Move it to the top level of a module beside the file."
                 )
+
+
+def _module_has(module: str, name: str) -> bool:
+    return getattr(importlib.import_module(module), name, None) is not None
 
 
 def _objective(config: ObjectiveConfig) -> Measure:
@@ -182,7 +189,7 @@ def _measure(config: MeasureConfig) -> Measure:
 def _constraint(
     config: ConstraintConfig, objectives: tuple[Measure, ...]
 ) -> Constraint:
-    """A bound; one without a name is on the objective with the same measure, if there is one."""
+    """Read a bound. Without a name, it is on the objective with the same measure, if any."""
     measure = _measure(config)
     if config.name is None:
         for objective in objectives:
@@ -219,11 +226,12 @@ def _second_level(config: ThenConfig) -> SecondLevel:
 
 def _evaluation(config: EvaluateConfig) -> Evaluation:
     race: float | None = None
-    if config.race:
-        race = (
-            share(config.race) if isinstance(config.race, str) else DEFAULT_CONFIDENCE
-        )
-    return Evaluation(**config.model_dump(exclude={"race"}), race=race)
+    if isinstance(config.race, str):
+        race = share(config.race)
+    elif config.race:
+        race = DEFAULT_CONFIDENCE
+    others = config.model_dump(exclude={"race"})
+    return Evaluation(**others, race=race)
 
 
 def _measure_config(measure: Measure) -> dict[str, Any]:
@@ -243,6 +251,7 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
             config = {"sparsity": True}
         case Size():
             config = {"size": measure.kind}
+    # A default name is not written: a study has one identity, whether the name is spelt out or not.
     if measure.name != measure.default_name:
         config["name"] = measure.name
     return config
@@ -256,6 +265,7 @@ def _constraint_config(
     constraint: Constraint, settings: StudySettings
 ) -> ConstraintConfig:
     measure = constraint.measure
+    # In a file, a bound on an objective repeats the objective's measure.
     if isinstance(measure, str):
         measure = next(one for one in settings.objectives if one.name == measure)
     return ConstraintConfig(
@@ -293,6 +303,7 @@ def _granularity_config(
         "roles": granularity.roles,
         "smooth": granularity.smooth,
     }
+    # The defaults of weights and densities differ, so the schema has none: None means the default.
     if granularity.bounds != default_bounds:
         settings["bounds"] = granularity.bounds
     return GranularityConfig(**settings)
@@ -308,7 +319,8 @@ def _groups_config(grouping: Grouping) -> Any:
 
 def _routes_config(routes: RouteSpace) -> RoutesConfig:
     keys = ("form", "blocks", "scale", "most", "repeats", "match")
-    return RoutesConfig(**{key: getattr(routes, key) for key in keys})
+    settings = {key: getattr(routes, key) for key in keys}
+    return RoutesConfig(**settings)
 
 
 def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
@@ -322,7 +334,9 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "backend",
         "time_limit",
     )
-    config: dict[str, Any] = {key: getattr(evaluation, key) for key in keys}
+    config: dict[str, Any] = {}
+    for key in keys:
+        config[key] = getattr(evaluation, key)
     for key in ("splits", "backend"):
         if isinstance(config[key], Mapping):
             config[key] = dict(config[key])
@@ -336,6 +350,7 @@ def _sampler_config(sampler: SamplerSetting) -> str | dict[str, Any]:
         return sampler
     if isinstance(sampler, Mapping):
         return dict(sampler)
+    # `study_yaml` is None on an MMMOSampler that is bound to a space, and missing on all others.
     description: dict[str, Any] | None = getattr(sampler, "study_yaml", None)
     if description is None:
         raise ConfigError(
@@ -346,12 +361,16 @@ def _sampler_config(sampler: SamplerSetting) -> str | dict[str, Any]:
 
 
 def _budget_config(budget: Budget) -> BudgetConfig:
-    until = percentage_of(budget.until) if budget.until is not None else None
+    until = None
+    if budget.until is not None:
+        until = percentage_of(budget.until)
     return BudgetConfig(until=until, patience=budget.patience)
 
 
 def _then_config(then: SecondLevel) -> ThenConfig:
-    sampler = None if then.sampler is None else _sampler_config(then.sampler)
+    sampler = None
+    if then.sampler is not None:
+        sampler = _sampler_config(then.sampler)
     return ThenConfig(
         routes=_routes_config(then.routes),
         trials=then.trials,

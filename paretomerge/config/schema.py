@@ -1,4 +1,4 @@
-"""A study.yaml as data: keys and values are checked, nothing else is opened."""
+"""A study.yaml as data. Keys and values are checked, and no other file is opened."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 class JudgeConfig(Section):
     """A language model that grades answers to the prompts of a file.
 
-    The endpoint's defaults are the environment's.
+    By default the environment names the endpoint.
     """
 
     prompts: str
@@ -43,6 +43,7 @@ class MeasureConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "MeasureConfig":
+        # `sparsity` is counted apart: it is a flag, so "not set" is False and not None.
         kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
         if len(kinds) + self.sparsity != 1:
             names = ", ".join(f"`{kind}`" for kind in _KINDS)
@@ -55,16 +56,13 @@ class MeasureConfig(Section):
 
 
 class ObjectiveConfig(MeasureConfig):
-    """A score to improve. `direction` overrides what the score says of itself."""
+    """A score to improve. `direction` overrides the score's default direction."""
 
     direction: Literal["maximize", "minimize"] | None = None
 
 
 class ConstraintConfig(MeasureConfig):
-    """A score, and the bound that it must keep.
-
-    One of `at_least` and `at_most`, in the score's units.
-    """
+    """A score and its bound: one of `at_least` and `at_most`, in the score's units."""
 
     at_least: float | None = Field(default=None, allow_inf_nan=False)
     at_most: float | None = Field(default=None, allow_inf_nan=False)
@@ -77,7 +75,7 @@ class ConstraintConfig(MeasureConfig):
 
 
 class BudgetConfig(Section):
-    """When to stop. `until`: a percentage of the hypervolume.
+    """When to stop. `until` is a percentage of the hypervolume.
 
     `trials` may stand here or at the top of the file.
     """
@@ -89,17 +87,16 @@ class BudgetConfig(Section):
     @field_validator("until", mode="before")
     @classmethod
     def _checked_until(cls, value: Any) -> Any:
-        return (
-            value
-            if value is None
-            else _checked_percentage(value, "of the hypervolume", "1%")
-        )
+        if value is None:
+            return None
+        return _checked_percentage(value, "of the hypervolume", "1%")
 
 
 class ThenConfig(Section):
-    """A second level.
+    """A second level of the search.
 
-    `trials` more, on routes through the models and the best merges of the first level.
+    It evaluates `trials` more merges: routes through the models and the best merges of the first
+    level.
     """
 
     routes: RoutesConfig = RoutesConfig()
@@ -110,7 +107,7 @@ class ThenConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How lm-evaluation-harness runs. `race`: true, or a confidence such as 95%."""
+    """How merges are scored. `race` is true, or a confidence such as 95%."""
 
     include_path: str | None = None
     data_root: str | None = None
@@ -127,7 +124,9 @@ class EvaluateConfig(Section):
     def _checked_race(cls, value: Any) -> Any:
         if isinstance(value, bool):
             return value
-        if share(_checked_percentage(value, "of confidence", "95%")) < 0.5:
+        confidence = share(_checked_percentage(value, "of confidence", "95%"))
+        # Below one half a candidate would be left although it is more likely not dominated.
+        if confidence < 0.5:
             raise ValueError(f"a confidence of 50% or more, such as 95%, not {value}")
         return value
 
@@ -142,9 +141,10 @@ class EvaluateConfig(Section):
 
 
 class StudyConfig(Section):
-    """A whole study.yaml; relative paths start from the file's folder.
+    """The content of a study.yaml. Relative paths start from the file's folder.
 
-    `load_config` reads one, `config_of` writes a study's settings as one. Every key: docs/study.md.
+    `load_config` reads a file, and `config_of` turns a study's settings into this content.
+    docs/study.md explains every key.
 
     Example:
         >>> config = StudyConfig(base="base", models=["a", "b"], objectives=[{"sparsity": True}])
@@ -181,7 +181,8 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _trials_once(cls, data: Any) -> Any:
-        """`budget: {trials: 60}` means `trials: 60`."""
+        """Move `trials` from `budget` to the top, where the rest of the program reads it."""
+        # Before validation: after it, the default of the top key looks like a number from the user.
         budget = data.get("budget") if isinstance(data, dict) else None
         if not isinstance(budget, dict) or budget.get("trials") is None:
             return data
@@ -189,7 +190,8 @@ class StudyConfig(Section):
             raise ValueError(
                 "trials: is set at the top and under `budget`; keep one of them"
             )
-        return data | {"trials": budget["trials"], "budget": budget | {"trials": None}}
+        rest = budget | {"trials": None}
+        return data | {"trials": budget["trials"], "budget": rest}
 
 
 def load_config(path: str | Path) -> StudyConfig:
@@ -202,8 +204,8 @@ def load_config(path: str | Path) -> StudyConfig:
         Its content.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or says something that cannot be followed;
-            all such errors at once.
+        ConfigError: The file is missing, is not YAML, or has wrong keys or values. All wrong keys
+            and values are reported at once.
     """
     path = Path(path)
     try:
@@ -230,6 +232,7 @@ def share(percentage: str) -> float:
 
 def percentage_of(fraction: float) -> str:
     """Turn 0.015 into `1.5%`."""
+    # Ten digits: `100 * 0.07` is 7.000000000000001, and a file must read back as the same text.
     return f"{100 * fraction:.10g}%"
 
 
@@ -246,17 +249,21 @@ def message_of(detail: Any) -> str:
     place = ".".join(keys) or "study"
     if detail["type"] == "extra_forbidden":
         section = ".".join(keys[:-1]) or "study"
-        return f"{section}: {unknown_name('key', keys[-1], _known_keys(detail['loc'][:-1]))}"
+        known = _known_keys(detail["loc"][:-1])
+        problem = unknown_name("key", keys[-1], known)
+        return f"{section}: {problem}"
     if detail["type"] == "missing":
         return f"{place}: required key is missing"
     message = detail["msg"].removeprefix("Value error, ")
     for pattern, replacement in _REWORDING:
         message = re.sub(pattern, replacement, message)
     value = _brief(detail["input"])
-    says_value = (
-        value in message or detail["type"] == "value_error" or len(value) >= 100
-    )
-    return f"{place}: {message}" if says_value else f"{place}: {message}, got {value}"
+    # Our own validators raise `value_error` and quote the value where it helps. A long value would
+    # hide the message.
+    is_ours = detail["type"] == "value_error"
+    if is_ours or value in message or len(value) >= 100:
+        return f"{place}: {message}"
+    return f"{place}: {message}, got {value}"
 
 
 _REWORDING = (
@@ -267,7 +274,7 @@ _REWORDING = (
     (r", unable to parse string as an? \w+", ""),
     (r"\b(expected) a (integer)", r"\1 an \2"),
 )
-"""pydantic's wording -> ours."""
+"""Patterns in pydantic's messages -> our wording."""
 
 
 def _checked_percentage(value: Any, what: str, example: str) -> Any:
@@ -280,26 +287,30 @@ def _checked_percentage(value: Any, what: str, example: str) -> Any:
 
 
 def _keys_of(location: Sequence[int | str]) -> list[str]:
-    """The path of a key, without the alternatives of a union that pydantic adds to it."""
-    # pydantic names the alternative of a union that it tried, such as `dict[str,any]`, as a part
-    # of the path.
-    keys = [str(part) for part in location]
-    return [
-        key for key in keys if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key)
-    ]
+    """The path of a key as the file has it."""
+    # pydantic adds the alternative of a union that it tried, such as `dict[str,any]`, to the path.
+    # The file has no such key.
+    keys = []
+    for part in location:
+        key = str(part)
+        if not re.fullmatch(r"str|bool|int|dict\[.*|list\[.*", key):
+            keys.append(key)
+    return keys
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     """The keys of the section at a place."""
     section: type[Section] = StudyConfig
     for part in location:
+        # A number is the place in a list such as `objectives`, and a union's alternative is no key:
+        # both stay in the same section.
         field = section.model_fields.get(part) if isinstance(part, str) else None
         if field is None:
             continue
-        sections = [
-            kind for kind in _kinds_of(field.annotation) if issubclass(kind, Section)
-        ]
-        section = sections[0] if sections else section
+        for kind in _kinds_of(field.annotation):
+            if issubclass(kind, Section):
+                section = kind
+                break
     return list(section.model_fields)
 
 
@@ -315,4 +326,6 @@ def _kinds_of(annotation: Any) -> list[type]:
 
 def _brief(value: object) -> str:
     text = repr(value)
-    return text if len(text) < 100 else f"{text[:97]}..."
+    if len(text) < 100:
+        return text
+    return f"{text[:97]}..."

@@ -1,4 +1,4 @@
-"""The settings of a study as frozen objects: what `Study(...)` takes and what a study.yaml says."""
+"""The settings of a study as frozen objects, as `Study(...)` and study.yaml give them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,11 +23,11 @@ class Budget:
     """When a search ends.
 
     Attributes:
-        trials: Evaluations of the first level; what a warm start brings, and repeated recipes,
-            are not counted.
+        trials: Evaluations of the first level. Trials from a warm start and repeated recipes do not
+            count.
         until: End earlier, once the sampler expects each proposal to add less than this share of
             the hypervolume.
-        patience: For how many proposals in a row that must hold.
+        patience: The number of proposals in a row for which `until` must hold.
 
     Raises:
         ConfigError: A number is out of range.
@@ -111,17 +111,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SecondLevel:
-    """A second search after the first.
+    """A second search after the first (HM3, arXiv 2409.18893).
 
-    It searches routes through the sources and the best merges of the first (HM3, arXiv 2409.18893).
+    It searches routes through the sources and the best merges of the first level.
 
     Attributes:
         routes: Its search space.
         trials: Evaluations of the second level.
-        front: The most merges that it takes from the first level's front: those that add most to
-            the hypervolume. By default 4.
-        prefer: Weights of the objectives, in place of `front`: it takes the one merge that this
-            preference picks.
+        front: The most merges that it takes from the first level's front. It takes those that add
+            most to the hypervolume. By default 4.
+        prefer: Weights of the objectives, in place of `front`. The second level then takes only the
+            merge that this preference picks.
         sampler: By default the first level's.
 
     Raises:
@@ -139,6 +139,7 @@ class SecondLevel:
     sampler: SamplerSetting | None = None
 
     def __post_init__(self) -> None:
+        # Scales are matched on the files of models, and merges of the first level have none.
         if self.routes.match is not None:
             raise ConfigError(
                 "then.routes.match: the second level has no hand-overs to begin with"
@@ -147,12 +148,14 @@ class SecondLevel:
             raise ConfigError("then: set one of `front` and `prefer`, not both")
         if self.prefer is not None:
             weights = self.prefer.values()
+            # `not >` and not `<=`: NaN fails every comparison, and so is refused here.
             if min(weights, default=0) < 0 or not sum(weights) > 0:
                 raise ConfigError(
                     "then.prefer: weights of 0 or more, one of them above 0, not "
                     f"{dict(self.prefer)}"
                 )
-        if self.trials < 1 or (self.front is not None and self.front < 1):
+        front = 1 if self.front is None else self.front
+        if self.trials < 1 or front < 1:
             raise ConfigError("then: `trials` and `front` must be 1 or more")
 
 
@@ -165,7 +168,7 @@ class StudySettings:
             Face Hub.
         models: The fine-tunes, two or more; `model+adapter` for a PEFT adapter.
         objectives: What to improve.
-        constraints: Bounds that a merge must keep.
+        constraints: Bounds that a merge must satisfy.
         watch: Tasks that are scored on held-out examples and never searched on.
         space: What may vary.
         then: A second level.
@@ -175,7 +178,8 @@ class StudySettings:
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models, whose trials are taken over.
         evaluation: How merges are scored.
-        seed: Of the split into search and held-out examples, of random masks and of samplers.
+        seed: The seed of the split into search and held-out examples, of random masks and of
+            samplers.
         folder: Where relative paths start.
         out: The study's folder.
         storage: Its record. By default a SQLite file in `out`.
@@ -233,11 +237,14 @@ class StudySettings:
     @property
     def total_trials(self) -> int:
         """Evaluations of both levels."""
-        return self.budget.trials + (self.then.trials if self.then else 0)
+        if self.then is None:
+            return self.budget.trials
+        return self.budget.trials + self.then.trials
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """The objectives, then what only constraints ask for."""
+        """The objectives, then the measures that only constraints use."""
+        # A bound on an objective's measure has the objective's name, and is scored once.
         measures = {measure.name: measure for measure in self.objectives}
         for constraint in self.constraints:
             if not isinstance(constraint.measure, str):
@@ -251,7 +258,8 @@ class StudySettings:
                 raise ConfigError(
                     f"constraints: {unknown_name('objective', constraint.measure, names)}"
                 )
-        all_names = [*names, *self._constraint_names(), *self.watch]
+        constraint_names = self._constraint_names()
+        all_names = [*names, *constraint_names, *self.watch]
         for name in all_names:
             if all_names.count(name) > 1:
                 raise ConfigError(
@@ -260,7 +268,9 @@ class StudySettings:
                 )
 
     def _constraint_names(self) -> list[str]:
-        """Names of the scores that only constraints ask for, once for each measure."""
+        """Names of the scores that only constraints use, once for each measure."""
+        # Compared without direction, since a bound has none. Two bounds on one measure are two
+        # constraints but one score.
         scored = [replace(measure, direction=None) for measure in self.objectives]
         names = []
         for constraint in self.constraints:
@@ -279,6 +289,7 @@ class StudySettings:
             raise ConfigError(
                 "then: the first level must merge weights, but `space` has routes; leave `then` out"
             )
+        # A route may have other layers than the base, so there is no distance to the base.
         for measure in self.measures:
             if isinstance(measure, Sparsity):
                 raise ConfigError(

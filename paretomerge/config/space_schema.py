@@ -16,7 +16,8 @@ class Section(BaseModel):
 
 
 def _checked_groups(value: Any) -> Any:
-    """Keep `groups` as the file says it, once it is known to be right."""
+    """Check `groups` and return it unchanged."""
+    # Unchanged, because the value is written back to files and into the study's identity.
     if value is None:
         return None
     try:
@@ -50,7 +51,10 @@ class RoutesConfig(Section):
 
 
 class SpaceConfig(Section):
-    """What the search may vary: weights, or with `routes` the way through the layers."""
+    """What the search may vary: weights, or with `routes` the way through the layers.
+
+    The defaults are those of `WeightSpace`.
+    """
 
     routes: RoutesConfig | None = None
     methods: list[str] = Field(
@@ -68,6 +72,7 @@ class SpaceConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SpaceConfig":
+        # The keys that the file sets: defaults of the weight space do not contradict `routes`.
         others = sorted(self.model_fields_set - {"routes"})
         if self.routes is not None and others:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""From a front to one checkpoint: picking, comparing, and how optimistic the search scores are."""
+"""From a front to one checkpoint: pick a trial, compare models, measure the scores' optimism."""

@@ -1,4 +1,4 @@
-"""Two models on the same examples: the paired difference, and whether chance explains it."""
+"""Compare two models on the same examples: the paired difference, and whether it is significant."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ class Comparison:
 
     Attributes:
         task: The score's name.
-        n: Examples.
+        n: Number of examples.
         one: The first model's mean.
         other: The second model's mean.
-        low: Lower end of the difference's 95 % interval: that of a paired mean (Student's t).
-        high: Upper end.
-        p: The probability of a difference at least as large if there is none. Where examples are
-            right or wrong, of McNemar's exact test; else of the paired t-test.
+        low: Lower end of the 95 % interval of the mean difference (paired, Student's t).
+        high: Upper end of that interval.
+        p: The p-value of McNemar's exact test where examples are right or wrong, else of the paired
+            t-test.
         only_one: Examples that only the first gets right; None where examples are not right or
             wrong.
         only_other: Examples that only the second gets right.
@@ -67,18 +67,25 @@ class Comparison:
                 f"{task}: the two were not scored on the same examples: {len(one)} and {len(other)}"
             )
         n = len(one)
+        # One example has no variance, so neither an interval nor a t-test.
         if n < 2:
             raise EvaluationError(f"{task}: two examples or more are needed, not {n}")
-        first, second = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+        first = np.asarray(one, dtype=float)
+        second = np.asarray(other, dtype=float)
+        # Paired: both models find the same examples hard, and that part cancels.
         differences = first - second
         mean = float(differences.mean())
-        stderr = float(differences.std(ddof=1)) / math.sqrt(n)
-        reach = float(stats.t.ppf(0.975, n - 1)) * stderr
+        deviation = float(differences.std(ddof=1))
+        stderr = deviation / math.sqrt(n)
+        degrees_of_freedom = n - 1
+        quantile = float(stats.t.ppf(0.975, degrees_of_freedom))
+        reach = quantile * stderr
         wins: int | None = None
         losses: int | None = None
-        # Right-or-wrong examples have an exact test that needs no normal approximation.
+        # For right and wrong answers there is an exact test, which needs no normal approximation.
         if set(one) | set(other) <= {0.0, 1.0}:
-            wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+            wins = int((differences > 0).sum())
+            losses = int((differences < 0).sum())
             p = _mcnemar(wins, losses)
         else:
             p = _paired_t_test(differences, stderr)
@@ -118,7 +125,10 @@ def compare_scores(
             raise ConfigError(f"--task: {unknown_name('score', task, common)}")
     comparisons = []
     for name in tasks or common:
-        first, second = one[name].example_scores, other[name].example_scores
+        first = one[name].example_scores
+        second = other[name].example_scores
+        # By default a score without examples, such as sparsity, is skipped. Asked for by name, it
+        # is an error.
         if first is not None and second is not None:
             comparisons.append(Comparison.of(name, first, second))
         elif tasks:
@@ -126,19 +136,26 @@ def compare_scores(
                 f"{name}: this score has no per-example scores to compare"
             )
     if not comparisons:
+        names = ", ".join(common) or "none"
         raise EvaluationError(
-            f"no score has per-example scores to compare; both have {', '.join(common) or 'none'}"
+            f"no score has per-example scores to compare; both have {names}"
         )
     return comparisons
 
 
 def _mcnemar(wins: int, losses: int) -> float:
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    # Under the null hypothesis each example on which the two differ is a fair coin.
+    discordant = wins + losses
+    if not discordant:
+        return 1.0
+    test = stats.binomtest(wins, discordant)
+    return float(test.pvalue)
 
 
 def _paired_t_test(differences: Array, stderr: float) -> float:
-    # Equal differences everywhere: the t statistic is 0/0 or infinite.
+    # Where all differences are equal, the t statistic is 0/0 or infinite.
     if not stderr:
         return float(not differences.any())
     statistic = abs(differences.mean()) / stderr
-    return 2 * float(stats.t.sf(statistic, len(differences) - 1))
+    degrees_of_freedom = len(differences) - 1
+    return 2 * float(stats.t.sf(statistic, degrees_of_freedom))

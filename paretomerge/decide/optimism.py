@@ -1,6 +1,7 @@
-"""By how much search scores are too good.
+"""Measure and estimate by how much search scores are too good.
 
-Measured on held-out examples, and expected from choosing the best of many.
+The measurement compares them with held-out scores. The estimate says what choosing the best of many
+trials brings on average.
 """
 
 import math
@@ -15,23 +16,23 @@ from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 from paretomerge.types import Array
 
-_DRAWS = 200
+_DRAWS = 200  # bootstrap samples
 
 
 @dataclass(frozen=True)
 class Optimism:
-    """One objective's optimism: means over the front, in the objective's units.
+    """The optimism of one objective: means over the front, in the objective's units.
 
-    Above 0, the search scores are too good.
+    Values above 0 mean that the search scores are too good.
 
     Attributes:
         objective: Its name.
         search: The mean search score.
         held_out: The mean held-out score.
-        measured: Search less held-out, turned so that above 0 is too good.
-        stderr: Its standard error: both means are of finitely many examples.
-        expected: What choosing the front by these search examples brings on average: the examples
-            are drawn anew and the front is chosen again (the bootstrap's optimism; Efron and Gong
+        measured: Search score minus held-out score, with the sign turned for minimised objectives.
+        stderr: The standard error of `measured`, since both means are over finitely many examples.
+        expected: What choosing the front by these search examples brings on average. The examples
+            are resampled and the front is chosen again (the bootstrap's optimism; Efron and Gong
             1983, sec. 7).
         maximise: The objective's direction.
     """
@@ -47,11 +48,9 @@ class Optimism:
     @property
     def corrected(self) -> float:
         """The search score without the expected optimism."""
-        return (
-            self.search - self.expected
-            if self.maximise
-            else self.search + self.expected
-        )
+        if self.maximise:
+            return self.search - self.expected
+        return self.search + self.expected
 
 
 def optimism(results: Results) -> list[Optimism]:
@@ -64,38 +63,48 @@ def optimism(results: Results) -> list[Optimism]:
         One entry for each objective with per-example scores on both splits; none before the front
         is scored on held-out examples.
     """
+    # A study that was interrupted may have scored a part of its front only.
     front = [trial for trial in results.front if trial.held_out]
     trials = [trial for trial in results.trials if trial.can_be_on_front]
-    per_example = [
-        o for o in results.objectives if _has_examples(trials, front, o.name)
-    ]
+    per_example = []
+    for objective in results.objectives:
+        if _has_examples(trials, front, objective.name):
+            per_example.append(objective)
     if not front or not per_example:
         return []
     expected = _expected(results.objectives, trials, per_example)
-    return [
-        _of_objective(objective, front, expected[objective.name])
-        for objective in per_example
-    ]
+    entries = []
+    for objective in per_example:
+        entry = _of_objective(objective, front, expected[objective.name])
+        entries.append(entry)
+    return entries
 
 
 def _of_objective(
     objective: Objective, front: Sequence[Trial], expected: float
 ) -> Optimism:
     name = objective.name
-    search_rows = [trial.scores[name].example_scores or () for trial in front]
-    held_out_rows = [
-        (trial.held_out or {})[name].example_scores or () for trial in front
-    ]
-    # The mean over the front for each example.
-    search, held_out = np.mean(search_rows, 0), np.mean(held_out_rows, 0)
-    variances = [
-        float(np.var(means, ddof=1)) / len(means) for means in (search, held_out)
-    ]
-    difference = float(search.mean()) - float(held_out.mean())
+    search_rows = []
+    held_out_rows = []
+    for trial in front:
+        held_out_scores = trial.held_out or {}
+        search_rows.append(trial.scores[name].example_scores or ())
+        held_out_rows.append(held_out_scores[name].example_scores or ())
+    # The mean over the front for each example. The trials of a front share their examples, so their
+    # errors are not independent: only the examples are a sample.
+    search = np.mean(search_rows, 0)
+    held_out = np.mean(held_out_rows, 0)
+    variances = []
+    for means in (search, held_out):
+        variance = float(np.var(means, ddof=1))
+        variances.append(variance / len(means))
+    search_mean = float(search.mean())
+    held_out_mean = float(held_out.mean())
+    difference = search_mean - held_out_mean
     return Optimism(
         name,
-        float(search.mean()),
-        float(held_out.mean()),
+        search_mean,
+        held_out_mean,
         difference if objective.maximise else -difference,
         math.sqrt(sum(variances)),
         expected,
@@ -104,16 +113,22 @@ def _of_objective(
 
 
 def _has_examples(trials: Sequence[Trial], front: Sequence[Trial], name: str) -> bool:
-    """Whether all trials have per-example scores, and equally many.
+    """Whether all trials have per-example scores, and the same number of them.
 
-    Else they cannot be drawn anew together.
+    Otherwise their examples cannot be resampled together.
     """
-    searched = {len(trial.scores[name].example_scores or ()) for trial in trials}
+    searched = set()
+    for trial in trials:
+        example_scores = trial.scores[name].example_scores or ()
+        searched.add(len(example_scores))
     held_out = set()
     for trial in front:
         score = (trial.held_out or {}).get(name)
-        held_out.add(len(score.example_scores or ()) if score else 0)
-    return len(searched) == len(held_out) == 1 and min(searched | held_out) > 1
+        n_examples = len(score.example_scores or ()) if score else 0
+        held_out.add(n_examples)
+    same_number = len(searched) == len(held_out) == 1
+    # A variance needs two examples.
+    return same_number and min(searched | held_out) > 1
 
 
 def _expected(
@@ -122,23 +137,32 @@ def _expected(
     per_example: Sequence[Objective],
 ) -> dict[str, float]:
     """By how much a front's scores on drawn examples exceed those on all examples."""
-    rng = np.random.default_rng(0)  # fixed: the report of a record is always the same
-    values = np.array([trial.values(objectives) for trial in trials])
+    # A fixed seed, so that the report of a record is always the same.
+    rng = np.random.default_rng(0)
+    value_rows = [trial.values(objectives) for trial in trials]
+    values = np.array(value_rows)
     tables: dict[int, Array] = {}
     for k, objective in enumerate(objectives):
         if objective in per_example:
             rows = [trial.scores[objective.name].example_scores for trial in trials]
             sign = 1 if objective.maximise else -1
-            tables[k] = np.array(rows, dtype=float) * sign
+            table = np.array(rows, dtype=float)
+            tables[k] = table * sign
     gains = np.zeros(values.shape[1])
-    # Each draw resamples the examples with replacement, rescores all trials on them and chooses a
-    # front by these scores.
+    # Each draw resamples the examples with replacement, scores all trials on them and chooses a
+    # front by these scores. The scores on all examples stand for the true ones.
     for _ in range(_DRAWS):
         drawn = values.copy()
         for k, table in tables.items():
             n = table.shape[1]
-            counts = rng.multinomial(n, np.full(n, 1 / n))
+            # Counts and not indices: a table of hundreds of trials is then one matrix product.
+            equal_chances = np.full(n, 1 / n)
+            counts = rng.multinomial(n, equal_chances)
             drawn[:, k] = table @ counts / n
         chosen = nondominated(drawn)
-        gains += (drawn - values)[chosen].mean(0) / _DRAWS
-    return {objectives[k].name: float(gains[k]) for k in tables}
+        gain = (drawn - values)[chosen].mean(0)
+        gains += gain / _DRAWS
+    expected: dict[str, float] = {}
+    for k in tables:
+        expected[objectives[k].name] = float(gains[k])
+    return expected

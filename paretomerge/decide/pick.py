@@ -1,4 +1,4 @@
-"""Picking one trial of the front, and writing it out."""
+"""Pick one trial of the front, and write its merge as a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from paretomerge.record.trial import Trial
 
 @dataclass(frozen=True)
 class Choice:
-    """How to pick. At most one way is set; the knee of the front is the default.
+    """How to pick. At most one field is set; the knee of the front is the default.
 
     Attributes:
         prefer: Objective -> weight.
@@ -37,12 +37,15 @@ class Choice:
             The choice.
 
         Raises:
-            ConfigError: Several ways are named, or a weight is no number.
+            ConfigError: Several options are given, or a weight is not a number.
         """
-        if sum([prefer is not None, trial is not None, at_knee]) > 1:
+        given = [prefer is not None, trial is not None, at_knee]
+        if sum(given) > 1:
             raise ConfigError("use one of --prefer, --knee and --trial, not several")
         if prefer is None:
             return cls(trial=trial)
+        # Only the form is checked here: the names of objectives are in the record, which `choose`
+        # reads.
         weights = {}
         for part in prefer.split(","):
             name, _, number = part.partition("=")
@@ -56,19 +59,21 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The command line's options that say the same."""
+        """The options of the command line that make the same choice."""
         if self.trial is not None:
             return f"--trial {self.trial}"
         if self.prefer is None:
             return "--knee"
-        weights = [f"{name}={weight:g}" for name, weight in self.prefer.items()]
+        weights = []
+        for name, weight in self.prefer.items():
+            weights.append(f"{name}={weight:g}")
         return "--prefer " + ",".join(weights)
 
 
 def choose(results: Results, choice: Choice) -> Trial:
-    """Find the trial that a choice names.
+    """Find the trial that a choice selects.
 
-    Preferences and the knee look at the front's search scores only.
+    Preferences and the knee use the front's search scores only.
 
     Args:
         results: The study's results.
@@ -80,8 +85,10 @@ def choose(results: Results, choice: Choice) -> Trial:
     Raises:
         ConfigError: There is no such trial, it failed, or nothing has finished yet.
     """
+    # A number may select any feasible trial, also one that is not on the front.
     if choice.trial is not None:
         return _numbered(results, choice.trial)
+    # Held-out scores are not looked at: choosing by them would make them optimistic too.
     front = results.front
     if not front:
         raise ConfigError(_why_no_front(results))
@@ -91,22 +98,23 @@ def choose(results: Results, choice: Choice) -> Trial:
     return front[preferred(values, _weights(results, choice.prefer))]
 
 
-class _Undo(Exception):  # noqa: N818  # no error: it makes `new_folder` remove what it began
-    pass
+class _Undo(Exception):  # noqa: N818 - not an error
+    """Makes `new_folder` remove what it has begun."""
 
 
 def check_out(out: Path, overwrite: bool = False) -> None:
-    """Check that a folder can be written, before time is spent on scoring; nothing is left there.
+    """Check that a folder can be written, before time is spent on scoring.
 
     Args:
-        out: The folder.
-        overwrite: Whether an existing one is replaced.
+        out: The folder. Nothing is left there.
+        overwrite: Whether an existing folder may be replaced.
 
     Raises:
         CheckpointError: It cannot be written.
     """
     from paretomerge.checkpoint.writer import new_folder
 
+    # Begins to write and undoes it, so the check and the writer cannot disagree.
     with suppress(_Undo), new_folder(out, overwrite):
         raise _Undo
 
@@ -173,19 +181,24 @@ def _numbered(results: Results, number: int) -> Trial:
 
 
 def _why_no_front(results: Results) -> str:
-    scored = [trial for trial in results.trials if not trial.failure]
+    scored = []
+    for trial in results.trials:
+        if not trial.failure:
+            scored.append(trial)
     if not scored:
         return f"{results.place}: no trial has finished; run the search first"
     nearest = min(scored, key=_total_violation)
     return (
-        f"{results.place}: none of {len(scored)} trials keeps the constraints. The nearest, "
-        f"trial {nearest.number}, "
-        f"breaks {nearest.violations}. Search on, or loosen the constraints in another study."
+        f"{results.place}: none of {len(scored)} trials keeps the constraints. "
+        f"The nearest, trial {nearest.number}, breaks {nearest.violations}. "
+        "Search on, or loosen the constraints in another study."
     )
 
 
 def _total_violation(trial: Trial) -> float:
-    return sum(max(violation, 0) for violation in trial.constraints.values())
+    # Room to spare in one constraint must not make up for another that is broken.
+    excesses = [max(violation, 0) for violation in trial.constraints.values()]
+    return sum(excesses)
 
 
 def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
@@ -205,8 +218,7 @@ def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
 
 
 def _cell(score: Score | None) -> str:
-    return (
-        "-"
-        if score is None
-        else f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"
-    )
+    if score is None:
+        return "-"
+    number = f"{score.value:.4f} ± {score.stderr:.4f}"
+    return f"{number} (n = {score.n})"

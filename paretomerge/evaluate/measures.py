@@ -1,9 +1,7 @@
-"""What a user can measure of a merge.
+"""Plain descriptions of what a user can measure of a merge.
 
-Plain descriptions, which load nothing until something is scored.
-
-A *measure* becomes an evaluator when a search begins (`study/build.py`). Used as an objective, it
-has a direction.
+They load nothing. A *measure* becomes an evaluator when a search begins (`study/build.py`). Used as
+an objective, it has a direction.
 """
 
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Literal
 
 from paretomerge.errors import ConfigError, shorten
 
+# American spelling and whole words, as in Optuna's `direction`.
 Direction = Literal["maximize", "minimize"]
 SIZES = ("layers", "parameters", "seconds_per_token")
 PERPLEXITY_METRICS = ("perplexity", "bits_per_byte")
@@ -24,10 +23,10 @@ class Task:
 
     Attributes:
         task: The task's name in the harness.
-        metric: One of the task's metrics, or `output_length`, the tokens of written answers. By
-            default the task's first.
-        name: What the score is called in tables and preferences. By default the task's name.
-        direction: `maximize` or `minimize`. By default what the task says of the metric.
+        metric: One of the task's metrics, or `output_length`, the number of tokens in the model's
+            answers. By default the task's first metric.
+        name: The name of the score in tables and preferences. By default the task's name.
+        direction: `maximize` or `minimize`. By default the task's direction for the metric.
 
     Raises:
         ConfigError: The direction is not one of the two.
@@ -56,13 +55,13 @@ class Task:
 class Function:
     """A Python function of yours that scores the loaded model.
 
-    It is called as `function(model, tokenizer)`, and with `split="search"` or `split="held_out"`
-    where it has an argument of that name. It returns a number, a `Score`, or a dict of either; a
-    dict's keys are appended to the name: `name/key`.
+    It is called as `function(model, tokenizer)`. If it has an argument `split`, it also gets
+    `split="search"` or `split="held_out"`. It returns a number, a `Score`, or a dict of either. The
+    keys of a dict are appended to the name: `name/key`.
 
     Attributes:
-        function: The function, or `module:function`; a study.yaml can only name the latter.
-        name: What the score is called. By default the function's name.
+        function: The function, or `module:function`. A study.yaml can hold only the second form.
+        name: The name of the score. By default the function's name.
         direction: `maximize` or `minimize`. By default `maximize`.
 
     Raises:
@@ -82,6 +81,7 @@ class Function:
 
     def __post_init__(self) -> None:
         if isinstance(self.function, str):
+            # Only the form is checked: importing the module may take seconds.
             module, _, attribute = self.function.partition(":")
             if not module or not attribute:
                 raise ConfigError(
@@ -98,17 +98,19 @@ class Function:
         """The name where none is set."""
         if isinstance(self.function, str):
             return self.function.partition(":")[2]
+        # A callable object has no `__name__`, so its class names the score.
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     @property
     def path(self) -> str:
-        """`module:function`."""
+        """The function as `module:function`."""
         if isinstance(self.function, str):
             return self.function
-        module = getattr(self.function, "__module__", type(self.function).__module__)
-        qualified = getattr(
-            self.function, "__qualname__", type(self.function).__qualname__
-        )
+        kind = type(self.function)
+        module = getattr(self.function, "__module__", kind.__module__)
+        # The qualified name shows a nested function by its dots, which a file cannot name
+        # (`check_functions`).
+        qualified = getattr(self.function, "__qualname__", kind.__qualname__)
         return f"{module}:{qualified}"
 
 
@@ -116,12 +118,12 @@ class Function:
 class Perplexity:
     """The perplexity of a plain text.
 
-    Every other window of it is searched on, the rest is held out.
+    The text is cut into windows. Every other window is used to search, and the rest is held out.
 
     Attributes:
         path: A text file in UTF-8.
         metric: `perplexity`, or `bits_per_byte`, which compares models of different vocabularies.
-        name: What the score is called. By default the metric.
+        name: The name of the score. By default the metric.
         direction: By default `minimize`.
 
     Raises:
@@ -156,12 +158,12 @@ class Judge:
     """A language model that grades the merge's answers to your prompts, from 0 to 1.
 
     Attributes:
-        prompts: A file of prompts, see docs/evaluation.md.
+        prompts: A file of prompts; see docs/evaluation.md.
         criteria: What a good answer is, in your words.
-        base_url: An endpoint that speaks OpenAI's protocol. By default the environment's.
+        base_url: An endpoint that speaks OpenAI's protocol. By default the environment names it.
         model: The judge's name at that endpoint. By default the endpoint's only model.
         max_tokens: The longest answer of the merge, in tokens.
-        name: What the score is called.
+        name: The name of the score.
         direction: By default `maximize`.
 
     Raises:
@@ -181,6 +183,7 @@ class Judge:
     direction: Direction | None = None
 
     def __post_init__(self) -> None:
+        # Without criteria the judge would grade by a standard that no one wrote down.
         if not self.criteria:
             raise ConfigError("judge: say in `criteria` what a good answer is")
         if self.max_tokens < 1:
@@ -197,15 +200,14 @@ class Judge:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How close the merge stays to the base: MM-MO's third objective (Li et al.
+    """How close the merge stays to the base.
 
-    2024, arXiv 2407.00487, sec. 3.4).
-
-    The score is minus the L1 distance of the merge to the base, in units of the source that is
-    farthest from it. It is 0 for the base and -1 for that source.
+    This is MM-MO's third objective (Li et al. 2024, arXiv 2407.00487, sec. 3.4). The score is minus
+    the L1 distance of the merge to the base, divided by the distance of the farthest source. It is
+    0 for the base and -1 for that source.
 
     Attributes:
-        name: What the score is called.
+        name: The name of the score.
         direction: By default `maximize`.
 
     Raises:
@@ -230,12 +232,12 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Size:
-    """How large or slow the merge is; useful where a search may drop or repeat layers.
+    """How large or slow the merge is, for searches that may drop or repeat layers.
 
     Attributes:
         kind: `layers`, `parameters` or `seconds_per_token` (measured on this machine, one
             sequence).
-        name: What the score is called. By default the kind.
+        name: The name of the score. By default the kind.
         direction: By default `minimize`.
 
     Raises:
@@ -270,10 +272,10 @@ Measure = Task | Function | Perplexity | Judge | Sparsity | Size
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound that a merge must keep to be on the front.
+    """A bound that a merge must satisfy to be on the front.
 
     Attributes:
-        measure: What is measured, or the name of one of the study's objectives.
+        measure: A measure, or the name of one of the study's objectives.
         at_least: The score must not be below this. Exactly one of the two bounds is set.
         at_most: The score must not be above this.
 
@@ -286,6 +288,7 @@ class Constraint:
     """
 
     measure: Measure | str
+    # By keyword only: `Constraint(measure, 0.7)` would not say which bound is meant.
     at_least: float | None = field(default=None, kw_only=True)
     at_most: float | None = field(default=None, kw_only=True)
 
@@ -298,17 +301,22 @@ class Constraint:
     @property
     def score(self) -> str:
         """The name of the score that is bounded."""
-        return self.measure if isinstance(self.measure, str) else self.measure.name
+        if isinstance(self.measure, str):
+            return self.measure
+        return self.measure.name
 
     @property
     def text(self) -> str:
-        """The bound in words; it is also the constraint's name in the record."""
+        """The bound in words, which is also the constraint's name in the record."""
+        # Do not reword it: recorded violations are stored under this text.
         if self.at_least is not None:
             return f"{self.score} at least {self.at_least:g}"
         return f"{self.score} at most {self.at_most:g}"
 
     def violation(self, value: float) -> float:
-        """By how much a score breaks the bound: 0 or less where it is kept, as in Optuna.
+        """Measure by how much a score breaks the bound.
+
+        As in Optuna, 0 or less means that the bound is satisfied.
 
         Args:
             value: The score, in its own units.
@@ -323,16 +331,18 @@ class Constraint:
 
 
 def lower_is_better(measure: Measure) -> bool:
-    """Whether a measure is minimised by default; a task says so itself, once it is loaded."""
+    """Whether a measure is minimised by default. A task has its own default, once it is loaded."""
     return isinstance(measure, Size | Perplexity)
 
 
 def _set_name(measure: Measure, default: str) -> None:
+    # The measures are frozen, so only `object.__setattr__` can fill a default in.
     if not measure.name:
         object.__setattr__(measure, "name", default)
 
 
 def _check_direction(name: str, direction: str | None) -> None:
+    # `Literal` is not checked at run time, and a study would take "max" for "minimize".
     if direction not in (None, "maximize", "minimize"):
         raise ConfigError(
             f"{name}: direction must be maximize or minimize, not {shorten(direction)}"

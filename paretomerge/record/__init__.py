@@ -1,7 +1,7 @@
 """The record of a study: finished trials in an Optuna storage, and what can be read from it alone.
 
 - `Trial`: one finished evaluation.
-- `Storage`: where records are kept, a SQLite file or a database server.
+- `Storage`: where records are stored, in a SQLite file or on a database server.
 - `Record`: writes trials, each in one transaction.
 - `Results`: a snapshot of a record; needs no model, task or lock.
 """

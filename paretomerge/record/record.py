@@ -1,8 +1,8 @@
 """The record of a study: an Optuna storage that only ever holds finished trials.
 
 Each trial is written in one transaction, so a killed process leaves no half-written trial. The
-sampler works on a copy in
-memory: asking costs no disk. `optuna-dashboard` reads the same database while a search runs.
+sampler works on a copy in memory, so asking does not touch the disk. `optuna-dashboard` reads the
+same database while a search runs.
 """
 
 import json
@@ -22,20 +22,20 @@ from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
 
-_HELD_OUT = (
-    "held_out"  # study attribute `held_out/<trial>/<kind>`: packed held-out scores
-)
+# Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
+# because Optuna refuses to change a finished trial.
+_HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a record says of its study, written once, before the first trial.
+    """What a record states about its study, written once, before the first trial.
 
     Attributes:
         objectives: The objectives, with their directions.
         sources: Names of the models that are merged.
-        identity: Whatever makes trials comparable. A record with trials of another identity is
-            refused, so that one table never answers two questions.
+        identity: Everything that makes trials comparable. A record with trials of another identity
+            is refused, so that one table never mixes scores with different meanings.
     """
 
     objectives: tuple[Objective, ...]
@@ -79,16 +79,16 @@ class Record:
         if storage.file:
             storage.file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # What JSON makes of it (lists for tuples) is what the database gives back.
-        identity = _without_unset(json.loads(json.dumps(header.identity)))
+        # The database returns what JSON makes of a value, such as lists for tuples. Without this
+        # round trip an unchanged identity would differ from the recorded one.
+        as_text = json.dumps(header.identity)
+        identity = _without_unset(json.loads(as_text))
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
             recorded = _without_unset(study.user_attrs.get("identity"))
-            # Nothing is lost with a record that has no trial yet, so a changed study may simply
-            # begin anew.
-            if recorded not in (None, identity) and not study.get_trials(
-                deepcopy=False
-            ):
+            # A record without trials has nothing to lose, so a changed study replaces it.
+            trials = study.get_trials(deepcopy=False)
+            if recorded not in (None, identity) and not trials:
                 optuna.delete_study(study_name=storage.study_name, storage=database)
                 study = _create_or_load(storage, database, header)
                 recorded = None
@@ -100,7 +100,7 @@ class Record:
 
     @classmethod
     def read(cls, storage: Storage) -> "Record":
-        """Open a record to look at it; nothing is created or locked.
+        """Open a record for reading; nothing is created or locked.
 
         Args:
             storage: Where it is.
@@ -111,6 +111,7 @@ class Record:
         Raises:
             StudyError: There is no such record, or it cannot be read.
         """
+        # SQLite creates a missing file when it connects, and reading must leave nothing behind.
         if storage.file and not storage.file.is_file():
             raise StudyError(
                 f"{storage.file}: there is no record here yet. Run the search first."
@@ -139,8 +140,10 @@ class Record:
         with self.storage.readable_errors():
             trials = tuple(self.trials())
             last_end = self.note("end")
-        current = bool(last_end) and last_end["total"] == len(trials)
-        end_reason = last_end["reason"] if current else ""
+        # The reason is outdated once a later run has added a trial.
+        end_reason = ""
+        if last_end and last_end["total"] == len(trials):
+            end_reason = last_end["reason"]
         return Results(
             self.objectives, self.sources, trials, end_reason, str(self.storage)
         )
@@ -163,7 +166,7 @@ class Record:
 
         Args:
             frozen: The trial, from `freeze`.
-            number: The number that it is to have.
+            number: The number that it must get.
 
         Raises:
             StudyError: It was written under another number, since another process searches here
@@ -172,6 +175,8 @@ class Record:
         with self.storage.readable_errors():
             self._study.add_trial(frozen)
             total = len(self.frozen_trials())
+        # The lock of the study's folder cannot see a process that searches from another folder or
+        # machine in the same database. Its trials show in the count.
         if total != number + 1:
             raise StudyError(
                 f"{self.storage}: another process added trials to this study while trial "
@@ -185,7 +190,7 @@ class Record:
         distributions: Mapping[str, BaseDistribution],
         sampler_notes: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
-        """Put a trial into Optuna's form.
+        """Convert a trial to Optuna's form.
 
         Args:
             trial: The trial.
@@ -204,14 +209,15 @@ class Record:
             user_attrs=self._attributes(trial),
             system_attrs=dict(sampler_notes or {}),
         )
-        # Optuna >= 5 keeps constraints on the trial; a frozen trial that was told already has them.
+        # `tell` leaves the constraints among the system attributes, which are passed in above. Then
+        # Optuna would warn that they are set twice.
         for name, violation in trial.constraints.items():
             if name not in frozen.constraints:
                 frozen.set_constraint(name, violation)
         return frozen
 
     def note(self, key: str) -> Any:
-        """Read a fact about the study itself.
+        """Read a note about the study.
 
         Args:
             key: Its name.
@@ -222,11 +228,11 @@ class Record:
         return self._study.user_attrs.get(key)
 
     def set_note(self, key: str, value: object) -> None:
-        """Write a fact about the study itself; nothing is written where it has not changed.
+        """Write a note about the study, if its value has changed.
 
         Args:
             key: Its name.
-            value: Anything that JSON holds.
+            value: Anything that JSON can hold.
         """
         if self.note(key) != value:
             with self.storage.readable_errors():
@@ -240,8 +246,10 @@ class Record:
             kind: `objectives` or `watched`: each is scored once.
             scores: The scores.
         """
+        key = f"{_HELD_OUT}/{number}/{kind}"
+        packed = _pack(scores)
         with self.storage.readable_errors():
-            self._study.set_user_attr(f"{_HELD_OUT}/{number}/{kind}", _pack(scores))
+            self._study.set_user_attr(key, packed)
 
     def held_out(self, number: int) -> dict[str, Scores]:
         """Read the held-out scores of a trial, by kind."""
@@ -254,6 +262,7 @@ class Record:
             "scores": _pack(trial.scores),
             "recipe": trial.recipe_yaml,
         }
+        # Unset attributes are not written: each is a row of the database.
         optional = {
             "failure": trial.failure,
             "warm": trial.warm_start,
@@ -262,14 +271,15 @@ class Record:
             "level": trial.level or None,
             "final": None if trial.final else False,
         }
-        attributes |= {
-            name: value for name, value in optional.items() if value not in ("", None)
-        }
-        # Samplers look here for the noise of the objectives.
+        for name, value in optional.items():
+            if value not in ("", None):
+                attributes[name] = value
         if not trial.failure:
-            attributes["stderr"] = [
-                trial.scores[o.name].stderr for o in self.objectives
-            ]
+            # In the order of the objectives: surrogates read the noise of each objective here.
+            stderrs = []
+            for objective in self.objectives:
+                stderrs.append(trial.scores[objective.name].stderr)
+            attributes["stderr"] = stderrs
         return attributes
 
 
@@ -291,11 +301,10 @@ def _write_header(
         # `set_metric_names` is experimental in Optuna; the dashboard shows the names.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in header.objectives])
-    # Values are stored as maximised; this keeps the user's directions readable without loading a
-    # task.
-    study.set_user_attr(
-        "maximise", [objective.maximise for objective in header.objectives]
-    )
+    # The stored values are all maximised. The user's directions are written beside them, so that
+    # reading a record does not need a task.
+    directions = [objective.maximise for objective in header.objectives]
+    study.set_user_attr("maximise", directions)
     study.set_user_attr("sources", list(header.sources))
     study.set_user_attr("identity", dict(identity))
 
@@ -305,37 +314,44 @@ def _read_objectives(study: optuna.Study) -> tuple[Objective, ...]:
     directions = study.user_attrs.get("maximise", [])
     if len(names) != len(directions):
         raise StudyError(
-            f"{study.study_name!r} is not a study of paretomerge, or of an older version of it."
+            f"{study.study_name!r} is not a study of paretomerge, or an older version made it."
         )
-    return tuple(
-        Objective(name, up) for name, up in zip(names, directions, strict=True)
-    )
+    objectives = []
+    for name, maximise in zip(names, directions, strict=True):
+        objectives.append(Objective(name, maximise))
+    return tuple(objectives)
 
 
 def _changed_message(
     storage: Storage, recorded: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> str:
     keys = sorted({*recorded, *identity})
-    changed = [key for key in keys if recorded.get(key) != identity.get(key)]
+    changed = []
+    for key in keys:
+        if recorded.get(key) != identity.get(key):
+            changed.append(key)
     return (
-        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. Set "
-        "another `out` "
-        "(another `study_name` where `storage` is set), or put the old settings back."
+        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. "
+        "Set another `out` (another `study_name` where `storage` is set), "
+        "or put the old settings back."
     )
 
 
 def _without_unset(value: Any) -> Any:
-    """Drop what is None: a record stays valid when a version adds a setting."""
+    """Drop what is None, so that a record stays valid when a later version adds a setting."""
     if isinstance(value, Mapping):
-        return {
-            key: _without_unset(item) for key, item in value.items() if item is not None
-        }
+        stated: dict[str, Any] = {}
+        for key, item in value.items():
+            if item is not None:
+                stated[key] = _without_unset(item)
+        return stated
     if isinstance(value, list):
         return [_without_unset(item) for item in value]
     return value
 
 
 def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
+    # Every attribute has a default: records of earlier versions lack the newer ones.
     attributes = frozen.user_attrs
     all_held_out: dict[str, Score] = {}
     for scores in held_out.values():
@@ -359,41 +375,46 @@ def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
 
 
 def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
+    # With the closing slash: trial 1 must not take the scores of trial 10.
     prefix = f"{_HELD_OUT}/{number}/"
-    return {
-        key.removeprefix(prefix): _unpack(packed)
-        for key, packed in attributes.items()
-        if key.startswith(prefix)
-    }
+    held_out: dict[str, Scores] = {}
+    for key, packed in attributes.items():
+        if key.startswith(prefix):
+            kind = key.removeprefix(prefix)
+            held_out[kind] = _unpack(packed)
+    return held_out
 
 
 def _pack(scores: Scores) -> dict[str, Any]:
+    # Lists and not named fields: a task may have thousands of examples, and a study many trials.
     packed = {}
     for name, score in scores.items():
-        packed[name] = [
-            score.value,
-            score.stderr,
-            score.n,
-            _pack_examples(score.example_scores),
-        ]
+        examples = _pack_examples(score.example_scores)
+        packed[name] = [score.value, score.stderr, score.n, examples]
     return packed
 
 
 def _unpack(packed: Mapping[str, Sequence[Any]]) -> dict[str, Score]:
     scores = {}
     for name, (value, stderr, n, examples) in packed.items():
-        scores[name] = Score(value, stderr, n, _unpack_examples(examples))
+        example_scores = _unpack_examples(examples)
+        scores[name] = Score(value, stderr, n, example_scores)
     return scores
 
 
 def _pack_examples(scores: Sequence[float] | None) -> str | list[float] | None:
-    """Write right and wrong, the common case, as a string of 1 and 0: a byte for each example."""
+    """Write scores of 0 and 1, the common case, as a string with a byte for each example."""
     if scores is None:
         return None
     if all(score in (0.0, 1.0) for score in scores):
-        return "".join("1" if score else "0" for score in scores)
+        digits = ["1" if score else "0" for score in scores]
+        return "".join(digits)
     return list(scores)
 
 
 def _unpack_examples(packed: str | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if packed is None else tuple(float(score) for score in packed)
+    if packed is None:
+        return None
+    # A string iterates over its digits, so both forms are read alike.
+    scores = [float(score) for score in packed]
+    return tuple(scores)

@@ -1,4 +1,4 @@
-"""What a study has found so far, as a snapshot of its record."""
+"""The results of a study so far, as a snapshot of its record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Results:
         objectives: The study's m objectives, with their directions.
         sources: Names of the models that are merged. The first trials are these sources, alone.
         trials: Every finished trial in the order of their numbers, failed ones included.
-        end_reason: Why the latest run ended, if no trial has been added since; else empty.
+        end_reason: Why the latest run ended; empty if a trial has been added since.
         place: Where the record is, for messages.
     """
 
@@ -32,15 +32,18 @@ class Results:
     @cached_property
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates on the search examples, by number."""
+        # Estimates of a race may be too high, so a trial that was left early is never on the front.
         candidates = [trial for trial in self.trials if trial.can_be_on_front]
         return pareto_front(candidates, self.objectives)
 
     @cached_property
     def baselines(self) -> list[Trial]:
         """The baseline recipes that could be scored, by number: the sources first."""
-        return [
-            trial for trial in self.trials if trial.is_baseline and not trial.failure
-        ]
+        baselines = []
+        for trial in self.trials:
+            if trial.is_baseline and not trial.failure:
+                baselines.append(trial)
+        return baselines
 
     @cached_property
     def reference(self) -> list[float] | None:
@@ -48,7 +51,10 @@ class Results:
 
         None before a source is scored.
         """
-        return reference_of(self.trials[: len(self.sources)], self.objectives)
+        # The sources' trials alone: later trials must not move the reference, or hypervolumes of
+        # different times could not be compared.
+        sources = self.trials[: len(self.sources)]
+        return reference_of(sources, self.objectives)
 
     @property
     def evaluated(self) -> int:
@@ -67,8 +73,9 @@ class Results:
     def has_mean(self) -> bool:
         """Whether the mean of the scores says how good a merge is.
 
-        Not where an objective is minimised.
+        It does not if an objective is minimised.
         """
+        # Minimised objectives, such as layers or perplexity, have other units than accuracies.
         return all(objective.maximise for objective in self.objectives)
 
     def mean(self, scores: Scores | None) -> float | None:
@@ -80,10 +87,14 @@ class Results:
         Returns:
             The mean; None where a score is missing, or where an objective is minimised.
         """
-        names = [objective.name for objective in self.objectives]
-        if not self.has_mean or not scores or any(name not in scores for name in names):
+        if not self.has_mean or not scores:
             return None
-        return sum(scores[name].value for name in names) / len(names)
+        values = []
+        for objective in self.objectives:
+            if objective.name not in scores:
+                return None
+            values.append(scores[objective.name].value)
+        return sum(values) / len(values)
 
     def hypervolume(self, trials: Sequence[Trial] | None = None) -> float:
         """The hypervolume that trials dominate above the reference point.
@@ -99,8 +110,11 @@ class Results:
         return hypervolume_of(trials, self.objectives, self.reference)
 
     def trial(self, number: int) -> Trial | None:
-        """The trial of a number; None where there is none."""
-        return next((trial for trial in self.trials if trial.number == number), None)
+        """The trial with a number; None where there is none."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        return None
 
 
 def reference_of(
@@ -115,7 +129,10 @@ def reference_of(
     Returns:
         The reference point `(m,)`, all objectives maximised; None where no source was scored.
     """
-    values = [trial.values(objectives) for trial in sources if not trial.failure]
+    # A source that failed is skipped: the reference is then that of the others, and the search
+    # goes on.
+    scored = [trial for trial in sources if not trial.failure]
+    values = [trial.values(objectives) for trial in scored]
     if not values:
         return None
     reference: list[float] = reference_point(values).tolist()
@@ -137,7 +154,8 @@ def hypervolume_of(
     Returns:
         The hypervolume; 0 without a reference or without a feasible trial.
     """
-    values = [trial.values(objectives) for trial in trials if trial.can_be_on_front]
+    candidates = [trial for trial in trials if trial.can_be_on_front]
+    values = [trial.values(objectives) for trial in candidates]
     if not values or reference is None:
         return 0.0
     return hypervolume(values, reference)

@@ -1,4 +1,4 @@
-"""Where the records of studies are kept: a SQLite file, or any database that Optuna takes."""
+"""Where the records of studies are stored: a SQLite file, or any database that Optuna supports."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _LOCK_TIMEOUT = 60  # seconds that a writer waits for others of the same SQLite 
 _DATABASE_ERRORS = (
     sqlalchemy.exc.SQLAlchemyError,
     optuna.exceptions.StorageInternalError,
-    RuntimeError,  # Optuna: the schema is of another version
+    RuntimeError,  # Optuna raises it where another version made the schema
     ImportError,  # the database's driver is not installed
 )
 
@@ -51,27 +51,32 @@ class Storage:
     @property
     def file(self) -> Path | None:
         """The SQLite file; None for a server, or a SQLite database in memory."""
+        # `sqlite://` without a third slash is a database in memory, and has nothing to remove.
         path = self.url.removeprefix(_SQLITE)
-        if not path or path == self.url or path.startswith(":memory:"):
+        is_sqlite = path != self.url
+        if not is_sqlite or not path or path.startswith(":memory:"):
             return None
         return Path(path)
 
     def relative_to(self, folder: Path) -> "Storage":
-        """Let a file's path start from a folder.
+        """Resolve the path of a SQLite file against a folder.
 
         Args:
             folder: Where a relative path starts.
 
         Returns:
-            The storage at that place; servers stay what they are.
+            The storage at that place; a server's is returned unchanged.
         """
-        return (
-            replace(self, url=f"{_SQLITE}{folder / self.file}") if self.file else self
-        )
+        if self.file is None:
+            return self
+        # `/` keeps an absolute path as it is.
+        path = folder / self.file
+        return replace(self, url=f"{_SQLITE}{path}")
 
     @property
     def redacted_url(self) -> str:
-        """The URL without its password: messages end up in logs."""
+        """The URL without its password, since messages end up in logs."""
+        # A password stands before the host, or is an argument of the driver.
         url = re.sub(r"(//[^:/]*):[^@]*@", r"\1:***@", self.url)
         return re.sub(r"([?&]\w*passw\w*=)[^&]*", r"\1***", url)
 
@@ -97,17 +102,18 @@ class Storage:
 
     @contextmanager
     def readable_errors(self) -> Iterator[None]:
-        """Turn a database's errors into a `StudyError` of one sentence with a cure.
+        """Turn errors of the database into a `StudyError` that says what to do.
 
         Raises:
-            StudyError: A file is torn or foreign, the disk is full, the server is away, or the
-                driver is missing.
+            StudyError: A file is damaged or of another kind, the disk is full, the server does not
+                answer, or the driver is missing.
         """
         try:
             yield
         except _DATABASE_ERRORS as error:
             # SQLAlchemy wraps the driver's message, which says what happened.
             cause = str(error.__cause__ or error)
+            # Later lines hold the SQL statement, which a user can do nothing with.
             summary = cause.splitlines()[0]
             raise StudyError(
                 f"{self}: cannot read or write the study's record: {summary}. "
@@ -116,9 +122,10 @@ class Storage:
 
     def _engine_options(self) -> dict[str, object]:
         if self.url.startswith("sqlite"):
+            # The default of 5 seconds is too short where a dashboard reads the same file.
             return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
-        # An evaluation may take longer than a server keeps an idle connection: connect anew for
-        # each use.
+        # An evaluation may last longer than a server keeps an idle connection, so each use opens a
+        # new one.
         return {"poolclass": NullPool}
 
     def _cure(self, error: Exception, cause: str) -> str:
@@ -128,5 +135,5 @@ class Storage:
             install = "pip install 'paretomerge[postgresql]'"
             return f"Install the database's driver; for PostgreSQL, `{install}`."
         if self.file:
-            return "If the file is broken, move it away to begin afresh."
+            return "If the file is damaged, move it away to start again."
         return "Check the URL, and that the database is running."

@@ -1,4 +1,4 @@
-"""One finished evaluation of a study, and how several are compared."""
+"""One finished evaluation of a study, and the comparison of several."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ class Trial:
         params: The parameters that make its recipe.
         scores: Scores on the search examples, in the user's directions; empty where the trial
             failed.
-        label: The name of a baseline recipe (`uniform soup`, a source's name); empty for what a
-            sampler proposed.
-        failure: Why it failed; empty where it did not.
+        label: The name of a baseline recipe (`uniform soup`, a source's name); empty for a proposal
+            of the sampler.
+        failure: Why it failed; empty if it did not.
         seconds: Wall-clock seconds by stage: ask, merge, evaluate, record.
         held_out: Scores on the held-out examples; None until they are measured.
-        constraints: Each constraint's text -> its violation; kept where 0 or less.
+        constraints: Each constraint's text -> its violation; 0 or less where it is satisfied.
         warm_start: The study and trial number that the scores were taken from; empty for trials
             of this study.
         same_as: The number of an earlier trial with the same recipe, whose scores these are.
@@ -56,6 +56,8 @@ class Trial:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe that was scored."""
+        # From the record and not from the parameters: reading must not need the space, whose models
+        # may have gone.
         return Recipe.from_yaml(self.recipe_yaml, f"the recipe of trial {self.number}")
 
     @property
@@ -66,21 +68,22 @@ class Trial:
     @property
     def is_baseline(self) -> bool:
         """Whether this is a baseline recipe, or a start that the user named."""
-        return bool(self.label) and self.label != f"warm: {self.warm_start}"
+        # A trial of another study is labelled with its origin, unless it is a baseline here too.
+        origin = f"warm: {self.warm_start}"
+        return bool(self.label) and self.label != origin
 
     @property
     def violations(self) -> str:
-        """The constraints that it breaks, and by how much, as text; empty where it keeps all."""
-        broken = [
-            f"{name} (by {violation:.3g})"
-            for name, violation in self.constraints.items()
-            if violation > 0
-        ]
+        """The constraints that it breaks, and by how much, as text; empty where it breaks none."""
+        broken = []
+        for name, violation in self.constraints.items():
+            if violation > 0:
+                broken.append(f"{name} (by {violation:.3g})")
         return ", ".join(broken)
 
     @property
     def feasible(self) -> bool:
-        """Whether it was scored and keeps the constraints: only such trials can be on the front."""
+        """Whether it was scored and satisfies the constraints."""
         return not self.failure and not self.violations
 
     @property
@@ -89,7 +92,7 @@ class Trial:
         return self.feasible and self.final
 
     def values(self, objectives: Sequence[Objective]) -> list[float]:
-        """The objectives' scores as the search sees them.
+        """Return the objectives' scores as the search sees them.
 
         Args:
             objectives: The study's m objectives.
@@ -97,16 +100,17 @@ class Trial:
         Returns:
             m values, all to be maximised.
         """
-        return [
-            objective.inside(self.scores[objective.name].value)
-            for objective in objectives
-        ]
+        values = []
+        for objective in objectives:
+            score = self.scores[objective.name]
+            values.append(objective.inside(score.value))
+        return values
 
 
 def pareto_front(
     trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> list[Trial]:
-    """Keep the trials that no other of them dominates.
+    """Select the trials that no other of them dominates.
 
     Args:
         trials: Trials with scores.
@@ -115,10 +119,19 @@ def pareto_front(
     Returns:
         The non-dominated trials, in their order.
     """
+    # Of trials with equal values only the first stays (see `nondominated`).
     mask = nondominated([trial.values(objectives) for trial in trials])
-    return [trial for trial, on_front in zip(trials, mask, strict=True) if on_front]
+    front = []
+    for trial, on_front in zip(trials, mask, strict=True):
+        if on_front:
+            front.append(trial)
+    return front
 
 
 def count_evaluated(trials: Sequence[Trial]) -> int:
     """Count the trials that use up the budget: merges that the study scored itself, each once."""
-    return sum(not trial.warm_start and trial.same_as is None for trial in trials)
+    count = 0
+    for trial in trials:
+        if not trial.warm_start and trial.same_as is None:
+            count += 1
+    return count

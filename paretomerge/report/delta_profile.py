@@ -1,4 +1,4 @@
-"""How alike fine-tunes are and where they moved: plain data, and its look on a terminal."""
+"""How similar fine-tunes are and which layers they changed: as plain data and as tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -12,7 +12,7 @@ from paretomerge.merging.delta_profile import DeltaProfile, order_by_similarity
 from paretomerge.types import Array
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_MAX_BARS = 60  # layers on one line; of more, neighbours share a bar
+_MAX_BARS = 60  # layers on one line; in deeper models, neighbours share a bar
 
 Matrix = Mapping[str, Mapping[str, float]]
 """Name -> name -> value."""
@@ -58,8 +58,13 @@ def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRo
         The data.
     """
     names = profile.names
+    norms = profile.norms.tolist()
+    # The profile holds squared norms, which add up over tensors; norms do not.
     layers = np.sqrt(profile.by_layer(architecture))
     roles = np.sqrt(_squared_norms_by_role(profile, architecture))
+    layers_of: dict[str, list[float]] = {}
+    for i, name in enumerate(names):
+        layers_of[name] = layers[:, i].tolist()
     return {
         "base": profile.base,
         "models": dict(profile.sources),
@@ -67,8 +72,8 @@ def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRo
         "cosine": _named(names, names, profile.cosine),
         "pearson": _named(names, names, profile.pearson),
         "euclidean": _named(names, names, profile.euclidean),
-        "norms": dict(zip(names, profile.norms.tolist(), strict=True)),
-        "layers": {name: layers[:, i].tolist() for i, name in enumerate(names)},
+        "norms": dict(zip(names, norms, strict=True)),
+        "layers": layers_of,
         "roles": _named(names, ROLES, roles.T),
         "order": list(order_by_similarity(profile)),
     }
@@ -77,7 +82,7 @@ def kinship_rows(profile: DeltaProfile, architecture: Architecture) -> KinshipRo
 def kinship_tables(profile: DeltaProfile, architecture: Architecture) -> Group:
     """Show a profile of deltas on a terminal.
 
-    Three similarities, then norms with the layers as bars.
+    There are three tables of similarities, then a table of norms with the layers as bars.
 
     Args:
         profile: The profile.
@@ -118,29 +123,36 @@ def _similarity_table(kind: str, rows: Matrix, number_format: str) -> Table:
     for name in rows:
         table.add_column(name, justify="right")
     for name, row in rows.items():
-        table.add_row(name, *(format(value, number_format) for value in row.values()))
+        cells = [format(value, number_format) for value in row.values()]
+        table.add_row(name, *cells)
     return table
 
 
 def _norms_table(rows: KinshipRows, depth: int) -> Table:
-    """A line for each source.
+    """A table with a row for each source.
 
-    Norm, bars on one scale for all, and each role's share of the squared norm.
+    It shows the norm, a bar for each layer, and each role's share of the squared norm.
     """
     table = _plain_table()
     table.add_column("moved", no_wrap=True)
     table.add_column("norm", justify="right")
-    table.add_column(f"layers 0 to {depth - 1}" if depth else "", no_wrap=True)
+    layers_heading = f"layers 0 to {depth - 1}" if depth else ""
+    table.add_column(layers_heading, no_wrap=True)
     for role in ROLES:
         table.add_column(role, justify="right")
+    # One scale for all sources, so that their bars can be compared.
     highest = 0.0
     for norms in rows["layers"].values():
         highest = max(highest, *norms, 0.0)
     for name, norm in rows["norms"].items():
         squared_norm = norm**2 or 1.0  # a source that is the base has not moved
-        by_role = rows["roles"][name].values()
-        shares = [f"{value**2 / squared_norm:.0%}" for value in by_role]
-        bars = _bars(rows["layers"][name], highest or 1.0)
+        # Shares of the squared norm, since only squares add up to the whole.
+        shares = []
+        for role_norm in rows["roles"][name].values():
+            share = role_norm**2 / squared_norm
+            shares.append(f"{share:.0%}")
+        layer_norms = rows["layers"][name]
+        bars = _bars(layer_norms, highest or 1.0)
         table.add_row(name, f"{norm:.4g}", bars, *shares)
     return table
 
@@ -152,7 +164,8 @@ def _bars(values: Sequence[float], highest: float) -> str:
     text = ""
     for part in np.array_split(np.asarray(values), n_bars):
         height = float(part.mean()) / highest
-        text += _BARS[round(height * (len(_BARS) - 1))]
+        level = round(height * (len(_BARS) - 1))
+        text += _BARS[level]
     return text
 
 
@@ -162,7 +175,9 @@ def _plain_table() -> Table:
 
 def _squared_norms_by_role(profile: DeltaProfile, architecture: Architecture) -> Array:
     """Squared norms `(roles, K)` of the K sources' deltas, over all layers."""
-    squared_norms = np.zeros((len(ROLES), len(profile.sources)))
+    n_sources = len(profile.sources)
+    squared_norms = np.zeros((len(ROLES), n_sources))
     for tensor, row in profile.mass.items():
-        squared_norms[ROLES.index(architecture.role(tensor))] += row
+        role = architecture.role(tensor)
+        squared_norms[ROLES.index(role)] += row
     return squared_norms

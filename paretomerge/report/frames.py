@@ -14,6 +14,7 @@ def dataframe_row(trial: Trial) -> dict[str, Cell]:
     Returns:
         Column -> value; columns are named as in Optuna's `trials_dataframe`.
     """
+    # A failed trial has no score columns, which pandas fills with NaN.
     row: dict[str, Cell] = {
         "number": trial.number,
         "label": trial.label,
@@ -24,8 +25,10 @@ def dataframe_row(trial: Trial) -> dict[str, Cell]:
     }
     row |= _score_cells("search", trial.scores)
     row |= _score_cells("held_out", trial.held_out or {})
-    row |= {f"params_{name}": value for name, value in trial.params.items()}
-    row |= {f"seconds_{stage}": value for stage, value in trial.seconds.items()}
+    for name, value in trial.params.items():
+        row[f"params_{name}"] = value
+    for stage, seconds in trial.seconds.items():
+        row[f"seconds_{stage}"] = seconds
     return row
 
 

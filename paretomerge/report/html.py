@@ -12,12 +12,13 @@ from paretomerge.report import plots
 from paretomerge.report.tables import best_first
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+# Without "record", which is noted after the trial has been written and so is not in it.
 _STAGES = ("ask", "merge", "evaluate")
 _PACKAGES = ("paretomerge", "torch", "transformers", "lm_eval", "optuna", "botorch")
 
 
 def write_report(results: Results, out: Path, choice: Choice | None = None) -> Path:
-    """Write a study as it stands as one HTML file.
+    """Write the present state of a study as one HTML file.
 
     Args:
         results: The study's results.
@@ -30,6 +31,7 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
     Raises:
         ConfigError: Nothing has finished yet, or the choice names no trial.
     """
+    # Imported late, as plotly below: no other command needs them.
     import jinja2
 
     choice = choice or Choice()
@@ -38,25 +40,25 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
     on_front = {trial.number for trial in results.front}
     off_front = [trial for trial in results.baselines if trial.number not in on_front]
     objectives = [objective.name for objective in results.objectives]
-    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    watched = [name for name in results.score_names if name not in objectives]
+    front = best_first(results, results.front)
+    failed = [trial for trial in results.trials if trial.failure]
+    infeasible = [trial for trial in scored if trial.violations]
+    # Escaped: labels, names of tasks and failures are other people's text.
+    source = _TEMPLATE.read_text(encoding="utf-8")
+    template = jinja2.Template(source, autoescape=True)
     page = template.render(
         objectives=objectives,
-        watched=[name for name in results.score_names if name not in objectives],
-        front=[
-            _row(results, trial, picked) for trial in best_first(results, results.front)
-        ],
+        watched=watched,
+        front=[_row(results, trial, picked) for trial in front],
         has_mean=results.has_mean,
         baselines=[_row(results, trial, picked) for trial in off_front],
         picked=_row(results, picked, picked),
         choice=choice.text,
         recipe=picked.recipe_yaml,
         optimism=optimism(results),
-        failures=[
-            (trial.number, trial.failure) for trial in results.trials if trial.failure
-        ],
-        infeasible=[
-            (trial.number, trial.violations) for trial in scored if trial.violations
-        ],
+        failures=[(trial.number, trial.failure) for trial in failed],
+        infeasible=[(trial.number, trial.violations) for trial in infeasible],
         n=len(results.trials),
         seconds=_seconds(results),
         versions={name: version(name) for name in _PACKAGES},
@@ -76,14 +78,18 @@ def _plots(results: Results, picked: Trial) -> list[str]:
         *plots.plot_sizes(results, picked),
         *plots.plot_held_out(results, picked),
     ]
-    # plotly's script stands in the page once, before the first figure.
-    return [
-        to_html(figure, full_html=False, include_plotlyjs=i == 0)
-        for i, figure in enumerate(figures)
-    ]
+    # plotly's script is megabytes, so it stands in the page once, before the first figure. It is
+    # in the page and not linked, so that the report opens without a network.
+    parts = []
+    for i, figure in enumerate(figures):
+        is_first = i == 0
+        part = to_html(figure, full_html=False, include_plotlyjs=is_first)
+        parts.append(part)
+    return parts
 
 
 def _row(results: Results, trial: Trial, picked: Trial) -> dict[str, Any]:
+    # Spaces with one method have no such parameter, but the recipe names the method.
     method = trial.params.get("method")
     if not method:
         method = "route" if trial.level else trial.recipe.merge_method

@@ -1,6 +1,6 @@
-"""Figures of a study's results, as plotly figures.
+"""Plots of a study's results, as plotly figures.
 
-`show()`, `write_image()` and `to_html()` work on them as usual.
+Their methods `show()`, `write_image()` and `to_html()` work as usual.
 """
 
 import html
@@ -28,7 +28,7 @@ _BASELINE = "#d97706"
 _SOURCES = ("#fcd34d", "#fbbf24", "#d97706", "#92400e")
 
 _PANELS_IN_A_ROW = 3
-_PANEL = 320  # pixels of a panel
+_PANEL = 320  # height of a panel in pixels
 _GAP = 80  # pixels between rows, where the axes' titles stand
 _MARGIN = 50  # pixels above and below the panels
 _LEGEND = 64  # pixels from the panels down to the legend
@@ -58,21 +58,30 @@ def plot_front(results: Results, picked: Trial | None = None) -> "Figure":
     from plotly.subplots import make_subplots
 
     names = [objective.name for objective in results.objectives]
-    pairs = list(combinations(names, 2)) or [(names[0], names[0])]
+    pairs = list(combinations(names, 2))
+    if not pairs:
+        # A single objective is plotted against itself: its trials then lie on the diagonal.
+        pairs = [(names[0], names[0])]
     columns = min(len(pairs), _PANELS_IN_A_ROW)
     rows = math.ceil(len(pairs) / _PANELS_IN_A_ROW)
     height = rows * _PANEL + (rows - 1) * _GAP
+    # plotly takes the spacing as a share of the height, but the axes' titles need a fixed gap.
+    spacing = _GAP / height
     figure = make_subplots(
-        cols=columns, rows=rows, horizontal_spacing=0.08, vertical_spacing=_GAP / height
+        cols=columns, rows=rows, horizontal_spacing=0.08, vertical_spacing=spacing
     )
     groups = _groups(results, picked)
     for i, (x, y) in enumerate(pairs):
         row, column = divmod(i, _PANELS_IN_A_ROW)
+        # plotly counts panels from 1.
+        panel = {"row": row + 1, "col": column + 1}
+        # Groups look alike in all panels, so the legend shows those of the first.
+        in_legend = i == 0
         for group in groups:
             trace = _scatter(group, x, y)
-            figure.add_scatter(**trace, showlegend=i == 0, row=row + 1, col=column + 1)
-        figure.update_xaxes(title_text=x, row=row + 1, col=column + 1)
-        figure.update_yaxes(title_text=y, row=row + 1, col=column + 1)
+            figure.add_scatter(**trace, **panel, showlegend=in_legend)
+        figure.update_xaxes(title_text=x, **panel)
+        figure.update_yaxes(title_text=y, **panel)
     heading = "Objectives, on the search examples (one standard error)"
     return _styled(figure, heading, height + 2 * _MARGIN)
 
@@ -89,11 +98,17 @@ def plot_hypervolume(results: Results) -> "Figure":
     from plotly.graph_objects import Figure, Scatter
 
     trials = [trial for trial in results.trials if not trial.failure]
-    # From the first trial on, so that the plot shows what the baselines brought.
-    volumes = [results.hypervolume(trials[: i + 1]) for i in range(len(trials))]
-    numbers = [trial.number + 1 for trial in trials]
+    # From the first trial on, so that the plot shows what the baselines contribute.
+    volumes = []
+    numbers = []
+    for i, trial in enumerate(trials):
+        so_far = trials[: i + 1]
+        volumes.append(results.hypervolume(so_far))
+        numbers.append(trial.number + 1)
+    # A step and no slope: the volume changes when a trial ends.
     line = {"color": _FRONT, "shape": "hv"}
-    figure = Figure(Scatter(x=numbers, y=volumes, line=line, name="search"))
+    steps = Scatter(x=numbers, y=volumes, line=line, name="search")
+    figure = Figure(steps)
     if results.baselines:
         figure.add_hline(
             results.hypervolume(results.baselines),
@@ -106,7 +121,7 @@ def plot_hypervolume(results: Results) -> "Figure":
 
 
 def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
-    """Plot quality against each objective that is minimised: the mean of those that are maximised.
+    """Plot quality, the mean of the maximised objectives, against each minimised objective.
 
     Args:
         results: The study's results.
@@ -115,12 +130,11 @@ def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
     Returns:
         One figure for each minimised objective; none where nothing is maximised.
     """
-    sizes = [
-        objective.name for objective in results.objectives if not objective.maximise
-    ]
-    qualities = [
-        objective.name for objective in results.objectives if objective.maximise
-    ]
+    sizes: list[str] = []
+    qualities: list[str] = []
+    for objective in results.objectives:
+        names = qualities if objective.maximise else sizes
+        names.append(objective.name)
     if not qualities:
         return []
     return [_quality_against(size, qualities, results, picked) for size in sizes]
@@ -138,26 +152,37 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
     """
     from plotly.graph_objects import Figure
 
-    sources = [trial for trial in results.trials if trial.label in results.sources]
-    shown = [trial for trial in [*sources, picked] if trial.held_out]
+    shown = []
+    for trial in results.trials:
+        if trial.held_out and trial.label in results.sources:
+            shown.append(trial)
+    if picked.held_out:
+        shown.append(picked)
     if not shown:
         return []
-    # Layers and seconds have other units.
-    minimised = {
-        objective.name for objective in results.objectives if not objective.maximise
-    }
+    # Minimised objectives, such as layers or seconds, have other units than the axis.
+    minimised: set[str] = set()
+    for objective in results.objectives:
+        if not objective.maximise:
+            minimised.add(objective.name)
     names = [name for name in results.score_names if name not in minimised]
     figure = Figure()
     for i, trial in enumerate(shown):
         held_out = trial.held_out or {}
         scored = [name for name in names if name in held_out]
+        values = [held_out[name].value for name in scored]
         errors = [held_out[name].stderr for name in scored]
+        title = trial_title(trial)
+        colour = _SOURCES[i % len(_SOURCES)]
+        if trial is picked:
+            title = "picked"
+            colour = _PICKED
         figure.add_bar(
             x=scored,
-            y=[held_out[name].value for name in scored],
+            y=values,
             error_y={"array": errors, "thickness": 0.8, "width": 2},
-            name="picked" if trial is picked else trial_title(trial),
-            marker_color=_PICKED if trial is picked else _SOURCES[i % len(_SOURCES)],
+            name=title,
+            marker_color=colour,
         )
     heading = (
         "Held-out examples: the sources and the picked merge, watched tasks included"
@@ -166,7 +191,7 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
 
 
 def trial_title(trial: Trial) -> str:
-    """What a trial is called; the constraints that it breaks are added."""
+    """The name of a trial, followed by the constraints that it breaks."""
     if not trial.violations:
         return trial.name
     return f"{trial.name}, infeasible: {trial.violations}"
@@ -187,7 +212,9 @@ def _groups(results: Results, picked: Trial | None) -> list[_Group]:
             left_early.append(trial)
         elif not trial.is_baseline:
             others.append(trial)
+    # Baselines have a group of their own, on the front or not.
     proposed = [trial for trial in results.front if not trial.is_baseline]
+    # Later groups are drawn over earlier ones, so the most important comes last.
     groups = [
         _Group("other trials", _OTHER, 6, others, error_bars=False),
         _Group("left early", _LEFT_EARLY, 6, left_early),
@@ -201,10 +228,13 @@ def _groups(results: Results, picked: Trial | None) -> list[_Group]:
 
 
 def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
+    trials = group.trials
+    # plotly reads markup in texts: a failure or a name with `<` would vanish.
+    titles = [html.escape(trial_title(trial)) for trial in trials]
     trace: dict[str, object] = {
-        "x": [trial.scores[x].value for trial in group.trials],
-        "y": [trial.scores[y].value for trial in group.trials],
-        "text": [html.escape(trial_title(trial)) for trial in group.trials],
+        "x": [trial.scores[x].value for trial in trials],
+        "y": [trial.scores[y].value for trial in trials],
+        "text": titles,
         "hovertemplate": f"%{{text}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>",
         "mode": "markers",
         "marker": {"color": group.colour, "size": group.size},
@@ -213,7 +243,7 @@ def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
     }
     if group.error_bars:
         for axis, name in (("error_x", x), ("error_y", y)):
-            errors = [trial.scores[name].stderr for trial in group.trials]
+            errors = [trial.scores[name].stderr for trial in trials]
             trace[axis] = {"array": errors, "thickness": 0.7, "width": 0}
     return trace
 
@@ -221,16 +251,21 @@ def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
 def _quality_against(
     size: str, qualities: Sequence[str], results: Results, picked: Trial
 ) -> "Figure":
-    """Merged and stacked models on one plot, and the best of what is no larger as a staircase."""
+    """Plot merged and stacked models, and the best quality up to each size as a staircase."""
     from plotly.graph_objects import Figure
 
-    points = {}
+    points: dict[int, tuple[float, float]] = {}
+    routes: list[Trial] = []
+    merges: list[Trial] = []
     for trial in results.trials:
-        if not trial.failure:
-            quality = float(np.mean([trial.scores[name].value for name in qualities]))
-            points[trial.number] = (trial.scores[size].value, quality)
-    routes = [t for t in results.trials if not t.failure and _is_route(t)]
-    merges = [t for t in results.trials if not t.failure and not _is_route(t)]
+        if trial.failure:
+            continue
+        values = [trial.scores[name].value for name in qualities]
+        quality = float(np.mean(values))
+        size_score = trial.scores[size]
+        points[trial.number] = (size_score.value, quality)
+        kind = routes if _is_route(trial) else merges
+        kind.append(trial)
     figure = Figure()
     kinds = (
         ("merged in place", merges, "circle", _BASELINE),
@@ -238,18 +273,22 @@ def _quality_against(
     )
     for name, trials, symbol, colour in kinds:
         if trials:
+            titles = [html.escape(trial_title(trial)) for trial in trials]
             figure.add_scatter(
                 x=[points[trial.number][0] for trial in trials],
                 y=[points[trial.number][1] for trial in trials],
                 mode="markers",
                 name=name,
-                text=[html.escape(trial_title(trial)) for trial in trials],
+                text=titles,
                 marker={"symbol": symbol, "color": colour, "size": 8},
             )
+    # The running maximum from the smallest on: a larger model is worth its size only above this.
     by_size = sorted(points.values())
+    sorted_qualities = [quality for _, quality in by_size]
+    best_so_far = np.maximum.accumulate(sorted_qualities)
     figure.add_scatter(
         x=[x for x, _ in by_size],
-        y=np.maximum.accumulate([quality for _, quality in by_size]),
+        y=best_so_far,
         mode="lines",
         name="best with as little",
         line={"color": _OTHER, "shape": "hv"},
@@ -263,15 +302,18 @@ def _quality_against(
 
 
 def _is_route(trial: Trial) -> bool:
+    # The second level searches routes only; a first level of routes shows in the recipe.
     return bool(trial.level) or trial.recipe.merge_method == "passthrough"
 
 
 def _styled(figure: "Figure", heading: str, height: int) -> "Figure":
+    # plotly places the legend in shares of the panels' height, which differs between figures.
+    legend_y = -_LEGEND / (height - 2 * _MARGIN)
     return figure.update_layout(
         title={"text": heading, "font": {"size": 15}},
         height=height,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "color": _INK},
         margin={"l": 60, "r": 20, "t": _MARGIN, "b": _MARGIN},
-        legend={"orientation": "h", "y": -_LEGEND / (height - 2 * _MARGIN)},
+        legend={"orientation": "h", "y": legend_y},
     )

@@ -1,6 +1,6 @@
-"""What `paretomerge plan` and `paretomerge methods` print. Imports nothing heavy.
+"""What `paretomerge plan` and `paretomerge methods` print.
 
-Both answer at once.
+This module imports neither torch nor transformers, so that both commands answer at once.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ _UNITS = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
 
 
 class PlanFacts(TypedDict):
-    """What is known of a merge before it begins.
+    """The facts about a merge that are known before it begins.
 
     Attributes:
         method: The merge method.
         models: The models that are read.
-        layers: Layers of the result.
-        tensors: Tensors of the result.
-        dtype: Its dtype.
+        layers: Number of layers of the result.
+        tensors: Number of tensors of the result.
+        dtype: The dtype of the result.
         read: Bytes to read.
         written: Bytes to write.
         memory: Bytes of memory beyond the mapped files.
@@ -52,7 +52,7 @@ class MethodRow(TypedDict):
 
 
 def plan_table(facts: PlanFacts) -> Table:
-    """Show what a merge will do, one fact a line.
+    """Show what a merge will do, one fact per line.
 
     Args:
         facts: The facts.
@@ -66,13 +66,17 @@ def plan_table(facts: PlanFacts) -> Table:
     table.add_row("method", facts["method"])
     for i, model in enumerate(facts["models"]):
         table.add_row("models" if i == 0 else "", model)
-    tensors, layers = facts["tensors"], facts["layers"]
-    table.add_row("result", f"{tensors} tensors, {layers} layers, {facts['dtype']}")
-    table.add_row("reads", readable_size(facts["read"]))
-    table.add_row(
-        "writes", f"{readable_size(facts['written'])}, as much free disk is needed"
-    )
-    table.add_row("memory", f"about {readable_size(facts['memory'])}")
+    tensors = facts["tensors"]
+    layers = facts["layers"]
+    dtype = facts["dtype"]
+    table.add_row("result", f"{tensors} tensors, {layers} layers, {dtype}")
+    read = readable_size(facts["read"])
+    table.add_row("reads", read)
+    # The whole result is written beside the target before it takes its place.
+    written = readable_size(facts["written"])
+    table.add_row("writes", f"{written}, as much free disk is needed")
+    memory = readable_size(facts["memory"])
+    table.add_row("memory", f"about {memory}")
     table.add_row("time", _time(facts["seconds"]))
     return table
 
@@ -87,6 +91,7 @@ def readable_size(size: float) -> str:
 
 def readable_duration(seconds: float) -> str:
     """Write seconds in the unit that people would use."""
+    # Up to two of a unit the smaller unit says more: 110 s, not 2 min. An estimate is never 0 s.
     if seconds < 120:
         return f"{max(seconds, 1):.0f} s"
     if seconds < 7200:
@@ -112,36 +117,45 @@ def methods_table() -> Table:
     table.add_column("rule", ratio=3)
     table.add_column("parameters", ratio=2)
     for row in method_rows():
-        parameters = [_parameter_text(*item) for item in row["parameters"].items()]
-        table.add_row(row["name"], row["rule"], ", ".join(parameters))
+        parameters = []
+        for name, default in row["parameters"].items():
+            parameters.append(_parameter_text(name, default))
+        parameters_text = ", ".join(parameters)
+        table.add_row(row["name"], row["rule"], parameters_text)
     table.caption = "theta_0: the base, tau_i = theta_i - theta_0; defaults in brackets"
     table.caption_justify = "left"
     return table
 
 
 def methods_markdown() -> str:
-    """The table of methods as it stands in docs/methods.md."""
+    """Write the table of methods for docs/methods.md."""
+    # A test compares the documentation with this text, so a new method cannot be left out there.
     lines = ["| method | rule | parameters | base | source |", "|---|---|---|---|---|"]
     for row in method_rows():
         # Names are code in Markdown; their defaults are not.
-        parameters = [
-            _parameter_text(f"`{name}`", d) for name, d in row["parameters"].items()
-        ]
-        name, rule = f"`{row['name']}`", row["rule"]
-        cells = (name, rule, ", ".join(parameters), row["base"], row["source"])
-        lines.append(f"| {' | '.join(cells)} |")
+        parameters = []
+        for parameter, default in row["parameters"].items():
+            parameters.append(_parameter_text(f"`{parameter}`", default))
+        method = f"`{row['name']}`"
+        parameters_text = ", ".join(parameters)
+        cells = (method, row["rule"], parameters_text, row["base"], row["source"])
+        line = " | ".join(cells)
+        lines.append(f"| {line} |")
     return "\n".join(lines) + "\n"
 
 
 def _method_row(method: Method) -> MethodRow:
-    parameters = method.parameters
+    defaults: dict[str, object] = {}
+    per_source = []
+    for parameter in method.parameters:
+        defaults[parameter.name] = parameter.default
+        if parameter.per_source:
+            per_source.append(parameter.name)
     return {
         "name": method.name,
         "rule": method.rule,
-        "parameters": {parameter.name: parameter.default for parameter in parameters},
-        "per_source": [
-            parameter.name for parameter in parameters if parameter.per_source
-        ],
+        "parameters": defaults,
+        "per_source": per_source,
         "base": method.base,
         "models": list(method.models),
         "source": method.paper,
@@ -158,5 +172,7 @@ def _parameter_text(name: str, default: object) -> str:
     if default is None:
         return name
     # YAML's spelling: true, not True.
-    text = str(default).lower() if isinstance(default, bool) else str(default)
+    text = str(default)
+    if isinstance(default, bool):
+        text = text.lower()
     return f"{name} ({text})"

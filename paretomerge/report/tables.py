@@ -1,4 +1,4 @@
-"""Tables of a study's trials: rows of plain data, and their look on a terminal."""
+"""Tables of a study's trials, as plain data and for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from paretomerge.record.results import Results
 from paretomerge.record.trial import Scores, Trial
 from paretomerge.report.plots import trial_title
 
-_ANY_WIDTH = 10_000
+_ANY_WIDTH = (
+    10_000  # columns; wider than any table, so that rich measures without shrinking
+)
 _SIGNIFICANT = 0.05
 
 
@@ -34,7 +36,7 @@ def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
-    """Order trials by the mean of their search scores, each objective scaled to [0, 1] over them.
+    """Order trials by the mean of their search scores, each scaled to [0, 1] over the trials.
 
     Args:
         results: The study's results.
@@ -45,18 +47,21 @@ def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
     """
     if not trials:
         return []
-    scaled = normalised([trial.values(results.objectives) for trial in trials])
-    order = np.argsort(-scaled.mean(1), kind="stable")
+    # Scaled first: a mean of accuracies and perplexities would be a mean of perplexities.
+    values = [trial.values(results.objectives) for trial in trials]
+    means = normalised(values).mean(1)
+    # Stable: of equal trials the earlier one comes first.
+    order = np.argsort(-means, kind="stable")
     return [trials[i] for i in order]
 
 
 @dataclass(frozen=True)
 class FittingTable:
-    """The wide table where the terminal has room for it, else the narrow one.
+    """A table that is wide if the terminal has room for it, and narrow otherwise.
 
     Attributes:
-        wide: Search and held-out scores.
-        narrow: One of the two.
+        wide: The table with search and held-out scores.
+        narrow: The table with one of the two.
     """
 
     wide: Table
@@ -83,7 +88,7 @@ def trials_table(
         marked: The number of the picked trial.
 
     Returns:
-        The table: search and held-out scores, or on a narrow terminal one of the two.
+        The table. It has search and held-out scores, or one of the two on a narrow terminal.
     """
     wide = _scores_table(results, trials, heading, marked, both_splits=True)
     narrow = _scores_table(results, trials, heading, marked, both_splits=False)
@@ -116,6 +121,7 @@ def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) ->
             str(comparison.n),
         )
         style = "bold" if comparison.p < _SIGNIFICANT else None
+        # As `Text`: in a plain string rich would take square brackets for markup.
         table.add_row(Text(comparison.task), *cells, style=style)
     return table
 
@@ -130,20 +136,25 @@ def _scores_table(
     table = _plain_table(heading, gap=1)
     table.add_column("", no_wrap=True)
     names = [objective.name for objective in results.objectives]
-    for name in (*names, *(["mean"] if results.has_mean else [])):
+    mean_heading = ["mean"] if results.has_mean else []
+    for name in (*names, *mean_heading):
         if both_splits:
             head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
             table.add_column(head, justify="right", min_width=11)
         else:
-            table.add_column(Text(name, overflow="fold"), justify="right", min_width=6)
+            heading_text = Text(name, overflow="fold")
+            table.add_column(heading_text, justify="right", min_width=6)
     for trial in trials:
         cells = [_cell(trial, name, both_splits) for name in names]
         if results.has_mean:
-            search, held_out = results.mean(trial.scores), results.mean(trial.held_out)
-            cells.append(_pair(_mean_text(search), _mean_text(held_out), both_splits))
+            search = _mean_text(results.mean(trial.scores))
+            held_out = _mean_text(results.mean(trial.held_out))
+            cells.append(_pair(search, held_out, both_splits))
         is_marked = trial.number == marked
+        # An arrow as well as a colour: the colour is lost in files and pipes.
         name = ("→ " if is_marked else "  ") + trial_title(trial)
-        table.add_row(Text(name), *cells, style="bold green" if is_marked else None)
+        style = "bold green" if is_marked else None
+        table.add_row(Text(name), *cells, style=style)
     table.caption = _caption(trials, names, both_splits)
     table.caption_justify = "left"
     return table
@@ -163,10 +174,13 @@ def _plain_table(heading: str, gap: int) -> Table:
 def _caption(
     trials: Sequence[Trial], names: Sequence[str], both_splits: bool
 ) -> str | None:
+    # The largest error in the caption: one for each score would double the width of the table.
     errors = []
     for trial in trials:
         held_out = trial.held_out or {}
-        errors += [held_out[name].stderr for name in names if name in held_out]
+        for name in names:
+            if name in held_out:
+                errors.append(held_out[name].stderr)
     lines = []
     if errors:
         lines.append(
@@ -184,9 +198,11 @@ def _cell(trial: Trial, name: str, both_splits: bool) -> Text:
 
 
 def _pair(search: str, held_out: str, both_splits: bool) -> Text:
-    """Search score, dimmed, and held-out score, five places each; or one of them."""
+    """A search score, dimmed, and a held-out score, five places each; or only one of them."""
     if both_splits:
-        return Text.assemble((f"{search:>5}", "dim"), f" {held_out:>5}")
+        dimmed = (f"{search:>5}", "dim")
+        return Text.assemble(dimmed, f" {held_out:>5}")
+    # In brackets, so that nobody takes an optimistic search score for a held-out one.
     if held_out == "-":
         return Text(f"({search})", "dim")
     return Text(held_out)
@@ -207,7 +223,10 @@ def _mean_text(mean: float | None) -> str:
 
 
 def _plain_row(trial: Trial) -> dict[str, Any]:
-    held_out = None if trial.held_out is None else _plain_scores(trial.held_out)
+    # None and not an empty dict: a program can tell "not measured" from "no scores".
+    held_out = None
+    if trial.held_out is not None:
+        held_out = _plain_scores(trial.held_out)
     return {
         "trial": trial.number,
         "label": trial.label,
@@ -220,7 +239,7 @@ def _plain_row(trial: Trial) -> dict[str, Any]:
 
 
 def _plain_scores(scores: Scores) -> dict[str, Mapping[str, float]]:
-    return {
-        name: {"value": score.value, "stderr": score.stderr, "n": score.n}
-        for name, score in scores.items()
-    }
+    plain: dict[str, Mapping[str, float]] = {}
+    for name, score in scores.items():
+        plain[name] = {"value": score.value, "stderr": score.stderr, "n": score.n}
+    return plain

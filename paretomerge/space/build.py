@@ -1,6 +1,6 @@
-"""From the description of a space to the search space itself.
+"""Build a search space from its description.
 
-Models' headers are read, deltas are measured if need be.
+This reads the headers of the models, and measures their deltas if the description needs them.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.space import WeightSearchSpace
 
-_MOST_BLOCKS = 8  # by default: more makes the space large before it makes it finer
-_DEFAULT_REPEATS = 2  # of a block, by an edit
+# The default. Each block adds parameters, so more blocks make the space harder to search.
+_MOST_BLOCKS = 8
+_DEFAULT_REPEATS = 2  # the most times that an edit repeats a block
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def build_space(
     Args:
         spec: The description.
         pool: The models.
-        seed: Of the random masks in its recipes.
-        cache_folder: Where the profile of the deltas is kept, if one is needed. A text to `match`
-            lies beside this folder.
+        seed: The seed of the random masks in its recipes.
+        cache_folder: Where the profile of the deltas is stored, if one is needed. The path of a
+            text to `match` starts from this folder's parent.
 
     Returns:
         The space.
@@ -89,8 +90,8 @@ def build_route_space(
     Args:
         spec: The description.
         pool: The models.
-        seed: Of the random masks in its recipes.
-        recipes: Name -> recipe of merges with the base's depth, which are sources too.
+        seed: The seed of the random masks in its recipes.
+        recipes: Name -> recipe of merges that have the base's depth. They are sources too.
 
     Returns:
         The space.
@@ -100,12 +101,17 @@ def build_route_space(
         CheckpointError: A model cannot be read.
     """
     # Only headers are read here: layers, widths and names.
-    opened = open_weights((pool.base, *pool.sources.values()))
-    depths = {
-        name: opened[path].architecture.depth for name, path in pool.sources.items()
-    }
-    depths |= dict.fromkeys(recipes, opened[pool.base].architecture.depth)
-    fold, notes = _common_fold(opened, pool) if spec.scale else (None, ())
+    models = (pool.base, *pool.sources.values())
+    opened = open_weights(models)
+    depths: dict[str, int] = {}
+    for name, path in pool.sources.items():
+        depths[name] = opened[path].architecture.depth
+    base_depth = opened[pool.base].architecture.depth
+    depths |= dict.fromkeys(recipes, base_depth)
+    fold: Fold | None = None
+    notes: tuple[str, ...] = ()
+    if spec.scale:
+        fold, notes = _common_fold(opened, pool)
     settings: dict[str, Any] = {
         "fold": fold,
         "blocks": spec.blocks or min(_MOST_BLOCKS, *depths.values()),
@@ -115,6 +121,7 @@ def build_route_space(
     }
     if spec.scale:
         settings["scale"] = spec.scale
+    # A merge of the pool has no path: its name refers to its recipe.
     sources = {**pool.sources, **{name: name for name in recipes}}
     try:
         if spec.form == "indicators":
@@ -125,21 +132,23 @@ def build_route_space(
         most = spec.most or _DEFAULT_REPEATS
         return EditSearchSpace(pool.base, sources, depths, **settings, most=most)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("space.", "space.routes.", 1)) from error
+        # The spaces name their own keys, which the user wrote under `space.routes`.
+        message = str(error).replace("space.", "space.routes.", 1)
+        raise ConfigError(message) from error
 
 
 def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
     """Measure the deltas of the models, or read what an earlier call measured.
 
     Args:
-        folder: Where the profile is kept.
-        pool: The models; a profile is measured anew when their files change.
+        folder: Where the profile is stored.
+        pool: The models. The profile is measured again when their files change.
 
     Returns:
         The profile.
 
     Raises:
-        ConfigError: The cached file is torn.
+        ConfigError: The cached file is damaged.
         CheckpointError: A model cannot be read.
     """
     models = (pool.base, *pool.sources.values())
@@ -166,6 +175,8 @@ def _build_weight_space(
     if spec.needs_profile:
         deltas = cached_profile(cache_folder, pool)
         deltas, notes = _selected_sources(spec, deltas)
+    # With a profile, its sources are used: near-duplicates are gone, and the order is the one
+    # asked for.
     space = WeightSearchSpace(
         pool.base,
         deltas.sources if deltas else pool.sources,
@@ -182,9 +193,8 @@ def _build_weight_space(
     if not space.holds_sources:
         notes.append(
             "no point of the space is a source alone: that needs weights 0 and 1, density 1 and "
-            "a method that takes one "
-            "model. The first trials, and the reference point of the hypervolume, are only near "
-            "the sources."
+            "a method that takes one model. The first trials, and the reference point of the "
+            "hypervolume, are only near the sources."
         )
     return replace(space, notes=tuple(notes))
 
@@ -198,12 +208,19 @@ def _selected_sources(
     if spec.near_duplicates is not None:
         dropped = near_duplicates(deltas, spec.near_duplicates)
         for name, other in dropped.items():
-            cosine = deltas.cosine[deltas.names.index(name)][deltas.names.index(other)]
+            row = deltas.names.index(name)
+            column = deltas.names.index(other)
+            cosine = deltas.cosine[row][column]
             notes.append(
                 f"{name} is left out: the cosine of its delta to that of {other} is {cosine:.3f}, "
                 f"above {spec.near_duplicates:g}"
             )
-    deltas = deltas.of(tuple(name for name in deltas.names if name not in dropped))
+    retained = []
+    for name in deltas.names:
+        if name not in dropped:
+            retained.append(name)
+    deltas = deltas.of(tuple(retained))
+    # Ordered last, so that only the sources that stay take part.
     if spec.order == "kinship":
         deltas = deltas.of(order_by_similarity(deltas))
     return deltas, notes
@@ -213,8 +230,11 @@ def _common_fold(
     opened: Mapping[str, Weights], pool: Pool
 ) -> tuple[Fold | None, tuple[str, ...]]:
     """How scales of the residual stream are folded into weights; a note where they cannot be."""
+    # A family without a fold costs the scales only: any numbered layers can be stacked without.
     try:
-        folds = {fold_of(opened[path].config) for path in pool.sources.values()}
+        folds = set()
+        for path in pool.sources.values():
+            folds.add(fold_of(opened[path].config))
     except CheckpointError as error:
         return None, (f"scales of the residual stream are left out: {error}",)
     if len(folds) > 1:
@@ -227,7 +247,8 @@ def _common_fold(
 def _cached_scales(
     folder: Path, text: str, space: RouteSearchSpace
 ) -> dict[str, float]:
-    """Match the streams of each pair of models on a text, or read what an earlier call found."""
+    """Match the residual streams of each pair of models on a text, or read the cached scales."""
+    # Imported here: this runs the models, and needs torch and transformers.
     from paretomerge.merging.live.matching import matching_scale, measure_streams
     from paretomerge.merging.live.routed import RoutedModel
 
@@ -236,25 +257,29 @@ def _cached_scales(
         raise ConfigError(
             "space.routes.match: the models' scales cannot be folded; leave it out"
         )
+    # The key holds everything that the scales depend on, the text itself included.
     digests = [digest(path) for path in space.sources.values()]
-    key = _hash([dict(space.sources), space.half, space.blocks, digests, lines])
+    sources = dict(space.sources)
+    key = _hash([sources, space.half, space.blocks, digests, lines])
     file = folder / f"scales-{key}.json"
     if file.is_file():
-        cached: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        text_of_cache = file.read_text(encoding="utf-8")
+        cached: dict[str, float] = json.loads(text_of_cache)
         return cached
     model = RoutedModel(tuple(space.sources.values()), "float32")
     by_model = measure_streams(model, space.sources, space.depths, lines)
     scales = {}
+    # With one block per model there is no middle to hand over at.
     if space.half:
-        middle = {
-            name: by_model[name][space.layers(name, space.half).start]
-            for name in by_model
-        }
+        middle = {}
+        for name, streams in by_model.items():
+            middle_layer = space.layers(name, space.half).start
+            middle[name] = streams[middle_layer]
         for first, second in permutations(by_model, 2):
-            scales[handover_label(first, second)] = matching_scale(
-                middle[first], middle[second]
-            )
-    _write_whole(file, json.dumps(scales, indent=1) + "\n")
+            scale = matching_scale(middle[first], middle[second])
+            scales[handover_label(first, second)] = scale
+    content = json.dumps(scales, indent=1)
+    _write_whole(file, content + "\n")
     return scales
 
 
@@ -272,12 +297,15 @@ def _lines(path: Path, name: str) -> list[str]:
 
 
 def _hash(content: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    text = json.dumps(content)
+    content_digest = hashlib.sha256(text.encode())
+    return content_digest.hexdigest()[:12]
 
 
 def _write_whole(file: Path, text: str) -> None:
     """Write a file that appears whole or not at all; its folder is created."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Named by process: two studies over the same models may measure the same profile at once.
     unfinished = file.with_suffix(f".{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)

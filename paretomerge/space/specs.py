@@ -1,6 +1,6 @@
-"""What a user says of a search space: plain descriptions, without models.
+"""Plain descriptions of search spaces, as a user gives them, without models.
 
-`build.py` makes a `SearchSpace` of them, once the models' headers are read.
+`build.py` makes a `SearchSpace` from a description, once it has read the headers of the models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
 from paretomerge.space.weights.method_parameters import ParameterBounds
 
+# Both bounds include what the baselines need: weights 0 and 1, and density 1, make a source alone.
 WEIGHT_BOUNDS = (-0.5, 1.5)
 DENSITY_BOUNDS = (0.1, 1.0)
 _GRANULARITY_KEYS = ("bounds", "groups", "roles", "smooth")
@@ -21,22 +22,23 @@ _GRANULARITY_KEYS = ("bounds", "groups", "roles", "smooth")
 class WeightSpace:
     """Merges of the models' weights.
 
-    Which method, and which weight and density for each source, layer group and role.
+    The parameters are the method, and the weight and density of each source, layer group and role.
 
     Attributes:
         methods: Merge methods to choose from.
-        groups: Groups of layers with weights and densities of their own: a number, `{"by":
+        groups: Groups of layers that have separate weights and densities: a number, `{"by":
             "profile", "count": 4}`, or ranges `[[0, 8], [8, 24]]`. `weight` and `density` can
-            each set another.
+            override it.
         weight: How finely weights are split: a mapping with `bounds`, `groups`, `roles`, `smooth`.
         density: The same for densities.
-        method_groups: Groups of layers with a method of their own.
+        method_groups: Groups of layers that have separate methods.
         method_parameters: Bounds or fixed values of the methods' parameters, such as `{"gamma":
             (0.0, 0.05)}`.
         subset: Whether a source may be left out.
-        near_duplicates: Leave out a source whose delta has a cosine above this to another's.
-        order: `given`, or `kinship`: neighbours are alike.
-        importance: Tell the sampler how much each parameter moves, from the size of the deltas.
+        near_duplicates: Leave out a source whose delta has a cosine above this to that of an
+            earlier source.
+        order: The order of the sources: `given`, or `kinship` for the least similar first.
+        importance: Measure how much of the deltas each parameter governs, for samplers that use it.
 
     Raises:
         ConfigError: A setting is unknown or out of range.
@@ -59,6 +61,7 @@ class WeightSpace:
     importance: bool = False
 
     def __post_init__(self) -> None:
+        # A single name is a sequence too, of its letters.
         if isinstance(self.methods, str) or not self.methods:
             raise ConfigError(
                 f"space.methods: list at least one method, not {self.methods!r}"
@@ -71,6 +74,8 @@ class WeightSpace:
             raise ConfigError(f"space.order: use given or kinship, not {self.order!r}")
         weight = _granularity("weight", self.weight, WEIGHT_BOUNDS, self.groups)
         density = _granularity("density", self.density, DENSITY_BOUNDS, self.groups)
+        # The fields accept what a study.yaml holds and store what spaces need. The class is frozen,
+        # so `object.__setattr__` is the only way to replace them.
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "density", density)
@@ -78,28 +83,34 @@ class WeightSpace:
 
     @property
     def needs_profile(self) -> bool:
-        """Whether the deltas must be measured before the space is known."""
+        """Whether the deltas must be measured before the space can be built."""
+        # Measuring reads every weight of every model; other spaces read headers only.
         groupings = (self.method_groups, self.weight.groups, self.density.groups)
-        by_profile = any(grouping.by == "profile" for grouping in groupings)
-        deduplicates = self.near_duplicates is not None
-        return by_profile or deduplicates or self.importance or self.order == "kinship"
+        for grouping in groupings:
+            if grouping.by == "profile":
+                return True
+        if self.near_duplicates is not None or self.importance:
+            return True
+        return self.order == "kinship"
 
 
 @dataclass(frozen=True)
 class RouteSpace:
     """Routes through the layers of several models.
 
-    Akiba et al.'s data-flow space (arXiv 2403.13187, sec. 3.2).
+    This is the data-flow space of Akiba et al. (arXiv 2403.13187, sec. 3.2).
 
     Attributes:
-        form: `edits` of good routes, or `indicators`, a use-or-skip parameter per block as in
-            Akiba et al.
-        blocks: Blocks of layers that each model is cut into. By default its layers, at most 8.
-        scale: Bounds of the scale of the residual stream at a hand-over; False for no scales.
+        form: `edits` for edits of one model or of a hand-over between two, or `indicators` for a
+            use-or-skip parameter per block, as in Akiba et al.
+        blocks: Blocks of layers that each model is cut into. By default the number of layers, at
+            most 8.
+        scale: Bounds of the scale of the residual stream on its way into a block; False for no
+            scales.
         most: The most times that an edit repeats a block (`form="edits"` only).
         repeats: Rounds through the indicators (`form="indicators"` only).
-        match: A text file; hand-overs begin with the scales that match the models' streams on its
-            first lines.
+        match: A text file. Hand-overs begin with the scales that match the models' residual streams
+            on its first lines.
 
     Raises:
         ConfigError: A setting does not belong to the form, or is out of range.
@@ -121,6 +132,7 @@ class RouteSpace:
             raise ConfigError(
                 f"space.routes.form: use edits or indicators, not {self.form!r}"
             )
+        # Refused and not ignored: a key without effect would mislead whoever reads the file.
         foreign = "repeats" if self.form == "edits" else "most"
         if getattr(self, foreign) is not None:
             raise ConfigError(
@@ -155,12 +167,11 @@ def _granularity(
                 f"space.{kind}: {unknown_name('key', key, _GRANULARITY_KEYS)}"
             )
     low, high = value.get("bounds", default_bounds)
+    groups = value.get("groups", default_groups)
+    roles = value.get("roles", False)
+    smooth = value.get("smooth", False)
+    bounds = (float(low), float(high))
     try:
-        return Granularity(
-            (float(low), float(high)),
-            Grouping.read(value.get("groups", default_groups)),
-            value.get("roles", False),
-            value.get("smooth", False),
-        )
+        return Granularity(bounds, Grouping.read(groups), roles, smooth)
     except ConfigError as error:
         raise ConfigError(f"space.{kind}.{error}") from error

@@ -1,7 +1,7 @@
-"""The loop of a study: ask the sampler, merge, evaluate, tell the sampler, write the trial down.
+"""The loop of a study: ask the sampler, merge, evaluate, tell the sampler, record the trial.
 
-- `Study` (study.py) is what a user works with; it loads nothing until something must be evaluated.
-- `Search` (search.py) is the same with everything loaded: record + goals + levels.
+- `Study` (study.py) is what a user works with. It loads nothing until something must be evaluated.
+- `Search` (search.py) is a study with everything loaded: record, goals and levels.
 - `Level` is one search space with its live model and sampler; a study has one or two.
 - `Loop` explores one level; `Executor` merges and scores one candidate; `Race` may leave a
   candidate early.

@@ -1,6 +1,6 @@
 """What is evaluated before the sampler proposes.
 
-The sources, what a warm start brings, the user's starts, the baselines.
+These are the sources, the trials and points of a warm start, the user's starts and the baselines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,9 @@ class WarmStart:
 
     def __or__(self, other: "WarmStart") -> "WarmStart":
         starts = {**self.starts, **other.starts}
-        return WarmStart(starts, self.scored + other.scored, self.notes + other.notes)
+        scored = self.scored + other.scored
+        notes = self.notes + other.notes
+        return WarmStart(starts, scored, notes)
 
 
 def first_agenda(
@@ -38,22 +40,21 @@ def first_agenda(
 ) -> list[Trial]:
     """Line up what comes before the sampler's own proposals.
 
-    First the sources: the hypervolume's reference point is theirs. Then everything that is
-        already scored, the user's own
-    starts, and the other baselines. The same recipe is lined up once; the sources are never left
-    out.
+    The sources come first, since the hypervolume's reference point is computed from them. Then come
+    all trials that are already scored, the user's starts and the other baselines. A recipe is lined
+    up once; the sources are never left out.
 
     Args:
         baselines: Label -> point, the sources first.
         n_sources: How many of them are the sources.
-        warm_start: What is known from outside.
+        warm_start: Points and trials from outside the study.
         finished: The trials in the record.
-        key: Tells which points are the same merge.
+        key: Gives points of the same merge the same key.
 
     Returns:
         Trials: those with scores are to be taken over, the others to be evaluated.
     """
-    # Several studies may have scored the same merge; the first one named counts.
+    # Several studies may have scored the same merge; the first study in the user's list counts.
     scored: dict[str, Trial] = {}
     for trial in warm_start.scored:
         scored.setdefault(key(trial.params), trial)
@@ -65,20 +66,27 @@ def first_agenda(
         return replace(same, params=params, label=label)
 
     points = list(baselines.items())
-    sources = [labelled(label, params) for label, params in points[:n_sources]]
-    starts = [*warm_start.starts.items(), *points[n_sources:]]
-    others = [labelled(label, params) for label, params in starts]
+    sources: list[Trial] = []
+    for label, params in points[:n_sources]:
+        sources.append(labelled(label, params))
+    others: list[Trial] = []
+    for label, params in (*warm_start.starts.items(), *points[n_sources:]):
+        others.append(labelled(label, params))
+    # A scored trial that is also a baseline or a start already carries that label above.
     with_label = {key(trial.params) for trial in (*sources, *others)}
-    unlabelled = [
-        trial for trial_key, trial in scored.items() if trial_key not in with_label
-    ]
+    unlabelled: list[Trial] = []
+    for trial_key, trial in scored.items():
+        if trial_key not in with_label:
+            unlabelled.append(trial)
 
     # Sources are lined up by position and not by recipe: two of them may be the same merge, and
     # both need a trial.
     agenda = sources[len(finished) :]
     seen = {key(trial.params) for trial in (*finished, *sources)}
-    known_first = [trial for trial in others if trial.scores] + unlabelled
-    for trial in (*known_first, *(trial for trial in others if not trial.scores)):
+    # Trials with scores cost nothing: the record has them before anything is evaluated.
+    with_scores = [trial for trial in others if trial.scores]
+    without_scores = [trial for trial in others if not trial.scores]
+    for trial in (*with_scores, *unlabelled, *without_scores):
         trial_key = key(trial.params)
         if trial_key not in seen:
             seen.add(trial_key)

@@ -1,6 +1,6 @@
-"""From the settings of a study to a `Search`.
+"""Build a `Search` from the settings of a study.
 
-Spaces, evaluators and samplers are made, models' headers are read.
+This makes spaces, evaluators and samplers, and reads the headers of models.
 """
 
 import hashlib
@@ -60,6 +60,7 @@ from paretomerge.study.second_level import SecondLevelPlan
 from paretomerge.study.stopping import StoppingRule
 from paretomerge.study.warm_start import EarlierStudies, Question
 
+# How fast a score comes and when scoring stops may change; what the score means may not.
 _CHANGEABLE_EVALUATION = {"batch_size", "cache", "time_limit", "race"}
 _CHANGEABLE: dict[str, Any] = {
     **dict.fromkeys(
@@ -81,14 +82,14 @@ _CHANGEABLE: dict[str, Any] = {
     "evaluate": _CHANGEABLE_EVALUATION,
     "then": {"trials", "sampler"},
 }
-"""Keys that may change while a study goes on.
+"""Keys that may change between two runs of a study.
 
-They change neither what a point means nor how it is scored.
+They change neither what a point means nor what its scores mean.
 """
 
 
 def build_search(settings: StudySettings) -> Search:
-    """Make the search that settings describe. Nothing is merged or scored yet.
+    """Build the search that settings describe. Nothing is merged or scored yet.
 
     Args:
         settings: The settings.
@@ -97,7 +98,7 @@ def build_search(settings: StudySettings) -> Search:
         The search, with its record open.
 
     Raises:
-        ConfigError: A setting cannot be followed.
+        ConfigError: A setting cannot be applied.
         CheckpointError: A model cannot be read.
         EvaluationError: A task, a metric or a function is missing.
         StudyError: The record holds trials of another study.
@@ -134,13 +135,14 @@ def study_pool(settings: StudySettings) -> Pool:
         ConfigError: A model is named twice.
     """
     models = [_model_path(settings.folder, model) for model in settings.models]
-    return Pool(_model_path(settings.folder, settings.base), named_sources(models))
+    base = _model_path(settings.folder, settings.base)
+    return Pool(base, named_sources(models))
 
 
 def task_digest(folder: Path, task: str) -> str:
     """Digest the YAML and Python files that a task may depend on.
 
-    Those are all files of the folder but the ones that define another task.
+    These are all such files of the folder, except those that define another task.
 
     Args:
         folder: The folder.
@@ -150,13 +152,22 @@ def task_digest(folder: Path, task: str) -> str:
         16 hexadecimal digits.
     """
     content_digest = hashlib.sha256()
-    files = [
-        file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml", ".py")
-    ]
+    files = []
+    for file in folder.rglob("*"):
+        if file.suffix in (".yaml", ".yml", ".py"):
+            files.append(file)
+    # Sorted, since the order of a directory differs between file systems.
     for file in sorted(files):
         content = file.read_bytes()
+        # A search in the text and not a YAML parser: the harness's files have tags such as
+        # `!function`, which a safe loader refuses.
         definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
-        if definition is None or definition[1].strip(b"\"'") == task.encode():
+        # A file that defines no task may be included by any of them.
+        defines_another = False
+        if definition is not None:
+            defines_another = definition[1].strip(b"\"'") != task.encode()
+        if not defines_another:
+            # With the length, so that text cannot move from one file to the next unnoticed.
             header = f"{file.relative_to(folder)} {len(content)} "
             content_digest.update(header.encode() + content)
     return content_digest.hexdigest()[:16]
@@ -186,7 +197,7 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
-        # Another study's warm start finds this one's relative paths from here.
+        # A later study that starts from this record needs to know where its relative paths start.
         search.record.set_note("home", str(settings.folder))
         return search
 
@@ -205,16 +216,15 @@ class _Builder:
 
     def goals(self) -> Goals:
         settings = self.settings
-        tasks = {
-            measure.name: HarnessTask(measure.task, measure.metric)
-            for measure in settings.measures
-            if isinstance(measure, Task)
-        }
-        # Watched tasks know the searched examples: none of those is ever held out.
+        tasks: dict[str, HarnessTask] = {}
+        for measure in settings.measures:
+            if isinstance(measure, Task):
+                tasks[measure.name] = HarnessTask(measure.task, measure.metric)
+        watched_tasks = {name: HarnessTask(name) for name in settings.watch}
+        # The watched evaluator gets the search evaluator, so that no example that the search has
+        # seen is ever held out.
         harness = self.harness(tasks)
-        watched = self.harness(
-            {name: HarnessTask(name) for name in settings.watch}, harness
-        )
+        watched = self.harness(watched_tasks, harness)
         race = None
         if settings.evaluation.race is not None:
             race = RaceSettings(settings.evaluation.race, seed=settings.seed)
@@ -232,7 +242,8 @@ class _Builder:
     ) -> HarnessEvaluator | None:
         if not tasks:
             return None
-        evaluation, folder = self.settings.evaluation, self.settings.folder
+        evaluation = self.settings.evaluation
+        folder = self.settings.folder
         data_root = folder
         if evaluation.data_root:
             data_root = (folder / evaluation.data_root).resolve()
@@ -261,7 +272,7 @@ class _Builder:
         return CombinedEvaluator(tuple(parts))
 
     def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
-        """The objectives with their directions; tasks know theirs once they are loaded."""
+        """The objectives with their directions. A task has a direction once it is loaded."""
         task_directions = harness.directions() if harness else {}
         objectives = []
         for measure in self.settings.objectives:
@@ -277,7 +288,7 @@ class _Builder:
     def sampler(
         self, space: SearchSpace, then: SecondLevel | None = None
     ) -> BaseSampler:
-        """The sampler of a level. The second begins with the sources and the pool, each alone."""
+        """The sampler of a level."""
         settings = self.settings
         setting: SamplerSetting = settings.sampler
         if then is not None and then.sampler is not None:
@@ -290,15 +301,16 @@ class _Builder:
         starts = list(space.starts().values())
         n_sources = len(space.sources)
         if then is not None:
-            # Its baselines were scored by the first level; only sources and pool count as known
-            # starts.
+            # The first level has scored the sources and the pool, so only they count as starts. The
+            # other baselines of the space would lengthen the sampler's start-up.
             starts = starts[:n_sources]
             n_sources = len(settings.models)
         importance: Mapping[str, float] = {}
-        if isinstance(settings.space, WeightSpace) and settings.space.importance:
-            importance = (
-                space.importance if isinstance(space, WeightSearchSpace) else {}
-            )
+        # Importance is measured on the deltas of a weight space, which a second level has not.
+        spec = settings.space
+        asked_for = isinstance(spec, WeightSpace) and spec.importance
+        if asked_for and isinstance(space, WeightSearchSpace):
+            importance = space.importance
         problem = SearchProblem(
             space.distributions,
             len(settings.objectives),
@@ -313,7 +325,7 @@ class _Builder:
         return make(name, problem, options)
 
     def second_level(self, then: SecondLevel) -> SecondLevelPlan:
-        """The second level; errors in its settings are found before the first begins."""
+        """The plan of the second level."""
         settings = self.settings
 
         def make_space(recipes: Mapping[str, Recipe]) -> RouteSearchSpace:
@@ -321,7 +333,9 @@ class _Builder:
             try:
                 return build_route_space(then.routes, pool, settings.seed, recipes)
             except ConfigError as error:
-                raise ConfigError(str(error).replace("space.", "then.", 1)) from error
+                # The space names keys as under `space:`, but the user wrote them under `then:`.
+                message = str(error).replace("space.", "then.", 1)
+                raise ConfigError(message) from error
 
         def make_sampler(space: SearchSpace) -> BaseSampler:
             return self.sampler(space, then)
@@ -331,9 +345,9 @@ class _Builder:
         make_sampler(sources_alone)
         prefer = None
         if then.prefer:
-            prefer = tuple(
-                then.prefer.get(measure.name, 0.0) for measure in settings.objectives
-            )
+            names = [measure.name for measure in settings.objectives]
+            weights = [then.prefer.get(name, 0.0) for name in names]
+            prefer = tuple(weights)
         return SecondLevelPlan(
             settings.budget.trials,
             make_space,
@@ -347,11 +361,10 @@ class _Builder:
         settings = self.settings
         if not settings.starts and not settings.warm_start:
             return WarmStart()
-        files = {
-            key: self.identity[key]
-            for key in self.identity
-            if key.startswith("files of")
-        }
+        files: dict[str, Any] = {}
+        for key, value in self.identity.items():
+            if key.startswith("files of"):
+                files[key] = value
         earlier = EarlierStudies(
             settings.folder,
             self.space,
@@ -363,15 +376,12 @@ class _Builder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes trials comparable.
-
-        The settings, and what the files hold that trials depend on.
-        """
+        """What makes trials comparable: settings, and digests of the files behind them."""
         settings = self.settings
-        # Samplers and spaces of the user's own have no place in a study.yaml.
-        described = replace(
-            settings, sampler="mmmo", then=_without_sampler(settings.then)
-        )
+        # A study.yaml cannot describe samplers and spaces that are the user's objects. The sampler
+        # may change anyway; of a space its class and its parameters are compared.
+        then = _without_sampler(settings.then)
+        described = replace(settings, sampler="mmmo", then=then)
         own_space = {}
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             described = replace(described, space=WeightSpace())
@@ -386,27 +396,26 @@ class _Builder:
             measure_digest = self._measure_digest(measure)
             if measure_digest:
                 scores[measure.name] = measure_digest
+        # Sorted like the models in `_question`: their order does not change what scores mean.
+        digests = [digest(model) for model in self.pool.sources.values()]
+        models = sorted(digests)
         return {
             "files of base": digest(self.pool.base),
-            "files of models": sorted(
-                digest(model) for model in self.pool.sources.values()
-            ),
+            "files of models": models,
             "files of scores": scores,
         }
 
     def _measure_digest(self, measure: Measure) -> str:
-        """Digest what a score is made of: the function's source, the task's files, the text.
+        """Digest what decides a score: a function's source, a task's files, or a text.
 
-        Empty where nothing is local.
+        The digest is empty where no local file decides it.
         """
-        folder, include_path = (
-            self.settings.folder,
-            self.settings.evaluation.include_path,
-        )
+        folder = self.settings.folder
+        include_path = self.settings.evaluation.include_path
         if isinstance(measure, Task):
-            return (
-                task_digest(folder / include_path, measure.task) if include_path else ""
-            )
+            if not include_path:
+                return ""
+            return task_digest(folder / include_path, measure.task)
         if isinstance(measure, Function):
             return _function_digest(measure, folder)
         if isinstance(measure, Perplexity | Judge):
@@ -449,19 +458,20 @@ def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
         return None
     if isinstance(setting, str):
         return Backend(setting)
-    arguments = {key: value for key, value in setting.items() if key != "name"}
-    return Backend(setting["name"], arguments)
+    arguments = dict(setting)
+    name = arguments.pop("name")
+    return Backend(name, arguments)
 
 
 def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] | None:
-    """The registry's name of a sampler, and its options.
+    """A sampler's name in the registry, and its options.
 
-    None for a sampler that the user made and that is used as it is.
+    None for a sampler object of the user's, which is used as it is.
     """
     if isinstance(setting, str):
         return setting, {}
     if isinstance(setting, BaseSampler):
-        # An MMMOSampler without a space of its own is made anew for the study's.
+        # An MMMOSampler without a search space is made again with the study's space.
         setting = getattr(setting, "study_yaml", None) or {}
         if not setting:
             return None
@@ -479,63 +489,73 @@ def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
 
 
 def _model_path(folder: Path, model: str) -> str:
-    """Local paths, of a model and its adapter, are made absolute.
+    """Make the local paths of a model and its adapter absolute.
 
-    Anything else is a name on the Hub.
+    Anything that is not a local path is a name on the Hub.
     """
     name = resolve_model_path(folder, model)
+    # A folder's name may contain a plus; only then does the plus not separate an adapter.
     parts = [name] if is_folder(name) else name.split("+")
-    absolute = [
-        str((folder / part).resolve()) if part.startswith((".", "/")) else part
-        for part in parts
-    ]
+    absolute = []
+    for part in parts:
+        if part.startswith((".", "/")):
+            part = str((folder / part).resolve())
+        absolute.append(part)
     return "+".join(absolute)
 
 
 def _file_digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    # A missing file is reported by the evaluator that needs it, with the key that names it.
+    if not file.is_file():
+        return ""
+    file_digest = hashlib.sha256(file.read_bytes())
+    return file_digest.hexdigest()[:16]
 
 
 def _function_digest(measure: Function, folder: Path) -> str:
-    """Digest the file beside the study.yaml that a function is in, or the function's source."""
+    """Digest the file beside the study.yaml that holds a function, or the function's source."""
     if isinstance(measure.function, str):
         module = measure.function.partition(":")[0]
-        return _file_digest(folder / (module.replace(".", "/") + ".py"))
+        file = module.replace(".", "/") + ".py"
+        return _file_digest(folder / file)
     try:
         source = inspect.getsource(measure.function)
     except (OSError, TypeError):
         return ""  # built in, or typed at a prompt
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    source_digest = hashlib.sha256(source.encode())
+    return source_digest.hexdigest()[:16]
 
 
 def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
-    """What a study's scores mean, with models and data by their absolute paths."""
-    pool_models = sorted(
-        _model_path(settings.folder, model) for model in settings.models
-    )
+    """What a study's scores mean, with absolute paths of models and data."""
+    # Sorted: the same models in another order give the same scores.
+    models = [_model_path(settings.folder, model) for model in settings.models]
+    pool_models = sorted(models)
     evaluation = asdict(settings.evaluation)
     # Batch sizes, caches and races change how fast scores come, not what they mean.
     for key in _CHANGEABLE_EVALUATION:
         del evaluation[key]
     if settings.evaluation.include_path:  # other tasks name no files
         for key in ("include_path", "data_root"):
-            path = settings.folder / (getattr(settings.evaluation, key) or ".")
+            setting = getattr(settings.evaluation, key) or "."
+            path = settings.folder / setting
             evaluation[key] = str(path.resolve())
     file_digests = files.get("files of scores", {})
     scores = {}
     for measure in settings.measures:
-        described = asdict(replace(measure, name=measure.default_name, direction=None))
+        # Its name and its direction do not change what is measured.
+        neutral = replace(measure, name=measure.default_name, direction=None)
+        described = asdict(neutral)
         if isinstance(measure, Function):
             described["function"] = measure.path
-        described = {
-            key: str(value) for key, value in described.items() if value is not None
-        }
-        kind = type(measure).__name__
-        scores[measure.name] = {
-            **described,
-            "kind": kind,
-            "files": file_digests.get(measure.name),
-        }
+        # Options that nobody set are left out, so that a later version may add one.
+        answer: dict[str, str | None] = {}
+        for key, value in described.items():
+            if value is not None:
+                answer[key] = str(value)
+        answer["kind"] = type(measure).__name__
+        answer["files"] = file_digests.get(measure.name)
+        scores[measure.name] = answer
     return Question(
         {
             "base": _model_path(settings.folder, settings.base),
@@ -551,10 +571,12 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
 
 
 def _question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
-    """The same of an earlier study, from what its record says."""
-    content = {
-        key: value for key, value in identity.items() if key in StudyConfig.model_fields
-    }
+    """What the scores of an earlier study mean, from its record."""
+    # The identity also holds digests of files, which are no keys of a study.yaml.
+    content: dict[str, Any] = {}
+    for key, value in identity.items():
+        if key in StudyConfig.model_fields:
+            content[key] = value
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:

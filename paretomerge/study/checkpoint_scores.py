@@ -1,4 +1,4 @@
-"""A checkpoint on disk, scored as anyone would load it."""
+"""Score a checkpoint on disk, loaded the way that its users load it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -30,6 +30,8 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # With transformers and not into a live model: this shows that the written files score what the
+    # study recorded.
     checkpoint = Checkpoint(model)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
     loaded = loaded.to(search.placement.device).eval()
@@ -39,18 +41,17 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
 
 
 class _Facts(Mapping[str, float]):
-    """What a merge measures of itself, measured on a checkpoint when an evaluator asks.
+    """The facts of a merge (layers, parameters, sparsity), measured on a checkpoint.
 
-    Sparsity reads every tensor.
+    Each is measured when an evaluator asks for it, since sparsity reads every tensor.
     """
 
     def __init__(self, search: Search, checkpoint: Checkpoint) -> None:
         self._measures: dict[str, Callable[[], float]] = {
             "layers": lambda: checkpoint.architecture.depth,
-            "parameters": lambda: sum(
-                prod(h.shape) for h in checkpoint.headers.values()
-            ),
+            "parameters": partial(_parameter_count, checkpoint),
         }
+        # A route may have another depth than the base, so its distance to the base is undefined.
         if not search.space.routed:
             self._measures["sparsity"] = partial(_sparsity, search, checkpoint)
 
@@ -64,15 +65,21 @@ class _Facts(Mapping[str, float]):
         return len(self._measures)
 
 
+def _parameter_count(checkpoint: Checkpoint) -> int:
+    return sum(prod(header.shape) for header in checkpoint.headers.values())
+
+
 def _sparsity(search: Search, checkpoint: Checkpoint) -> float:
     """Minus the L1 distance to the base, in units of the farthest source."""
     resident = search.first_level.model
     assert isinstance(resident, ResidentModel)
-    if set(checkpoint.headers) != set(resident.checkpoints[resident.base].headers):
+    base = resident.checkpoints[resident.base]
+    if set(checkpoint.headers) != set(base.headers):
         raise CheckpointError(
             f"{checkpoint.name}: its tensors are not those of the base, so its sparsity cannot "
             "be measured"
         )
+    # `sum`, as the search adds the same distances: a loop rounds differently from Python 3.12 on.
     distance = sum(
         resident.distance(checkpoint.tensor(name), name) for name in checkpoint.headers
     )

@@ -1,6 +1,6 @@
-"""Merges one candidate into the live model and scores it.
+"""Merge one candidate into the live model and score it.
 
-Whatever goes wrong becomes a failed trial with its reason.
+An error becomes a failed trial that records the reason.
 """
 
 import time
@@ -26,7 +26,9 @@ class Executor:
 
     def __init__(self, goals: Goals, n_sources: int) -> None:
         self.goals = goals
-        self._race = Race(goals, goals.race, n_sources) if goals.race else None
+        self._race: Race | None = None
+        if goals.race:
+            self._race = Race(goals, goals.race, n_sources)
 
     def evaluate(
         self,
@@ -42,16 +44,16 @@ class Executor:
             asked: The trial, without scores.
             level: The level that it belongs to.
             finished: The trials before it.
-            by_recipe: Recipe key -> the trial that has scored it: the same recipe is never scored
+            by_recipe: Recipe key -> the trial that has scored it. The same recipe is never scored
                 twice.
-            seconds: The stages' times are added here.
+            seconds: The times of the stages are added here.
 
         Returns:
-            The trial with its scores, or with the reason of its failure.
+            The trial with its scores, or with the reason for its failure.
         """
         recipe = level.recipe(asked.params)
         asked = replace(asked, recipe_yaml=recipe.to_yaml(), seconds=seconds)
-        # Parameters may differ where the recipe does not: an inactive one, or a weight of 0.
+        # Different parameters may give the same recipe: one may be inactive, or a weight may be 0.
         same = by_recipe.get(recipe.key)
         if same is not None:
             return replace(
@@ -70,15 +72,18 @@ class Executor:
             ):
                 scores, final = self._score(asked, candidate, finished)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
-            # torch reports exhausted memory as a RuntimeError.
-            return replace(asked, failure=f"{type(error).__name__}: {error}")
+            # torch reports exhausted memory as a RuntimeError. Any other exception is a bug, and
+            # must not hide among failed trials.
+            kind = type(error).__name__
+            return replace(asked, failure=f"{kind}: {error}")
         violations = self.goals.violations(scores)
         return replace(asked, scores=scores, constraints=violations, final=final)
 
     def _score(
         self, asked: Trial, candidate: Candidate, finished: Sequence[Trial]
     ) -> tuple[dict[str, Score], bool]:
-        """Scores, and whether they are of all examples: baselines are never left early."""
+        """The scores, and whether they cover all examples."""
+        # Baselines are never left early: users compare with them, and races are fitted to them.
         if self._race is None or asked.label:
             return self.goals.score(candidate, "search"), True
         return self._race.score(candidate, finished)
@@ -89,4 +94,5 @@ def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note the wall-clock seconds of a stage."""
     start = time.perf_counter()
     yield
-    seconds[stage] = round(time.perf_counter() - start, 4)
+    elapsed = time.perf_counter() - start
+    seconds[stage] = round(elapsed, 4)

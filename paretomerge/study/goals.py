@@ -1,6 +1,6 @@
-"""What merges are asked for.
+"""What a study asks of merges.
 
-Scores to improve, scores to keep within bounds, scores that are only watched.
+Some scores are improved, some must stay within bounds, and some are only watched.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from paretomerge.evaluate.speed import SpeedEvaluator
 
 @dataclass(frozen=True)
 class RaceSettings:
-    """How a candidate may be left before all its examples are scored.
+    """When a candidate may be left before all its examples are scored.
 
     Attributes:
         confidence: The probability of being dominated above which a candidate is left. It is
-            checked several times, so that more than 5 % of the candidates that nearly tie with
-            the front are left by mistake at 0.95.
+            checked several times. At 0.95, more than 5 % of the candidates that nearly tie with
+            the front are therefore left by mistake.
         first: Examples of each score to begin with.
-        growth: By what the number of examples of the least decided score is then multiplied.
-        seed: Of the order of the examples.
+        growth: The factor by which the number of examples of the least decided score then grows.
+        seed: The seed of the order of the examples.
     """
 
     confidence: float = 0.95
@@ -41,13 +41,13 @@ class RaceSettings:
 
 @dataclass(frozen=True)
 class Goals:
-    """What a study scores, and what for.
+    """What a study scores, and for what purpose.
 
     Attributes:
         evaluator: Scores a candidate; its scores include those of every objective and constraint.
         objectives: What to improve.
-        constraints: Bounds to keep.
-        watched: Scores on held-out examples that are only looked at.
+        constraints: Bounds that a merge must keep.
+        watched: Scores on held-out examples that the search never uses.
         time_limit: Seconds that scoring a candidate on the search examples may take.
         race: Whether, and how, a candidate may be left early.
     """
@@ -61,7 +61,7 @@ class Goals:
 
     @property
     def notes(self) -> list[str]:
-        """What users should know of how their merges are scored."""
+        """What users should know about how their merges are scored."""
         notes: list[str] = []
         for evaluator in (self.evaluator, self.watched):
             notes += getattr(evaluator, "notes", ())
@@ -76,9 +76,11 @@ class Goals:
 
     @property
     def includes_size(self) -> bool:
-        """Whether a score is about how large or slow a merge is."""
+        """Whether a score measures how large or slow a merge is."""
+        # The second level then also tries its models without their middle blocks.
         sizes = set()
         for part in evaluators_in(self.evaluator):
+            # Sparsity is a fact of a merge too, but a distance and not a size.
             if isinstance(part, MergeFact) and part.fact != "sparsity":
                 sizes.add(part.name or part.fact)
             elif isinstance(part, SpeedEvaluator):
@@ -86,25 +88,24 @@ class Goals:
         return not sizes.isdisjoint(self.score_names)
 
     def violations(self, scores: Mapping[str, Score]) -> dict[str, float]:
-        """By how much scores break the constraints.
+        """Measure by how much scores break the constraints.
 
         Args:
             scores: The scores of one trial.
 
         Returns:
-            Each constraint's text -> its violation; kept where 0 or less.
+            Each constraint's text -> its violation; 0 or less where the constraint is satisfied.
         """
         violations = {}
         for constraint in self.constraints:
-            violations[constraint.text] = constraint.violation(
-                scores[constraint.score].value
-            )
+            score = scores[constraint.score]
+            violations[constraint.text] = constraint.violation(score.value)
         return violations
 
     def score(self, candidate: Candidate, split: Split) -> dict[str, Score]:
         """Score a candidate.
 
-        The objectives and constraints, and on held-out examples the watched scores too.
+        Held-out examples are also scored on what is only watched.
 
         Args:
             candidate: The loaded merge.
@@ -122,11 +123,16 @@ class Goals:
             scores |= self.watched.evaluate(candidate, split)
         for name in self.score_names:
             if name not in scores:
+                given = ", ".join(scores) or "none"
                 raise StudyError(
-                    f"no score is named {name!r}; the evaluators gave {', '.join(scores) or 'none'}"
+                    f"no score is named {name!r}; the evaluators gave {given}"
                 )
         return self.in_order(scores)
 
     def in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
         """Put the needed scores first, in the order of `score_names`."""
-        return {name: scores[name] for name in self.score_names} | dict(scores)
+        needed_first: dict[str, Score] = {}
+        for name in self.score_names:
+            needed_first[name] = scores[name]
+        # A merge of dicts keeps the places of keys that are there already.
+        return needed_first | dict(scores)

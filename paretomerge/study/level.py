@@ -15,6 +15,11 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.types import Params
 
 LiveModel = ResidentModel | RoutedModel
+Agenda = Callable[[list[Trial]], list[Trial]]
+
+
+def _empty_agenda(finished: list[Trial]) -> list[Trial]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,10 @@ class Level:
         sampler: The sampler.
         load_model: Loads the live model; called once, when the first candidate is merged.
         weights_key: Identifies the content of the models' files.
-        dtype: Of the merges; None for the base's.
-        agenda: What is evaluated before the sampler proposes; trials with scores are taken over.
-        shown_first: Trials of another level that the sampler sees as if they were its own.
+        dtype: The dtype of the merges; None for the base's.
+        agenda: Finished trials -> what is evaluated before the sampler proposes. Trials with scores
+            are taken over.
+        shown_first: Trials of another level that the sampler sees as if they belonged to this one.
     """
 
     number: int
@@ -38,12 +44,13 @@ class Level:
     load_model: Callable[[], LiveModel]
     weights_key: str = ""
     dtype: str | None = None
-    agenda: Callable[[list[Trial]], list[Trial]] = field(default=lambda finished: [])
+    agenda: Agenda = field(default=_empty_agenda)
     shown_first: tuple[Trial, ...] = ()
 
     @cached_property
     def model(self) -> LiveModel:
         """The live model."""
+        # Loaded late: a study that only reads its record must not load gigabytes of weights.
         return self.load_model()
 
     def recipe(self, params: Params) -> Recipe:
@@ -63,5 +70,7 @@ class Level:
             ParetoMergeError: The recipe cannot be merged.
         """
         merged = self.model.load(recipe)
+        # A recipe names its models. Caches also need to know which weights those names stand for,
+        # since a model may be trained again in the same folder.
         key = f"{recipe.key} {self.weights_key}"
         return Candidate(merged.model, self.model.tokenizer, merged.facts, key)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paretomerge.errors import StudyError
+from paretomerge.evaluate.evaluator import Score
 from paretomerge.record.record import Record
 from paretomerge.record.results import hypervolume_of, reference_of
 from paretomerge.record.trial import Trial, count_evaluated
@@ -16,7 +17,8 @@ from paretomerge.study.level import Level
 from paretomerge.study.optimiser import Optimiser
 from paretomerge.study.stopping import End, StoppingRule
 
-_MOST_FAILURES_IN_A_ROW = 10  # then the cause is not the candidate
+# So many failures in a row have a cause outside the candidates, such as a broken task.
+_MOST_FAILURES_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Event:
         trial: The trial.
         done: Trials so far that count towards the budget.
         total: The budget.
-        hypervolume: Of all trials so far.
+        hypervolume: The hypervolume of all trials so far.
         seconds: Wall-clock seconds by stage, the writing of the record included.
     """
 
@@ -77,23 +79,23 @@ class Loop:
         optimiser = Optimiser(level, self._record)
         agenda = deque(level.agenda(finished))
         if finished or any(trial.warm_start for trial in agenda):
-            # Optuna's samplers keep their random state to themselves: seeded anew, they would
-            # repeat their first points.
+            # The random state of Optuna's samplers is not in the record. A new process starts from
+            # the seed, and without this it would propose its first points again.
             level.sampler.reseed_rng()
         # Recipes are compared across levels and runs: a merge that was scored once is never
         # scored again.
         by_recipe = self._scored_recipes(level)
         while True:
-            seconds: dict[
-                str, float
-            ] = {}  # filled by the stages; the trial refers to it
+            # The trial refers to this dict, so stages may fill it after the trial is made.
+            seconds: dict[str, float] = {}
             start = agenda.popleft() if agenda else None
             if start is not None and start.scores:
                 trial = self._take_over(start, level, optimiser)
             else:
-                # A start that the user added is tried even after the study stopped for want of
-                # gain.
-                end = rule.before_asking(finished, None if start else last_end, begun)
+                # A start that the user added is tried even after the study stopped because little
+                # was to be gained.
+                heeded_end = None if start else last_end
+                end = rule.before_asking(finished, heeded_end, begun)
                 if end:
                     return end
                 with stopwatch(seconds, "ask"):
@@ -104,11 +106,12 @@ class Loop:
                 trial = self._executor.evaluate(
                     asked, level, finished, by_recipe, seconds
                 )
-                # From here on the trial is on disk: a killed process loses at most the one that
+                # From here on the trial is on disk. A killed process loses at most the trial that
                 # it was scoring.
                 with stopwatch(seconds, "record"):
                     optimiser.tell(trial)
             finished.append(trial)
+            # A failed recipe is tried again when it is proposed again: the cause may have gone.
             if not trial.failure:
                 by_recipe.setdefault(level.recipe(trial.params).key, trial)
             if not trial.warm_start:
@@ -125,6 +128,7 @@ class Loop:
 
     def _take_over(self, start: Trial, level: Level, optimiser: Optimiser) -> Trial:
         """Add another study's trial, with those of its scores that this study needs."""
+        # Violations are computed again: this study may have other bounds on the same scores.
         goals = self._executor.goals
         scores = {name: start.scores[name] for name in goals.score_names}
         trial = replace(
@@ -135,28 +139,29 @@ class Loop:
             recipe_yaml=level.recipe(start.params).to_yaml(),
         )
         optimiser.take_over(trial)
-        held_out = {
-            name: score
-            for name, score in (trial.held_out or {}).items()
-            if name in scores
-        }
+        held_out: dict[str, Score] = {}
+        for name, score in (trial.held_out or {}).items():
+            if name in scores:
+                held_out[name] = score
         if held_out:
             self._record.add_held_out(trial.number, "objectives", held_out)
         return trial
 
     def _report(self, trial: Trial, seconds: Mapping[str, float]) -> None:
         objectives = self._record.objectives
-        reference = reference_of(self.finished[: len(self._record.sources)], objectives)
+        sources = self.finished[: len(self._record.sources)]
+        reference = reference_of(sources, objectives)
         volume = hypervolume_of(self.finished, objectives, reference)
         done = count_evaluated(self.finished)
-        self._watch(Event(trial, done, self._total, volume, seconds))
+        event = Event(trial, done, self._total, volume, seconds)
+        self._watch(event)
 
 
 def _stop_if_all_fail(finished: Sequence[Trial]) -> None:
     latest = finished[-_MOST_FAILURES_IN_A_ROW:]
-    if len(latest) == _MOST_FAILURES_IN_A_ROW and all(
-        trial.failure for trial in latest
-    ):
+    if len(latest) < _MOST_FAILURES_IN_A_ROW:
+        return
+    if all(trial.failure for trial in latest):
         raise StudyError(
             f"the last {_MOST_FAILURES_IN_A_ROW} trials failed; the latest: {latest[-1].failure}"
         )

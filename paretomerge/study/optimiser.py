@@ -1,6 +1,6 @@
-"""The sampler, asked on a copy of the record in memory.
+"""The sampler, working on a copy of the record in memory.
 
-Asking costs no disk, telling writes the trial in one piece.
+Asking does not touch the disk. Telling writes the finished trial in one transaction.
 """
 
 import math
@@ -27,21 +27,23 @@ class Optimiser:
         self._distributions = dict(level.space.distributions)
         directions = [StudyDirection.MAXIMIZE] * len(record.objectives)
         self._study = optuna.create_study(directions=directions, sampler=level.sampler)
+        names = [objective.name for objective in record.objectives]
         with warnings.catch_warnings():
+            # `set_metric_names` is experimental in Optuna; some samplers read the names.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names(
-                [objective.name for objective in record.objectives]
-            )
+            self._study.set_metric_names(names)
         # Samplers read their history from the study: it must hold this level's trials and no
         # others, in their order.
         recorded = record.frozen_trials()
         for trial in level.shown_first:
             self._study.add_trial(record.freeze(trial, self._distributions))
         for frozen in recorded:
+            # Another level has other parameters, which this level's sampler cannot read.
             if frozen.user_attrs.get("level", 0) == level.number:
                 self._study.add_trial(frozen)
-        # A trial's number in the record, less its number in memory.
-        self._offset = len(recorded) - len(self._study.get_trials(deepcopy=False))
+        # The difference between a trial's number in the record and its number in memory.
+        in_memory = self._study.get_trials(deepcopy=False)
+        self._offset = len(recorded) - len(in_memory)
         self._asked: optuna.Trial | None = None
 
     def ask(self, start: Trial | None = None) -> Trial:
@@ -54,19 +56,18 @@ class Optimiser:
             A trial without scores.
         """
         if start is not None:
-            # An enqueued trial passes through the sampler, so that its bookkeeping knows the point.
+            # An enqueued trial passes through the sampler, so its bookkeeping includes the point.
             self._study.enqueue_trial(dict(start.params))
         self._asked = self._study.ask(self._distributions)
         number = self._asked.number + self._offset
         params = self._asked.params
+        level = self._level.number
         if start is not None:
-            return Trial(number, params, label=start.label, level=self._level.number)
-        return Trial(
-            number, params, gain=self._expected_gain(), level=self._level.number
-        )
+            return Trial(number, params, label=start.label, level=level)
+        return Trial(number, params, gain=self._expected_gain(), level=level)
 
     def tell(self, trial: Trial) -> None:
-        """Tell the outcome of the trial that was asked for: to the sampler, then to the record.
+        """Report the outcome of the trial that was asked for to the sampler, then to the record.
 
         Args:
             trial: The trial, with scores or a failure.
@@ -84,7 +85,8 @@ class Optimiser:
             self._asked.set_constraint(name, violation)
         values = None if frozen.state == TrialState.FAIL else frozen.values
         in_memory = self._study.tell(self._asked, values, frozen.state)
-        # The sampler may have left notes on its trial; they belong into the record too.
+        # Samplers may store their state on the trial, as NSGA-II stores its generation. Without it
+        # in the record, a resumed sampler would lose that state.
         whole = self._record.freeze(trial, self._distributions, in_memory.system_attrs)
         self._record.add(whole, trial.number)
 
@@ -106,4 +108,7 @@ class Optimiser:
         if expected_gain is None:
             return None
         gain = expected_gain(self._study)
-        return float(gain) if gain is not None and math.isfinite(gain) else None
+        # NaN compares false with every number, so a stopping rule would take it for a low gain.
+        if gain is None or not math.isfinite(gain):
+            return None
+        return float(gain)

@@ -41,7 +41,9 @@ class ProgressBar:
             return
         if self._bar is None:
             self._bar = _make_bar(event.total, event.done - 1)
-        self._bar.set_postfix_str(f"hypervolume {event.hypervolume:.4f}", refresh=False)
+        text = f"hypervolume {event.hypervolume:.4f}"
+        self._bar.set_postfix_str(text, refresh=False)
+        # Set and not advanced by one: repeated recipes do not count towards the budget.
         self._bar.n = event.done
         self._bar.refresh()
 

@@ -1,12 +1,10 @@
-"""Racing saves evaluations.
+"""Racing: stop scoring a candidate once the front probably dominates it.
 
-A candidate is scored on more and more examples, and left once the front probably dominates it.
-
-All trials are asked the same examples in the same order, so a candidate and the front are
-compared pair by pair on the examples that it has seen so far, as races of models are run (Maron
-and Moore 1997; Birattari et al. 2002, with paired tests). What a candidate that was left would
-score on all examples is estimated by an item-response model of the trials that were scored on all
-of them (`evaluate/estimators.py`).
+A candidate is scored on more and more examples. All trials see the same examples in the same
+order, so the candidate and the front are compared pair by pair on the examples that it has seen so
+far (racing: Maron and Moore 1997; with paired tests: Birattari et al. 2002). If a candidate is left
+early, an item-response model estimates its scores over all examples. The model is fitted to the
+trials that were scored on all of them (`evaluate/estimators.py`).
 """
 
 import math
@@ -28,23 +26,22 @@ from paretomerge.record.trial import Trial, pareto_front
 from paretomerge.study.goals import Goals, RaceSettings
 from paretomerge.types import Array
 
-_MIN_COMPLETE_TRIALS = (
-    4  # merges scored on all examples, before anything can be said of others
-)
-# the models are fitted anew when there are more complete trials by this factor
+# Below this number of completely scored trials there is nothing to fit a model to: no race is run.
+_MIN_COMPLETE_TRIALS = 4
+# The models are refitted when the number of complete trials has grown by this factor.
 _REFIT_GROWTH = 1.25
-_DRAWS = 512
+_DRAWS = 512  # bootstrap draws: a probability near 0.95 has a standard error of 0.01
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class _ScoreModel:
-    """What earlier trials say of one score.
+    """What earlier trials say about one score.
 
     Attributes:
-        estimator: From some examples to the mean over all.
-        order: The order `(N,)` in which the examples are asked.
+        estimator: Estimates the mean over all examples from some of them.
+        order: The order `(N,)` in which the examples are scored.
         scale: The range of the per-example scores.
     """
 
@@ -56,8 +53,8 @@ class _ScoreModel:
 class Race:
     """Scores candidates, and leaves those that are probably dominated.
 
-    Every decision is a function of the seed and of the finished trials, so a resumed study
-    decides alike.
+    Every decision depends on the seed and the finished trials alone, so a resumed study makes the
+    same decisions.
     """
 
     def __init__(self, goals: Goals, settings: RaceSettings, n_sources: int) -> None:
@@ -77,86 +74,98 @@ class Race:
             finished: The trials before it.
 
         Returns:
-            The scores, and whether they are of all examples. Where they are not, the candidate
-            was left, and they are estimates.
+            The scores, and whether they cover all examples. If they do not, the candidate was left
+            early and the scores are estimates.
 
         Raises:
             EvaluationError: Scoring failed.
         """
-        complete = [trial for trial in finished if not trial.failure and trial.final]
+        # Estimates must not feed the models that make estimates.
+        complete = []
+        for trial in finished:
+            if trial.final and not trial.failure:
+                complete.append(trial)
         models = self._models_of(complete)
-        evaluators = [
-            part
-            for part in evaluators_in(self._goals.evaluator)
-            if isinstance(part, PerExample)
-        ]
+        evaluators: list[PerExample] = []
+        for part in evaluators_in(self._goals.evaluator):
+            if isinstance(part, PerExample):
+                evaluators.append(part)
         raced: dict[str, PerExample] = {}
         for evaluator in evaluators:
             for name in evaluator.examples("search"):
                 if name in models:
                     raced[name] = evaluator
-        sizes = {name: len(models[name].order) for name in raced}
-        rivals = self._rivals([trial for trial in complete if trial.feasible], sizes)
+        sizes: dict[str, int] = {}
+        for name in raced:
+            sizes[name] = len(models[name].order)
+        # An infeasible trial is never on the front, so being dominated by one is no loss.
+        feasible = [trial for trial in complete if trial.feasible]
+        rivals = self._rivals(feasible, sizes)
         if not raced or not rivals:
             return self._goals.score(candidate, "search"), True
+        # Scores without per-example values, such as sparsity, have no cheaper version: they are
+        # measured first and are exact from the start.
         exact = self._unraced_scores(candidate, evaluators, raced)
-        # Seeded by the number of trials, so that a resumed study draws as if never stopped.
-        rng = np.random.default_rng([self._settings.seed, len(finished)])
+        # Seeded by the number of trials, so that a resumed study draws the same numbers.
+        seed = [self._settings.seed, len(finished)]
+        rng = np.random.default_rng(seed)
         heat = _Heat(self._goals, models, rivals, exact, rng)
         return self._run(heat, candidate, raced)
 
     def _run(
         self, heat: "_Heat", candidate: Candidate, raced: Mapping[str, PerExample]
     ) -> tuple[dict[str, Score], bool]:
-        """Ask for more and more examples until the candidate is left or all are asked."""
+        """Score more and more examples until the candidate is left or all are scored."""
         models, seen = heat.models, heat.seen
-        wanted = {
-            name: min(self._settings.first, len(models[name].order)) for name in raced
-        }
+        totals: dict[str, int] = {}
+        wanted: dict[str, int] = {}
+        for name in raced:
+            totals[name] = len(models[name].order)
+            wanted[name] = min(self._settings.first, totals[name])
         while True:
-            for name, evaluator in raced.items():
-                examples = models[name].order[len(seen[name]) : wanted[name]]
-                if len(examples):
-                    new = evaluator.example_scores(
-                        candidate, "search", {name: examples.tolist()}
-                    )
-                    seen[name] += [float(score) for score in new[name]]
-            unfinished = [
-                name for name in raced if wanted[name] < len(models[name].order)
-            ]
+            _score_wanted(heat, candidate, raced, wanted)
+            unfinished = []
+            for name in raced:
+                if wanted[name] < totals[name]:
+                    unfinished.append(name)
             if not unfinished:
                 scores = dict(heat.exact)
                 for name, evaluator in raced.items():
+                    # The record holds examples in the order of the data: comparisons pair them by
+                    # position, and later races read them through their own order.
                     in_data_order = np.argsort(models[name].order)
                     all_scores = [seen[name][i] for i in in_data_order]
                     scores[name] = evaluator.aggregate("search", name, all_scores)
                 return self._goals.in_order(scores), True
-            # Drawn anew at each look: the Bayesian bootstrap of what has been seen so far.
+            # New draws for each check: a Bayesian bootstrap of the examples seen so far.
             dominated = heat.dominated_draws()
             if heat.probability_dominated(dominated) > self._settings.confidence:
                 scores = dict(heat.exact)
                 for name in raced:
                     scores[name] = _estimate(seen[name], models[name])
                 return self._goals.in_order(scores), False
+            # Only one score grows: examples of a score that is decided would be wasted.
             name = least_decided(dominated, unfinished)
             more = math.ceil(wanted[name] * self._settings.growth)
-            wanted[name] = min(len(models[name].order), more)
+            wanted[name] = min(totals[name], more)
 
     def _rivals(self, trials: Sequence[Trial], sizes: Mapping[str, int]) -> list[Trial]:
-        """The front, as far as it has per-example scores to compare with."""
+        """The front's members that have per-example scores to compare with."""
         rivals = []
         for trial in pareto_front(trials, self._goals.objectives):
-            lengths = {
-                name: len(trial.scores[name].example_scores or ()) for name in sizes
-            }
+            lengths: dict[str, int] = {}
+            for name in sizes:
+                example_scores = trial.scores[name].example_scores or ()
+                lengths[name] = len(example_scores)
+            # A rival is compared example by example, so it needs a score for each of them.
             if lengths == dict(sizes):
                 rivals.append(trial)
         return rivals
 
     def _models_of(self, trials: Sequence[Trial]) -> dict[str, _ScoreModel]:
-        """Models of the scores, fitted to the first trials: as many as the last refit had."""
-        # Refits happen at fixed numbers of trials, so the models are a function of the record
-        # alone.
+        """Models of the scores, fitted to as many of the first trials as the last refit used."""
+        # Refits happen at fixed numbers of trials. Otherwise a resumed study, which fits at once,
+        # would use other models than one that was never stopped.
         count = _MIN_COMPLETE_TRIALS
         while math.ceil(count * _REFIT_GROWTH) <= len(trials):
             count = math.ceil(count * _REFIT_GROWTH)
@@ -171,24 +180,23 @@ class Race:
         models = {}
         for name in self._goals.score_names:
             rows = [trial.scores[name].example_scores for trial in trials]
+            # A score without per-example values is not raced, nor is one whose examples differ in
+            # number: the table of the model has one column for each example.
             lengths = {None if row is None else len(row) for row in rows}
             if None not in lengths and len(lengths) == 1:
-                models[name] = self._fit_one(np.array(rows, dtype=float))
+                table = np.array(rows, dtype=float)
+                models[name] = self._fit_one(table)
         return models
 
     def _fit_one(self, table: Array) -> _ScoreModel:
         """Fit one score's model to per-example scores `(trials, N)`."""
-        # Item-response models need shares of right answers; lengths and the like are corrected by
-        # difficulty instead.
-        bounded = table.min() >= 0 and table.max() <= 1
-        estimator = (
-            ItemResponseModel(table).corrected
-            if bounded
-            else difficulty_corrected(table)
-        )
+        estimator = _estimator_of(table)
+        # The first trials are the sources. They are part of every refit, so the order stays.
         correct_sources = table[: self._n_sources].sum(0)
         order = stratified_order(correct_sources, self._settings.seed)
-        return _ScoreModel(estimator, order, float(np.ptp(table)) or 1.0)
+        # Where all scores are equal, any scale above 0 keeps the next example uncertain.
+        scale = float(np.ptp(table)) or 1.0
+        return _ScoreModel(estimator, order, scale)
 
     def _unraced_scores(
         self,
@@ -203,9 +211,8 @@ class Race:
             for name, examples in evaluator.examples("search").items():
                 if name not in raced:
                     rest[name] = range(len(examples))
-            for name, outcomes in evaluator.example_scores(
-                candidate, "search", rest
-            ).items():
+            scored = evaluator.example_scores(candidate, "search", rest)
+            for name, outcomes in scored.items():
                 scores[name] = evaluator.aggregate("search", name, outcomes)
         for other in evaluators_in(self._goals.evaluator):
             if not isinstance(other, PerExample):
@@ -234,31 +241,37 @@ class _Heat:
         self.models = models
         self.rivals = rivals
         self.exact = exact
-        self.seen: dict[str, list[float]] = {name: [] for name in models}
+        self.seen: dict[str, list[float]] = {}
+        for name in models:
+            self.seen[name] = []
         self._goals = goals
         self._rng = rng
 
     def dominated_draws(self) -> dict[str, Mask]:
-        """Objective -> mask `(draws, r)`.
+        """In which draws a rival is at least as good over all examples, for each objective.
 
-        In which draws a rival is at least as good on all examples.
+        Returns:
+            Objective -> mask `(draws, r)`.
         """
         masks = {}
         for objective in self._goals.objectives:
             name = objective.name
             if name in self.exact:
                 value = self.exact[name].value
-                differences = [
-                    rival.scores[name].value - value for rival in self.rivals
-                ]
+                differences = []
+                for rival in self.rivals:
+                    differences.append(rival.scores[name].value - value)
                 gaps = np.array([differences] * _DRAWS)
             else:
                 gaps = self._drawn_gaps(name)
-            masks[name] = (gaps if objective.maximise else -gaps) >= 0
+            # Scores are in the user's direction here, so a minimised gap is turned round.
+            advantage = gaps if objective.maximise else -gaps
+            masks[name] = advantage >= 0
         return masks
 
     def probability_dominated(self, masks: Mapping[str, Mask]) -> float:
         """The share of the draws in which some rival is at least as good in every objective."""
+        # Per draw and rival first: a candidate is dominated by one rival, not by several together.
         by_rival = np.logical_and.reduce(list(masks.values()))
         return float(by_rival.any(1).mean())
 
@@ -266,21 +279,39 @@ class _Heat:
         model = self.models[name]
         seen = np.array(self.seen[name])
         examples = model.order[: len(seen)]
-        rivals = np.array(
-            [rival.scores[name].example_scores for rival in self.rivals], dtype=float
-        )
+        rows = [rival.scores[name].example_scores for rival in self.rivals]
+        rivals = np.array(rows, dtype=float)
+        # Paired: the difficulty of an example, which both share, cancels in the difference.
         gaps = rivals[:, examples] - seen
-        return drawn_gaps(gaps.T, len(model.order), model.scale, self._rng)
+        total = len(model.order)
+        return drawn_gaps(gaps.T, total, model.scale, self._rng)
+
+
+def _score_wanted(
+    heat: _Heat,
+    candidate: Candidate,
+    raced: Mapping[str, PerExample],
+    wanted: Mapping[str, int],
+) -> None:
+    """Score each of the `wanted` first examples that has no score yet."""
+    for name, evaluator in raced.items():
+        seen = heat.seen[name]
+        examples = heat.models[name].order[len(seen) : wanted[name]]
+        if len(examples):
+            indices = {name: examples.tolist()}
+            new = evaluator.example_scores(candidate, "search", indices)
+            for score in new[name]:
+                seen.append(float(score))
 
 
 def drawn_gaps(
     gaps: Array, total: int, scale: float, rng: np.random.Generator
 ) -> Array:
-    """Draw what the mean gaps to rivals over all examples may be, from those on some of them.
+    """Draw mean gaps to rivals over all examples, given the gaps on some of them.
 
-    The Bayesian bootstrap (Rubin 1981) of the examples, the same for all rivals, narrowed as n
-    nears `total`, since examples are drawn without replacement. Two imagined examples, with a gap
-    of `scale` each way, keep examples without gaps from being a certainty.
+    This is a Bayesian bootstrap of the examples (Rubin 1981), with the same draws for all rivals.
+    It narrows as n approaches `total`, since examples are drawn without replacement. Two
+    pseudo-examples, with a gap of `scale` each way, prevent certainty where no gap has been seen.
 
     Args:
         gaps: Gaps `(n, r)` to r rivals on n examples.
@@ -295,16 +326,23 @@ def drawn_gaps(
     mean = gaps.mean(0)
     if n == total:
         return np.repeat(mean[None], _DRAWS, 0)
-    padded = np.vstack([gaps, np.full(r, scale), np.full(r, -scale)])
-    drawn = rng.dirichlet(np.ones(n + 2), _DRAWS) @ padded
-    correction = math.sqrt(1 - n / total)  # of a finite population
-    return np.asarray(mean + correction * (drawn - padded.mean(0)))
+    rival_ahead = np.full(r, scale)
+    candidate_ahead = np.full(r, -scale)
+    padded = np.vstack([gaps, rival_ahead, candidate_ahead])
+    # One set of weights for all rivals keeps the correlation between their gaps.
+    concentrations = np.ones(n + 2)
+    weights = rng.dirichlet(concentrations, _DRAWS)
+    drawn = weights @ padded
+    correction = math.sqrt(1 - n / total)  # for a finite population
+    # Centred on the observed mean: the pseudo-examples widen the spread but move nothing.
+    deviations = drawn - padded.mean(0)
+    return np.asarray(mean + correction * deviations)
 
 
 def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
-    """Choose the score of which more examples can decide most.
+    """Choose the score for which more examples help most to decide.
 
-    That is the one with the most even odds against a rival who is likely ahead in all other
+    That is the score with the most even odds against a rival that is likely ahead in all other
     objectives.
 
     Args:
@@ -314,26 +352,34 @@ def least_decided(masks: Mapping[str, Mask], names: Sequence[str]) -> str:
     Returns:
         One of `names`.
     """
-    chances = {name: mask.mean(0) for name, mask in masks.items()}
+    chances: dict[str, Array] = {}
+    for name, mask in masks.items():
+        chances[name] = mask.mean(0)
 
     def undecided(name: str) -> float:
         if name not in chances:
-            return -1.0  # no objective: it is only bounded or watched
-        others = [chance for other, chance in chances.items() if other != name]
+            return -1.0  # not an objective: it cannot decide who dominates
+        others = []
+        for other, chance in chances.items():
+            if other != name:
+                others.append(chance)
+        # Even odds in one objective do not matter against a rival that is behind in another.
         variance = chances[name] * (1 - chances[name])
-        return float((variance * np.prod(others, 0)).max())
+        undecided_by_rival = variance * np.prod(others, 0)
+        return float(undecided_by_rival.max())
 
+    # Of equally undecided scores `max` takes the first, so the choice is reproducible.
     return max(names, key=undecided)
 
 
 def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
-    """Order examples so that every beginning has the strata in proportion.
+    """Order examples so that every prefix holds the strata in proportion.
 
-    A stratum is the examples that equally many sources get right.
+    A stratum holds the examples that the same number of sources get right.
 
     Args:
         correct: How many sources get each example right, `(N,)`.
-        seed: Of the order inside the strata.
+        seed: Seed of the order inside the strata.
 
     Returns:
         Indices `(N,)`.
@@ -345,16 +391,34 @@ def stratified_order(correct: Array, seed: int) -> NDArray[np.intp]:
     place = np.empty(len(correct))
     for stratum in np.unique(correct):
         members = shuffled[correct[shuffled] == stratum]
-        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        size = len(members)
+        offset = rng.random()
+        place[members] = (np.arange(size) + offset) / size
+    # Stable, so that equal places keep one order whatever sorting routine numpy chooses.
     return np.argsort(place, kind="stable")
 
 
-def _estimate(seen: Sequence[float], model: _ScoreModel) -> Score:
-    """Estimate a score over all examples, with both errors.
+def _estimator_of(table: Array) -> Estimator:
+    """The estimator that suits per-example scores `(trials, N)`."""
+    # Item-response models need shares of right answers. Other scores, such as lengths, are
+    # corrected by the difficulty of each example instead.
+    bounded = table.min() >= 0 and table.max() <= 1
+    if bounded:
+        # Uncorrected, the model is biased against merges that are better than all that it was
+        # fitted to (docs/lab/evaluation.md).
+        return ItemResponseModel(table).corrected
+    return difficulty_corrected(table)
 
-    Of the estimate, and of the examples as a sample.
+
+def _estimate(seen: Sequence[float], model: _ScoreModel) -> Score:
+    """Estimate a score over all examples.
+
+    Its standard error combines that of the estimate and that of the examples as a sample.
     """
-    estimate: Estimate = model.estimator(model.order[: len(seen)], np.array(seen))
-    sampling_variance = float(np.var(seen)) / len(model.order)
+    indices = model.order[: len(seen)]
+    estimate: Estimate = model.estimator(indices, np.array(seen))
+    # Scores on all examples have the second error too, so estimates and scores stay comparable.
+    variance = float(np.var(seen))
+    sampling_variance = variance / len(model.order)
     stderr = math.hypot(estimate.stderr, math.sqrt(sampling_variance))
     return Score(estimate.value, stderr, len(seen))

@@ -14,7 +14,7 @@ from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import StudyError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
@@ -42,10 +42,10 @@ from paretomerge.study.stopping import End, StoppingRule
 
 @dataclass(frozen=True)
 class Placement:
-    """How merges are held while they are scored.
+    """The dtype and device that merges have while they are scored.
 
     Attributes:
-        dtype: Of the live weights, and of what is written; None for the base's.
+        dtype: The dtype of the live weights and of written checkpoints; None for the base's.
         device: `cpu`, `cuda` or `cuda:N`.
     """
 
@@ -54,20 +54,20 @@ class Placement:
 
 
 class Search:
-    """Record + goals + levels.
+    """A study at work: its record, its goals and its levels.
 
     Args:
         folder: Holds `study.db`, the default record, and the lock.
         space: The first level's search space.
         goals: What merges are scored on.
         sampler: Any Optuna sampler for that space.
-        warm_start: Reads what is to be tried or taken over first; called once, when a search
-            begins.
+        warm_start: Reads the points to try and the trials to take over first. It is called once,
+            when a search begins.
         storage: Where the record is.
         identity: What makes trials comparable; by default the models, the parameters and the goals.
-        placement: How merges are held.
+        placement: The dtype and device of merges.
         then: A second level.
-        rule: When it ends by default.
+        rule: When the search ends by default.
 
     Raises:
         StudyError: The record holds trials of another study, or cannot be read or written.
@@ -107,7 +107,7 @@ class Search:
 
     @cached_property
     def warm_start(self) -> WarmStart:
-        """What is known before the search; read when it is first needed."""
+        """Points and trials from outside the study; read when they are first needed."""
         return self._read_warm_start()
 
     @cached_property
@@ -136,17 +136,18 @@ class Search:
                 f"{self.folder}: the second level has not begun; continue the search"
             )
         trials = self.record.trials()
-        return {
-            pool_name(number): self.first_level.recipe(trials[number].params)
-            for number in numbers
-        }
+        recipes: dict[str, Recipe] = {}
+        for number in numbers:
+            recipe = self.first_level.recipe(trials[number].params)
+            recipes[pool_name(number)] = recipe
+        return recipes
 
     @cached_property
     def second_level(self) -> Level:
         """The level of routes, once the first has ended."""
         assert self.then is not None
-        # Sources and pool members have scores from the first level: the sampler is shown them,
-        # and nothing is scored twice.
+        # Sources and pool members have scores from the first level. The sampler sees these, and
+        # nothing is scored twice.
         space = self.then.space(self.pool)
         scored = already_scored(space, self.record.trials())
 
@@ -220,8 +221,10 @@ class Search:
             rule = StoppingRule(rule)
         rule.check_sampler(self.sampler)
         if self.then and rule.until is not None:
-            # Checked now, not when the first level has been paid for.
-            rule.check_sampler(self.then.sampler(self.then.space({})))
+            # Checked now: an error after the first level would waste hours of evaluations.
+            sources_alone = self.then.space({})
+            rule.check_sampler(self.then.sampler(sources_alone))
+        # Checked before the first trial: a missing device must not fill the record with failures.
         usable_device(self.placement.device)
         with _locked(self.folder):
             end = self._explore(rule, watch)
@@ -247,14 +250,17 @@ class Search:
             evaluators["watched"] = self.goals.watched
         for trial in trials:
             recorded = self.record.held_out(trial.number)
-            missing = {
-                kind: one for kind, one in evaluators.items() if kind not in recorded
-            }
+            missing: dict[str, Evaluator] = {}
+            for kind, evaluator in evaluators.items():
+                if kind not in recorded:
+                    missing[kind] = evaluator
+            # Loading a candidate means merging it again, so it is not loaded for nothing.
             if not missing:
                 continue
             candidate = self.load(trial)
             for kind, evaluator in missing.items():
                 scores = evaluator.evaluate(candidate, "held_out")
+                # Each kind is written at once: an interrupted run loses one kind of one trial.
                 self.record.add_held_out(trial.number, kind, scores)
             held_out: dict[str, Score] = {}
             for scores in self.record.held_out(trial.number).values():
@@ -262,7 +268,7 @@ class Search:
             watch(replace(trial, held_out=held_out))
 
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
-        # A study that stopped for want of gain must not begin again with the same budget.
+        # A study that stopped because little was to be gained must not go on with the same budget.
         last_end = End.from_note(self.record.note("end"))
         executor = Executor(self.goals, len(self.space.sources))
         loop = Loop(self.record, executor, rule.trials, watch)
@@ -271,14 +277,14 @@ class Search:
         if self.record.note(POOL) is None:
             # The pool is chosen once and written down: a resumed study, or one with a larger
             # budget, keeps its models.
-            first_rule = replace(rule, trials=min(self.then.after, rule.trials))
+            first_total = min(self.then.after, rule.trials)
+            first_rule = replace(rule, trials=first_total)
             end = loop.explore(self.first_level, first_rule, last_end)
-            # A timeout or a callback may have ended the first level early; then it goes on at the
-            # next run.
-            first_level_done = (
-                count_evaluated(loop.finished) >= self.then.after or end.stopped
-            )
-            if count_evaluated(loop.finished) >= rule.trials or not first_level_done:
+            # A timeout or a callback may have ended the first level early. Then the next run
+            # continues it.
+            evaluated = count_evaluated(loop.finished)
+            first_level_done = evaluated >= self.then.after or end.stopped
+            if evaluated >= rule.trials or not first_level_done:
                 return end
             self._choose_pool(loop.finished)
         return loop.explore(self.second_level, rule, last_end)
@@ -311,10 +317,11 @@ class Search:
     def _load_second_model(self) -> LiveModel:
         """Load the second level's model.
 
-        It refers to the tensors of the first level's, which may be gigabytes.
+        It shares the tensors of the first level's model, which may be gigabytes.
         """
+        sources = tuple(self.space.sources.values())
         return RoutedModel(
-            tuple(self.space.sources.values()),
+            sources,
             self.placement.dtype,
             self.placement.device,
             self.pool,
@@ -323,25 +330,26 @@ class Search:
 
     @cached_property
     def _weights_key(self) -> str:
-        """Which weights the names of models stand for."""
+        """Identifies the weights that the names of the models stand for."""
         models = (self.space.base, *self.space.sources.values())
         digests = " ".join(digest(model) for model in models)
-        return hashlib.sha256(digests.encode()).hexdigest()[:16]
+        weights_digest = hashlib.sha256(digests.encode())
+        return weights_digest.hexdigest()[:16]
 
 
 def _default_identity(
     space: SearchSpace, goals: Goals, placement: Placement
 ) -> dict[str, Any]:
-    distributions = {
-        name: distribution_to_json(distribution)
-        for name, distribution in space.distributions.items()
-    }
+    distributions: dict[str, str] = {}
+    for name, distribution in space.distributions.items():
+        distributions[name] = distribution_to_json(distribution)
     # Wide spaces have hundreds of parameters; a digest keeps the record short.
     text = json.dumps(distributions, sort_keys=True)
+    text_digest = hashlib.sha256(text.encode()).hexdigest()
     return {
         "base": space.base,
         "sources": dict(space.sources),
-        "distributions": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "distributions": text_digest[:16],
         "objectives": [asdict(objective) for objective in goals.objectives],
         "constraints": [constraint.text for constraint in goals.constraints],
         "dtype": placement.dtype,
@@ -350,11 +358,14 @@ def _default_identity(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out.
+    """Keep other processes out while this one searches.
 
-    Two would number their trials alike, and each would not see what the other finds.
+    Two processes would give their trials the same numbers, and neither sampler would see the
+    other's trials.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # The operating system frees the lock of a killed process, so no stale file blocks a resume.
+    # No waiting: the other search may take hours, and the user should hear of it now.
     lock = FileLock(folder / "study.lock", timeout=0)
     try:
         lock.acquire()

@@ -1,6 +1,6 @@
-"""Two levels in one study (HM3, arXiv 2409.18893).
+"""Two levels in one study, as in HM3 (arXiv 2409.18893).
 
-Merged weights first, then routes through the sources and the best merges.
+The first level merges weights. The second searches routes through the sources and the best merges.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,23 +21,23 @@ from paretomerge.space.routes.space import (
 from paretomerge.space.space import SearchSpace
 
 POOL = "pool"
-"""The record's note of the first level's trials that the second level takes from, by number."""
+"""Key of the record's note that lists the trials whose merges the second level uses."""
 _DEFAULT_FRONT = 4
 
 
 @dataclass(frozen=True)
 class SecondLevelPlan:
-    """What is known of the second level before the first has ended.
+    """The part of the second level that is fixed before the first level has ended.
 
     Attributes:
         after: Trials of the first level.
-        space: Makes its space of the pool's recipes, by name.
+        space: Makes its space from the recipes of the pool, by name.
         sampler: Makes its sampler for that space.
-        front: The most merges of the first level's front that enter the pool, those that add most
-            to the hypervolume first.
-        prefer: Weights `(m,)` of the objectives, in place of `front`: one merge enters, the one
-            that this preference picks (HM3's form).
-        notes: For the user.
+        front: The most merges of the first level's front that enter the pool. Those that add most
+            to the hypervolume enter first.
+        prefer: Weights `(m,)` of the objectives, in place of `front`: only the merge that this
+            preference picks enters (as in HM3).
+        notes: Messages for the user.
     """
 
     after: int
@@ -56,17 +56,17 @@ class SecondLevelPlan:
     ) -> list[int]:
         """Choose the merges that enter the pool.
 
-        Never a source, which is a model of the second level anyway.
+        A source never enters, since the second level has all sources anyway.
 
         Args:
             trials: The feasible trials of the first level.
             objectives: The study's objectives.
-            reference: The hypervolume's reference point; None where no source could be scored,
-                and the pool stands for them.
+            reference: The hypervolume's reference point; None where no source could be scored. Then
+                the front itself gives one.
             sources: The sources' names.
 
         Returns:
-            The trials' numbers, in their order.
+            The trials' numbers, ascending.
         """
         front = pareto_front(trials, objectives)
         if self.prefer and front:
@@ -76,14 +76,16 @@ class SecondLevelPlan:
         if not merges:
             return []
         values = [trial.values(objectives) for trial in merges]
-        order = ranked(
-            values, reference_point(values) if reference is None else reference
-        )
-        return sorted(merges[i].number for i in order[: self.front])
+        if reference is None:
+            reference = reference_point(values).tolist()
+        order = ranked(values, reference)
+        # Ascending numbers: the order of the pool decides which hand-overs are tried.
+        numbers = [merges[i].number for i in order[: self.front]]
+        return sorted(numbers)
 
 
 def pool_name(number: int) -> str:
-    """What a trial of the first level is called in the second, and in recipes that take from it."""
+    """The name of a first-level trial in the second level and in recipes that use its merge."""
     return f"trial-{number}"
 
 
@@ -98,6 +100,7 @@ def already_scored(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Tri
         Baseline (each source alone, each member of the pool) -> its trial, in the second level's
         parameters.
     """
+    # Sources are found by label, and members of the pool by number.
     first_level = {pool_name(trial.number): trial for trial in trials}
     first_level |= {trial.label: trial for trial in trials if trial.label}
     baselines = space.starts()
@@ -105,7 +108,8 @@ def already_scored(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Tri
     for name in space.sources:
         trial = first_level.get(name)
         if trial is not None and not trial.failure:
-            scored[name] = replace(trial, params=baselines[name], level=1)
+            params = baselines[name]
+            scored[name] = replace(trial, params=params, level=1)
     return scored
 
 
@@ -118,38 +122,42 @@ def second_agenda(
 ) -> list[Trial]:
     """Line up what the second level evaluates before its sampler proposes.
 
-    Sources that the first level could not score; then hand-overs from each member of the pool to
-    the next, which are near each other; and where size is an objective, the members without their
-    middle blocks: all that came before are equally deep, and say nothing of what a layer is worth.
+    First come sources that the first level could not score, then hand-overs from each member of the
+    pool to the next one. Where size is a goal, each member without its middle block follows. All
+    trials before these have the same depth, so they do not show what a layer is worth.
 
     Args:
         space: The second level's space.
         pool: Names of the pool's members.
         finished: The trials in the record.
         scored: Baselines that the first level has scored.
-        with_shorter: Whether size is a goal.
+        with_shorter: Whether to add the members without their middle blocks.
 
     Returns:
         Trials without scores.
     """
     members = list(pool)
+    # A cycle: every member leads once and follows once, for n evaluations and not n (n - 1).
     following = members[1:] + members[:1]
-    hand_overs = [
-        handover_label(one, other)
-        for one, other in zip(members, following, strict=True)
-    ]
+    hand_overs = []
+    for one, other in zip(members, following, strict=True):
+        hand_overs.append(handover_label(one, other))
     baselines = space.starts()
     starts = {}
     for name in (*space.sources, *hand_overs):
+        # A pool of one model hands over to itself, which is no baseline of the space.
         if name in baselines:
             starts[name] = baselines[name]
     for name in members if with_shorter else ():
         point = space.point_without_middle(name)
         if point:
             starts[without_middle_label(name)] = point
-    done = {*scored, *(trial.label for trial in finished if trial.level)}
-    return [
-        Trial(-1, point, label=name, level=1)
-        for name, point in starts.items()
-        if name not in done
-    ]
+    # Labels of the first level do not count: its sources are in `scored` if they have scores.
+    labels = {trial.label for trial in finished if trial.level}
+    done = {*scored, *labels}
+    agenda = []
+    for name, point in starts.items():
+        if name not in done:
+            trial = Trial(-1, point, label=name, level=1)
+            agenda.append(trial)
+    return agenda

@@ -1,7 +1,4 @@
-"""When a search ends.
-
-After a number of evaluations, after some time, or when little is to be gained.
-"""
+"""When a search ends: after some evaluations, after some time, or when little is to be gained."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +10,8 @@ from optuna.samplers import BaseSampler
 from paretomerge.errors import ConfigError
 from paretomerge.record.trial import Trial, count_evaluated
 
-_REPEATS_IN_A_ROW = 100  # a space of finitely many merges may be used up
+# A space of finitely many merges may be used up. Repeats cost no evaluation, so the limit is high.
+_REPEATS_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,10 @@ class End:
     """How a run ended.
 
     Attributes:
-        reason: For the user.
-        total: Trials in the record then.
-        stopped: Whether it ended for want of gain or of new merges, before its budget was spent.
+        reason: The reason, as a message for the user.
+        total: Trials in the record at that time.
+        stopped: Whether the run ended before its budget was spent, because little was to be gained
+            or no new merges were proposed.
         budget: The rule's `trials`, `until` and `patience`.
     """
 
@@ -34,7 +33,7 @@ class End:
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any] | None) -> "End | None":
-        """Read it from the record, as `asdict` wrote it; None where no run has ended yet."""
+        """Read the end of a run from the record; None where no run has ended yet."""
         return cls(**note) if note else None
 
 
@@ -43,10 +42,10 @@ class StoppingRule:
     """When to stop.
 
     Attributes:
-        trials: The most evaluations in the record; what a warm start brought, and repeated
-            recipes, are not counted.
-        until: Stop earlier, once the sampler expected less than this share of the hypervolume of
-            `patience` proposals in a row. The last of them is not evaluated.
+        trials: The most evaluations in the record. Trials from a warm start and repeated recipes
+            do not count.
+        until: Stop earlier, once the sampler expects each of `patience` proposals in a row to add
+            less than this share of the hypervolume. The last of them is not evaluated.
         patience: See `until`.
         deadline: Stop at this `time.monotonic()`.
         requested: Whether a callback asked to stop.
@@ -79,7 +78,7 @@ class StoppingRule:
     ) -> End | None:
         """Decide whether anything more is evaluated.
 
-        A study that stopped for want of gain, or of new merges, stays so until its budget grows.
+        A study that stopped before its budget was spent stays stopped until the budget grows.
 
         Args:
             finished: The trials in the record.
@@ -89,6 +88,7 @@ class StoppingRule:
         Returns:
             How the run ends; None where it goes on.
         """
+        # The order decides which reason the user reads: the budget before the others.
         evaluated = count_evaluated(finished)
         if evaluated >= self.trials:
             return self._end(f"finished {evaluated} trials", finished)
@@ -100,12 +100,10 @@ class StoppingRule:
             )
         if last_end and self._still_stopped(last_end, finished):
             return last_end
-        # A space of finitely many merges runs dry; repeats cost nothing, so many are needed to be
-        # sure.
+        # Only this run's trials count: repeats of the first level say nothing about the second.
         latest = finished[begun:][-_REPEATS_IN_A_ROW:]
-        if len(latest) == _REPEATS_IN_A_ROW and all(
-            t.same_as is not None for t in latest
-        ):
+        all_repeats = all(trial.same_as is not None for trial in latest)
+        if all_repeats and len(latest) == _REPEATS_IN_A_ROW:
             reason = (
                 f"finished {evaluated} trials: the last {_REPEATS_IN_A_ROW} proposals "
                 "were merges that had been scored"
@@ -122,11 +120,11 @@ class StoppingRule:
     ) -> End | None:
         """Decide whether the study stops instead of evaluating a proposal.
 
-        Proposals are counted anew for each level, and after a run that went on after a stop.
+        The count of proposals starts again with each level, and when a study goes on after a stop.
 
         Args:
-            gain: The share of the hypervolume that the sampler expects of the proposal; None
-                where it does not say.
+            gain: The share of the hypervolume that the sampler expects the proposal to add; None
+                where the sampler gives no estimate.
             finished: The trials in the record.
             last_end: How the latest run ended.
             level: The level that is searched.
@@ -136,11 +134,14 @@ class StoppingRule:
         """
         if self.until is None:
             return None
-        # Gains before an earlier stop have been answered by a larger budget.
+        # By raising the budget after a stop, the user has overruled the gains before it.
         since = last_end.total if last_end and last_end.stopped else 0
-        earlier = [
-            trial.gain for trial in reversed(finished[since:]) if trial.level == level
-        ]
+        # Read from the record and not counted in memory: an interrupted study must stop where the
+        # whole one does.
+        earlier = []
+        for trial in reversed(finished[since:]):
+            if trial.level == level:
+                earlier.append(trial.gain)
         in_a_row = 0
         for expected in (gain, *earlier):
             if expected is None or expected >= self.until:
@@ -149,8 +150,9 @@ class StoppingRule:
         if in_a_row < self.patience:
             return None
         evaluated = count_evaluated(finished)
+        percentage = 100 * self.until
         reason = (
-            f"stopped after {evaluated} trials: expected gain below {100 * self.until:g} % "
+            f"stopped after {evaluated} trials: expected gain below {percentage:g} % "
             f"for {self.patience} asks"
         )
         return self._end(reason, finished, stopped=True)
@@ -162,11 +164,17 @@ class StoppingRule:
         return End(reason, len(finished), stopped, budget)
 
     def _still_stopped(self, last_end: End, finished: Sequence[Trial]) -> bool:
+        # A start that was added since the stop makes the record longer: the search then goes on.
         unchanged = last_end.stopped and last_end.total == len(finished)
-        return unchanged and not self._exceeds(StoppingRule(**last_end.budget))
+        if not unchanged:
+            return False
+        last_rule = StoppingRule(**last_end.budget)
+        return not self._exceeds(last_rule)
 
     def _exceeds(self, other: "StoppingRule") -> bool:
-        stricter = other.until is not None and (
-            self.until is None or self.until < other.until
-        )
-        return stricter or self.trials > other.trials or self.patience > other.patience
+        stricter = False
+        if other.until is not None:
+            stricter = self.until is None or self.until < other.until
+        if stricter or self.trials > other.trials:
+            return True
+        return self.patience > other.patience

@@ -41,15 +41,15 @@ Callback = Callable[["Study", Trial], None]
 class Study:
     """A search over merges of fine-tuned models, with several objectives.
 
-    Nothing is loaded until something must be evaluated: a finished study is read from its record
-        alone.
+    Nothing is loaded until something must be evaluated. A finished study is read from its record
+    alone.
 
     Args:
         base: The model that all others were fine-tuned from: a folder, or a name on the Hugging
             Face Hub.
         models: Two or more fine-tunes of it; `model+adapter` for a PEFT adapter.
         objectives: What to improve: `Task`, `Function`, `Perplexity`, `Judge`, `Sparsity`, `Size`.
-        constraints: Bounds that a merge must keep to be on the front.
+        constraints: Bounds that a merge must satisfy to be on the front.
         watch: lm-evaluation-harness tasks that are scored on held-out examples only.
         space: What may vary: a `WeightSpace` or a `RouteSpace`.
         then: A second level, which searches routes through the models and the best merges.
@@ -60,9 +60,9 @@ class Study:
         warm_start: Earlier studies over the same models (folder, study.yaml or database URL),
             whose trials are taken over.
         evaluation: How merges are scored.
-        seed: Of the split into search and held-out examples, of random masks, and of samplers
-            named as text.
-        out: The study's folder. What is there already is continued.
+        seed: The seed of the split into search and held-out examples, of random masks, and of
+            samplers that are given by name.
+        out: The study's folder. A study that is already there is continued.
         storage: An Optuna storage URL for the record. By default a SQLite file in `out`.
         study_name: The study's name in that storage.
         dtype: The dtype that merges are scored and written in: `float32`, `float16` or
@@ -130,11 +130,12 @@ class Study:
             dtype=dtype,
             device=device,
         )
-        self._stop_requested = False  # set by `stop`, read between trials
+        # Set by `stop` in a callback, and read between trials: a running trial is never cut off.
+        self._stop_requested = False
 
     @classmethod
     def from_settings(cls, settings: StudySettings) -> "Study":
-        """Make a study of settings.
+        """Make a study from settings.
 
         Args:
             settings: The settings.
@@ -142,6 +143,7 @@ class Study:
         Returns:
             The study.
         """
+        # `__init__` takes a user's arguments and would turn paths into text and back.
         study = cls.__new__(cls)
         study.settings = settings
         study._stop_requested = False
@@ -149,7 +151,7 @@ class Study:
 
     @classmethod
     def from_config(cls, config: StudyConfig, folder: str | Path = ".") -> "Study":
-        """Make a study of a study.yaml's content.
+        """Make a study from a study.yaml's content.
 
         Args:
             config: The content.
@@ -176,12 +178,14 @@ class Study:
 
     @cached_property
     def _search(self) -> "Search":
+        # Imported here: `build` brings torch and the harness, which `status`, `front` and `report`
+        # do without.
         from paretomerge.study.build import build_search
 
         return build_search(self.settings)
 
     def search(self) -> "Search":
-        """Everything of the study, loaded: for evaluators, levels and models at work.
+        """Load the study: its evaluators, its levels and their models.
 
         Returns:
             The search.
@@ -192,13 +196,14 @@ class Study:
         return self._search
 
     def evaluation_notes(self) -> list[str]:
-        """What users should know of how merges are scored, once something was scored."""
+        """What users should know about how merges were scored, once something was scored."""
+        # Asking for notes must not load a study that has scored nothing in this process.
         return self._search.goals.notes if "_search" in self.__dict__ else []
 
     def check(self) -> list[str]:
         """Check everything that can be checked without merging.
 
-        Models, tasks, functions, the space, the record.
+        This covers models, tasks, functions, the space and the record.
 
         Returns:
             Notes for the user, such as a source that is left out.
@@ -223,15 +228,13 @@ class Study:
     ) -> None:
         """Search, continuing what is in the study's folder.
 
-        Then score the front on held-out examples.
-
-        Interrupt it whenever you like: every finished trial is on disk, and the next call goes on
-            as if never stopped.
+        Then the front is scored on held-out examples. You may interrupt the search at any time:
+        every finished trial is on disk, and the next call continues as if never stopped.
 
         Args:
-            n_trials: Evaluate this many more merges, as in Optuna. By default until the study's
-                budget is spent.
-            timeout: Stop after this many seconds; the running trial is finished.
+            n_trials: Evaluate this many more merges, as in Optuna. By default the search runs until
+                the study's budget is spent.
+            timeout: Stop after this many seconds; the running trial is finished first.
             callbacks: Called with the study and each finished trial. `study.stop()` in a callback
                 ends the search.
             show_progress_bar: Show a progress bar, in terminals and notebooks.
@@ -239,12 +242,13 @@ class Study:
                 the end.
 
         Raises:
-            ConfigError: A setting cannot be followed.
+            ConfigError: A setting cannot be applied.
             StudyError: Ten trials failed in a row, another process searches here, or the record
-                is another study's.
+                belongs to another study.
         """
         from paretomerge.study.progress_bar import ProgressBar
 
+        # A `stop` in an earlier call must not end this one.
         self._stop_requested = False
         with ProgressBar(show_progress_bar) as progress:
 
@@ -263,7 +267,7 @@ class Study:
         n_trials: int | None = None,
         timeout: float | None = None,
     ) -> str:
-        """Search, with a callback of one's own for progress; see `optimize`.
+        """Search and report progress to a callback; see `optimize`.
 
         Args:
             watch: Called after each trial.
@@ -276,7 +280,9 @@ class Study:
         search = self._search
         rule = replace(search.rule, requested=lambda: self._stop_requested)
         if n_trials is not None:
-            rule = replace(rule, trials=count_evaluated(search.trials()) + n_trials)
+            # The rule counts all trials of the record; Optuna's `n_trials` means so many more.
+            evaluated = count_evaluated(search.trials())
+            rule = replace(rule, trials=evaluated + n_trials)
         if timeout is not None:
             rule = replace(rule, deadline=time.monotonic() + timeout)
         return search.run(rule, watch)
@@ -290,9 +296,8 @@ class Study:
     ) -> None:
         """Score the baselines and the front on held-out examples.
 
-        The sources and the knee on the watched tasks, too.
-
-        What is in the record is not scored again.
+        The sources and the knee are scored on the watched tasks too. Scores that are in the record
+        are not measured again.
 
         Args:
             watch: Called with each trial that was scored.
@@ -300,11 +305,15 @@ class Study:
         results = self.results()
         if not results.front:
             return
-        sources = [
-            trial for trial in results.baselines if trial.label in results.sources
-        ]
+        sources = []
+        for trial in results.baselines:
+            if trial.label in results.sources:
+                sources.append(trial)
+        # Watched tasks are expensive and only reported, so they are run on what the report shows:
+        # the sources, and the trial that `pick` takes by default.
         knee = choose(results, Choice())
-        self._hold_out([*results.baselines, *results.front], watch)
+        compared = [*results.baselines, *results.front]
+        self._hold_out(compared, watch)
         self._hold_out([*sources, knee], watch, watched=True)
 
     def results(self) -> Results:
@@ -344,9 +353,8 @@ class Study:
 
         Returns:
             One row for each trial: number, label, state, search and held-out scores with standard
-                errors, parameters,
-            seconds. Column names are like `search_gsm8k`, `held_out_gsm8k_stderr`,
-            `params_weight/math`.
+            errors, parameters, seconds. Column names are like `search_gsm8k`,
+            `held_out_gsm8k_stderr` and `params_weight/math`.
         """
         import pandas
 
@@ -361,9 +369,9 @@ class Study:
         """Choose one trial of the front by its search scores.
 
         Args:
-            prefer: Objective -> weight: the trial with the least weighted shortfall from the best
-                of each objective (augmented Tchebycheff). By default the knee of the front, the
-                trial nearest to the ideal point.
+            prefer: Objective -> weight. The trial with the least weighted shortfall from the best
+                of each objective is chosen (augmented Tchebycheff). By default it is the knee of
+                the front, the trial nearest to the ideal point.
             trial: A trial's number, in place of a preference.
 
         Returns:
@@ -400,12 +408,14 @@ class Study:
             CheckpointError: The folder exists, or cannot be written.
         """
         number = trial if isinstance(trial, int) else trial.number
-        # A folder that cannot be written must not cost an evaluation first.
+        # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         check_out(Path(out), overwrite)
         chosen = choose(self.results(), Choice(trial=number))
         self._hold_out([chosen], watched=True)
+        # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
+        # The model card says how to pick the same merge again.
         picked_by = picked_by or f"--trial {number}"
         return write_pick(results, chosen, Path(out), picked_by, overwrite)
 
@@ -448,8 +458,9 @@ class Study:
         Raises:
             ConfigError: There is no such trial or score.
         """
-        objectives = [measure.name for measure in self.settings.measures]
-        watched = any(task not in objectives for task in tasks)
+        measured = [measure.name for measure in self.settings.measures]
+        # Watched tasks are run only where one of them is asked for by name.
+        watched = any(task not in measured for task in tasks)
         first = self._scores(one, split, watched)
         second = self._scores(other, split, watched)
         return compare_scores(first, second, tasks)
@@ -473,8 +484,11 @@ class Study:
         """
         from paretomerge.report.html import write_report
 
-        out = self.folder / "report.html" if path is None else Path(path)
-        return write_report(self.results(), out, self._choice(prefer, trial))
+        out = self.folder / "report.html"
+        if path is not None:
+            out = Path(path)
+        choice = self._choice(prefer, trial)
+        return write_report(self.results(), out, choice)
 
     def plot_front(self) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -503,8 +517,8 @@ class Study:
             The content.
 
         Raises:
-            ConfigError: A file cannot say it: a function that no module holds, or a sampler or
-                space of your own.
+            ConfigError: A file cannot describe it: a function is in no module, or the sampler or
+                the space is an object of yours.
         """
         check_functions(self.settings)
         return config_of(self.settings)
@@ -514,19 +528,21 @@ class Study:
 
         Args:
             path: The file to write, in the folder that the study's relative paths start from. By
-                default none is written.
+                default no file is written.
 
         Returns:
             The file's text.
 
         Raises:
-            ConfigError: A file cannot say it, or it would be in another folder.
+            ConfigError: A file cannot describe the study, or it would be in another folder.
         """
         from paretomerge.config.dump import dump_config
 
         text = dump_config(self.to_config())
         if path is not None:
             path = Path(path)
+            # A study.yaml's relative paths start from its own folder, so elsewhere the same text
+            # would name other files.
             if path.resolve().parent != self.settings.folder.resolve():
                 raise ConfigError(
                     f"{path}: the study's paths start from {self.settings.folder}; write the "
@@ -536,13 +552,18 @@ class Study:
         return text
 
     def _record(self) -> Record:
+        # `_search` is a cached property, which is in `__dict__` once it has been built. Reading a
+        # record must not build it.
         if "_search" in self.__dict__:
             return self._search.record
         return Record.read(self.settings.storage)
 
     def _has_record(self) -> bool:
+        # A database server has no file to look for; reading it says whether the study is there.
         file = self.settings.storage.file
-        return "_search" in self.__dict__ or file is None or file.is_file()
+        if file is None or "_search" in self.__dict__:
+            return True
+        return file.is_file()
 
     def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
         if prefer is not None and trial is not None:
@@ -574,11 +595,15 @@ class Study:
         name = str(model)
         trials = self.get_trials()
         for trial in trials:
-            if str(trial.number) == name or (trial.is_baseline and trial.label == name):
+            is_named = trial.is_baseline and trial.label == name
+            if is_named or str(trial.number) == name:
                 if trial.failure:
                     raise ConfigError(f"{name}: this trial failed: {trial.failure}")
                 return trial
-        if name.isdigit() or not (Path(name).exists() or "/" in name):
+        # A number is never a checkpoint, and a word without a slash is no name on the Hub: the user
+        # most likely mistyped a baseline.
+        may_be_checkpoint = Path(name).exists() or "/" in name
+        if name.isdigit() or not may_be_checkpoint:
             labels = [trial.label for trial in trials if trial.is_baseline]
             raise ConfigError(
                 f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: "
@@ -595,15 +620,17 @@ class Study:
     ) -> None:
         """Score trials on held-out examples where the record has no scores yet.
 
-        Only then is anything loaded.
+        Models are loaded only if a score is missing.
         """
         kinds = {"objectives"}
         if watched and self.settings.watch:
             kinds.add("watched")
         record = self._record()
-        missing = [
-            trial for trial in trials if not kinds <= set(record.held_out(trial.number))
-        ]
+        missing = []
+        for trial in trials:
+            recorded = set(record.held_out(trial.number))
+            if not kinds <= recorded:
+                missing.append(trial)
         if missing:
             self._search.hold_out(missing, watch, watched=watched)
 
@@ -618,7 +645,7 @@ def load_study(path: str | Path) -> Study:
         The study.
 
     Raises:
-        ConfigError: The file cannot be read, or says something that cannot be followed.
+        ConfigError: The file cannot be read, or has a wrong key or value.
 
     Example:
         >>> load_study("study.yaml").optimize()  # doctest: +SKIP

@@ -1,7 +1,4 @@
-"""Warm starts.
-
-The user's recipes, and earlier studies over the same models, as what a new study knows beforehand.
-"""
+"""Warm starts: the user's recipes and earlier studies over the same models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +16,19 @@ from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Trial
 from paretomerge.space.space import SearchSpace
 from paretomerge.study.agenda import WarmStart
+from paretomerge.types import Params
 
-_MOST_STARTS = 10  # from an earlier front: each costs an evaluation
+# From an earlier front. Each start costs an evaluation that the sampler could spend better.
+_MOST_STARTS = 10
 _MODELS = {"base": "another base", "models": "other models"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the scores of a study mean, whatever file describes it.
+    """What the scores of a study mean, independent of the file that describes it.
 
     Attributes:
-        settings: What decides all scores, key by key, with absolute paths; `base` and `models`
+        settings: The settings that decide all scores, with absolute paths; `base` and `models` are
             among them.
         scores: Name of each score -> what it measures.
     """
@@ -39,11 +38,11 @@ class Question:
 
     def differences(self, other: "Question") -> str:
         """Name what gives the other study's scores another meaning; empty where nothing does."""
-        changed = [
-            key
-            for key in self.settings
-            if self.settings[key] != other.settings.get(key)
-        ]
+        changed = []
+        for key, value in self.settings.items():
+            if value != other.settings.get(key):
+                changed.append(key)
+        # Only this study's scores: the other one may have measured more.
         for name, measured in self.scores.items():
             if measured != other.scores.get(name):
                 changed.append(f"score {name!r}")
@@ -55,12 +54,12 @@ class EarlierStudies:
     """Reads earlier studies for a new one.
 
     Attributes:
-        folder: Where the names of files start.
+        folder: The folder that relative paths start from.
         space: The new study's space.
-        question: What the new study asks.
+        question: What the new study's scores mean.
         storage_of: A study.yaml -> where its record is.
-        question_of: An earlier record's identity, and the folder its paths start from -> what it
-            asked.
+        question_of: An earlier record's identity, and the folder that its paths start from -> what
+            its scores mean.
     """
 
     folder: Path
@@ -70,7 +69,7 @@ class EarlierStudies:
     question_of: Callable[[Mapping[str, Any], Path], Question]
 
     def read(self, starts: Sequence[str], studies: Sequence[str]) -> WarmStart:
-        """Read what a search begins with; every error at once, before anything is merged.
+        """Read what a search begins with, and report every error at once before anything is merged.
 
         Args:
             starts: Recipe files.
@@ -98,15 +97,17 @@ class EarlierStudies:
 
     def _start(self, file: str) -> WarmStart:
         try:
-            recipe = Recipe.load(self.folder / file).resolve_paths(self.folder)
+            written = Recipe.load(self.folder / file)
+            recipe = written.resolve_paths(self.folder)
             return WarmStart({file: self.space.warm(recipe)})
         except ParetoMergeError as error:
             raise ConfigError(f"starts: {file}: {error}") from error
 
     def _study(self, name: str) -> WarmStart:
-        """An earlier study's scores where they mean the same.
+        """Use an earlier study.
 
-        Else the best of its front as points to evaluate.
+        Its trials are taken over where their scores mean the same; else the best of its front
+        become points to evaluate.
         """
         storage, home = self._locate(name)
         try:
@@ -115,7 +116,7 @@ class EarlierStudies:
             raise ConfigError(
                 f"{error} Name the folder, the study.db or the study.yaml of an earlier study."
             ) from error
-        # Studies made in Python without settings have no identity that another study could compare.
+        # A `Search` that was made without settings has no identity that can be compared.
         identity = record.note("identity") or {}
         home = home or record.note("home")
         if not home or "base" not in identity:
@@ -123,21 +124,25 @@ class EarlierStudies:
                 "its record does not say where its paths start; name its study.yaml instead"
             )
         theirs = self.question_of(identity, Path(home))
+        # Other models: not even the parameters mean the same, so nothing can be used.
         for key, another in _MODELS.items():
-            mine, other = self.question.settings[key], theirs.settings[key]
+            mine = self.question.settings[key]
+            other = theirs.settings[key]
             if mine != other:
                 raise ConfigError(
                     f"it is a study over {another}, {other}; this one has {mine}"
                 )
-        return known_from(name, record, self.space, self.question.differences(theirs))
+        changed = self.question.differences(theirs)
+        return known_from(name, record, self.space, changed)
 
     def _locate(self, name: str) -> tuple[Storage, str]:
-        """The record, and the folder that a study.yaml's paths start from."""
+        """The record, and the folder that a study.yaml's paths start from, if there is one."""
         if "://" in name:
             return Storage(name).relative_to(self.folder), ""
         path = self.folder / name
         if path.suffix in (".yaml", ".yml"):
-            return self.storage_of(path), str(path.resolve().parent)
+            home = path.resolve().parent
+            return self.storage_of(path), str(home)
         file = path / "study.db" if path.is_dir() else path
         return Storage.at(file.resolve()), ""
 
@@ -145,25 +150,32 @@ class EarlierStudies:
 def known_from(
     name: str, record: Record, space: SearchSpace, changed: str
 ) -> WarmStart:
-    """Use an earlier study's trials in a new space. What lies outside is left out.
+    """Use an earlier study's trials in a new space. Trials outside the space are left out.
 
     Args:
-        name: What the user calls the study.
+        name: The user's name for the earlier study.
         record: Its record.
         space: The new study's space.
-        changed: What gives its scores another meaning. Empty: the scores are taken over. Else the
-            best of its front are evaluated as starts.
+        changed: What gives its scores another meaning. If empty, the scores are taken over. Else
+            the best of its front are evaluated as starts.
 
     Returns:
         Trials to take over, or points to evaluate.
     """
     # Estimates of a race and trials of a second level have no meaning in another study.
     results = record.results()
-    usable = [t for t in results.trials if not t.failure and t.final and not t.level]
+    usable = []
+    for trial in results.trials:
+        if trial.final and not trial.failure and not trial.level:
+            usable.append(trial)
     if changed:
+        # The old scores only choose which merges are worth an evaluation. The sampler never sees
+        # them, since they answer another question.
         feasible = [trial for trial in usable if trial.feasible]
-        values = np.array([trial.values(results.objectives) for trial in feasible])
-        usable = [feasible[i] for i in _best(values)][:_MOST_STARTS]
+        rows = [trial.values(results.objectives) for trial in feasible]
+        values = np.array(rows)
+        best = [feasible[i] for i in _best(values)]
+        usable = best[:_MOST_STARTS]
     inside = []
     for trial in usable:
         try:
@@ -184,7 +196,9 @@ def known_from(
     outside = len(usable) - len(inside)
     note_outside = f"; {outside} lie outside the space" if outside else ""
     if changed:
-        starts = {trial.label: trial.params for trial in inside}
+        starts: dict[str, Params] = {}
+        for trial in inside:
+            starts[trial.label] = trial.params
         note = (
             f"{name}: {changed} changed since: {len(starts)} merges of its front are evaluated "
             f"as starts{note_outside}"
@@ -201,5 +215,7 @@ def _best(values: Any) -> list[int]:
     """Indices of the non-dominated values `(n, m)`, the greatest hypervolume contribution first."""
     if not len(values):
         return []
+    # `ranked` puts the first front first, so cutting it there leaves exactly the front.
     order = ranked(values, reference_point(values))
-    return [int(i) for i in order[: nondominated(values).sum()]]
+    front_size = nondominated(values).sum()
+    return [int(i) for i in order[:front_size]]
