@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
@@ -21,7 +22,16 @@ from paretomerge.errors import ConfigError
 from paretomerge.types import Array, Conditions, Params, ParamValue
 
 Mask = NDArray[np.bool_]
+Indices = NDArray[np.intp]
+
 Space = Mapping[str, BaseDistribution]
+"""Parameter -> distribution."""
+
+ParamDict = dict[str, ParamValue]
+"""Parameters of one trial, to be filled in."""
+
+Condition = tuple[str, Sequence[ParamValue]]
+"""A parent, and its values under which a parameter is active."""
 
 INACTIVE = 0.5
 """The coordinate of an inactive parameter: points that differ only there become one point."""
@@ -162,7 +172,7 @@ class Encoding:
             cache[name] = cache[name] & parent_active & has_value
         return cache[name]
 
-    def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
+    def neighbours(self, x: Array, rng: Generator, most: int = 64) -> Array:
         """Points that differ from `x` in one discrete parameter: another choice, or one step.
 
         Args:
@@ -340,7 +350,7 @@ def _codec(name: str, distribution: BaseDistribution) -> _Codec:
 
 def _conditions_inside(
     space: Space, conditions: Conditions
-) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+) -> dict[str, list[Condition]]:
     """The conditions between parameters of the space."""
     inside = {}
     for name, pairs in conditions.items():
@@ -366,7 +376,7 @@ def _replaced(point: Array, columns: slice, units: float | Array) -> Array:
 
 def infer_conditions(
     points: Sequence[Params], space: Space
-) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+) -> dict[str, list[Condition]]:
     """Infer when parameters are active from the trials of a define-by-run study.
 
     A parameter gets the condition (parent, values) if exactly the points whose parent has one of
@@ -389,7 +399,7 @@ def infer_conditions(
             categorical.append(name)
         elif _is_short_integer(distribution):
             integers.append(name)
-    conditions: dict[str, list[tuple[str, Sequence[ParamValue]]]] = {}
+    conditions: dict[str, list[Condition]] = {}
     for name in space:
         having = [point for point in points if name in point]
         lacking = [point for point in points if name not in point]

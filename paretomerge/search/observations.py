@@ -11,16 +11,15 @@ from itertools import compress
 from operator import attrgetter
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten
+from paretomerge.search.encoding import Mask
 from paretomerge.search.options import number_vector
 from paretomerge.types import Array, ParamValue
 
-Mask = NDArray[np.bool_]
 StoredScore = tuple[float, float | None, int, str | Sequence[float] | None]
 
 STDERR = "stderr"

@@ -16,14 +16,21 @@ from typing import Protocol
 
 import moocore
 import numpy as np
-from numpy.typing import NDArray
+from numpy.random import Generator
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from paretomerge.search.encoding import Encoding, infer_conditions
+from paretomerge.search.encoding import (
+    Encoding,
+    Indices,
+    Mask,
+    ParamDict,
+    Space,
+    infer_conditions,
+)
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.types import Array, Conditions, Params, ParamValue
@@ -95,17 +102,17 @@ class Archive:
         return self.observations.y
 
     @cached_property
-    def usable(self) -> NDArray[np.intp]:
+    def usable(self) -> Indices:
         """Indices of the trials to learn from: complete, and violating no constraint."""
         return np.flatnonzero(self.observations.feasible)
 
     @cached_property
-    def widths(self) -> NDArray[np.intp]:
+    def widths(self) -> Indices:
         """Number of coordinates of each parameter, in the order of the space."""
         columns = self.encoding.columns.values()
         return np.array([column.stop - column.start for column in columns])
 
-    def is_new(self, x: Array) -> NDArray[np.bool_]:
+    def is_new(self, x: Array) -> Mask:
         """Mask `(k,)` of the points `x` `(k, d)` that no finished, failed or running trial has."""
         seen = np.concatenate([self.x, self.pending])
         mask = np.zeros(len(x), dtype=bool)
@@ -118,7 +125,7 @@ class Archive:
 class Proposer(Protocol):
     """A rule that chooses the next points."""
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def propose(self, archive: Archive, rng: Generator) -> Array:
         """Choose points for one trial.
 
         Args:
@@ -163,7 +170,7 @@ class PointSampler(BaseSampler):
         proposer: Proposer | None,
         *,
         seed: int | None = 0,
-        space: Mapping[str, BaseDistribution] | None = None,
+        space: Space | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
         require_feasible: bool = True,
@@ -177,7 +184,7 @@ class PointSampler(BaseSampler):
         self._seed = resolve_seed(seed)
         self._space = dict(space) if space else None
         self._conditions = conditions
-        self._proposed: dict[int, dict[str, ParamValue]] = {}
+        self._proposed: dict[int, ParamDict] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -227,7 +234,7 @@ class PointSampler(BaseSampler):
         study: Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
-    ) -> dict[str, ParamValue]:
+    ) -> ParamDict:
         """The next point. Threads wait for each other, and each sees the others' proposals."""
         if not search_space:
             return {}
@@ -245,7 +252,7 @@ class PointSampler(BaseSampler):
             self._proposed[trial.number] = params
             return dict(params)
 
-    def _next(self, archive: Archive) -> dict[str, ParamValue]:
+    def _next(self, archive: Archive) -> ParamDict:
         """The first new point of the proposer, of the Sobol sequence, or of random ones."""
         encoding = archive.encoding
         # A generator per trial, so that a proposal does not depend on how many were drawn before.
@@ -267,7 +274,7 @@ class PointSampler(BaseSampler):
         first_new = is_new.argmax()
         return encoding.decode(points[first_new])
 
-    def _proposals(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def _proposals(self, archive: Archive, rng: Generator) -> Array:
         """The proposer's points `(k, d)`; none until it has enough trials."""
         observations = archive.observations
         needed = (
@@ -278,9 +285,7 @@ class PointSampler(BaseSampler):
             return np.zeros((0, archive.encoding.d))
         return self.proposer.propose(archive, rng)
 
-    def _conditions_of(
-        self, observations: Observations, space: Mapping[str, BaseDistribution]
-    ) -> Conditions:
+    def _conditions_of(self, observations: Observations, space: Space) -> Conditions:
         if self._conditions is not None or self._space:
             return self._conditions or {}
         # Complete trials only: one that failed may lack a parameter just because it failed.
@@ -319,7 +324,7 @@ def random_value(
     return value
 
 
-def crowding_order(y: Array) -> NDArray[np.intp]:
+def crowding_order(y: Array) -> Indices:
     """Sort points by nondominated front, then by crowding distance.
 
     Source: NSGA-II, Deb et al. 2002, sec. III-A and III-B.

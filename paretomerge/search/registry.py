@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
@@ -30,6 +29,7 @@ from paretomerge.search.baselines.map import MAPProposer
 from paretomerge.search.baselines.model_kinship import KinshipProposer
 from paretomerge.search.baselines.nsga3 import largest_divisions
 from paretomerge.search.baselines.scalarised import cma
+from paretomerge.search.encoding import Space
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.search.point_sampler import PointSampler, Proposer
 from paretomerge.types import Conditions, Params
@@ -66,7 +66,7 @@ class SearchProblem:
         importance: The relative size of what each parameter changes.
     """
 
-    space: Mapping[str, BaseDistribution]
+    space: Space
     objectives: int
     seed: int = 0
     conditions: Conditions = field(default_factory=dict)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 Tokens = tuple[int, ...]
 """Token ids of one sequence."""
@@ -16,7 +17,7 @@ Process: TypeAlias = Callable[[Sequence[Job]], None]
 """Runs a batch of jobs."""
 
 
-def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Put sequences side by side, padded at their end.
 
     Args:
@@ -36,7 +37,7 @@ def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> torch
 
 def pad_left(
     sequences: Sequence[Sequence[int]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put sequences side by side, padded at their beginning, so that tokens can be appended.
 
     Args:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.inference.batching import (
@@ -232,9 +233,7 @@ class LogLikelihoods:
             located += [LocatedAnswer(r, end, answer) for answer in answers[r]]
         self._store_results(logits, located)
 
-    def _store_results(
-        self, logits: torch.Tensor, located: Sequence[LocatedAnswer]
-    ) -> None:
+    def _store_results(self, logits: Tensor, located: Sequence[LocatedAnswer]) -> None:
         """Sum each answer's log-probabilities in the logits `(rows, positions, vocabulary)`."""
         # all tokens of all answers at once: a few large tensor operations instead of many small
         index = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from paretomerge.evaluate.inference._transformers import is_stateful
@@ -35,9 +36,9 @@ class PrefillOutput:
         mask: Which positions of the cache are tokens, `(rows, positions)`; the others are padding.
     """
 
-    logits: torch.Tensor
+    logits: Tensor
     cache: "Cache"
-    mask: torch.Tensor
+    mask: Tensor
 
 
 def supports_cache(model: "PreTrainedModel") -> bool:

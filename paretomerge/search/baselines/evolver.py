@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import parameter_widths
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive, crowding_order
 from paretomerge.types import Array
@@ -118,9 +118,7 @@ class EvolverProposer:
         best = sorted(order[: self.population_size])
         return [members[i] for i in best]
 
-    def _child(
-        self, x: Array, parent: int, widths: NDArray[np.intp], rng: Generator
-    ) -> Array:
+    def _child(self, x: Array, parent: int, widths: Indices, rng: Generator) -> Array:
         """Mutation and binomial crossover of whole parameters (Storn & Price 1997, eq. 2-4)."""
         n_parameters = len(widths)
         others = [i for i in range(len(x)) if i != parent]

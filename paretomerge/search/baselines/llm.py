@@ -26,7 +26,7 @@ from paretomerge.search.baselines.llm_prompt import (
     build_messages,
     format_trial_log,
 )
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, ParamDict
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -140,15 +140,15 @@ class LLMSampler(BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Space
-    ) -> dict[str, ParamValue]:
+    ) -> ParamDict:
         """Return the model's point if it is the model's turn and it has one, else the inner's."""
         space, inner_space = self._spaces.pop(
             trial.number, (search_space, search_space)
         )
-        params: dict[str, ParamValue]
+        params: ParamDict
         params = self.inner.sample_relative(study, trial, inner_space)
         reason = self._reason_to_skip(trial, space)
-        point: dict[str, ParamValue] = {}
+        point: ParamDict = {}
         if reason is None:
             try:
                 point = self._propose(study, trial, space)
@@ -192,7 +192,7 @@ class LLMSampler(BaseSampler):
         study: Study,
         trial: FrozenTrial,
         space: Space,
-    ) -> dict[str, ParamValue]:
+    ) -> ParamDict:
         """The model's point. EndpointError if it has none."""
         observations = Observations.of(study, trial)
         log = format_trial_log(study, observations, space, self._log_size)
@@ -223,7 +223,7 @@ class LLMSampler(BaseSampler):
 
 def _ask_for_point(
     endpoint: Endpoint, messages: list[Message], checker: AnswerChecker
-) -> dict[str, ParamValue]:
+) -> ParamDict:
     """A valid point from the model. EndpointError if the second answer is invalid, too."""
     problems: list[str] = []
     for _ in range(_ATTEMPTS):

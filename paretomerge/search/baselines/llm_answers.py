@@ -16,7 +16,7 @@ from paretomerge.endpoint import last_json_object
 from paretomerge.errors import shorten
 from paretomerge.search.baselines._optuna import enqueued_params
 from paretomerge.search.baselines.llm_prompt import describe
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, ParamDict
 from paretomerge.types import Conditions, Params, ParamValue
 
 # Of each range: nearer than this is the same point, since the log is rounded to as much.
@@ -48,7 +48,7 @@ class AnswerChecker:
         valid_points = [point for point in points if self._is_valid(point)]
         self._evaluated = self._encoding.encode(valid_points)
 
-    def check(self, text: str) -> tuple[dict[str, ParamValue], list[str]]:
+    def check(self, text: str) -> tuple[ParamDict, list[str]]:
         """Read the point in an answer.
 
         Args:
@@ -70,16 +70,16 @@ class AnswerChecker:
         if (distance < _DUPLICATE_DISTANCE).any():
             return {}, ["this point is known already; choose another"]
         # Decoding gives the inactive parameters, whatever the answer says of them, a fixed value.
-        point: dict[str, ParamValue]
+        point: ParamDict
         point = self._encoding.decode(x[0])
         for name in self.space:
             if self._is_active(name, values):
                 point[name] = values[name]
         return point, []
 
-    def _valid_values(self, answer: Mapping[str, object]) -> dict[str, ParamValue]:
+    def _valid_values(self, answer: Mapping[str, object]) -> ParamDict:
         """The answer's values that their parameters can take."""
-        values: dict[str, ParamValue] = {}
+        values: ParamDict = {}
         for name, distribution in self.space.items():
             if name in answer and _is_allowed(answer[name], distribution):
                 values[name] = _convert(answer[name], distribution)

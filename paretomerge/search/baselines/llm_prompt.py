@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from optuna import Study
@@ -15,6 +15,7 @@ from optuna.distributions import (
 
 from paretomerge.endpoint import Message
 from paretomerge.pareto.front import nondominated_fronts
+from paretomerge.search.encoding import Space
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -37,7 +38,7 @@ _DIGITS = 3  # numbers in the log are rounded to a thousandth of their range
 
 def build_messages(
     task: str,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     conditions: Conditions,
     log: Sequence[str],
 ) -> list[Message]:
@@ -111,7 +112,7 @@ def _describe_number(distribution: BaseDistribution) -> str:
 def format_trial_log(
     study: Study,
     observations: Observations,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     max_characters: int,
 ) -> list[str]:
     """Write the log of trials as tab-separated values.
@@ -170,7 +171,7 @@ def _best_first(observations: Observations) -> Iterator[int]:
 def _format_trial(
     observations: Observations,
     i: int,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
 ) -> str:
     params = observations.params[i]
     rounded = [_format_value(params.get(name), d) for name, d in space.items()]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import parameter_widths
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -86,7 +86,7 @@ class M2N2Proposer:
         self,
         a: Array,
         b: Array,
-        widths: NDArray[np.intp],
+        widths: Indices,
         rng: Generator,
     ) -> Array:
         """Split-point crossover (sec. 3.1), then mutation of some of the parameters."""

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.search.baselines.columns import numeric_columns
 from paretomerge.search.baselines.nsga3 import pareto_front
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -212,7 +211,7 @@ def improvement_order(
     predicted: Array,
     y: Array,
     pending: Array,
-) -> NDArray[np.intp]:
+) -> Indices:
     """Order candidates by the hypervolume that each is predicted to add.
 
     Args:

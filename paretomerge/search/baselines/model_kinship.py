@@ -20,11 +20,11 @@ from itertools import combinations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import numeric_columns
+from paretomerge.search.encoding import Mask
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive, crowding_order
 from paretomerge.types import Array
@@ -112,7 +112,7 @@ def _least_kin_pairs(kinship: Array, top: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def active_numbers(archive: Archive) -> NDArray[np.bool_]:
+def active_numbers(archive: Archive) -> Mask:
     """Find the numbers that are active in each trial.
 
     Args:
@@ -128,7 +128,7 @@ def active_numbers(archive: Archive) -> NDArray[np.bool_]:
     return np.asarray((zeroed == 0) & numeric)
 
 
-def coefficients(archive: Archive, active: NDArray[np.bool_]) -> Array:
+def coefficients(archive: Archive, active: Mask) -> Array:
     """Scale each number by its largest magnitude, with 0 where the parameter itself is 0.
 
     Args:
@@ -175,7 +175,7 @@ def cosine_similarity(vectors: Array) -> Array:
 
 def merge_points(
     archive: Archive,
-    active: NDArray[np.bool_],
+    active: Mask,
     better: int,
     other: int,
 ) -> Array:

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from paretomerge.search.baselines.columns import numeric_columns, parameter_widths
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array
 
 Objectives = Callable[[Array], Array]
@@ -117,7 +117,7 @@ def select(
     size: int,
     directions: Array,
     rng: Generator,
-) -> NDArray[np.intp]:
+) -> Indices:
     """Select the next population: whole fronts, then the last one by niches (alg. 1, 3 and 4).
 
     Args:
@@ -160,7 +160,7 @@ def select(
 
 def _associate(
     y: Array, ranks: NDArray[np.int_], directions: Array
-) -> tuple[NDArray[np.intp], Array]:
+) -> tuple[Indices, Array]:
     """The nearest direction of each point and the distance to its line, both `(n,)` (alg. 3).
 
     Objectives are scaled by the extent of the first front.

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from paretomerge.errors import ConfigError
@@ -36,6 +35,7 @@ from paretomerge.search.baselines.policy_network import (
     PolicyNetwork,
     Trajectories,
 )
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -369,7 +369,7 @@ def scalarise(y: Array, preference: Sequence[float] | Array) -> Array:
     return np.asarray(-(1 - _AUGMENTATION) * worst - _AUGMENTATION * total)
 
 
-def _draw_rows(mean_log_prob: Array, rng: Generator) -> NDArray[np.intp]:
+def _draw_rows(mean_log_prob: Array, rng: Generator) -> Indices:
     """Indices of evaluated points, drawn as often as the policy would choose them; all if few.
 
     The log-probability is per decision: in a long sequence the likeliest point would otherwise

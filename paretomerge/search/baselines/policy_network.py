@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -15,7 +14,7 @@ from optuna.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array
 
 _MAX_CHOICES = 16  # an integer with more values is treated as a number
@@ -39,7 +38,7 @@ class Trajectories:
     numbers: Tensor
     active: Tensor
 
-    def take(self, rows: NDArray[np.intp]) -> "Trajectories":
+    def take(self, rows: Indices) -> "Trajectories":
         """Select some of the trajectories."""
         return Trajectories(
             choices=self.choices[rows],
@@ -79,7 +78,7 @@ class Evaluation:
         n_active = self.active.sum(1).clamp(min=1)
         return self.log_prob.sum(1) / n_active
 
-    def take(self, rows: NDArray[np.intp]) -> "Evaluation":
+    def take(self, rows: Indices) -> "Evaluation":
         """Select some of the trajectories."""
         return Evaluation(
             log_prob=self.log_prob[rows],

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.search.baselines._optuna import create_silent_study, set_system_attr
+from paretomerge.search.encoding import Space
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_option, number_vector, resolve_seed
 from paretomerge.search.point_sampler import random_value
@@ -178,7 +179,7 @@ class ScalarisedSampler(BaseSampler):
 def cma(
     seed: int = 0,
     *,
-    space: Mapping[str, BaseDistribution] | None = None,
+    space: Space | None = None,
     start: Params | None = None,
     weights: Sequence[float] | None = None,
     kind: Scalarisation = "sum",
@@ -259,7 +260,7 @@ def _normalise_weights(weights: Sequence[float]) -> Array:
     return np.asarray(vector / vector.sum())
 
 
-def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
+def _check_start(space: Space, start: Params) -> None:
     if not isinstance(start, Mapping):
         raise ConfigError(
             f"cma: start: expected parameters and their values, got {shorten(start)}"
@@ -272,7 +273,7 @@ def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
 
 
 def _inside(
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     start: Params,
     sigma: float,
 ) -> dict[str, float]:

@@ -16,12 +16,13 @@ from botorch.utils.multi_objective.box_decompositions.non_dominated import (
 )
 from botorch.utils.safe_math import log1mexp
 from scipy.stats import qmc
+from torch import Tensor
 
 from paretomerge.search.mmmo._botorch import log_standard_normal_ei
 from paretomerge.search.mmmo.surrogate import Surrogate
 from paretomerge.types import Array
 
-Acquisition = Callable[[torch.Tensor], torch.Tensor]
+Acquisition = Callable[[Tensor], Tensor]
 
 # The number of boxes above the front grows as n^(m/2), so they are used for few objectives only.
 _MAX_BOX_OBJECTIVES = 4
@@ -81,7 +82,7 @@ class BoxLogEHVI:
         self._lower = lower
         self._upper = upper.clamp_max(_UNBOUNDED)
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """Log EHVI `b` of points `b x 1 x d`."""
         mean, std = self._surrogate.moments(X[:, 0])
         # `b x 1 x m` against the boxes, `boxes x m`.
@@ -94,7 +95,7 @@ class BoxLogEHVI:
         log_ratio = (above_upper - above_lower).clamp_max(-1e-12)
         log_overlap = above_lower + log1mexp(log_ratio) + std.log()
         log_volume = log_overlap.sum(-1)
-        log_improvement: torch.Tensor = log_volume.logsumexp(-1)
+        log_improvement: Tensor = log_volume.logsumexp(-1)
         return log_improvement
 
 
@@ -133,7 +134,7 @@ class DirectionalLogEHVI:
         orthants = 2**m
         self._ball_volume = math.pi ** (m / 2) / (orthants * math.gamma(m / 2 + 1))
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """Log EHVI `b` of points `b x 1 x d`."""
         mean, std = self._surrogate.moments(X[:, 0])
         mean = mean - self._reference
@@ -158,24 +159,24 @@ class DirectionalLogEHVI:
             + span.log()
         )
         log_mean_factor = math.log(self._ball_volume / len(self._directions))
-        log_improvement: torch.Tensor = (
+        log_improvement: Tensor = (
             log_integrand.flatten(1).logsumexp(1) + log_mean_factor
         )
         return log_improvement
 
 
-def _positive_directions(m: int) -> torch.Tensor:
+def _positive_directions(m: int) -> Tensor:
     """Directions `directions x m`, spread evenly over the positive part of the unit sphere."""
     sobol = torch.from_numpy(qmc.Sobol(m, rng=0).random(_DIRECTIONS))
     # Normalised normal vectors are uniform on the sphere; the quantiles above 1/2 are positive.
     upper_half = sobol.clamp(1e-6, 1 - 1e-6) / 2 + 0.5
-    half_normal: torch.Tensor = torch.special.ndtri(upper_half)
+    half_normal: Tensor = torch.special.ndtri(upper_half)
     unit = half_normal / half_normal.norm(dim=1, keepdim=True)
-    directions: torch.Tensor = unit.clamp_min(1e-3)
+    directions: Tensor = unit.clamp_min(1e-3)
     return directions
 
 
-def zero(X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+def zero(X: Tensor) -> Tensor:  # noqa: N803
     """The acquisition that is 0, `b`, at all points `b x 1 x d`; it has a gradient."""
     return 0.0 * X.sum((1, 2))
 
@@ -200,7 +201,7 @@ class FeasibilityWeighted:
         self._constraints = constraints
         self._success = success
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """The weighted acquisition `b` of points `b x 1 x d`."""
         value = self._acquisition(X)
         if self._constraints is not None:
@@ -209,15 +210,15 @@ class FeasibilityWeighted:
             value = value + self._log_success(self._success, X[:, 0])
         return value
 
-    def _log_feasibility(self, constraints: Surrogate, x: torch.Tensor) -> torch.Tensor:
+    def _log_feasibility(self, constraints: Surrogate, x: Tensor) -> Tensor:
         """Log probability `n` that all constraints hold at `n x d` (Gardner et al. 2014)."""
         mean, std = constraints.moments(x)
         zeros = np.zeros(mean.shape[-1])
         bound = torch.from_numpy(constraints.standardise(zeros))
-        log_probability: torch.Tensor = torch.special.log_ndtr((bound - mean) / std)
+        log_probability: Tensor = torch.special.log_ndtr((bound - mean) / std)
         return log_probability.sum(-1)
 
-    def _log_success(self, success: Surrogate, x: torch.Tensor) -> torch.Tensor:
+    def _log_success(self, success: Surrogate, x: Tensor) -> Tensor:
         """Log probability `n` that trials at `n x d` complete, from the posterior mean alone.
 
         Far from all trials the mean is near the share of completed trials. A term with the
@@ -227,9 +228,7 @@ class FeasibilityWeighted:
         scale = float(success.y_std[0])
         offset = float(success.y_mean[0])
         rate = mean[:, 0] * scale + offset
-        log_probability: torch.Tensor = torch.special.log_ndtr(
-            (rate - 0.5) / _SUCCESS_WIDTH
-        )
+        log_probability: Tensor = torch.special.log_ndtr((rate - 0.5) / _SUCCESS_WIDTH)
         return log_probability
 
 

@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 import torch
 from botorch.generation.gen import gen_candidates_scipy
+from numpy.random import Generator
+from torch import Tensor
 
 from paretomerge.search.encoding import INACTIVE, Encoding
 from paretomerge.search.mmmo.acquisition import Acquisition, evaluate
@@ -25,9 +27,7 @@ _MOSTLY_DISCRETE = 0.5
 _SWITCH_ROUNDS = 4
 
 
-def scatter(
-    encoding: Encoding, elites: Array, n: int, rng: np.random.Generator
-) -> Array:
+def scatter(encoding: Encoding, elites: Array, n: int, rng: Generator) -> Array:
     """Starting points: half of them uniform, half near elites.
 
     Args:
@@ -60,7 +60,7 @@ def recombine(
     encoding: Encoding,
     points: Array,
     elites: Array,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Copy discrete parameters from an elite to every second point, each with probability 1/2.
 
@@ -83,7 +83,7 @@ def recombine(
     return points
 
 
-def redraw(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array:
+def redraw(encoding: Encoding, points: Array, rng: Generator) -> Array:
     """Draw some discrete parameters of each point again.
 
     Their number is k with probability 2^-(k+1). Inactive categorical parameters are always drawn,
@@ -131,7 +131,7 @@ def climb(
     for column in np.flatnonzero(encoding.discrete):
         fixed[int(column)] = torch.from_numpy(start[:, None, column])
 
-    def on_active_coordinates(points: torch.Tensor) -> torch.Tensor:
+    def on_active_coordinates(points: Tensor) -> Tensor:
         # Inactive coordinates return to their place afterwards, so they must not have a gradient.
         x = points.detach()[:, 0].numpy()
         active = torch.from_numpy(encoding.active_mask(x))[:, None]
@@ -154,7 +154,7 @@ def switch(
     encoding: Encoding,
     acquisition: Acquisition,
     points: Array,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Improve each point by changes of one discrete parameter at a time, the best change first.
 
@@ -191,7 +191,7 @@ def cross(
     elites: Array,
     crossover: float,
     differential: float,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Weak-to-strong crossing of MM-MO: differential evolution with elites.
 

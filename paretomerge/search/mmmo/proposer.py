@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.random import Generator
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.ranking import ranked
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.acquisition import (
     Acquisition,
@@ -145,7 +145,7 @@ class MMMOProposer:
         # Name of the model -> digest of the trials that it was fitted to, and the fit.
         self._fits: dict[str, tuple[bytes, Surrogate]] = {}
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def propose(self, archive: Archive, rng: Generator) -> Array:
         """New points `(k, d)`, the best first."""
         self.expected_gain = None
         # One trial has no standard deviation to standardise by.
@@ -165,7 +165,7 @@ class MMMOProposer:
             return points
         values = evaluate(acquisition, points)
         # Stable sorts throughout: ties must not depend on the platform.
-        order: NDArray[np.intp] = np.argsort(-values, kind="stable")
+        order: Indices = np.argsort(-values, kind="stable")
         if self._settings.fisher_filter:
             order = self._least_informed(points, values, order, model.surrogate)
         self.expected_gain = _relative_improvement(values[order[0]], model, reference)
@@ -241,7 +241,7 @@ class MMMOProposer:
         encoding: Encoding,
         acquisition: Acquisition,
         elites: Array,
-        rng: np.random.Generator,
+        rng: Generator,
     ) -> Array:
         """Candidates `(k, d)` that maximise the acquisition locally, in no order."""
         settings = self._settings
@@ -266,9 +266,9 @@ class MMMOProposer:
         self,
         points: Array,
         values: Array,
-        order: NDArray[np.intp],
+        order: Indices,
         surrogate: Surrogate,
-    ) -> NDArray[np.intp]:
+    ) -> Indices:
         """Fisher information filter: of the best points, those with the least information first.
 
         Source: Li et al. 2024, sec. 3.3: the information at a point is the sum over objectives of
@@ -279,9 +279,7 @@ class MMMOProposer:
         shortlist = shortlist[promising]
         std = surrogate.predict(points[shortlist])[1]
         information = (surrogate.y_std**2 / std**2).sum(1)
-        least_first: NDArray[np.intp] = shortlist[
-            np.argsort(information, kind="stable")
-        ]
+        least_first: Indices = shortlist[np.argsort(information, kind="stable")]
         return least_first
 
     def _fit(

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.search._optuna import ConstraintsFunction, store_constraints
+from paretomerge.search.encoding import Space
 from paretomerge.search.mmmo.proposer import MMMOProposer, Settings
 from paretomerge.search.observations import reported_stderr
 from paretomerge.search.options import check_option, number_vector
@@ -86,7 +86,7 @@ class MMMOSampler(PointSampler):
         self,
         seed: int | None = 0,
         *,
-        space: Mapping[str, BaseDistribution] | None = None,
+        space: Space | None = None,
         conditions: Conditions | None = None,
         reference: Sequence[float] | None = None,
         reference_trials: int | None = None,

@@ -24,11 +24,12 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
 from linear_operator.utils.warnings import NumericalWarning
-from numpy.typing import NDArray
+from torch import Tensor
 
+from paretomerge.search.encoding import Mask
 from paretomerge.types import Array
 
-Hyperparameters = Mapping[str, torch.Tensor]
+Hyperparameters = Mapping[str, Tensor]
 
 # A capped fit takes a third to a sixth of the time and reaches the same hypervolume.
 _FIT_ITERATIONS = 40
@@ -178,7 +179,7 @@ class Surrogate:
             kernel: The prior.
         """
         m = y.shape[1]
-        has_stderr: NDArray[np.bool_] = np.zeros(m, dtype=bool)
+        has_stderr: Mask = np.zeros(m, dtype=bool)
         if stderr is not None:
             has_stderr = np.asarray(~np.isnan(stderr).any(0))
         plans = []
@@ -267,7 +268,7 @@ class Surrogate:
         """Outcomes `(..., m)` in units of the standard deviation, from the mean."""
         return np.asarray((y - self.y_mean) / self.y_std)
 
-    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised posterior at points, without observation noise; differentiable.
 
         Args:
@@ -376,11 +377,11 @@ class QuadraticKernel(Kernel):  # type: ignore[misc]
 
     def forward(
         self,
-        x1: torch.Tensor,
-        x2: torch.Tensor,
+        x1: Tensor,
+        x2: Tensor,
         diag: bool = False,
         **params: object,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Covariance `... x n1 x n2` of points `... x n1 x d` and `... x n2 x d`.
 
         Args:
@@ -395,11 +396,11 @@ class QuadraticKernel(Kernel):  # type: ignore[misc]
             return (features1 * features2).sum(-1)
         return features1 @ features2.transpose(-1, -2)
 
-    def _features(self, x: torch.Tensor) -> torch.Tensor:
+    def _features(self, x: Tensor) -> Tensor:
         """Linear and quadratic features, `... x 2d`."""
         z = 2 * x - 1
         features = torch.cat([z, z**2], -1)
-        scaled: torch.Tensor = features / x.shape[-1] ** 0.5
+        scaled: Tensor = features / x.shape[-1] ** 0.5
         return scaled
 
 
