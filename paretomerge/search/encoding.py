@@ -36,7 +36,7 @@ Condition = tuple[str, Sequence[ParamValue]]
 INACTIVE = 0.5
 """The coordinate of an inactive parameter: points that differ only there become one point."""
 
-# An integer with more values than trials separates any two groups of trials: it explains nothing.
+# An integer with more values than there are trials separates any two groups of trials by chance.
 _MAX_PARENT_VALUES = 64
 
 
@@ -72,8 +72,9 @@ class Encoding:
         for name, distribution in self.space.items():
             codec = _codec(name, distribution)
             self._codecs[name] = codec
-            self.columns[name] = slice(self.d, self.d + codec.width)
-            self.d += codec.width
+            end = self.d + codec.width
+            self.columns[name] = slice(self.d, end)
+            self.d = end
 
     @property
     def discrete(self) -> Mask:
@@ -99,8 +100,9 @@ class Encoding:
             `(n, d)`. A row is NaN where a value has no place in the space: a choice that is not
             listed, a logarithm of 0, a text for a number.
         """
-        x = np.zeros((len(params), self.d))
-        valid = np.zeros(len(params), dtype=bool)
+        n = len(params)
+        x = np.zeros((n, self.d))
+        valid = np.zeros(n, dtype=bool)
         for i, point in enumerate(params):
             valid[i] = self._encode_into(x[i], point)
         active = self.active_mask(x)
@@ -110,7 +112,7 @@ class Encoding:
         return x
 
     def _encode_into(self, row: Array, point: Params) -> bool:
-        """Write a point into `row` `(d,)`; return whether each of its values has a place there."""
+        """Write a point into `row` `(d,)`, and return whether all its values are valid."""
         valid = True
         for name, codec in self._codecs.items():
             columns = self.columns[name]
@@ -120,6 +122,7 @@ class Encoding:
             try:
                 row[columns] = codec.encode(point[name])
             except (TypeError, ValueError):
+                # A trial of an earlier space may have such a value: `encode` makes its row NaN.
                 valid = False
         return valid
 
@@ -160,14 +163,16 @@ class Encoding:
         return mask
 
     def _is_active(self, name: str, x: Array, cache: dict[str, Mask]) -> Mask:
-        """Mask `(n,)` of the points where a parameter is active; `cache` has those done before."""
+        """Mask `(n,)` of the points where a parameter is active; `cache` holds earlier results."""
         if name in cache:
             return cache[name]
-        # The entry exists before the parents are asked, so a cycle of conditions ends.
+        # Set before the recursion into the parents, which would not end in a cycle of conditions.
         cache[name] = np.ones(len(x), dtype=bool)
         for parent, values in self.conditions.get(name, ()):
-            units = x[:, self.columns[parent]]
-            has_value = self._codecs[parent].has_value(units, values)
+            columns = self.columns[parent]
+            units = x[:, columns]
+            codec = self._codecs[parent]
+            has_value = codec.has_value(units, values)
             parent_active = self._is_active(parent, x, cache)
             cache[name] = cache[name] & parent_active & has_value
         return cache[name]
@@ -186,17 +191,23 @@ class Encoding:
         points: list[Array] = []
         for name, codec in self._codecs.items():
             columns = self.columns[name]
-            for units in codec.alternatives(x[columns]):
-                points.append(_replaced(x, columns, units))
+            current = x[columns]
+            for units in codec.alternatives(current):
+                neighbour = _replaced(x, columns, units)
+                points.append(neighbour)
         points = self._with_every_activated_choice(x, points)
         if len(points) > most:
             chosen = rng.choice(len(points), most, replace=False)
             points = [points[i] for i in chosen]
-        stacked = np.asarray(points).reshape(-1, self.d)
+        stacked = np.asarray(points)
+        # Without any neighbour, the array would have the shape (0,).
+        stacked = stacked.reshape(-1, self.d)
         projected = self.project(stacked)
-        # A change of an inactive parameter is taken back by the projection.
-        unchanged = (projected == x).all(1)
-        return np.asarray(projected[~unchanged])
+        # The projection undoes a change of an inactive parameter.
+        is_same = projected == x
+        unchanged = is_same.all(1)
+        changed: Array = projected[~unchanged]
+        return changed
 
     def _with_every_activated_choice(
         self, x: Array, points: list[Array]
@@ -212,11 +223,13 @@ class Encoding:
             if width == 1 or not points or (inactive != INACTIVE).any():
                 continue
             active = self.active_mask(np.asarray(points))
+            is_activated = active[:, columns.start]
             repeated = []
-            for point, activated in zip(points, active[:, columns.start], strict=True):
+            for point, activated in zip(points, is_activated, strict=True):
                 every_choice = np.eye(width) if activated else inactive[None]
                 for units in every_choice:
-                    repeated.append(_replaced(point, columns, units))
+                    copy = _replaced(point, columns, units)
+                    repeated.append(copy)
             points = repeated
         return points
 
@@ -262,19 +275,26 @@ class _Choices:
 
     def decode(self, unit: Array) -> ParamValue:
         choices = self._distribution.choices
-        return choices[int(unit.argmax())]
+        index = int(unit.argmax())
+        return choices[index]
 
     def round(self, units: Array) -> Array:
-        return np.asarray(self._one_hot[units.argmax(1)])
+        indices = units.argmax(1)
+        rounded: Array = self._one_hot[indices]
+        return rounded
 
     def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
         indices = [_choice_index(self._distribution, value) for value in values]
-        return np.asarray(units[:, indices].sum(1) > 0)
+        total = units[:, indices].sum(1)
+        has_value: Mask = total > 0
+        return has_value
 
     def alternatives(self, unit: Array) -> Sequence[Array]:
-        # Of an inactive parameter, whose coordinates are equal, every choice is an alternative.
-        is_current = (self._one_hot == unit).all(1)
-        return list(self._one_hot[~is_current])
+        # The coordinates of an inactive parameter are equal, so no choice is its current one.
+        is_equal = self._one_hot == unit
+        is_current = is_equal.all(1)
+        others = self._one_hot[~is_current]
+        return list(others)
 
 
 class _Number:
@@ -310,8 +330,11 @@ class _Number:
             return []
         value = self.decode(unit)
         step = self._step or 1
-        steps = (value - step, value + step)
-        return [self._to_unit(v) for v in steps if self._low <= v <= self._high]
+        neighbours = []
+        for neighbour in (value - step, value + step):
+            if self._low <= neighbour <= self._high:
+                neighbours.append(self._to_unit(neighbour))
+        return neighbours
 
     def _to_unit(self, value: float) -> float:
         low: float = self._low
@@ -321,19 +344,24 @@ class _Number:
             low = math.log(low)
             high = math.log(high)
             value = math.log(value)
+        # A range of one value has no extent to divide by.
         if high <= low:
             return 0.5
-        return float((value - low) / (high - low))
+        share = (value - low) / (high - low)
+        return float(share)
 
     def _from_unit(self, unit: float) -> float:
         low, high = self._low, self._high
         value = low + unit * (high - low)
         if self._log:
-            log_range = np.log(high) - np.log(low)
-            value = float(np.exp(np.log(low) + unit * log_range))
+            log_low = np.log(low)
+            log_range = np.log(high) - log_low
+            log_value = log_low + unit * log_range
+            value = float(np.exp(log_value))
         if self._step is not None:
             steps = round((value - low) / self._step)
             value = low + steps * self._step
+        # Rounding, also that of exp and log, may leave the range.
         value = min(max(value, low), high)
         return round(value) if self._integer else float(value)
 
@@ -352,10 +380,14 @@ def _conditions_inside(
     space: Space, conditions: Conditions
 ) -> dict[str, list[Condition]]:
     """The conditions between parameters of the space."""
-    inside = {}
+    inside: dict[str, list[Condition]] = {}
     for name, pairs in conditions.items():
-        if name in space:
-            inside[name] = [pair for pair in pairs if pair[0] in space]
+        if name not in space:
+            continue
+        inside[name] = []
+        for parent, values in pairs:
+            if parent in space:
+                inside[name].append((parent, values))
     return inside
 
 
@@ -380,9 +412,9 @@ def infer_conditions(
     """Infer when parameters are active from the trials of a define-by-run study.
 
     A parameter gets the condition (parent, values) if exactly the points whose parent has one of
-    the values have the parameter. Nested conditions are found one level at a time: a parent
-    qualifies only if some point has the parent and lacks the parameter, so none becomes its own
-    ancestor.
+    the values have the parameter. Conditions nest, since a parent may have a condition too. A
+    parent qualifies only if some point has the parent and lacks the parameter, so no parameter
+    becomes its own ancestor.
 
     Args:
         points: Parameters of complete trials.
@@ -406,7 +438,8 @@ def infer_conditions(
         if not having or not lacking:
             continue
         for parent in categorical + integers:
-            values = _activating_values(parent, space[parent], having, lacking)
+            distribution = space[parent]
+            values = _activating_values(parent, distribution, having, lacking)
             if parent != name and values:
                 conditions[name] = [(parent, values)]
                 break
@@ -416,7 +449,8 @@ def infer_conditions(
 def _is_short_integer(distribution: BaseDistribution) -> bool:
     if not isinstance(distribution, IntDistribution):
         return False
-    return distribution.high - distribution.low < _MAX_PARENT_VALUES
+    width = distribution.high - distribution.low
+    return width < _MAX_PARENT_VALUES
 
 
 def _activating_values(
@@ -435,7 +469,8 @@ def _activating_values(
     by_index: dict[int, ParamValue] = {}
     for point in having:
         value = point[parent]
-        by_index[_choice_index(distribution, value)] = value
+        index = _choice_index(distribution, value)
+        by_index[index] = value
     if isinstance(distribution, IntDistribution):
         interval = range(min(by_index), max(by_index) + 1)
         by_index = {value: value for value in interval}

@@ -29,6 +29,7 @@ def check_options(owner: str, options: Dataclass) -> None:
         ConfigError: A field has a value of another type.
     """
     for field in fields(options):
+        # Other fields are state, which users do not set.
         if field.init:
             value = getattr(options, field.name)
             check_option(f"{owner}: {field.name}", field.default, value)
@@ -48,6 +49,7 @@ def check_option(name: str, default: object, value: object) -> None:
     Raises:
         ConfigError: The value has another type.
     """
+    # bool is a subclass of int, but `true` is no number in a study.yaml.
     is_bool = isinstance(value, bool)
     if isinstance(default, bool):
         valid = is_bool

@@ -14,7 +14,7 @@ To add a sampler:
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -37,9 +37,8 @@ from paretomerge.types import Conditions, Params
 Options = Mapping[str, Any]
 """Options of a sampler: name -> value, as they stand in a study.yaml."""
 
-_DEFAULT_STARTUP = (
-    10  # trials before a sampler is first asked, where there are no baseline recipes
-)
+# Trials before a sampler is first asked, where there are no baseline recipes.
+_DEFAULT_STARTUP = 10
 # Classes of Optuna that do not search a given space.
 _UNSUITABLE = {
     "BaseSampler",
@@ -130,8 +129,10 @@ def make(
     if "seed" in options:
         check_option(f"sampler: {name}: seed", 0, options["seed"])
         options["seed"] = resolve_seed(options["seed"])
+    seed = resolve_seed(problem.seed)
+    seeded = replace(problem, seed=seed)
     try:
-        return build(replace(problem, seed=resolve_seed(problem.seed)), options)
+        return build(seeded, options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"sampler: {name}: invalid options {shorten(options)}: {error}"
@@ -143,11 +144,10 @@ def _find_build(name: str, problem: SearchProblem) -> Build:
         return PRESETS[name].build
     if name == "MMMOSampler":
         return PRESETS["mmmo"].build
-    optuna_names = [
-        sampler
-        for sampler in optuna.samplers.__all__
-        if sampler.endswith("Sampler") and sampler not in _UNSUITABLE
-    ]
+    optuna_names = []
+    for sampler in optuna.samplers.__all__:
+        if sampler.endswith("Sampler") and sampler not in _UNSUITABLE:
+            optuna_names.append(sampler)
     if name not in optuna_names:
         names = [*PRESETS, "MMMOSampler", *optuna_names]
         raise ConfigError(f"sampler: {unknown_name('name', name, names)}")
@@ -171,12 +171,11 @@ def _from_optuna(name: str, defaults: Defaults = _no_defaults) -> Build:
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
         sampler = getattr(optuna.samplers, name)
+        values = {"seed": problem.seed, **defaults(problem)}
         with warnings.catch_warnings():
             # Experimental classes are chosen here, so the user need not be warned.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _call(
-                name, sampler, {"seed": problem.seed, **defaults(problem)}, options
-            )
+            return _call(name, sampler, values, options)
 
     return build
 
@@ -190,9 +189,10 @@ def _from_proposer(
         outer = {"seed": problem.seed, "n_startup": problem.n_startup}
         # Each option goes to the proposer or to the `PointSampler`; `seed` may go to both.
         accepted = set(inspect.signature(proposer).parameters)
-        _check_names(proposer.__name__, options, accepted | set(outer))
+        known = accepted | set(outer)
+        _check_names(proposer.__name__, options, known)
         values = {**outer, **defaults(problem), **options}
-        inner = {key: value for key, value in values.items() if key in accepted}
+        inner = _restricted(values, accepted)
         return _point_sampler(problem, proposer(**inner), values)
 
     return build
@@ -239,7 +239,8 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
 def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
     """NSGA-III with no more reference directions than members."""
     values = {**_genetic_defaults(problem), **options}
-    divisions = largest_divisions(problem.objectives, int(values["population_size"]))
+    population_size = int(values["population_size"])
+    divisions = largest_divisions(problem.objectives, population_size)
     build = _from_optuna("NSGAIIISampler", _genetic_defaults)
     return build(problem, {"dividing_parameter": divisions, **options})
 
@@ -262,8 +263,10 @@ def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
     from paretomerge.endpoint import Endpoint
     from paretomerge.search.baselines.llm import LLMSampler
 
-    accepted = {*inspect.signature(LLMSampler).parameters} - {"connection"}
-    _check_names("llm", options, accepted | {*inspect.signature(Endpoint).parameters})
+    # `connection` stands for the arguments of `Endpoint`.
+    accepted = set(inspect.signature(LLMSampler).parameters) - {"connection"}
+    connection = set(inspect.signature(Endpoint).parameters)
+    _check_names("llm", options, accepted | connection)
     values = {
         "seed": problem.seed,
         "space": dict(problem.space),
@@ -320,9 +323,19 @@ def _call(
     if not takes_any_option:
         _check_names(name, options, accepted)
         for option, value in options.items():
-            check_option(f"sampler: {name}: {option}", accepted[option].default, value)
-        defaults = {key: value for key, value in defaults.items() if key in accepted}
+            default = accepted[option].default
+            check_option(f"sampler: {name}: {option}", default, value)
+        defaults = _restricted(defaults, accepted)
     return function(**{**defaults, **options})
+
+
+def _restricted(options: Options, accepted: Container[str]) -> dict[str, Any]:
+    """The options with these names."""
+    restricted = {}
+    for name, value in options.items():
+        if name in accepted:
+            restricted[name] = value
+    return restricted
 
 
 def _check_names(

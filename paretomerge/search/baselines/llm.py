@@ -37,9 +37,7 @@ Space = dict[str, BaseDistribution]
 
 _MAX_REASON_LENGTH = 300
 _MAX_PROBLEMS = 10  # listed in one message to the model
-_MAX_QUOTED_ANSWER = (
-    2000  # characters of an invalid answer that are sent back to the model
-)
+_MAX_QUOTED_ANSWER = 2000  # characters of an invalid answer that the model gets back
 _MAX_FAILURES = 3  # in a row before the model is paused
 _MAX_PAUSE = 64  # trials
 _ATTEMPTS = 2  # answers per proposal
@@ -129,11 +127,15 @@ class LLMSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """Return the parameters that the model or the inner sampler may set."""
-        space = (
-            dict(self._space) if self._space else self._intersection.calculate(study)
-        )
+        if self._space:
+            space = dict(self._space)
+        else:
+            space = self._intersection.calculate(study)
         inner_space = self.inner.infer_relative_search_space(study, trial)
-        asked = {name: d for name, d in space.items() if not d.single()}
+        asked = {}
+        for name, distribution in space.items():
+            if not distribution.single():
+                asked[name] = distribution
         # Stored, because the study may have more trials when `sample_relative` is called.
         self._spaces[trial.number] = (asked, inner_space)
         return inner_space | space
@@ -141,11 +143,12 @@ class LLMSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Space
     ) -> ParamDict:
-        """Return the model's point if it is the model's turn and it has one, else the inner's."""
+        """Return the point of the model, or that of the inner sampler where the model has none."""
         space, inner_space = self._spaces.pop(
             trial.number, (search_space, search_space)
         )
         params: ParamDict
+        # Asked in any case: the inner sampler's random state must not depend on the model.
         params = self.inner.sample_relative(study, trial, inner_space)
         reason = self._reason_to_skip(trial, space)
         point: ParamDict = {}
@@ -193,14 +196,15 @@ class LLMSampler(BaseSampler):
         trial: FrozenTrial,
         space: Space,
     ) -> ParamDict:
-        """The model's point. EndpointError if it has none."""
+        """The model's point; raises EndpointError if it has none."""
         observations = Observations.of(study, trial)
         log = format_trial_log(study, observations, space, self._log_size)
         conditions = Encoding(space, self._conditions).conditions
         messages = build_messages(self._task, space, conditions, log)
-        others = [
-            t for t in study.get_trials(deepcopy=False) if t.number != trial.number
-        ]
+        others = []
+        for other in study.get_trials(deepcopy=False):
+            if other.number != trial.number:
+                others.append(other)
         checker = AnswerChecker(space, self._conditions, others)
         return _ask_for_point(self.endpoint, messages, checker)
 
@@ -208,7 +212,8 @@ class LLMSampler(BaseSampler):
         """Pause the model after several failures; log the first one."""
         self._failures += 1
         if self._failures >= _MAX_FAILURES:
-            pause = min(2 ** (self._failures - _MAX_FAILURES + 1), _MAX_PAUSE)
+            exponent = self._failures - _MAX_FAILURES + 1
+            pause = min(2**exponent, _MAX_PAUSE)
             self._paused_until = trial.number + 1 + pause
         if not self._has_warned:
             self._has_warned = True
@@ -224,7 +229,7 @@ class LLMSampler(BaseSampler):
 def _ask_for_point(
     endpoint: Endpoint, messages: list[Message], checker: AnswerChecker
 ) -> ParamDict:
-    """A valid point from the model. EndpointError if the second answer is invalid, too."""
+    """A valid point from the model; raises EndpointError if the second answer is invalid, too."""
     problems: list[str] = []
     for _ in range(_ATTEMPTS):
         answer = endpoint.chat(messages, json_object=True)

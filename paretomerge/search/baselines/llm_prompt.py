@@ -53,10 +53,10 @@ def build_messages(
     Returns:
         A system message and a user message.
     """
-    parameters = [
-        f"- {json.dumps(name)}: {describe(distribution, conditions.get(name, ()))}"
-        for name, distribution in space.items()
-    ]
+    parameters = []
+    for name, distribution in space.items():
+        description = describe(distribution, conditions.get(name, ()))
+        parameters.append(f"- {json.dumps(name)}: {description}")
     content = "\n".join(
         [
             "Parameters:",
@@ -86,15 +86,16 @@ def describe(
         A phrase in English.
     """
     if isinstance(distribution, CategoricalDistribution):
-        values = f"one of {json.dumps(list(distribution.choices), default=str)}"
+        choices = json.dumps(list(distribution.choices), default=str)
+        values = f"one of {choices}"
     else:
         values = _describe_number(distribution)
     if not conditions:
         return values
-    clauses = [
-        f"{json.dumps(parent)} is one of {json.dumps(list(parent_values), default=str)}"
-        for parent, parent_values in conditions
-    ]
+    clauses = []
+    for parent, parent_values in conditions:
+        listed = json.dumps(list(parent_values), default=str)
+        clauses.append(f"{json.dumps(parent)} is one of {listed}")
     return f"{values}; counts only where {' and '.join(clauses)}"
 
 
@@ -133,7 +134,7 @@ def format_trial_log(
         if i in lines:
             continue
         line = _format_trial(observations, i, space)
-        remaining -= len(line) + 1  # and a line break
+        remaining -= len(line) + 1  # 1 for the line break
         if remaining < 0:
             break
         lines[i] = line
@@ -173,9 +174,12 @@ def _format_trial(
     i: int,
     space: Space,
 ) -> str:
-    params = observations.params[i]
-    rounded = [_format_value(params.get(name), d) for name, d in space.items()]
-    return "\t".join([*_format_values(observations, i), *rounded])
+    params = observations.trials[i].params
+    fields = _format_values(observations, i)
+    for name, distribution in space.items():
+        value = params.get(name)
+        fields.append(_format_value(value, distribution))
+    return "\t".join(fields)
 
 
 def _format_values(observations: Observations, i: int) -> list[str]:
@@ -190,7 +194,7 @@ def _format_values(observations: Observations, i: int) -> list[str]:
     texts = [number]
     for k, value in enumerate(trial.values):
         text = f"{value:.4g}"
-        # NaN: no trial has a standard error for this objective.
+        # NaN means that no trial has a standard error for this objective.
         if observations.stderr is not None and not math.isnan(
             observations.stderr[i, k]
         ):
@@ -208,6 +212,8 @@ def _format_value(value: ParamValue, distribution: BaseDistribution) -> str:
         return f"{value:.4g}"
     if distribution.step is not None:
         return f"{value:.12g}"
-    # The range's power of ten: ranges of 0.1 and of 0.9 are rounded to the same digit.
-    magnitude = math.floor(math.log10(distribution.high - distribution.low))
-    return f"{round(float(value), _DIGITS - magnitude):.12g}"
+    # The power of ten of the range: ranges of 0.1 and of 0.9 are rounded to the same digit.
+    extent = distribution.high - distribution.low
+    magnitude = math.floor(math.log10(extent))
+    rounded = round(float(value), _DIGITS - magnitude)
+    return f"{rounded:.12g}"

@@ -69,7 +69,8 @@ class M2N2Proposer:
             return np.zeros((0, archive.encoding.d))
         scores, capacity = example_scores(archive)
         members = survivors(scores, capacity, self.archive_size)
-        x = archive.x[archive.usable[members]]
+        trials = archive.usable[members]
+        x = archive.x[trials]
         scores = scores[members]
         member_fitness = fitness(scores, capacity)
         widths = parameter_widths(archive.encoding)
@@ -116,42 +117,52 @@ def example_scores(archive: Archive) -> tuple[Array, Array]:
         example. The capacities of one objective sum to 1, so that objectives have the same weight
         however many examples they have.
     """
-    # A property that is computed at each access, hence read once.
-    all_items = archive.observations.example_scores
-    items = [all_items[i] for i in archive.usable]
+    # The property is computed at each access, so it is read once.
+    every_trial = archive.observations.example_scores
+    trials = [every_trial[i] for i in archive.usable]
     y = archive.y[archive.usable]
     scores = []
     capacity = []
     for k, values in enumerate(y.T):
-        per_trial = [trial_items[k] for trial_items in items]
+        per_trial = [objectives[k] for objectives in trials]
         objective_scores = _objective_scores(per_trial, values)
         n_examples = objective_scores.shape[1]
         scores.append(objective_scores)
-        capacity.append(np.full(n_examples, 1 / n_examples))
+        share = np.full(n_examples, 1 / n_examples)
+        capacity.append(share)
     return np.concatenate(scores, axis=1), np.concatenate(capacity)
 
 
 def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
     """One objective's scores `(n, examples)` in [0, 1], more is better.
 
-    A trial without per-example scores, which a race left before all examples were evaluated, gets
-    on each example what a linear fit expects from its value. Where no trial has them, or where they
-    do not fit together, the values y `(n,)` count as one example.
+    A trial that a race stopped early has no per-example scores. A linear fit of the mean score to
+    the value predicts them, the same on each example. Where no trial has them, or where
+    they differ in number or are not finite, the values y `(n,)` count as one example.
     """
-    has_scores = np.array([_is_scored(row) for row in per_trial], dtype=bool)
-    rows = [row for row in per_trial if row is not None and len(row)]
+    has_scores = np.zeros(len(per_trial), dtype=bool)
+    rows = []
+    for i, row in enumerate(per_trial):
+        if row is not None and len(row):
+            has_scores[i] = True
+            rows.append(row)
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or not np.isfinite(rows).all():
-        return _scale(y[:, None])
+        column = y[:, None]
+        return _scale(column)
     table = np.stack(rows)
     mean_score = table.mean(1)
-    mean_value = y[has_scores].mean()
-    centred = y[has_scores] - mean_value
+    scored_y = y[has_scores]
+    mean_value = scored_y.mean()
+    centred = scored_y - mean_value
     variance = float(centred @ centred)
-    slope = float(centred @ mean_score) / max(variance, _EPSILON)
+    covariance = float(centred @ mean_score)
+    slope = covariance / max(variance, _EPSILON)
     expected = mean_score.mean() + slope * (y - mean_value)
     n_examples = table.shape[1]
-    scores = np.repeat(expected[:, None], n_examples, axis=1)
+    column = expected[:, None]
+    scores = np.repeat(column, n_examples, axis=1)
+    # The fit may expect what no example can score.
     scores = scores.clip(table.min(), table.max())
     scores[has_scores] = table
     # Scores that fall as the value rises are errors: fewer is better.
@@ -160,15 +171,13 @@ def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
     return _scale(scores)
 
 
-def _is_scored(row: Array | None) -> bool:
-    return row is not None and len(row) > 0
-
-
 def _scale(table: Array) -> Array:
     """`table` scaled to [0, 1]; all ones where it does not vary."""
-    low, high = table.min(), table.max()
+    low = table.min()
+    high = table.max()
     if high > low:
-        return np.asarray((table - low) / (high - low))
+        scaled: Array = (table - low) / (high - low)
+        return scaled
     return np.ones_like(table)
 
 
@@ -182,9 +191,11 @@ def fitness(scores: Array, capacity: Array) -> Array:
     Returns:
         `(n,)`: sum over examples j of capacity_j * scores_ij / sum_i scores_ij.
     """
+    # An example that no member solves must not divide by 0.
     total = scores.sum(0) + _EPSILON
     shares = scores * capacity / total
-    return np.asarray(shares.sum(1))
+    member_fitness: Array = shares.sum(1)
+    return member_fitness
 
 
 def attraction(
@@ -204,14 +215,16 @@ def attraction(
         first parent; 1 for all others where none is better on any example.
     """
     total = scores.sum(0) + _EPSILON
-    gain = np.maximum(scores - scores[first], 0)
+    difference = scores - scores[first]
+    gain = np.maximum(difference, 0)
     weighted_gain = gain * capacity / total
-    attractiveness = weighted_gain.sum(1)
+    attractiveness: Array = weighted_gain.sum(1)
     # Where no member is better than the first, any of them may be its mate.
     if not attractiveness.sum() > 0:
         attractiveness = np.ones(len(scores))
+    # The first parent is no mate of its own.
     attractiveness[first] = 0
-    return np.asarray(attractiveness)
+    return attractiveness
 
 
 def survivors(

@@ -135,12 +135,14 @@ class DecisionSequence:
         Returns:
             b trajectories of `len(positions)` decisions.
         """
-        positions = range(len(self.names)) if positions is None else positions
+        if positions is None:
+            positions = range(len(self.names))
         shape = (len(x), len(positions))
         choices = np.zeros(shape, dtype=np.int64)
         numbers = np.zeros(shape)
         for i, k in enumerate(positions):
-            part = x[:, self._columns[k]]
+            columns = self._columns[k]
+            part = x[:, columns]
             n_choices = self.n_choices[k]
             if part.shape[1] > 1:
                 choices[:, i] = part.argmax(1)
@@ -151,9 +153,11 @@ class DecisionSequence:
                 numbers[:, i] = part[:, 0]
         first_columns = [self._columns[k].start for k in positions]
         active = self.encoding.active_mask(x)[:, first_columns]
+        active_choices = np.where(active, choices, 0)
+        active_numbers = np.where(active, numbers, 0.0)
         return Trajectories(
-            choices=torch.as_tensor(np.where(active, choices, 0)),
-            numbers=torch.as_tensor(np.where(active, numbers, 0.0)),
+            choices=torch.as_tensor(active_choices),
+            numbers=torch.as_tensor(active_numbers),
             active=torch.as_tensor(active),
         )
 
@@ -186,8 +190,8 @@ class PolicyNetwork(nn.Module):
     """A GRU that makes one decision after the other, for a preference among the objectives.
 
     Decisions of one kind share output heads and embeddings, and each position has an embedding of
-    its own. All weights are float64, so that training gives the same result for any number of
-    threads up to the last digits.
+    its own. All weights are float64, so that training with another number of threads gives the same
+    result up to the last digits.
 
     Args:
         decisions: The search space.
@@ -201,7 +205,8 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.decisions = decisions
         n_positions = len(decisions.names)
-        n_kinds = len(set(decisions.kinds))
+        distinct_kinds = set(decisions.kinds)
+        n_kinds = len(distinct_kinds)
         # At least two outputs per head, for the two parameters of a Beta distribution.
         self._width = max([2, *decisions.n_choices])
         n_outputs = n_kinds * self._width
@@ -218,8 +223,10 @@ class PolicyNetwork(nn.Module):
             # Small weights make all choices about equally likely before training.
             self.heads.weight.mul_(0.1)
             self.heads.bias.zero_()
-        self.register_buffer("kinds", torch.tensor(decisions.kinds))
-        self.register_buffer("n_choices", torch.tensor(decisions.n_choices))
+        kinds = torch.tensor(decisions.kinds)
+        n_choices = torch.tensor(decisions.n_choices)
+        self.register_buffer("kinds", kinds)
+        self.register_buffer("n_choices", n_choices)
 
     def evaluate(self, trajectories: Trajectories, preferences: Tensor) -> Evaluation:
         """Compute log-probabilities, entropies and values of whole trajectories.
@@ -233,7 +240,8 @@ class PolicyNetwork(nn.Module):
         """
         b, k = trajectories.choices.shape
         positions = range(k)
-        initial = torch.tanh(self.preference_layer(preferences))
+        embedded = self.preference_layer(preferences)
+        initial = torch.tanh(embedded)
         inputs = self._inputs(trajectories, positions)
         later, _ = self.gru(inputs, initial[None])
         states = torch.cat([initial[:, None], later], 1)
@@ -246,8 +254,10 @@ class PolicyNetwork(nn.Module):
             numbers = trajectories.numbers[:, is_number]
             numbers = numbers.clamp(_MARGIN, 1 - _MARGIN)
             mask = is_number.expand(b, k)
-            log_prob = log_prob.masked_scatter(mask, beta.log_prob(numbers))  # type: ignore[no-untyped-call]
-            entropy = entropy.masked_scatter(mask, beta.entropy())  # type: ignore[no-untyped-call]
+            number_log_prob = beta.log_prob(numbers)  # type: ignore[no-untyped-call]
+            number_entropy = beta.entropy()  # type: ignore[no-untyped-call]
+            log_prob = log_prob.masked_scatter(mask, number_log_prob)
+            entropy = entropy.masked_scatter(mask, number_entropy)
         inactive = ~trajectories.active
         return Evaluation(
             log_prob=log_prob.masked_fill(inactive, 0.0),
@@ -270,15 +280,18 @@ class PolicyNetwork(nn.Module):
             Points `(b, d)`, all valid in the space.
         """
         decisions = self.decisions
-        x = np.zeros((len(preferences), decisions.encoding.d))
-        state = torch.tanh(self.preference_layer(torch.as_tensor(preferences)))
+        shape = (len(preferences), decisions.encoding.d)
+        x = np.zeros(shape)
+        embedded = self.preference_layer(torch.as_tensor(preferences))
+        state = torch.tanh(embedded)
         hidden = state[None]
         for k, n_choices in enumerate(decisions.n_choices):
             position = [k]
             logits = self._logits(state[:, None], position)
             logits = logits[:, 0]
             if n_choices:
-                values = _sample_choices(logits[:, :n_choices], rng, random_share)
+                valid_logits = logits[:, :n_choices]
+                values = _sample_choices(valid_logits, rng, random_share)
             else:
                 values = _sample_numbers(logits, rng, random_share)
             decisions.write(x, k, values)
@@ -291,13 +304,14 @@ class PolicyNetwork(nn.Module):
     def _inputs(self, trajectories: Trajectories, positions: Sequence[int]) -> Tensor:
         """The GRU's inputs `(b, positions, hidden)`: each position and what was decided there.
 
-        Where the decision is inactive, the position alone.
+        An inactive decision contributes its position alone.
         """
         indices = torch.tensor(list(positions))
         kinds = self.kinds[indices]
         is_number = torch.eq(self.n_choices[indices], 0)
         # Row `kind * width + choice` of the table is that of a choice in a kind of decision.
-        choice = self.choice_embedding(kinds * self._width + trajectories.choices)
+        rows = kinds * self._width + trajectories.choices
+        choice = self.choice_embedding(rows)
         # 0 is the middle of the range.
         centred = trajectories.numbers[..., None] - 0.5
         number = self.number_embedding(kinds) * centred
@@ -315,7 +329,8 @@ class PolicyNetwork(nn.Module):
         outputs = self.heads(features)
         all_kinds = outputs.unflatten(-1, (-1, self._width))
         columns = torch.arange(len(indices))
-        logits: Tensor = all_kinds[:, columns, self.kinds[indices]]
+        kinds = self.kinds[indices]
+        logits: Tensor = all_kinds[:, columns, kinds]
         n_choices = self.n_choices[indices][:, None]
         is_beyond = torch.arange(self._width) >= n_choices
         # Numbers have 0 choices and use the first two outputs.
@@ -328,9 +343,12 @@ def _categorical(logits: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
     log_probs = torch.log_softmax(logits, -1)
     probs = log_probs.exp()
     # 0 * -inf would be NaN.
-    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
-    entropy = -(probs * finite).sum(-1)
-    chosen = log_probs.gather(-1, choices[..., None])
+    is_impossible = log_probs == -torch.inf
+    finite = log_probs.masked_fill(is_impossible, 0.0)
+    weighted = probs * finite
+    entropy = -weighted.sum(-1)
+    indices = choices[..., None]
+    chosen = log_probs.gather(-1, indices)
     return chosen[..., 0], entropy
 
 
@@ -360,9 +378,11 @@ def _sample_choices(
     # Rounding may leave the last value below 1, so the uniform numbers are scaled by it.
     total = cumulative[:, -1:]
     threshold = rng.random((b, 1)) * total
-    indices = (threshold >= cumulative).sum(1)
+    is_passed = threshold >= cumulative
+    indices = is_passed.sum(1)
     indices = indices.clip(max=n_choices - 1)
-    return np.asarray(indices.astype(float))
+    drawn: Array = indices.astype(float)
+    return drawn
 
 
 def _sample_numbers(
@@ -377,7 +397,8 @@ def _sample_numbers(
     b = beta.concentration0.numpy()
     drawn = rng.beta(a, b)
     is_random = rng.random(n) < random_share
-    numbers = np.where(is_random, rng.random(n), drawn)
+    uniform = rng.random(n)
+    numbers = np.where(is_random, uniform, drawn)
     return numbers.clip(_MARGIN, 1 - _MARGIN)
 
 
@@ -386,14 +407,15 @@ def _count_choices(distribution: BaseDistribution) -> int:
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     if isinstance(distribution, IntDistribution) and not distribution.log:
-        steps = (distribution.high - distribution.low) // distribution.step
-        count = steps + 1
+        extent = distribution.high - distribution.low
+        count = extent // distribution.step + 1
         return count if count <= _MAX_CHOICES else 0
     return 0
 
 
 def _parents_first(encoding: Encoding) -> list[str]:
     """The parameters in the order of the space, except that parents come before their children."""
+    # A dict keeps the order, and each name once.
     ordered: dict[str, None] = {}
 
     def add(name: str) -> None:

@@ -1,12 +1,14 @@
 """A single-objective sampler in a multi-objective study: it sees one scalar per trial.
 
 This is how mergekit-evolve and Akiba et al. (2025, arXiv 2403.13187) run CMA-ES on several tasks.
-The search converges to one compromise, not to a front; its front is that of the trials on the way.
+The search converges to one compromise, not to a front. The study's front is that of the trials on
+the way.
 """
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -128,16 +130,21 @@ class ScalarisedSampler(BaseSampler):
         observations = Observations.of(study)
         # Trials that violate a constraint count as failed.
         feasible = np.flatnonzero(observations.feasible)
-        values = self.scalars(observations.y[feasible], observations.signs)
-        numbers = [observations.trials[i].number for i in feasible]
-        scalars = dict(zip(numbers, values.tolist(), strict=True))
+        y = observations.y[feasible]
+        values = self.scalars(y, observations.signs)
+        scalars = {}
+        for i, value in zip(feasible, values.tolist(), strict=True):
+            number = observations.trials[i].number
+            scalars[number] = value
         view = create_silent_study(sampler)
         # A storage may return the trials in another order.
-        trials = sorted(study.get_trials(deepcopy=False), key=lambda t: t.number)
-        for original in trials:
-            value = scalars.get(original.number)
-            view.add_trial(_copy_with_value(original, value))
-        return view, view.get_trials(deepcopy=False)[trial.number]
+        stored = study.get_trials(deepcopy=False)
+        for original in sorted(stored, key=attrgetter("number")):
+            scalar = scalars.get(original.number)
+            copy = _copy_with_value(original, scalar)
+            view.add_trial(copy)
+        copies = view.get_trials(deepcopy=False)
+        return view, copies[trial.number]
 
     def scalars(self, y: Array, signs: Array | None = None) -> Array:
         """Reduce the values of each trial to one scalar.
@@ -153,7 +160,8 @@ class ScalarisedSampler(BaseSampler):
             ConfigError: The weights or the ideal do not have m numbers.
         """
         m = y.shape[1]
-        signs = np.ones(m) if signs is None else signs
+        if signs is None:
+            signs = np.ones(m)
         for name, vector in (("weights", self._weights), ("ideal", self._ideal)):
             if vector is not None and len(vector) != m:
                 raise ConfigError(
@@ -164,7 +172,8 @@ class ScalarisedSampler(BaseSampler):
         if weights is None:
             weights = np.full(m, 1 / m)
         if self._kind == "sum" or not len(y):
-            return np.asarray(y @ weights)
+            weighted_sum: Array = y @ weights
+            return weighted_sum
         ideal = y.max(0)
         if self._ideal is not None:
             ideal = self._ideal * signs
@@ -173,7 +182,8 @@ class ScalarisedSampler(BaseSampler):
         shortfall = weights * (ideal - y) / scale
         worst = shortfall.max(1)
         total = shortfall.sum(1)
-        return np.asarray(-worst - _AUGMENTATION * total)
+        scalar: Array = -worst - _AUGMENTATION * total
+        return scalar
 
 
 def cma(
@@ -252,12 +262,14 @@ def _normalise_weights(weights: Sequence[float]) -> Array:
     """The weights scaled to a sum of 1."""
     vector = number_vector(weights)
     is_valid = np.isfinite(vector).all() and (vector >= 0).all()
+    # An invalid list has become an empty vector, whose sum is 0.
     if not is_valid or not vector.sum() > 0:
         raise ConfigError(
             f"weights: expected a list of numbers of 0 or more, one of them above 0, "
             f"got {shorten(weights)}"
         )
-    return np.asarray(vector / vector.sum())
+    normalised: Array = vector / vector.sum()
+    return normalised
 
 
 def _check_start(space: Space, start: Params) -> None:
@@ -277,7 +289,8 @@ def _inside(
     start: Params,
     sigma: float,
 ) -> dict[str, float]:
-    """The numbers of `start`, moved inside: at a bound half of the first generation is cut off."""
+    """The numbers of `start`, moved away from the bounds of the space."""
+    # A bound would cut off half of the first generation.
     point: dict[str, float] = {}
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution) or distribution.single():
@@ -299,8 +312,10 @@ def _move_inside(
     high = _to_linear(distribution, distribution.high)
     margin = sigma * (high - low)
     if value is None:
-        value = _from_linear(distribution, (low + high) / 2)
-    raised = max(_to_linear(distribution, value), low + margin)
+        middle = (low + high) / 2
+        value = _from_linear(distribution, middle)
+    linear = _to_linear(distribution, value)
+    raised = max(linear, low + margin)
     clipped = min(raised, high - margin)
     moved = _from_linear(distribution, clipped)
     return round(moved) if isinstance(distribution, IntDistribution) else moved

@@ -17,12 +17,12 @@ from paretomerge.search.encoding import INACTIVE, Encoding
 from paretomerge.search.mmmo.acquisition import Acquisition, evaluate
 from paretomerge.types import Array
 
-# Coordinates that are moved at a time near an elite, on average: more fail in wide spaces.
+# Coordinates that are moved at a time near an elite, on average: larger moves fail in wide spaces.
 _MOVED_COORDINATES = 20
 # Standard deviations of such moves, drawn log-uniformly between these.
 _MIN_MOVE, _MAX_MOVE = 0.01, 0.3
-# Share of discrete coordinates from which elites are recombined and redrawn too; below, it did not
-# help.
+# Elites are recombined and redrawn where the share of discrete coordinates is larger. Where it is
+# smaller, that did not help.
 _MOSTLY_DISCRETE = 0.5
 _SWITCH_ROUNDS = 4
 
@@ -39,17 +39,22 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: Generator) -> Array:
     Returns:
         `(n, d)`, projected.
     """
-    uniform = rng.random((n // 2, encoding.d))
-    chosen = rng.integers(len(elites), size=n - n // 2)
+    d = encoding.d
+    n_uniform = n // 2
+    n_near = n - n_uniform
+    uniform = rng.random((n_uniform, d))
+    chosen = rng.integers(len(elites), size=n_near)
     near = elites[chosen]
-    probability = min(0.5, _MOVED_COORDINATES / encoding.d)
+    probability = min(0.5, _MOVED_COORDINATES / d)
     lowest = math.log(_MIN_MOVE)
     highest = math.log(_MAX_MOVE)
-    std = np.exp(rng.uniform(lowest, highest, (len(near), 1)))
+    log_std = rng.uniform(lowest, highest, (n_near, 1))
+    std = np.exp(log_std)
     move = std * rng.standard_normal(near.shape)
     is_moved = rng.random(near.shape) < probability
-    near = near + move * is_moved * ~encoding.discrete
-    if encoding.discrete.mean() > _MOSTLY_DISCRETE:
+    is_discrete = encoding.discrete
+    near = near + move * is_moved * ~is_discrete
+    if is_discrete.mean() > _MOSTLY_DISCRETE:
         recombined = recombine(encoding, near, elites, rng)
         near = redraw(encoding, recombined, rng)
     points = np.concatenate([uniform, near])
@@ -74,10 +79,13 @@ def recombine(
         `(n, d)`.
     """
     points = points.copy()
+    # A view: writing into a child changes `points`.
     children = points[::2]
-    partners = elites[rng.integers(len(elites), size=len(children))]
+    chosen = rng.integers(len(elites), size=len(children))
+    partners = elites[chosen]
+    discrete = encoding.discrete_columns
     for child, partner in zip(children, partners, strict=True):
-        for columns in encoding.discrete_columns:
+        for columns in discrete:
             if rng.random() < 0.5:
                 child[columns] = partner[columns]
     return points
@@ -99,13 +107,17 @@ def redraw(encoding: Encoding, points: Array, rng: Generator) -> Array:
     """
     points = points.copy()
     discrete = encoding.discrete_columns
+    n_discrete = len(discrete)
+    # NumPy's geometric distribution starts at 1.
     counts = rng.geometric(0.5, len(points)) - 1
     for point, count in zip(points, counts, strict=True):
-        size = min(int(count), len(discrete))
-        chosen = rng.choice(len(discrete), size, replace=False)
+        size = min(int(count), n_discrete)
+        chosen = rng.choice(n_discrete, size, replace=False)
         for i, columns in enumerate(discrete):
             width = columns.stop - columns.start
-            is_inactive = width > 1 and (point[columns] == INACTIVE).all()
+            is_fixed = point[columns] == INACTIVE
+            # A number may have this value where it is active, but a choice may not.
+            is_inactive = width > 1 and is_fixed.all()
             if i in chosen or is_inactive:
                 point[columns] = rng.random(width)
     return points
@@ -129,13 +141,16 @@ def climb(
         return start
     fixed = {}
     for column in np.flatnonzero(encoding.discrete):
-        fixed[int(column)] = torch.from_numpy(start[:, None, column])
+        values = start[:, None, column]
+        fixed[int(column)] = torch.from_numpy(values)
 
     def on_active_coordinates(points: Tensor) -> Tensor:
         # Inactive coordinates return to their place afterwards, so they must not have a gradient.
         x = points.detach()[:, 0].numpy()
-        active = torch.from_numpy(encoding.active_mask(x))[:, None]
-        return acquisition(torch.where(active, points, INACTIVE))
+        mask = torch.from_numpy(encoding.active_mask(x))
+        active = mask[:, None]
+        projected = torch.where(active, points, INACTIVE)
+        return acquisition(projected)
 
     # A line search that fails warns, although the earlier steps are used.
     with warnings.catch_warnings(record=True):
@@ -183,7 +198,9 @@ def switch(
             point = neighbours[best - 1]
         if point is not start:
             improved.append(point)
-    return np.asarray(improved).reshape(-1, encoding.d)
+    stacked = np.asarray(improved)
+    # Where no point was improved, the array would have the shape (0,).
+    return stacked.reshape(-1, encoding.d)
 
 
 def cross(
@@ -211,11 +228,14 @@ def cross(
         return candidates[:0]
     children = []
     for candidate in candidates:
-        a, b, c = elites[rng.choice(len(elites), 3, replace=False)]
+        chosen = rng.choice(len(elites), 3, replace=False)
+        a, b, c = elites[chosen]
         # Eq. 5: v = a + F (b - c).
         mutant = a + differential * (b - c)
         # Eq. 6: a coordinate is taken from v with probability CR, and at least one is.
         from_mutant = rng.random(candidate.size) < crossover
-        from_mutant[rng.integers(candidate.size)] = True
-        children.append(np.where(from_mutant, mutant, candidate))
+        always = rng.integers(candidate.size)
+        from_mutant[always] = True
+        child = np.where(from_mutant, mutant, candidate)
+        children.append(child)
     return np.asarray(children)
