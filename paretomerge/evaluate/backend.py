@@ -18,9 +18,8 @@ from paretomerge.evaluate.evaluator import Candidate
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-_SHARED_MEMORY = Path(
-    "/dev/shm"
-)  # Linux only; elsewhere the folder for temporary files is used
+# Linux only; elsewhere the folder for temporary files is used.
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Backend:
             try:
                 yield model
             finally:
+                # The next candidate needs the backend's memory.
                 del model
                 gc.collect()
 

@@ -50,6 +50,7 @@ class Score:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise EvaluationError(f"a score must be finite, got {self.value}")
+        # NaN fails this comparison, too.
         if not 0 <= self.stderr < math.inf:
             raise EvaluationError(
                 f"a standard error must be finite and at least 0, got {self.stderr}"
@@ -57,7 +58,8 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The value for people: counts as integers, all else with three decimals or two digits."""
+        """The value for people: integers for counts, three decimals or two digits for all else."""
+        # A count has no standard error; a mean over examples that is whole is still a mean.
         is_exact = self.n == 1 and self.stderr == 0
         if is_exact and self.value == int(self.value):
             return f"{int(self.value):,}"
@@ -82,6 +84,7 @@ class Score:
             squares = sum((score - mean) ** 2 for score in example_scores)
             variance = squares / (n - 1)
         stderr = math.sqrt(variance / n)
+        # Python floats, since the record is JSON.
         scores = tuple(float(score) for score in example_scores)
         return cls(mean, stderr, n, scores)
 
@@ -184,7 +187,7 @@ class MergeFact:
     Attributes:
         fact: `sparsity` (the third objective of MM-MO: minus the L1 distance to the base model, in
             units of the most distant source), `layers` or `parameters`.
-        name: The score's name; the fact's where it is empty.
+        name: The score's name. Defaults to the name of the fact.
     """
 
     fact: str
@@ -205,7 +208,7 @@ class CombinedEvaluator:
     """Several evaluators as one.
 
     Attributes:
-        evaluators: They run in this order, and so do their scores.
+        evaluators: They run in this order, and their scores come in the same order.
     """
 
     evaluators: tuple[Evaluator, ...]
@@ -215,6 +218,7 @@ class CombinedEvaluator:
         """What users should know about how their merges are scored."""
         notes: list[str] = []
         for evaluator in self.evaluators:
+            # Notes are optional, so they are no part of the protocol.
             notes += getattr(evaluator, "notes", ())
         return notes
 
@@ -227,7 +231,7 @@ class CombinedEvaluator:
 
 
 def evaluators_in(evaluator: Evaluator) -> tuple[Evaluator, ...]:
-    """The evaluators that a `CombinedEvaluator` combines; of any other, itself alone."""
+    """The parts of a `CombinedEvaluator`; any other evaluator is its only part."""
     if isinstance(evaluator, CombinedEvaluator):
         return evaluator.evaluators
     return (evaluator,)

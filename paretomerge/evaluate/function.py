@@ -66,7 +66,8 @@ class FunctionEvaluator:
             others = [entry for entry in sys.path if entry != first]
             sys.path[:] = [first, *others]
         try:
-            function = getattr(_import_module(module_name, folder), attribute)
+            module = _import_module(module_name, folder)
+            function = getattr(module, attribute)
         except Exception as error:  # the module is the user's, and may raise anything
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
@@ -83,7 +84,7 @@ class FunctionEvaluator:
         optional = {"split": split} if self._takes_split else {}
         try:
             returned = self.function(candidate.model, candidate.tokenizer, **optional)
-        except Exception as error:
+        except Exception as error:  # the function is the user's, and may raise anything
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
                 f"{self.name}: the scoring function raised {cause}"

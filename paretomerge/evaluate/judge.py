@@ -89,10 +89,12 @@ class JudgeEvaluator:
             EvaluationError: The model has no key-value cache, or the judge gives no valid grade.
         """
         examples = self._examples[split]
-        answers = self._answers(live, [example["prompt"] for example in examples])
+        prompts = [example["prompt"] for example in examples]
+        answers = self._answers(live, prompts)
         with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
             grades = list(pool.map(self._grade, examples, answers))
-        return {self.name: Score.mean_of(grades)}
+        score = Score.mean_of(grades)
+        return {self.name: score}
 
     def _answers(self, live: Candidate, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, to chats where the tokenizer has a chat template."""
@@ -109,16 +111,20 @@ class JudgeEvaluator:
         writer = GreedyGenerator(live.model, tokenizer, [], self.max_tokens)
         numbered = list(enumerate(encoded))
         tokens = writer.generate_in_batches(numbered, self._room)
-        return [
-            tokenizer.decode(tokens[i], skip_special_tokens=True) for i, _ in numbered
-        ]
+        answers = []
+        for i in range(len(prompts)):
+            answer = tokenizer.decode(tokens[i], skip_special_tokens=True)
+            answers.append(answer)
+        return answers
 
     def _grade(self, example: Mapping[str, str], answer: str) -> float:
         """The judge's grade of one answer in [0, 1]."""
         question = _question(example, answer)
         key = hashlib.sha256(question.encode()).hexdigest()
+        # Two merges may write the same answer: then it has the same grade, without a request.
         if key not in self._grades:
-            self._grades[key] = self._ask(question) / _MAX_GRADE
+            grade = self._ask(question)
+            self._grades[key] = grade / _MAX_GRADE
         return self._grades[key]
 
     def _ask(self, question: str) -> float:
@@ -139,7 +145,8 @@ class JudgeEvaluator:
 
 def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
         examples = [json.loads(line) for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EvaluationError(
@@ -151,6 +158,7 @@ def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
             raise EvaluationError(
                 f"{name}: expected lines with a text as `prompt`, got {shorten(example)}"
             )
+    # A prompt that comes twice would be both searched on and held out.
     distinct = len({example["prompt"] for example in examples})
     if len(examples) < _MIN_PROMPTS or distinct < len(examples):
         raise EvaluationError(

@@ -30,7 +30,8 @@ def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tenso
     longest = max(len(sequence) for sequence in sequences)
     rows = []
     for sequence in sequences:
-        padding = [_PADDING] * (longest - len(sequence))
+        n_padding = longest - len(sequence)
+        padding = [_PADDING] * n_padding
         rows.append([*sequence, *padding])
     return torch.tensor(rows, device=device)
 
@@ -54,12 +55,14 @@ def pad_left(
         n = len(sequence)
         n_padding = longest - n
         padding = [_PADDING] * n_padding
+        row_mask = [0] * n_padding + [1] * n
         rows.append([*padding, *sequence])
-        masks.append([0] * n_padding + [1] * n)
+        masks.append(row_mask)
     ids = torch.tensor(rows, device=device)
     mask = torch.tensor(masks, device=device)
     # padding has a negative position, which position embeddings do not have
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    positions = mask.cumsum(1) - 1
+    positions = positions.clamp_min(0)
     return ids, mask, positions
 
 
@@ -96,12 +99,15 @@ class AdaptiveBatcher:
         if count_rows is not None:
             rows = [count_rows(job) for job in jobs]
         for start, end in self._batches(rows):
-            self._run_or_halve(process, jobs[start:end], rows[start:end])
+            batch = jobs[start:end]
+            batch_rows = rows[start:end]
+            self._run_or_halve(process, batch, batch_rows)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Start and end of each batch. `max_rows` may shrink between two of them."""
         start = 0
         while start < len(rows):
+            # at least one job, however many rows it has
             end = start + 1
             total = rows[start]
             while end < len(rows):

@@ -127,10 +127,9 @@ class LLMSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """Return the parameters that the model or the inner sampler may set."""
-        if self._space:
-            space = dict(self._space)
-        else:
-            space = self._intersection.calculate(study)
+        space = (
+            dict(self._space) if self._space else self._intersection.calculate(study)
+        )
         inner_space = self.inner.infer_relative_search_space(study, trial)
         asked = {}
         for name, distribution in space.items():

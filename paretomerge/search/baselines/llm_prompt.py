@@ -192,13 +192,12 @@ def _format_values(observations: Observations, i: int) -> list[str]:
     if not observations.feasible[i]:
         number += " (infeasible)"
     texts = [number]
+    stderr = observations.stderr
     for k, value in enumerate(trial.values):
         text = f"{value:.4g}"
         # NaN means that no trial has a standard error for this objective.
-        if observations.stderr is not None and not math.isnan(
-            observations.stderr[i, k]
-        ):
-            text += f"±{observations.stderr[i, k]:.1g}"
+        if stderr is not None and not math.isnan(stderr[i, k]):
+            text += f"±{stderr[i, k]:.1g}"
         texts.append(text)
     return texts
 

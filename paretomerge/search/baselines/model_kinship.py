@@ -147,23 +147,26 @@ def coefficients(archive: Archive, active: Mask) -> Array:
         `(n, numbers)`, 0 where a number is inactive; in a space without numbers the encoded points.
     """
     encoding = archive.encoding
-    points = [encoding.decode(x) for x in archive.x]
-    columns = []
+    numbers = {}
     for name, distribution in encoding.space.items():
-        if not isinstance(distribution, (FloatDistribution, IntDistribution)):
-            continue
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            numbers[name] = distribution
+    if not numbers:
+        return archive.x
+    points = [encoding.decode(x) for x in archive.x]
+    shape = (len(points), len(numbers))
+    scaled = np.zeros(shape)
+    for k, (name, distribution) in enumerate(numbers.items()):
         values = np.array([point[name] for point in points], dtype=float)
-        is_active = active[:, encoding.columns[name].start]
+        column = encoding.columns[name].start
+        is_active = active[:, column]
         active_values = np.where(is_active, values, 0.0)
         # Scaled by magnitude and not by range: 0 must stay 0, since it stands for the base model.
         low = float(distribution.low)
         high = float(distribution.high)
         magnitude = max(abs(low), abs(high), _MIN_MAGNITUDE)
-        columns.append(active_values / magnitude)
-    if not columns:
-        return archive.x
-    # Rows in memory one after the other: another layout may round the products of rows differently.
-    return np.ascontiguousarray(np.stack(columns, axis=1))
+        scaled[:, k] = active_values / magnitude
+    return scaled
 
 
 def cosine_similarity(vectors: Array) -> Array:
@@ -204,4 +207,5 @@ def merge_points(
     b = archive.x[other]
     mean = (a + b) / 2
     is_active = active[other]
-    return np.where(is_active, mean, a)
+    merged: Array = np.where(is_active, mean, a)
+    return merged
