@@ -78,4 +78,7 @@ def _checkpoint_parent(size: int) -> str | None:
     if not _SHARED_MEMORY.is_dir():
         return None
     free = shutil.disk_usage(_SHARED_MEMORY).free
-    return str(_SHARED_MEMORY) if free > 2 * size else None
+    # A full shared memory takes the memory of all processes.
+    if free > 2 * size:
+        return str(_SHARED_MEMORY)
+    return None

@@ -176,7 +176,8 @@ class ItemResponseModel:
         # abilities of variance 1, as their prior has it
         scale = math.sqrt(k)
         self._abilities: Array = u[:, :m] * scale
-        components = s[:m, None] * vt[:m]
+        singular_values = s[:m, None]
+        components = singular_values * vt[:m]
         loadings = components.T / scale
         # start from a quarter, since the logits of clipped scores are extreme
         self._discriminations: Array = loadings / 4
@@ -263,7 +264,8 @@ class ItemResponseModel:
         corrected = self.corrected(indices, scores)
         n = len(indices)
         weight = n / (n + _GP_IRT_EXAMPLES)
-        value = weight * corrected.value + (1 - weight) * model_based.value
+        other_weight = 1 - weight
+        value = weight * corrected.value + other_weight * model_based.value
         return Estimate(value, corrected.stderr)
 
 
@@ -299,7 +301,8 @@ def _newton_step(
     likelihood_curvature = np.einsum("rq,qi,qj->rij", weights, features, features)
     curvature = likelihood_curvature + prior_precision
     # solve takes a stack of matrices and a stack of columns
-    columns = np.linalg.solve(curvature, gradient[..., None])
+    gradient_columns = gradient[..., None]
+    columns = np.linalg.solve(curvature, gradient_columns)
     step = columns[..., 0]
     # no step is longer than 2, since separable data would make Newton's method overshoot
     length = np.linalg.norm(step, axis=1, keepdims=True)

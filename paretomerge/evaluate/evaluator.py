@@ -17,6 +17,9 @@ MetricValue: TypeAlias = Any
 """One example's value of a metric: a number, or whatever the metric's aggregation takes (pairs)."""
 
 
+MetricValues: TypeAlias = dict[str, MetricValue]
+"""Request digest of an example -> its value of the metric."""
+
 ExampleIndices: TypeAlias = Mapping[str, Sequence[int]]
 """Name of a score -> some of its examples, by their place in the data."""
 
@@ -89,6 +92,10 @@ class Score:
         return cls(mean, stderr, n, scores)
 
 
+Scores: TypeAlias = Mapping[str, Score]
+"""Name of a score -> the score."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """A score that the search improves. Nothing else knows the user's direction.
@@ -103,7 +110,9 @@ class Objective:
 
     def inside(self, value: float) -> float:
         """Convert between the user's number and the one that the search maximises, either way."""
-        return value if self.maximise else -value
+        if self.maximise:
+            return value
+        return -value
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Evaluator(Protocol):
         '24'
     """
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score a candidate.
 
         Args:
@@ -193,7 +202,7 @@ class MergeFact:
     fact: str
     name: str = ""
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Look the fact up; see `Evaluator.evaluate`."""
         if self.fact not in candidate.facts:
             raise EvaluationError(
@@ -222,7 +231,7 @@ class CombinedEvaluator:
             notes += getattr(evaluator, "notes", ())
         return notes
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score with each evaluator in turn; see `Evaluator.evaluate`."""
         scores: dict[str, Score] = {}
         for evaluator in self.evaluators:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 ScoringFunction = Callable[..., object]
 """`function(model, tokenizer)` or `function(model, tokenizer, split)`."""
@@ -79,7 +79,7 @@ class FunctionEvaluator:
             raise EvaluationError(f"function {path!r}: {kind} objects cannot be called")
         return cls(name, function)
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Call the function; see `Evaluator.evaluate`."""
         optional = {"split": split} if self._takes_split else {}
         try:

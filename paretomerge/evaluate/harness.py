@@ -19,7 +19,9 @@ from paretomerge.evaluate.evaluator import (
     Candidate,
     ExampleIndices,
     MetricValue,
+    MetricValues,
     Score,
+    Scores,
     Split,
 )
 from paretomerge.evaluate.score_cache import ScoreCache
@@ -116,7 +118,7 @@ class HarnessEvaluator:
             self._loaded[split] = loaded
         return self._loaded[split]
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score on all examples of the split; see `Evaluator.evaluate`."""
         all_indices = {}
         for name, task_examples in self.examples(split).items():
@@ -133,7 +135,7 @@ class HarnessEvaluator:
         """Score some examples; see `PerExample`. Cached scores are not computed again."""
         all_examples = self.examples(split)
         examples = {name: all_examples[name] for name in indices}
-        scores: dict[str, dict[str, MetricValue]] = {}  # by request digest
+        scores: dict[str, MetricValues] = {}  # by request digest
         missing: dict[str, list[int]] = {}
         for name, task_examples in examples.items():
             cached = self._cached_scores(candidate, task_examples)
@@ -183,16 +185,14 @@ class HarnessEvaluator:
         stderr = _bootstrap_stderr(examples, example_scores)
         return Score(aggregated, stderr, len(example_scores))
 
-    def _cached_scores(
-        self, candidate: Candidate, examples: Examples
-    ) -> dict[str, MetricValue]:
+    def _cached_scores(self, candidate: Candidate, examples: Examples) -> MetricValues:
         if self._cache and candidate.key:
             return self._cache.get(candidate.key, examples.scoring_digest)
         return {}
 
     def _compute_scores(
         self, candidate: Candidate, examples: Examples, indices: Sequence[int]
-    ) -> dict[str, MetricValue]:
+    ) -> MetricValues:
         """Scores by request digest, from the responses on the requests; adds them to the cache."""
         digests = [examples.request_digests[i] for i in indices]
         values = examples.example_scores(indices, self._count_tokens)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from paretomerge.endpoint import Endpoint, EndpointError, last_json_object
 from paretomerge.errors import EvaluationError, shorten
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator
 from paretomerge.evaluate.inference.prefill import supports_cache
+
+Prompt = Mapping[str, str]
+"""A line of the file of prompts: `prompt`, and `reference` where there is a right answer."""
 
 _MAX_CONCURRENT = 8  # requests to the judge
 _BATCH_SIZE = 16  # prompts that the merge answers at a time
@@ -61,10 +64,10 @@ class JudgeEvaluator:
 
     def __post_init__(self) -> None:
         examples = _read_prompts(self.name, self.prompts)
-        self._examples: dict[str, list[Mapping[str, str]]] = {
-            "search": examples[::2],
-            "held_out": examples[1::2],
-        }
+        # Every other line, so that a file that is sorted by topic gives two similar halves.
+        search = examples[::2]
+        held_out = examples[1::2]
+        self._examples = {"search": search, "held_out": held_out}
 
     @cached_property
     def endpoint(self) -> Endpoint:
@@ -75,7 +78,7 @@ class JudgeEvaluator:
         """
         return Endpoint(self.base_url, self.model)
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Scores:
         """Let the model answer the prompts of a split and the judge grade the answers.
 
         Args:
@@ -117,7 +120,7 @@ class JudgeEvaluator:
             answers.append(answer)
         return answers
 
-    def _grade(self, example: Mapping[str, str], answer: str) -> float:
+    def _grade(self, example: Prompt, answer: str) -> float:
         """The judge's grade of one answer in [0, 1]."""
         question = _question(example, answer)
         key = hashlib.sha256(question.encode()).hexdigest()
@@ -143,7 +146,7 @@ class JudgeEvaluator:
         return _parse_grade(self.name, reply)
 
 
-def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
+def _read_prompts(name: str, path: Path) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
@@ -176,14 +179,16 @@ def _encode_chat(live: Candidate, prompt: str) -> tuple[int, ...]:
     return tuple(live.tokenizer.encode(text, add_special_tokens=False))
 
 
-def _question(example: Mapping[str, str], answer: str) -> str:
+def _question(example: Prompt, answer: str) -> str:
     """What the judge sees, each part between marks."""
     parts = {"prompt": example["prompt"], "answer": answer}
     if example.get("reference"):
         parts["reference"] = example["reference"]
     lines = []
     for mark, content in parts.items():
-        lines += [f"<{mark}>", content, f"</{mark}>"]
+        lines.append(f"<{mark}>")
+        lines.append(content)
+        lines.append(f"</{mark}>")
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
 """Perplexity on a text file. Every other window of it is searched on, the rest is held out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ class PerplexityEvaluator:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._batcher: AdaptiveBatcher | None = None
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""
         if self._tokenizer is not candidate.tokenizer:
             self._windows = self._cut_text(candidate)
@@ -122,7 +122,11 @@ class PerplexityEvaluator:
         if self._batcher is None:
             rows = max(1, _BATCH_TOKENS // size)
             self._batcher = AdaptiveBatcher(rows)
-        requests = [(window[:1], window[1:]) for window in windows]
+        requests = []
+        for window in windows:
+            first = window[:1]
+            others = window[1:]
+            requests.append((first, others))
         # a sum of hundreds of log-probabilities is too coarse in bfloat16
         work = LogLikelihoods(model, requests, size, torch.float32)
         results = work.run(self._batcher)

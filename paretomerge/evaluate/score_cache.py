@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import MetricValue
+from paretomerge.evaluate.evaluator import MetricValue, MetricValues
 
 # "outcomes" and "items" are names in files that users have; they stay
 _CREATE = (
@@ -40,7 +40,7 @@ class ScoreCache:
         with self._open() as database:
             database.execute(_CREATE)
 
-    def get(self, merge: str, task: str) -> dict[str, MetricValue]:
+    def get(self, merge: str, task: str) -> MetricValues:
         """All cached scores of a merge on a task: example -> score."""
         with self._open() as database:
             return self._read(database, merge, task)
@@ -70,9 +70,7 @@ class ScoreCache:
             database.execute(_WRITE, (merge, task, packed))
 
     @staticmethod
-    def _read(
-        database: sqlite3.Connection, merge: str, task: str
-    ) -> dict[str, MetricValue]:
+    def _read(database: sqlite3.Connection, merge: str, task: str) -> MetricValues:
         cursor = database.execute(_READ, (merge, task))
         row = cursor.fetchone()
         if row is None:

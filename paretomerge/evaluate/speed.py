@@ -3,10 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ class SpeedEvaluator:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Time the generation; see `Evaluator.evaluate`. The split makes no difference."""
         steps = _time_steps(candidate)[_WARM_UP_STEPS:]
         n = len(steps)

@@ -87,8 +87,11 @@ class Encoding:
     @property
     def discrete_columns(self) -> list[slice]:
         """The coordinates of each discrete parameter."""
-        names = [name for name, codec in self._codecs.items() if codec.discrete]
-        return [self.columns[name] for name in names]
+        slices = []
+        for name, codec in self._codecs.items():
+            if codec.discrete:
+                slices.append(self.columns[name])
+        return slices
 
     def encode(self, params: Sequence[Params]) -> Array:
         """Encode parameters.
@@ -148,7 +151,8 @@ class Encoding:
         for name, codec in self._codecs.items():
             if codec.discrete:
                 columns = self.columns[name]
-                x[:, columns] = codec.round(x[:, columns])
+                units = x[:, columns]
+                x[:, columns] = codec.round(units)
         active = self.active_mask(x)
         return np.where(active, x, INACTIVE)
 
@@ -220,7 +224,8 @@ class Encoding:
         for columns in self.discrete_columns:
             inactive = x[columns]
             width = len(inactive)
-            if width == 1 or not points or (inactive != INACTIVE).any():
+            is_active = (inactive != INACTIVE).any()
+            if width == 1 or not points or is_active:
                 continue
             active = self.active_mask(np.asarray(points))
             is_activated = active[:, columns.start]
@@ -317,12 +322,17 @@ class _Number:
         return self._from_unit(float(unit[0]))
 
     def round(self, units: Array) -> Array:
-        values = [self._from_unit(unit) for unit in units[:, 0]]
-        rounded = [self._to_unit(value) for value in values]
+        rounded = []
+        for unit in units[:, 0]:
+            value = self._from_unit(unit)
+            rounded.append(self._to_unit(value))
         return np.array(rounded)[:, None]
 
     def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
-        decoded = [self._from_unit(float(unit)) for unit in units[:, 0]]
+        decoded = []
+        for unit in units[:, 0]:
+            value = self._from_unit(float(unit))
+            decoded.append(value)
         return np.isin(decoded, list(values))  # type: ignore[arg-type]  # of numbers only
 
     def alternatives(self, unit: Array) -> Sequence[float]:
@@ -363,7 +373,9 @@ class _Number:
             value = low + steps * self._step
         # Rounding, also that of exp and log, may leave the range.
         value = min(max(value, low), high)
-        return round(value) if self._integer else float(value)
+        if self._integer:
+            return round(value)
+        return float(value)
 
 
 def _codec(name: str, distribution: BaseDistribution) -> _Codec:
@@ -463,7 +475,10 @@ def _activating_values(
 
     The values of an integer form an interval, which may hold values that no point has.
     """
-    values_lacking = [point[parent] for point in lacking if parent in point]
+    values_lacking = []
+    for point in lacking:
+        if parent in point:
+            values_lacking.append(point[parent])
     if not values_lacking or not all(parent in point for point in having):
         return []
     by_index: dict[int, ParamValue] = {}
@@ -472,7 +487,9 @@ def _activating_values(
         index = _choice_index(distribution, value)
         by_index[index] = value
     if isinstance(distribution, IntDistribution):
-        interval = range(min(by_index), max(by_index) + 1)
+        first = min(by_index)
+        last = max(by_index)
+        interval = range(first, last + 1)
         by_index = {value: value for value in interval}
     indices_lacking = [_choice_index(distribution, value) for value in values_lacking]
     if any(index in by_index for index in indices_lacking):

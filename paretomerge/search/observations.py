@@ -123,7 +123,8 @@ class Observations:
         shape = (len(self), m)
         stderr = np.full(shape, np.nan)
         for i in np.flatnonzero(self.complete):
-            stderr[i] = _valid_stderr(self.trials[i], m)
+            trial = self.trials[i]
+            stderr[i] = _valid_stderr(trial, m)
         missing = np.isnan(stderr)
         reported = ~missing.all(0)
         # The surrogate needs the noise of an objective in all trials or in none.
@@ -131,7 +132,9 @@ class Observations:
             column = stderr[:, k]
             is_missing = missing[:, k]
             column[is_missing] = np.nanmedian(column)
-        return stderr if reported.any() else None
+        if reported.any():
+            return stderr
+        return None
 
     @cached_property
     def constraints(self) -> Array:
@@ -179,7 +182,9 @@ class Observations:
         """
         excess = self.constraints.clip(min=0)
         relative = excess / self._largest_constraint
-        total = np.nan_to_num(relative.sum(1), nan=np.inf)
+        total = relative.sum(1)
+        # A constraint that is not reported is NaN.
+        total = np.nan_to_num(total, nan=np.inf)
         return np.where(self.complete, total, np.inf)
 
     @cached_property
@@ -237,7 +242,9 @@ def _valid_stderr(trial: FrozenTrial, m: int) -> Array:
     except ConfigError:
         # Reported to the user when the trial finished (`MMMOSampler.after_trial`).
         stderr = None
-    return np.full(m, np.nan) if stderr is None else stderr
+    if stderr is None:
+        return np.full(m, np.nan)
+    return stderr
 
 
 def _is_informative(trial: FrozenTrial) -> bool:

@@ -288,7 +288,8 @@ class PointSampler(BaseSampler):
         needed = observations.complete
         if self._require_feasible:
             needed = observations.feasible
-        started = len(archive.x) >= self.n_startup and needed.any()
+        n = len(archive.x)
+        started = n >= self.n_startup and needed.any()
         if self.proposer is None or not started:
             return np.zeros((0, archive.encoding.d))
         return self.proposer.propose(archive, rng)
@@ -327,7 +328,8 @@ def random_value(
     """
     # crc32, because Python's hash of a text differs between processes.
     name_hash = zlib.crc32(name.encode())
-    rng = np.random.default_rng([resolve_seed(seed), trial.number, name_hash])
+    address = [resolve_seed(seed), trial.number, name_hash]
+    rng = np.random.default_rng(address)
     sampler_seed = int(rng.integers(2**31))
     sampler = RandomSampler(seed=sampler_seed)
     value: ParamValue = sampler.sample_independent(study, trial, name, distribution)
@@ -364,7 +366,9 @@ def _crowding_distance(y: Array) -> Array:
         extent = float(np.ptp(values))
         spread = max(extent, 1e-12)
         ascending = values[order]
-        gaps = ascending[2:] - ascending[:-2]
+        following = ascending[2:]
+        preceding = ascending[:-2]
+        gaps = following - preceding
         inner = order[1:-1]
         ends = order[[0, -1]]
         distance[inner] += gaps / spread

@@ -78,13 +78,15 @@ class SearchProblem:
     @property
     def n_startup(self) -> int:
         """The number of trials before a sampler first relies on a model of the scores."""
-        return self.starts + 2 if self.starts else _DEFAULT_STARTUP
+        if self.starts:
+            return self.starts + 2
+        return _DEFAULT_STARTUP
 
 
 Build = Callable[[SearchProblem, Options], BaseSampler]
 """Builds a sampler for a problem with the user's options."""
 
-Defaults = Callable[[SearchProblem], dict[str, Any]]
+Defaults = Callable[[SearchProblem], Options]
 """The options that depend on the problem."""
 
 
@@ -162,7 +164,7 @@ def _find_build(name: str, problem: SearchProblem) -> Build:
 # How samplers are built.
 
 
-def _no_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _no_defaults(problem: SearchProblem) -> Options:
     return {}
 
 
@@ -230,6 +232,7 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         "space": dict(problem.space),
         "conditions": problem.conditions,
         "n_startup": problem.n_startup,
+        # The sources alone: a merge must be better than the worst of them to count.
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
     }
@@ -284,28 +287,31 @@ def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
 # Options that depend on the problem. Optuna's own defaults are made for hundreds of trials.
 
 
-def _genetic_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _genetic_defaults(problem: SearchProblem) -> Options:
     """A third of the trials, so that there are at least two generations of children."""
-    return {"population_size": min(max(problem.trials // 3, 10), 50)}
+    share = max(problem.trials // 3, 10)
+    return {"population_size": min(share, 50)}
 
 
-def _tpe_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _tpe_defaults(problem: SearchProblem) -> Options:
     return {"multivariate": True, "group": True, "n_startup_trials": problem.n_startup}
 
 
-def _gp_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _gp_defaults(problem: SearchProblem) -> Options:
     return {"n_startup_trials": problem.n_startup, "warn_independent_sampling": False}
 
 
-def _evolver_defaults(problem: SearchProblem) -> dict[str, Any]:
-    return {"population_size": min(max(problem.trials // 5, 8), 40)}
+def _evolver_defaults(problem: SearchProblem) -> Options:
+    share = max(problem.trials // 5, 8)
+    return {"population_size": min(share, 40)}
 
 
-def _m2n2_defaults(problem: SearchProblem) -> dict[str, Any]:
-    return {"archive_size": min(max(problem.trials // 4, 8), 20)}
+def _m2n2_defaults(problem: SearchProblem) -> Options:
+    share = max(problem.trials // 4, 8)
+    return {"archive_size": min(share, 20)}
 
 
-def _policy_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _policy_defaults(problem: SearchProblem) -> Options:
     # Where there are baseline recipes, random points would add little to them.
     return {"n_startup": problem.starts or problem.n_startup}
 
@@ -329,7 +335,7 @@ def _call(
     return function(**{**defaults, **options})
 
 
-def _restricted(options: Options, accepted: Container[str]) -> dict[str, Any]:
+def _restricted(options: Options, accepted: Container[str]) -> Options:
     """The options with these names."""
     restricted = {}
     for name, value in options.items():

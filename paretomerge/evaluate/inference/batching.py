@@ -136,8 +136,8 @@ class AdaptiveBatcher:
         self.max_rows = min(self.max_rows, rows_that_may_fit)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._run_or_halve(process, batch[:half], rows[:half])
-        self._run_or_halve(process, batch[half:], rows[half:])
+        for part in (slice(half), slice(half, None)):
+            self._run_or_halve(process, batch[part], rows[part])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -57,7 +57,8 @@ def is_plain_greedy(model: "PreTrainedModel", settings: Mapping[str, object]) ->
     ignored = ("until", "max_gen_toks", "do_sample", "temperature")
     others = {key for key in settings if key not in ignored}
     # a temperature asks for sampling, whatever do_sample says
-    if settings.get("do_sample", False) or settings.get("temperature", 0.0):
+    samples = settings.get("do_sample", False)
+    if samples or settings.get("temperature", 0.0):
         return False
     defaults = model.generation_config.to_diff_dict()
     return not others and defaults.keys() <= _HARMLESS_DEFAULTS
@@ -180,6 +181,7 @@ class GreedyGenerator:
         if not self._stop:
             return finished
         assert self._tokenizer is not None, "stop strings need a tokenizer"
+        # only the last tokens, since earlier ones were searched in earlier steps
         tails = [tokens[-self._tail :] for tokens in generated.values()]
         texts = self._tokenizer.batch_decode(tails)
         for number, text in zip(generated, texts, strict=True):

@@ -76,7 +76,8 @@ class ResidentLM(ReplaceableHFLM):
 
     def token_log_likelihoods(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """Log-likelihood of each (context, continuation), in the order of the requests."""
-        work = LogLikelihoods(self.model, requests, self.max_length, self.softmax_dtype)
+        dtype = self.softmax_dtype
+        work = LogLikelihoods(self.model, requests, self.max_length, dtype)
         return work.run(self._batcher)
 
     def generate_until(

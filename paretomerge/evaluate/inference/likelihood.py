@@ -155,8 +155,8 @@ class LogLikelihoods:
         for context, continuations in contexts.items():
             if self._supports_cache and _is_sharing_worthwhile(context, continuations):
                 suffixes = tuple(continuations)
-                answers = tuple(tuple(answers) for answers in continuations.values())
-                job = ForwardJob(context, suffixes, answers)
+                row_answers = [tuple(answers) for answers in continuations.values()]
+                job = ForwardJob(context, suffixes, tuple(row_answers))
                 shared.append(job)
             else:
                 # another context may have made the same sequence
@@ -177,7 +177,8 @@ class LogLikelihoods:
         rows = [job.prefix for job in jobs]
         starts = []  # no answer needs logits of earlier positions
         for job in jobs:
-            longest_answer = max(len(answer.tokens) for answer in job.answers[0])
+            (answers,) = job.answers
+            longest_answer = max(len(answer.tokens) for answer in answers)
             start = len(job.prefix) - longest_answer
             starts.append(start)
         prefix = shared_prefix(rows, starts) if self._supports_cache else ()
@@ -264,7 +265,8 @@ class LogLikelihoods:
         rows, positions, token_ids, numbers, places = columns
         answer_logits = logits[rows, positions]
         log_probs = torch.log_softmax(answer_logits, -1, dtype=self._dtype)
-        chosen = log_probs.gather(1, token_ids[:, None])
+        token_column = token_ids[:, None]
+        chosen = log_probs.gather(1, token_column)
         # one row per answer again; the places behind a shorter answer add 0 and count as greedy
         lengths = [len(location.answer.tokens) for location in located]
         shape = (len(located), max(lengths))
@@ -319,5 +321,6 @@ def _is_sharing_worthwhile(context: Tokens, continuations: Continuations) -> boo
     """Whether reading the context once saves enough tokens for a second forward pass."""
     n_following = sum(map(len, continuations))
     n_shared = len(context) + n_following
+    # without sharing, the context is read once for each continuation
     n_separate = len(context) * len(continuations) + n_following
     return n_shared <= _MAX_TOKEN_SHARE * n_separate

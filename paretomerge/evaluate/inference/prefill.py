@@ -107,6 +107,7 @@ def prefill_shared_prefix(
 ) -> "Cache":
     """Read a prefix once, and repeat its cache for each row."""
     ids = torch.tensor([prefix], device=model.device)
+    # the logits are not used, so as few as possible are computed
     output = model(ids, use_cache=True, **keep_last_logits(model))
     cache = output.past_key_values
     first_row = torch.zeros(rows, dtype=torch.long, device=model.device)
@@ -189,7 +190,9 @@ def _join_small(groups: Sequence[list[int]]) -> list[list[int]]:
             small += group
         else:
             large.append(group)
-    return [small, *large] if small else large
+    if small:
+        return [small, *large]
+    return large
 
 
 def _common_length(one: Tokens, other: Tokens) -> int:

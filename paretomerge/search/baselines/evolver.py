@@ -127,6 +127,7 @@ class EvolverProposer:
         """Mutation and binomial crossover of whole parameters (Storn & Price 1997, eq. 2-4)."""
         n_parameters = len(widths)
         others = [i for i in range(len(x)) if i != parent]
+        # Three different members, or b - c would be 0.
         chosen = rng.choice(others, 3, replace=False)
         a, b, c = x[chosen]
         mutant = a + self.differential * (b - c)

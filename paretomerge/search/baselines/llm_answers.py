@@ -107,8 +107,9 @@ class AnswerChecker:
             actual = "it is missing"
             if name in answer:
                 actual = f"got {shorten(answer[name])}"
+            quoted = json.dumps(name)
             expected = describe(distribution)
-            problems.append(f"{json.dumps(name)}: expected {expected}; {actual}")
+            problems.append(f"{quoted}: expected {expected}; {actual}")
         return problems
 
     def _is_active(self, name: str, point: Params) -> bool:
@@ -132,7 +133,8 @@ class AnswerChecker:
 def _is_allowed(value: object, distribution: BaseDistribution) -> bool:
     """Whether a parameter can take exactly this value."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(_is_same_choice(choice, value) for choice in distribution.choices)
+        choices = distribution.choices
+        return any(_is_same_choice(choice, value) for choice in choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -154,7 +156,9 @@ def _convert(value: object, distribution: BaseDistribution) -> ParamValue:
         ]
         return same[0]
     assert isinstance(value, (int, float))
-    return round(value) if isinstance(distribution, IntDistribution) else float(value)
+    if isinstance(distribution, IntDistribution):
+        return round(value)
+    return float(value)
 
 
 def _is_same_choice(choice: ParamValue, value: object) -> bool:

@@ -15,7 +15,7 @@ from optuna.distributions import (
 
 from paretomerge.endpoint import Message
 from paretomerge.pareto.front import nondominated_fronts
-from paretomerge.search.encoding import Space
+from paretomerge.search.encoding import Condition, Space
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -74,7 +74,7 @@ def build_messages(
 
 def describe(
     distribution: BaseDistribution,
-    conditions: Sequence[tuple[str, Sequence[ParamValue]]] = (),
+    conditions: Sequence[Condition] = (),
 ) -> str:
     """Say which values a parameter takes, and when it is active.
 
@@ -138,8 +138,10 @@ def format_trial_log(
         if remaining < 0:
             break
         lines[i] = line
-    heading = "\t".join(["trial", *_objective_titles(study), *space])
-    return [heading, *(lines[i] for i in sorted(lines))]
+    titles = ["trial", *_objective_titles(study), *space]
+    heading = "\t".join(titles)
+    ordered = [lines[i] for i in sorted(lines)]
+    return [heading, *ordered]
 
 
 def _objective_titles(study: Study) -> list[str]:

@@ -79,7 +79,9 @@ class M2N2Proposer:
             first = _roulette(member_fitness, rng)
             attractiveness = attraction(scores, capacity, first)
             second = _roulette(attractiveness, rng)
-            child = self._crossover(x[first], x[second], widths, rng)
+            a = x[first]
+            b = x[second]
+            child = self._crossover(a, b, widths, rng)
             children.append(child)
         return np.stack(children)
 
@@ -130,7 +132,8 @@ def example_scores(archive: Archive) -> tuple[Array, Array]:
         scores.append(objective_scores)
         share = np.full(n_examples, 1 / n_examples)
         capacity.append(share)
-    return np.concatenate(scores, axis=1), np.concatenate(capacity)
+    every_score = np.concatenate(scores, axis=1)
+    return every_score, np.concatenate(capacity)
 
 
 def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
@@ -158,7 +161,8 @@ def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
     variance = float(centred @ centred)
     covariance = float(centred @ mean_score)
     slope = covariance / max(variance, _EPSILON)
-    expected = mean_score.mean() + slope * (y - mean_value)
+    difference = y - mean_value
+    expected = mean_score.mean() + slope * difference
     n_examples = table.shape[1]
     column = expected[:, None]
     scores = np.repeat(column, n_examples, axis=1)
@@ -257,4 +261,5 @@ def _roulette(weights: Array, rng: Generator) -> int:
     total = weights.sum()
     # Without any weight all members are equally likely.
     probabilities = weights / total if total > 0 else None
-    return int(rng.choice(len(weights), p=probabilities))
+    index = rng.choice(len(weights), p=probabilities)
+    return int(index)

@@ -146,7 +146,9 @@ class QuadraticSurrogate:
         """Linear and squared terms, and the products of two columns."""
         linear = self._linear_features(x)
         first, second = self._pairs
-        products = linear[:, first] * linear[:, second]
+        first_factor = linear[:, first]
+        second_factor = linear[:, second]
+        products = first_factor * second_factor
         separable = self._separable_features(x)
         return np.concatenate([separable, products], axis=1)
 
@@ -188,6 +190,7 @@ def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
     eigenvalues, vectors = np.linalg.eigh(kernel)
     # Rounding may make an eigenvalue of 0 negative.
     eigenvalues = np.maximum(eigenvalues, 0)
+    squared_vectors = vectors**2
     rotated_target = vectors.T @ target
     mean_eigenvalue = float(eigenvalues.mean())
     # Where all points are equal, the kernel is 0.
@@ -198,7 +201,7 @@ def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
         damped = eigenvalues + penalty
         shrinkage = eigenvalues / damped
         # The intercept uses up one degree of freedom, hence 1 / n.
-        leverage = (vectors**2) @ shrinkage + 1 / n
+        leverage = squared_vectors @ shrinkage + 1 / n
         freedom = np.maximum(1 - leverage, _MIN_FREEDOM)
         shrunk_target = shrinkage[:, None] * rotated_target
         fitted = vectors @ shrunk_target
@@ -251,7 +254,8 @@ def improvement_order(
         gain[i] = hypervolume(extended_front, reference) - volume
     extent = np.ptp(y, axis=0)
     scale = np.where(extent > 0, extent, 1.0)
-    differences = (predicted[:, None] - front[None]) / scale
+    differences = predicted[:, None] - front[None]
+    differences = differences / scale
     distances = np.linalg.norm(differences, axis=2)
     distance = distances.min(1)
     relative_gain = gain / max(volume, _MIN_VOLUME)

@@ -52,7 +52,8 @@ def pareto_front(
     directions = reference_directions(m, _MAX_DIRECTIONS)
     size = max(len(directions), _MIN_POPULATION)
     random_points = rng.random((size, encoding.d))
-    x = np.concatenate([start, encoding.project(random_points)])
+    others = encoding.project(random_points)
+    x = np.concatenate([start, others])
     y = objectives(x)
     for _ in range(generations):
         selected = select(y, size, directions, rng)
@@ -91,7 +92,8 @@ def reference_directions(m: int, max_directions: int) -> Array:
     # For one objective there is one placement of no bars, and the shape must be (1, 0).
     bars = bars.reshape(n_directions, n_bars)
     left_edge = np.full((n_directions, 1), -1.0)
-    right_edge = np.full((n_directions, 1), float(n_positions))
+    last = float(n_positions)
+    right_edge = np.full((n_directions, 1), last)
     edges = np.concatenate([left_edge, bars, right_edge], axis=1)
     gaps = np.diff(edges, axis=1) - 1
     return gaps / divisions

@@ -144,7 +144,8 @@ class _Learner:
         self.policy = policy
         self.decisions = DecisionSequence(archive.encoding)
         self.m = archive.y.shape[1]
-        self._x = np.zeros((0, archive.encoding.d))
+        d = archive.encoding.d
+        self._x = np.zeros((0, d))
         self._y = np.zeros((0, self.m))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(policy.seed)
@@ -206,7 +207,8 @@ class _Learner:
     ) -> None:
         """One PPO update on evaluated points."""
         batch = self._draw_batch(x, y, rng)
-        decay = (self.policy.n_startup / len(x)) ** 0.5
+        share = self.policy.n_startup / len(x)
+        decay = share**0.5
         entropy_weight = self.policy.entropy_weight * decay
         for _ in range(_EPOCHS):
             evaluation = self.network.evaluate(batch.trajectories, batch.preferences)
@@ -236,7 +238,8 @@ class _Learner:
         imitation = []
         for preference in drawn_preferences:
             with torch.no_grad():
-                repeated = torch.as_tensor(preference).expand(len(x), -1)
+                row = torch.as_tensor(preference)
+                repeated = row.expand(len(x), -1)
                 evaluation = self.network.evaluate(evaluated, repeated)
             mean_log_prob = evaluation.mean_log_prob.numpy()
             rows = _draw_rows(mean_log_prob, rng)
@@ -308,9 +311,12 @@ def _ppo_loss(
     clipped_ratio = ratio.clamp(1 - _CLIP, 1 + _CLIP)
     surrogate = torch.minimum(ratio * normalised, clipped_ratio * normalised)
     # The return of each decision; the value at the end should be the reward itself.
-    target = advantage + before.values[:, :-1]
-    step_error = evaluation.values[:, :-1] - target
-    final_error = evaluation.values[:, -1] - batch.reward
+    values_before = before.values[:, :-1]
+    target = advantage + values_before
+    values = evaluation.values[:, :-1]
+    final_value = evaluation.values[:, -1]
+    step_error = values - target
+    final_error = final_value - batch.reward
     squared_error = step_error.square()
     step_loss = squared_error[active].mean()
     final_loss = final_error.square().mean()

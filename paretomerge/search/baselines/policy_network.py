@@ -144,13 +144,15 @@ class DecisionSequence:
             columns = self._columns[k]
             part = x[:, columns]
             n_choices = self.n_choices[k]
+            number = part[:, 0]
             if part.shape[1] > 1:
                 choices[:, i] = part.argmax(1)
             elif n_choices:
-                indices = part[:, 0] * (n_choices - 1)
+                # An integer with few values has one coordinate, and its values are choices.
+                indices = number * (n_choices - 1)
                 choices[:, i] = np.rint(indices)
             else:
-                numbers[:, i] = part[:, 0]
+                numbers[:, i] = number
         first_columns = [self._columns[k].start for k in positions]
         active = self.encoding.active_mask(x)[:, first_columns]
         active_choices = np.where(active, choices, 0)
@@ -179,7 +181,8 @@ class DecisionSequence:
         width = columns.stop - columns.start
         if width > 1:
             one_hot = np.eye(width)
-            x[:, columns] = one_hot[values.astype(int)]
+            indices = values.astype(int)
+            x[:, columns] = one_hot[indices]
         elif n_choices > 1:
             x[:, columns.start] = values / (n_choices - 1)
         else:
@@ -243,10 +246,13 @@ class PolicyNetwork(nn.Module):
         embedded = self.preference_layer(preferences)
         initial = torch.tanh(embedded)
         inputs = self._inputs(trajectories, positions)
-        later, _ = self.gru(inputs, initial[None])
-        states = torch.cat([initial[:, None], later], 1)
+        hidden = initial[None]
+        later, _ = self.gru(inputs, hidden)
+        first = initial[:, None]
+        states = torch.cat([first, later], 1)
         # The last state is after the last decision: it has a value but decides nothing.
-        logits = self._logits(states[:, :-1], positions)
+        deciding = states[:, :-1]
+        logits = self._logits(deciding, positions)
         log_prob, entropy = _categorical(logits, trajectories.choices)
         is_number = torch.eq(self.n_choices, 0)
         if is_number.any():
@@ -315,7 +321,8 @@ class PolicyNetwork(nn.Module):
         # 0 is the middle of the range.
         centred = trajectories.numbers[..., None] - 0.5
         number = self.number_embedding(kinds) * centred
-        decision = torch.where(is_number[:, None], number, choice)
+        mask = is_number[:, None]
+        decision = torch.where(mask, number, choice)
         position: Tensor = self.position_embedding(indices)
         is_active = trajectories.active[..., None]
         return torch.where(is_active, decision, 0.0) + position
@@ -357,7 +364,8 @@ def _beta(logits: Tensor) -> Beta:
 
     Both parameters are above 1, so the density has one mode, inside the bounds.
     """
-    positive = nn.functional.softplus(logits[..., :2])
+    raw = logits[..., :2]
+    positive = nn.functional.softplus(raw)
     concentration = 1 + positive.clamp(max=_MAX_CONCENTRATION)
     alpha = concentration[..., 0]
     beta = concentration[..., 1]
@@ -409,7 +417,9 @@ def _count_choices(distribution: BaseDistribution) -> int:
     if isinstance(distribution, IntDistribution) and not distribution.log:
         extent = distribution.high - distribution.low
         count = extent // distribution.step + 1
-        return count if count <= _MAX_CHOICES else 0
+        if count <= _MAX_CHOICES:
+            return count
+        return 0
     return 0
 
 

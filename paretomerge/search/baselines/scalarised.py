@@ -162,7 +162,8 @@ class ScalarisedSampler(BaseSampler):
         m = y.shape[1]
         if signs is None:
             signs = np.ones(m)
-        for name, vector in (("weights", self._weights), ("ideal", self._ideal)):
+        vectors = {"weights": self._weights, "ideal": self._ideal}
+        for name, vector in vectors.items():
             if vector is not None and len(vector) != m:
                 raise ConfigError(
                     f"scalarised: {name}: expected {m} numbers, one per objective, "
@@ -318,16 +319,22 @@ def _move_inside(
     raised = max(linear, low + margin)
     clipped = min(raised, high - margin)
     moved = _from_linear(distribution, clipped)
-    return round(moved) if isinstance(distribution, IntDistribution) else moved
+    if isinstance(distribution, IntDistribution):
+        return round(moved)
+    return moved
 
 
 def _to_linear(
     distribution: FloatDistribution | IntDistribution, value: float
 ) -> float:
-    return float(np.log(value)) if distribution.log else float(value)
+    if distribution.log:
+        return float(np.log(value))
+    return float(value)
 
 
 def _from_linear(
     distribution: FloatDistribution | IntDistribution, value: float
 ) -> float:
-    return float(np.exp(value)) if distribution.log else float(value)
+    if distribution.log:
+        return float(np.exp(value))
+    return float(value)

@@ -158,8 +158,10 @@ class DirectionalLogEHVI:
         span = span.clamp_min(1e-3)
         span = span.unsqueeze(-1)
         # t: `b x directions x nodes`; the thresholds of the objectives at t, `... x nodes x m`.
-        t = self._front_length.unsqueeze(-1) + span * self._nodes
-        threshold = t.unsqueeze(-1) * self._directions.unsqueeze(1)
+        first = self._front_length.unsqueeze(-1)
+        t = first + span * self._nodes
+        directions = self._directions.unsqueeze(1)
+        threshold = t.unsqueeze(-1) * directions
         excess = mean[:, None, None] - threshold
         z = excess / std[:, None, None]
         # The outcomes are independent, so the logarithms of their probabilities add up.
@@ -169,7 +171,8 @@ class DirectionalLogEHVI:
         log_power = (self._m - 1) * t.log()
         log_weight = (self._weights * self._m).log()
         log_integrand = log_probability + log_power + log_weight + span.log()
-        log_mean_factor = math.log(self._ball_volume / len(self._directions))
+        mean_factor = self._ball_volume / len(self._directions)
+        log_mean_factor = math.log(mean_factor)
         log_improvement: Tensor = (
             log_integrand.flatten(1).logsumexp(1) + log_mean_factor
         )

@@ -109,7 +109,8 @@ def redraw(encoding: Encoding, points: Array, rng: Generator) -> Array:
     discrete = encoding.discrete_columns
     n_discrete = len(discrete)
     # NumPy's geometric distribution starts at 1.
-    counts = rng.geometric(0.5, len(points)) - 1
+    draws = rng.geometric(0.5, len(points))
+    counts = draws - 1
     for point, count in zip(points, counts, strict=True):
         size = min(int(count), n_discrete)
         chosen = rng.choice(n_discrete, size, replace=False)
@@ -162,7 +163,8 @@ def climb(
             fixed_features=fixed,
             options={"maxiter": steps},
         )
-    return np.asarray(points.detach().numpy()[:, 0])
+    climbed = points.detach().numpy()
+    return np.asarray(climbed[:, 0])
 
 
 def switch(

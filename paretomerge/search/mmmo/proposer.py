@@ -115,6 +115,10 @@ class _ObjectiveModel:
     elites: Array
 
 
+_Fit = tuple[bytes, Surrogate]
+"""The digest of the trials of a fit, and the fit."""
+
+
 class MMMOProposer:
     """Proposes the points of greatest expected hypervolume improvement.
 
@@ -142,8 +146,8 @@ class MMMOProposer:
         self._reference = reference
         self._reference_trials = reference_trials
         self._importance = importance
-        # Name of the model -> digest of the trials that it was fitted to, and the fit.
-        self._fits: dict[str, tuple[bytes, Surrogate]] = {}
+        # By the name of the model. A fit takes seconds, so it is repeated only for other trials.
+        self._fits: dict[str, _Fit] = {}
 
     def propose(self, archive: Archive, rng: Generator) -> Array:
         """New points `(k, d)`, the best first."""
@@ -354,7 +358,9 @@ class MMMOProposer:
             first = slice(self._reference_trials)
             y_first = y[first][complete[first]]
             # All of the first trials may have failed.
-            return reference_point(y_first if len(y_first) else y[complete])
+            if not len(y_first):
+                y_first = y[complete]
+            return reference_point(y_first)
         m = len(observations.signs)
         if len(self._reference) != m:
             raise ConfigError(
@@ -391,7 +397,10 @@ def _relative_improvement(
     standardise = model.surrogate.standardise
     front = standardise(model.front)
     volume = hypervolume(front, standardise(reference))
-    return float(np.exp(log_improvement) / volume) if volume > 0 else None
+    if volume > 0:
+        improvement = np.exp(log_improvement)
+        return float(improvement / volume)
+    return None
 
 
 def _digest(*arrays: Array | None) -> bytes:

@@ -142,13 +142,15 @@ class GPBatch:
             precision = torch.linalg.inv(covariance)
             residual = y - model.mean_module(x)
             # Eq. 5.12: variance_i = 1 / [K^-1]_ii and error_i = [K^-1 y]_i / [K^-1]_ii.
-            variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
+            diagonal = precision.diagonal(dim1=-2, dim2=-1)
+            variance = 1 / diagonal
             column = residual[..., None]
             solved = (precision @ column)[..., 0]
             error = variance * solved
             scaled_variance = 2 * math.pi * variance
             log_normaliser = scaled_variance.log()
-            density = -(error**2 / variance + log_normaliser) / 2
+            squared_error = error**2 / variance
+            density = -(squared_error + log_normaliser) / 2
             total = density.sum(-1).numpy()
             # A batch of one outcome has a scalar here.
             return np.atleast_1d(total)
@@ -188,7 +190,8 @@ class Surrogate:
         m = y.shape[1]
         has_stderr: Mask = np.zeros(m, dtype=bool)
         if stderr is not None:
-            has_stderr = np.asarray(~np.isnan(stderr).any(0))
+            is_missing = np.isnan(stderr)
+            has_stderr = np.asarray(~is_missing.any(0))
         plans = []
         # Outcomes with known and with inferred noise need separate BoTorch models.
         for mask in (has_stderr, ~has_stderr):
@@ -273,8 +276,8 @@ class Surrogate:
         if stderr is not None:
             variance = (stderr / y_std) ** 2
             noise = np.clip(variance, _MIN_NOISE, None)
-        batches = tuple(plan.build(x, standardised, noise) for plan in plans)
-        return cls(batches, y_mean, y_std)
+        batches = [plan.build(x, standardised, noise) for plan in plans]
+        return cls(tuple(batches), y_mean, y_std)
 
     def standardise(self, y: Array) -> Array:
         """Outcomes `(..., m)` in units of the standard deviation, from the mean."""
@@ -299,7 +302,8 @@ class Surrogate:
             # `k x m`: takes the outcomes of the batch to their columns, times their weights.
             weights = torch.zeros(k, m, dtype=x.dtype)
             columns = list(batch.outcomes)
-            weights[range(k), columns] = torch.from_numpy(batch.weight)
+            rows = range(k)
+            weights[rows, columns] = torch.from_numpy(batch.weight)
             # A mixture's variance is E[y^2] - E[y]^2 over its components.
             component_mean = posterior.mean
             squared = posterior.variance + component_mean**2
@@ -313,7 +317,8 @@ class Surrogate:
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and standard deviation, each `(n, m)`, at `x` `(n, d)`, in units of y."""
         with torch.no_grad():
-            mean, std = self.moments(torch.from_numpy(x))
+            points = torch.from_numpy(x)
+            mean, std = self.moments(points)
         y = mean.numpy() * self.y_std + self.y_mean
         y_std = std.numpy() * self.y_std
         return y, y_std
@@ -352,7 +357,8 @@ class _BatchPlan:
                 known_variance = torch.from_numpy(outcome_noise)
         outcomes = torch.from_numpy(y[:, columns])
         with _ignored_fit_warnings():
-            covariance = _covariance(x.shape[1], len(columns), self.kernel)
+            d = x.shape[1]
+            covariance = _covariance(d, len(columns), self.kernel)
             model = SingleTaskGP(
                 torch.from_numpy(x),
                 outcomes,
@@ -422,7 +428,8 @@ class QuadraticKernel(Kernel):  # type: ignore[misc]
     def _features(self, x: Tensor) -> Tensor:
         """Linear and quadratic features, `... x 2d`."""
         z = 2 * x - 1
-        features = torch.cat([z, z**2], -1)
+        squared = z**2
+        features = torch.cat([z, squared], -1)
         d = x.shape[-1]
         scaled: Tensor = features / d**0.5
         return scaled
