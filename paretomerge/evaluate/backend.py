@@ -78,7 +78,7 @@ def _checkpoint_parent(size: int) -> str | None:
     if not _SHARED_MEMORY.is_dir():
         return None
     free = shutil.disk_usage(_SHARED_MEMORY).free
-    # A full shared memory takes the memory of all processes.
+    # Shared memory is memory of the machine, so it must not be filled up.
     if free > 2 * size:
         return str(_SHARED_MEMORY)
     return None

@@ -232,7 +232,8 @@ class ItemResponseModel:
                 self._prior_precision,
                 easiness,
             )
-        logits = self._discriminations @ abilities[0] + self._easiness
+        products = self._discriminations @ abilities[0]
+        logits = products + self._easiness
         return np.asarray(expit(logits))
 
     def p_irt(self, indices: Indices, scores: Array) -> Estimate:
@@ -292,8 +293,10 @@ def _newton_step(
     """
     logits = x @ features.T + offset
     probability = expit(logits)
-    likelihood_gradient = (y - probability) @ features
-    prior_gradient = (x - prior_mean) @ prior_precision
+    residual = y - probability
+    likelihood_gradient = residual @ features
+    deviation = x - prior_mean
+    prior_gradient = deviation @ prior_precision
     gradient = likelihood_gradient - prior_gradient
     # the floor keeps the curvature from vanishing where the model is certain
     variance = probability * (1 - probability)

@@ -81,7 +81,9 @@ class FunctionEvaluator:
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Call the function; see `Evaluator.evaluate`."""
-        optional = {"split": split} if self._takes_split else {}
+        optional = {}
+        if self._takes_split:
+            optional["split"] = split
         try:
             returned = self.function(candidate.model, candidate.tokenizer, **optional)
         except Exception as error:  # the function is the user's, and may raise anything

@@ -80,6 +80,7 @@ class HarnessEvaluator:
         self.batch_size = batch_size
         self.notes: list[str] = []
         self._loader = loader
+        # A misspelled task is an error before any data is loaded.
         self._loader.check(self.tasks)
         self._search_evaluator = search_evaluator
         self._cache = cache
@@ -152,6 +153,7 @@ class HarnessEvaluator:
                 computed = self._compute_scores(candidate, task_examples, missing[name])
                 scores[name] |= computed
         except EvaluationError:
+            # Its message already says what is wrong.
             raise
         # The templates, filters and metrics are code of the tasks, and may raise anything.
         except Exception as error:
@@ -222,6 +224,7 @@ class HarnessEvaluator:
         if self._backend:
             return self._backend.load(candidate, self.batch_size)
         resident = self._resident
+        # The encoded requests belong to one tokenizer.
         if resident is None or resident.tokenizer is not candidate.tokenizer:
             # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM

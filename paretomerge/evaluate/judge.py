@@ -110,13 +110,16 @@ class JudgeEvaluator:
         if getattr(tokenizer, "chat_template", None):
             encoded = [_encode_chat(live, prompt) for prompt in prompts]
         else:
-            encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
+            encoded = []
+            for prompt in prompts:
+                tokens = tokenizer.encode(prompt)
+                encoded.append(tuple(tokens))
         writer = GreedyGenerator(live.model, tokenizer, [], self.max_tokens)
         numbered = list(enumerate(encoded))
-        tokens = writer.generate_in_batches(numbered, self._room)
+        written = writer.generate_in_batches(numbered, self._room)
         answers = []
         for i in range(len(prompts)):
-            answer = tokenizer.decode(tokens[i], skip_special_tokens=True)
+            answer = tokenizer.decode(written[i], skip_special_tokens=True)
             answers.append(answer)
         return answers
 
@@ -131,6 +134,7 @@ class JudgeEvaluator:
         return self._grades[key]
 
     def _ask(self, question: str) -> float:
+        # The criteria are the user's; the question is data, which the judge must not obey.
         instruction = _INSTRUCTION.format(criteria=self.criteria)
         messages = [
             {"role": "system", "content": instruction},
@@ -176,7 +180,8 @@ def _encode_chat(live: Candidate, prompt: str) -> tuple[int, ...]:
         chat, tokenize=False, add_generation_prompt=True
     )
     # The template has written the special tokens already.
-    return tuple(live.tokenizer.encode(text, add_special_tokens=False))
+    tokens = live.tokenizer.encode(text, add_special_tokens=False)
+    return tuple(tokens)
 
 
 def _question(example: Prompt, answer: str) -> str:

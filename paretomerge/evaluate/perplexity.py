@@ -60,6 +60,7 @@ class PerplexityEvaluator:
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""
+        # All merges of a study have one tokenizer, so the text is cut once.
         if self._tokenizer is not candidate.tokenizer:
             self._windows = self._cut_text(candidate)
             self._tokenizer = candidate.tokenizer

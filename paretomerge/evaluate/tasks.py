@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
+    Requests = tuple[tuple[Instance, ...], ...]
+
 OUTPUT_LENGTH = "output_length"
 """A metric that every task with generated answers has: their mean length in tokens."""
 
@@ -56,13 +58,13 @@ class Examples:
         task: The task, as the harness loaded it.
         metric: Which of its metrics is computed.
         filter: The pipeline that turns a model's responses into what the metric sees.
-        requests: The requests (`Instance`s) of each example.
+        requests: The requests (`Instance`s) of each example, `tuple[tuple[Instance, ...], ...]`.
     """
 
     task: "Task"
     metric: str
     filter: "FilterEnsemble"
-    requests: tuple[tuple["Instance", ...], ...]
+    requests: "Requests"
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -169,7 +171,8 @@ class Examples:
         for requests, digest in pairs:
             if digest not in content_digests:
                 remaining.append(requests)
-        return Examples(self.task, self.metric, self.filter, tuple(remaining))
+        requests_left = tuple(remaining)
+        return Examples(self.task, self.metric, self.filter, requests_left)
 
 
 @dataclass
@@ -238,6 +241,7 @@ class TaskLoader:
                     message = unknown_name("split", dataset_split, task.dataset)
                     raise EvaluationError(f"{name}: {message}")
                 task.config.test_split = dataset_split
+            # Few-shot examples are drawn when requests are built, so the seed comes before.
             task.set_fewshot_seed(self.seed)
             n = len(task.eval_docs)
             documents = self._select_documents(n, split)
@@ -291,7 +295,7 @@ def _choose_metric(name: str, spec: HarnessTask, task: "Task") -> str:
     return spec.metric
 
 
-def _requests_by_document(task: "Task") -> tuple[tuple["Instance", ...], ...]:
+def _requests_by_document(task: "Task") -> "Requests":
     requests: dict[int, list[Instance]] = defaultdict(list)
     for instance in task.instances:
         requests[instance.doc_id].append(instance)

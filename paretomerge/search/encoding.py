@@ -171,15 +171,17 @@ class Encoding:
         if name in cache:
             return cache[name]
         # Set before the recursion into the parents, which would not end in a cycle of conditions.
-        cache[name] = np.ones(len(x), dtype=bool)
+        active = np.ones(len(x), dtype=bool)
+        cache[name] = active
         for parent, values in self.conditions.get(name, ()):
             columns = self.columns[parent]
             units = x[:, columns]
             codec = self._codecs[parent]
             has_value = codec.has_value(units, values)
             parent_active = self._is_active(parent, x, cache)
-            cache[name] = cache[name] & parent_active & has_value
-        return cache[name]
+            active = active & parent_active & has_value
+            cache[name] = active
+        return active
 
     def neighbours(self, x: Array, rng: Generator, most: int = 64) -> Array:
         """Points that differ from `x` in one discrete parameter: another choice, or one step.
@@ -201,7 +203,8 @@ class Encoding:
                 points.append(neighbour)
         points = self._with_every_activated_choice(x, points)
         if len(points) > most:
-            chosen = rng.choice(len(points), most, replace=False)
+            n = len(points)
+            chosen = rng.choice(n, most, replace=False)
             points = [points[i] for i in chosen]
         stacked = np.asarray(points)
         # Without any neighbour, the array would have the shape (0,).
@@ -231,7 +234,9 @@ class Encoding:
             is_activated = active[:, columns.start]
             repeated = []
             for point, activated in zip(points, is_activated, strict=True):
-                every_choice = np.eye(width) if activated else inactive[None]
+                every_choice = inactive[None]
+                if activated:
+                    every_choice = np.eye(width)
                 for units in every_choice:
                     copy = _replaced(point, columns, units)
                     repeated.append(copy)

@@ -226,7 +226,8 @@ def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
     # A study of one objective may report a plain number.
     is_number = isinstance(reported, float | int)
     stderr = number_vector([reported] if is_number else reported)
-    if stderr.shape != (m,) or (stderr < 0).any():
+    is_negative = stderr < 0
+    if stderr.shape != (m,) or is_negative.any():
         raise ConfigError(
             f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, "
             f"one per objective, got {shorten(reported)}; the trial counts as one without "

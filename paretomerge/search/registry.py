@@ -232,7 +232,7 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         "space": dict(problem.space),
         "conditions": problem.conditions,
         "n_startup": problem.n_startup,
-        # The sources alone: a merge must be better than the worst of them to count.
+        # The default reference point comes from the sources alone.
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
     }

@@ -55,7 +55,7 @@ def is_plain_greedy(model: "PreTrainedModel", settings: Mapping[str, object]) ->
         False where there are beams, sampling, penalties and the like: `transformers` does those.
     """
     ignored = ("until", "max_gen_toks", "do_sample", "temperature")
-    others = {key for key in settings if key not in ignored}
+    others = settings.keys() - set(ignored)
     # a temperature asks for sampling, whatever do_sample says
     samples = settings.get("do_sample", False)
     if samples or settings.get("temperature", 0.0):

@@ -181,7 +181,9 @@ class LogLikelihoods:
             longest_answer = max(len(answer.tokens) for answer in answers)
             start = len(job.prefix) - longest_answer
             starts.append(start)
-        prefix = shared_prefix(rows, starts) if self._supports_cache else ()
+        prefix: Tokens = ()
+        if self._supports_cache:
+            prefix = shared_prefix(rows, starts)
         n_shared = len(prefix)
         rests = [row[n_shared:] for row in rows]
         ids = pad_right(rests, model.device)
@@ -198,6 +200,7 @@ class LogLikelihoods:
         offset = width - logits.shape[1]
         located = []
         for r, job in enumerate(jobs):
+            # behind the last position, which predicts the token after the prefix
             end = len(job.prefix) - offset
             for answer in job.answers[0]:
                 location = LocatedAnswer(r, end, answer)
@@ -245,6 +248,7 @@ class LogLikelihoods:
         logits = torch.cat([context_logits, output.logits], 1)
         located = []
         for r, suffix in enumerate(suffixes):
+            # 1 for the context's last position
             end = len(suffix) + 1
             for answer in answers[r]:
                 location = LocatedAnswer(r, end, answer)
@@ -283,7 +287,7 @@ class LogLikelihoods:
         all_greedy = is_greedy.all(1).tolist()
         for location, total, greedy in zip(located, totals, all_greedy, strict=True):
             request = location.answer.request
-            self.results[request] = total, greedy
+            self.results[request] = (total, greedy)
 
 
 def _group_jobs(jobs: Sequence[ForwardJob]) -> list[list[ForwardJob]]:
@@ -308,7 +312,8 @@ def _group_by_context(
         truncated = sequence[-longest:]
         inputs = truncated[:-1]
         # and the context's last token predicts the answer's first
-        context_length = len(inputs) - len(answer) + 1
+        n_answer = len(answer)
+        context_length = len(inputs) - n_answer + 1
         prefix = inputs[:context_length]
         suffix = inputs[context_length:]
         continuations = contexts.setdefault(prefix, {})
@@ -322,5 +327,6 @@ def _is_sharing_worthwhile(context: Tokens, continuations: Continuations) -> boo
     n_following = sum(map(len, continuations))
     n_shared = len(context) + n_following
     # without sharing, the context is read once for each continuation
-    n_separate = len(context) * len(continuations) + n_following
+    n_contexts = len(continuations)
+    n_separate = n_contexts * len(context) + n_following
     return n_shared <= _MAX_TOKEN_SHARE * n_separate

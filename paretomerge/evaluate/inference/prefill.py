@@ -73,10 +73,11 @@ def prefill(
         Logits, cache and mask; a row for each prompt.
     """
     # the last token of each prompt is read in its own row, which gives its logits
-    ends = [len(prompt) - 1 for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    ends = [length - 1 for length in lengths]
     prefix = shared_prefix(prompts, ends)
     window = _attention_window(model)
-    longest_prompt = max(len(prompt) for prompt in prompts)
+    longest_prompt = max(lengths)
     longest = longest_prompt + max_new_tokens
     if window is not None and longest > window:
         # windows count positions, padding included: padding between the prefix and a prompt's

@@ -130,7 +130,8 @@ class EvolverProposer:
         # Three different members, or b - c would be 0.
         chosen = rng.choice(others, 3, replace=False)
         a, b, c = x[chosen]
-        mutant = a + self.differential * (b - c)
+        difference = b - c
+        mutant = a + self.differential * difference
         from_mutant = rng.random(n_parameters) < self.crossover
         # Eq. 4: at least one parameter comes from the mutant, or the child could equal its parent.
         always = rng.integers(n_parameters)

@@ -237,8 +237,10 @@ def _ask_for_point(
             return point
         if len(problems) > _MAX_PROBLEMS:
             hidden = len(problems) - _MAX_PROBLEMS
-            problems = [*problems[:_MAX_PROBLEMS], f"and {hidden} more such faults"]
-        listed = "\n".join(f"- {problem}" for problem in problems)
+            problems = problems[:_MAX_PROBLEMS]
+            problems.append(f"and {hidden} more such faults")
+        lines = [f"- {problem}" for problem in problems]
+        listed = "\n".join(lines)
         correction = (
             f"That cannot be used:\n{listed}\nAnswer again, with one whole JSON object."
         )

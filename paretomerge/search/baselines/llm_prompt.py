@@ -23,15 +23,16 @@ TASK = (
     "You choose the settings for merging the weights of language models that were fine-tuned from "
     "one base model. `method` is how they are merged; a `weight` scales what one model changed in "
     "the base (0: left out, 1: in full, above 1: amplified; weights need not sum to 1); a "
-    "`density` is the share of its changes that is kept. A name goes on with the model, then, "
-    "where they are told apart, the group of layers (0: nearest the input) and the part of a layer."
+    "`density` is the share of its changes that is kept. The rest of a name is the model, "
+    "and, where they have settings of their own, the group of layers (0: nearest the input) and "
+    "the part of a layer."
 )
 """What the parameters of a `WeightSpace` mean."""
 
 _RULES = (
     "Answer with one JSON object and nothing else: every parameter's name with its value, flat. "
-    "Choose a point that is likely to improve the front: better than known ones in some objective, "
-    "or a trade-off that is not there yet. No known point again."
+    "Choose a point that is likely to improve the front: better than the known ones in some "
+    "objective, or a new trade-off. Do not repeat a known point."
 )
 _DIGITS = 3  # numbers in the log are rounded to a thousandth of their range
 
@@ -101,8 +102,12 @@ def describe(
 
 def _describe_number(distribution: BaseDistribution) -> str:
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    kind = "a whole number" if isinstance(distribution, IntDistribution) else "a number"
-    text = f"{kind} from {distribution.low:.12g} to {distribution.high:.12g}"
+    kind = "a number"
+    if isinstance(distribution, IntDistribution):
+        kind = "a whole number"
+    low = distribution.low
+    high = distribution.high
+    text = f"{kind} from {low:.12g} to {high:.12g}"
     if distribution.step not in (None, 1):
         text += f" in steps of {distribution.step:g}"
     if distribution.log:
@@ -150,7 +155,8 @@ def _objective_titles(study: Study) -> list[str]:
     names = study.metric_names
     for k, direction in enumerate(study.directions):
         name = names[k] if names else f"objective {k + 1}"
-        titles.append(f"{name} ({direction.name.lower()})")
+        verb = direction.name.lower()
+        titles.append(f"{name} ({verb})")
     return titles
 
 

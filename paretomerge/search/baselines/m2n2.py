@@ -104,7 +104,8 @@ class M2N2Proposer:
         share_of_a = np.repeat(share_of_a, widths)
         is_mutated = np.repeat(is_mutated, widths)
         mutation = is_mutated * self.mutation_scale * noise
-        mixed = share_of_a * a + (1 - share_of_a) * b
+        share_of_b = 1 - share_of_a
+        mixed = share_of_a * a + share_of_b * b
         return mixed + mutation
 
 
@@ -260,6 +261,8 @@ def _roulette(weights: Array, rng: Generator) -> int:
     """An index drawn in proportion to the weights."""
     total = weights.sum()
     # Without any weight all members are equally likely.
-    probabilities = weights / total if total > 0 else None
+    probabilities = None
+    if total > 0:
+        probabilities = weights / total
     index = rng.choice(len(weights), p=probabilities)
     return int(index)

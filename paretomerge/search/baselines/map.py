@@ -205,7 +205,8 @@ def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
         freedom = np.maximum(1 - leverage, _MIN_FREEDOM)
         shrunk_target = shrinkage[:, None] * rotated_target
         fitted = vectors @ shrunk_target
-        loo_residual = (target - fitted) / freedom[:, None]
+        residual = target - fitted
+        loo_residual = residual / freedom[:, None]
         squared_residual = loo_residual**2
         loo_error = squared_residual.mean(0)
         errors.append(loo_error)

@@ -113,6 +113,7 @@ def largest_divisions(m: int, max_directions: int) -> int:
     divisions = 1
     if m == 1:
         return divisions
+    # The count for one division more.
     while comb(divisions + m, m - 1) <= max_directions:
         divisions += 1
     return divisions
@@ -187,7 +188,8 @@ def _associate(
     along = cost @ unit.T
     squared_cost = cost**2
     squared_norm = squared_cost.sum(1)
-    squared_distance = squared_norm[:, None] - along**2
+    squared_along = along**2
+    squared_distance = squared_norm[:, None] - squared_along
     # Rounding may make a distance of 0 negative.
     clipped = np.maximum(squared_distance, 0)
     distance = np.sqrt(clipped)
@@ -239,7 +241,8 @@ def _sbx(
     beta = np.where(u < 0.5, contracting, expanding)
     from_a = (1 + beta) * a
     from_b = (1 - beta) * b
-    return (from_a + from_b) / 2
+    total = from_a + from_b
+    return total / 2
 
 
 def _polynomial_step(u: Array) -> Array:

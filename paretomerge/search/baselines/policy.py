@@ -181,7 +181,9 @@ class _Learner:
         for n in range(first, len(x) + 1):
             x_begin = x[:n]
             y_begin = y[:n]
-            updates = _FIRST_UPDATES if n == startup else policy.updates
+            updates = policy.updates
+            if n == startup:
+                updates = _FIRST_UPDATES
             for step in range(updates):
                 # Numbers of its own for each step: training does not depend on restarts.
                 rng = np.random.default_rng([policy.seed, n, step])
@@ -309,7 +311,9 @@ def _ppo_loss(
     log_ratio = evaluation.log_prob - before.log_prob
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - _CLIP, 1 + _CLIP)
-    surrogate = torch.minimum(ratio * normalised, clipped_ratio * normalised)
+    plain = ratio * normalised
+    clipped = clipped_ratio * normalised
+    surrogate = torch.minimum(plain, clipped)
     # The return of each decision; the value at the end should be the reward itself.
     values_before = before.values[:, :-1]
     target = advantage + values_before
@@ -359,7 +363,9 @@ def advantages(
         # The reward itself, which stands in for V after the last decision, is not discounted.
         weight = torch.where(is_last, 1.0, discount)
         delta = weight * next_value - value
-        accumulated = delta + discount * gae_lambda * advantage
+        # gamma lambda A_{t+1}
+        later = discount * gae_lambda * advantage
+        accumulated = delta + later
         advantage = torch.where(is_active, accumulated, advantage)
         next_value = torch.where(is_active, value, next_value)
         result[:, k] = torch.where(is_active, advantage, 0.0)
@@ -381,14 +387,16 @@ def scalarise(y: Array, preference: Sequence[float] | Array) -> Array:
         `(n,)`: 0 at best, -2 at worst.
     """
     best = y.max(0)
-    extent = best - np.median(y, axis=0)
+    median = np.median(y, axis=0)
+    extent = best - median
     scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
     relative = (best - y) / scale
     shortfall = np.minimum(relative, _MAX_SHORTFALL)
     weighted = shortfall * np.asarray(preference)
     worst = weighted.max(1)
     total = weighted.sum(1)
-    reward: Array = -(1 - _AUGMENTATION) * worst - _AUGMENTATION * total
+    sum_part = _AUGMENTATION * total
+    reward: Array = -(1 - _AUGMENTATION) * worst - sum_part
     return reward
 
 

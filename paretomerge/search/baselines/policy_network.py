@@ -75,7 +75,9 @@ class Evaluation:
     @property
     def mean_log_prob(self) -> Tensor:
         """The mean log-probability of an active decision, `(b,)`."""
-        n_active = self.active.sum(1).clamp(min=1)
+        n_active = self.active.sum(1)
+        # A point may have no active decision.
+        n_active = n_active.clamp(min=1)
         return self.log_prob.sum(1) / n_active
 
     def take(self, rows: Indices) -> "Evaluation":
@@ -153,8 +155,10 @@ class DecisionSequence:
                 choices[:, i] = np.rint(indices)
             else:
                 numbers[:, i] = number
+        # All columns of a parameter are active or none is.
         first_columns = [self._columns[k].start for k in positions]
-        active = self.encoding.active_mask(x)[:, first_columns]
+        mask = self.encoding.active_mask(x)
+        active = mask[:, first_columns]
         active_choices = np.where(active, choices, 0)
         active_numbers = np.where(active, numbers, 0.0)
         return Trajectories(
@@ -256,7 +260,8 @@ class PolicyNetwork(nn.Module):
         log_prob, entropy = _categorical(logits, trajectories.choices)
         is_number = torch.eq(self.n_choices, 0)
         if is_number.any():
-            beta = _beta(logits[:, is_number])
+            number_logits = logits[:, is_number]
+            beta = _beta(number_logits)
             numbers = trajectories.numbers[:, is_number]
             numbers = numbers.clamp(_MARGIN, 1 - _MARGIN)
             mask = is_number.expand(b, k)
@@ -265,10 +270,11 @@ class PolicyNetwork(nn.Module):
             log_prob = log_prob.masked_scatter(mask, number_log_prob)
             entropy = entropy.masked_scatter(mask, number_entropy)
         inactive = ~trajectories.active
+        values = self.critic(states)
         return Evaluation(
             log_prob=log_prob.masked_fill(inactive, 0.0),
             entropy=entropy.masked_fill(inactive, 0.0),
-            values=self.critic(states)[..., 0],
+            values=values[..., 0],
             active=trajectories.active,
         )
 
@@ -312,11 +318,14 @@ class PolicyNetwork(nn.Module):
 
         An inactive decision contributes its position alone.
         """
+        # `positions` may be a range.
         indices = torch.tensor(list(positions))
         kinds = self.kinds[indices]
-        is_number = torch.eq(self.n_choices[indices], 0)
+        n_choices = self.n_choices[indices]
+        is_number = torch.eq(n_choices, 0)
         # Row `kind * width + choice` of the table is that of a choice in a kind of decision.
-        rows = kinds * self._width + trajectories.choices
+        first_rows = kinds * self._width
+        rows = first_rows + trajectories.choices
         choice = self.choice_embedding(rows)
         # 0 is the middle of the range.
         centred = trajectories.numbers[..., None] - 0.5
@@ -329,17 +338,21 @@ class PolicyNetwork(nn.Module):
 
     def _logits(self, states: Tensor, positions: Sequence[int]) -> Tensor:
         """`(b, positions, width)` from the states before each decision; -inf if invalid."""
+        # `positions` may be a range.
         indices = torch.tensor(list(positions))
         embedding = self.position_embedding(indices)
-        embedding = embedding.expand(len(states), -1, -1)
+        b = len(states)
+        embedding = embedding.expand(b, -1, -1)
         features = torch.cat([states, embedding], -1)
         outputs = self.heads(features)
-        all_kinds = outputs.unflatten(-1, (-1, self._width))
+        width = self._width
+        all_kinds = outputs.unflatten(-1, (-1, width))
         columns = torch.arange(len(indices))
         kinds = self.kinds[indices]
         logits: Tensor = all_kinds[:, columns, kinds]
-        n_choices = self.n_choices[indices][:, None]
-        is_beyond = torch.arange(self._width) >= n_choices
+        n_choices = self.n_choices[indices]
+        n_choices = n_choices[:, None]
+        is_beyond = torch.arange(width) >= n_choices
         # Numbers have 0 choices and use the first two outputs.
         is_invalid = is_beyond & (n_choices > 0)
         return logits.masked_fill(is_invalid, -torch.inf)
@@ -381,7 +394,8 @@ def _sample_choices(
     b, n_choices = logits.shape
     probabilities = torch.softmax(logits, -1).numpy()
     uniform = random_share / n_choices
-    mixed = (1 - random_share) * probabilities + uniform
+    policy_share = 1 - random_share
+    mixed = policy_share * probabilities + uniform
     cumulative = mixed.cumsum(1)
     # Rounding may leave the last value below 1, so the uniform numbers are scaled by it.
     total = cumulative[:, -1:]

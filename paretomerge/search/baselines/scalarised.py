@@ -81,9 +81,13 @@ class ScalarisedSampler(BaseSampler):
                 f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}"
             )
         self._inner = inner
-        self._weights = None if weights is None else _normalise_weights(weights)
+        self._weights: Array | None = None
+        if weights is not None:
+            self._weights = _normalise_weights(weights)
         self._kind = kind
-        self._ideal = None if ideal is None else np.asarray(ideal, dtype=float)
+        self._ideal: Array | None = None
+        if ideal is not None:
+            self._ideal = np.asarray(ideal, dtype=float)
         self._seed = resolve_seed(seed)
 
     def infer_relative_search_space(

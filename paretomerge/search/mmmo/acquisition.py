@@ -130,7 +130,8 @@ class DirectionalLogEHVI:
         points = np.vstack([front, reference])
         difference = torch.from_numpy(points - reference)
         above_reference = difference.clamp_min(0.0)
-        ratio = above_reference.unsqueeze(1) / self._directions
+        above_reference = above_reference.unsqueeze(1)
+        ratio = above_reference / self._directions
         lengths = ratio.amin(2)
         self._front_length = lengths.amax(0)
         nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
@@ -151,7 +152,8 @@ class DirectionalLogEHVI:
         mean = mean - self._reference
         # Integration ends where the tightest objective is 5 standard deviations above its mean.
         optimistic = mean + 5 * std
-        lengths = optimistic.unsqueeze(1) / self._directions
+        optimistic = optimistic.unsqueeze(1)
+        lengths = optimistic / self._directions
         # Detached: the end of the integration is a choice, not a part of the function.
         longest = lengths.amin(2).detach()
         span = longest - self._front_length
@@ -162,14 +164,18 @@ class DirectionalLogEHVI:
         t = first + span * self._nodes
         directions = self._directions.unsqueeze(1)
         threshold = t.unsqueeze(-1) * directions
-        excess = mean[:, None, None] - threshold
-        z = excess / std[:, None, None]
+        mean = mean[:, None, None]
+        std = std[:, None, None]
+        excess = mean - threshold
+        z = excess / std
         # The outcomes are independent, so the logarithms of their probabilities add up.
         log_probabilities = torch.special.log_ndtr(z)
         log_probability = log_probabilities.sum(-1)
         # The derivative of t^m is m t^(m-1).
-        log_power = (self._m - 1) * t.log()
-        log_weight = (self._weights * self._m).log()
+        power = self._m - 1
+        log_power = power * t.log()
+        weights = self._weights * self._m
+        log_weight = weights.log()
         log_integrand = log_probability + log_power + log_weight + span.log()
         mean_factor = self._ball_volume / len(self._directions)
         log_mean_factor = math.log(mean_factor)

@@ -50,10 +50,13 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: Generator) -> Array:
     highest = math.log(_MAX_MOVE)
     log_std = rng.uniform(lowest, highest, (n_near, 1))
     std = np.exp(log_std)
-    move = std * rng.standard_normal(near.shape)
-    is_moved = rng.random(near.shape) < probability
+    shape = near.shape
+    move = std * rng.standard_normal(shape)
+    is_moved = rng.random(shape) < probability
     is_discrete = encoding.discrete
-    near = near + move * is_moved * ~is_discrete
+    # A number that is rounded has no small moves.
+    step = move * is_moved * ~is_discrete
+    near = near + step
     if is_discrete.mean() > _MOSTLY_DISCRETE:
         recombined = recombine(encoding, near, elites, rng)
         near = redraw(encoding, recombined, rng)
@@ -148,8 +151,9 @@ def climb(
     def on_active_coordinates(points: Tensor) -> Tensor:
         # Inactive coordinates return to their place afterwards, so they must not have a gradient.
         x = points.detach()[:, 0].numpy()
-        mask = torch.from_numpy(encoding.active_mask(x))
-        active = mask[:, None]
+        mask = encoding.active_mask(x)
+        active = torch.from_numpy(mask)
+        active = active[:, None]
         projected = torch.where(active, points, INACTIVE)
         return acquisition(projected)
 

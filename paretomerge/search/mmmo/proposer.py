@@ -89,6 +89,7 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, bool):
                 continue
+            # Whole numbers are counts.
             least = 1 if isinstance(field.default, int) else 0
             if value < least:
                 raise ConfigError(
@@ -146,7 +147,7 @@ class MMMOProposer:
         self._reference = reference
         self._reference_trials = reference_trials
         self._importance = importance
-        # By the name of the model. A fit takes seconds, so it is repeated only for other trials.
+        # By the name of the model. A fit is expensive, so it is repeated only for other trials.
         self._fits: dict[str, _Fit] = {}
 
     def propose(self, archive: Archive, rng: Generator) -> Array:
@@ -195,7 +196,7 @@ class MMMOProposer:
         surrogate = self._fit("objectives", x, y, stderr, kernels)
 
         usable = archive.usable
-        predicted = surrogate.predict(archive.x)[0]
+        predicted, _ = surrogate.predict(archive.x)
         if len(usable):
             ranking = ranked(predicted[usable], reference)
             order = usable[ranking]
@@ -206,10 +207,12 @@ class MMMOProposer:
 
         if len(archive.pending):
             surrogate = _with_pending(surrogate, archive.pending, x, y, stderr)
-        front_points = np.concatenate([archive.x[usable], archive.pending])
+        usable_points = archive.x[usable]
+        front_points = np.concatenate([usable_points, archive.pending])
+        # None yet, where no trial is feasible.
         front = predicted[:0]
         if len(front_points):
-            front = surrogate.predict(front_points)[0]
+            front, _ = surrogate.predict(front_points)
         is_nondominated = nondominated(front)
         return _ObjectiveModel(surrogate, front[is_nondominated], elites)
 
@@ -238,7 +241,8 @@ class MMMOProposer:
         reported = ~has_missing & observations.complete
         if values.shape[1] and reported.sum() >= 2:
             violations = values[reported]
-            constraints = self._fit("constraints", x[reported], violations, None)
+            x_reported = x[reported]
+            constraints = self._fit("constraints", x_reported, violations, None)
         # Failures are an outcome of 1 or 0 with a process of its own, over all trials.
         if not observations.complete.all():
             completed = observations.complete[:, None].astype(float)
@@ -293,7 +297,8 @@ class MMMOProposer:
         least_value = shortlisted_values[0] - _MAX_LOG_LOSS
         promising = shortlisted_values > least_value
         shortlist = shortlist[promising]
-        std = surrogate.predict(points[shortlist])[1]
+        shortlisted = points[shortlist]
+        _, std = surrogate.predict(shortlisted)
         precision = surrogate.y_std**2 / std**2
         information = precision.sum(1)
         order_of_information = np.argsort(information, kind="stable")
@@ -322,11 +327,14 @@ class MMMOProposer:
         """
         n = len(y)
         # With refit = 0.1 and n = 37, step is 3, and the last refit was at 36 trials.
-        step = max(1, int(n * self._settings.refit))
+        share = self._settings.refit
+        step = max(1, int(n * share))
         first = max(2, n - n % step)
         x_first = x[:first]
         y_first = y[:first]
-        noise = None if stderr is None else stderr[:first]
+        noise = None
+        if stderr is not None:
+            noise = stderr[:first]
         digest = _digest(x_first, y_first, noise, kernels[0].importance)
         last_digest, surrogate = self._fits.get(name, (b"", None))
         if surrogate is None or last_digest != digest:
@@ -376,7 +384,7 @@ def _with_pending(
 
     Source: Ginsbourger et al. 2010.
     """
-    predicted = surrogate.predict(pending)[0]
+    predicted, _ = surrogate.predict(pending)
     if stderr is not None:
         # Times 0, so that the column of an objective without standard errors stays NaN.
         first_row = stderr[:1]

@@ -95,7 +95,9 @@ class GPBatch:
             return self.model
         inputs = self.model.train_inputs[0]
         # BoTorch repeats the inputs per outcome: `k x n x d`.
-        x = inputs[0] if inputs.dim() == 3 else inputs
+        x = inputs
+        if inputs.dim() == 3:
+            x = inputs[0]
         with _ignored_fit_warnings(), torch.no_grad():
             means = self.model.eval().posterior(x).mean
             model = SingleTaskGP(
@@ -138,7 +140,8 @@ class GPBatch:
             y = model.train_targets
             noise = model.likelihood.noise.expand(y.shape)
             prior_covariance = model.covar_module(x).to_dense()
-            covariance = prior_covariance + torch.diag_embed(noise)
+            noise_covariance = torch.diag_embed(noise)
+            covariance = prior_covariance + noise_covariance
             precision = torch.linalg.inv(covariance)
             residual = y - model.mean_module(x)
             # Eq. 5.12: variance_i = 1 / [K^-1]_ii and error_i = [K^-1 y]_i / [K^-1]_ii.
@@ -319,9 +322,9 @@ class Surrogate:
         with torch.no_grad():
             points = torch.from_numpy(x)
             mean, std = self.moments(points)
-        y = mean.numpy() * self.y_std + self.y_mean
-        y_std = std.numpy() * self.y_std
-        return y, y_std
+        scaled_mean = mean.numpy() * self.y_std
+        scaled_std = std.numpy() * self.y_std
+        return scaled_mean + self.y_mean, scaled_std
 
 
 @dataclass(frozen=True)
@@ -442,9 +445,11 @@ def _covariance(d: int, m: int, spec: KernelSpec) -> Kernel:
     MAP, Li et al. 2024, arXiv 2406.07529), and thirty trials determine such a trend in thirty
     dimensions. The RBF process is BoTorch's default.
     """
+    # BoTorch gives a model of one outcome no batch dimension.
     batch_shape = torch.Size([m] if m > 1 else [])
     # Hvarfner et al. 2024: the prior length-scale grows with the square root of d.
-    log_mean = 2**0.5 + math.log(d) / 2
+    half_log_d = math.log(d) / 2
+    log_mean = 2**0.5 + half_log_d
     log_importance = torch.zeros(d, dtype=torch.float64)
     if spec.importance is not None:
         log_importance = torch.from_numpy(spec.importance).log()
