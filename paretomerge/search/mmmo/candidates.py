@@ -54,7 +54,7 @@ def scatter(encoding: Encoding, elites: Array, n: int, rng: Generator) -> Array:
     move = std * rng.standard_normal(shape)
     is_moved = rng.random(shape) < probability
     is_discrete = encoding.discrete
-    # A number that is rounded has no small moves.
+    # Rounding would undo small moves of discrete coordinates.
     step = move * is_moved * ~is_discrete
     near = near + step
     if is_discrete.mean() > _MOSTLY_DISCRETE:
