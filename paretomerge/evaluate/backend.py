@@ -18,9 +18,8 @@ from paretomerge.evaluate.evaluator import Candidate
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-_SHARED_MEMORY = Path(
-    "/dev/shm"
-)  # Linux only; elsewhere the folder for temporary files is used
+# Linux only; elsewhere the folder for temporary files is used.
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Backend:
             try:
                 yield model
             finally:
+                # The next candidate needs the backend's memory.
                 del model
                 gc.collect()
 
@@ -78,4 +78,7 @@ def _checkpoint_parent(size: int) -> str | None:
     if not _SHARED_MEMORY.is_dir():
         return None
     free = shutil.disk_usage(_SHARED_MEMORY).free
-    return str(_SHARED_MEMORY) if free > 2 * size else None
+    # Shared memory is memory of the machine, so it must not be filled up.
+    if free > 2 * size:
+        return str(_SHARED_MEMORY)
+    return None

@@ -1,7 +1,7 @@
 """Estimate a merge's mean score over all examples of a task from its scores on some of them.
 
-Other merges that were scored on all N examples help: they say how difficult each example is, and
-which examples go together. Every estimator here is a function of
+Other merges that were scored on all N examples help: they show how difficult each example is, and
+which examples the same merges solve. Every estimator here is a function of
 
     indices (n,): the examples that the merge was scored on;
     scores (n,): its scores there, 0 or 1 or between;
@@ -29,13 +29,9 @@ Indices = NDArray[np.intp]
 _N_ABILITIES = 3  # dimensions of the item-response model
 _NEWTON_STEPS = 30
 _PRIOR_PRECISION = 1.0  # of abilities and discriminations
-_EASINESS_PRECISION = (
-    0.1  # weaker: examples may be far easier or harder than the average one
-)
+_EASINESS_PRECISION = 0.1  # weaker: an example may be far easier than the average one
 _RIDGE = 0.05  # added to the variances of the reference merges' abilities
-_GP_IRT_EXAMPLES = (
-    50  # with so many examples, gp-IRT weighs both of its estimates equally
-)
+_GP_IRT_EXAMPLES = 50  # with so many, gp-IRT weighs both of its estimates equally
 
 
 @dataclass(frozen=True)
@@ -82,18 +78,24 @@ def stratified_mean(reference: Array) -> Estimator:
         scored_strata = strata[indices]
         levels = np.unique(scored_strata)
         all_levels = np.arange(len(sizes))
-        distances = np.abs(all_levels[:, None] - levels)
-        nearest = levels[distances.argmin(1)]
-        weights = np.empty(len(levels))
-        means = np.empty(len(levels))
+        differences = all_levels[:, None] - levels
+        distances = np.abs(differences)
+        closest = distances.argmin(1)
+        nearest = levels[closest]
+        n_levels = len(levels)
+        weights = np.empty(n_levels)
+        means = np.empty(n_levels)
         for i, level in enumerate(levels):
-            represented = sizes[nearest == level]
+            is_represented = nearest == level
+            represented = sizes[is_represented]
             weights[i] = represented.sum() / total
-            means[i] = scores[scored_strata == level].mean()
+            stratum_scores = scores[scored_strata == level]
+            means[i] = stratum_scores.mean()
         level_of_score = np.searchsorted(levels, scored_strata)
         residuals = scores - means[level_of_score]
         stderr = _standard_error(residuals, total)
-        return Estimate(float(weights @ means), stderr)
+        value = float(weights @ means)
+        return Estimate(value, stderr)
 
     return estimate
 
@@ -101,8 +103,8 @@ def stratified_mean(reference: Array) -> Estimator:
 def difference_estimator(predicted: Array) -> Estimator:
     """The mean of predicted scores, corrected by their mean error on the scored examples.
 
-    It is unbiased whatever was predicted, and the more precise the better the prediction is (the
-    difference estimator of survey sampling; Cochran 1977, sec. 7.3).
+    This is the difference estimator of survey sampling (Cochran 1977, sec. 7.3). It is unbiased for
+    any prediction. The better the prediction, the more precise it is.
 
     Args:
         predicted: Predicted scores `(N,)` of all examples.
@@ -147,13 +149,16 @@ class ItemResponseModel:
         self._initialise(reference)
         for _ in range(_NEWTON_STEPS):
             self._fit_step(reference)
-        identity = np.eye(self._abilities.shape[1])
+        n_abilities = self._abilities.shape[1]
+        identity = np.eye(n_abilities)
         covariance = identity
         if k > 1:
             # cov of a single ability is a scalar
-            covariance = np.atleast_2d(np.cov(self._abilities.T))
+            sample_covariance = np.cov(self._abilities.T)
+            covariance = np.atleast_2d(sample_covariance)
         # the ridge keeps the inverse finite where all reference merges are equal
-        precision = np.linalg.inv(covariance + _RIDGE * identity)
+        ridged = covariance + _RIDGE * identity
+        precision = np.linalg.inv(ridged)
         self._prior_mean: Array = self._abilities.mean(0)
         self._prior_precision: Array = np.asarray(precision, dtype=np.float64)
 
@@ -169,9 +174,11 @@ class ItemResponseModel:
         centred = logits - self._easiness
         u, s, vt = np.linalg.svd(centred, full_matrices=False)
         # abilities of variance 1, as their prior has it
-        self._abilities: Array = u[:, :m] * math.sqrt(k)
-        components = s[:m, None] * vt[:m]
-        loadings = components.T / math.sqrt(k)
+        scale = math.sqrt(k)
+        self._abilities: Array = u[:, :m] * scale
+        singular_values = s[:m, None]
+        components = singular_values * vt[:m]
+        loadings = components.T / scale
         # start from a quarter, since the logits of clipped scores are extreme
         self._discriminations: Array = loadings / 4
 
@@ -183,12 +190,13 @@ class ItemResponseModel:
         abilities_and_one: Array = np.column_stack([self._abilities, constant])
         examples: Array = np.column_stack([self._discriminations, self._easiness])
         precisions = [_PRIOR_PRECISION] * m + [_EASINESS_PRECISION]
+        example_precision = np.diag(precisions)
         examples = _newton_step(
             examples,
             abilities_and_one,
             reference.T,
             np.zeros_like(examples),
-            np.diag(precisions),
+            example_precision,
         )
         self._discriminations = examples[:, :-1]
         self._easiness = examples[:, -1]
@@ -224,7 +232,8 @@ class ItemResponseModel:
                 self._prior_precision,
                 easiness,
             )
-        logits = self._discriminations @ abilities[0] + self._easiness
+        products = self._discriminations @ abilities[0]
+        logits = products + self._easiness
         return np.asarray(expit(logits))
 
     def p_irt(self, indices: Indices, scores: Array) -> Estimate:
@@ -235,13 +244,15 @@ class ItemResponseModel:
         predicted = self.predict(indices, scores)
         completed = predicted.copy()
         completed[indices] = scores
+        value = float(completed.mean())
         errors = scores - predicted[indices]
         stderr = _standard_error(errors, len(predicted))
-        return Estimate(float(completed.mean()), stderr)
+        return Estimate(value, stderr)
 
     def corrected(self, indices: Indices, scores: Array) -> Estimate:
         """The difference estimator of the model's predictions."""
-        estimate = difference_estimator(self.predict(indices, scores))
+        predicted = self.predict(indices, scores)
+        estimate = difference_estimator(predicted)
         return estimate(indices, scores)
 
     def gp_irt(self, indices: Indices, scores: Array) -> Estimate:
@@ -254,7 +265,8 @@ class ItemResponseModel:
         corrected = self.corrected(indices, scores)
         n = len(indices)
         weight = n / (n + _GP_IRT_EXAMPLES)
-        value = weight * corrected.value + (1 - weight) * model_based.value
+        other_weight = 1 - weight
+        value = weight * corrected.value + other_weight * model_based.value
         return Estimate(value, corrected.stderr)
 
 
@@ -281,8 +293,10 @@ def _newton_step(
     """
     logits = x @ features.T + offset
     probability = expit(logits)
-    likelihood_gradient = (y - probability) @ features
-    prior_gradient = (x - prior_mean) @ prior_precision
+    residual = y - probability
+    likelihood_gradient = residual @ features
+    deviation = x - prior_mean
+    prior_gradient = deviation @ prior_precision
     gradient = likelihood_gradient - prior_gradient
     # the floor keeps the curvature from vanishing where the model is certain
     variance = probability * (1 - probability)
@@ -290,23 +304,27 @@ def _newton_step(
     likelihood_curvature = np.einsum("rq,qi,qj->rij", weights, features, features)
     curvature = likelihood_curvature + prior_precision
     # solve takes a stack of matrices and a stack of columns
-    columns = np.linalg.solve(curvature, gradient[..., None])
+    gradient_columns = gradient[..., None]
+    columns = np.linalg.solve(curvature, gradient_columns)
     step = columns[..., 0]
     # no step is longer than 2, since separable data would make Newton's method overshoot
     length = np.linalg.norm(step, axis=1, keepdims=True)
     damping = np.maximum(length / 2, 1)
-    return np.asarray(x + step / damping)
+    damped: Array = x + step / damping
+    return damped
 
 
 def _standard_error(residuals: Array, total: int) -> float:
-    """Standard error of a mean over `total` examples of which some were drawn, not put back.
+    """Standard error of a mean over `total` examples, some of them drawn without replacement.
 
     The 0.25 and the + 1 are an imagined residual of one half: few or equal residuals must not
     make the error 0.
     """
     n = len(residuals)
     deviations = residuals - residuals.mean()
-    squares = float((deviations**2).sum())
+    squared_deviations = deviations**2
+    squares = float(squared_deviations.sum())
     variance = (squares + 0.25) / (n + 1)
     finite_population = 1 - n / total  # Cochran 1977, sec. 2.6
-    return math.sqrt(variance / n * finite_population)
+    sampling_variance = variance / n * finite_population
+    return math.sqrt(sampling_variance)

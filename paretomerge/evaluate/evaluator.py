@@ -17,6 +17,9 @@ MetricValue: TypeAlias = Any
 """One example's value of a metric: a number, or whatever the metric's aggregation takes (pairs)."""
 
 
+MetricValues: TypeAlias = dict[str, MetricValue]
+"""Request digest of an example -> its value of the metric."""
+
 ExampleIndices: TypeAlias = Mapping[str, Sequence[int]]
 """Name of a score -> some of its examples, by their place in the data."""
 
@@ -50,6 +53,7 @@ class Score:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise EvaluationError(f"a score must be finite, got {self.value}")
+        # NaN fails this comparison, too.
         if not 0 <= self.stderr < math.inf:
             raise EvaluationError(
                 f"a standard error must be finite and at least 0, got {self.stderr}"
@@ -57,7 +61,8 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The value for people: counts as integers, all else with three decimals or two digits."""
+        """The value for people: integers for counts, three decimals or two digits for all else."""
+        # A count has no standard error; a mean over examples that is whole is still a mean.
         is_exact = self.n == 1 and self.stderr == 0
         if is_exact and self.value == int(self.value):
             return f"{int(self.value):,}"
@@ -82,8 +87,13 @@ class Score:
             squares = sum((score - mean) ** 2 for score in example_scores)
             variance = squares / (n - 1)
         stderr = math.sqrt(variance / n)
+        # Python floats, since the record is JSON.
         scores = tuple(float(score) for score in example_scores)
         return cls(mean, stderr, n, scores)
+
+
+Scores: TypeAlias = Mapping[str, Score]
+"""Name of a score -> the score."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,9 @@ class Objective:
 
     def inside(self, value: float) -> float:
         """Convert between the user's number and the one that the search maximises, either way."""
-        return value if self.maximise else -value
+        if self.maximise:
+            return value
+        return -value
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ class Evaluator(Protocol):
         '24'
     """
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score a candidate.
 
         Args:
@@ -184,13 +196,13 @@ class MergeFact:
     Attributes:
         fact: `sparsity` (the third objective of MM-MO: minus the L1 distance to the base model, in
             units of the most distant source), `layers` or `parameters`.
-        name: The score's name; the fact's where it is empty.
+        name: The score's name. Defaults to the name of the fact.
     """
 
     fact: str
     name: str = ""
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Look the fact up; see `Evaluator.evaluate`."""
         if self.fact not in candidate.facts:
             raise EvaluationError(
@@ -205,7 +217,7 @@ class CombinedEvaluator:
     """Several evaluators as one.
 
     Attributes:
-        evaluators: They run in this order, and so do their scores.
+        evaluators: They run in this order, and their scores come in the same order.
     """
 
     evaluators: tuple[Evaluator, ...]
@@ -215,10 +227,11 @@ class CombinedEvaluator:
         """What users should know about how their merges are scored."""
         notes: list[str] = []
         for evaluator in self.evaluators:
+            # Notes are optional, so they are no part of the protocol.
             notes += getattr(evaluator, "notes", ())
         return notes
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score with each evaluator in turn; see `Evaluator.evaluate`."""
         scores: dict[str, Score] = {}
         for evaluator in self.evaluators:
@@ -227,7 +240,7 @@ class CombinedEvaluator:
 
 
 def evaluators_in(evaluator: Evaluator) -> tuple[Evaluator, ...]:
-    """The evaluators that a `CombinedEvaluator` combines; of any other, itself alone."""
+    """The parts of a `CombinedEvaluator`; any other evaluator is its only part."""
     if isinstance(evaluator, CombinedEvaluator):
         return evaluator.evaluators
     return (evaluator,)

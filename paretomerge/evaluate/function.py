@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 ScoringFunction = Callable[..., object]
 """`function(model, tokenizer)` or `function(model, tokenizer, split)`."""
@@ -66,7 +66,8 @@ class FunctionEvaluator:
             others = [entry for entry in sys.path if entry != first]
             sys.path[:] = [first, *others]
         try:
-            function = getattr(_import_module(module_name, folder), attribute)
+            module = _import_module(module_name, folder)
+            function = getattr(module, attribute)
         except Exception as error:  # the module is the user's, and may raise anything
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
@@ -78,12 +79,14 @@ class FunctionEvaluator:
             raise EvaluationError(f"function {path!r}: {kind} objects cannot be called")
         return cls(name, function)
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Call the function; see `Evaluator.evaluate`."""
-        optional = {"split": split} if self._takes_split else {}
+        optional = {}
+        if self._takes_split:
+            optional["split"] = split
         try:
             returned = self.function(candidate.model, candidate.tokenizer, **optional)
-        except Exception as error:
+        except Exception as error:  # the function is the user's, and may raise anything
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
                 f"{self.name}: the scoring function raised {cause}"

@@ -19,7 +19,9 @@ from paretomerge.evaluate.evaluator import (
     Candidate,
     ExampleIndices,
     MetricValue,
+    MetricValues,
     Score,
+    Scores,
     Split,
 )
 from paretomerge.evaluate.score_cache import ScoreCache
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from paretomerge.evaluate.inference.language_model import ResidentLM
 
     Instances: TypeAlias = Sequence[Instance]
+    Groups: TypeAlias = dict[str, list[Instance]]
 
 ExamplesByName: TypeAlias = dict[str, Examples]
 """Name of a score -> its examples."""
@@ -77,6 +80,7 @@ class HarnessEvaluator:
         self.batch_size = batch_size
         self.notes: list[str] = []
         self._loader = loader
+        # A misspelled task is an error before any data is loaded.
         self._loader.check(self.tasks)
         self._search_evaluator = search_evaluator
         self._cache = cache
@@ -109,13 +113,13 @@ class HarnessEvaluator:
             loaded = {}
             for name, spec in self.tasks.items():
                 loaded[name] = self._loader.load(name, spec, split)
-            # the search wins: an example in both data set splits must not report on itself
+            # the search keeps an example of both splits: a held-out score must not include it
             if split == "held_out":
                 loaded = self._without_search_examples(loaded)
             self._loaded[split] = loaded
         return self._loaded[split]
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score on all examples of the split; see `Evaluator.evaluate`."""
         all_indices = {}
         for name, task_examples in self.examples(split).items():
@@ -132,23 +136,27 @@ class HarnessEvaluator:
         """Score some examples; see `PerExample`. Cached scores are not computed again."""
         all_examples = self.examples(split)
         examples = {name: all_examples[name] for name in indices}
-        scores: dict[str, dict[str, MetricValue]] = {}  # by request digest
+        scores: dict[str, MetricValues] = {}  # by request digest
         missing: dict[str, list[int]] = {}
         for name, task_examples in examples.items():
             cached = self._cached_scores(candidate, task_examples)
             digests = task_examples.request_digests
-            missing[name] = [i for i in indices[name] if digests[i] not in cached]
+            missing[name] = []
+            for i in indices[name]:
+                if digests[i] not in cached:
+                    missing[name].append(i)
             scores[name] = cached
         try:
-            self._respond(candidate, _requests_of(examples, missing))
+            requests = _requests_of(examples, missing)
+            self._respond(candidate, requests)
             for name, task_examples in examples.items():
                 computed = self._compute_scores(candidate, task_examples, missing[name])
                 scores[name] |= computed
         except EvaluationError:
+            # Its message already says what is wrong.
             raise
-        except (
-            Exception
-        ) as error:  # templates, filters and metrics are code of the tasks
+        # The templates, filters and metrics are code of the tasks, and may raise anything.
+        except Exception as error:
             names = ", ".join(self.tasks)
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(f"{names}: the harness raised {cause}") from error
@@ -156,7 +164,8 @@ class HarnessEvaluator:
         for name, task_examples in examples.items():
             task_scores = scores[name]
             digests = task_examples.request_digests
-            ordered[name] = [task_scores[digests[i]] for i in indices[name]]
+            wanted = [digests[i] for i in indices[name]]
+            ordered[name] = [task_scores[digest] for digest in wanted]
         return ordered
 
     def aggregate(
@@ -171,23 +180,22 @@ class HarnessEvaluator:
         aggregated = examples.aggregate(example_scores)
         # the harness does not say whether an aggregation is the mean, so compare the results
         if all(_is_number(value) for value in example_scores):
-            score = Score.mean_of([float(value) for value in example_scores])
+            numbers = [float(value) for value in example_scores]
+            score = Score.mean_of(numbers)
             if math.isclose(aggregated, score.value, rel_tol=1e-9, abs_tol=1e-12):
                 return score
         stderr = _bootstrap_stderr(examples, example_scores)
         return Score(aggregated, stderr, len(example_scores))
 
-    def _cached_scores(
-        self, candidate: Candidate, examples: Examples
-    ) -> dict[str, MetricValue]:
+    def _cached_scores(self, candidate: Candidate, examples: Examples) -> MetricValues:
         if self._cache and candidate.key:
             return self._cache.get(candidate.key, examples.scoring_digest)
         return {}
 
     def _compute_scores(
         self, candidate: Candidate, examples: Examples, indices: Sequence[int]
-    ) -> dict[str, MetricValue]:
-        """Scores by request digest, from the responses on the requests; they are cached too."""
+    ) -> MetricValues:
+        """Scores by request digest, from the responses on the requests; adds them to the cache."""
         digests = [examples.request_digests[i] for i in indices]
         values = examples.example_scores(indices, self._count_tokens)
         scores = dict(zip(digests, values, strict=True))
@@ -203,7 +211,9 @@ class HarnessEvaluator:
         with _lm_eval.quiet(), self._language_model(candidate) as model:
             for request_type, equal_requests in groups.items():
                 distinct = [equal[0] for equal in equal_requests]
-                responses = getattr(model, request_type)(distinct, disable_tqdm=True)
+                # The type of a request is the name of the method that answers it.
+                respond = getattr(model, request_type)
+                responses = respond(distinct, disable_tqdm=True)
                 for equal, response in zip(equal_requests, responses, strict=True):
                     for instance in equal:
                         instance.resps.append(response)
@@ -214,6 +224,7 @@ class HarnessEvaluator:
         if self._backend:
             return self._backend.load(candidate, self.batch_size)
         resident = self._resident
+        # The encoded requests belong to one tokenizer.
         if resident is None or resident.tokenizer is not candidate.tokenizer:
             # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM
@@ -225,10 +236,11 @@ class HarnessEvaluator:
 
     def _count_tokens(self, text: str) -> int:
         assert self._tokenizer is not None, "responses come before their lengths"
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        return len(tokens)
 
     def _without_search_examples(self, held_out: ExamplesByName) -> ExamplesByName:
-        """Held-out examples less those that are searched on; a note counts what was removed."""
+        """The held-out examples without the search examples; a note counts those removed."""
         search_contents = self.search_contents
         disjoint = {}
         for name, examples in held_out.items():
@@ -260,10 +272,10 @@ def _requests_of(examples: ExamplesByName, indices: ExampleIndices) -> list["Ins
 def _group_equal_requests(instances: "Instances") -> "dict[str, list[list[Instance]]]":
     """Type of request -> groups of equal requests, and clear old responses.
 
-    Each group needs one response. All tasks share a list, so that batches have like lengths.
-    Repeats of a request are separate: each gets a response of its own.
+    Each group needs one response. The requests of all tasks are in one list, so that a batch has
+    requests of similar lengths. Each repeat of a request gets a response of its own.
     """
-    by_type: dict[str, dict[str, list[Instance]]] = defaultdict(dict)
+    by_type: dict[str, Groups] = defaultdict(dict)
     for instance in instances:
         instance.resps = []
         instance.filtered_resps = {}
@@ -271,7 +283,8 @@ def _group_equal_requests(instances: "Instances") -> "dict[str, list[list[Instan
         for repeat in range(instance.repeats):
             # arguments hold dicts of generation settings, which cannot be keys themselves
             key = repr((instance.args, repeat))
-            equal_requests.setdefault(key, []).append(instance)
+            group = equal_requests.setdefault(key, [])
+            group.append(instance)
     groups = {}
     for request_type, equal_requests in by_type.items():
         groups[request_type] = list(equal_requests.values())
@@ -285,11 +298,15 @@ def _is_number(value: MetricValue) -> bool:
 
 def _bootstrap_stderr(examples: Examples, values: Sequence[MetricValue]) -> float:
     """Standard deviation of the aggregated metric over resampled examples."""
+    # A fixed seed: equal scores must have equal standard errors.
     rng = random.Random(0)
+    n = len(values)
     draws = []
     for _ in range(_BOOTSTRAP_DRAWS):
-        resampled = rng.choices(values, k=len(values))
-        draws.append(examples.aggregate(resampled))
+        resampled = rng.choices(values, k=n)
+        draw = examples.aggregate(resampled)
+        draws.append(draw)
     mean = sum(draws) / len(draws)
     squares = sum((draw - mean) ** 2 for draw in draws)
-    return math.sqrt(squares / (len(draws) - 1))
+    variance = squares / (len(draws) - 1)
+    return math.sqrt(variance)

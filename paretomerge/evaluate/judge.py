@@ -10,10 +10,13 @@ from pathlib import Path
 
 from paretomerge.endpoint import Endpoint, EndpointError, last_json_object
 from paretomerge.errors import EvaluationError, shorten
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator
 from paretomerge.evaluate.inference.prefill import supports_cache
+
+Prompt = Mapping[str, str]
+"""A line of the file of prompts: `prompt`, and `reference` where there is a right answer."""
 
 _MAX_CONCURRENT = 8  # requests to the judge
 _BATCH_SIZE = 16  # prompts that the merge answers at a time
@@ -61,10 +64,10 @@ class JudgeEvaluator:
 
     def __post_init__(self) -> None:
         examples = _read_prompts(self.name, self.prompts)
-        self._examples: dict[str, list[Mapping[str, str]]] = {
-            "search": examples[::2],
-            "held_out": examples[1::2],
-        }
+        # Every other line, so that a file that is sorted by topic gives two similar halves.
+        search = examples[::2]
+        held_out = examples[1::2]
+        self._examples = {"search": search, "held_out": held_out}
 
     @cached_property
     def endpoint(self) -> Endpoint:
@@ -75,7 +78,7 @@ class JudgeEvaluator:
         """
         return Endpoint(self.base_url, self.model)
 
-    def evaluate(self, live: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, live: Candidate, split: Split) -> Scores:
         """Let the model answer the prompts of a split and the judge grade the answers.
 
         Args:
@@ -89,10 +92,12 @@ class JudgeEvaluator:
             EvaluationError: The model has no key-value cache, or the judge gives no valid grade.
         """
         examples = self._examples[split]
-        answers = self._answers(live, [example["prompt"] for example in examples])
+        prompts = [example["prompt"] for example in examples]
+        answers = self._answers(live, prompts)
         with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
             grades = list(pool.map(self._grade, examples, answers))
-        return {self.name: Score.mean_of(grades)}
+        score = Score.mean_of(grades)
+        return {self.name: score}
 
     def _answers(self, live: Candidate, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, to chats where the tokenizer has a chat template."""
@@ -105,23 +110,31 @@ class JudgeEvaluator:
         if getattr(tokenizer, "chat_template", None):
             encoded = [_encode_chat(live, prompt) for prompt in prompts]
         else:
-            encoded = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
+            encoded = []
+            for prompt in prompts:
+                tokens = tokenizer.encode(prompt)
+                encoded.append(tuple(tokens))
         writer = GreedyGenerator(live.model, tokenizer, [], self.max_tokens)
         numbered = list(enumerate(encoded))
-        tokens = writer.generate_in_batches(numbered, self._room)
-        return [
-            tokenizer.decode(tokens[i], skip_special_tokens=True) for i, _ in numbered
-        ]
+        written = writer.generate_in_batches(numbered, self._room)
+        answers = []
+        for i in range(len(prompts)):
+            answer = tokenizer.decode(written[i], skip_special_tokens=True)
+            answers.append(answer)
+        return answers
 
-    def _grade(self, example: Mapping[str, str], answer: str) -> float:
+    def _grade(self, example: Prompt, answer: str) -> float:
         """The judge's grade of one answer in [0, 1]."""
         question = _question(example, answer)
         key = hashlib.sha256(question.encode()).hexdigest()
+        # Two merges may write the same answer: then it has the same grade, without a request.
         if key not in self._grades:
-            self._grades[key] = self._ask(question) / _MAX_GRADE
+            grade = self._ask(question)
+            self._grades[key] = grade / _MAX_GRADE
         return self._grades[key]
 
     def _ask(self, question: str) -> float:
+        # The criteria are the user's; the question is data, which the judge must not obey.
         instruction = _INSTRUCTION.format(criteria=self.criteria)
         messages = [
             {"role": "system", "content": instruction},
@@ -137,9 +150,10 @@ class JudgeEvaluator:
         return _parse_grade(self.name, reply)
 
 
-def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
+def _read_prompts(name: str, path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
         examples = [json.loads(line) for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EvaluationError(
@@ -151,6 +165,7 @@ def _read_prompts(name: str, path: Path) -> list[Mapping[str, str]]:
             raise EvaluationError(
                 f"{name}: expected lines with a text as `prompt`, got {shorten(example)}"
             )
+    # A prompt that comes twice would be both searched on and held out.
     distinct = len({example["prompt"] for example in examples})
     if len(examples) < _MIN_PROMPTS or distinct < len(examples):
         raise EvaluationError(
@@ -165,17 +180,20 @@ def _encode_chat(live: Candidate, prompt: str) -> tuple[int, ...]:
         chat, tokenize=False, add_generation_prompt=True
     )
     # The template has written the special tokens already.
-    return tuple(live.tokenizer.encode(text, add_special_tokens=False))
+    tokens = live.tokenizer.encode(text, add_special_tokens=False)
+    return tuple(tokens)
 
 
-def _question(example: Mapping[str, str], answer: str) -> str:
+def _question(example: Prompt, answer: str) -> str:
     """What the judge sees, each part between marks."""
     parts = {"prompt": example["prompt"], "answer": answer}
     if example.get("reference"):
         parts["reference"] = example["reference"]
     lines = []
     for mark, content in parts.items():
-        lines += [f"<{mark}>", content, f"</{mark}>"]
+        lines.append(f"<{mark}>")
+        lines.append(content)
+        lines.append(f"</{mark}>")
     return "\n".join(lines)
 
 

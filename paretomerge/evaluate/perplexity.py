@@ -1,12 +1,12 @@
 """Perplexity on a text file. Every other window of it is searched on, the rest is held out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,8 +58,9 @@ class PerplexityEvaluator:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._batcher: AdaptiveBatcher | None = None
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""
+        # All merges of a study have one tokenizer, so the text is cut once.
         if self._tokenizer is not candidate.tokenizer:
             self._windows = self._cut_text(candidate)
             self._tokenizer = candidate.tokenizer
@@ -70,11 +71,13 @@ class PerplexityEvaluator:
         counts = [self._count(window) for window in windows]
         mean, stderr = _ratio_of_sums(losses, counts)
         if self.metric == "bits_per_byte":
-            return {self.name: Score(mean, stderr, n)}
-        perplexity = math.exp(mean) if mean < _MAX_EXPONENT else math.inf
-        # delta method: the derivative of exp is exp
-        perplexity_stderr = perplexity * stderr
-        return {self.name: Score(perplexity, perplexity_stderr, n)}
+            score = Score(mean, stderr, n)
+        else:
+            perplexity = math.exp(mean) if mean < _MAX_EXPONENT else math.inf
+            # delta method: the derivative of exp is exp
+            perplexity_stderr = perplexity * stderr
+            score = Score(perplexity, perplexity_stderr, n)
+        return {self.name: score}
 
     def _count(self, window: _Window) -> float:
         """What a window's loss in nats is divided by: its tokens, or its bytes times ln 2."""
@@ -86,15 +89,20 @@ class PerplexityEvaluator:
         tokenizer = candidate.tokenizer
         tokens = tokenizer.encode(self._text, add_special_tokens=False)
         config = candidate.model.config.get_text_config()
-        size = min(_WINDOW, getattr(config, "max_position_embeddings", _WINDOW))
+        max_positions = getattr(config, "max_position_embeddings", _WINDOW)
+        size = min(_WINDOW, max_positions)
         windows = []
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
+            # the first token has no context, so a single one has no loss
             if len(part) > 1:
-                text = tokenizer.decode(part[1:])
+                counted = part[1:]
+                text = tokenizer.decode(counted)
                 n_bytes = len(text.encode())
                 # at least 1, since tokens without text must not make the divisor 0
-                windows.append(_Window(part, max(1, n_bytes)))
+                n_bytes = max(1, n_bytes)
+                window = _Window(part, n_bytes)
+                windows.append(window)
         if len(windows) < _MIN_WINDOWS:
             raise EvaluationError(
                 f"{self.name}: the text must have at least {_MIN_WINDOWS * size} tokens, "
@@ -115,7 +123,11 @@ class PerplexityEvaluator:
         if self._batcher is None:
             rows = max(1, _BATCH_TOKENS // size)
             self._batcher = AdaptiveBatcher(rows)
-        requests = [(window[:1], window[1:]) for window in windows]
+        requests = []
+        for window in windows:
+            first = window[:1]
+            others = window[1:]
+            requests.append((first, others))
         # a sum of hundreds of log-probabilities is too coarse in bfloat16
         work = LogLikelihoods(model, requests, size, torch.float32)
         results = work.run(self._batcher)
@@ -127,11 +139,14 @@ def _ratio_of_sums(
 ) -> tuple[float, float]:
     """sum(losses) / sum(counts) and its standard error (Cochran 1977, sec. 2.11)."""
     n = len(losses)
-    ratio = sum(losses) / sum(counts)
-    pairs = zip(losses, counts, strict=True)
-    deviations = [loss - ratio * count for loss, count in pairs]
-    squares = sum(deviation**2 for deviation in deviations)
+    total_count = sum(counts)
+    ratio = sum(losses) / total_count
+    squared_deviations = []
+    for loss, count in zip(losses, counts, strict=True):
+        deviation = loss - ratio * count
+        squared_deviations.append(deviation**2)
+    squares = sum(squared_deviations)
     variance = squares / max(n - 1, 1)
-    mean_count = sum(counts) / n
+    mean_count = total_count / n
     stderr = math.sqrt(variance / n) / mean_count
     return ratio, stderr

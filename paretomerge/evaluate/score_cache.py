@@ -1,4 +1,4 @@
-"""A file of per-example scores that studies share: no merge is asked the same example twice."""
+"""A file of per-example scores that studies share, so that no score is computed twice."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import MetricValue
+from paretomerge.evaluate.evaluator import MetricValue, MetricValues
 
 # "outcomes" and "items" are names in files that users have; they stay
 _CREATE = (
@@ -40,7 +40,7 @@ class ScoreCache:
         with self._open() as database:
             database.execute(_CREATE)
 
-    def get(self, merge: str, task: str) -> dict[str, MetricValue]:
+    def get(self, merge: str, task: str) -> MetricValues:
         """All cached scores of a merge on a task: example -> score."""
         with self._open() as database:
             return self._read(database, merge, task)
@@ -65,17 +65,18 @@ class ScoreCache:
             database.execute("BEGIN IMMEDIATE")
             scores = self._read(database, merge, task)
             scores |= json.loads(text)
-            packed = zlib.compress(json.dumps(scores).encode())
+            every_score = json.dumps(scores)
+            packed = zlib.compress(every_score.encode())
             database.execute(_WRITE, (merge, task, packed))
 
     @staticmethod
-    def _read(
-        database: sqlite3.Connection, merge: str, task: str
-    ) -> dict[str, MetricValue]:
-        row = database.execute(_READ, (merge, task)).fetchone()
+    def _read(database: sqlite3.Connection, merge: str, task: str) -> MetricValues:
+        cursor = database.execute(_READ, (merge, task))
+        row = cursor.fetchone()
         if row is None:
             return {}
-        return dict(json.loads(zlib.decompress(row[0])))
+        text = zlib.decompress(row[0])
+        return dict(json.loads(text))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

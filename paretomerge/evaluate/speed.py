@@ -3,10 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
 _PROMPT_TOKENS = 32
 _WARM_UP_STEPS = 4
 _MEASURED_STEPS = 32
-_MEDIAN_TO_MEAN = math.sqrt(
-    math.pi / 2
-)  # asymptotic ratio of standard errors, normal errors
+# Ratio of the standard errors of a median and a mean, for many normal errors.
+_MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)
 
 
 class SpeedEvaluator:
@@ -34,7 +32,7 @@ class SpeedEvaluator:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Mapping[str, Score]:
+    def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Time the generation; see `Evaluator.evaluate`. The split makes no difference."""
         steps = _time_steps(candidate)[_WARM_UP_STEPS:]
         n = len(steps)
@@ -62,10 +60,10 @@ def _time_steps(candidate: Candidate) -> list[float]:
             start = _synchronized_time(device)
             last_logits = output.logits[:, -1:]
             next_token = last_logits.argmax(-1)
-            output = model(
-                next_token, past_key_values=output.past_key_values, use_cache=True
-            )
-            seconds.append(_synchronized_time(device) - start)
+            cache = output.past_key_values
+            output = model(next_token, past_key_values=cache, use_cache=True)
+            end = _synchronized_time(device)
+            seconds.append(end - start)
     return seconds
 
 

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness, loaded once, with the requests that each of their examples makes.
+"""Tasks of lm-evaluation-harness, loaded once, with the requests of each of their examples.
 
-Digests identify examples and tasks by their contents, so that no example is both searched on and
-held out, and cached scores (`ScoreCache`) are found again in another study.
+Digests identify examples and tasks by their contents. So no example is both searched on and held
+out, and another study can use the cached scores (`ScoreCache`).
 """
 
 import contextlib
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
+
+    Requests = tuple[tuple[Instance, ...], ...]
 
 OUTPUT_LENGTH = "output_length"
 """A metric that every task with generated answers has: their mean length in tokens."""
@@ -56,13 +58,13 @@ class Examples:
         task: The task, as the harness loaded it.
         metric: Which of its metrics is computed.
         filter: The pipeline that turns a model's responses into what the metric sees.
-        requests: The requests (`Instance`s) of each example.
+        requests: The requests (`Instance`s) of each example, `tuple[tuple[Instance, ...], ...]`.
     """
 
     task: "Task"
     metric: str
     filter: "FilterEnsemble"
-    requests: tuple[tuple["Instance", ...], ...]
+    requests: "Requests"
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -81,8 +83,11 @@ class Examples:
 
         Equal where two tasks or splits share an example.
         """
-        contents = [_content(self.task, requests) for requests in self.requests]
-        return tuple(_digest(content) for content in contents)
+        digests = []
+        for requests in self.requests:
+            content = _content(self.task, requests)
+            digests.append(_digest(content))
+        return tuple(digests)
 
     @cached_property
     def request_digests(self) -> tuple[str, ...]:
@@ -91,7 +96,8 @@ class Examples:
         for requests in self.requests:
             sent = []
             for request in requests:
-                sent.append([request.request_type, request.args, request.repeats])
+                parts = [request.request_type, request.args, request.repeats]
+                sent.append(parts)
             digests.append(_digest(sent))
         return tuple(digests)
 
@@ -104,9 +110,10 @@ class Examples:
         import lm_eval
 
         config = self.task.dump_config()
-        settings = {
-            key: value for key, value in config.items() if key not in _NOT_SCORING
-        }
+        settings = {}
+        for key, value in config.items():
+            if key not in _NOT_SCORING:
+                settings[key] = value
         scoring = [lm_eval.__version__, self.metric, self.filter.name, settings]
         return _digest(scoring)
 
@@ -140,8 +147,10 @@ class Examples:
         scores = []
         for i in indices:
             requests = self.requests[i]
-            filtered = [request.filtered_resps for request in requests]
-            responses = [by_filter[self.filter.name] for by_filter in filtered]
+            responses = []
+            for request in requests:
+                filtered = request.filtered_resps[self.filter.name]
+                responses.append(filtered)
             doc = requests[0].doc
             metrics = self.task.process_results(doc, responses)
             scores.append(metrics[self.metric])
@@ -162,7 +171,8 @@ class Examples:
         for requests, digest in pairs:
             if digest not in content_digests:
                 remaining.append(requests)
-        return Examples(self.task, self.metric, self.filter, tuple(remaining))
+        requests_left = tuple(remaining)
+        return Examples(self.task, self.metric, self.filter, requests_left)
 
 
 @dataclass
@@ -171,11 +181,11 @@ class TaskLoader:
 
     Attributes:
         include_path: Folder with task YAMLs.
-        data_root: Folder that relative `data_files` in them start from; the harness itself takes
-            the current one.
+        data_root: Folder that relative `data_files` in the task YAMLs start from. Without it, they
+            start from the current folder, as in the harness.
         splits: The data set's split for `search` and for `held_out`. Without it, `search_items`
             examples of the task's test split are searched on and the rest are held out.
-        search_items: How many examples are searched on. With `splits`: at most so many.
+        search_items: The number of search examples; with `splits`, their greatest number.
         seed: Draws the search examples and the few-shot examples.
     """
 
@@ -231,21 +241,23 @@ class TaskLoader:
                     message = unknown_name("split", dataset_split, task.dataset)
                     raise EvaluationError(f"{name}: {message}")
                 task.config.test_split = dataset_split
+            # Few-shot examples are drawn when requests are built, so the seed comes before.
             task.set_fewshot_seed(self.seed)
-            documents = self._select_documents(len(task.eval_docs), split)
+            n = len(task.eval_docs)
+            documents = self._select_documents(n, split)
             task.build_all_requests(samples=documents, rank=0, world_size=1)
         metric = _choose_metric(name, spec, task)
         first_filter = _lm_eval.first_filter(task)
-        return Examples(task, metric, first_filter, _requests_by_document(task))
+        requests = _requests_by_document(task)
+        return Examples(task, metric, first_filter, requests)
 
     def _load_task(self, name: str, spec: HarnessTask) -> "Task":
         assert self._manager is not None, "check() comes before load()"
         try:
             loaded = self._manager.load([spec.task])
             return loaded["tasks"][spec.task]
-        except (
-            Exception
-        ) as error:  # data sets fail in as many ways as there are hosts and formats
+        # Data sets fail in as many ways as there are hosts and formats.
+        except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
                 f"{name}: task {spec.task!r} cannot be loaded: {cause}; "
@@ -256,7 +268,7 @@ class TaskLoader:
         """Which of the n documents belong to the split, in the order of the data."""
         if self.splits is not None:
             if split == "search" and self.search_items:
-                return list(range(min(n, self.search_items)))
+                n = min(n, self.search_items)
             return list(range(n))
         if self.search_items is None or not 0 < self.search_items < n:
             raise EvaluationError(
@@ -265,6 +277,7 @@ class TaskLoader:
             )
         rng = random.Random(self.seed)
         shuffled = rng.sample(range(n), n)
+        # The same permutation for both splits: they have no example in common.
         if split == "search":
             return sorted(shuffled[: self.search_items])
         return sorted(shuffled[self.search_items :])
@@ -282,7 +295,7 @@ def _choose_metric(name: str, spec: HarnessTask, task: "Task") -> str:
     return spec.metric
 
 
-def _requests_by_document(task: "Task") -> tuple[tuple["Instance", ...], ...]:
+def _requests_by_document(task: "Task") -> "Requests":
     requests: dict[int, list[Instance]] = defaultdict(list)
     for instance in task.instances:
         requests[instance.doc_id].append(instance)
@@ -295,7 +308,7 @@ def _requests_by_document(task: "Task") -> tuple[tuple["Instance", ...], ...]:
 
 
 def _content(task: "Task", requests: Sequence["Instance"]) -> list[object]:
-    """An example's question, target and choices; its requests where the task has no question."""
+    """The question, target and choices of an example, or its requests if it has no question."""
     doc = requests[0].doc
     question = task.doc_to_text(doc)
     choices = None
@@ -308,17 +321,18 @@ def _content(task: "Task", requests: Sequence["Instance"]) -> list[object]:
 
 
 def _digest(value: object) -> str:
-    """Hexadecimal digest of a value's JSON. Score caches store it: it must not change."""
+    """Hexadecimal digest of a value's JSON."""
+    # Score caches store digests, so the format of the text must not change.
     text = json.dumps(value, sort_keys=True, default=_to_json)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return digest[:_DIGEST_LENGTH]
 
 
 def _to_json(value: object) -> str:
-    """Functions by their source, or their name where it cannot be read; all else by its text."""
+    """The source of a function, or its name without one; the text of any other value."""
     if not callable(value):
         return str(value)
-    # built-in functions and those that were typed in have no source
+    # built-in functions, and functions of an interactive session, have no source
     with contextlib.suppress(OSError, TypeError):
         return inspect.getsource(value)
     class_name = type(value).__qualname__

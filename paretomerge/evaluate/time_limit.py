@@ -33,6 +33,7 @@ def enforce_time_limit(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
+    # Python refuses to set signal handlers elsewhere, and Windows has no `setitimer`.
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or not hasattr(signal, "setitimer"):
         raise EvaluationError(
@@ -51,5 +52,6 @@ def enforce_time_limit(seconds: float | None) -> Iterator[None]:
             f"scoring took longer than {seconds:g} s (`evaluate.time_limit`)"
         ) from None
     finally:
+        # The alarm first: it must not reach the previous handler.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous_handler)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
@@ -21,12 +22,21 @@ from paretomerge.errors import ConfigError
 from paretomerge.types import Array, Conditions, Params, ParamValue
 
 Mask = NDArray[np.bool_]
+Indices = NDArray[np.intp]
+
 Space = Mapping[str, BaseDistribution]
+"""Parameter -> distribution."""
+
+ParamDict = dict[str, ParamValue]
+"""Parameters of one trial, to be filled in."""
+
+Condition = tuple[str, Sequence[ParamValue]]
+"""A parent, and its values under which a parameter is active."""
 
 INACTIVE = 0.5
 """The coordinate of an inactive parameter: points that differ only there become one point."""
 
-# An integer with more values than trials separates any two groups of trials: it explains nothing.
+# An integer with more values than there are trials separates any two groups of trials by chance.
 _MAX_PARENT_VALUES = 64
 
 
@@ -62,8 +72,9 @@ class Encoding:
         for name, distribution in self.space.items():
             codec = _codec(name, distribution)
             self._codecs[name] = codec
-            self.columns[name] = slice(self.d, self.d + codec.width)
-            self.d += codec.width
+            end = self.d + codec.width
+            self.columns[name] = slice(self.d, end)
+            self.d = end
 
     @property
     def discrete(self) -> Mask:
@@ -76,8 +87,11 @@ class Encoding:
     @property
     def discrete_columns(self) -> list[slice]:
         """The coordinates of each discrete parameter."""
-        names = [name for name, codec in self._codecs.items() if codec.discrete]
-        return [self.columns[name] for name in names]
+        slices = []
+        for name, codec in self._codecs.items():
+            if codec.discrete:
+                slices.append(self.columns[name])
+        return slices
 
     def encode(self, params: Sequence[Params]) -> Array:
         """Encode parameters.
@@ -89,8 +103,9 @@ class Encoding:
             `(n, d)`. A row is NaN where a value has no place in the space: a choice that is not
             listed, a logarithm of 0, a text for a number.
         """
-        x = np.zeros((len(params), self.d))
-        valid = np.zeros(len(params), dtype=bool)
+        n = len(params)
+        x = np.zeros((n, self.d))
+        valid = np.zeros(n, dtype=bool)
         for i, point in enumerate(params):
             valid[i] = self._encode_into(x[i], point)
         active = self.active_mask(x)
@@ -100,7 +115,7 @@ class Encoding:
         return x
 
     def _encode_into(self, row: Array, point: Params) -> bool:
-        """Write a point into `row` `(d,)`; return whether each of its values has a place there."""
+        """Write a point into `row` `(d,)`, and return whether all its values are valid."""
         valid = True
         for name, codec in self._codecs.items():
             columns = self.columns[name]
@@ -110,6 +125,7 @@ class Encoding:
             try:
                 row[columns] = codec.encode(point[name])
             except (TypeError, ValueError):
+                # A trial of an earlier space may have such a value: `encode` makes its row NaN.
                 valid = False
         return valid
 
@@ -135,7 +151,8 @@ class Encoding:
         for name, codec in self._codecs.items():
             if codec.discrete:
                 columns = self.columns[name]
-                x[:, columns] = codec.round(x[:, columns])
+                units = x[:, columns]
+                x[:, columns] = codec.round(units)
         active = self.active_mask(x)
         return np.where(active, x, INACTIVE)
 
@@ -150,19 +167,23 @@ class Encoding:
         return mask
 
     def _is_active(self, name: str, x: Array, cache: dict[str, Mask]) -> Mask:
-        """Mask `(n,)` of the points where a parameter is active; `cache` has those done before."""
+        """Mask `(n,)` of the points where a parameter is active; `cache` holds earlier results."""
         if name in cache:
             return cache[name]
-        # The entry exists before the parents are asked, so a cycle of conditions ends.
-        cache[name] = np.ones(len(x), dtype=bool)
+        # Set before the recursion into the parents, which would not end in a cycle of conditions.
+        active = np.ones(len(x), dtype=bool)
+        cache[name] = active
         for parent, values in self.conditions.get(name, ()):
-            units = x[:, self.columns[parent]]
-            has_value = self._codecs[parent].has_value(units, values)
+            columns = self.columns[parent]
+            units = x[:, columns]
+            codec = self._codecs[parent]
+            has_value = codec.has_value(units, values)
             parent_active = self._is_active(parent, x, cache)
-            cache[name] = cache[name] & parent_active & has_value
-        return cache[name]
+            active = active & parent_active & has_value
+            cache[name] = active
+        return active
 
-    def neighbours(self, x: Array, rng: np.random.Generator, most: int = 64) -> Array:
+    def neighbours(self, x: Array, rng: Generator, most: int = 64) -> Array:
         """Points that differ from `x` in one discrete parameter: another choice, or one step.
 
         Args:
@@ -176,17 +197,24 @@ class Encoding:
         points: list[Array] = []
         for name, codec in self._codecs.items():
             columns = self.columns[name]
-            for units in codec.alternatives(x[columns]):
-                points.append(_replaced(x, columns, units))
+            current = x[columns]
+            for units in codec.alternatives(current):
+                neighbour = _replaced(x, columns, units)
+                points.append(neighbour)
         points = self._with_every_activated_choice(x, points)
         if len(points) > most:
-            chosen = rng.choice(len(points), most, replace=False)
+            n = len(points)
+            chosen = rng.choice(n, most, replace=False)
             points = [points[i] for i in chosen]
-        stacked = np.asarray(points).reshape(-1, self.d)
+        stacked = np.asarray(points)
+        # Without any neighbour, the array would have the shape (0,).
+        stacked = stacked.reshape(-1, self.d)
         projected = self.project(stacked)
-        # A change of an inactive parameter is taken back by the projection.
-        unchanged = (projected == x).all(1)
-        return np.asarray(projected[~unchanged])
+        # The projection undoes a change of an inactive parameter.
+        is_same = projected == x
+        unchanged = is_same.all(1)
+        changed: Array = projected[~unchanged]
+        return changed
 
     def _with_every_activated_choice(
         self, x: Array, points: list[Array]
@@ -199,14 +227,19 @@ class Encoding:
         for columns in self.discrete_columns:
             inactive = x[columns]
             width = len(inactive)
-            if width == 1 or not points or (inactive != INACTIVE).any():
+            is_active = (inactive != INACTIVE).any()
+            if width == 1 or not points or is_active:
                 continue
             active = self.active_mask(np.asarray(points))
+            is_activated = active[:, columns.start]
             repeated = []
-            for point, activated in zip(points, active[:, columns.start], strict=True):
-                every_choice = np.eye(width) if activated else inactive[None]
+            for point, activated in zip(points, is_activated, strict=True):
+                every_choice = inactive[None]
+                if activated:
+                    every_choice = np.eye(width)
                 for units in every_choice:
-                    repeated.append(_replaced(point, columns, units))
+                    copy = _replaced(point, columns, units)
+                    repeated.append(copy)
             points = repeated
         return points
 
@@ -252,19 +285,26 @@ class _Choices:
 
     def decode(self, unit: Array) -> ParamValue:
         choices = self._distribution.choices
-        return choices[int(unit.argmax())]
+        index = int(unit.argmax())
+        return choices[index]
 
     def round(self, units: Array) -> Array:
-        return np.asarray(self._one_hot[units.argmax(1)])
+        indices = units.argmax(1)
+        rounded: Array = self._one_hot[indices]
+        return rounded
 
     def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
         indices = [_choice_index(self._distribution, value) for value in values]
-        return np.asarray(units[:, indices].sum(1) > 0)
+        total = units[:, indices].sum(1)
+        has_value: Mask = total > 0
+        return has_value
 
     def alternatives(self, unit: Array) -> Sequence[Array]:
-        # Of an inactive parameter, whose coordinates are equal, every choice is an alternative.
-        is_current = (self._one_hot == unit).all(1)
-        return list(self._one_hot[~is_current])
+        # The coordinates of an inactive parameter are equal, so no choice is its current one.
+        is_equal = self._one_hot == unit
+        is_current = is_equal.all(1)
+        others = self._one_hot[~is_current]
+        return list(others)
 
 
 class _Number:
@@ -287,12 +327,17 @@ class _Number:
         return self._from_unit(float(unit[0]))
 
     def round(self, units: Array) -> Array:
-        values = [self._from_unit(unit) for unit in units[:, 0]]
-        rounded = [self._to_unit(value) for value in values]
+        rounded = []
+        for unit in units[:, 0]:
+            value = self._from_unit(unit)
+            rounded.append(self._to_unit(value))
         return np.array(rounded)[:, None]
 
     def has_value(self, units: Array, values: Sequence[ParamValue]) -> Mask:
-        decoded = [self._from_unit(float(unit)) for unit in units[:, 0]]
+        decoded = []
+        for unit in units[:, 0]:
+            value = self._from_unit(float(unit))
+            decoded.append(value)
         return np.isin(decoded, list(values))  # type: ignore[arg-type]  # of numbers only
 
     def alternatives(self, unit: Array) -> Sequence[float]:
@@ -300,8 +345,11 @@ class _Number:
             return []
         value = self.decode(unit)
         step = self._step or 1
-        steps = (value - step, value + step)
-        return [self._to_unit(v) for v in steps if self._low <= v <= self._high]
+        neighbours = []
+        for neighbour in (value - step, value + step):
+            if self._low <= neighbour <= self._high:
+                neighbours.append(self._to_unit(neighbour))
+        return neighbours
 
     def _to_unit(self, value: float) -> float:
         low: float = self._low
@@ -311,21 +359,28 @@ class _Number:
             low = math.log(low)
             high = math.log(high)
             value = math.log(value)
+        # A range of one value has no extent to divide by.
         if high <= low:
             return 0.5
-        return float((value - low) / (high - low))
+        share = (value - low) / (high - low)
+        return float(share)
 
     def _from_unit(self, unit: float) -> float:
         low, high = self._low, self._high
         value = low + unit * (high - low)
         if self._log:
-            log_range = np.log(high) - np.log(low)
-            value = float(np.exp(np.log(low) + unit * log_range))
+            log_low = np.log(low)
+            log_range = np.log(high) - log_low
+            log_value = log_low + unit * log_range
+            value = float(np.exp(log_value))
         if self._step is not None:
             steps = round((value - low) / self._step)
             value = low + steps * self._step
+        # Rounding, also that of exp and log, may leave the range.
         value = min(max(value, low), high)
-        return round(value) if self._integer else float(value)
+        if self._integer:
+            return round(value)
+        return float(value)
 
 
 def _codec(name: str, distribution: BaseDistribution) -> _Codec:
@@ -340,12 +395,16 @@ def _codec(name: str, distribution: BaseDistribution) -> _Codec:
 
 def _conditions_inside(
     space: Space, conditions: Conditions
-) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+) -> dict[str, list[Condition]]:
     """The conditions between parameters of the space."""
-    inside = {}
+    inside: dict[str, list[Condition]] = {}
     for name, pairs in conditions.items():
-        if name in space:
-            inside[name] = [pair for pair in pairs if pair[0] in space]
+        if name not in space:
+            continue
+        inside[name] = []
+        for parent, values in pairs:
+            if parent in space:
+                inside[name].append((parent, values))
     return inside
 
 
@@ -366,13 +425,13 @@ def _replaced(point: Array, columns: slice, units: float | Array) -> Array:
 
 def infer_conditions(
     points: Sequence[Params], space: Space
-) -> dict[str, list[tuple[str, Sequence[ParamValue]]]]:
+) -> dict[str, list[Condition]]:
     """Infer when parameters are active from the trials of a define-by-run study.
 
     A parameter gets the condition (parent, values) if exactly the points whose parent has one of
-    the values have the parameter. Nested conditions are found one level at a time: a parent
-    qualifies only if some point has the parent and lacks the parameter, so none becomes its own
-    ancestor.
+    the values have the parameter. Conditions nest, since a parent may have a condition too. A
+    parent qualifies only if some point has the parent and lacks the parameter, so no parameter
+    becomes its own ancestor.
 
     Args:
         points: Parameters of complete trials.
@@ -389,14 +448,15 @@ def infer_conditions(
             categorical.append(name)
         elif _is_short_integer(distribution):
             integers.append(name)
-    conditions: dict[str, list[tuple[str, Sequence[ParamValue]]]] = {}
+    conditions: dict[str, list[Condition]] = {}
     for name in space:
         having = [point for point in points if name in point]
         lacking = [point for point in points if name not in point]
         if not having or not lacking:
             continue
         for parent in categorical + integers:
-            values = _activating_values(parent, space[parent], having, lacking)
+            distribution = space[parent]
+            values = _activating_values(parent, distribution, having, lacking)
             if parent != name and values:
                 conditions[name] = [(parent, values)]
                 break
@@ -406,7 +466,8 @@ def infer_conditions(
 def _is_short_integer(distribution: BaseDistribution) -> bool:
     if not isinstance(distribution, IntDistribution):
         return False
-    return distribution.high - distribution.low < _MAX_PARENT_VALUES
+    width = distribution.high - distribution.low
+    return width < _MAX_PARENT_VALUES
 
 
 def _activating_values(
@@ -419,15 +480,21 @@ def _activating_values(
 
     The values of an integer form an interval, which may hold values that no point has.
     """
-    values_lacking = [point[parent] for point in lacking if parent in point]
+    values_lacking = []
+    for point in lacking:
+        if parent in point:
+            values_lacking.append(point[parent])
     if not values_lacking or not all(parent in point for point in having):
         return []
     by_index: dict[int, ParamValue] = {}
     for point in having:
         value = point[parent]
-        by_index[_choice_index(distribution, value)] = value
+        index = _choice_index(distribution, value)
+        by_index[index] = value
     if isinstance(distribution, IntDistribution):
-        interval = range(min(by_index), max(by_index) + 1)
+        first = min(by_index)
+        last = max(by_index)
+        interval = range(first, last + 1)
         by_index = {value: value for value in interval}
     indices_lacking = [_choice_index(distribution, value) for value in values_lacking]
     if any(index in by_index for index in indices_lacking):

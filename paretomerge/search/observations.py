@@ -11,17 +11,17 @@ from itertools import compress
 from operator import attrgetter
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten
+from paretomerge.search.encoding import Mask
 from paretomerge.search.options import number_vector
 from paretomerge.types import Array, ParamValue
 
-Mask = NDArray[np.bool_]
-StoredScore = tuple[float, float | None, int, str | Sequence[float] | None]
+StoredExamples = str | Sequence[float] | None
+StoredScore = tuple[float, float | None, int, StoredExamples]
 
 STDERR = "stderr"
 """Trial user attribute: the standard error of each value, in the order of the objectives."""
@@ -56,25 +56,32 @@ class Observations:
 
         Args:
             study: The study.
-            asking: The trial that parameters are wanted for; it is left out.
+            asking: The trial that asks for parameters; it is left out.
         """
         # Sorted, because storages may return the trials in any order.
-        trials = sorted(study.get_trials(deepcopy=False), key=attrgetter("number"))
-        if asking is not None:
-            trials = [trial for trial in trials if trial.number != asking.number]
-        finished = tuple(trial for trial in trials if _is_informative(trial))
-        running = tuple(trial for trial in trials if trial.state == TrialState.RUNNING)
-        maximise = [
-            direction == StudyDirection.MAXIMIZE for direction in study.directions
-        ]
-        signs = np.where(maximise, 1.0, -1.0)
-        return cls(finished, running, signs)
+        stored = study.get_trials(deepcopy=False)
+        trials = sorted(stored, key=attrgetter("number"))
+        finished = []
+        running = []
+        for trial in trials:
+            if asking is not None and trial.number == asking.number:
+                continue
+            if _is_informative(trial):
+                finished.append(trial)
+            elif trial.state == TrialState.RUNNING:
+                running.append(trial)
+        signs = np.full(len(study.directions), -1.0)
+        for k, direction in enumerate(study.directions):
+            if direction == StudyDirection.MAXIMIZE:
+                signs[k] = 1.0
+        return cls(tuple(finished), tuple(running), signs)
 
     def __len__(self) -> int:
         return len(self.trials)
 
     def only(self, mask: Mask) -> "Observations":
-        """The observations with only those finished trials that are in the mask `(n,)`."""
+        """The same observations, with the finished trials of the mask `(n,)` only."""
+        # Not a copy, so that what the cached properties hold is not computed again.
         if mask.all():
             return self
         trials = tuple(compress(self.trials, mask))
@@ -91,7 +98,8 @@ class Observations:
         mask = np.zeros(len(self), dtype=bool)
         for i, trial in enumerate(self.trials):
             if trial.state == TrialState.COMPLETE:
-                mask[i] = (np.abs(trial.values) < _INFINITE).all()
+                size = np.abs(trial.values)
+                mask[i] = (size < _INFINITE).all()
         return mask
 
     @cached_property
@@ -101,7 +109,8 @@ class Observations:
         y = np.full(shape, np.nan)
         for i in np.flatnonzero(self.complete):
             y[i] = self.trials[i].values
-        return np.asarray(self.signs * y)
+        maximised: Array = self.signs * y
+        return maximised
 
     @cached_property
     def stderr(self) -> Array | None:
@@ -111,16 +120,21 @@ class Observations:
         objective without any reported standard error is NaN.
         """
         m = len(self.signs)
-        stderr = np.full((len(self), m), np.nan)
+        shape = (len(self), m)
+        stderr = np.full(shape, np.nan)
         for i in np.flatnonzero(self.complete):
-            stderr[i] = _valid_stderr(self.trials[i], m)
+            trial = self.trials[i]
+            stderr[i] = _valid_stderr(trial, m)
         missing = np.isnan(stderr)
         reported = ~missing.all(0)
         # The surrogate needs the noise of an objective in all trials or in none.
         for k in np.flatnonzero(reported):
             column = stderr[:, k]
-            column[missing[:, k]] = np.nanmedian(column)
-        return stderr if reported.any() else None
+            is_missing = missing[:, k]
+            column[is_missing] = np.nanmedian(column)
+        if reported.any():
+            return stderr
+        return None
 
     @cached_property
     def constraints(self) -> Array:
@@ -130,8 +144,8 @@ class Observations:
         greatest finite distance from 0 of that constraint.
         """
         largest = self._largest_constraint
-        clipped = np.clip(self._reported_constraints, -largest, largest)
-        return np.asarray(clipped)
+        clipped: Array = np.clip(self._reported_constraints, -largest, largest)
+        return clipped
 
     @cached_property
     def _reported_constraints(self) -> Array:
@@ -141,10 +155,12 @@ class Observations:
             names.update(trial.constraints)
         # Sorted, because a storage does not keep their order, and the surrogate depends on it.
         columns = sorted(names)
-        constraints = np.full((len(self), len(columns)), np.nan)
+        shape = (len(self), len(columns))
+        constraints = np.full(shape, np.nan)
         for i, trial in enumerate(self.trials):
             reported = trial.constraints
-            constraints[i] = [reported.get(name, np.nan) for name in columns]
+            for k, name in enumerate(columns):
+                constraints[i, k] = reported.get(name, np.nan)
         return constraints
 
     @cached_property
@@ -153,7 +169,9 @@ class Observations:
         distance = np.abs(self._reported_constraints)
         finite = np.where(distance < _INFINITE, distance, 0.0)
         largest = finite.max(0, initial=0.0)
-        return np.asarray(np.where(largest > 0, largest, 1.0))
+        # `violation` divides by it.
+        divisor: Array = np.where(largest > 0, largest, 1.0)
+        return divisor
 
     @property
     def violation(self) -> Array:
@@ -162,24 +180,31 @@ class Observations:
         The sum over the constraints, each in units of its greatest distance from 0; infinite for
         trials that are not complete or do not report all constraints.
         """
-        excess = self.constraints.clip(min=0) / self._largest_constraint
-        total = np.nan_to_num(excess.sum(1), nan=np.inf)
+        excess = self.constraints.clip(min=0)
+        relative = excess / self._largest_constraint
+        total = relative.sum(1)
+        # A constraint that is not reported is NaN.
+        total = np.nan_to_num(total, nan=np.inf)
         return np.where(self.complete, total, np.inf)
 
     @cached_property
     def feasible(self) -> Mask:
         """Mask `(n,)` of the complete trials that report no violated constraint."""
         # A constraint that is not reported is NaN, which does not count as violated.
-        violated = (self.constraints > 0).any(1)
-        return np.asarray(self.complete & ~violated)
+        is_positive = self.constraints > 0
+        violated = is_positive.any(1)
+        feasible: Mask = self.complete & ~violated
+        return feasible
 
     @property
     def example_scores(self) -> list[list[Array | None]]:
-        """Per trial and objective the score of each example, higher is better; None if unknown."""
+        """The score of each example per trial and objective, higher is better; None if unknown."""
         m = len(self.signs)
-        return [
-            _example_scores(trial.user_attrs.get(SCORES), m) for trial in self.trials
-        ]
+        per_trial = []
+        for trial in self.trials:
+            stored = trial.user_attrs.get(SCORES)
+            per_trial.append(_example_scores(stored, m))
+        return per_trial
 
 
 def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
@@ -198,9 +223,11 @@ def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:
     reported = trial.user_attrs.get(STDERR)
     if reported is None:
         return None
+    # A study of one objective may report a plain number.
     is_number = isinstance(reported, float | int)
     stderr = number_vector([reported] if is_number else reported)
-    if stderr.shape != (m,) or (stderr < 0).any():
+    is_negative = stderr < 0
+    if stderr.shape != (m,) or is_negative.any():
         raise ConfigError(
             f"trial {trial.number}: user attribute {STDERR!r}: expected {m} numbers of 0 or more, "
             f"one per objective, got {shorten(reported)}; the trial counts as one without "
@@ -216,11 +243,13 @@ def _valid_stderr(trial: FrozenTrial, m: int) -> Array:
     except ConfigError:
         # Reported to the user when the trial finished (`MMMOSampler.after_trial`).
         stderr = None
-    return np.full(m, np.nan) if stderr is None else stderr
+    if stderr is None:
+        return np.full(m, np.nan)
+    return stderr
 
 
 def _is_informative(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete, or failed or was pruned with parameters that it had by then."""
+    """Whether a trial is complete, or has failed or been pruned and has parameters."""
     if trial.state in _STOPPED:
         return bool(trial.params)
     return trial.state == TrialState.COMPLETE
@@ -235,5 +264,6 @@ def _example_scores(
     for k, score in enumerate(stored[:m]):
         examples = score[3]
         if examples is not None:
-            per_objective[k] = np.array([float(value) for value in examples])
+            numbers = [float(value) for value in examples]
+            per_objective[k] = np.array(numbers)
     return per_objective

@@ -29,9 +29,11 @@ def check_options(owner: str, options: Dataclass) -> None:
         ConfigError: A field has a value of another type.
     """
     for field in fields(options):
+        # Other fields are state, which users do not set.
         if field.init:
-            value = getattr(options, field.name)
-            check_option(f"{owner}: {field.name}", field.default, value)
+            name = field.name
+            value = getattr(options, name)
+            check_option(f"{owner}: {name}", field.default, value)
 
 
 def check_option(name: str, default: object, value: object) -> None:
@@ -48,6 +50,7 @@ def check_option(name: str, default: object, value: object) -> None:
     Raises:
         ConfigError: The value has another type.
     """
+    # bool is a subclass of int, but `true` is no number in a study.yaml.
     is_bool = isinstance(value, bool)
     if isinstance(default, bool):
         valid = is_bool
@@ -61,7 +64,8 @@ def check_option(name: str, default: object, value: object) -> None:
     else:
         return
     if not valid:
-        raise ConfigError(f"{name}: expected {expected}, got {shorten(value)}")
+        actual = shorten(value)
+        raise ConfigError(f"{name}: expected {expected}, got {actual}")
 
 
 def number_vector(value: object) -> Array:
@@ -70,7 +74,9 @@ def number_vector(value: object) -> Array:
         numbers = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         return np.zeros(0)
-    return numbers if numbers.ndim == 1 else np.zeros(0)
+    if numbers.ndim == 1:
+        return numbers
+    return np.zeros(0)
 
 
 def resolve_seed(seed: int | None) -> int:

@@ -16,14 +16,21 @@ from typing import Protocol
 
 import moocore
 import numpy as np
-from numpy.typing import NDArray
+from numpy.random import Generator
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from paretomerge.search.encoding import Encoding, infer_conditions
+from paretomerge.search.encoding import (
+    Encoding,
+    Indices,
+    Mask,
+    ParamDict,
+    Space,
+    infer_conditions,
+)
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.types import Array, Conditions, Params, ParamValue
@@ -46,7 +53,7 @@ class Archive:
         observations: The n finished trials that have a place in the space.
         x: `(n, d)`, their points, in the order of the trials' numbers.
         pending: `(p, d)`, the points of running trials.
-        number: The number of the trial that asks.
+        number: The number of the trial that asks for parameters.
     """
 
     encoding: Encoding
@@ -63,12 +70,14 @@ class Archive:
         number: int,
         proposed: Mapping[int, Params] = _NOTHING_PROPOSED,
     ) -> "Archive":
-        """Encode trials; those that do not lie in the space (an earlier one was used) are left out.
+        """Encode trials, without those that do not lie in the space.
+
+        A study may have trials of an earlier space.
 
         Args:
             observations: The trials of the study.
             encoding: Between parameters and points.
-            number: The number of the trial that asks.
+            number: The number of the trial that asks for parameters.
             proposed: Trial number -> the parameters that were proposed for it. Of a running trial,
                 Optuna knows only the parameters that it has suggested so far.
         """
@@ -76,7 +85,8 @@ class Archive:
         in_space = np.asarray(np.isfinite(x).all(1))
         running = []
         for trial in observations.running:
-            params = {**proposed.get(trial.number, {}), **trial.params}
+            suggested = trial.params
+            params = {**proposed.get(trial.number, {}), **suggested}
             if params:
                 running.append(params)
         pending = encoding.encode(running)
@@ -95,30 +105,32 @@ class Archive:
         return self.observations.y
 
     @cached_property
-    def usable(self) -> NDArray[np.intp]:
+    def usable(self) -> Indices:
         """Indices of the trials to learn from: complete, and violating no constraint."""
         return np.flatnonzero(self.observations.feasible)
 
     @cached_property
-    def widths(self) -> NDArray[np.intp]:
+    def widths(self) -> Indices:
         """Number of coordinates of each parameter, in the order of the space."""
-        columns = self.encoding.columns.values()
-        return np.array([column.stop - column.start for column in columns])
+        slices = self.encoding.columns.values()
+        widths = [columns.stop - columns.start for columns in slices]
+        return np.array(widths)
 
-    def is_new(self, x: Array) -> NDArray[np.bool_]:
+    def is_new(self, x: Array) -> Mask:
         """Mask `(k,)` of the points `x` `(k, d)` that no finished, failed or running trial has."""
         seen = np.concatenate([self.x, self.pending])
         mask = np.zeros(len(x), dtype=bool)
         for i, point in enumerate(x):
-            same = np.isclose(seen, point, rtol=0, atol=_SAME_COORDINATE).all(1)
-            mask[i] = not same.any()
+            is_close = np.isclose(seen, point, rtol=0, atol=_SAME_COORDINATE)
+            is_same = is_close.all(1)
+            mask[i] = not is_same.any()
         return mask
 
 
 class Proposer(Protocol):
     """A rule that chooses the next points."""
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def propose(self, archive: Archive, rng: Generator) -> Array:
         """Choose points for one trial.
 
         Args:
@@ -126,7 +138,7 @@ class Proposer(Protocol):
             rng: A generator that depends on the seed and the trial's number only.
 
         Returns:
-            `(k, d)`, the best first; k is 0 as long as too little is known. The points may lie
+            `(k, d)`, the best first; k is 0 while there are too few trials. The points may lie
             between the values that parameters can have, and may repeat earlier ones.
         """
         ...
@@ -136,7 +148,7 @@ class PointSampler(BaseSampler):
     """An Optuna sampler that takes its points from a proposer.
 
     The first `n_startup` points come from a Sobol sequence scrambled by the seed, and so does a
-    point for which the proposer has nothing new. No point is proposed twice unless the space has no
+    point where the proposer has nothing new. No point is proposed twice unless the space has no
     other, nor to two threads of one process. A parameter outside the space, or one that a trial
     suggests before the space is known, is drawn at random. Every proposal is a function of the seed
     and the trials so far, so a resumed study goes on as if it had not stopped.
@@ -163,7 +175,7 @@ class PointSampler(BaseSampler):
         proposer: Proposer | None,
         *,
         seed: int | None = 0,
-        space: Mapping[str, BaseDistribution] | None = None,
+        space: Space | None = None,
         conditions: Conditions | None = None,
         n_startup: int = 10,
         require_feasible: bool = True,
@@ -177,11 +189,11 @@ class PointSampler(BaseSampler):
         self._seed = resolve_seed(seed)
         self._space = dict(space) if space else None
         self._conditions = conditions
-        self._proposed: dict[int, dict[str, ParamValue]] = {}
+        self._proposed: dict[int, ParamDict] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        """The state without what belongs to the threads of this process."""
+        """The state without the lock and the proposals, which belong to this process."""
         return {**self.__dict__, "_lock": None, "_proposed": {}}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -227,16 +239,16 @@ class PointSampler(BaseSampler):
         study: Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
-    ) -> dict[str, ParamValue]:
+    ) -> ParamDict:
         """The next point. Threads wait for each other, and each sees the others' proposals."""
         if not search_space:
             return {}
         # Optuna calls this from several threads (`n_jobs`), which must not get the same point.
         with self._lock:
             observations = Observations.of(study, trial)
-            for number in self._proposed.keys() - {
-                t.number for t in observations.running
-            }:
+            running = {other.number for other in observations.running}
+            finished = self._proposed.keys() - running
+            for number in finished:
                 del self._proposed[number]
             conditions = self._conditions_of(observations, search_space)
             encoding = Encoding(search_space, conditions)
@@ -245,7 +257,7 @@ class PointSampler(BaseSampler):
             self._proposed[trial.number] = params
             return dict(params)
 
-    def _next(self, archive: Archive) -> dict[str, ParamValue]:
+    def _next(self, archive: Archive) -> ParamDict:
         """The first new point of the proposer, of the Sobol sequence, or of random ones."""
         encoding = archive.encoding
         # A generator per trial, so that a proposal does not depend on how many were drawn before.
@@ -253,34 +265,36 @@ class PointSampler(BaseSampler):
         proposals = self._proposals(archive, rng)
         # The proposer comes first, so the Sobol point is taken only if no proposal is new.
         sobol = self._sobol_point(encoding.d, archive.number)
-        points = encoding.project(np.concatenate([proposals, sobol]))
+        candidates = np.concatenate([proposals, sobol])
+        points = encoding.project(candidates)
         is_new = archive.is_new(points)
         if not is_new.any():
             random = rng.random((_RANDOM_TRIES, encoding.d))
             others = encoding.project(random)
+            others_are_new = archive.is_new(others)
             points = np.concatenate([others, points])
-            is_new = np.concatenate([archive.is_new(others), is_new])
+            is_new = np.concatenate([others_are_new, is_new])
         if not is_new.any():
             _log.warning(
                 "Every point that was drawn has been evaluated before; the space may be used up."
             )
+        # Where no point is new, this is the first one: a full space repeats points, and goes on.
         first_new = is_new.argmax()
         return encoding.decode(points[first_new])
 
-    def _proposals(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def _proposals(self, archive: Archive, rng: Generator) -> Array:
         """The proposer's points `(k, d)`; none until it has enough trials."""
         observations = archive.observations
-        needed = (
-            observations.feasible if self._require_feasible else observations.complete
-        )
-        started = len(archive.x) >= self.n_startup and needed.any()
+        needed = observations.complete
+        if self._require_feasible:
+            needed = observations.feasible
+        n = len(archive.x)
+        started = n >= self.n_startup and needed.any()
         if self.proposer is None or not started:
             return np.zeros((0, archive.encoding.d))
         return self.proposer.propose(archive, rng)
 
-    def _conditions_of(
-        self, observations: Observations, space: Mapping[str, BaseDistribution]
-    ) -> Conditions:
+    def _conditions_of(self, observations: Observations, space: Space) -> Conditions:
         if self._conditions is not None or self._space:
             return self._conditions or {}
         # Complete trials only: one that failed may lack a parameter just because it failed.
@@ -293,7 +307,8 @@ class PointSampler(BaseSampler):
         if self._centre and number == 0:
             return np.full((1, d), 0.5)
         # The sequence starts again for each trial: a resumed study has no state but its trials.
-        sequence = qmc.Sobol(d, rng=np.random.default_rng(self._seed))
+        scrambling = np.random.default_rng(self._seed)
+        sequence = qmc.Sobol(d, rng=scrambling)
         if number:
             sequence.fast_forward(number)
         return np.asarray(sequence.random(1))
@@ -313,13 +328,15 @@ def random_value(
     """
     # crc32, because Python's hash of a text differs between processes.
     name_hash = zlib.crc32(name.encode())
-    rng = np.random.default_rng([resolve_seed(seed), trial.number, name_hash])
-    sampler = RandomSampler(seed=int(rng.integers(2**31)))
+    address = [resolve_seed(seed), trial.number, name_hash]
+    rng = np.random.default_rng(address)
+    sampler_seed = int(rng.integers(2**31))
+    sampler = RandomSampler(seed=sampler_seed)
     value: ParamValue = sampler.sample_independent(study, trial, name, distribution)
     return value
 
 
-def crowding_order(y: Array) -> NDArray[np.intp]:
+def crowding_order(y: Array) -> Indices:
     """Sort points by nondominated front, then by crowding distance.
 
     Source: NSGA-II, Deb et al. 2002, sec. III-A and III-B.
@@ -335,7 +352,8 @@ def crowding_order(y: Array) -> NDArray[np.intp]:
     distance = np.zeros(len(y))
     for rank in np.unique(ranks):
         front = ranks == rank
-        distance[front] = _crowding_distance(y[front])
+        y_front = y[front]
+        distance[front] = _crowding_distance(y_front)
     return np.lexsort((-distance, ranks))
 
 
@@ -343,10 +361,16 @@ def _crowding_distance(y: Array) -> Array:
     """The gap between both neighbours, summed over objectives; infinite at the ends."""
     distance = np.zeros(len(y))
     for values in y.T:
+        # Stable, so that the order of ties does not depend on the platform.
         order = values.argsort(kind="stable")
-        spread = max(float(np.ptp(values)), 1e-12)
+        extent = float(np.ptp(values))
+        spread = max(extent, 1e-12)
         ascending = values[order]
-        gaps = ascending[2:] - ascending[:-2]
-        distance[order[1:-1]] += gaps / spread
-        distance[order[[0, -1]]] = np.inf
+        following = ascending[2:]
+        preceding = ascending[:-2]
+        gaps = following - preceding
+        inner = order[1:-1]
+        ends = order[[0, -1]]
+        distance[inner] += gaps / spread
+        distance[ends] = np.inf
     return distance

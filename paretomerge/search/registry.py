@@ -14,13 +14,12 @@ To add a sampler:
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
@@ -30,6 +29,7 @@ from paretomerge.search.baselines.map import MAPProposer
 from paretomerge.search.baselines.model_kinship import KinshipProposer
 from paretomerge.search.baselines.nsga3 import largest_divisions
 from paretomerge.search.baselines.scalarised import cma
+from paretomerge.search.encoding import Space
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.search.point_sampler import PointSampler, Proposer
 from paretomerge.types import Conditions, Params
@@ -37,9 +37,8 @@ from paretomerge.types import Conditions, Params
 Options = Mapping[str, Any]
 """Options of a sampler: name -> value, as they stand in a study.yaml."""
 
-_DEFAULT_STARTUP = (
-    10  # trials before a sampler is first asked, where there are no baseline recipes
-)
+# Trials before a sampler is first asked, where there are no baseline recipes.
+_DEFAULT_STARTUP = 10
 # Classes of Optuna that do not search a given space.
 _UNSUITABLE = {
     "BaseSampler",
@@ -66,7 +65,7 @@ class SearchProblem:
         importance: The relative size of what each parameter changes.
     """
 
-    space: Mapping[str, BaseDistribution]
+    space: Space
     objectives: int
     seed: int = 0
     conditions: Conditions = field(default_factory=dict)
@@ -79,13 +78,15 @@ class SearchProblem:
     @property
     def n_startup(self) -> int:
         """The number of trials before a sampler first relies on a model of the scores."""
-        return self.starts + 2 if self.starts else _DEFAULT_STARTUP
+        if self.starts:
+            return self.starts + 2
+        return _DEFAULT_STARTUP
 
 
 Build = Callable[[SearchProblem, Options], BaseSampler]
 """Builds a sampler for a problem with the user's options."""
 
-Defaults = Callable[[SearchProblem], dict[str, Any]]
+Defaults = Callable[[SearchProblem], Options]
 """The options that depend on the problem."""
 
 
@@ -130,8 +131,10 @@ def make(
     if "seed" in options:
         check_option(f"sampler: {name}: seed", 0, options["seed"])
         options["seed"] = resolve_seed(options["seed"])
+    seed = resolve_seed(problem.seed)
+    seeded = replace(problem, seed=seed)
     try:
-        return build(replace(problem, seed=resolve_seed(problem.seed)), options)
+        return build(seeded, options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"sampler: {name}: invalid options {shorten(options)}: {error}"
@@ -143,11 +146,10 @@ def _find_build(name: str, problem: SearchProblem) -> Build:
         return PRESETS[name].build
     if name == "MMMOSampler":
         return PRESETS["mmmo"].build
-    optuna_names = [
-        sampler
-        for sampler in optuna.samplers.__all__
-        if sampler.endswith("Sampler") and sampler not in _UNSUITABLE
-    ]
+    optuna_names = []
+    for sampler in optuna.samplers.__all__:
+        if sampler.endswith("Sampler") and sampler not in _UNSUITABLE:
+            optuna_names.append(sampler)
     if name not in optuna_names:
         names = [*PRESETS, "MMMOSampler", *optuna_names]
         raise ConfigError(f"sampler: {unknown_name('name', name, names)}")
@@ -162,7 +164,7 @@ def _find_build(name: str, problem: SearchProblem) -> Build:
 # How samplers are built.
 
 
-def _no_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _no_defaults(problem: SearchProblem) -> Options:
     return {}
 
 
@@ -171,12 +173,11 @@ def _from_optuna(name: str, defaults: Defaults = _no_defaults) -> Build:
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
         sampler = getattr(optuna.samplers, name)
+        values = {"seed": problem.seed, **defaults(problem)}
         with warnings.catch_warnings():
             # Experimental classes are chosen here, so the user need not be warned.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _call(
-                name, sampler, {"seed": problem.seed, **defaults(problem)}, options
-            )
+            return _call(name, sampler, values, options)
 
     return build
 
@@ -190,9 +191,10 @@ def _from_proposer(
         outer = {"seed": problem.seed, "n_startup": problem.n_startup}
         # Each option goes to the proposer or to the `PointSampler`; `seed` may go to both.
         accepted = set(inspect.signature(proposer).parameters)
-        _check_names(proposer.__name__, options, accepted | set(outer))
+        known = accepted | set(outer)
+        _check_names(proposer.__name__, options, known)
         values = {**outer, **defaults(problem), **options}
-        inner = {key: value for key, value in values.items() if key in accepted}
+        inner = _restricted(values, accepted)
         return _point_sampler(problem, proposer(**inner), values)
 
     return build
@@ -230,6 +232,7 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         "space": dict(problem.space),
         "conditions": problem.conditions,
         "n_startup": problem.n_startup,
+        # The default reference point comes from the sources alone.
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
     }
@@ -239,7 +242,8 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
 def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
     """NSGA-III with no more reference directions than members."""
     values = {**_genetic_defaults(problem), **options}
-    divisions = largest_divisions(problem.objectives, int(values["population_size"]))
+    population_size = int(values["population_size"])
+    divisions = largest_divisions(problem.objectives, population_size)
     build = _from_optuna("NSGAIIISampler", _genetic_defaults)
     return build(problem, {"dividing_parameter": divisions, **options})
 
@@ -262,8 +266,10 @@ def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
     from paretomerge.endpoint import Endpoint
     from paretomerge.search.baselines.llm import LLMSampler
 
-    accepted = {*inspect.signature(LLMSampler).parameters} - {"connection"}
-    _check_names("llm", options, accepted | {*inspect.signature(Endpoint).parameters})
+    # `connection` stands for the arguments of `Endpoint`.
+    accepted = set(inspect.signature(LLMSampler).parameters) - {"connection"}
+    connection = set(inspect.signature(Endpoint).parameters)
+    _check_names("llm", options, accepted | connection)
     values = {
         "seed": problem.seed,
         "space": dict(problem.space),
@@ -281,28 +287,31 @@ def _llm(problem: SearchProblem, options: Options) -> BaseSampler:
 # Options that depend on the problem. Optuna's own defaults are made for hundreds of trials.
 
 
-def _genetic_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _genetic_defaults(problem: SearchProblem) -> Options:
     """A third of the trials, so that there are at least two generations of children."""
-    return {"population_size": min(max(problem.trials // 3, 10), 50)}
+    share = max(problem.trials // 3, 10)
+    return {"population_size": min(share, 50)}
 
 
-def _tpe_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _tpe_defaults(problem: SearchProblem) -> Options:
     return {"multivariate": True, "group": True, "n_startup_trials": problem.n_startup}
 
 
-def _gp_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _gp_defaults(problem: SearchProblem) -> Options:
     return {"n_startup_trials": problem.n_startup, "warn_independent_sampling": False}
 
 
-def _evolver_defaults(problem: SearchProblem) -> dict[str, Any]:
-    return {"population_size": min(max(problem.trials // 5, 8), 40)}
+def _evolver_defaults(problem: SearchProblem) -> Options:
+    share = max(problem.trials // 5, 8)
+    return {"population_size": min(share, 40)}
 
 
-def _m2n2_defaults(problem: SearchProblem) -> dict[str, Any]:
-    return {"archive_size": min(max(problem.trials // 4, 8), 20)}
+def _m2n2_defaults(problem: SearchProblem) -> Options:
+    share = max(problem.trials // 4, 8)
+    return {"archive_size": min(share, 20)}
 
 
-def _policy_defaults(problem: SearchProblem) -> dict[str, Any]:
+def _policy_defaults(problem: SearchProblem) -> Options:
     # Where there are baseline recipes, random points would add little to them.
     return {"n_startup": problem.starts or problem.n_startup}
 
@@ -320,9 +329,19 @@ def _call(
     if not takes_any_option:
         _check_names(name, options, accepted)
         for option, value in options.items():
-            check_option(f"sampler: {name}: {option}", accepted[option].default, value)
-        defaults = {key: value for key, value in defaults.items() if key in accepted}
+            default = accepted[option].default
+            check_option(f"sampler: {name}: {option}", default, value)
+        defaults = _restricted(defaults, accepted)
     return function(**{**defaults, **options})
+
+
+def _restricted(options: Options, accepted: Container[str]) -> Options:
+    """The options with these names."""
+    restricted = {}
+    for name, value in options.items():
+        if name in accepted:
+            restricted[name] = value
+    return restricted
 
 
 def _check_names(

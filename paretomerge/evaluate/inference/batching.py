@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 Tokens = tuple[int, ...]
 """Token ids of one sequence."""
@@ -16,7 +17,7 @@ Process: TypeAlias = Callable[[Sequence[Job]], None]
 """Runs a batch of jobs."""
 
 
-def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Put sequences side by side, padded at their end.
 
     Args:
@@ -29,14 +30,15 @@ def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> torch
     longest = max(len(sequence) for sequence in sequences)
     rows = []
     for sequence in sequences:
-        padding = [_PADDING] * (longest - len(sequence))
+        n_padding = longest - len(sequence)
+        padding = [_PADDING] * n_padding
         rows.append([*sequence, *padding])
     return torch.tensor(rows, device=device)
 
 
 def pad_left(
     sequences: Sequence[Sequence[int]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put sequences side by side, padded at their beginning, so that tokens can be appended.
 
     Args:
@@ -53,12 +55,14 @@ def pad_left(
         n = len(sequence)
         n_padding = longest - n
         padding = [_PADDING] * n_padding
+        row_mask = [0] * n_padding + [1] * n
         rows.append([*padding, *sequence])
-        masks.append([0] * n_padding + [1] * n)
+        masks.append(row_mask)
     ids = torch.tensor(rows, device=device)
     mask = torch.tensor(masks, device=device)
     # padding has a negative position, which position embeddings do not have
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    positions = mask.cumsum(1) - 1
+    positions = positions.clamp_min(0)
     return ids, mask, positions
 
 
@@ -95,12 +99,15 @@ class AdaptiveBatcher:
         if count_rows is not None:
             rows = [count_rows(job) for job in jobs]
         for start, end in self._batches(rows):
-            self._run_or_halve(process, jobs[start:end], rows[start:end])
+            batch = jobs[start:end]
+            batch_rows = rows[start:end]
+            self._run_or_halve(process, batch, batch_rows)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Start and end of each batch. `max_rows` may shrink between two of them."""
         start = 0
         while start < len(rows):
+            # at least one job, however many rows it has
             end = start + 1
             total = rows[start]
             while end < len(rows):
@@ -129,8 +136,8 @@ class AdaptiveBatcher:
         self.max_rows = min(self.max_rows, rows_that_may_fit)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._run_or_halve(process, batch[:half], rows[:half])
-        self._run_or_halve(process, batch[half:], rows[half:])
+        for part in (slice(half), slice(half, None)):
+            self._run_or_halve(process, batch[part], rows[part])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

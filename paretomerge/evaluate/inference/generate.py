@@ -1,6 +1,6 @@
 """Greedy generation for a batch of prompts.
 
-Rows that are finished leave the batch, so that one long answer does not hold up the others.
+Finished rows leave the batch, so that one long answer does not hold up the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,16 +48,17 @@ def is_plain_greedy(model: "PreTrainedModel", settings: Mapping[str, object]) ->
     """Whether generation takes the most likely token each time and does nothing else.
 
     Args:
-        model: Its `generation_config` has defaults.
+        model: Its `generation_config` has the default settings.
         settings: The request's generation settings, as lm-evaluation-harness normalises them.
 
     Returns:
         False where there are beams, sampling, penalties and the like: `transformers` does those.
     """
     ignored = ("until", "max_gen_toks", "do_sample", "temperature")
-    others = {key for key in settings if key not in ignored}
+    others = settings.keys() - set(ignored)
     # a temperature asks for sampling, whatever do_sample says
-    if settings.get("do_sample", False) or settings.get("temperature", 0.0):
+    samples = settings.get("do_sample", False)
+    if samples or settings.get("temperature", 0.0):
         return False
     defaults = model.generation_config.to_diff_dict()
     return not others and defaults.keys() <= _HARMLESS_DEFAULTS
@@ -70,7 +71,7 @@ class GreedyGenerator:
         model: A model that `supports_cache`.
         tokenizer: Decodes tokens to find stop strings; unused without them.
         stop: Stop strings.
-        max_new_tokens: Tokens of an answer at most.
+        max_new_tokens: The most tokens of an answer.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class GreedyGenerator:
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._stop = [text for text in stop if text]
-        # a token has at least one byte, so that so many tokens surely cover a stop string
+        # a token has at least one byte, so that as many tokens as bytes cover a stop string
         lengths = [len(text.encode()) for text in self._stop]
         self._tail = max(lengths, default=0) + 1
+        # transformers allows no end token, one, or a list of them
         end_tokens = model.generation_config.eos_token_id
         if end_tokens is None:
             end_tokens = []
@@ -145,7 +147,10 @@ class GreedyGenerator:
                 break
             # selecting rows copies the cache, which pays once half of them are finished
             if 2 * len(unfinished) <= len(rows):
-                kept = [row for row, number in enumerate(rows) if number in unfinished]
+                kept = []
+                for row, number in enumerate(rows):
+                    if number in unfinished:
+                        kept.append(row)
                 index = torch.tensor(kept, device=mask.device)
                 cache.batch_select_indices(index)
                 next_tokens = next_tokens[index]
@@ -153,10 +158,12 @@ class GreedyGenerator:
                 rows = [rows[row] for row in kept]
             next_mask = mask.new_ones(len(rows), 1)
             mask = torch.cat([mask, next_mask], 1)
+            # the position of a token is the number of tokens before it, without padding
+            positions = mask.sum(1, keepdim=True) - 1
             step = self._model(
                 next_tokens[:, None],
                 attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -168,11 +175,13 @@ class GreedyGenerator:
         """Numbers of the answers that end with an end token or contain a stop string."""
         finished = set()
         for number, tokens in generated.items():
-            if tokens[-1] in self._end_tokens:
+            last = tokens[-1]
+            if last in self._end_tokens:
                 finished.add(number)
         if not self._stop:
             return finished
         assert self._tokenizer is not None, "stop strings need a tokenizer"
+        # only the last tokens, since earlier ones were searched in earlier steps
         tails = [tokens[-self._tail :] for tokens in generated.values()]
         texts = self._tokenizer.batch_decode(tails)
         for number, text in zip(generated, texts, strict=True):

@@ -2,8 +2,8 @@
 
 Prompts are tokenized once per study, shared contexts are read once, and finished answers leave the
 batch. The responses are those of the harness's own `hf` model, request for request, with one
-exception: behind a stop string that is a special token, `hf` continues to write for as long as
-other rows of the batch do.
+exception: after a stop string that is a special token, `hf` continues to write while other rows of
+the batch do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 GenerationSettings = Mapping[str, object]
 
+EncodingKey = tuple[str, bool | None]
+"""A text, and whether special tokens are added; None for the tokenizer's default."""
+
 
 class ResidentLM(ReplaceableHFLM):
     """A causal language model whose weights change while its requests stay the same.
@@ -51,7 +54,7 @@ class ResidentLM(ReplaceableHFLM):
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self._batcher = AdaptiveBatcher(batch_size)
-        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._encoded: dict[EncodingKey, list[int]] = {}
 
     def tok_encode(
         self,
@@ -73,7 +76,8 @@ class ResidentLM(ReplaceableHFLM):
 
     def token_log_likelihoods(self, requests: Sequence[Request]) -> list[LogLikelihood]:
         """Log-likelihood of each (context, continuation), in the order of the requests."""
-        work = LogLikelihoods(self.model, requests, self.max_length, self.softmax_dtype)
+        dtype = self.softmax_dtype
+        work = LogLikelihoods(self.model, requests, self.max_length, dtype)
         return work.run(self._batcher)
 
     def generate_until(
@@ -100,12 +104,13 @@ class ResidentLM(ReplaceableHFLM):
         for i, setting in enumerate(settings):
             # settings hold lists of stop strings, which cannot be keys themselves
             key = repr(sorted(setting.items()))
-            groups.setdefault(key, []).append(i)
+            members = groups.setdefault(key, [])
+            members.append(i)
         generated = [""] * len(requests)
         for members in groups.values():
-            first = members[0]
             group = [prompts[i] for i in members]
-            texts = self._generate(group, settings[first])
+            common_settings = settings[members[0]]
+            texts = self._generate(group, common_settings)
             for i, text in zip(members, texts, strict=True):
                 generated[i] = text
         return generated

@@ -1,7 +1,7 @@
 """Log-likelihoods of answers, with as few tokens read as possible.
 
 Equal sequences are read once. A context with several answers is read once for all of them, if that
-saves enough; so is a prefix that many sequences share.
+saves enough, and so is a prefix that many sequences share.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.inference.batching import (
@@ -89,6 +90,10 @@ class ForwardJob:
         return len(self.suffixes)
 
 
+Pass = tuple[Process[ForwardJob], list[ForwardJob]]
+"""A function that processes a batch of jobs, and its jobs."""
+
+
 class LogLikelihoods:
     """Computes log-likelihoods of answers to contexts.
 
@@ -102,7 +107,7 @@ class LogLikelihoods:
 
     Attributes:
         results: Of each request; NaN until `run` has been called.
-        passes: (function that processes a batch of jobs, its jobs): all that `run` does.
+        passes: All that `run` does.
     """
 
     def __init__(
@@ -112,13 +117,13 @@ class LogLikelihoods:
         max_length: int,
         dtype: torch.dtype | None = None,
     ) -> None:
-        pending = (float("nan"), False)
-        self.results: list[LogLikelihood] = [pending] * len(requests)
+        pending: LogLikelihood = (float("nan"), False)
+        self.results = [pending] * len(requests)
         self._model = model
         self._dtype = dtype
         self._supports_cache = supports_cache(model)
         single, shared = self._plan(requests, max_length)
-        self.passes: list[tuple[Process[ForwardJob], list[ForwardJob]]] = []
+        self.passes: list[Pass] = []
         for jobs in _group_jobs(single):
             self.passes.append((self._read_sequences, jobs))
         for jobs in _group_jobs(shared):
@@ -146,11 +151,12 @@ class LogLikelihoods:
         """Jobs with one row, and jobs whose rows share a context."""
         single: Continuations = {}
         shared = []
-        for context, continuations in _group_by_context(requests, max_length).items():
+        contexts = _group_by_context(requests, max_length)
+        for context, continuations in contexts.items():
             if self._supports_cache and _is_sharing_worthwhile(context, continuations):
                 suffixes = tuple(continuations)
-                answers = tuple(tuple(answers) for answers in continuations.values())
-                job = ForwardJob(context, suffixes, answers)
+                row_answers = [tuple(answers) for answers in continuations.values()]
+                job = ForwardJob(context, suffixes, tuple(row_answers))
                 shared.append(job)
             else:
                 # another context may have made the same sequence
@@ -171,29 +177,41 @@ class LogLikelihoods:
         rows = [job.prefix for job in jobs]
         starts = []  # no answer needs logits of earlier positions
         for job in jobs:
-            longest_answer = max(len(answer.tokens) for answer in job.answers[0])
-            starts.append(len(job.prefix) - longest_answer)
-        prefix = shared_prefix(rows, starts) if self._supports_cache else ()
-        rests = [row[len(prefix) :] for row in rows]
+            (answers,) = job.answers
+            longest_answer = max(len(answer.tokens) for answer in answers)
+            start = len(job.prefix) - longest_answer
+            starts.append(start)
+        prefix: Tokens = ()
+        if self._supports_cache:
+            prefix = shared_prefix(rows, starts)
+        n_shared = len(prefix)
+        rests = [row[n_shared:] for row in rows]
         ids = pad_right(rests, model.device)
-        width = len(prefix) + ids.shape[1]
-        kept = keep_last_logits(model, width - min(starts))
+        width = n_shared + ids.shape[1]
+        n_needed = width - min(starts)
+        kept = keep_last_logits(model, n_needed)
         if prefix:
             cache = prefill_shared_prefix(model, prefix, len(rows))
-            logits = model(ids, past_key_values=cache, use_cache=True, **kept).logits
+            output = model(ids, past_key_values=cache, use_cache=True, **kept)
         else:
-            logits = model(ids, **kept).logits
+            output = model(ids, **kept)
+        logits = output.logits
+        # the logits are those of the last positions; a model may return more than it was asked for
         offset = width - logits.shape[1]
         located = []
         for r, job in enumerate(jobs):
+            # behind the last position, which predicts the token after the prefix
             end = len(job.prefix) - offset
-            located += [LocatedAnswer(r, end, answer) for answer in job.answers[0]]
+            for answer in job.answers[0]:
+                location = LocatedAnswer(r, end, answer)
+                located.append(location)
         self._store_results(logits, located)
 
     @torch.no_grad()
     def _read_shared_contexts(self, jobs: Sequence[ForwardJob]) -> None:
         """Read contexts side by side, then the continuations of all of them from their cache."""
-        model, device = self._model, self._model.device
+        model = self._model
+        device = model.device
         context_of_row: list[int] = []
         suffixes: list[Tokens] = []
         answers: list[tuple[Answer, ...]] = []
@@ -205,8 +223,8 @@ class LogLikelihoods:
         prefixes = [job.prefix for job in jobs]
         contexts = prefill(model, prefixes, longest_suffix)
         context_index = torch.tensor(context_of_row, device=device)
-        context_lengths = contexts.mask.sum(1)[context_index]
         context_mask = contexts.mask[context_index]
+        context_lengths = context_mask.sum(1)
         contexts.cache.batch_select_indices(context_index)
 
         ids = pad_right(suffixes, device)
@@ -215,46 +233,52 @@ class LogLikelihoods:
         lengths = [len(suffix) for suffix in suffixes]
         suffix_lengths = torch.tensor(lengths, device=device)
         is_token = places < suffix_lengths[:, None]
-        mask = torch.cat([context_mask, is_token.long()], 1)
-        suffix_logits = model(
+        suffix_mask = is_token.long()
+        mask = torch.cat([context_mask, suffix_mask], 1)
+        positions = context_lengths[:, None] + places
+        output = model(
             ids,
             attention_mask=mask,
-            position_ids=context_lengths[:, None] + places,
+            position_ids=positions,
             past_key_values=contexts.cache,
             use_cache=True,
-        ).logits
+        )
         # the context's last position predicts the first token of every answer
         context_logits = contexts.logits[context_index, -1:]
-        logits = torch.cat([context_logits, suffix_logits], 1)
+        logits = torch.cat([context_logits, output.logits], 1)
         located = []
         for r, suffix in enumerate(suffixes):
+            # 1 for the context's last position
             end = len(suffix) + 1
-            located += [LocatedAnswer(r, end, answer) for answer in answers[r]]
+            for answer in answers[r]:
+                location = LocatedAnswer(r, end, answer)
+                located.append(location)
         self._store_results(logits, located)
 
-    def _store_results(
-        self, logits: torch.Tensor, located: Sequence[LocatedAnswer]
-    ) -> None:
+    def _store_results(self, logits: Tensor, located: Sequence[LocatedAnswer]) -> None:
         """Sum each answer's log-probabilities in the logits `(rows, positions, vocabulary)`."""
         # all tokens of all answers at once: a few large tensor operations instead of many small
         index = []
         for n, (r, end, answer) in enumerate(located):
             start = end - len(answer.tokens)
             for t, token in enumerate(answer.tokens):
-                index.append((r, start + t, token, n, t))
+                position = start + t
+                index.append((r, position, token, n, t))
         device = logits.device
-        row, position, token_id, number, place = torch.tensor(index, device=device).T
-        answer_logits = logits[row, position]
+        columns = torch.tensor(index, device=device).T
+        rows, positions, token_ids, numbers, places = columns
+        answer_logits = logits[rows, positions]
         log_probs = torch.log_softmax(answer_logits, -1, dtype=self._dtype)
-        chosen = log_probs.gather(1, token_id[:, None])
-        # back into a row for each answer; what it is shorter than the longest adds nothing
+        token_column = token_ids[:, None]
+        chosen = log_probs.gather(1, token_column)
+        # one row per answer again; the places behind a shorter answer add 0 and count as greedy
         lengths = [len(location.answer.tokens) for location in located]
         shape = (len(located), max(lengths))
         token_log_probs = torch.zeros(shape, dtype=log_probs.dtype, device=device)
         is_greedy = torch.ones(shape, dtype=torch.bool, device=device)
-        token_log_probs[number, place] = chosen[:, 0]
-        best_token = log_probs.argmax(1)
-        is_greedy[number, place] = best_token == token_id
+        token_log_probs[numbers, places] = chosen[:, 0]
+        best_tokens = log_probs.argmax(1)
+        is_greedy[numbers, places] = best_tokens == token_ids
         if token_log_probs.isnan().any():
             raise EvaluationError(
                 "log-probabilities are NaN: the merged weights overflow"
@@ -262,14 +286,17 @@ class LogLikelihoods:
         totals = token_log_probs.sum(1).tolist()
         all_greedy = is_greedy.all(1).tolist()
         for location, total, greedy in zip(located, totals, all_greedy, strict=True):
-            self.results[location.answer.request] = total, greedy
+            request = location.answer.request
+            self.results[request] = (total, greedy)
 
 
 def _group_jobs(jobs: Sequence[ForwardJob]) -> list[list[ForwardJob]]:
-    """Jobs that should be read in the same batches, since their prefixes begin alike."""
+    """Groups of jobs that should be read in the same batches, since their prefixes begin alike."""
+    prefixes = [job.prefix for job in jobs]
     grouped = []
-    for indices in group_by_prefix([job.prefix for job in jobs]):
-        grouped.append([jobs[i] for i in indices])
+    for indices in group_by_prefix(prefixes):
+        members = [jobs[i] for i in indices]
+        grouped.append(members)
     return grouped
 
 
@@ -281,12 +308,16 @@ def _group_by_context(
     for i, (context, answer) in enumerate(requests):
         # the last token is predicted, never read
         sequence = (*context, *answer)
-        truncated = sequence[-(max_length + 1) :]
+        longest = max_length + 1
+        truncated = sequence[-longest:]
         inputs = truncated[:-1]
         # and the context's last token predicts the answer's first
-        context_length = len(inputs) - len(answer) + 1
-        continuations = contexts.setdefault(inputs[:context_length], {})
-        answers = continuations.setdefault(inputs[context_length:], [])
+        n_answer = len(answer)
+        context_length = len(inputs) - n_answer + 1
+        prefix = inputs[:context_length]
+        suffix = inputs[context_length:]
+        continuations = contexts.setdefault(prefix, {})
+        answers = continuations.setdefault(suffix, [])
         answers.append(Answer(i, tuple(answer)))
     return contexts
 
@@ -295,5 +326,7 @@ def _is_sharing_worthwhile(context: Tokens, continuations: Continuations) -> boo
     """Whether reading the context once saves enough tokens for a second forward pass."""
     n_following = sum(map(len, continuations))
     n_shared = len(context) + n_following
-    n_separate = len(context) * len(continuations) + n_following
+    # without sharing, the context is read once for each continuation
+    n_contexts = len(continuations)
+    n_separate = n_contexts * len(context) + n_following
     return n_shared <= _MAX_TOKEN_SHARE * n_separate

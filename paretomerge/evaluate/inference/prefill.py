@@ -1,4 +1,4 @@
-"""Read prompts side by side, and what all of them begin with only once.
+"""Read prompts side by side, and their shared prefix only once.
 
 The few-shot examples of a task are such a shared prefix: its keys and values are computed for one
 row and repeated for all others.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from paretomerge.evaluate.inference._transformers import is_stateful
@@ -35,14 +36,15 @@ class PrefillOutput:
         mask: Which positions of the cache are tokens, `(rows, positions)`; the others are padding.
     """
 
-    logits: torch.Tensor
+    logits: Tensor
     cache: "Cache"
-    mask: torch.Tensor
+    mask: Tensor
 
 
 def supports_cache(model: "PreTrainedModel") -> bool:
     """Whether a model can continue from a key-value cache whose rows have different lengths."""
-    takes_cache = {"position_ids", "past_key_values"} <= _forward_parameters(model)
+    needed = {"position_ids", "past_key_values"}
+    takes_cache = needed <= _forward_parameters(model)
     if is_stateful(model) or not takes_cache:
         return False
     # layers of convolutions and linear attention cannot select rows of their cache
@@ -71,10 +73,11 @@ def prefill(
         Logits, cache and mask; a row for each prompt.
     """
     # the last token of each prompt is read in its own row, which gives its logits
-    ends = [len(prompt) - 1 for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    ends = [length - 1 for length in lengths]
     prefix = shared_prefix(prompts, ends)
     window = _attention_window(model)
-    longest_prompt = max(len(prompt) for prompt in prompts)
+    longest_prompt = max(lengths)
     longest = longest_prompt + max_new_tokens
     if window is not None and longest > window:
         # windows count positions, padding included: padding between the prefix and a prompt's
@@ -84,7 +87,9 @@ def prefill(
     start = len(prefix)
     rests = [prompt[start:] for prompt in prompts]
     ids, mask, positions = pad_left(rests, model.device)
-    cache = prefill_shared_prefix(model, prefix, n_rows) if prefix else None
+    cache = None
+    if prefix:
+        cache = prefill_shared_prefix(model, prefix, n_rows)
     prefix_mask = mask.new_ones(n_rows, start)
     mask = torch.cat([prefix_mask, mask], 1)
     output = model(
@@ -101,8 +106,9 @@ def prefill(
 def prefill_shared_prefix(
     model: "PreTrainedModel", prefix: Tokens, rows: int
 ) -> "Cache":
-    """Read a prefix once, and repeat its cache for so many rows."""
+    """Read a prefix once, and repeat its cache for each row."""
     ids = torch.tensor([prefix], device=model.device)
+    # the logits are not used, so as few as possible are computed
     output = model(ids, use_cache=True, **keep_last_logits(model))
     cache = output.past_key_values
     first_row = torch.zeros(rows, dtype=torch.long, device=model.device)
@@ -126,7 +132,8 @@ def shared_prefix(rows: Sequence[Tokens], ends: Sequence[int]) -> Tokens:
     # a single row shares nothing
     length = min(lengths, default=0)
     n_tokens = sum(len(row) for row in rows)
-    n_saved = (len(rows) - 1) * length
+    # it is read for the first row only
+    n_saved = len(others) * length
     n_read = n_tokens - n_saved
     if n_read <= _MAX_TOKEN_SHARE * n_tokens:
         return first[:length]
@@ -158,15 +165,20 @@ def group_by_prefix(prompts: Sequence[Tokens]) -> list[list[int]]:
         longest_with_prompt = max(longest, len(prompt))
         if groups and 2 * common >= longest_with_prompt:
             groups[-1].append(i)
-            prefix, longest = prefix[:common], longest_with_prompt
+            prefix = prefix[:common]
+            longest = longest_with_prompt
         else:
             groups.append([i])
-            prefix, longest = prompt, len(prompt)
+            prefix = prompt
+            longest = len(prompt)
 
     def longest_first(i: int) -> tuple[int, Tokens]:
-        return -len(prompts[i]), prompts[i]
+        # and by tokens, so that the groups do not depend on the order of the requests
+        prompt = prompts[i]
+        return -len(prompt), prompt
 
-    merged = [sorted(group, key=longest_first) for group in _join_small(groups)]
+    joined = _join_small(groups)
+    merged = [sorted(group, key=longest_first) for group in joined]
     return sorted(merged, key=lambda group: longest_first(group[0]))
 
 
@@ -179,14 +191,17 @@ def _join_small(groups: Sequence[list[int]]) -> list[list[int]]:
             small += group
         else:
             large.append(group)
-    return [small, *large] if small else large
+    if small:
+        return [small, *large]
+    return large
 
 
 def _common_length(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     # comparing whole slices is much faster than a loop, and most prefixes match whole
-    if one == other[: len(one)]:
-        return len(one)
+    length = len(one)
+    if one == other[:length]:
+        return length
     length = 0
     for token, other_token in zip(one, other, strict=False):
         if token != other_token:
@@ -203,6 +218,10 @@ def _forward_parameters(model: "PreTrainedModel") -> set[str]:
 def _attention_window(model: "PreTrainedModel") -> int | None:
     """Positions that the shortest attention window covers; None without windows."""
     config = model.config.get_text_config()
-    settings = [getattr(config, name, None) for name in _WINDOW_SETTINGS]
-    windows = [size for size in settings if isinstance(size, int) and size > 0]
+    windows = []
+    for name in _WINDOW_SETTINGS:
+        size = getattr(config, name, None)
+        # a setting that is None or not positive means that there is no window
+        if isinstance(size, int) and size > 0:
+            windows.append(size)
     return min(windows, default=None)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import parameter_widths
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive, crowding_order
 from paretomerge.types import Array
@@ -100,7 +100,9 @@ class EvolverProposer:
             if len(members) < self.population_size:
                 members.append(index)
                 continue
-            slot = archive.observations.trials[index].number % self.population_size
+            trial = archive.observations.trials[index]
+            # The member that the trial challenged, by the rule of `propose`.
+            slot = trial.number % self.population_size
             child = archive.y[index]
             parent = archive.y[members[slot]]
             if (child >= parent).all():
@@ -108,36 +110,42 @@ class EvolverProposer:
             elif not (parent >= child).all():
                 members.append(index)
             challenges += 1
-            if challenges % self.population_size == 0:
+            is_generation_over = challenges % self.population_size == 0
+            if is_generation_over:
                 members = self._truncated(members, archive.y)
         return members
 
     def _truncated(self, members: Sequence[int], y: Array) -> list[int]:
         """The best `population_size` members, in their order."""
-        order = crowding_order(y[list(members)])
+        member_values = y[list(members)]
+        order = crowding_order(member_values)
+        # Sorted, because a member's place decides which trials challenge it.
         best = sorted(order[: self.population_size])
         return [members[i] for i in best]
 
-    def _child(
-        self, x: Array, parent: int, widths: NDArray[np.intp], rng: Generator
-    ) -> Array:
+    def _child(self, x: Array, parent: int, widths: Indices, rng: Generator) -> Array:
         """Mutation and binomial crossover of whole parameters (Storn & Price 1997, eq. 2-4)."""
         n_parameters = len(widths)
         others = [i for i in range(len(x)) if i != parent]
+        # Three different members, or b - c would be 0.
         chosen = rng.choice(others, 3, replace=False)
         a, b, c = x[chosen]
-        mutant = a + self.differential * (b - c)
+        difference = b - c
+        mutant = a + self.differential * difference
         from_mutant = rng.random(n_parameters) < self.crossover
         # Eq. 4: at least one parameter comes from the mutant, or the child could equal its parent.
         always = rng.integers(n_parameters)
         from_mutant[always] = True
         # A choice has several columns, which are inherited together.
         column_mask = np.repeat(from_mutant, widths)
-        return np.where(column_mask, _reflect(mutant), x[parent])
+        inside = _reflect(mutant)
+        return np.where(column_mask, inside, x[parent])
 
 
 def _reflect(x: Array) -> Array:
     """Reflect coordinates into [0, 1]. Clipping would pile the mutants up at the bounds."""
     # Reflection at 0 and at 1 repeats with period 2: a triangle wave.
-    distance_to_one = np.abs(1 - np.abs(x) % 2)
-    return np.asarray(1 - distance_to_one)
+    position = np.abs(x) % 2
+    distance_to_one = np.abs(1 - position)
+    reflected: Array = 1 - distance_to_one
+    return reflected

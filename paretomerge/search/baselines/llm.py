@@ -26,7 +26,7 @@ from paretomerge.search.baselines.llm_prompt import (
     build_messages,
     format_trial_log,
 )
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, ParamDict
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -37,9 +37,7 @@ Space = dict[str, BaseDistribution]
 
 _MAX_REASON_LENGTH = 300
 _MAX_PROBLEMS = 10  # listed in one message to the model
-_MAX_QUOTED_ANSWER = (
-    2000  # characters of an invalid answer that are sent back to the model
-)
+_MAX_QUOTED_ANSWER = 2000  # characters of an invalid answer that the model gets back
 _MAX_FAILURES = 3  # in a row before the model is paused
 _MAX_PAUSE = 64  # trials
 _ATTEMPTS = 2  # answers per proposal
@@ -133,22 +131,26 @@ class LLMSampler(BaseSampler):
             dict(self._space) if self._space else self._intersection.calculate(study)
         )
         inner_space = self.inner.infer_relative_search_space(study, trial)
-        asked = {name: d for name, d in space.items() if not d.single()}
+        asked = {}
+        for name, distribution in space.items():
+            if not distribution.single():
+                asked[name] = distribution
         # Stored, because the study may have more trials when `sample_relative` is called.
         self._spaces[trial.number] = (asked, inner_space)
         return inner_space | space
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Space
-    ) -> dict[str, ParamValue]:
-        """Return the model's point if it is the model's turn and it has one, else the inner's."""
+    ) -> ParamDict:
+        """Return the point of the model, or that of the inner sampler where the model has none."""
         space, inner_space = self._spaces.pop(
             trial.number, (search_space, search_space)
         )
-        params: dict[str, ParamValue]
+        params: ParamDict
+        # Asked in any case: the inner sampler's random state must not depend on the model.
         params = self.inner.sample_relative(study, trial, inner_space)
         reason = self._reason_to_skip(trial, space)
-        point: dict[str, ParamValue] = {}
+        point: ParamDict = {}
         if reason is None:
             try:
                 point = self._propose(study, trial, space)
@@ -192,15 +194,16 @@ class LLMSampler(BaseSampler):
         study: Study,
         trial: FrozenTrial,
         space: Space,
-    ) -> dict[str, ParamValue]:
-        """The model's point. EndpointError if it has none."""
+    ) -> ParamDict:
+        """The model's point; raises EndpointError if it has none."""
         observations = Observations.of(study, trial)
         log = format_trial_log(study, observations, space, self._log_size)
         conditions = Encoding(space, self._conditions).conditions
         messages = build_messages(self._task, space, conditions, log)
-        others = [
-            t for t in study.get_trials(deepcopy=False) if t.number != trial.number
-        ]
+        others = []
+        for other in study.get_trials(deepcopy=False):
+            if other.number != trial.number:
+                others.append(other)
         checker = AnswerChecker(space, self._conditions, others)
         return _ask_for_point(self.endpoint, messages, checker)
 
@@ -208,7 +211,8 @@ class LLMSampler(BaseSampler):
         """Pause the model after several failures; log the first one."""
         self._failures += 1
         if self._failures >= _MAX_FAILURES:
-            pause = min(2 ** (self._failures - _MAX_FAILURES + 1), _MAX_PAUSE)
+            exponent = self._failures - _MAX_FAILURES + 1
+            pause = min(2**exponent, _MAX_PAUSE)
             self._paused_until = trial.number + 1 + pause
         if not self._has_warned:
             self._has_warned = True
@@ -223,8 +227,8 @@ class LLMSampler(BaseSampler):
 
 def _ask_for_point(
     endpoint: Endpoint, messages: list[Message], checker: AnswerChecker
-) -> dict[str, ParamValue]:
-    """A valid point from the model. EndpointError if the second answer is invalid, too."""
+) -> ParamDict:
+    """A valid point from the model; raises EndpointError if the second answer is invalid, too."""
     problems: list[str] = []
     for _ in range(_ATTEMPTS):
         answer = endpoint.chat(messages, json_object=True)
@@ -233,8 +237,10 @@ def _ask_for_point(
             return point
         if len(problems) > _MAX_PROBLEMS:
             hidden = len(problems) - _MAX_PROBLEMS
-            problems = [*problems[:_MAX_PROBLEMS], f"and {hidden} more such faults"]
-        listed = "\n".join(f"- {problem}" for problem in problems)
+            problems = problems[:_MAX_PROBLEMS]
+            problems.append(f"and {hidden} more such faults")
+        lines = [f"- {problem}" for problem in problems]
+        listed = "\n".join(lines)
         correction = (
             f"That cannot be used:\n{listed}\nAnswer again, with one whole JSON object."
         )

@@ -16,10 +16,11 @@ from paretomerge.endpoint import last_json_object
 from paretomerge.errors import shorten
 from paretomerge.search.baselines._optuna import enqueued_params
 from paretomerge.search.baselines.llm_prompt import describe
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, ParamDict
 from paretomerge.types import Conditions, Params, ParamValue
 
-# Of each range: nearer than this is the same point, since the log is rounded to as much.
+# In units of each range. Nearer points count as one, since the model reads numbers that are rounded
+# to a thousandth.
 _DUPLICATE_DISTANCE = 1e-3
 _STEP_TOLERANCE = 1e-8  # of a step
 _MAX_NAME_LENGTH = 100
@@ -44,11 +45,15 @@ class AnswerChecker:
     ) -> None:
         self.space = space
         self._encoding = Encoding(space, conditions)
-        points = [{**enqueued_params(trial), **trial.params} for trial in trials]
-        valid_points = [point for point in points if self._is_valid(point)]
+        valid_points = []
+        for trial in trials:
+            # A waiting trial has only the values that are enqueued.
+            point = {**enqueued_params(trial), **trial.params}
+            if self._is_valid(point):
+                valid_points.append(point)
         self._evaluated = self._encoding.encode(valid_points)
 
-    def check(self, text: str) -> tuple[dict[str, ParamValue], list[str]]:
+    def check(self, text: str) -> tuple[ParamDict, list[str]]:
         """Read the point in an answer.
 
         Args:
@@ -69,37 +74,42 @@ class AnswerChecker:
         distance = difference.max(1, initial=0.0)
         if (distance < _DUPLICATE_DISTANCE).any():
             return {}, ["this point is known already; choose another"]
-        # Decoding gives the inactive parameters, whatever the answer says of them, a fixed value.
-        point: dict[str, ParamValue]
+        # Decoding gives each inactive parameter a fixed value, whatever the answer says about it.
+        point: ParamDict
         point = self._encoding.decode(x[0])
         for name in self.space:
             if self._is_active(name, values):
                 point[name] = values[name]
         return point, []
 
-    def _valid_values(self, answer: Mapping[str, object]) -> dict[str, ParamValue]:
+    def _valid_values(self, answer: Mapping[str, object]) -> ParamDict:
         """The answer's values that their parameters can take."""
-        values: dict[str, ParamValue] = {}
+        values: ParamDict = {}
         for name, distribution in self.space.items():
-            if name in answer and _is_allowed(answer[name], distribution):
-                values[name] = _convert(answer[name], distribution)
+            if name not in answer:
+                continue
+            value = answer[name]
+            if _is_allowed(value, distribution):
+                values[name] = _convert(value, distribution)
         return values
 
     def _problems(self, answer: Mapping[str, object], values: Params) -> list[str]:
         """What is wrong with an answer, in words for the model."""
-        problems = [
-            f"{name[:_MAX_NAME_LENGTH]!a} is not a parameter"
-            for name in answer
-            if name not in self.space
-        ]
+        problems = []
+        for name in answer:
+            if name not in self.space:
+                # The name is the model's, and may be as long as its answer.
+                short_name = name[:_MAX_NAME_LENGTH]
+                problems.append(f"{short_name!a} is not a parameter")
         for name, distribution in self.space.items():
             if name in values or not self._is_active(name, values):
                 continue
             actual = "it is missing"
             if name in answer:
                 actual = f"got {shorten(answer[name])}"
+            quoted = json.dumps(name)
             expected = describe(distribution)
-            problems.append(f"{json.dumps(name)}: expected {expected}; {actual}")
+            problems.append(f"{quoted}: expected {expected}; {actual}")
         return problems
 
     def _is_active(self, name: str, point: Params) -> bool:
@@ -123,7 +133,8 @@ class AnswerChecker:
 def _is_allowed(value: object, distribution: BaseDistribution) -> bool:
     """Whether a parameter can take exactly this value."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(_is_same_choice(choice, value) for choice in distribution.choices)
+        choices = distribution.choices
+        return any(_is_same_choice(choice, value) for choice in choices)
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -133,7 +144,8 @@ def _is_allowed(value: object, distribution: BaseDistribution) -> bool:
     if distribution.step is None:
         return True
     steps = (value - distribution.low) / distribution.step
-    return abs(steps - round(steps)) <= _STEP_TOLERANCE
+    error = abs(steps - round(steps))
+    return error <= _STEP_TOLERANCE
 
 
 def _convert(value: object, distribution: BaseDistribution) -> ParamValue:
@@ -144,7 +156,9 @@ def _convert(value: object, distribution: BaseDistribution) -> ParamValue:
         ]
         return same[0]
     assert isinstance(value, (int, float))
-    return round(value) if isinstance(distribution, IntDistribution) else float(value)
+    if isinstance(distribution, IntDistribution):
+        return round(value)
+    return float(value)
 
 
 def _is_same_choice(choice: ParamValue, value: object) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from optuna import Study
@@ -15,6 +15,7 @@ from optuna.distributions import (
 
 from paretomerge.endpoint import Message
 from paretomerge.pareto.front import nondominated_fronts
+from paretomerge.search.encoding import Condition, Space
 from paretomerge.search.observations import Observations
 from paretomerge.types import Conditions, ParamValue
 
@@ -22,22 +23,23 @@ TASK = (
     "You choose the settings for merging the weights of language models that were fine-tuned from "
     "one base model. `method` is how they are merged; a `weight` scales what one model changed in "
     "the base (0: left out, 1: in full, above 1: amplified; weights need not sum to 1); a "
-    "`density` is the share of its changes that is kept. A name goes on with the model, then, "
-    "where they are told apart, the group of layers (0: nearest the input) and the part of a layer."
+    "`density` is the share of its changes that is kept. The rest of a name is the model, "
+    "and, where they have settings of their own, the group of layers (0: nearest the input) and "
+    "the part of a layer."
 )
 """What the parameters of a `WeightSpace` mean."""
 
 _RULES = (
     "Answer with one JSON object and nothing else: every parameter's name with its value, flat. "
-    "Choose a point that is likely to improve the front: better than known ones in some objective, "
-    "or a trade-off that is not there yet. No known point again."
+    "Choose a point that is likely to improve the front: better than the known ones in some "
+    "objective, or a new trade-off. Do not repeat a known point."
 )
 _DIGITS = 3  # numbers in the log are rounded to a thousandth of their range
 
 
 def build_messages(
     task: str,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     conditions: Conditions,
     log: Sequence[str],
 ) -> list[Message]:
@@ -52,10 +54,10 @@ def build_messages(
     Returns:
         A system message and a user message.
     """
-    parameters = [
-        f"- {json.dumps(name)}: {describe(distribution, conditions.get(name, ()))}"
-        for name, distribution in space.items()
-    ]
+    parameters = []
+    for name, distribution in space.items():
+        description = describe(distribution, conditions.get(name, ()))
+        parameters.append(f"- {json.dumps(name)}: {description}")
     content = "\n".join(
         [
             "Parameters:",
@@ -73,7 +75,7 @@ def build_messages(
 
 def describe(
     distribution: BaseDistribution,
-    conditions: Sequence[tuple[str, Sequence[ParamValue]]] = (),
+    conditions: Sequence[Condition] = (),
 ) -> str:
     """Say which values a parameter takes, and when it is active.
 
@@ -85,22 +87,27 @@ def describe(
         A phrase in English.
     """
     if isinstance(distribution, CategoricalDistribution):
-        values = f"one of {json.dumps(list(distribution.choices), default=str)}"
+        choices = json.dumps(list(distribution.choices), default=str)
+        values = f"one of {choices}"
     else:
         values = _describe_number(distribution)
     if not conditions:
         return values
-    clauses = [
-        f"{json.dumps(parent)} is one of {json.dumps(list(parent_values), default=str)}"
-        for parent, parent_values in conditions
-    ]
+    clauses = []
+    for parent, parent_values in conditions:
+        listed = json.dumps(list(parent_values), default=str)
+        clauses.append(f"{json.dumps(parent)} is one of {listed}")
     return f"{values}; counts only where {' and '.join(clauses)}"
 
 
 def _describe_number(distribution: BaseDistribution) -> str:
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
-    kind = "a whole number" if isinstance(distribution, IntDistribution) else "a number"
-    text = f"{kind} from {distribution.low:.12g} to {distribution.high:.12g}"
+    kind = "a number"
+    if isinstance(distribution, IntDistribution):
+        kind = "a whole number"
+    low = distribution.low
+    high = distribution.high
+    text = f"{kind} from {low:.12g} to {high:.12g}"
     if distribution.step not in (None, 1):
         text += f" in steps of {distribution.step:g}"
     if distribution.log:
@@ -111,7 +118,7 @@ def _describe_number(distribution: BaseDistribution) -> str:
 def format_trial_log(
     study: Study,
     observations: Observations,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     max_characters: int,
 ) -> list[str]:
     """Write the log of trials as tab-separated values.
@@ -132,12 +139,14 @@ def format_trial_log(
         if i in lines:
             continue
         line = _format_trial(observations, i, space)
-        remaining -= len(line) + 1  # and a line break
+        remaining -= len(line) + 1  # 1 for the line break
         if remaining < 0:
             break
         lines[i] = line
-    heading = "\t".join(["trial", *_objective_titles(study), *space])
-    return [heading, *(lines[i] for i in sorted(lines))]
+    titles = ["trial", *_objective_titles(study), *space]
+    heading = "\t".join(titles)
+    ordered = [lines[i] for i in sorted(lines)]
+    return [heading, *ordered]
 
 
 def _objective_titles(study: Study) -> list[str]:
@@ -146,7 +155,8 @@ def _objective_titles(study: Study) -> list[str]:
     names = study.metric_names
     for k, direction in enumerate(study.directions):
         name = names[k] if names else f"objective {k + 1}"
-        titles.append(f"{name} ({direction.name.lower()})")
+        verb = direction.name.lower()
+        titles.append(f"{name} ({verb})")
     return titles
 
 
@@ -170,11 +180,14 @@ def _best_first(observations: Observations) -> Iterator[int]:
 def _format_trial(
     observations: Observations,
     i: int,
-    space: Mapping[str, BaseDistribution],
+    space: Space,
 ) -> str:
-    params = observations.params[i]
-    rounded = [_format_value(params.get(name), d) for name, d in space.items()]
-    return "\t".join([*_format_values(observations, i), *rounded])
+    params = observations.trials[i].params
+    fields = _format_values(observations, i)
+    for name, distribution in space.items():
+        value = params.get(name)
+        fields.append(_format_value(value, distribution))
+    return "\t".join(fields)
 
 
 def _format_values(observations: Observations, i: int) -> list[str]:
@@ -187,13 +200,12 @@ def _format_values(observations: Observations, i: int) -> list[str]:
     if not observations.feasible[i]:
         number += " (infeasible)"
     texts = [number]
+    stderr = observations.stderr
     for k, value in enumerate(trial.values):
         text = f"{value:.4g}"
-        # NaN: no trial has a standard error for this objective.
-        if observations.stderr is not None and not math.isnan(
-            observations.stderr[i, k]
-        ):
-            text += f"±{observations.stderr[i, k]:.1g}"
+        # NaN means that no trial has a standard error for this objective.
+        if stderr is not None and not math.isnan(stderr[i, k]):
+            text += f"±{stderr[i, k]:.1g}"
         texts.append(text)
     return texts
 
@@ -207,6 +219,8 @@ def _format_value(value: ParamValue, distribution: BaseDistribution) -> str:
         return f"{value:.4g}"
     if distribution.step is not None:
         return f"{value:.12g}"
-    # The range's power of ten: ranges of 0.1 and of 0.9 are rounded to the same digit.
-    magnitude = math.floor(math.log10(distribution.high - distribution.low))
-    return f"{round(float(value), _DIGITS - magnitude):.12g}"
+    # The power of ten of the range: ranges of 0.1 and of 0.9 are rounded to the same digit.
+    extent = distribution.high - distribution.low
+    magnitude = math.floor(math.log10(extent))
+    rounded = round(float(value), _DIGITS - magnitude)
+    return f"{rounded:.12g}"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import parameter_widths
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -69,7 +69,8 @@ class M2N2Proposer:
             return np.zeros((0, archive.encoding.d))
         scores, capacity = example_scores(archive)
         members = survivors(scores, capacity, self.archive_size)
-        x = archive.x[archive.usable[members]]
+        trials = archive.usable[members]
+        x = archive.x[trials]
         scores = scores[members]
         member_fitness = fitness(scores, capacity)
         widths = parameter_widths(archive.encoding)
@@ -78,7 +79,9 @@ class M2N2Proposer:
             first = _roulette(member_fitness, rng)
             attractiveness = attraction(scores, capacity, first)
             second = _roulette(attractiveness, rng)
-            child = self._crossover(x[first], x[second], widths, rng)
+            a = x[first]
+            b = x[second]
+            child = self._crossover(a, b, widths, rng)
             children.append(child)
         return np.stack(children)
 
@@ -86,7 +89,7 @@ class M2N2Proposer:
         self,
         a: Array,
         b: Array,
-        widths: NDArray[np.intp],
+        widths: Indices,
         rng: Generator,
     ) -> Array:
         """Split-point crossover (sec. 3.1), then mutation of some of the parameters."""
@@ -101,7 +104,8 @@ class M2N2Proposer:
         share_of_a = np.repeat(share_of_a, widths)
         is_mutated = np.repeat(is_mutated, widths)
         mutation = is_mutated * self.mutation_scale * noise
-        mixed = share_of_a * a + (1 - share_of_a) * b
+        share_of_b = 1 - share_of_a
+        mixed = share_of_a * a + share_of_b * b
         return mixed + mutation
 
 
@@ -116,42 +120,54 @@ def example_scores(archive: Archive) -> tuple[Array, Array]:
         example. The capacities of one objective sum to 1, so that objectives have the same weight
         however many examples they have.
     """
-    # A property that is computed at each access, hence read once.
-    all_items = archive.observations.example_scores
-    items = [all_items[i] for i in archive.usable]
+    # The property is computed at each access, so it is read once.
+    every_trial = archive.observations.example_scores
+    trials = [every_trial[i] for i in archive.usable]
     y = archive.y[archive.usable]
     scores = []
     capacity = []
     for k, values in enumerate(y.T):
-        per_trial = [trial_items[k] for trial_items in items]
+        per_trial = [objectives[k] for objectives in trials]
         objective_scores = _objective_scores(per_trial, values)
         n_examples = objective_scores.shape[1]
         scores.append(objective_scores)
-        capacity.append(np.full(n_examples, 1 / n_examples))
-    return np.concatenate(scores, axis=1), np.concatenate(capacity)
+        share = np.full(n_examples, 1 / n_examples)
+        capacity.append(share)
+    every_score = np.concatenate(scores, axis=1)
+    return every_score, np.concatenate(capacity)
 
 
 def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
     """One objective's scores `(n, examples)` in [0, 1], more is better.
 
-    A trial without per-example scores, which a race left before all examples were evaluated, gets
-    on each example what a linear fit expects from its value. Where no trial has them, or where they
-    do not fit together, the values y `(n,)` count as one example.
+    A trial that a race stopped early has no per-example scores. A linear fit of the mean score to
+    the value predicts them, the same on each example. Where no trial has them, or where
+    they differ in number or are not finite, the values y `(n,)` count as one example.
     """
-    has_scores = np.array([_is_scored(row) for row in per_trial], dtype=bool)
-    rows = [row for row in per_trial if row is not None and len(row)]
+    has_scores = np.zeros(len(per_trial), dtype=bool)
+    rows = []
+    for i, row in enumerate(per_trial):
+        if row is not None and len(row):
+            has_scores[i] = True
+            rows.append(row)
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or not np.isfinite(rows).all():
-        return _scale(y[:, None])
+        column = y[:, None]
+        return _scale(column)
     table = np.stack(rows)
     mean_score = table.mean(1)
-    mean_value = y[has_scores].mean()
-    centred = y[has_scores] - mean_value
+    scored_y = y[has_scores]
+    mean_value = scored_y.mean()
+    centred = scored_y - mean_value
     variance = float(centred @ centred)
-    slope = float(centred @ mean_score) / max(variance, _EPSILON)
-    expected = mean_score.mean() + slope * (y - mean_value)
+    covariance = float(centred @ mean_score)
+    slope = covariance / max(variance, _EPSILON)
+    difference = y - mean_value
+    expected = mean_score.mean() + slope * difference
     n_examples = table.shape[1]
-    scores = np.repeat(expected[:, None], n_examples, axis=1)
+    column = expected[:, None]
+    scores = np.repeat(column, n_examples, axis=1)
+    # The fit may expect what no example can score.
     scores = scores.clip(table.min(), table.max())
     scores[has_scores] = table
     # Scores that fall as the value rises are errors: fewer is better.
@@ -160,15 +176,13 @@ def _objective_scores(per_trial: Sequence[Array | None], y: Array) -> Array:
     return _scale(scores)
 
 
-def _is_scored(row: Array | None) -> bool:
-    return row is not None and len(row) > 0
-
-
 def _scale(table: Array) -> Array:
     """`table` scaled to [0, 1]; all ones where it does not vary."""
-    low, high = table.min(), table.max()
+    low = table.min()
+    high = table.max()
     if high > low:
-        return np.asarray((table - low) / (high - low))
+        scaled: Array = (table - low) / (high - low)
+        return scaled
     return np.ones_like(table)
 
 
@@ -182,9 +196,11 @@ def fitness(scores: Array, capacity: Array) -> Array:
     Returns:
         `(n,)`: sum over examples j of capacity_j * scores_ij / sum_i scores_ij.
     """
+    # An example that no member solves must not divide by 0.
     total = scores.sum(0) + _EPSILON
     shares = scores * capacity / total
-    return np.asarray(shares.sum(1))
+    member_fitness: Array = shares.sum(1)
+    return member_fitness
 
 
 def attraction(
@@ -204,14 +220,16 @@ def attraction(
         first parent; 1 for all others where none is better on any example.
     """
     total = scores.sum(0) + _EPSILON
-    gain = np.maximum(scores - scores[first], 0)
+    difference = scores - scores[first]
+    gain = np.maximum(difference, 0)
     weighted_gain = gain * capacity / total
-    attractiveness = weighted_gain.sum(1)
+    attractiveness: Array = weighted_gain.sum(1)
     # Where no member is better than the first, any of them may be its mate.
     if not attractiveness.sum() > 0:
         attractiveness = np.ones(len(scores))
+    # The first parent is no mate of its own.
     attractiveness[first] = 0
-    return np.asarray(attractiveness)
+    return attractiveness
 
 
 def survivors(
@@ -243,5 +261,8 @@ def _roulette(weights: Array, rng: Generator) -> int:
     """An index drawn in proportion to the weights."""
     total = weights.sum()
     # Without any weight all members are equally likely.
-    probabilities = weights / total if total > 0 else None
-    return int(rng.choice(len(weights), p=probabilities))
+    probabilities = None
+    if total > 0:
+        probabilities = weights / total
+    index = rng.choice(len(weights), p=probabilities)
+    return int(index)

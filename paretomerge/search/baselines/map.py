@@ -1,7 +1,7 @@
 """MAP: merging with amortized Pareto fronts (Li et al. 2024, arXiv 2406.07529).
 
-Near good coefficients each task's score is nearly a quadratic function of them (second-order Taylor
-expansion, sec. 3). So MAP fits one quadratic per task to a few tens of evaluations and runs
+Near good coefficients, the score of each task is nearly a quadratic function of them (second-order
+Taylor expansion, sec. 3). So MAP fits one quadratic per task to a few tens of evaluations and runs
 NSGA-III on the quadratics, which costs nothing. The paper stops there. Here the fit is repeated
 after every trial, and the point of the predicted front with the largest expected gain is evaluated
 next: a wrong prediction is corrected where it matters.
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.search.baselines.columns import numeric_columns
 from paretomerge.search.baselines.nsga3 import pareto_front
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -29,7 +28,7 @@ from paretomerge.types import Array
 _PENALTIES = 10.0 ** np.arange(-6, 3)  # in units of the kernel's mean eigenvalue
 _MIN_TRIALS = 4
 _MIN_EIGENVALUE = 1e-12
-_MIN_FREEDOM = 1e-9  # of 1 - leverage, which divides the residuals
+_MIN_FREEDOM = 1e-9  # lower limit of 1 - leverage, which divides the residuals
 _MIN_VOLUME = 1e-12
 _GAIN_DIGITS = 9  # gains that agree to so many digits differ by rounding only
 
@@ -63,8 +62,9 @@ class MAPProposer:
             New points `(k, d)`, the largest expected gain first; none while there are too few
             trials.
         """
-        x = archive.x[archive.usable]
-        y = archive.y[archive.usable]
+        usable = archive.usable
+        x = archive.x[usable]
+        y = archive.y[usable]
         if len(x) < _MIN_TRIALS:
             return np.zeros((0, archive.encoding.d))
         surrogate = QuadraticSurrogate(archive.encoding, x, y)
@@ -75,12 +75,14 @@ class MAPProposer:
             rng=rng,
             generations=self.generations,
         )
-        points = points[archive.is_new(points)]
+        is_new = archive.is_new(points)
+        points = points[is_new]
         if not len(points):
             return points
         predicted = surrogate.predict(points)
         pending = surrogate.predict(archive.pending)
-        return points[improvement_order(predicted, y, pending)]
+        order = improvement_order(predicted, y, pending)
+        return points[order]
 
 
 class QuadraticSurrogate:
@@ -103,8 +105,10 @@ class QuadraticSurrogate:
     ) -> None:
         self._numeric = numeric_columns(encoding)
         self._pairs = np.triu_indices(encoding.d, 1)
-        self._separable = _fit_ridge(self._separable_features(x), y)
-        self._full = _fit_ridge(self._full_features(x), y)
+        separable_features = self._separable_features(x)
+        full_features = self._full_features(x)
+        self._separable = _fit_ridge(separable_features, y)
+        self._full = _fit_ridge(full_features, y)
         self._uses_full = self._full.loo_error < self._separable.loo_error
 
     def predict(self, x: Array) -> Array:
@@ -116,10 +120,13 @@ class QuadraticSurrogate:
         Returns:
             `(k, m)`.
         """
-        separable = self._separable.predict(self._separable_features(x))
+        separable_features = self._separable_features(x)
+        separable = self._separable.predict(separable_features)
+        # The full features are many, so they are not computed for nothing.
         if not self._uses_full.any():
             return separable
-        full = self._full.predict(self._full_features(x))
+        full_features = self._full_features(x)
+        full = self._full.predict(full_features)
         return np.where(self._uses_full, full, separable)
 
     def _linear_features(self, x: Array) -> Array:
@@ -131,14 +138,17 @@ class QuadraticSurrogate:
         """Linear and squared terms."""
         linear = self._linear_features(x)
         # The square of a one-hot column is the column itself.
-        squared = linear[:, self._numeric] ** 2
+        numbers = linear[:, self._numeric]
+        squared = numbers**2
         return np.concatenate([linear, squared], axis=1)
 
     def _full_features(self, x: Array) -> Array:
         """Linear and squared terms, and the products of two columns."""
         linear = self._linear_features(x)
         first, second = self._pairs
-        products = linear[:, first] * linear[:, second]
+        first_factor = linear[:, first]
+        second_factor = linear[:, second]
+        products = first_factor * second_factor
         separable = self._separable_features(x)
         return np.concatenate([separable, products], axis=1)
 
@@ -161,7 +171,8 @@ class _RidgeFit:
 
     def predict(self, features: Array) -> Array:
         centred = features - self.centre
-        return np.asarray(self.intercept + centred @ self.coefficients)
+        predicted: Array = self.intercept + centred @ self.coefficients
+        return predicted
 
 
 def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
@@ -175,30 +186,39 @@ def _fit_ridge(features: Array, y: Array) -> _RidgeFit:
     intercept = y.mean(0)
     z = features - centre
     target = y - intercept
-    eigenvalues, vectors = np.linalg.eigh(z @ z.T)
+    kernel = z @ z.T
+    eigenvalues, vectors = np.linalg.eigh(kernel)
     # Rounding may make an eigenvalue of 0 negative.
     eigenvalues = np.maximum(eigenvalues, 0)
+    squared_vectors = vectors**2
     rotated_target = vectors.T @ target
-    unit = max(float(eigenvalues.mean()), _MIN_EIGENVALUE)
+    mean_eigenvalue = float(eigenvalues.mean())
+    # Where all points are equal, the kernel is 0.
+    unit = max(mean_eigenvalue, _MIN_EIGENVALUE)
     errors = []
     solutions = []
     for penalty in _PENALTIES * unit:
         damped = eigenvalues + penalty
         shrinkage = eigenvalues / damped
         # The intercept uses up one degree of freedom, hence 1 / n.
-        leverage = (vectors**2) @ shrinkage + 1 / n
+        leverage = squared_vectors @ shrinkage + 1 / n
         freedom = np.maximum(1 - leverage, _MIN_FREEDOM)
-        fitted = vectors @ (shrinkage[:, None] * rotated_target)
-        loo_residual = (target - fitted) / freedom[:, None]
-        loo_error = (loo_residual**2).mean(0)
+        shrunk_target = shrinkage[:, None] * rotated_target
+        fitted = vectors @ shrunk_target
+        residual = target - fitted
+        loo_residual = residual / freedom[:, None]
+        squared_residual = loo_residual**2
+        loo_error = squared_residual.mean(0)
         errors.append(loo_error)
-        solution = vectors @ (rotated_target / damped[:, None])
+        damped_target = rotated_target / damped[:, None]
+        solution = vectors @ damped_target
         solutions.append(solution)
     best = np.argmin(errors, axis=0)
     # Each value has the dual coefficients of its own best penalty.
     dual_columns = []
     for k, i in enumerate(best):
-        dual_columns.append(solutions[i][:, k])
+        solution = solutions[i]
+        dual_columns.append(solution[:, k])
     dual = np.stack(dual_columns, axis=1)
     return _RidgeFit(
         centre=centre,
@@ -212,7 +232,7 @@ def improvement_order(
     predicted: Array,
     y: Array,
     pending: Array,
-) -> NDArray[np.intp]:
+) -> Indices:
     """Order candidates by the hypervolume that each is predicted to add.
 
     Args:
@@ -225,7 +245,8 @@ def improvement_order(
         candidate farthest from the front comes first.
     """
     values = np.concatenate([y, pending])
-    front = values[nondominated(values)]
+    is_nondominated = nondominated(values)
+    front = values[is_nondominated]
     reference = reference_point(y)
     volume = hypervolume(front, reference)
     gain = np.zeros(len(predicted))
@@ -234,8 +255,10 @@ def improvement_order(
         gain[i] = hypervolume(extended_front, reference) - volume
     extent = np.ptp(y, axis=0)
     scale = np.where(extent > 0, extent, 1.0)
-    differences = (predicted[:, None] - front[None]) / scale
-    distance = np.linalg.norm(differences, axis=2).min(1)
+    differences = predicted[:, None] - front[None]
+    differences = differences / scale
+    distances = np.linalg.norm(differences, axis=2)
+    distance = distances.min(1)
     relative_gain = gain / max(volume, _MIN_VOLUME)
     relative_gain = np.round(relative_gain, _GAIN_DIGITS)
     return np.lexsort((-distance, -relative_gain))

@@ -1,6 +1,6 @@
 """Top-k greedy merging with exploration by Model Kinship (Hu et al. 2024, arXiv 2410.12613).
 
-Hu et al. merge the k best models in pairs, generation after generation. Alone, this stalls among
+Hu et al. merge the k best models in pairs, generation after generation. This alone stalls among
 models that are all alike, so they also merge the best model with the one of least kinship. Kinship
 is the cosine between two models' deltas to the base. They stop when the kinship of the best models
 says that these are nearly one model. Here the method works on points of the search space:
@@ -20,18 +20,17 @@ from itertools import combinations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from paretomerge.errors import ConfigError
 from paretomerge.search.baselines.columns import numeric_columns
+from paretomerge.search.encoding import Mask
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive, crowding_order
 from paretomerge.types import Array
 
-_EXPLORATION_PARTNERS = (
-    4  # trials of least kinship that each of the best may be merged with
-)
+# Trials of least kinship that each of the best may be merged with.
+_EXPLORATION_PARTNERS = 4
 _MIN_MAGNITUDE = 1e-12  # keeps the division finite where both bounds are 0
 
 
@@ -74,9 +73,11 @@ class KinshipProposer:
             least kinship first. None where the best trials are all alike.
         """
         usable = archive.usable
-        ranked = usable[crowding_order(archive.y[usable])]
+        order = crowding_order(archive.y[usable])
+        ranked = usable[order]
         active = active_numbers(archive)
-        kinship = cosine_similarity(coefficients(archive, active)[ranked])
+        every_vector = coefficients(archive, active)
+        kinship = cosine_similarity(every_vector[ranked])
         top = min(self.top, len(ranked))
         if top < 2 or self._have_converged(kinship):
             return np.zeros((0, archive.encoding.d))
@@ -89,6 +90,7 @@ class KinshipProposer:
             pairs = greedy_pairs + distant_pairs
         merges = []
         for pair in pairs:
+            # The lower rank is the better one.
             better = int(ranked[min(pair)])
             other = int(ranked[max(pair)])
             merge = merge_points(archive, active, better, other)
@@ -96,9 +98,12 @@ class KinshipProposer:
         return np.stack(merges)
 
     def _have_converged(self, kinship: Array) -> bool:
-        best = kinship[: self.top, : self.top]
+        top = self.top
+        best = kinship[:top, :top]
+        # The kinship of a model with itself, on the diagonal, is always 1.
         pairs = np.triu_indices(len(best), 1)
-        return bool(best[pairs].mean() > self.max_kinship)
+        mean_kinship = best[pairs].mean()
+        return bool(mean_kinship > self.max_kinship)
 
 
 def _least_kin_pairs(kinship: Array, top: int) -> list[tuple[int, int]]:
@@ -106,13 +111,14 @@ def _least_kin_pairs(kinship: Array, top: int) -> list[tuple[int, int]]:
     pairs = []
     for best in range(top):
         order = kinship[best].argsort(kind="stable")
-        for other in order[:_EXPLORATION_PARTNERS].tolist():
+        partners = order[:_EXPLORATION_PARTNERS]
+        for other in partners.tolist():
             if other != best:
                 pairs.append((best, other))
     return pairs
 
 
-def active_numbers(archive: Archive) -> NDArray[np.bool_]:
+def active_numbers(archive: Archive) -> Mask:
     """Find the numbers that are active in each trial.
 
     Args:
@@ -125,10 +131,12 @@ def active_numbers(archive: Archive) -> NDArray[np.bool_]:
     # An inactive parameter goes back to its fixed place and so does not stay at 0.
     zeroed = np.where(numeric, 0.0, archive.x)
     zeroed = archive.encoding.project(zeroed)
-    return np.asarray((zeroed == 0) & numeric)
+    is_zero = zeroed == 0
+    active: Mask = is_zero & numeric
+    return active
 
 
-def coefficients(archive: Archive, active: NDArray[np.bool_]) -> Array:
+def coefficients(archive: Archive, active: Mask) -> Array:
     """Scale each number by its largest magnitude, with 0 where the parameter itself is 0.
 
     Args:
@@ -138,21 +146,24 @@ def coefficients(archive: Archive, active: NDArray[np.bool_]) -> Array:
     Returns:
         `(n, numbers)`, 0 where a number is inactive; in a space without numbers the encoded points.
     """
-    numbers = {
-        name: distribution
-        for name, distribution in archive.encoding.space.items()
-        if isinstance(distribution, (FloatDistribution, IntDistribution))
-    }
+    encoding = archive.encoding
+    numbers = {}
+    for name, distribution in encoding.space.items():
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            numbers[name] = distribution
     if not numbers:
         return archive.x
-    points = [archive.encoding.decode(x) for x in archive.x]
-    scaled = np.zeros((len(points), len(numbers)))
+    points = [encoding.decode(x) for x in archive.x]
+    shape = (len(points), len(numbers))
+    scaled = np.zeros(shape)
     for k, (name, distribution) in enumerate(numbers.items()):
-        column = archive.encoding.columns[name].start
         values = np.array([point[name] for point in points], dtype=float)
-        active_values = np.where(active[:, column], values, 0.0)
+        column = encoding.columns[name].start
+        is_active = active[:, column]
+        active_values = np.where(is_active, values, 0.0)
         # Scaled by magnitude and not by range: 0 must stay 0, since it stands for the base model.
-        low, high = float(distribution.low), float(distribution.high)
+        low = float(distribution.low)
+        high = float(distribution.high)
         magnitude = max(abs(low), abs(high), _MIN_MAGNITUDE)
         scaled[:, k] = active_values / magnitude
     return scaled
@@ -170,12 +181,13 @@ def cosine_similarity(vectors: Array) -> Array:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     divisor = np.where(length > 0, length, 1.0)
     unit = vectors / divisor
-    return np.asarray(unit @ unit.T)
+    cosines: Array = unit @ unit.T
+    return cosines
 
 
 def merge_points(
     archive: Archive,
-    active: NDArray[np.bool_],
+    active: Mask,
     better: int,
     other: int,
 ) -> Array:
@@ -194,4 +206,6 @@ def merge_points(
     a = archive.x[better]
     b = archive.x[other]
     mean = (a + b) / 2
-    return np.asarray(np.where(active[other], mean, a))
+    is_active = active[other]
+    merged: Array = np.where(is_active, mean, a)
+    return merged

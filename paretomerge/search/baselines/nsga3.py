@@ -1,7 +1,7 @@
 """NSGA-III (Deb & Jain 2014, IEEE TEVC 18(4)) on a function that is cheap, such as a surrogate.
 
-On merges Optuna's `NSGAIIISampler` does this. Inside one proposal it is far too slow, as it makes a
-trial of every point.
+Optuna's `NSGAIIISampler` does this on merges. Inside one proposal it is far too slow, because it
+makes a trial of every point.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from paretomerge.search.baselines.columns import numeric_columns, parameter_widths
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array
 
 Objectives = Callable[[Array], Array]
@@ -47,21 +47,26 @@ def pareto_front(
     Returns:
         The nondominated points `(p, d)` of the last population, all valid in the space.
     """
-    m = objectives(start[:1]).shape[1]
+    first_values = objectives(start[:1])
+    m = first_values.shape[1]
     directions = reference_directions(m, _MAX_DIRECTIONS)
     size = max(len(directions), _MIN_POPULATION)
     random_points = rng.random((size, encoding.d))
-    x = np.concatenate([start, encoding.project(random_points)])
+    others = encoding.project(random_points)
+    x = np.concatenate([start, others])
     y = objectives(x)
     for _ in range(generations):
         selected = select(y, size, directions, rng)
-        x, y = x[selected], y[selected]
-        children = encoding.project(_children(encoding, x, rng))
+        x = x[selected]
+        y = y[selected]
+        moved = _children(encoding, x, rng)
+        children = encoding.project(moved)
         x = np.concatenate([x, children])
         y = np.concatenate([y, objectives(children)])
     is_nondominated = moocore.is_nondominated(y, maximise=True, keep_weakly=True)
     mask = np.asarray(is_nondominated, dtype=bool)
-    return np.unique(x[mask], axis=0)
+    front = x[mask]
+    return np.unique(front, axis=0)
 
 
 def reference_directions(m: int, max_directions: int) -> Array:
@@ -87,7 +92,8 @@ def reference_directions(m: int, max_directions: int) -> Array:
     # For one objective there is one placement of no bars, and the shape must be (1, 0).
     bars = bars.reshape(n_directions, n_bars)
     left_edge = np.full((n_directions, 1), -1.0)
-    right_edge = np.full((n_directions, 1), float(n_positions))
+    last = float(n_positions)
+    right_edge = np.full((n_directions, 1), last)
     edges = np.concatenate([left_edge, bars, right_edge], axis=1)
     gaps = np.diff(edges, axis=1) - 1
     return gaps / divisions
@@ -107,6 +113,7 @@ def largest_divisions(m: int, max_directions: int) -> int:
     divisions = 1
     if m == 1:
         return divisions
+    # The count for one division more.
     while comb(divisions + m, m - 1) <= max_directions:
         divisions += 1
     return divisions
@@ -117,7 +124,7 @@ def select(
     size: int,
     directions: Array,
     rng: Generator,
-) -> NDArray[np.intp]:
+) -> Indices:
     """Select the next population: whole fronts, then the last one by niches (alg. 1, 3 and 4).
 
     Args:
@@ -132,23 +139,28 @@ def select(
     ranks = np.asarray(moocore.pareto_rank(y, maximise=True))
     n_selected = min(size, len(y))
     last_rank = np.sort(ranks)[n_selected - 1]
-    accepted = np.flatnonzero(ranks < last_rank)
-    last_front = np.flatnonzero(ranks == last_rank)
+    is_accepted = ranks < last_rank
+    is_last = ranks == last_rank
+    accepted = np.flatnonzero(is_accepted)
+    last_front = np.flatnonzero(is_last)
     if len(accepted) + len(last_front) <= size:
         return np.concatenate([accepted, last_front])
     niche, distance = _associate(y, ranks, directions)
-    counts = np.bincount(niche[accepted], minlength=len(directions))
+    accepted_niches = niche[accepted]
+    counts = np.bincount(accepted_niches, minlength=len(directions))
     selected = accepted.tolist()
     candidates = last_front.tolist()
     while len(selected) < size:
         open_niches = np.unique(niche[candidates])
         open_counts = counts[open_niches]
-        emptiest = open_niches[open_counts == open_counts.min()]
+        is_emptiest = open_counts == open_counts.min()
+        emptiest = open_niches[is_emptiest]
         chosen_niche = rng.choice(emptiest)
         members = [i for i in candidates if niche[i] == chosen_niche]
         # Alg. 4: the first member of a niche is nearest to its direction, the others are random.
         if counts[chosen_niche] == 0:
-            position = distance[members].argmin()
+            member_distance = distance[members]
+            position = member_distance.argmin()
         else:
             position = rng.integers(len(members))
         chosen = members[int(position)]
@@ -160,24 +172,29 @@ def select(
 
 def _associate(
     y: Array, ranks: NDArray[np.int_], directions: Array
-) -> tuple[NDArray[np.intp], Array]:
+) -> tuple[Indices, Array]:
     """The nearest direction of each point and the distance to its line, both `(n,)` (alg. 3).
 
     Objectives are scaled by the extent of the first front.
     """
     ideal = y.max(0)
-    first_front = y[ranks == ranks.min()]
+    is_first = ranks == ranks.min()
+    first_front = y[is_first]
     extent = ideal - first_front.min(0)
     scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
     cost = (ideal - y) / scale
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     unit = directions / lengths
     along = cost @ unit.T
-    squared_norm = (cost**2).sum(1)
-    squared_distance = squared_norm[:, None] - along**2
+    squared_cost = cost**2
+    squared_norm = squared_cost.sum(1)
+    squared_along = along**2
+    squared_distance = squared_norm[:, None] - squared_along
     # Rounding may make a distance of 0 negative.
-    distance = np.sqrt(np.maximum(squared_distance, 0))
-    return distance.argmin(1), distance.min(1)
+    clipped = np.maximum(squared_distance, 0)
+    distance = np.sqrt(clipped)
+    niche = distance.argmin(1)
+    return niche, distance.min(1)
 
 
 def _children(
@@ -190,17 +207,20 @@ def _children(
     is_choice = ~numeric_columns(encoding)
     n = len(x)
     per_parameter = (n, len(widths))
-    a = x[rng.permutation(n)]
-    b = x[rng.permutation(n)]
-    blended = _sbx(a, b, rng.random(x.shape))
+    first = rng.permutation(n)
+    second = rng.permutation(n)
+    a = x[first]
+    b = x[second]
+    u_crossover = rng.random(x.shape)
+    blended = _sbx(a, b, u_crossover)
     from_b = np.where(is_choice, b, blended)
     is_from_a = rng.random(per_parameter) < 0.5
     is_from_a = np.repeat(is_from_a, widths, axis=1)
     crossed = np.where(is_from_a, a, from_b)
-    u = rng.random(x.shape)
-    moved = crossed + _polynomial_step(u)
-    # A mutated choice is drawn anew: the largest of its uniform columns becomes the one.
-    mutant = np.where(is_choice, u, moved)
+    u_mutation = rng.random(x.shape)
+    moved = crossed + _polynomial_step(u_mutation)
+    # A mutated choice is drawn anew: the projection takes the largest of its uniform columns.
+    mutant = np.where(is_choice, u_mutation, moved)
     # One parameter per child on average.
     rate = 1 / len(widths)
     is_mutated = rng.random(per_parameter) < rate
@@ -214,16 +234,21 @@ def _sbx(
     u: Array,
 ) -> Array:
     """Simulated binary crossover with uniform numbers u (Deb & Agrawal 1995)."""
-    contracting = (2 * u) ** _EXPONENT
-    expanding = (2 * (1 - u)) ** -_EXPONENT
+    doubled = 2 * u
+    doubled_rest = 2 * (1 - u)
+    contracting = doubled**_EXPONENT
+    expanding = doubled_rest**-_EXPONENT
     beta = np.where(u < 0.5, contracting, expanding)
     from_a = (1 + beta) * a
     from_b = (1 - beta) * b
-    return (from_a + from_b) / 2
+    total = from_a + from_b
+    return total / 2
 
 
 def _polynomial_step(u: Array) -> Array:
     """The step of polynomial mutation with uniform numbers u (Deb & Goyal 1996)."""
-    down = (2 * u) ** _EXPONENT - 1
-    up = 1 - (2 * (1 - u)) ** _EXPONENT
+    doubled = 2 * u
+    doubled_rest = 2 * (1 - u)
+    down = doubled**_EXPONENT - 1
+    up = 1 - doubled_rest**_EXPONENT
     return np.where(u < 0.5, down, up)

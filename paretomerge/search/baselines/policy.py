@@ -10,8 +10,8 @@ Good points become likely. Differences from the paper:
   points only, drawn as often as the policy would choose them. Their reward under any preference is
   known and costs nothing.
 - It imitates the best evaluated points for a preference (self-imitation, Oh et al. 2018, arXiv
-  1806.05635). A few dozen episodes do not teach from nothing that most routes are broken, but the
-  baseline recipes show routes that are not.
+  1806.05635). A few dozen episodes are too few to learn that most routes are broken, but the
+  baseline recipes are examples of routes that work.
 - Inactive decisions and invalid choices are masked; nothing invalid is ever evaluated.
 - The reward has no cost per layer: the size is an objective of its own.
 
@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from paretomerge.errors import ConfigError
@@ -36,6 +35,7 @@ from paretomerge.search.baselines.policy_network import (
     PolicyNetwork,
     Trajectories,
 )
+from paretomerge.search.encoding import Indices
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -47,19 +47,16 @@ _FIRST_UPDATES = 20  # before the first proposal, to learn from the startup tria
 _CLIP = 0.2  # PPO's epsilon: the largest relative change of a decision's probability in an update
 _VALUE_WEIGHT = 0.5  # of the critic's squared error in the loss
 _MAX_GRADIENT_NORM = 2.0
-_MIN_DEVIATION = (
-    1e-3  # added to the standard deviation that the advantages are divided by
-)
-# Share of the plain weighted sum in the reward: it tells apart points that differ in an objective
-# other than the worst.
+# Added to the standard deviation that the advantages are divided by: it may be 0.
+_MIN_DEVIATION = 1e-3
+# Share of the plain weighted sum in the reward: without it, points that differ only in objectives
+# other than the worst would have equal rewards.
 _AUGMENTATION = 0.05
-_MAX_SHORTFALL = (
-    2.0  # how far below the median a broken model is carries little information
-)
+# How far below the median a broken model is carries little information.
+_MAX_SHORTFALL = 2.0
 _MIN_EXTENT = 1e-12
-_IMITATION_TEMPERATURE = (
-    0.03  # a reward that is lower by this much is imitated 1/e as often
-)
+# A reward that is lower by this much is imitated 1/e as often.
+_IMITATION_TEMPERATURE = 0.03
 _CANDIDATES = 8  # per proposal; the sampler takes the first that is new
 
 
@@ -106,7 +103,8 @@ class PolicyProposer:
                 f"policy: expected n_startup and updates of 1 or more and learning_rate above 0, "
                 f"got {self.n_startup}, {self.updates} and {self.learning_rate}"
             )
-        if min(self.entropy_weight, self.imitation_weight, self.random_decisions) < 0:
+        shares = (self.entropy_weight, self.imitation_weight, self.random_decisions)
+        if min(shares) < 0:
             raise ConfigError(
                 f"policy: expected entropy_weight, imitation_weight and random_decisions of 0 or "
                 f"more, got {self.entropy_weight}, {self.imitation_weight} and "
@@ -146,7 +144,8 @@ class _Learner:
         self.policy = policy
         self.decisions = DecisionSequence(archive.encoding)
         self.m = archive.y.shape[1]
-        self._x = np.zeros((0, archive.encoding.d))
+        d = archive.encoding.d
+        self._x = np.zeros((0, d))
         self._y = np.zeros((0, self.m))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(policy.seed)
@@ -157,36 +156,44 @@ class _Learner:
     def can_continue_with(self, archive: Archive) -> bool:
         """Whether the archive begins with the trials of the training so far.
 
-        It does not if a trial that ran beside others has finished late.
+        It does not if a trial with a lower number has finished later than the others.
         """
-        encoding, trained = archive.encoding, self.decisions.encoding
-        same_space = (
-            encoding.space == trained.space
-            and encoding.conditions == trained.conditions
-        )
+        encoding = archive.encoding
+        trained = self.decisions.encoding
+        same_conditions = encoding.conditions == trained.conditions
+        same_space = encoding.space == trained.space and same_conditions
         if not same_space or archive.y.shape[1] != self.m:
             return False
         begin = archive.usable[: len(self._x)]
-        same_points = np.array_equal(archive.x[begin], self._x)
-        return same_points and np.array_equal(archive.y[begin], self._y)
+        x = archive.x[begin]
+        y = archive.y[begin]
+        return np.array_equal(x, self._x) and np.array_equal(y, self._y)
 
     def learn(self, x: Array, y: Array) -> None:
         """Train on each new trial in its order.
 
-        A process that asks less often, or starts again, thus learns the same.
+        So a process that proposes less often, or starts again, learns the same.
         """
-        startup = self.policy.n_startup
-        first = max(len(self._x) + 1, startup)
+        policy = self.policy
+        startup = policy.n_startup
+        n_trained = len(self._x)
+        first = max(n_trained + 1, startup)
         for n in range(first, len(x) + 1):
-            updates = _FIRST_UPDATES if n == startup else self.policy.updates
+            x_begin = x[:n]
+            y_begin = y[:n]
+            updates = policy.updates
+            if n == startup:
+                updates = _FIRST_UPDATES
             for step in range(updates):
-                rng = np.random.default_rng([self.policy.seed, n, step])
-                self._update(x[:n], y[:n], rng)
+                # Numbers of its own for each step: training does not depend on restarts.
+                rng = np.random.default_rng([policy.seed, n, step])
+                self._update(x_begin, y_begin, rng)
         self._x = x.copy()
         self._y = y.copy()
 
     def sample(self, rng: Generator) -> Array:
         """Points `(k, d)` for one preference."""
+        # Uniform over all preferences.
         preference = rng.dirichlet(np.ones(self.m))
         preferences = np.tile(preference, (_CANDIDATES, 1))
         n_decisions = len(self.decisions.names)
@@ -202,7 +209,8 @@ class _Learner:
     ) -> None:
         """One PPO update on evaluated points."""
         batch = self._draw_batch(x, y, rng)
-        decay = (self.policy.n_startup / len(x)) ** 0.5
+        share = self.policy.n_startup / len(x)
+        decay = share**0.5
         entropy_weight = self.policy.entropy_weight * decay
         for _ in range(_EPOCHS):
             evaluation = self.network.evaluate(batch.trajectories, batch.preferences)
@@ -232,31 +240,37 @@ class _Learner:
         imitation = []
         for preference in drawn_preferences:
             with torch.no_grad():
-                repeated = torch.as_tensor(preference).expand(len(x), -1)
+                row = torch.as_tensor(preference)
+                repeated = row.expand(len(x), -1)
                 evaluation = self.network.evaluate(evaluated, repeated)
-            rows = _draw_rows(evaluation.mean_log_prob.numpy(), rng)
+            mean_log_prob = evaluation.mean_log_prob.numpy()
+            rows = _draw_rows(mean_log_prob, rng)
             reward = scalarise(y, preference)[rows]
+            repeated_preference = np.tile(preference, (len(rows), 1))
             trajectories.append(evaluated.take(rows))
             evaluations.append(evaluation.take(rows))
-            preferences.append(np.tile(preference, (len(rows), 1)))
+            preferences.append(repeated_preference)
             rewards.append(reward)
             imitation.append(_imitation_weights(reward))
         before = Evaluation.cat(evaluations)
+        every_preference = np.concatenate(preferences)
         reward_tensor = torch.as_tensor(np.concatenate(rewards))
-        discount, gae_lambda = self.policy.discount, self.policy.gae_lambda
+        # The weights of one preference sum to 1, and so do those of the batch.
+        imitation_weights = np.concatenate(imitation) / _PREFERENCES
+        advantage = advantages(
+            before.values[:, :-1],
+            reward_tensor,
+            before.active,
+            self.policy.discount,
+            self.policy.gae_lambda,
+        )
         return _Batch(
             trajectories=Trajectories.cat(trajectories),
-            preferences=torch.as_tensor(np.concatenate(preferences)),
+            preferences=torch.as_tensor(every_preference),
             before=before,
             reward=reward_tensor,
-            advantage=advantages(
-                before.values[:, :-1],
-                reward_tensor,
-                before.active,
-                discount,
-                gae_lambda,
-            ),
-            imitation=torch.as_tensor(np.concatenate(imitation) / _PREFERENCES),
+            advantage=advantage,
+            imitation=torch.as_tensor(imitation_weights),
         )
 
 
@@ -287,19 +301,28 @@ def _ppo_loss(
     entropy_weight: float,
 ) -> Tensor:
     """Clipped surrogate, squared error of the critic and entropy (Schulman et al. 2017, eq. 9)."""
-    before, active = batch.before, batch.before.active
+    before = batch.before
+    active = before.active
     advantage = batch.advantage
-    mean = advantage[active].mean()
-    deviation = advantage[active].std()
+    active_advantage = advantage[active]
+    mean = active_advantage.mean()
+    deviation = active_advantage.std()
     normalised = (advantage - mean) / (deviation + _MIN_DEVIATION)
-    ratio = (evaluation.log_prob - before.log_prob).exp()
+    log_ratio = evaluation.log_prob - before.log_prob
+    ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - _CLIP, 1 + _CLIP)
-    surrogate = torch.minimum(ratio * normalised, clipped_ratio * normalised)
+    plain = ratio * normalised
+    clipped = clipped_ratio * normalised
+    surrogate = torch.minimum(plain, clipped)
     # The return of each decision; the value at the end should be the reward itself.
-    target = advantage + before.values[:, :-1]
-    step_error = evaluation.values[:, :-1] - target
-    final_error = evaluation.values[:, -1] - batch.reward
-    step_loss = step_error.square()[active].mean()
+    values_before = before.values[:, :-1]
+    target = advantage + values_before
+    values = evaluation.values[:, :-1]
+    final_value = evaluation.values[:, -1]
+    step_error = values - target
+    final_error = final_value - batch.reward
+    squared_error = step_error.square()
+    step_loss = squared_error[active].mean()
     final_loss = final_error.square().mean()
     value_loss = _VALUE_WEIGHT * (step_loss + final_loss)
     policy_loss = -surrogate[active].mean()
@@ -333,14 +356,18 @@ def advantages(
     advantage = torch.zeros_like(reward)
     result = torch.zeros_like(values)
     is_last = torch.ones_like(reward, dtype=torch.bool)
-    for k in reversed(range(values.shape[1])):
+    n_decisions = values.shape[1]
+    for k in reversed(range(n_decisions)):
         is_active = active[:, k]
+        value = values[:, k]
         # The reward itself, which stands in for V after the last decision, is not discounted.
         weight = torch.where(is_last, 1.0, discount)
-        delta = weight * next_value - values[:, k]
-        accumulated = delta + discount * gae_lambda * advantage
+        delta = weight * next_value - value
+        # gamma lambda A_{t+1}
+        later = discount * gae_lambda * advantage
+        accumulated = delta + later
         advantage = torch.where(is_active, accumulated, advantage)
-        next_value = torch.where(is_active, values[:, k], next_value)
+        next_value = torch.where(is_active, value, next_value)
         result[:, k] = torch.where(is_active, advantage, 0.0)
         is_last = is_last & ~is_active
     return result
@@ -360,16 +387,20 @@ def scalarise(y: Array, preference: Sequence[float] | Array) -> Array:
         `(n,)`: 0 at best, -2 at worst.
     """
     best = y.max(0)
-    extent = best - np.median(y, axis=0)
+    median = np.median(y, axis=0)
+    extent = best - median
     scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
-    shortfall = np.minimum((best - y) / scale, _MAX_SHORTFALL)
+    relative = (best - y) / scale
+    shortfall = np.minimum(relative, _MAX_SHORTFALL)
     weighted = shortfall * np.asarray(preference)
     worst = weighted.max(1)
     total = weighted.sum(1)
-    return np.asarray(-(1 - _AUGMENTATION) * worst - _AUGMENTATION * total)
+    sum_part = _AUGMENTATION * total
+    reward: Array = -(1 - _AUGMENTATION) * worst - sum_part
+    return reward
 
 
-def _draw_rows(mean_log_prob: Array, rng: Generator) -> NDArray[np.intp]:
+def _draw_rows(mean_log_prob: Array, rng: Generator) -> Indices:
     """Indices of evaluated points, drawn as often as the policy would choose them; all if few.
 
     The log-probability is per decision: in a long sequence the likeliest point would otherwise
@@ -378,7 +409,9 @@ def _draw_rows(mean_log_prob: Array, rng: Generator) -> NDArray[np.intp]:
     n = len(mean_log_prob)
     if n <= _REPLAYED:
         return np.arange(n)
-    share = np.exp(mean_log_prob - mean_log_prob.max())
+    # Relative to the greatest, so that exp does not underflow everywhere.
+    relative = mean_log_prob - mean_log_prob.max()
+    share = np.exp(relative)
     probabilities = share / share.sum()
     return rng.choice(n, _REPLAYED, replace=False, p=probabilities)
 
@@ -387,4 +420,5 @@ def _imitation_weights(rewards: Array) -> Array:
     """The share of each point in what is imitated; sums to 1."""
     shortfall = rewards - rewards.max()
     share = np.exp(shortfall / _IMITATION_TEMPERATURE)
-    return np.asarray(share / share.sum())
+    weights: Array = share / share.sum()
+    return weights

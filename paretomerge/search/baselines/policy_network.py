@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -15,7 +14,7 @@ from optuna.distributions import (
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array
 
 _MAX_CHOICES = 16  # an integer with more values is treated as a number
@@ -39,7 +38,7 @@ class Trajectories:
     numbers: Tensor
     active: Tensor
 
-    def take(self, rows: NDArray[np.intp]) -> "Trajectories":
+    def take(self, rows: Indices) -> "Trajectories":
         """Select some of the trajectories."""
         return Trajectories(
             choices=self.choices[rows],
@@ -76,10 +75,12 @@ class Evaluation:
     @property
     def mean_log_prob(self) -> Tensor:
         """The mean log-probability of an active decision, `(b,)`."""
-        n_active = self.active.sum(1).clamp(min=1)
+        n_active = self.active.sum(1)
+        # A point may have no active decision.
+        n_active = n_active.clamp(min=1)
         return self.log_prob.sum(1) / n_active
 
-    def take(self, rows: NDArray[np.intp]) -> "Evaluation":
+    def take(self, rows: Indices) -> "Evaluation":
         """Select some of the trajectories."""
         return Evaluation(
             log_prob=self.log_prob[rows],
@@ -136,25 +137,33 @@ class DecisionSequence:
         Returns:
             b trajectories of `len(positions)` decisions.
         """
-        positions = range(len(self.names)) if positions is None else positions
+        if positions is None:
+            positions = range(len(self.names))
         shape = (len(x), len(positions))
         choices = np.zeros(shape, dtype=np.int64)
         numbers = np.zeros(shape)
         for i, k in enumerate(positions):
-            part = x[:, self._columns[k]]
+            columns = self._columns[k]
+            part = x[:, columns]
             n_choices = self.n_choices[k]
+            number = part[:, 0]
             if part.shape[1] > 1:
                 choices[:, i] = part.argmax(1)
             elif n_choices:
-                indices = part[:, 0] * (n_choices - 1)
+                # An integer with few values has one coordinate, and its values are choices.
+                indices = number * (n_choices - 1)
                 choices[:, i] = np.rint(indices)
             else:
-                numbers[:, i] = part[:, 0]
+                numbers[:, i] = number
+        # All columns of a parameter are active or none is.
         first_columns = [self._columns[k].start for k in positions]
-        active = self.encoding.active_mask(x)[:, first_columns]
+        mask = self.encoding.active_mask(x)
+        active = mask[:, first_columns]
+        active_choices = np.where(active, choices, 0)
+        active_numbers = np.where(active, numbers, 0.0)
         return Trajectories(
-            choices=torch.as_tensor(np.where(active, choices, 0)),
-            numbers=torch.as_tensor(np.where(active, numbers, 0.0)),
+            choices=torch.as_tensor(active_choices),
+            numbers=torch.as_tensor(active_numbers),
             active=torch.as_tensor(active),
         )
 
@@ -176,7 +185,8 @@ class DecisionSequence:
         width = columns.stop - columns.start
         if width > 1:
             one_hot = np.eye(width)
-            x[:, columns] = one_hot[values.astype(int)]
+            indices = values.astype(int)
+            x[:, columns] = one_hot[indices]
         elif n_choices > 1:
             x[:, columns.start] = values / (n_choices - 1)
         else:
@@ -187,8 +197,8 @@ class PolicyNetwork(nn.Module):
     """A GRU that makes one decision after the other, for a preference among the objectives.
 
     Decisions of one kind share output heads and embeddings, and each position has an embedding of
-    its own. All weights are float64, so that training gives the same result for any number of
-    threads up to the last digits.
+    its own. All weights are float64, so that training with another number of threads gives the same
+    result up to the last digits.
 
     Args:
         decisions: The search space.
@@ -202,7 +212,8 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.decisions = decisions
         n_positions = len(decisions.names)
-        n_kinds = len(set(decisions.kinds))
+        distinct_kinds = set(decisions.kinds)
+        n_kinds = len(distinct_kinds)
         # At least two outputs per head, for the two parameters of a Beta distribution.
         self._width = max([2, *decisions.n_choices])
         n_outputs = n_kinds * self._width
@@ -219,8 +230,10 @@ class PolicyNetwork(nn.Module):
             # Small weights make all choices about equally likely before training.
             self.heads.weight.mul_(0.1)
             self.heads.bias.zero_()
-        self.register_buffer("kinds", torch.tensor(decisions.kinds))
-        self.register_buffer("n_choices", torch.tensor(decisions.n_choices))
+        kinds = torch.tensor(decisions.kinds)
+        n_choices = torch.tensor(decisions.n_choices)
+        self.register_buffer("kinds", kinds)
+        self.register_buffer("n_choices", n_choices)
 
     def evaluate(self, trajectories: Trajectories, preferences: Tensor) -> Evaluation:
         """Compute log-probabilities, entropies and values of whole trajectories.
@@ -234,26 +247,34 @@ class PolicyNetwork(nn.Module):
         """
         b, k = trajectories.choices.shape
         positions = range(k)
-        initial = torch.tanh(self.preference_layer(preferences))
+        embedded = self.preference_layer(preferences)
+        initial = torch.tanh(embedded)
         inputs = self._inputs(trajectories, positions)
-        later, _ = self.gru(inputs, initial[None])
-        states = torch.cat([initial[:, None], later], 1)
+        hidden = initial[None]
+        later, _ = self.gru(inputs, hidden)
+        first = initial[:, None]
+        states = torch.cat([first, later], 1)
         # The last state is after the last decision: it has a value but decides nothing.
-        logits = self._logits(states[:, :-1], positions)
+        deciding = states[:, :-1]
+        logits = self._logits(deciding, positions)
         log_prob, entropy = _categorical(logits, trajectories.choices)
         is_number = torch.eq(self.n_choices, 0)
         if is_number.any():
-            beta = _beta(logits[:, is_number])
+            number_logits = logits[:, is_number]
+            beta = _beta(number_logits)
             numbers = trajectories.numbers[:, is_number]
             numbers = numbers.clamp(_MARGIN, 1 - _MARGIN)
             mask = is_number.expand(b, k)
-            log_prob = log_prob.masked_scatter(mask, beta.log_prob(numbers))  # type: ignore[no-untyped-call]
-            entropy = entropy.masked_scatter(mask, beta.entropy())  # type: ignore[no-untyped-call]
+            number_log_prob = beta.log_prob(numbers)  # type: ignore[no-untyped-call]
+            number_entropy = beta.entropy()  # type: ignore[no-untyped-call]
+            log_prob = log_prob.masked_scatter(mask, number_log_prob)
+            entropy = entropy.masked_scatter(mask, number_entropy)
         inactive = ~trajectories.active
+        values = self.critic(states)
         return Evaluation(
             log_prob=log_prob.masked_fill(inactive, 0.0),
             entropy=entropy.masked_fill(inactive, 0.0),
-            values=self.critic(states)[..., 0],
+            values=values[..., 0],
             active=trajectories.active,
         )
 
@@ -271,15 +292,18 @@ class PolicyNetwork(nn.Module):
             Points `(b, d)`, all valid in the space.
         """
         decisions = self.decisions
-        x = np.zeros((len(preferences), decisions.encoding.d))
-        state = torch.tanh(self.preference_layer(torch.as_tensor(preferences)))
+        shape = (len(preferences), decisions.encoding.d)
+        x = np.zeros(shape)
+        embedded = self.preference_layer(torch.as_tensor(preferences))
+        state = torch.tanh(embedded)
         hidden = state[None]
         for k, n_choices in enumerate(decisions.n_choices):
             position = [k]
             logits = self._logits(state[:, None], position)
             logits = logits[:, 0]
             if n_choices:
-                values = _sample_choices(logits[:, :n_choices], rng, random_share)
+                valid_logits = logits[:, :n_choices]
+                values = _sample_choices(valid_logits, rng, random_share)
             else:
                 values = _sample_numbers(logits, rng, random_share)
             decisions.write(x, k, values)
@@ -292,33 +316,43 @@ class PolicyNetwork(nn.Module):
     def _inputs(self, trajectories: Trajectories, positions: Sequence[int]) -> Tensor:
         """The GRU's inputs `(b, positions, hidden)`: each position and what was decided there.
 
-        Where the decision is inactive, the position alone.
+        An inactive decision contributes its position alone.
         """
+        # `positions` may be a range.
         indices = torch.tensor(list(positions))
         kinds = self.kinds[indices]
-        is_number = torch.eq(self.n_choices[indices], 0)
+        n_choices = self.n_choices[indices]
+        is_number = torch.eq(n_choices, 0)
         # Row `kind * width + choice` of the table is that of a choice in a kind of decision.
-        choice = self.choice_embedding(kinds * self._width + trajectories.choices)
+        first_rows = kinds * self._width
+        rows = first_rows + trajectories.choices
+        choice = self.choice_embedding(rows)
         # 0 is the middle of the range.
         centred = trajectories.numbers[..., None] - 0.5
         number = self.number_embedding(kinds) * centred
-        decision = torch.where(is_number[:, None], number, choice)
+        mask = is_number[:, None]
+        decision = torch.where(mask, number, choice)
         position: Tensor = self.position_embedding(indices)
         is_active = trajectories.active[..., None]
         return torch.where(is_active, decision, 0.0) + position
 
     def _logits(self, states: Tensor, positions: Sequence[int]) -> Tensor:
         """`(b, positions, width)` from the states before each decision; -inf if invalid."""
+        # `positions` may be a range.
         indices = torch.tensor(list(positions))
         embedding = self.position_embedding(indices)
-        embedding = embedding.expand(len(states), -1, -1)
+        b = len(states)
+        embedding = embedding.expand(b, -1, -1)
         features = torch.cat([states, embedding], -1)
         outputs = self.heads(features)
-        all_kinds = outputs.unflatten(-1, (-1, self._width))
+        width = self._width
+        all_kinds = outputs.unflatten(-1, (-1, width))
         columns = torch.arange(len(indices))
-        logits: Tensor = all_kinds[:, columns, self.kinds[indices]]
-        n_choices = self.n_choices[indices][:, None]
-        is_beyond = torch.arange(self._width) >= n_choices
+        kinds = self.kinds[indices]
+        logits: Tensor = all_kinds[:, columns, kinds]
+        n_choices = self.n_choices[indices]
+        n_choices = n_choices[:, None]
+        is_beyond = torch.arange(width) >= n_choices
         # Numbers have 0 choices and use the first two outputs.
         is_invalid = is_beyond & (n_choices > 0)
         return logits.masked_fill(is_invalid, -torch.inf)
@@ -329,9 +363,12 @@ def _categorical(logits: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
     log_probs = torch.log_softmax(logits, -1)
     probs = log_probs.exp()
     # 0 * -inf would be NaN.
-    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
-    entropy = -(probs * finite).sum(-1)
-    chosen = log_probs.gather(-1, choices[..., None])
+    is_impossible = log_probs == -torch.inf
+    finite = log_probs.masked_fill(is_impossible, 0.0)
+    weighted = probs * finite
+    entropy = -weighted.sum(-1)
+    indices = choices[..., None]
+    chosen = log_probs.gather(-1, indices)
     return chosen[..., 0], entropy
 
 
@@ -340,7 +377,8 @@ def _beta(logits: Tensor) -> Beta:
 
     Both parameters are above 1, so the density has one mode, inside the bounds.
     """
-    positive = nn.functional.softplus(logits[..., :2])
+    raw = logits[..., :2]
+    positive = nn.functional.softplus(raw)
     concentration = 1 + positive.clamp(max=_MAX_CONCENTRATION)
     alpha = concentration[..., 0]
     beta = concentration[..., 1]
@@ -356,14 +394,17 @@ def _sample_choices(
     b, n_choices = logits.shape
     probabilities = torch.softmax(logits, -1).numpy()
     uniform = random_share / n_choices
-    mixed = (1 - random_share) * probabilities + uniform
+    policy_share = 1 - random_share
+    mixed = policy_share * probabilities + uniform
     cumulative = mixed.cumsum(1)
     # Rounding may leave the last value below 1, so the uniform numbers are scaled by it.
     total = cumulative[:, -1:]
     threshold = rng.random((b, 1)) * total
-    indices = (threshold >= cumulative).sum(1)
+    is_passed = threshold >= cumulative
+    indices = is_passed.sum(1)
     indices = indices.clip(max=n_choices - 1)
-    return np.asarray(indices.astype(float))
+    drawn: Array = indices.astype(float)
+    return drawn
 
 
 def _sample_numbers(
@@ -378,7 +419,8 @@ def _sample_numbers(
     b = beta.concentration0.numpy()
     drawn = rng.beta(a, b)
     is_random = rng.random(n) < random_share
-    numbers = np.where(is_random, rng.random(n), drawn)
+    uniform = rng.random(n)
+    numbers = np.where(is_random, uniform, drawn)
     return numbers.clip(_MARGIN, 1 - _MARGIN)
 
 
@@ -387,14 +429,17 @@ def _count_choices(distribution: BaseDistribution) -> int:
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     if isinstance(distribution, IntDistribution) and not distribution.log:
-        steps = (distribution.high - distribution.low) // distribution.step
-        count = steps + 1
-        return count if count <= _MAX_CHOICES else 0
+        extent = distribution.high - distribution.low
+        count = extent // distribution.step + 1
+        if count <= _MAX_CHOICES:
+            return count
+        return 0
     return 0
 
 
 def _parents_first(encoding: Encoding) -> list[str]:
     """The parameters in the order of the space, except that parents come before their children."""
+    # A dict keeps the order, and each name once.
     ordered: dict[str, None] = {}
 
     def add(name: str) -> None:

@@ -1,12 +1,14 @@
 """A single-objective sampler in a multi-objective study: it sees one scalar per trial.
 
 This is how mergekit-evolve and Akiba et al. (2025, arXiv 2403.13187) run CMA-ES on several tasks.
-The search converges to one compromise, not to a front; its front is that of the trials on the way.
+The search converges to one compromise, not to a front. The study's front is that of the trials on
+the way.
 """
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.search.baselines._optuna import create_silent_study, set_system_attr
+from paretomerge.search.encoding import Space
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_option, number_vector, resolve_seed
 from paretomerge.search.point_sampler import random_value
@@ -78,9 +81,13 @@ class ScalarisedSampler(BaseSampler):
                 f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}"
             )
         self._inner = inner
-        self._weights = None if weights is None else _normalise_weights(weights)
+        self._weights: Array | None = None
+        if weights is not None:
+            self._weights = _normalise_weights(weights)
         self._kind = kind
-        self._ideal = None if ideal is None else np.asarray(ideal, dtype=float)
+        self._ideal: Array | None = None
+        if ideal is not None:
+            self._ideal = np.asarray(ideal, dtype=float)
         self._seed = resolve_seed(seed)
 
     def infer_relative_search_space(
@@ -127,16 +134,21 @@ class ScalarisedSampler(BaseSampler):
         observations = Observations.of(study)
         # Trials that violate a constraint count as failed.
         feasible = np.flatnonzero(observations.feasible)
-        values = self.scalars(observations.y[feasible], observations.signs)
-        numbers = [observations.trials[i].number for i in feasible]
-        scalars = dict(zip(numbers, values.tolist(), strict=True))
+        y = observations.y[feasible]
+        values = self.scalars(y, observations.signs)
+        scalars = {}
+        for i, value in zip(feasible, values.tolist(), strict=True):
+            number = observations.trials[i].number
+            scalars[number] = value
         view = create_silent_study(sampler)
         # A storage may return the trials in another order.
-        trials = sorted(study.get_trials(deepcopy=False), key=lambda t: t.number)
-        for original in trials:
-            value = scalars.get(original.number)
-            view.add_trial(_copy_with_value(original, value))
-        return view, view.get_trials(deepcopy=False)[trial.number]
+        stored = study.get_trials(deepcopy=False)
+        for original in sorted(stored, key=attrgetter("number")):
+            scalar = scalars.get(original.number)
+            copy = _copy_with_value(original, scalar)
+            view.add_trial(copy)
+        copies = view.get_trials(deepcopy=False)
+        return view, copies[trial.number]
 
     def scalars(self, y: Array, signs: Array | None = None) -> Array:
         """Reduce the values of each trial to one scalar.
@@ -152,8 +164,10 @@ class ScalarisedSampler(BaseSampler):
             ConfigError: The weights or the ideal do not have m numbers.
         """
         m = y.shape[1]
-        signs = np.ones(m) if signs is None else signs
-        for name, vector in (("weights", self._weights), ("ideal", self._ideal)):
+        if signs is None:
+            signs = np.ones(m)
+        vectors = {"weights": self._weights, "ideal": self._ideal}
+        for name, vector in vectors.items():
             if vector is not None and len(vector) != m:
                 raise ConfigError(
                     f"scalarised: {name}: expected {m} numbers, one per objective, "
@@ -163,7 +177,8 @@ class ScalarisedSampler(BaseSampler):
         if weights is None:
             weights = np.full(m, 1 / m)
         if self._kind == "sum" or not len(y):
-            return np.asarray(y @ weights)
+            weighted_sum: Array = y @ weights
+            return weighted_sum
         ideal = y.max(0)
         if self._ideal is not None:
             ideal = self._ideal * signs
@@ -172,13 +187,14 @@ class ScalarisedSampler(BaseSampler):
         shortfall = weights * (ideal - y) / scale
         worst = shortfall.max(1)
         total = shortfall.sum(1)
-        return np.asarray(-worst - _AUGMENTATION * total)
+        scalar: Array = -worst - _AUGMENTATION * total
+        return scalar
 
 
 def cma(
     seed: int = 0,
     *,
-    space: Mapping[str, BaseDistribution] | None = None,
+    space: Space | None = None,
     start: Params | None = None,
     weights: Sequence[float] | None = None,
     kind: Scalarisation = "sum",
@@ -251,15 +267,17 @@ def _normalise_weights(weights: Sequence[float]) -> Array:
     """The weights scaled to a sum of 1."""
     vector = number_vector(weights)
     is_valid = np.isfinite(vector).all() and (vector >= 0).all()
+    # An invalid list has become an empty vector, whose sum is 0.
     if not is_valid or not vector.sum() > 0:
         raise ConfigError(
             f"weights: expected a list of numbers of 0 or more, one of them above 0, "
             f"got {shorten(weights)}"
         )
-    return np.asarray(vector / vector.sum())
+    normalised: Array = vector / vector.sum()
+    return normalised
 
 
-def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
+def _check_start(space: Space, start: Params) -> None:
     if not isinstance(start, Mapping):
         raise ConfigError(
             f"cma: start: expected parameters and their values, got {shorten(start)}"
@@ -272,11 +290,12 @@ def _check_start(space: Mapping[str, BaseDistribution], start: Params) -> None:
 
 
 def _inside(
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     start: Params,
     sigma: float,
 ) -> dict[str, float]:
-    """The numbers of `start`, moved inside: at a bound half of the first generation is cut off."""
+    """The numbers of `start`, moved away from the bounds of the space."""
+    # A bound would cut off half of the first generation.
     point: dict[str, float] = {}
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution) or distribution.single():
@@ -298,20 +317,28 @@ def _move_inside(
     high = _to_linear(distribution, distribution.high)
     margin = sigma * (high - low)
     if value is None:
-        value = _from_linear(distribution, (low + high) / 2)
-    raised = max(_to_linear(distribution, value), low + margin)
+        middle = (low + high) / 2
+        value = _from_linear(distribution, middle)
+    linear = _to_linear(distribution, value)
+    raised = max(linear, low + margin)
     clipped = min(raised, high - margin)
     moved = _from_linear(distribution, clipped)
-    return round(moved) if isinstance(distribution, IntDistribution) else moved
+    if isinstance(distribution, IntDistribution):
+        return round(moved)
+    return moved
 
 
 def _to_linear(
     distribution: FloatDistribution | IntDistribution, value: float
 ) -> float:
-    return float(np.log(value)) if distribution.log else float(value)
+    if distribution.log:
+        return float(np.log(value))
+    return float(value)
 
 
 def _from_linear(
     distribution: FloatDistribution | IntDistribution, value: float
 ) -> float:
-    return float(np.exp(value)) if distribution.log else float(value)
+    if distribution.log:
+        return float(np.exp(value))
+    return float(value)

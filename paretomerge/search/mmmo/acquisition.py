@@ -16,12 +16,13 @@ from botorch.utils.multi_objective.box_decompositions.non_dominated import (
 )
 from botorch.utils.safe_math import log1mexp
 from scipy.stats import qmc
+from torch import Tensor
 
 from paretomerge.search.mmmo._botorch import log_standard_normal_ei
 from paretomerge.search.mmmo.surrogate import Surrogate
 from paretomerge.types import Array
 
-Acquisition = Callable[[torch.Tensor], torch.Tensor]
+Acquisition = Callable[[Tensor], Tensor]
 
 # The number of boxes above the front grows as n^(m/2), so they are used for few objectives only.
 _MAX_BOX_OBJECTIVES = 4
@@ -36,8 +37,8 @@ _SUCCESS_WIDTH = 0.1
 def log_ehvi(surrogate: Surrogate, front: Array, reference: Array) -> Acquisition:
     """Log expected hypervolume improvement, in standardised units.
 
-    Exact for up to four objectives, by quadrature over directions for more. For one objective it is
-    log expected improvement.
+    It is exact for up to four objectives. For more it is a quadrature over directions. For one
+    objective it is log expected improvement.
 
     Args:
         surrogate: Predicts the m objectives.
@@ -74,27 +75,31 @@ class BoxLogEHVI:
             self._lower = torch.tensor([[best]], dtype=torch.float64)
             self._upper = torch.tensor([[_UNBOUNDED]], dtype=torch.float64)
             return
-        partitioning = FastNondominatedPartitioning(
-            torch.from_numpy(reference), torch.from_numpy(front)
-        )
+        reference_tensor = torch.from_numpy(reference)
+        front_tensor = torch.from_numpy(front)
+        partitioning = FastNondominatedPartitioning(reference_tensor, front_tensor)
         lower, upper = partitioning.get_hypercell_bounds()
         self._lower = lower
         self._upper = upper.clamp_max(_UNBOUNDED)
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """Log EHVI `b` of points `b x 1 x d`."""
-        mean, std = self._surrogate.moments(X[:, 0])
+        x = X[:, 0]
+        mean, std = self._surrogate.moments(x)
         # `b x 1 x m` against the boxes, `boxes x m`.
         mean = mean.unsqueeze(1)
         std = std.unsqueeze(1)
         # Ament et al. 2023, sec. 4.1: log E[(y - l)_+] = log_h((mean - l) / std) + log std.
-        above_lower = log_standard_normal_ei((mean - self._lower) / std)
-        above_upper = log_standard_normal_ei((mean - self._upper) / std)
+        z_lower = (mean - self._lower) / std
+        z_upper = (mean - self._upper) / std
+        above_lower = log_standard_normal_ei(z_lower)
+        above_upper = log_standard_normal_ei(z_upper)
         # log(a - b) = log a + log(1 - exp(log b - log a)); a - b > 0, but may round to 0.
-        log_ratio = (above_upper - above_lower).clamp_max(-1e-12)
+        log_ratio = above_upper - above_lower
+        log_ratio = log_ratio.clamp_max(-1e-12)
         log_overlap = above_lower + log1mexp(log_ratio) + std.log()
         log_volume = log_overlap.sum(-1)
-        log_improvement: torch.Tensor = log_volume.logsumexp(-1)
+        log_improvement: Tensor = log_volume.logsumexp(-1)
         return log_improvement
 
 
@@ -104,8 +109,9 @@ class DirectionalLogEHVI:
     The hypervolume is the mean, over directions u on the positive part of the unit sphere, of
     c max_y min_k ((y_k - r_k) / u_k)^m (Deng & Zhang 2019, eq. 9). For independent normal outcomes
     the length min_k (y_k - r_k) / u_k exceeds t with probability
-    prod_k Phi((mu_k - r_k - t u_k) / sigma_k). What this exceeds the length of the front by is
-    integrated over t with Gauss-Legendre nodes. The cost is linear in m and independent of n.
+    prod_k Phi((mu_k - r_k - t u_k) / sigma_k). The improvement is the integral of this probability
+    over t^m from the length of the front on, with Gauss-Legendre nodes. The cost is linear in m and
+    independent of n.
 
     Args:
         surrogate: Predicts the m objectives.
@@ -122,60 +128,79 @@ class DirectionalLogEHVI:
         # The length of the front in each direction.
         # The reference point is added, so that an empty front has length 0.
         points = np.vstack([front, reference])
-        above_reference = torch.from_numpy(points - reference).clamp_min(0.0)
-        lengths = (above_reference.unsqueeze(1) / self._directions).amin(2)
+        difference = torch.from_numpy(points - reference)
+        above_reference = difference.clamp_min(0.0)
+        above_reference = above_reference.unsqueeze(1)
+        ratio = above_reference / self._directions
+        lengths = ratio.amin(2)
         self._front_length = lengths.amax(0)
         nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
         # From [-1, 1] to [0, 1].
-        self._nodes = torch.from_numpy((nodes + 1) / 2)
+        unit_nodes = (nodes + 1) / 2
+        self._nodes = torch.from_numpy(unit_nodes)
         self._weights = torch.from_numpy(weights / 2)
         # c: the volume of the positive part of the unit ball.
         orthants = 2**m
-        self._ball_volume = math.pi ** (m / 2) / (orthants * math.gamma(m / 2 + 1))
+        half_m = m / 2
+        scaled_gamma = orthants * math.gamma(half_m + 1)
+        self._ball_volume = math.pi**half_m / scaled_gamma
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """Log EHVI `b` of points `b x 1 x d`."""
-        mean, std = self._surrogate.moments(X[:, 0])
+        x = X[:, 0]
+        mean, std = self._surrogate.moments(x)
         mean = mean - self._reference
         # Integration ends where the tightest objective is 5 standard deviations above its mean.
-        optimistic = (mean + 5 * std).unsqueeze(1)
+        optimistic = mean + 5 * std
+        optimistic = optimistic.unsqueeze(1)
+        lengths = optimistic / self._directions
         # Detached: the end of the integration is a choice, not a part of the function.
-        longest = (optimistic / self._directions).amin(2).detach()
-        span = (longest - self._front_length).clamp_min(1e-3)
+        longest = lengths.amin(2).detach()
+        span = longest - self._front_length
+        span = span.clamp_min(1e-3)
         span = span.unsqueeze(-1)
         # t: `b x directions x nodes`; the thresholds of the objectives at t, `... x nodes x m`.
-        t = self._front_length.unsqueeze(-1) + span * self._nodes
-        threshold = t.unsqueeze(-1) * self._directions.unsqueeze(1)
-        excess = mean[:, None, None] - threshold
-        z = excess / std[:, None, None]
+        first = self._front_length.unsqueeze(-1)
+        t = first + span * self._nodes
+        directions = self._directions.unsqueeze(1)
+        threshold = t.unsqueeze(-1) * directions
+        mean = mean[:, None, None]
+        std = std[:, None, None]
+        excess = mean - threshold
+        z = excess / std
         # The outcomes are independent, so the logarithms of their probabilities add up.
-        log_probability = torch.special.log_ndtr(z).sum(-1)
+        log_probabilities = torch.special.log_ndtr(z)
+        log_probability = log_probabilities.sum(-1)
         # The derivative of t^m is m t^(m-1).
-        log_integrand = (
-            log_probability
-            + (self._m - 1) * t.log()
-            + (self._weights * self._m).log()
-            + span.log()
-        )
-        log_mean_factor = math.log(self._ball_volume / len(self._directions))
-        log_improvement: torch.Tensor = (
+        power = self._m - 1
+        log_power = power * t.log()
+        weights = self._weights * self._m
+        log_weight = weights.log()
+        log_integrand = log_probability + log_power + log_weight + span.log()
+        mean_factor = self._ball_volume / len(self._directions)
+        log_mean_factor = math.log(mean_factor)
+        log_improvement: Tensor = (
             log_integrand.flatten(1).logsumexp(1) + log_mean_factor
         )
         return log_improvement
 
 
-def _positive_directions(m: int) -> torch.Tensor:
+def _positive_directions(m: int) -> Tensor:
     """Directions `directions x m`, spread evenly over the positive part of the unit sphere."""
-    sobol = torch.from_numpy(qmc.Sobol(m, rng=0).random(_DIRECTIONS))
+    sequence = qmc.Sobol(m, rng=0)
+    sobol = torch.from_numpy(sequence.random(_DIRECTIONS))
     # Normalised normal vectors are uniform on the sphere; the quantiles above 1/2 are positive.
-    upper_half = sobol.clamp(1e-6, 1 - 1e-6) / 2 + 0.5
-    half_normal: torch.Tensor = torch.special.ndtri(upper_half)
-    unit = half_normal / half_normal.norm(dim=1, keepdim=True)
-    directions: torch.Tensor = unit.clamp_min(1e-3)
+    inside = sobol.clamp(1e-6, 1 - 1e-6)
+    upper_half = inside / 2 + 0.5
+    half_normal: Tensor = torch.special.ndtri(upper_half)
+    length = half_normal.norm(dim=1, keepdim=True)
+    unit = half_normal / length
+    # Lengths are divided by directions, so no coordinate may be 0.
+    directions: Tensor = unit.clamp_min(1e-3)
     return directions
 
 
-def zero(X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+def zero(X: Tensor) -> Tensor:  # noqa: N803
     """The acquisition that is 0, `b`, at all points `b x 1 x d`; it has a gradient."""
     return 0.0 * X.sum((1, 2))
 
@@ -200,24 +225,27 @@ class FeasibilityWeighted:
         self._constraints = constraints
         self._success = success
 
-    def __call__(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """The weighted acquisition `b` of points `b x 1 x d`."""
         value = self._acquisition(X)
+        x = X[:, 0]
         if self._constraints is not None:
-            value = value + self._log_feasibility(self._constraints, X[:, 0])
+            value = value + self._log_feasibility(self._constraints, x)
         if self._success is not None:
-            value = value + self._log_success(self._success, X[:, 0])
+            value = value + self._log_success(self._success, x)
         return value
 
-    def _log_feasibility(self, constraints: Surrogate, x: torch.Tensor) -> torch.Tensor:
+    def _log_feasibility(self, constraints: Surrogate, x: Tensor) -> Tensor:
         """Log probability `n` that all constraints hold at `n x d` (Gardner et al. 2014)."""
         mean, std = constraints.moments(x)
         zeros = np.zeros(mean.shape[-1])
-        bound = torch.from_numpy(constraints.standardise(zeros))
-        log_probability: torch.Tensor = torch.special.log_ndtr((bound - mean) / std)
+        standardised_zeros = constraints.standardise(zeros)
+        bound = torch.from_numpy(standardised_zeros)
+        z = (bound - mean) / std
+        log_probability: Tensor = torch.special.log_ndtr(z)
         return log_probability.sum(-1)
 
-    def _log_success(self, success: Surrogate, x: torch.Tensor) -> torch.Tensor:
+    def _log_success(self, success: Surrogate, x: Tensor) -> Tensor:
         """Log probability `n` that trials at `n x d` complete, from the posterior mean alone.
 
         Far from all trials the mean is near the share of completed trials. A term with the
@@ -227,14 +255,14 @@ class FeasibilityWeighted:
         scale = float(success.y_std[0])
         offset = float(success.y_mean[0])
         rate = mean[:, 0] * scale + offset
-        log_probability: torch.Tensor = torch.special.log_ndtr(
-            (rate - 0.5) / _SUCCESS_WIDTH
-        )
+        margin = (rate - 0.5) / _SUCCESS_WIDTH
+        log_probability: Tensor = torch.special.log_ndtr(margin)
         return log_probability
 
 
 def evaluate(acquisition: Acquisition, x: Array) -> Array:
     """The acquisition `(n,)` of points `(n, d)`, without gradients."""
+    points = torch.from_numpy(x)[:, None]
     with torch.no_grad():
-        values = acquisition(torch.from_numpy(x)[:, None])
+        values = acquisition(points)
     return np.asarray(values.numpy())

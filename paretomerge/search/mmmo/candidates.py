@@ -10,24 +10,24 @@ import warnings
 import numpy as np
 import torch
 from botorch.generation.gen import gen_candidates_scipy
+from numpy.random import Generator
+from torch import Tensor
 
 from paretomerge.search.encoding import INACTIVE, Encoding
 from paretomerge.search.mmmo.acquisition import Acquisition, evaluate
 from paretomerge.types import Array
 
-# Coordinates that are moved at a time near an elite, on average: more fail in wide spaces.
+# Coordinates that are moved at a time near an elite, on average: larger moves fail in wide spaces.
 _MOVED_COORDINATES = 20
 # Standard deviations of such moves, drawn log-uniformly between these.
 _MIN_MOVE, _MAX_MOVE = 0.01, 0.3
-# Share of discrete coordinates from which elites are recombined and redrawn too; below, it did not
-# help.
+# Elites are recombined and redrawn where the share of discrete coordinates is larger. Where it is
+# smaller, that did not help.
 _MOSTLY_DISCRETE = 0.5
 _SWITCH_ROUNDS = 4
 
 
-def scatter(
-    encoding: Encoding, elites: Array, n: int, rng: np.random.Generator
-) -> Array:
+def scatter(encoding: Encoding, elites: Array, n: int, rng: Generator) -> Array:
     """Starting points: half of them uniform, half near elites.
 
     Args:
@@ -39,17 +39,25 @@ def scatter(
     Returns:
         `(n, d)`, projected.
     """
-    uniform = rng.random((n // 2, encoding.d))
-    chosen = rng.integers(len(elites), size=n - n // 2)
+    d = encoding.d
+    n_uniform = n // 2
+    n_near = n - n_uniform
+    uniform = rng.random((n_uniform, d))
+    chosen = rng.integers(len(elites), size=n_near)
     near = elites[chosen]
-    probability = min(0.5, _MOVED_COORDINATES / encoding.d)
+    probability = min(0.5, _MOVED_COORDINATES / d)
     lowest = math.log(_MIN_MOVE)
     highest = math.log(_MAX_MOVE)
-    std = np.exp(rng.uniform(lowest, highest, (len(near), 1)))
-    move = std * rng.standard_normal(near.shape)
-    is_moved = rng.random(near.shape) < probability
-    near = near + move * is_moved * ~encoding.discrete
-    if encoding.discrete.mean() > _MOSTLY_DISCRETE:
+    log_std = rng.uniform(lowest, highest, (n_near, 1))
+    std = np.exp(log_std)
+    shape = near.shape
+    move = std * rng.standard_normal(shape)
+    is_moved = rng.random(shape) < probability
+    is_discrete = encoding.discrete
+    # Rounding would undo small moves of discrete coordinates.
+    step = move * is_moved * ~is_discrete
+    near = near + step
+    if is_discrete.mean() > _MOSTLY_DISCRETE:
         recombined = recombine(encoding, near, elites, rng)
         near = redraw(encoding, recombined, rng)
     points = np.concatenate([uniform, near])
@@ -60,7 +68,7 @@ def recombine(
     encoding: Encoding,
     points: Array,
     elites: Array,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Copy discrete parameters from an elite to every second point, each with probability 1/2.
 
@@ -74,16 +82,19 @@ def recombine(
         `(n, d)`.
     """
     points = points.copy()
+    # A view: writing into a child changes `points`.
     children = points[::2]
-    partners = elites[rng.integers(len(elites), size=len(children))]
+    chosen = rng.integers(len(elites), size=len(children))
+    partners = elites[chosen]
+    discrete = encoding.discrete_columns
     for child, partner in zip(children, partners, strict=True):
-        for columns in encoding.discrete_columns:
+        for columns in discrete:
             if rng.random() < 0.5:
                 child[columns] = partner[columns]
     return points
 
 
-def redraw(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array:
+def redraw(encoding: Encoding, points: Array, rng: Generator) -> Array:
     """Draw some discrete parameters of each point again.
 
     Their number is k with probability 2^-(k+1). Inactive categorical parameters are always drawn,
@@ -99,13 +110,18 @@ def redraw(encoding: Encoding, points: Array, rng: np.random.Generator) -> Array
     """
     points = points.copy()
     discrete = encoding.discrete_columns
-    counts = rng.geometric(0.5, len(points)) - 1
+    n_discrete = len(discrete)
+    # NumPy's geometric distribution starts at 1.
+    draws = rng.geometric(0.5, len(points))
+    counts = draws - 1
     for point, count in zip(points, counts, strict=True):
-        size = min(int(count), len(discrete))
-        chosen = rng.choice(len(discrete), size, replace=False)
+        size = min(int(count), n_discrete)
+        chosen = rng.choice(n_discrete, size, replace=False)
         for i, columns in enumerate(discrete):
             width = columns.stop - columns.start
-            is_inactive = width > 1 and (point[columns] == INACTIVE).all()
+            is_fixed = point[columns] == INACTIVE
+            # A number may have this value where it is active, but a choice may not.
+            is_inactive = width > 1 and is_fixed.all()
             if i in chosen or is_inactive:
                 point[columns] = rng.random(width)
     return points
@@ -129,13 +145,17 @@ def climb(
         return start
     fixed = {}
     for column in np.flatnonzero(encoding.discrete):
-        fixed[int(column)] = torch.from_numpy(start[:, None, column])
+        values = start[:, None, column]
+        fixed[int(column)] = torch.from_numpy(values)
 
-    def on_active_coordinates(points: torch.Tensor) -> torch.Tensor:
+    def on_active_coordinates(points: Tensor) -> Tensor:
         # Inactive coordinates return to their place afterwards, so they must not have a gradient.
         x = points.detach()[:, 0].numpy()
-        active = torch.from_numpy(encoding.active_mask(x))[:, None]
-        return acquisition(torch.where(active, points, INACTIVE))
+        mask = encoding.active_mask(x)
+        active = torch.from_numpy(mask)
+        active = active[:, None]
+        projected = torch.where(active, points, INACTIVE)
+        return acquisition(projected)
 
     # A line search that fails warns, although the earlier steps are used.
     with warnings.catch_warnings(record=True):
@@ -147,14 +167,15 @@ def climb(
             fixed_features=fixed,
             options={"maxiter": steps},
         )
-    return np.asarray(points.detach().numpy()[:, 0])
+    climbed = points.detach().numpy()
+    return np.asarray(climbed[:, 0])
 
 
 def switch(
     encoding: Encoding,
     acquisition: Acquisition,
     points: Array,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Improve each point by changes of one discrete parameter at a time, the best change first.
 
@@ -183,7 +204,9 @@ def switch(
             point = neighbours[best - 1]
         if point is not start:
             improved.append(point)
-    return np.asarray(improved).reshape(-1, encoding.d)
+    stacked = np.asarray(improved)
+    # Where no point was improved, the array would have the shape (0,).
+    return stacked.reshape(-1, encoding.d)
 
 
 def cross(
@@ -191,7 +214,7 @@ def cross(
     elites: Array,
     crossover: float,
     differential: float,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array:
     """Weak-to-strong crossing of MM-MO: differential evolution with elites.
 
@@ -211,11 +234,14 @@ def cross(
         return candidates[:0]
     children = []
     for candidate in candidates:
-        a, b, c = elites[rng.choice(len(elites), 3, replace=False)]
+        chosen = rng.choice(len(elites), 3, replace=False)
+        a, b, c = elites[chosen]
         # Eq. 5: v = a + F (b - c).
         mutant = a + differential * (b - c)
         # Eq. 6: a coordinate is taken from v with probability CR, and at least one is.
         from_mutant = rng.random(candidate.size) < crossover
-        from_mutant[rng.integers(candidate.size)] = True
-        children.append(np.where(from_mutant, mutant, candidate))
+        always = rng.integers(candidate.size)
+        from_mutant[always] = True
+        child = np.where(from_mutant, mutant, candidate)
+        children.append(child)
     return np.asarray(children)

@@ -2,8 +2,8 @@
 
 The steps of a proposal, in `MMMOProposer.propose`: the points of greatest expected hypervolume
 improvement; their weak-to-strong crossing with evaluated elites (Li et al. 2024, sec. 3.2); the
-Fisher filter, which takes of the best points the one that the surrogate knows least (sec. 3.3). The
-last two are off by default: docs/lab/search-benchmark.md has their measured effect.
+Fisher filter, which takes the most uncertain one of the best points (sec. 3.3). The last two are
+off by default: docs/lab/search-benchmark.md has their measured effect.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.random import Generator
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.ranking import ranked
-from paretomerge.search.encoding import Encoding
+from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.acquisition import (
     Acquisition,
@@ -39,7 +39,7 @@ _SUCCESS_STDERR = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """The parts of `MMMOSampler` and their constants; `as_published()` has the paper's.
+    """The settings of `MMMOSampler`; `MMMOSampler.as_published()` has those of the paper.
 
     Attributes:
         n_startup: Trials before the first fit. Those that are not enqueued are Sobol points.
@@ -89,6 +89,7 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, bool):
                 continue
+            # Whole numbers are counts.
             least = 1 if isinstance(field.default, int) else 0
             if value < least:
                 raise ConfigError(
@@ -113,6 +114,10 @@ class _ObjectiveModel:
     surrogate: Surrogate
     front: Array
     elites: Array
+
+
+_Fit = tuple[bytes, Surrogate]
+"""The digest of the trials of a fit, and the fit."""
 
 
 class MMMOProposer:
@@ -142,10 +147,10 @@ class MMMOProposer:
         self._reference = reference
         self._reference_trials = reference_trials
         self._importance = importance
-        # Name of the model -> digest of the trials that it was fitted to, and the fit.
-        self._fits: dict[str, tuple[bytes, Surrogate]] = {}
+        # By the name of the model. A fit is expensive, so it is repeated only for other trials.
+        self._fits: dict[str, _Fit] = {}
 
-    def propose(self, archive: Archive, rng: np.random.Generator) -> Array:
+    def propose(self, archive: Archive, rng: Generator) -> Array:
         """New points `(k, d)`, the best first."""
         self.expected_gain = None
         # One trial has no standard deviation to standardise by.
@@ -160,16 +165,19 @@ class MMMOProposer:
         acquisition = self._with_feasibility(improvement, archive)
         maxima = self._search(archive.encoding, acquisition, model.elites, rng)
         points = archive.encoding.project(maxima)
-        points = points[archive.is_new(points)]
+        is_new = archive.is_new(points)
+        points = points[is_new]
         if not len(points):
             return points
         values = evaluate(acquisition, points)
         # Stable sorts throughout: ties must not depend on the platform.
-        order: NDArray[np.intp] = np.argsort(-values, kind="stable")
+        order: Indices = np.argsort(-values, kind="stable")
         if self._settings.fisher_filter:
             order = self._least_informed(points, values, order, model.surrogate)
-        self.expected_gain = _relative_improvement(values[order[0]], model, reference)
-        return np.asarray(points[order])
+        best_value = values[order[0]]
+        self.expected_gain = _relative_improvement(best_value, model, reference)
+        ordered: Array = points[order]
+        return ordered
 
     def _model_objectives(self, archive: Archive, reference: Array) -> _ObjectiveModel:
         """Fit the objectives and predict the front.
@@ -188,20 +196,25 @@ class MMMOProposer:
         surrogate = self._fit("objectives", x, y, stderr, kernels)
 
         usable = archive.usable
-        predicted = surrogate.predict(archive.x)[0]
+        predicted, _ = surrogate.predict(archive.x)
         if len(usable):
-            order = usable[ranked(predicted[usable], reference)]
+            ranking = ranked(predicted[usable], reference)
+            order = usable[ranking]
         else:
             order = np.argsort(observations.violation, kind="stable")
-        elites = archive.x[order[: self._settings.elites]]
+        best = order[: self._settings.elites]
+        elites = archive.x[best]
 
         if len(archive.pending):
             surrogate = _with_pending(surrogate, archive.pending, x, y, stderr)
-        front_points = np.concatenate([archive.x[usable], archive.pending])
+        usable_points = archive.x[usable]
+        front_points = np.concatenate([usable_points, archive.pending])
+        # None yet, where no trial is feasible.
         front = predicted[:0]
         if len(front_points):
-            front = surrogate.predict(front_points)[0]
-        return _ObjectiveModel(surrogate, front[nondominated(front)], elites)
+            front, _ = surrogate.predict(front_points)
+        is_nondominated = nondominated(front)
+        return _ObjectiveModel(surrogate, front[is_nondominated], elites)
 
     def _kernels(self, encoding: Encoding) -> list[KernelSpec]:
         """The kernels that are mixed for the objectives."""
@@ -223,10 +236,13 @@ class MMMOProposer:
         """The acquisition with models of the constraints and of failures, where there are any."""
         observations, x = archive.observations, archive.x
         constraints = success = None
-        reported = ~np.isnan(observations.constraints).any(1) & observations.complete
-        if observations.constraints.shape[1] and reported.sum() >= 2:
-            violations = observations.constraints[reported]
-            constraints = self._fit("constraints", x[reported], violations, None)
+        values = observations.constraints
+        has_missing = np.isnan(values).any(1)
+        reported = ~has_missing & observations.complete
+        if values.shape[1] and reported.sum() >= 2:
+            violations = values[reported]
+            x_reported = x[reported]
+            constraints = self._fit("constraints", x_reported, violations, None)
         # Failures are an outcome of 1 or 0 with a process of its own, over all trials.
         if not observations.complete.all():
             completed = observations.complete[:, None].astype(float)
@@ -241,13 +257,15 @@ class MMMOProposer:
         encoding: Encoding,
         acquisition: Acquisition,
         elites: Array,
-        rng: np.random.Generator,
+        rng: Generator,
     ) -> Array:
         """Candidates `(k, d)` that maximise the acquisition locally, in no order."""
         settings = self._settings
         raw = candidates.scatter(encoding, elites, settings.raw_samples, rng)
-        order = np.argsort(-evaluate(acquisition, raw), kind="stable")
-        start = raw[order[: settings.restarts]]
+        values = evaluate(acquisition, raw)
+        order = np.argsort(-values, kind="stable")
+        best = order[: settings.restarts]
+        start = raw[best]
         points = candidates.climb(encoding, acquisition, start, settings.steps)
         # Gradients cannot change discrete parameters, so they are switched in turn after the climb.
         if encoding.discrete.any():
@@ -266,22 +284,25 @@ class MMMOProposer:
         self,
         points: Array,
         values: Array,
-        order: NDArray[np.intp],
+        order: Indices,
         surrogate: Surrogate,
-    ) -> NDArray[np.intp]:
+    ) -> Indices:
         """Fisher information filter: of the best points, those with the least information first.
 
         Source: Li et al. 2024, sec. 3.3: the information at a point is the sum over objectives of
         1 / sigma^2, here of standardised objectives.
         """
         shortlist = order[: self._settings.shortlist]
-        promising = values[shortlist] > values[shortlist[0]] - _MAX_LOG_LOSS
+        shortlisted_values = values[shortlist]
+        least_value = shortlisted_values[0] - _MAX_LOG_LOSS
+        promising = shortlisted_values > least_value
         shortlist = shortlist[promising]
-        std = surrogate.predict(points[shortlist])[1]
-        information = (surrogate.y_std**2 / std**2).sum(1)
-        least_first: NDArray[np.intp] = shortlist[
-            np.argsort(information, kind="stable")
-        ]
+        shortlisted = points[shortlist]
+        _, std = surrogate.predict(shortlisted)
+        precision = surrogate.y_std**2 / std**2
+        information = precision.sum(1)
+        order_of_information = np.argsort(information, kind="stable")
+        least_first: Indices = shortlist[order_of_information]
         return least_first
 
     def _fit(
@@ -306,13 +327,18 @@ class MMMOProposer:
         """
         n = len(y)
         # With refit = 0.1 and n = 37, step is 3, and the last refit was at 36 trials.
-        step = max(1, int(n * self._settings.refit))
+        share = self._settings.refit
+        step = max(1, int(n * share))
         first = max(2, n - n % step)
-        noise = None if stderr is None else stderr[:first]
-        digest = _digest(x[:first], y[:first], noise, kernels[0].importance)
+        x_first = x[:first]
+        y_first = y[:first]
+        noise = None
+        if stderr is not None:
+            noise = stderr[:first]
+        digest = _digest(x_first, y_first, noise, kernels[0].importance)
         last_digest, surrogate = self._fits.get(name, (b"", None))
         if surrogate is None or last_digest != digest:
-            surrogate = Surrogate.fit_mixture(x[:first], y[:first], noise, kernels)
+            surrogate = Surrogate.fit_mixture(x_first, y_first, noise, kernels)
             self._fits[name] = digest, surrogate
         return surrogate.with_trials(x, y, stderr)
 
@@ -328,16 +354,21 @@ class MMMOProposer:
         geometric_mean = np.exp(np.mean(log_importance))
         weights = np.ones(encoding.d)
         for name, value in importance.items():
-            weights[encoding.columns[name]] = value / geometric_mean
+            columns = encoding.columns[name]
+            weights[columns] = value / geometric_mean
         return weights
 
     def _reference_point(self, observations: Observations) -> Array:
         """The reference point `(m,)`, all objectives maximised."""
         if self._reference is None:
-            y, complete = observations.y, observations.complete
+            y = observations.y
+            complete = observations.complete
             first = slice(self._reference_trials)
             y_first = y[first][complete[first]]
-            return reference_point(y_first if len(y_first) else y[complete])
+            # All of the first trials may have failed.
+            if not len(y_first):
+                y_first = y[complete]
+            return reference_point(y_first)
         m = len(observations.signs)
         if len(self._reference) != m:
             raise ConfigError(
@@ -353,10 +384,11 @@ def _with_pending(
 
     Source: Ginsbourger et al. 2010.
     """
-    predicted = surrogate.predict(pending)[0]
+    predicted, _ = surrogate.predict(pending)
     if stderr is not None:
         # Times 0, so that the column of an objective without standard errors stays NaN.
-        exact = 0 * stderr[:1].repeat(len(predicted), axis=0)
+        first_row = stderr[:1]
+        exact = 0 * first_row.repeat(len(predicted), axis=0)
         stderr = np.concatenate([stderr, exact])
     every_x = np.concatenate([x, pending])
     every_y = np.concatenate([y, predicted])
@@ -369,9 +401,14 @@ def _relative_improvement(
     """The improvement over the hypervolume of the front; None where that is 0."""
     if not len(model.front):
         return None
-    front = model.surrogate.standardise(model.front)
-    volume = hypervolume(front, model.surrogate.standardise(reference))
-    return float(np.exp(log_improvement) / volume) if volume > 0 else None
+    # The improvement is in standardised units, so the volume must be, too.
+    standardise = model.surrogate.standardise
+    front = standardise(model.front)
+    volume = hypervolume(front, standardise(reference))
+    if volume > 0:
+        improvement = np.exp(log_improvement)
+        return float(improvement / volume)
+    return None
 
 
 def _digest(*arrays: Array | None) -> bytes:
@@ -379,5 +416,6 @@ def _digest(*arrays: Array | None) -> bytes:
     digest = hashlib.sha256()
     for array in arrays:
         if array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
+            contiguous = np.ascontiguousarray(array)
+            digest.update(contiguous.tobytes())
     return digest.digest()

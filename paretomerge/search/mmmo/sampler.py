@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.search._optuna import ConstraintsFunction, store_constraints
+from paretomerge.search.encoding import Space
 from paretomerge.search.mmmo.proposer import MMMOProposer, Settings
 from paretomerge.search.observations import reported_stderr
 from paretomerge.search.options import check_option, number_vector
@@ -69,8 +69,8 @@ class MMMOSampler(PointSampler):
             `n_startup`. Enqueue trials that you know (`study.enqueue_trial`) to make it meaningful.
         importance: Parameter -> how much it matters, relative to the others. The prior
             length-scale is divided by it.
-        constraints_func: As of Optuna's samplers: takes a finished trial, returns numbers that are
-            at most 0 where it is feasible.
+        constraints_func: As in Optuna's samplers: it takes a finished trial and returns numbers
+            that are at most 0 where the trial is feasible.
         **settings: Fields of `Settings`.
 
     Raises:
@@ -86,7 +86,7 @@ class MMMOSampler(PointSampler):
         self,
         seed: int | None = 0,
         *,
-        space: Mapping[str, BaseDistribution] | None = None,
+        space: Space | None = None,
         conditions: Conditions | None = None,
         reference: Sequence[float] | None = None,
         reference_trials: int | None = None,
@@ -95,6 +95,7 @@ class MMMOSampler(PointSampler):
         **settings: Any,
     ) -> None:
         self.settings = _settings(settings)
+        # As given: `study_yaml` leaves out what the user has not set.
         reference_trials_option = reference_trials
         reference_trials = reference_trials or self.settings.n_startup
         check_option("MMMOSampler: reference_trials", 0, reference_trials)
@@ -110,6 +111,7 @@ class MMMOSampler(PointSampler):
             space=space,
             conditions=conditions,
             n_startup=self.settings.n_startup,
+            # While no trial is feasible, the proposer searches for a feasible point.
             require_feasible=False,
             centre=self.settings.centre,
         )
@@ -121,6 +123,7 @@ class MMMOSampler(PointSampler):
             "importance": dict(importance) if importance else None,
             **settings,
         }
+        # A study gives the sampler its own space, and a YAML file cannot hold a function.
         self._is_bound = space is not None or constraints_func is not None
 
     @property
@@ -132,17 +135,19 @@ class MMMOSampler(PointSampler):
         """
         if self._is_bound:
             return None
-        options = {
-            name: value for name, value in self._options.items() if value is not None
-        }
+        options = {}
+        for name, value in self._options.items():
+            if value is not None:
+                options[name] = value
         return {"name": "mmmo", **options}
 
     @classmethod
     def as_published(cls, seed: int = 0, **options: Any) -> "MMMOSampler":
         """The constants of the paper (Li et al. 2024, sec. 4.1), with consistent units.
 
-        10 Sobol points first; then 10 candidates from 512 raw samples, each crossed with the 5
-        elites, and of the ten best of all of them, the one that the surrogate knows least.
+        The first 10 points are Sobol points. After them, each proposal has 10 candidates from 512
+        raw samples, crosses them with the 5 elites, and takes the most uncertain one of the 10
+        best.
 
         Args:
             seed: Any integer.
@@ -196,6 +201,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 def _checked_importance(importance: Mapping[str, float]) -> dict[str, float]:
     for name, value in importance.items():
         check_option(f"MMMOSampler: importance: {name}", 0.0, value)
+        # Written so that NaN is an error, too.
         if not value > 0:
             raise ConfigError(
                 f"MMMOSampler: importance: expected positive numbers, got {value} for {name}"

@@ -24,11 +24,12 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
 from linear_operator.utils.warnings import NumericalWarning
-from numpy.typing import NDArray
+from torch import Tensor
 
+from paretomerge.search.encoding import Mask
 from paretomerge.types import Array
 
-Hyperparameters = Mapping[str, torch.Tensor]
+Hyperparameters = Mapping[str, Tensor]
 
 # A capped fit takes a third to a sixth of the time and reaches the same hypervolume.
 _FIT_ITERATIONS = 40
@@ -82,7 +83,7 @@ class GPBatch:
 
     @cached_property
     def predictive_model(self) -> SingleTaskGP:
-        """The model whose posterior variance says what a trial at a point can still tell.
+        """The model whose posterior variance is what another trial at a point can reduce.
 
         This is `model` if a repeated trial can give other values. Otherwise the inferred noise is
         roughness of the objective, and `model` would expect an improvement next to each trial. Then
@@ -94,7 +95,9 @@ class GPBatch:
             return self.model
         inputs = self.model.train_inputs[0]
         # BoTorch repeats the inputs per outcome: `k x n x d`.
-        x = inputs[0] if inputs.dim() == 3 else inputs
+        x = inputs
+        if inputs.dim() == 3:
+            x = inputs[0]
         with _ignored_fit_warnings(), torch.no_grad():
             means = self.model.eval().posterior(x).mean
             model = SingleTaskGP(
@@ -110,16 +113,18 @@ class GPBatch:
     @property
     def hyperparameters(self) -> Hyperparameters:
         """Parameter name of the model -> its value."""
-        return {name: value.detach() for name, value in self.model.named_parameters()}
+        parameters = self.model.named_parameters()
+        return {name: value.detach() for name, value in parameters}
 
     def hyperparameters_of(self, outcomes: Sequence[int]) -> Hyperparameters:
         """The hyperparameters of a model with some of the outcomes only."""
+        hyperparameters = self.hyperparameters
         if len(self.outcomes) == 1:
-            return self.hyperparameters
+            return hyperparameters
         positions = [self.outcomes.index(k) for k in outcomes]
         # A model of one outcome has no batch dimension.
         index = positions if len(positions) > 1 else positions[0]
-        return {name: value[index] for name, value in self.hyperparameters.items()}
+        return {name: value[index] for name, value in hyperparameters.items()}
 
     def loo_log_density(self) -> Array:
         """Leave-one-out log predictive density, summed over trials.
@@ -130,19 +135,27 @@ class GPBatch:
             `(k,)`, one number per outcome of the batch.
         """
         with torch.no_grad():
-            x = self.model.train_inputs[0]
-            y = self.model.train_targets
-            noise = self.model.likelihood.noise.expand(y.shape)
-            covariance = self.model.covar_module(x).to_dense() + torch.diag_embed(noise)
+            model = self.model
+            x = model.train_inputs[0]
+            y = model.train_targets
+            noise = model.likelihood.noise.expand(y.shape)
+            prior_covariance = model.covar_module(x).to_dense()
+            noise_covariance = torch.diag_embed(noise)
+            covariance = prior_covariance + noise_covariance
             precision = torch.linalg.inv(covariance)
-            residual = y - self.model.mean_module(x)
+            residual = y - model.mean_module(x)
             # Eq. 5.12: variance_i = 1 / [K^-1]_ii and error_i = [K^-1 y]_i / [K^-1]_ii.
-            variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
-            solved = (precision @ residual[..., None])[..., 0]
+            diagonal = precision.diagonal(dim1=-2, dim2=-1)
+            variance = 1 / diagonal
+            column = residual[..., None]
+            solved = (precision @ column)[..., 0]
             error = variance * solved
-            log_normaliser = (2 * math.pi * variance).log()
-            density = -(error**2 / variance + log_normaliser) / 2
+            scaled_variance = 2 * math.pi * variance
+            log_normaliser = scaled_variance.log()
+            squared_error = error**2 / variance
+            density = -(squared_error + log_normaliser) / 2
             total = density.sum(-1).numpy()
+            # A batch of one outcome has a scalar here.
             return np.atleast_1d(total)
 
 
@@ -178,15 +191,18 @@ class Surrogate:
             kernel: The prior.
         """
         m = y.shape[1]
-        has_stderr: NDArray[np.bool_] = np.zeros(m, dtype=bool)
+        has_stderr: Mask = np.zeros(m, dtype=bool)
         if stderr is not None:
-            has_stderr = np.asarray(~np.isnan(stderr).any(0))
+            is_missing = np.isnan(stderr)
+            has_stderr = np.asarray(~is_missing.any(0))
         plans = []
         # Outcomes with known and with inferred noise need separate BoTorch models.
         for mask in (has_stderr, ~has_stderr):
             outcomes = tuple(np.flatnonzero(mask).tolist())
             if outcomes:
-                plans.append(_BatchPlan(kernel, outcomes, np.ones(len(outcomes))))
+                weight = np.ones(len(outcomes))
+                plan = _BatchPlan(kernel, outcomes, weight)
+                plans.append(plan)
         return cls._build(x, y, stderr, plans)
 
     @classmethod
@@ -200,8 +216,8 @@ class Surrogate:
         """Fit processes with several kernels and weight them per outcome.
 
         The weights are proportional to the leave-one-out predictive density (pseudo-BMA, Yao et al.
-        2018, sec. 3.3). With few trials the density cannot tell which kernel is right, and then
-        each keeps a weight.
+        2018, sec. 3.3). With few trials the density cannot decide which kernel is right, so each
+        keeps a weight.
 
         Args:
             x: `(n, d)`, points of the unit cube.
@@ -210,12 +226,15 @@ class Surrogate:
             kernels: The priors.
         """
         fits = [cls.fit(x, y, stderr, kernel) for kernel in kernels]
-        log_density = np.zeros((len(kernels), y.shape[1]))
+        shape = (len(kernels), y.shape[1])
+        log_density = np.zeros(shape)
         for row, fit in zip(log_density, fits, strict=True):
             for batch in fit.batches:
-                row[list(batch.outcomes)] = batch.loo_log_density()
+                columns = list(batch.outcomes)
+                row[columns] = batch.loo_log_density()
         # Relative to the best kernel, since the densities themselves overflow.
-        weights = np.exp(log_density - log_density.max(0))
+        log_ratio = log_density - log_density.max(0)
+        weights = np.exp(log_ratio)
         weights[weights < _MIN_WEIGHT] = 0.0
         weights /= weights.sum(0)
         plans = []
@@ -260,14 +279,15 @@ class Surrogate:
         if stderr is not None:
             variance = (stderr / y_std) ** 2
             noise = np.clip(variance, _MIN_NOISE, None)
-        batches = tuple(plan.build(x, standardised, noise) for plan in plans)
-        return cls(batches, y_mean, y_std)
+        batches = [plan.build(x, standardised, noise) for plan in plans]
+        return cls(tuple(batches), y_mean, y_std)
 
     def standardise(self, y: Array) -> Array:
         """Outcomes `(..., m)` in units of the standard deviation, from the mean."""
-        return np.asarray((y - self.y_mean) / self.y_std)
+        standardised: Array = (y - self.y_mean) / self.y_std
+        return standardised
 
-    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised posterior at points, without observation noise; differentiable.
 
         Args:
@@ -285,25 +305,31 @@ class Surrogate:
             # `k x m`: takes the outcomes of the batch to their columns, times their weights.
             weights = torch.zeros(k, m, dtype=x.dtype)
             columns = list(batch.outcomes)
-            weights[range(k), columns] = torch.from_numpy(batch.weight)
+            rows = range(k)
+            weights[rows, columns] = torch.from_numpy(batch.weight)
             # A mixture's variance is E[y^2] - E[y]^2 over its components.
-            squared = posterior.variance + posterior.mean**2
-            mean = mean + posterior.mean @ weights
+            component_mean = posterior.mean
+            squared = posterior.variance + component_mean**2
+            mean = mean + component_mean @ weights
             second_moment = second_moment + squared @ weights
-        variance = (second_moment - mean**2).clamp_min(_MIN_VARIANCE)
+        variance = second_moment - mean**2
+        # The difference may round to 0 or below at a trial, where the root has no gradient.
+        variance = variance.clamp_min(_MIN_VARIANCE)
         return mean, variance.sqrt()
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and standard deviation, each `(n, m)`, at `x` `(n, d)`, in units of y."""
         with torch.no_grad():
-            mean, std = self.moments(torch.from_numpy(x))
-        y = mean.numpy() * self.y_std + self.y_mean
-        return y, std.numpy() * self.y_std
+            points = torch.from_numpy(x)
+            mean, std = self.moments(points)
+        scaled_mean = mean.numpy() * self.y_std
+        scaled_std = std.numpy() * self.y_std
+        return scaled_mean + self.y_mean, scaled_std
 
 
 @dataclass(frozen=True)
 class _BatchPlan:
-    """A batch that is still to be built.
+    """The plan of a `GPBatch`: all but the trials.
 
     Attributes:
         kernel: The prior.
@@ -328,14 +354,19 @@ class _BatchPlan:
         columns = list(self.outcomes)
         # The standard errors of the trials; without them BoTorch infers the noise.
         known_variance = None
-        if noise is not None and not np.isnan(noise[:, columns]).any():
-            known_variance = torch.from_numpy(noise[:, columns])
+        if noise is not None:
+            outcome_noise = noise[:, columns]
+            if not np.isnan(outcome_noise).any():
+                known_variance = torch.from_numpy(outcome_noise)
+        outcomes = torch.from_numpy(y[:, columns])
         with _ignored_fit_warnings():
+            d = x.shape[1]
+            covariance = _covariance(d, len(columns), self.kernel)
             model = SingleTaskGP(
                 torch.from_numpy(x),
-                torch.from_numpy(y[:, columns]),
+                outcomes,
                 train_Yvar=known_variance,
-                covar_module=_covariance(x.shape[1], len(columns), self.kernel),
+                covar_module=covariance,
                 outcome_transform=None,
             )
             if self.hyperparameters is None:
@@ -376,11 +407,11 @@ class QuadraticKernel(Kernel):  # type: ignore[misc]
 
     def forward(
         self,
-        x1: torch.Tensor,
-        x2: torch.Tensor,
+        x1: Tensor,
+        x2: Tensor,
         diag: bool = False,
         **params: object,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Covariance `... x n1 x n2` of points `... x n1 x d` and `... x n2 x d`.
 
         Args:
@@ -392,14 +423,18 @@ class QuadraticKernel(Kernel):  # type: ignore[misc]
         features1 = self._features(x1)
         features2 = self._features(x2)
         if diag:
-            return (features1 * features2).sum(-1)
-        return features1 @ features2.transpose(-1, -2)
+            products = features1 * features2
+            return products.sum(-1)
+        transposed = features2.transpose(-1, -2)
+        return features1 @ transposed
 
-    def _features(self, x: torch.Tensor) -> torch.Tensor:
+    def _features(self, x: Tensor) -> Tensor:
         """Linear and quadratic features, `... x 2d`."""
         z = 2 * x - 1
-        features = torch.cat([z, z**2], -1)
-        scaled: torch.Tensor = features / x.shape[-1] ** 0.5
+        squared = z**2
+        features = torch.cat([z, squared], -1)
+        d = x.shape[-1]
+        scaled: Tensor = features / d**0.5
         return scaled
 
 
@@ -410,13 +445,16 @@ def _covariance(d: int, m: int, spec: KernelSpec) -> Kernel:
     MAP, Li et al. 2024, arXiv 2406.07529), and thirty trials determine such a trend in thirty
     dimensions. The RBF process is BoTorch's default.
     """
+    # BoTorch gives a model of one outcome no batch dimension.
     batch_shape = torch.Size([m] if m > 1 else [])
     # Hvarfner et al. 2024: the prior length-scale grows with the square root of d.
-    log_mean = 2**0.5 + math.log(d) / 2
+    half_log_d = math.log(d) / 2
+    log_mean = 2**0.5 + half_log_d
     log_importance = torch.zeros(d, dtype=torch.float64)
     if spec.importance is not None:
         log_importance = torch.from_numpy(spec.importance).log()
-    prior = LogNormalPrior(loc=log_mean - log_importance, scale=3**0.5)
+    location = log_mean - log_importance
+    prior = LogNormalPrior(loc=location, scale=3**0.5)
     initial_lengthscale = prior.mode.clamp_min(2 * _MIN_LENGTHSCALE)
     constraint = GreaterThan(
         _MIN_LENGTHSCALE, transform=None, initial_value=initial_lengthscale
@@ -429,13 +467,15 @@ def _covariance(d: int, m: int, spec: KernelSpec) -> Kernel:
     }
     if not spec.quadratic_trend:
         return RBFKernel(**arguments)
+    matern = MaternKernel(nu=2.5, **arguments)
     residual = ScaleKernel(
-        MaternKernel(nu=2.5, **arguments),
+        matern,
         batch_shape=batch_shape,
         outputscale_prior=GammaPrior(1.5, 1.5),
     )
+    quadratic = QuadraticKernel(batch_shape=batch_shape)
     trend = ScaleKernel(
-        QuadraticKernel(batch_shape=batch_shape),
+        quadratic,
         batch_shape=batch_shape,
         outputscale_prior=GammaPrior(1.0, 0.2),
     )
