@@ -73,6 +73,7 @@ class EngineeringProblem:
 
 def _violation(*margins: Array) -> Array:
     """By how much the constraints `margin >= 0` are violated, summed."""
+    # A satisfied constraint counts as 0: a large margin must not make up for a violation elsewhere.
     missing = (np.maximum(-margin, 0.0) for margin in margins)
     return np.asarray(sum(missing))
 
@@ -168,6 +169,7 @@ def disc_brake(x: Array) -> Objectives:
     inner, outer, force, discs = x
     width = outer - inner
     # A disc without width would divide by zero; it is given a very small one.
+    # The bounds of the radii overlap, so a negative width is possible and stays as it is.
     is_flat = np.abs(width) < 1e-9
     width = np.where(is_flat, 1e-9, width)
     # The differences of powers (outer^2 - inner^2 and outer^3 - inner^3) are divided by `width`.
@@ -294,6 +296,7 @@ def _polynomial(coefficients: dict[str, float], variables: dict[str, Array]) -> 
     one = np.ones_like(variables["a"])
     total = np.zeros_like(one)
     for product, coefficient in coefficients.items():
+        # `one` gives the constant term (key "") a factor of the right shape.
         factors = [one, *(variables[letter] for letter in product)]
         total = total + coefficient * np.prod(factors, axis=0)
     return total
@@ -304,10 +307,12 @@ def car_side(x: Array) -> Objectives:
     x1, x2, x3, x4, x5, x6, x7 = x
     mass = 1.98 + 4.9 * x1 + 6.67 * x2
     mass = mass + 6.98 * x3 + 4.01 * x4
-    mass = mass + 1.78 * x5 + 1e-5 * x6 + 2.73 * x7
+    mass = mass + 1.78 * x5 + 1e-5 * x6
+    mass = mass + 2.73 * x7
     force = 4.72 - 0.5 * x4 - 0.19 * x2 * x3
     pillar = 10.58 - 0.674 * x1 * x2 - 0.67275 * x2
-    door = 16.45 - 0.489 * x3 * x7 - 0.843 * x5 * x6
+    door = 16.45 - 0.489 * x3 * x7
+    door = door - 0.843 * x5 * x6
     abdomen = 1.16 - 0.3717 * x2 * x4 - 0.0092928 * x3
     upper_viscous = (
         0.261
@@ -317,6 +322,7 @@ def car_side(x: Array) -> Objectives:
         + 0.0144 * x3 * x5
         + 0.0154464 * x6
     )
+    # The last term of this sum, -0.018 x2^2, stands in the constraint below.
     middle_viscous = (
         0.214
         + 0.00817 * x5

@@ -72,7 +72,9 @@ class MergeLandscape:
         scored = ScoredMerges.load(merges)
         with np.load(surrogate) as data:
             arrays = {name: data[name] for name in data.files}
-        if arrays["coefficients"].shape != (len(scored.tasks), len(scored)):
+        # One coefficient per task and merge: another shape belongs to another file of merges.
+        fitted_shape = arrays["coefficients"].shape
+        if fitted_shape != (len(scored.tasks), len(scored)):
             raise ConfigError(
                 f"{surrogate} was not fitted to the {len(scored)} merges of {merges}; "
                 "run `fit` of benchmarks.landscape"
@@ -116,7 +118,10 @@ class MergeLandscape:
         """Parameters of a sample of the surrogate's Pareto front."""
         space = self.merges.space
         methods, rows = self.front_rows
-        return [space.point(m, row) for m, row in zip(methods, rows, strict=True)]
+        points = []
+        for method, row in zip(methods, rows, strict=True):
+            points.append(space.point(method, row))
+        return points
 
     def evaluate(
         self,
@@ -142,12 +147,14 @@ class MergeLandscape:
         true_scores = self.scores([params])[0]
         if n_examples is None:
             return true_scores, np.zeros(len(true_scores))
+        # The standard error divides by n - 1, so one example is too few.
         if n_examples < 2 or rng is None:
             raise ConfigError(
                 "evaluate: noisy scores need n_examples of at least 2 and a random generator, "
                 f"got n_examples={n_examples}, rng={rng}"
             )
-        drawn = rng.binomial(n_examples, true_scores) / n_examples
+        n_correct = rng.binomial(n_examples, true_scores)
+        drawn = n_correct / n_examples
         return drawn, standard_error(drawn, n_examples)
 
     def scores(self, points: Sequence[Params]) -> Array:
@@ -162,7 +169,8 @@ class MergeLandscape:
         Raises:
             ConfigError: a parameter is unknown, missing or out of bounds.
         """
-        return self.predict(*self.merges.space.rows(points))
+        method, numbers = self.merges.space.rows(points)
+        return self.predict(method, numbers)
 
     def predict(self, method: MethodIndices, numbers: Array) -> Array:
         """Noise-free scores of merges that are given as arrays.
@@ -183,6 +191,7 @@ class MergeLandscape:
     @cached_property
     def _posteriors(self) -> list["_Posterior"]:
         """One per task."""
+        # Cached: all that does not depend on the queried points is computed once.
         merges = self.merges
         x = features(merges.space, merges.method, merges.numbers)
         design_matrix = affine(x)
@@ -218,5 +227,7 @@ class _Posterior:
         constant = self.line[0]
         slopes = self.line[1:]
         smooth = covariance @ self.coefficients
-        logit: Array = smooth + constant + (2 * x - 1) @ slopes
+        # Scaled as in `affine`, whose coefficients these are.
+        centred = 2 * x - 1
+        logit: Array = smooth + constant + centred @ slopes
         return logit

@@ -39,7 +39,7 @@ class Problem:
         reference_point: `(m,)`, in the units of the values; the hypervolume is measured above it.
         ideal_point: `(m,)`, the best value of each objective on the true front.
         front_hypervolume: hypervolume of the true Pareto front above the reference point.
-        noise: what stands between the true values and the observed ones; None: values are exact.
+        noise: turns true values into observed ones; None if the observed values are exact.
         conditions: parameter -> (parent, values) pairs. The parameter is active where each parent
             has one of its values.
         starts: parameter sets that a search evaluates first, such as each model alone. They are
@@ -99,13 +99,14 @@ class Problem:
         true_values = self.evaluate([params])[0]
         if self.noise is None:
             return true_values, None
+        # Seeded per trial: one shared stream would give a resumed or parallel search other noise.
         rng = np.random.default_rng([self.seed, number])
         return self.noise(true_values, rng)
 
     def hypervolume(self, study: optuna.Study) -> float:
         """The share of the true front's hypervolume that a study has reached.
 
-        The noise is taken away: see `hypervolume_share`.
+        The share is computed from the true values, without noise (see `hypervolume_share`).
 
         Args:
             study: a study of this problem. Only its complete trials count.
@@ -113,6 +114,7 @@ class Problem:
         Returns:
             0 to 1 (above 1 only where the known front is itself a numerical one).
         """
+        # Failed and running trials have no values.
         complete = (TrialState.COMPLETE,)
         trials = study.get_trials(deepcopy=False, states=complete)
         if not trials:
@@ -155,6 +157,8 @@ class Problem:
         Returns:
             A noisy problem with values between 0 and 1.
         """
+        # Twice the distance, so that the reference point has accuracy 1/2 and not 0: a search can
+        # still compare the points below it.
         span = 2 * (self.ideal_point - self.reference_point)
 
         def evaluate(params: Sequence[Params]) -> Array:
@@ -162,12 +166,14 @@ class Problem:
             return np.clip(1 - shortfall / span, 0.0, 1.0)
 
         ones = np.ones(self.n_objectives)
+        # An affine map divides every volume above the reference point by the product of the spans.
+        volume = self.front_hypervolume / float(np.prod(span))
         return replace(
             self,
             evaluate=evaluate,
             reference_point=ones / 2,
             ideal_point=ones,
-            front_hypervolume=self.front_hypervolume / float(np.prod(span)),
+            front_hypervolume=volume,
             noise=partial(binomial, n_examples=n_examples),
         )
 
@@ -176,7 +182,11 @@ class Problem:
         for name, distribution in self.space.items():
             # A parent stands before its children in `space`, so its value is known by now.
             parents = self.conditions.get(name, ())
-            is_active = all(params.get(parent) in values for parent, values in parents)
+            is_active = True
+            for parent, values in parents:
+                # An inactive parent has no value, so its children are inactive too.
+                if params.get(parent) not in values:
+                    is_active = False
             if is_active:
                 params[name] = _suggest_one(trial, name, distribution)
         return params
@@ -199,7 +209,8 @@ def binomial(
     observed = n_correct / n_examples
     variance = observed * (1 - observed)
     # Not n - 1: the published searches were run with this standard error.
-    return observed, np.sqrt(variance / n_examples)
+    stderr = np.sqrt(variance / n_examples)
+    return observed, stderr
 
 
 def _suggest_one(

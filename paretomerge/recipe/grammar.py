@@ -58,6 +58,7 @@ def read_document(data: object, where: str) -> dict[str, Any]:
         _reject_keys(data, DOCUMENT_KEYS, where)
     problems = ErrorCollector()
     fields: dict[str, Any] = {}
+    # One block per field, so that an error in one does not hide the errors of the others.
     with problems.collect():
         _check_keys(data, DOCUMENT_KEYS, where)
     with problems.collect():

@@ -278,10 +278,8 @@ def _is_subfolder(folder: Path, name: str) -> bool:
         return False
     try:
         return not Path(name).is_absolute() and (folder / name).is_dir()
-    except (
-        OSError,
-        ValueError,
-    ):  # a name that cannot be a path, such as one that is too long
+    except (OSError, ValueError):
+        # The name cannot be a path: it is too long, or has a NUL character.
         return False
 
 
@@ -313,7 +311,11 @@ def _join_documents(recipes: Sequence[Recipe], where: str) -> Recipe:
             "add `name: ...` to the others"
         )
     result = unnamed[0] if unnamed else recipes[-1]
-    steps = {recipe.name: recipe for recipe in recipes if recipe is not result}
+    steps = {}
+    for recipe in recipes:
+        # By identity: two documents may be equal, and both count.
+        if recipe is not result:
+            steps[recipe.name] = recipe
     # Two documents of one name share an entry of `steps`.
     has_duplicates = len(steps) < len(recipes) - 1
     if has_duplicates or result.name in steps:

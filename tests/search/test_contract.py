@@ -83,7 +83,7 @@ class Cornered(Broken):
         (Repeating, "expected a new point"),
         (Seedless, "another seed gives the same"),
         (Unpredictable, "the same seed gives the same trials"),
-        (Forgetful, "goes on as it was"),
+        (Forgetful, "continues as if it had not stopped"),
         (OneWay, "sign turned"),
         (Cornered, "another seed|corner"),
     ],
