@@ -177,8 +177,10 @@ def _from_function(name: str) -> Problem:
     def evaluate(points: Sequence[Params]) -> Array:
         rows = []
         for point in points:
+            # By name: a trial's parameters may come in any order.
             rows.append([point[name] for name in parameters])
-        return -cube_function.function(np.array(rows))
+        x = np.array(rows)
+        return -cube_function.function(x)
 
     # The literature minimises and `Problem` maximises, so values and both points change sign.
     # The hypervolume between them stays the same.

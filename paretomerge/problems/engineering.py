@@ -64,6 +64,7 @@ class EngineeringProblem:
         low = np.asarray(self.low)
         high = np.asarray(self.high)
         variables = low + x * (high - low)
+        # Transposed, so that a function can unpack its design variables by name.
         values = self.objectives(variables.T)
         return self._scaled(np.stack(values, axis=1))
 

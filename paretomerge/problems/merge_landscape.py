@@ -80,6 +80,7 @@ class MergeLandscape:
                 "run `fit` of benchmarks.landscape"
             )
         processes = []
+        # Plain floats, in the order of the fields of `LogitProcess` after the projection.
         settings = arrays["settings"].tolist()
         for projection, numbers in zip(arrays["projection"], settings, strict=True):
             processes.append(LogitProcess(projection, *numbers))

@@ -83,6 +83,7 @@ class Problem:
         values, stderr = self.observe(params, trial.number)
         if stderr is not None:
             trial.set_user_attr("stderr", stderr.tolist())
+        # Plain floats: Optuna stores no NumPy numbers.
         return tuple(values.tolist())
 
     def observe(self, params: Params, number: int = 0) -> tuple[Array, Array | None]:
@@ -141,7 +142,9 @@ class Problem:
         """
         if observed is None:
             observed = true_values
-        front = true_values[nondominated(observed)]
+        # Noise may put dominated points on the observed front; they add nothing to the volume.
+        is_chosen = nondominated(observed)
+        front = true_values[is_chosen]
         volume = hypervolume(front, self.reference_point)
         return volume / self.front_hypervolume
 

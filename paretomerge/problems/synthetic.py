@@ -65,6 +65,7 @@ def dtlz2(m: int, x: Array) -> Array:
         Values `(n, m)`, minimised.
     """
     n_angles = m - 1
+    # A quarter turn each, so that no objective is negative.
     angles = x[:, :n_angles] * np.pi / 2
     # The radius is 1, its least value, where all other parameters are 1/2.
     deviation = x[:, n_angles:] - 0.5

@@ -171,6 +171,7 @@ def _read_slice(data: object, where: str) -> Slice:
     keys = ("sources", "parameters", "base_model", "residual_weight")
     entry = _check_keys(data, keys, where)
     sources = _read_list(entry.get("sources"), f"{where}.sources", _read_slice_source)
+    # Layer i of the output merges layer i of every source, so the lengths must agree.
     lengths = set()
     for source in sources:
         if source.layer_range:

@@ -189,6 +189,7 @@ class Recipe:
     @property
     def source_models(self) -> tuple[str, ...]:
         """Every model that is read from disk, those of the steps included."""
+        # A step has no files: its name stands for a merge in memory.
         step_names = {step.name for step in self.steps}
         names: list[str] = []
         for recipe in (*self.steps, self):
@@ -332,6 +333,7 @@ def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe,
         missing = steps.keys() - done
         waiting = [recipe for recipe in steps.values() if recipe.name in missing]
         ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
+        # If no document can be next, those that wait need each other, or one needs itself.
         if not ready:
             names = [recipe.name for recipe in waiting]
             raise RecipeError(

@@ -208,6 +208,7 @@ def _normalized(parameters: list[ParamDict]) -> list[ParamDict]:
     if not all("weight" in values for values in parameters):
         return parameters
     weights = [number_in(values, "weight") for values in parameters]
+    # Some methods divide by the sum and some do not; with a sum of 1 the law is the same for both.
     total = sum(weights)
     normalized = []
     for values, weight in zip(parameters, weights, strict=True):
@@ -378,6 +379,7 @@ def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]
             sources.append((base + delta).to(dtype))
         if method.base != "none":
             yield _Models(base.to(dtype), sources)
+        # These methods must work without a base as well.
         if method.base in ("none", "optional", "reference"):
             yield _Models(None, sources)
 
@@ -419,16 +421,18 @@ def _check_blocks(
     inputs = make_inputs(method, *models, *case)
     columns = models.sources[0].shape[-1]
     # (elements of a block, -1 for the last block first)
-    for elements, step in (
+    layouts = (
         (1, 1),
         (3 * columns, 1),
         (7 * columns, -1),
         (_ONE_BLOCK, 1),
-    ):
+    )
+    for elements, step in layouts:
         blocks = list(inputs.blocks(elements))
         with _as_the_engine():
             merge_block = method.function(inputs)
             pieces = [merge_block(block) for block in blocks[::step]]
+        # The same step again: it reverses the reversed pieces.
         in_order = pieces[::step]
         other = torch.cat(in_order).view(merged.shape)
         order = "blocks" if step > 0 else "blocks, the last first,"
@@ -506,6 +510,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 @contextmanager
 def _as_the_engine() -> Iterator[None]:
     """One thread and no gradients, as the engine runs methods."""
+    # Laws are checked bit for bit, so the checks must not run in another way than a merge.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

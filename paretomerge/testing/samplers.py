@@ -133,7 +133,8 @@ def check_define_by_run(make: MakeSampler, *, trials: int = 14) -> None:
             extra = trial.suggest_int("extra", 1, 5)
         if number > trials // 2:
             # A parameter that earlier trials do not have.
-            width += trial.suggest_float("late", 0.0, 1.0)
+            late = trial.suggest_float("late", 0.0, 1.0)
+            width += late
         study.tell(trial, [width + extra, width**2])
     _check_values(study.trials)
 
@@ -253,7 +254,9 @@ def _points(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
 def _rounded_points(
     params: Sequence[Mapping[str, ParamValue]],
 ) -> list[tuple[float, ...]]:
-    x = Encoding(SPACE, CONDITIONS).encode(params)
+    # Encoded, because points that differ in inactive parameters only are the same merge.
+    encoding = Encoding(SPACE, CONDITIONS)
+    x = encoding.encode(params)
     return [tuple(row) for row in np.round(x, 6)]
 
 
@@ -278,6 +281,7 @@ def _resumed(
     sampler: BaseSampler, study: optuna.Study, n_recorded: int, trials: int
 ) -> optuna.Study:
     """The study, resumed from its first `n_recorded` trials as `paretomerge.Study` does it."""
+    # A study reseeds its sampler when it resumes, so the laws must hold after that.
     sampler.reseed_rng()
     resumed = optuna.create_study(directions=study.directions, sampler=sampler)
     resumed.add_trials([_copy(trial) for trial in study.trials[:n_recorded]])

@@ -253,12 +253,13 @@ def _draw(
     """Draw a value. A categorical parameter gets another one than `other_than` if it has one."""
     if isinstance(distribution, CategoricalDistribution):
         choices = [choice for choice in distribution.choices if choice != other_than]
+        # A parameter with a single choice has no other one.
         if not choices:
             choices = list(distribution.choices)
         index = int(rng.integers(len(choices)))
         return choices[index]
     if isinstance(distribution, IntDistribution):
-        # numpy leaves out the upper end.
+        # NumPy excludes the upper bound, Optuna includes it.
         value = rng.integers(distribution.low, distribution.high + 1)
         return int(value)
     assert isinstance(distribution, FloatDistribution), (
