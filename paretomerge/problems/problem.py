@@ -183,7 +183,7 @@ class Problem:
     def _suggest(self, trial: optuna.Trial) -> dict[str, ParamValue]:
         params: dict[str, ParamValue] = {}
         for name, distribution in self.space.items():
-            # A parent stands before its children in `space`, so its value is known by now.
+            # A parent stands before its children in `space`, so its value is already set.
             parents = self.conditions.get(name, ())
             is_active = True
             for parent, values in parents:

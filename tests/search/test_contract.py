@@ -84,7 +84,7 @@ class Cornered(Broken):
         (Seedless, "another seed gives the same"),
         (Unpredictable, "the same seed gives the same trials"),
         (Forgetful, "continues as if it had not stopped"),
-        (OneWay, "sign turned"),
+        (OneWay, "maximising the negative"),
         (Cornered, "another seed|corner"),
     ],
 )
