@@ -111,7 +111,10 @@ class Endpoint:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
 
     def __getstate__(self) -> dict[str, object]:
-        """Drop the key, so that no pickled study holds it. A copy reads the environment's again."""
+        """Drop the key, so that no pickled study holds it.
+
+        A copy reads the key from the environment again.
+        """
         state = dict(self.__dict__)
         state.pop("_key")
         # A client holds locks and an SSL context, which cannot be pickled.

@@ -90,6 +90,7 @@ class ErrorCollector:
             raise self._errors[0]
         all_parts: list[str] = []
         for error in self._errors:
+            # Flattened: an error of an inner collector already has several parts.
             all_parts += error.parts
         # Several blocks may report the same problem, such as a model that is named twice.
         parts = tuple(dict.fromkeys(all_parts))
@@ -118,7 +119,7 @@ def unknown_name(kind: str, name: object, known: Iterable[object]) -> str:
     Returns:
         A message with the most similar known name first, then all known names.
     """
-    names = sorted(str(k) for k in known)
+    names = sorted(map(str, known))
     # Names come from files of users: a long one must not fill the message.
     text = str(name)[:100]
     similar = difflib.get_close_matches(text, names, n=1)

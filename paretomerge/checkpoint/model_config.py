@@ -338,7 +338,10 @@ def routed_config(
         for key, source in distinct.items()
     }
     current = per_layer[id(config)]
-    per_layer_route = [(per_layer[id(source)], layer) for source, layer in route]
+    per_layer_route = []
+    for source, layer in route:
+        values = per_layer[id(source)]
+        per_layer_route.append((values, layer))
     wanted = current.follow(per_layer_route)
     if is_straight and wanted == current:
         return result

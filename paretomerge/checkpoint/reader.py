@@ -108,7 +108,8 @@ class Shards:
         with self._lock:
             if file not in self._descriptors:
                 try:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                    flags = os.O_RDONLY | os.O_CLOEXEC
+                    self._descriptors[file] = os.open(file, flags)
                 except OSError as error:
                     raise CheckpointError(
                         f"{file}: cannot be opened: {error.strerror}"

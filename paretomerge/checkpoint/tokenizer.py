@@ -166,7 +166,10 @@ def _flags(entry: ReadOnlyJson, is_special: bool) -> Mapping[str, bool]:
     defaults = _DEFAULT_FLAGS
     if is_special:
         defaults = {**_DEFAULT_FLAGS, "normalized": False, "special": True}
-    return {flag: bool(entry.get(flag, default)) for flag, default in defaults.items()}
+    flags = {}
+    for flag, default in defaults.items():
+        flags[flag] = bool(entry.get(flag, default))
+    return flags
 
 
 def read_tokens(folder: Path, cache: dict[bytes, Tokens] | None = None) -> Tokens:

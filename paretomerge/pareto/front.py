@@ -19,7 +19,7 @@ def nondominated(values: ArrayLike) -> BoolArray:
         values: Points, `(n, m)`.
 
     Returns:
-        A mask, `(n,)`. Of equal points only the first is in it.
+        A mask, `(n,)`. It holds only the first of several equal points.
 
     Example:
         >>> nondominated([[1, 1], [1, 1], [0, 2]]).tolist()
@@ -67,6 +67,7 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     points = np.asarray(values, dtype=float)
     ref = np.asarray(reference, dtype=float)
     if len(points):
+        # A point level with the reference in one objective spans no volume.
         is_above = (points > ref).all(1)
         points = points[is_above]
     if not len(points):
@@ -91,7 +92,8 @@ def hypervolume_contributions(values: ArrayLike, reference: ArrayLike) -> Array:
     inside = (points > ref).all(1)
     if not inside.any():
         return contributions
-    # moocore needs two objectives. Of one, the best point adds its distance to the second best.
+    # moocore needs two objectives. With one, only the best point adds to the hypervolume: its
+    # distance to the second best.
     if points.shape[1] == 1:
         best = points.argmax()
         others = np.delete(points, best)
@@ -120,6 +122,8 @@ def reference_point(values: ArrayLike, margin: float = 0.1) -> Array:
     """
     points = np.asarray(values, dtype=float)
     ranges = np.ptp(points, axis=0)
+    # Without a margin, no point would exceed the reference in an objective that is constant, and
+    # every hypervolume would be 0.
     ranges = np.where(ranges > 0, ranges, 1.0)
     worst = points.min(0)
     return np.asarray(worst - margin * ranges)

@@ -47,6 +47,7 @@ def normalised(values: ArrayLike) -> Array:
     ranges = np.ptp(points, axis=0)
     divisors = np.where(ranges > 0, ranges, 1.0)
     scaled = (points - lowest) / divisors
+    # 1 is the ideal: a constant objective adds no shortfall and does not affect a choice.
     return np.where(ranges > 0, scaled, 1.0)
 
 
@@ -72,8 +73,8 @@ def knee(values: ArrayLike) -> int:
 def preferred(values: ArrayLike, weights: ArrayLike) -> int:
     """Pick the point that a preference prefers, by the augmented Tchebycheff function.
 
-    Steuer & Choo 1983: the least max_k lambda_k (1 - f_k) + rho sum_k lambda_k (1 - f_k), with
-    objectives f_k scaled over the front.
+    The point minimises max_k lambda_k (1 - f_k) + rho sum_k lambda_k (1 - f_k), with objectives f_k
+    scaled over the front (Steuer & Choo 1983).
 
     Args:
         values: Points of a front, `(n, m)`.

@@ -55,6 +55,7 @@ def unit_cube_functions() -> dict[str, UnitCubeFunction]:
     table: dict[str, UnitCubeFunction] = {}
     for d in DIMENSIONS:
         for kind in (1, 2, 3):
+            # `partial` binds `kind` now; a lambda would read the last one of the loop.
             function = partial(zdt, kind)
             table[f"zdt{kind}-d{d}"] = UnitCubeFunction(function, d)
     for m in (2, 3, 4):
@@ -120,7 +121,9 @@ def get(name: str, *, n_examples: int = N_EXAMPLES, seed: int = 0) -> Problem:
     if exact_name not in unit_cube_functions():
         raise ConfigError(unknown_name("problem", name, names()))
     problem = replace(_from_function(exact_name), name=name, seed=seed)
-    return problem.as_accuracies(n_examples) if noisy else problem
+    if noisy:
+        return problem.as_accuracies(n_examples)
+    return problem
 
 
 def landscape(
@@ -148,14 +151,15 @@ def landscape(
         ('task_arithmetic', 'ties', 'dare_ties')
     """
     model = MergeLandscape.load()
-    # The best of each task on the known front; no merge is best at all three.
-    ideal_point = model.scores(model.front).max(0)
+    # The surrogate's front has no closed form; a sample of it stands in for it.
+    front_scores = model.scores(model.front)
+    best_scores = front_scores.max(0)
     return Problem(
         name="landscape" + (_NOISY if noise else ""),
         space=model.space,
         evaluate=model.scores,
         reference_point=model.reference_point,
-        ideal_point=ideal_point,
+        ideal_point=best_scores,
         front_hypervolume=model.front_hypervolume,
         noise=partial(binomial, n_examples=n_examples) if noise else None,
         conditions=model.conditions,
@@ -173,14 +177,17 @@ def _from_function(name: str) -> Problem:
     def evaluate(points: Sequence[Params]) -> Array:
         rows = []
         for point in points:
+            # By name: a trial's parameters may come in any order.
             rows.append([point[name] for name in parameters])
-        return -cube_function.function(np.array(rows))
+        x = np.array(rows)
+        return -cube_function.function(x)
 
+    # The literature minimises and `Problem` maximises, so values and both points change sign.
+    # The hypervolume between them stays the same.
     return Problem(
         name=name,
         space=dict.fromkeys(parameters, unit_interval),
         evaluate=evaluate,
-        # The file minimises, as the literature does.
         reference_point=-np.asarray(reference["reference"]),
         ideal_point=-np.asarray(reference["ideal"]),
         front_hypervolume=reference["volume"],

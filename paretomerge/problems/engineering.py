@@ -64,6 +64,7 @@ class EngineeringProblem:
         low = np.asarray(self.low)
         high = np.asarray(self.high)
         variables = low + x * (high - low)
+        # Transposed, so that a function can unpack its design variables by name.
         values = self.objectives(variables.T)
         return self._scaled(np.stack(values, axis=1))
 
@@ -73,6 +74,7 @@ class EngineeringProblem:
 
 def _violation(*margins: Array) -> Array:
     """By how much the constraints `margin >= 0` are violated, summed."""
+    # A satisfied constraint counts as 0: a large margin must not make up for a violation elsewhere.
     missing = (np.maximum(-margin, 0.0) for margin in margins)
     return np.asarray(sum(missing))
 
@@ -169,6 +171,7 @@ def disc_brake(x: Array) -> Objectives:
     inner, outer, force, discs = x
     width = outer - inner
     # A disc without width would divide by zero; it is given a very small one.
+    # The bounds of the radii overlap, so a negative width is possible and stays as it is.
     is_flat = np.abs(width) < 1e-9
     width = np.where(is_flat, 1e-9, width)
     # The differences of powers (outer^2 - inner^2 and outer^3 - inner^3) are divided by `width`.
@@ -298,6 +301,7 @@ def _polynomial(coefficients: dict[str, float], variables: dict[str, Array]) -> 
     one = np.ones_like(variables["a"])
     total = np.zeros_like(one)
     for product, coefficient in coefficients.items():
+        # `one` gives the constant term (key "") a factor of the right shape.
         factors = [one, *(variables[letter] for letter in product)]
         total = total + coefficient * np.prod(factors, axis=0)
     return total
@@ -323,6 +327,7 @@ def car_side(x: Array) -> Objectives:
         + 0.0144 * x3 * x5
         + 0.0154464 * x6
     )
+    # The last term of this sum, -0.018 x2^2, stands in the constraint below.
     middle_viscous = (
         0.214
         + 0.00817 * x5

@@ -72,13 +72,15 @@ class MergeLandscape:
         scored = ScoredMerges.load(merges)
         with np.load(surrogate) as data:
             arrays = {name: data[name] for name in data.files}
-        # A prediction is a sum over the merges, one coefficient each.
-        if arrays["coefficients"].shape != (len(scored.tasks), len(scored)):
+        # One coefficient per task and merge: another shape belongs to another file of merges.
+        fitted_shape = arrays["coefficients"].shape
+        if fitted_shape != (len(scored.tasks), len(scored)):
             raise ConfigError(
                 f"{surrogate} was not fitted to the {len(scored)} merges of {merges}; "
                 "run `fit` of benchmarks.landscape"
             )
         processes = []
+        # Plain floats, in the order of the fields of `LogitProcess` after the projection.
         settings = arrays["settings"].tolist()
         for projection, numbers in zip(arrays["projection"], settings, strict=True):
             processes.append(LogitProcess(projection, *numbers))
@@ -116,9 +118,10 @@ class MergeLandscape:
     def front(self) -> list[dict[str, ParamValue]]:
         """Parameters of a sample of the surrogate's Pareto front."""
         space = self.merges.space
+        methods, rows = self.front_rows
         points = []
-        for method, numbers in zip(*self.front_rows, strict=True):
-            points.append(space.point(method, numbers))
+        for method, row in zip(methods, rows, strict=True):
+            points.append(space.point(method, row))
         return points
 
     def evaluate(
@@ -145,12 +148,14 @@ class MergeLandscape:
         true_scores = self.scores([params])[0]
         if n_examples is None:
             return true_scores, np.zeros(len(true_scores))
+        # The standard error divides by n - 1, so one example is too few.
         if n_examples < 2 or rng is None:
             raise ConfigError(
                 "evaluate: noisy scores need n_examples of at least 2 and a random generator, "
                 f"got n_examples={n_examples}, rng={rng}"
             )
-        drawn = rng.binomial(n_examples, true_scores) / n_examples
+        n_correct = rng.binomial(n_examples, true_scores)
+        drawn = n_correct / n_examples
         return drawn, standard_error(drawn, n_examples)
 
     def scores(self, points: Sequence[Params]) -> Array:
@@ -165,7 +170,8 @@ class MergeLandscape:
         Raises:
             ConfigError: a parameter is unknown, missing or out of bounds.
         """
-        return self.predict(*self.merges.space.rows(points))
+        method, numbers = self.merges.space.rows(points)
+        return self.predict(method, numbers)
 
     def predict(self, method: MethodIndices, numbers: Array) -> Array:
         """Noise-free scores of merges that are given as arrays.
@@ -183,10 +189,10 @@ class MergeLandscape:
             columns.append(sigmoid(posterior.mean(x)))
         return np.stack(columns, axis=1)
 
-    # Most of an evaluation's time without a cache: features of 3,488 merges.
     @cached_property
     def _posteriors(self) -> list["_Posterior"]:
         """One per task."""
+        # Cached: all that does not depend on the queried points is computed once.
         merges = self.merges
         x = features(merges.space, merges.method, merges.numbers)
         design_matrix = affine(x)
@@ -222,5 +228,7 @@ class _Posterior:
         constant = self.line[0]
         slopes = self.line[1:]
         smooth = covariance @ self.coefficients
-        logit: Array = smooth + constant + (2 * x - 1) @ slopes
+        # Scaled as in `affine`, whose coefficients these are.
+        centred = 2 * x - 1
+        logit: Array = smooth + constant + centred @ slopes
         return logit

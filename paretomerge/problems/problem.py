@@ -22,8 +22,7 @@ from paretomerge.types import Array, Conditions, Params, ParamValue
 N_EXAMPLES = 200
 """Test examples behind a noisy value, unless a problem is asked for another number."""
 
-Observation = tuple[Array, Array]
-Noise = Callable[[Array, np.random.Generator], Observation]
+Noise = Callable[[Array, np.random.Generator], tuple[Array, Array]]
 """True values `(m,)` and a generator -> observed values `(m,)` and their standard errors `(m,)`."""
 
 
@@ -40,7 +39,7 @@ class Problem:
         reference_point: `(m,)`, in the units of the values; the hypervolume is measured above it.
         ideal_point: `(m,)`, the best value of each objective on the true front.
         front_hypervolume: hypervolume of the true Pareto front above the reference point.
-        noise: what stands between the true values and the observed ones; None: values are exact.
+        noise: turns true values into observed ones; None if the observed values are exact.
         conditions: parameter -> (parent, values) pairs. The parameter is active where each parent
             has one of its values.
         starts: parameter sets that a search evaluates first, such as each model alone. They are
@@ -84,6 +83,7 @@ class Problem:
         values, stderr = self.observe(params, trial.number)
         if stderr is not None:
             trial.set_user_attr("stderr", stderr.tolist())
+        # Plain floats: Optuna stores no NumPy numbers.
         return tuple(values.tolist())
 
     def observe(self, params: Params, number: int = 0) -> tuple[Array, Array | None]:
@@ -100,13 +100,14 @@ class Problem:
         true_values = self.evaluate([params])[0]
         if self.noise is None:
             return true_values, None
+        # Seeded per trial: one shared stream would give a resumed or parallel search other noise.
         rng = np.random.default_rng([self.seed, number])
         return self.noise(true_values, rng)
 
     def hypervolume(self, study: optuna.Study) -> float:
         """The share of the true front's hypervolume that a study has reached.
 
-        The noise is taken away: see `hypervolume_share`.
+        The share is computed from the true values, without noise (see `hypervolume_share`).
 
         Args:
             study: a study of this problem. Only its complete trials count.
@@ -114,6 +115,7 @@ class Problem:
         Returns:
             0 to 1 (above 1 only where the known front is itself a numerical one).
         """
+        # Failed and running trials have no values.
         complete = (TrialState.COMPLETE,)
         trials = study.get_trials(deepcopy=False, states=complete)
         if not trials:
@@ -140,7 +142,9 @@ class Problem:
         """
         if observed is None:
             observed = true_values
-        front = true_values[nondominated(observed)]
+        # Noise may put dominated points on the observed front; they add nothing to the volume.
+        is_chosen = nondominated(observed)
+        front = true_values[is_chosen]
         volume = hypervolume(front, self.reference_point)
         return volume / self.front_hypervolume
 
@@ -156,7 +160,8 @@ class Problem:
         Returns:
             A noisy problem with values between 0 and 1.
         """
-        # Twice the range above the reference point, so that searches see a slope below it, too.
+        # Twice the distance, so that the reference point has accuracy 1/2 and not 0: a search can
+        # still compare the points below it.
         span = 2 * (self.ideal_point - self.reference_point)
 
         def evaluate(params: Sequence[Params]) -> Array:
@@ -164,27 +169,30 @@ class Problem:
             return np.clip(1 - shortfall / span, 0.0, 1.0)
 
         ones = np.ones(self.n_objectives)
+        # An affine map divides every volume above the reference point by the product of the spans.
+        volume = self.front_hypervolume / float(np.prod(span))
         return replace(
             self,
             evaluate=evaluate,
             reference_point=ones / 2,
             ideal_point=ones,
-            front_hypervolume=self.front_hypervolume / float(np.prod(span)),
+            front_hypervolume=volume,
             noise=partial(binomial, n_examples=n_examples),
         )
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, ParamValue]:
         params: dict[str, ParamValue] = {}
         for name, distribution in self.space.items():
-            # A parent comes before its children in `space`, so it has its value by now.
-            if self._is_active(name, params):
+            # A parent stands before its children in `space`, so its value is already set.
+            parents = self.conditions.get(name, ())
+            is_active = True
+            for parent, values in parents:
+                # An inactive parent has no value, so its children are inactive too.
+                if params.get(parent) not in values:
+                    is_active = False
+            if is_active:
                 params[name] = _suggest_one(trial, name, distribution)
         return params
-
-    def _is_active(self, name: str, params: Params) -> bool:
-        # A child of an inactive parent is inactive: its parent has no value here.
-        parents = self.conditions.get(name, ())
-        return all(params.get(parent) in values for parent, values in parents)
 
 
 def binomial(
@@ -204,7 +212,8 @@ def binomial(
     observed = n_correct / n_examples
     variance = observed * (1 - observed)
     # Not n - 1: the published searches were run with this standard error.
-    return observed, np.sqrt(variance / n_examples)
+    stderr = np.sqrt(variance / n_examples)
+    return observed, stderr
 
 
 def _suggest_one(
@@ -212,7 +221,6 @@ def _suggest_one(
 ) -> ParamValue:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
-    # Not `trial._suggest`, which takes any distribution but is private to Optuna.
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name,

@@ -95,6 +95,7 @@ class MergeSpace:
         """
         shape = (len(points), len(self.numbers))
         method = np.zeros(shape[0], dtype=np.uint8)
+        # NaN marks inactive numbers, because 0 is an ordinary weight.
         numbers = np.full(shape, np.nan)
         for i, point in enumerate(points):
             method[i] = self._method_index(point)
@@ -121,6 +122,7 @@ class MergeSpace:
         return point
 
     def _method_index(self, point: Params) -> int:
+        # Names come before values: a misspelt name would be reported as a missing number.
         parameters = ("method", *self.numbers)
         for name in point:
             if name not in parameters:
@@ -144,6 +146,7 @@ class MergeSpace:
 class _SpaceHeader(TypedDict):
     """The space in a file's header."""
 
+    # `dense` holds the density methods. The shipped file has this key, so it cannot be renamed.
     methods: list[str]
     numbers: dict[str, list[float]]
     dense: list[str]
@@ -151,7 +154,7 @@ class _SpaceHeader(TypedDict):
 
 def _number(point: Params, name: str, low: float, high: float) -> float:
     value = point.get(name)
-    # NaN lies between no bounds.
+    # NaN fails both comparisons, so it is rejected as well.
     if isinstance(value, int | float | np.number) and low <= value <= high:
         return float(value)
     raise ConfigError(f"{name}: expected a number from {low} to {high}, got {value!r}")
@@ -225,8 +228,9 @@ class ScoredMerges:
             arrays = {name: data[name] for name in data.files}
         header = json.loads(text)
         tasks = tuple(header["tasks"])
-        n_tasks, n_examples = len(tasks), header["items"]
-        # Rows are padded to whole bytes.
+        n_tasks = len(tasks)
+        n_examples = header["items"]
+        # Rows are padded to whole bytes; without `count` the padding would be read as examples.
         n_bits = n_tasks * n_examples
         bits = np.unpackbits(arrays["items"], axis=1, count=n_bits)
         correct = bits.reshape(-1, n_tasks, n_examples)
@@ -264,5 +268,6 @@ def standard_error(accuracy: Array, n_examples: int) -> Array:
     Returns:
         sqrt(p (1 - p) / (n - 1)), of the same shape.
     """
+    # s^2 / n, with the unbiased variance s^2 = n p (1 - p) / (n - 1) of zeros and ones.
     variance = accuracy * (1 - accuracy)
     return np.sqrt(variance / (n_examples - 1))

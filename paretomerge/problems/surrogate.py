@@ -29,6 +29,7 @@ def matern_52(squared_distance: Array, variance: float) -> Array:
     Returns:
         Covariances, of the same shape.
     """
+    # r is sqrt(5) times the distance d, so r^2 / 3 is the 5 d^2 / 3 of the equation.
     r = np.sqrt(5 * squared_distance)
     polynomial = 1 + r + r * r / 3
     decay = np.exp(-r)
@@ -88,6 +89,7 @@ def features(space: MergeSpace, method: MethodIndices, numbers: Array) -> Array:
     """
     low, high = space.bounds
     inactive = np.isnan(numbers)
+    # A NaN here would spread to all covariances of the merge.
     values = np.where(inactive, high, numbers)
     # Boxes differ in size, and one process has one prior for all length scales.
     scaled = values - low
@@ -111,6 +113,7 @@ def affine(x: Array) -> Array:
         `(n, 1 + p)`.
     """
     constant = np.ones((len(x), 1))
+    # Centred, so that the constant is the value in the middle of the cube and not at a corner.
     centred = 2 * x - 1
     return np.concatenate([constant, centred], axis=1)
 

@@ -20,6 +20,7 @@ def zdt(kind: int, x: Array) -> Array:
     """
     f1 = x[:, 0]
     rest = x[:, 1:]
+    # The paper's 9 / (d - 1) times the sum is 9 times the mean.
     g = 1 + 9 * rest.mean(1)
     f2 = zdt_second_objective(kind, f1, g)
     return np.stack([f1, f2], axis=1)
@@ -64,12 +65,14 @@ def dtlz2(m: int, x: Array) -> Array:
         Values `(n, m)`, minimised.
     """
     n_angles = m - 1
+    # A quarter turn each, so that no objective is negative.
     angles = x[:, :n_angles] * np.pi / 2
     # The radius is 1, its least value, where all other parameters are 1/2.
     deviation = x[:, n_angles:] - 0.5
     radius = 1 + (deviation**2).sum(1)
     values = np.repeat(radius[:, None], m, axis=1)
     for k in range(m):
+        # Spherical coordinates: each objective has one cosine fewer than the one before.
         n_cosines = n_angles - k
         cosines = np.cos(angles[:, :n_cosines])
         values[:, k] *= cosines.prod(1)

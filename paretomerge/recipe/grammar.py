@@ -58,6 +58,7 @@ def read_document(data: object, where: str) -> dict[str, Any]:
         _reject_keys(data, DOCUMENT_KEYS, where)
     problems = ErrorCollector()
     fields: dict[str, Any] = {}
+    # One block per field, so that an error in one does not hide the errors of the others.
     with problems.collect():
         _check_keys(data, DOCUMENT_KEYS, where)
     with problems.collect():
@@ -170,6 +171,7 @@ def _read_slice(data: object, where: str) -> Slice:
     keys = ("sources", "parameters", "base_model", "residual_weight")
     entry = _check_keys(data, keys, where)
     sources = _read_list(entry.get("sources"), f"{where}.sources", _read_slice_source)
+    # Layer i of the output merges layer i of every source, so the lengths must agree.
     lengths = set()
     for source in sources:
         if source.layer_range:

@@ -126,6 +126,7 @@ class Tokenizer:
         tokens = {}
         for token, rule in self.tokens.items():
             tokens[token] = _rename_in_rule(rule, rename)
+        # `union` and `base` are keywords, not models.
         source = rename_tokenizer_source(self.source, rename)
         return replace(self, source=source, tokens=tokens)
 

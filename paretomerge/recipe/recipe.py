@@ -189,6 +189,7 @@ class Recipe:
     @property
     def source_models(self) -> tuple[str, ...]:
         """Every model that is read from disk, those of the steps included."""
+        # A step has no files: its name stands for a merge in memory.
         step_names = {step.name for step in self.steps}
         names: list[str] = []
         for recipe in (*self.steps, self):
@@ -278,10 +279,8 @@ def _is_subfolder(folder: Path, name: str) -> bool:
         return False
     try:
         return not Path(name).is_absolute() and (folder / name).is_dir()
-    except (
-        OSError,
-        ValueError,
-    ):  # a name that cannot be a path, such as one that is too long
+    except (OSError, ValueError):
+        # The name cannot be a path: it is too long, or has a NUL character.
         return False
 
 
@@ -313,7 +312,11 @@ def _join_documents(recipes: Sequence[Recipe], where: str) -> Recipe:
             "add `name: ...` to the others"
         )
     result = unnamed[0] if unnamed else recipes[-1]
-    steps = {recipe.name: recipe for recipe in recipes if recipe is not result}
+    steps = {}
+    for recipe in recipes:
+        # By identity: two documents may be equal, and both count.
+        if recipe is not result:
+            steps[recipe.name] = recipe
     # Two documents of one name share an entry of `steps`.
     has_duplicates = len(steps) < len(recipes) - 1
     if has_duplicates or result.name in steps:
@@ -330,6 +333,7 @@ def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe,
         missing = steps.keys() - done
         waiting = [recipe for recipe in steps.values() if recipe.name in missing]
         ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
+        # If no document can be next, those that wait need each other, or one needs itself.
         if not ready:
             names = [recipe.name for recipe in waiting]
             raise RecipeError(

@@ -56,6 +56,7 @@ def find_value(
         if name not in level:
             continue
         value = evaluate_setting(level[name], tensor, depth)
+        # `is not None`: 0 and False are values.
         if value is not None:
             return value
     return None
@@ -78,6 +79,7 @@ def _interpolate(gradient: Sequence[float], depth: float) -> float:
     last = len(gradient) - 1
     position = depth * last
     low = min(int(position), last)
+    # At depth 1 there is no next value, and the weight of `slope` is 0.
     high = min(low + 1, last)
     # Not `(1 - weight) * low + weight * high`, which rounds differently: a recipe must give the
     # same weights in every version.

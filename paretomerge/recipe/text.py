@@ -98,7 +98,10 @@ def parse(text: str, where: str) -> list[object]:
         TypeError,
         OverflowError,
     ) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        reason = str(error)
+        if isinstance(error, RecursionError):
+            # Its own message speaks of Python's stack, not of the file.
+            reason = "nested too deeply"
         raise RecipeError(f"{where}: YAML syntax error: {reason}") from error
     non_empty = [document for document in documents if document is not None]
     return non_empty or [None]

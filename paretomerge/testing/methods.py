@@ -152,10 +152,9 @@ def check_method(method: Method, **fixed: ParamValue) -> None:
     - The inputs are not written to.
     - The result is finite, in float32, and the same each time.
     - It does not depend on the size of the blocks or their order, bit for bit.
-    - Where the row says `symmetric`, the order of the sources changes it by rounding only, which
-    may tip
-      a threshold for one entry in a thousand. Methods with random masks are exempt: masks depend on
-      the place of a source, and a plan sorts the sources.
+    - Where the row says `symmetric`, the order of the sources changes the result by rounding only.
+      Rounding may tip a threshold for one entry in a thousand. Methods with random masks are
+      exempt: masks depend on the place of a source, and a plan sorts the sources.
 
     Args:
         method: The row of the method.
@@ -209,6 +208,7 @@ def _normalized(parameters: list[ParamDict]) -> list[ParamDict]:
     if not all("weight" in values for values in parameters):
         return parameters
     weights = [number_in(values, "weight") for values in parameters]
+    # Some methods divide by the sum and some do not; with a sum of 1 the law is the same for both.
     total = sum(weights)
     normalized = []
     for values, weight in zip(parameters, weights, strict=True):
@@ -300,6 +300,7 @@ def _changes(
         for value in _other_values(parameter):
             changes.append(shares | {parameter.name: value})
     flags = [parameter.name for parameter in free if _is_flag(parameter)]
+    # Flags may interact, so one case turns all of them.
     if len(flags) > 1:
         turned = {name: not start[name] for name in flags}
         changes.append(shares | turned)
@@ -315,7 +316,7 @@ def _other_values(parameter: Parameter) -> Sequence[bool | int | float | str]:
         return [not default]
     if default is None:
         return []
-    # Twice the default; twice 0 is 0.
+    # Twice the default; 1 where the default is 0, because twice 0 would change nothing.
     other = default * 2 or 1
     if other > parameter.high:
         return [default / 2]
@@ -327,7 +328,7 @@ def _is_flag(parameter: Parameter) -> bool:
 
 
 def _is_share(parameter: Parameter) -> bool:
-    # True == 1.0 in Python.
+    # True == 1.0 in Python, so a flag would pass the comparison below.
     if isinstance(parameter.default, bool):
         return False
     if parameter.name == "weight":
@@ -363,6 +364,7 @@ def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]
     least, most = method.models
     k = max(3, least)
     k = min(k, most or 3)
+    # Here the base counts as one of the models.
     if method.base == "source":
         k -= 1
     dtypes = [torch.float32]
@@ -377,6 +379,7 @@ def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]
             sources.append((base + delta).to(dtype))
         if method.base != "none":
             yield _Models(base.to(dtype), sources)
+        # These methods must work without a base as well.
         if method.base in ("none", "optional", "reference"):
             yield _Models(None, sources)
 
@@ -418,16 +421,18 @@ def _check_blocks(
     inputs = make_inputs(method, *models, *case)
     columns = models.sources[0].shape[-1]
     # (elements of a block, -1 for the last block first)
-    for elements, step in (
+    layouts = (
         (1, 1),
         (3 * columns, 1),
         (7 * columns, -1),
         (_ONE_BLOCK, 1),
-    ):
+    )
+    for elements, step in layouts:
         blocks = list(inputs.blocks(elements))
         with _as_the_engine():
             merge_block = method.function(inputs)
             pieces = [merge_block(block) for block in blocks[::step]]
+        # The same step again: it reverses the reversed pieces.
         in_order = pieces[::step]
         other = torch.cat(in_order).view(merged.shape)
         order = "blocks" if step > 0 else "blocks, the last first,"
@@ -449,6 +454,7 @@ def _check_symmetry(
     """The order of the sources matters only where the row says so, or masks are random."""
     if not method.symmetric:
         return
+    # A method does not state that its masks are random; another seed shows it.
     other_seed = merge_tensors(method, *models, *case, seed=1)
     has_random_masks = not torch.equal(merged, other_seed)
     if has_random_masks:
@@ -504,6 +510,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 @contextmanager
 def _as_the_engine() -> Iterator[None]:
     """One thread and no gradients, as the engine runs methods."""
+    # Laws are checked bit for bit, so the checks must not run in another way than a merge.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -78,7 +78,7 @@ def is_active(
 
 
 def same_recipe(a: Recipe, b: Recipe) -> bool:
-    """Return whether two recipes state the same, up to rounding of numbers."""
+    """Return whether two recipes are equal up to rounding of numbers."""
     documents_a = _documents(a)
     documents_b = _documents(b)
     return _same(documents_a, documents_b)
@@ -250,15 +250,16 @@ def _draw(
     rng: np.random.Generator,
     other_than: ParamValue = None,
 ) -> ParamValue:
-    """A random value; of a categorical parameter another one than `other_than`, if there is one."""
+    """Draw a value. A categorical parameter gets another one than `other_than` if it has one."""
     if isinstance(distribution, CategoricalDistribution):
         choices = [choice for choice in distribution.choices if choice != other_than]
+        # A parameter with a single choice has no other one.
         if not choices:
             choices = list(distribution.choices)
         index = int(rng.integers(len(choices)))
         return choices[index]
     if isinstance(distribution, IntDistribution):
-        # numpy leaves out the upper end.
+        # NumPy excludes the upper bound, Optuna includes it.
         value = rng.integers(distribution.low, distribution.high + 1)
         return int(value)
     assert isinstance(distribution, FloatDistribution), (

@@ -83,8 +83,8 @@ class Cornered(Broken):
         (Repeating, "expected a new point"),
         (Seedless, "another seed gives the same"),
         (Unpredictable, "the same seed gives the same trials"),
-        (Forgetful, "goes on as it was"),
-        (OneWay, "sign turned"),
+        (Forgetful, "continues as if it had not stopped"),
+        (OneWay, "maximising the negative"),
         (Cornered, "another seed|corner"),
     ],
 )
