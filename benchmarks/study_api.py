@@ -14,7 +14,7 @@ from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
 from paretomerge.study.build import build_sampler, build_search
-from paretomerge.study.loop import Event
+from paretomerge.study.event import Event
 from paretomerge.study.search import Search
 from paretomerge.study.study import load_study
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Scores, Trial, count_evaluated
-from paretomerge.study.loop import Event
+from paretomerge.study.event import Event
 
 _ROWS = 10  # the live table must fit a small terminal, or rich cuts it off
 _STAGES = ("ask", "merge", "evaluate", "record")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from paretomerge.errors import ConfigError, EvaluationError, unknown_name
 from paretomerge.evaluate.evaluator import Score
@@ -62,6 +61,8 @@ class Comparison:
         Raises:
             EvaluationError: The examples differ in number, or there are fewer than two.
         """
+        from scipy import stats  # a second of imports, for this alone
+
         if len(one) != len(other):
             raise EvaluationError(
                 f"{task}: the two were not scored on the same examples: {len(one)} and {len(other)}"
@@ -144,6 +145,8 @@ def compare_scores(
 
 
 def _mcnemar(wins: int, losses: int) -> float:
+    from scipy import stats  # a second of imports, for this alone
+
     # Under the null hypothesis each example on which the two differ is a fair coin.
     discordant = wins + losses
     if not discordant:
@@ -153,6 +156,8 @@ def _mcnemar(wins: int, losses: int) -> float:
 
 
 def _paired_t_test(differences: Array, stderr: float) -> float:
+    from scipy import stats  # a second of imports, for this alone
+
     # Where all differences are equal, the t statistic is 0/0 or infinite.
     if not stderr:
         return float(not differences.any())

@@ -5,13 +5,14 @@ A finished trial is on disk before the next one is asked for.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.record.record import Record
 from paretomerge.record.results import hypervolume_of, reference_of
 from paretomerge.record.trial import Trial, count_evaluated
+from paretomerge.study.event import Event
 from paretomerge.study.executor import Executor, stopwatch
 from paretomerge.study.level import Level
 from paretomerge.study.optimiser import Optimiser
@@ -19,25 +20,6 @@ from paretomerge.study.stopping import End, StoppingRule
 
 # So many failures in a row have a cause outside the candidates, such as a broken task.
 _MOST_FAILURES_IN_A_ROW = 10
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a run reports of each trial that it made.
-
-    Attributes:
-        trial: The trial.
-        done: Trials so far that count towards the budget.
-        total: The budget.
-        hypervolume: The hypervolume of all trials so far.
-        seconds: Wall-clock seconds by stage, the writing of the record included.
-    """
-
-    trial: Trial
-    done: int
-    total: int
-    hypervolume: float
-    seconds: Mapping[str, float]
 
 
 class Loop:

@@ -9,7 +9,7 @@ from paretomerge.record.trial import Trial
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from paretomerge.study.loop import Event
+    from paretomerge.study.event import Event
 
 
 class ProgressBar:

@@ -26,10 +26,11 @@ from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.space.sources import digest
 from paretomerge.space.space import SearchSpace
 from paretomerge.study.agenda import WarmStart, first_agenda
+from paretomerge.study.event import Event
 from paretomerge.study.executor import Executor
 from paretomerge.study.goals import Goals
 from paretomerge.study.level import Level, LiveModel
-from paretomerge.study.loop import Event, Loop
+from paretomerge.study.loop import Loop
 from paretomerge.study.second_level import (
     POOL,
     SecondLevelPlan,

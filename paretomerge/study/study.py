@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
-    from paretomerge.study.loop import Event
+    from paretomerge.study.event import Event
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
