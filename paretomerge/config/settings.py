@@ -60,9 +60,11 @@ class Evaluation:
 
     Attributes:
         include_path: A folder with task YAMLs of your own.
-        data_root: The folder that relative `data_files` in them start from. By default the study's.
+        data_root: The folder that relative `data_files` in them start from. By default the
+            current folder; of a study.yaml, its folder.
         splits: The data set's splits to use: `{"search": ..., "held_out": ...}`.
-        search_items: Examples of each task to search on; without `splits`, the rest are held out.
+        search_items: Examples of each task to search on. By default half of them, at most 200.
+            Without `splits`, the rest are held out.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
         backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or
@@ -182,7 +184,9 @@ class StudySettings:
             samplers.
         folder: Where relative paths start.
         out: The study's folder.
-        storage: Its record. By default a SQLite file in `out`.
+        storage_url: The database of its record, as Optuna takes it. By default a SQLite file in
+            `out`.
+        study_name: The study's name in that database.
         dtype: The dtype that merges are scored and written in. By default the base's.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of the command line's process; None to leave them alone.

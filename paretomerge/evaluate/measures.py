@@ -56,8 +56,9 @@ class Function:
     """A Python function of yours that scores the loaded model.
 
     It is called as `function(model, tokenizer)`. If it has an argument `split`, it also gets
-    `split="search"` or `split="held_out"`. It returns a number, a `Score`, or a dict of either. The
-    keys of a dict are appended to the name: `name/key`.
+    `split="search"` or `split="held_out"`. It returns a number or a `Score`. A number counts as
+    exact. For a mean over examples return `Score.mean_of(values)`, whose standard error the search
+    and the comparisons use.
 
     Attributes:
         function: The function, or `module:function`. A study.yaml can hold only the second form.
@@ -158,10 +159,12 @@ class Judge:
     """A language model that grades the merge's answers to your prompts, from 0 to 1.
 
     Attributes:
-        prompts: A file of prompts; see docs/evaluation.md.
+        prompts: A file of JSON lines, each with a `prompt` and optionally a `reference`, an answer
+            that is known to be good. Every other line is held out.
         criteria: What a good answer is, in your words.
         base_url: An endpoint that speaks OpenAI's protocol. By default the environment names it.
-        model: The judge's name at that endpoint. By default the endpoint's only model.
+        model: The judge's name at that endpoint. By default `PARETOMERGE_LLM_MODEL` in the
+            environment, else `OPENAI_MODEL`.
         max_tokens: The longest answer of the merge, in tokens.
         name: The name of the score.
         direction: By default `maximize`.

@@ -35,6 +35,8 @@ OUTPUT_LENGTH = "output_length"
 # settings of a task that say where its data is, not how responses become a score
 _NOT_SCORING = ("dataset_kwargs", "test_split", "metadata")
 _DIGEST_LENGTH = 20  # hexadecimal digits
+_MOST_SEARCH_ITEMS = 200
+"""Search examples of a task, at most, where neither a split nor a number is set."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class TaskLoader:
             start from the current folder, as in the harness.
         splits: The data set's split for `search` and for `held_out`. Without it, `search_items`
             examples of the task's test split are searched on and the rest are held out.
-        search_items: The number of search examples; with `splits`, their greatest number.
+        search_items: The number of search examples, by default half of them, at most 200; with
+            `splits`, their greatest number.
         seed: Draws the search examples and the few-shot examples.
     """
 
@@ -270,17 +273,20 @@ class TaskLoader:
             if split == "search" and self.search_items:
                 n = min(n, self.search_items)
             return list(range(n))
-        if self.search_items is None or not 0 < self.search_items < n:
+        search_items = self.search_items
+        if search_items is None:
+            search_items = min(n // 2, _MOST_SEARCH_ITEMS)
+        if not 0 < search_items < n:
             raise EvaluationError(
                 f"search_items: must be between 1 and {n - 1}, so that some of the {n} examples "
-                f"are held out, got {self.search_items}"
+                f"are held out, got {search_items}"
             )
         rng = random.Random(self.seed)
         shuffled = rng.sample(range(n), n)
         # The same permutation for both splits: they have no example in common.
         if split == "search":
-            return sorted(shuffled[: self.search_items])
-        return sorted(shuffled[self.search_items :])
+            return sorted(shuffled[:search_items])
+        return sorted(shuffled[search_items:])
 
 
 def _choose_metric(name: str, spec: HarnessTask, task: "Task") -> str:

@@ -36,6 +36,12 @@ class Trial:
             estimates then.
         level: 1 for trials of a study's second level, else 0.
         recipe_yaml: The recipe that was scored, in mergekit's YAML.
+
+    Example:
+        >>> from paretomerge.evaluate.evaluator import Score
+        >>> trial = Trial(17, {"weight.math": 0.5}, {"math": Score(0.82)})
+        >>> trial.name, trial.scores["math"].value
+        ('trial 17', 0.82)
     """
 
     number: int

@@ -50,7 +50,7 @@ class WeightSpace:
     """
 
     methods: Sequence[str] = ("task_arithmetic", "ties", "dare_ties")
-    groups: Any = 1
+    groups: Any = field(default=1, compare=False)  # held by `weight` and `density`
     weight: Granularity = field(default_factory=dict)  # type: ignore[assignment]  # a mapping is read below
     density: Granularity = field(default_factory=dict)  # type: ignore[assignment]
     method_groups: Any = 1

@@ -124,7 +124,8 @@ class MMMOSampler(PointSampler):
             **settings,
         }
         # A study gives the sampler its own space, and a YAML file cannot hold a function.
-        self._is_bound = space is not None or constraints_func is not None
+        given = (space, conditions, constraints_func)
+        self._is_bound = any(value is not None for value in given)
 
     @property
     def study_yaml(self) -> dict[str, Any] | None:
