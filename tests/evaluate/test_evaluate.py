@@ -33,7 +33,7 @@ def live(model: Path) -> Candidate:
 def harness(folder: Path, *names: str, **settings) -> HarnessEvaluator:
     defaults = {
         "include_path": folder / "tasks",
-        "data_root": folder.parent.parent,
+        "data_root": folder,
         "splits": SPLITS,
         "search_items": 40,
         "batch_size": 16,
@@ -255,11 +255,11 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
             lambda s: harness(s, "sort", splits=None, search_items=600),
             "some of the 600 examples are held out",
         ),
-        (lambda s: harness(s, "sort", data_root=s), "relative data_files start from"),
+        (lambda s: harness(s, "sort", data_root=s.parent), "relative data_files start from"),
         (
             lambda s: HarnessEvaluator(
                 {"sort": HarnessTask("sort", "accuracy")},
-                TaskLoader(s / "tasks", s.parent.parent, SPLITS),
+                TaskLoader(s / "tasks", s, SPLITS),
             ),
             "unknown metric of task sort 'accuracy'",
         ),

@@ -71,7 +71,7 @@ def test_infeasible_trials_are_never_on_the_front_nor_picked_but_shown(
     assert "infeasible: f/up at least" in console.export_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = optuna.open_search(
+        loaded = optuna.load_study(
             study_name="paretomerge", storage=f"sqlite:///{tmp_path}/study.db"
         )
     assert {t.number for t in loaded.best_trials} == {

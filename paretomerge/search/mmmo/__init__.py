@@ -8,7 +8,9 @@
 
 The path of a trial's standard error into the surrogate:
 
-1. The objective, or `paretomerge.study`, sets the trial's user attribute `stderr`.
+1. The objective of an Optuna study sets the trial's user attribute `stderr`. In a paretomerge
+   study, the evaluator returns a `Score` per objective, and `record.Record` writes their `stderr`
+   to the attribute.
 2. `search.observations.reported_stderr` reads and checks it; `Observations.stderr` collects those
    of all trials and fills gaps with the median.
 3. `proposer.MMMOProposer._model_objectives` passes them to the surrogate, unless the setting
