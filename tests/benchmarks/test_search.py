@@ -173,7 +173,7 @@ def test_tables():
         "r": _cells(mmmo=[0.9, 0.8], **{"mmmo -fisher_filter": [0.6, 0.7]})
     }
     assert results(apart) == text and ablation(apart).startswith(ablation(found))
-    assert "served for nothing else: r." in ablation(apart) and "+0.2000 (" in ablation(
+    assert "no choice was made on: r." in ablation(apart) and "+0.2000 (" in ablation(
         apart
     )
     assert "Nothing measured yet" in results({})

@@ -255,7 +255,10 @@ def test_writing_an_answer_and_ranking_it_first_are_the_same(specialists, tmp_pa
             lambda s: harness(s, "sort", splits=None, search_items=600),
             "some of the 600 examples are held out",
         ),
-        (lambda s: harness(s, "sort", data_root=s.parent), "relative data_files start from"),
+        (
+            lambda s: harness(s, "sort", data_root=s.parent),
+            "relative data_files start from",
+        ),
         (
             lambda s: HarnessEvaluator(
                 {"sort": HarnessTask("sort", "accuracy")},
