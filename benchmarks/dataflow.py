@@ -27,6 +27,7 @@ from benchmarks.reporting import (
     append_entry,
     markdown_table,
     mean_and_deviation,
+    missing_runs,
     read_entries,
     search_arguments,
     write_study,
@@ -112,15 +113,11 @@ BASELINE_ROWS = {
 
 def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
     """Run what is not in the result file."""
-    finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
-    for seed in seeds:
-        for name in searches:
-            if (name, seed) in finished:
-                continue
-            entry = measure(folder, name, seed)
-            append_entry(FILE, entry)
-            n_front = len(entry["front"])
-            print(f"seed {seed}  {name}: {n_front} on the front", flush=True)
+    for seed, name in missing_runs(FILE, seeds, searches):
+        entry = measure(folder, name, seed)
+        append_entry(FILE, entry)
+        n_front = len(entry["front"])
+        print(f"seed {seed}  {name}: {n_front} on the front", flush=True)
 
 
 def measure(folder: Path, name: str, seed: int) -> Entry:
@@ -136,7 +133,7 @@ def measure(folder: Path, name: str, seed: int) -> Entry:
         "depths": [trials[i] for i in best_by_depth(search_scores, layers)],
     }
     if name in BASELINE_ROWS:
-        groups["starts"] = [trial for trial in trials if trial.is_start]
+        groups["starts"] = [trial for trial in trials if trial.is_baseline]
     held_out = score_held_out(
         study, [trial for group in groups.values() for trial in group]
     )

@@ -18,10 +18,10 @@ from scipy.stats import spearmanr
 from benchmarks.reporting import documented_parser, markdown_table
 from paretomerge.evaluate.estimators import (
     Estimator,
-    Responses,
-    by_difficulty,
-    plain,
-    stratified,
+    ItemResponseModel,
+    difficulty_corrected,
+    sample_mean,
+    stratified_mean,
 )
 from paretomerge.problems import ScoredMerges
 from paretomerge.problems.scored_merges import START
@@ -56,14 +56,14 @@ def estimators(known: Array, starts: Array) -> Mapping[str, Estimator]:
 
     known: `(k, N)`, answers of the known merges to N examples. starts: those of the baselines.
     """
-    model = Responses(known)
+    model = ItemResponseModel(known)
     return {
-        "plain subsample": plain(known),
-        "stratified by the starts": stratified(starts),
-        "corrected by difficulty": by_difficulty(known),
-        "item response, predicted": model.predicted,
+        "plain subsample": sample_mean(known),
+        "stratified by the starts": stratified_mean(starts),
+        "corrected by difficulty": difficulty_corrected(known),
+        "item response, predicted": model.p_irt,
         "item response, corrected": model.corrected,
-        "item response, combined": model.combined,
+        "item response, combined": model.gp_irt,
     }
 
 

@@ -23,6 +23,7 @@ from benchmarks.reporting import (
     append_entry,
     markdown_table,
     mean_and_deviation,
+    missing_runs,
     read_entries,
     search_arguments,
     write_study,
@@ -58,24 +59,20 @@ EVERY_ITEM = {3: "every item", 2: "two objectives, every item"}
 
 def run(folder: Path, seeds: Sequence[int], searches: Sequence[str]) -> None:
     """Run what is not in the result file."""
-    finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
-    for seed in seeds:
-        for name in searches:
-            if (name, seed) in finished:
-                continue
-            entry = measure(folder, seed, name)
-            append_entry(FILE, entry)
-            print(
-                f"seed {seed}  {name}: {entry['n_examples']} examples, "
-                f"{len(entry['front'])} on the front",
-                flush=True,
-            )
+    for seed, name in missing_runs(FILE, seeds, searches):
+        entry = measure(folder, seed, name)
+        append_entry(FILE, entry)
+        print(
+            f"seed {seed}  {name}: {entry['n_examples']} examples, "
+            f"{len(entry['front'])} on the front",
+            flush=True,
+        )
 
 
 def measure(folder: Path, seed: int, name: str) -> Entry:
     """One search, and its front on held-out examples."""
     study = run_study(write_config(folder, seed, name))
-    objectives = [objective.name for objective in study.objectives]
+    objectives = [objective.name for objective in study.goals.objectives]
     front, sources = study.front(), source_trials(study)
     scores = score_held_out(study, [*front, *sources])
 
@@ -86,7 +83,7 @@ def measure(folder: Path, seed: int, name: str) -> Entry:
         "search": name,
         "seed": seed,
         "n_examples": n_examples_scored(study),
-        "left_early": sum(not trial.final for trial in study.trials),
+        "left_early": sum(not trial.final for trial in study.trials()),
         "front": [held_out(trial.number) for trial in front],
         "knee": held_out(knee_of(study, front).number),
         "sources": [held_out(trial.number) for trial in sources],

@@ -3,7 +3,8 @@
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def append_entry(path: Path, entry: Mapping[str, object]) -> None:
         if cut_short:
             file.write("\n")
         file.write(json.dumps(rounded(entry)) + "\n")
+
+
+def missing_runs(
+    path: Path, seeds: Iterable[int], searches: Sequence[str]
+) -> Iterator[tuple[int, str]]:
+    """The pairs (seed, search) that a result file has no entry of, seed after seed."""
+    finished = {(entry["seed"], entry["search"]) for entry in read_entries(path)}
+    for run in product(seeds, searches):
+        if run not in finished:
+            yield run
 
 
 def rounded(value: object) -> object:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 
 from benchmarks.reporting import (
     RESULTS,
@@ -24,6 +25,7 @@ from benchmarks.reporting import (
     append_entry,
     markdown_table,
     mean_and_deviation,
+    missing_runs,
     read_entries,
     search_arguments,
 )
@@ -60,14 +62,10 @@ def run(seeds: Sequence[int], searches: Sequence[str]) -> None:
             append_entry(
                 UNTUNED_FILE, {"name": name, "scores": scorer.held_out(recipe)}
             )
-    finished = {(entry["search"], entry["seed"]) for entry in read_entries(FILE)}
-    for seed in seeds:
-        for name in searches:
-            if (name, seed) in finished:
-                continue
-            entry = {"search": name, "seed": seed} | search(name, seed, scorer)
-            append_entry(FILE, entry)
-            print(f"seed {seed}  {name}: knee {entry['knee']}", flush=True)
+    for seed, name in missing_runs(FILE, seeds, searches):
+        entry = {"search": name, "seed": seed} | search(name, seed, scorer)
+        append_entry(FILE, entry)
+        print(f"seed {seed}  {name}: knee {entry['knee']}", flush=True)
 
 
 def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
@@ -129,7 +127,7 @@ def search(name: str, seed: int, scorer: RecipeScorer) -> Entry:
 def sampled(name: str, seed: int, scorer: RecipeScorer) -> tuple[list[Recipe], Array]:
     """The recipes of one search, and their search scores `(n, m)`."""
     sampler = scorer.sampler(SEARCHES[name], seed, TRIALS)
-    directions = ["maximize"] * len(scorer.objectives)
+    directions = [StudyDirection.MAXIMIZE] * len(scorer.objectives)
     study = optuna.create_study(directions=directions, sampler=sampler)
     for params in scorer.starts:
         study.enqueue_trial(dict(params))

@@ -128,7 +128,8 @@ def row(problem: str, cells: Cells, budget: int, peers: Iterable[str]) -> Row | 
     listed = {peer: by_peer[peer] for peer in peers if peer in by_peer}
     if not listed:
         return None
-    seeds = sorted(max(listed.values(), key=len))
+    most_measured = max(listed.values(), key=len)
+    seeds = sorted(most_measured)
     shares = {}
     for peer, by_seed in listed.items():
         if set(seeds) <= set(by_seed):

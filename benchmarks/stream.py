@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from paretomerge.space.routes.stacks import RouteLayer, route_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import workloads
@@ -26,6 +25,7 @@ from paretomerge.checkpoint.fold import FOLDS, fold_of
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.examples import SPECIALISTS
 from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
 
 SOURCES = [str(SPECIALISTS / "models" / name) for name in ("order", "mirror", "scribe")]
 ROUTES = 20
@@ -120,8 +120,8 @@ def errors_of(names: list[str], n_routes: int) -> Errors:
     for _ in range(n_routes):
         route = random_route(names, depth, rng)
         scales = [step.scale for step in route]
-        plain = route_recipe(without_scales(route), None)
-        folded = route_recipe(route, fold)
+        plain = route_to_recipe(without_scales(route), None)
+        folded = route_to_recipe(route, fold)
         # A model is asked before the next recipe is loaded into it.
         exact = logits_of(float32.load(plain).model, tokens, prefix, scales)
         logits = {
@@ -236,7 +236,7 @@ def switch(folder: Path) -> None:
         what = "scales"
         if number % 2:
             route, what = without_scales(route), "no scales"
-        recipe = route_recipe(route, fold)
+        recipe = route_to_recipe(route, fold)
         depth = "a depth seen before" if len(route) in depths else "another"
         since = time.perf_counter()
         live.load(recipe)
@@ -257,7 +257,7 @@ def warm_model(names: list[str], layers: int) -> RoutedModel:
     live = RoutedModel(names)
     for name in names:
         route = [RouteLayer(name, layer) for layer in range(layers)]
-        live.load(route_recipe(route, None))
+        live.load(route_to_recipe(route, None))
     return live
 
 

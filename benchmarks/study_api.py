@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
-from paretomerge.evaluate.evaluator import Score
+from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
@@ -145,7 +145,7 @@ class RecipeScorer:
         if key not in self._scores:
             goals = self._study.goals
             evaluator = goals.watched if split == "watched" else goals.evaluator
-            examples = "search" if split == "search" else "held_out"
+            examples: Split = "search" if split == "search" else "held_out"
             candidate = self._study.first_level.load(recipe)
             assert evaluator is not None
             self._scores[key] = dict(evaluator.evaluate(candidate, examples))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from paretomerge.checkpoint.operand import InMemory
+from paretomerge.checkpoint.operand import InMemoryTensor
 from paretomerge.merging.block import Inputs
 from paretomerge.merging.methods import METHODS
 
@@ -286,14 +286,16 @@ def merge_into(live: Tensors, models: list[Tensors], method: str) -> None:
     options = {"lambda": 1.0, "normalize": False, "rescale": method.startswith("dare")}
     with torch.inference_mode():
         for name, base in models[0].items():
-            sources = [InMemory(model[name]) for model in models[1:]]
+            sources = [InMemoryTensor(model[name]) for model in models[1:]]
             shape = tuple(base.shape)
-            inputs = Inputs(name, shape, InMemory(base), sources, parameters, options)
-            combine = METHODS[method].combine(inputs)
+            inputs = Inputs(
+                name, shape, InMemoryTensor(base), sources, parameters, options
+            )
+            merge_block = METHODS[method].function(inputs)
             flat = live[name].view(-1)
             for block in inputs.blocks():
-                end = block.start + block.size
-                merged = combine(block).view(-1)
+                end = block.start + block.numel
+                merged = merge_block(block).view(-1)
                 flat[block.start : end] = merged.to(flat.dtype)
 
 

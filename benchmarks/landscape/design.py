@@ -29,7 +29,9 @@ def inactive_densities(
     space: MergeSpace, method: NDArray[np.integer]
 ) -> tuple[NDArray[np.intp], ...]:
     """Index of the rows and columns of numbers `(n, d)` that are inactive."""
-    return np.ix_(~reads_densities(space, method), space.is_density)
+    rows = np.flatnonzero(~reads_densities(space, method))
+    columns = np.flatnonzero(space.is_density)
+    return np.ix_(rows, columns)
 
 
 class Design:

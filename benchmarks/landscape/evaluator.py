@@ -38,7 +38,10 @@ class Evaluator(Protocol):
     """Merges points of a space and scores them, one at a time."""
 
     space: MergeSpace
-    tasks: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks."""
 
     def measure(self, params: Params) -> NDArray[np.bool_]:
         """Whether the merge answers each example correctly, `(m, n_examples)`."""

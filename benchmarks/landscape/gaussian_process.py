@@ -115,7 +115,15 @@ def fit(
     best = torch.tensor(result.x)
     hyperparameters = np.exp(best[:_N_HYPERPARAMETERS].numpy()).tolist()
     projection = projection_matrix(best, p, full_map).numpy()
-    return LogitProcess(projection, *hyperparameters, KERNELS[kernel])
+    variance, slope_variance, noise_share, residual_variance = hyperparameters
+    return LogitProcess(
+        projection,
+        variance,
+        slope_variance,
+        noise_share,
+        residual_variance,
+        KERNELS[kernel],
+    )
 
 
 def negative_log_posterior(

@@ -35,7 +35,8 @@ def make(
     Raises StudyError if it holds merges that this design would not have proposed, or of other
     models.
     """
-    evaluator = evaluator or SpecialistEvaluator()
+    if evaluator is None:
+        evaluator = SpecialistEvaluator()
     merges = ScoredMerges.load(file) if file.exists() else baselines(evaluator, n_sobol)
     check_provenance(merges, evaluator, n_sobol)
     design = Design(evaluator.space, n_sobol)

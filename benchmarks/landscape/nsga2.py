@@ -51,7 +51,7 @@ def front(
         children = (method, unit, predict(method, numbers))
         population = _best(_joined(population, children), size)
         archive = _nondominated(_joined(archive, children))
-    is_above = (archive[2] > reference).all(1)
+    is_above = np.asarray((archive[2] > reference).all(1))
     method, unit, scores = _selected(archive, is_above)
     numbers = low + unit * (high - low)
     numbers = np.clip(numbers, low, high)

@@ -11,6 +11,7 @@ from paretomerge.pareto.front import (
 from paretomerge.types import Array
 
 _AUGMENTATION = 1e-3  # Steuer & Choo's rho: small, so that the sum only breaks ties
+_MIN_EXTENT = 1e-12  # an objective that varies by less is not scaled
 
 
 def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
@@ -31,6 +32,12 @@ def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
         best_first = np.argsort(-contributions, kind="stable")
         order.append(front[best_first])
     return np.concatenate(order)
+
+
+def divisors(extent: ArrayLike) -> Array:
+    """The extents `(m,)` of the objectives, to divide by; 1 for an objective that does not vary."""
+    extents = np.asarray(extent, dtype=float)
+    return np.where(extents > _MIN_EXTENT, extents, 1.0)
 
 
 def normalised(values: ArrayLike) -> Array:

@@ -21,6 +21,7 @@ from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
+from paretomerge.search.observations import STDERR
 
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
 # because Optuna refuses to change a finished trial.
@@ -279,7 +280,7 @@ class Record:
             stderrs = []
             for objective in self.objectives:
                 stderrs.append(trial.scores[objective.name].stderr)
-            attributes["stderr"] = stderrs
+            attributes[STDERR] = stderrs
         return attributes
 
 

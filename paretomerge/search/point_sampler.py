@@ -109,13 +109,6 @@ class Archive:
         """Indices of the trials to learn from: complete, and violating no constraint."""
         return np.flatnonzero(self.observations.feasible)
 
-    @cached_property
-    def widths(self) -> Indices:
-        """Number of coordinates of each parameter, in the order of the space."""
-        slices = self.encoding.columns.values()
-        widths = [columns.stop - columns.start for columns in slices]
-        return np.array(widths)
-
     def is_new(self, x: Array) -> Mask:
         """Mask `(k,)` of the points `x` `(k, d)` that no finished, failed or running trial has."""
         seen = np.concatenate([self.x, self.pending])

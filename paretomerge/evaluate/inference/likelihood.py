@@ -20,6 +20,7 @@ from paretomerge.evaluate.inference.batching import (
 )
 from paretomerge.evaluate.inference.prefill import (
     group_by_prefix,
+    is_second_pass_worthwhile,
     keep_last_logits,
     prefill,
     prefill_shared_prefix,
@@ -35,9 +36,6 @@ Request = tuple[Sequence[int], Sequence[int]]
 
 LogLikelihood = tuple[float, bool]
 """Log-probability of an answer, and whether greedy decoding would write it."""
-
-# a second forward pass has a cost of its own: it must save a third of the tokens
-_MAX_TOKEN_SHARE = 2 / 3
 
 
 class Answer(NamedTuple):
@@ -329,4 +327,4 @@ def _is_sharing_worthwhile(context: Tokens, continuations: Continuations) -> boo
     # without sharing, the context is read once for each continuation
     n_contexts = len(continuations)
     n_separate = n_contexts * len(context) + n_following
-    return n_shared <= _MAX_TOKEN_SHARE * n_separate
+    return is_second_pass_worthwhile(n_shared, n_separate)

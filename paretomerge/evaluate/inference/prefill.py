@@ -19,7 +19,6 @@ from paretomerge.evaluate.inference.batching import Tokens, pad_left
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-# a second forward pass has a cost of its own: it must save a third of the tokens
 _MAX_TOKEN_SHARE = 2 / 3
 _MIN_GROUP = 4  # prompts; smaller groups are joined
 _WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
@@ -50,6 +49,12 @@ def supports_cache(model: "PreTrainedModel") -> bool:
     # layers of convolutions and linear attention cannot select rows of their cache
     layers = DynamicCache(config=model.config).layers
     return all(hasattr(layer, "batch_select_indices") for layer in layers)
+
+
+def is_second_pass_worthwhile(n_tokens: int, n_tokens_in_one_pass: int) -> bool:
+    """Whether reading a shared part in a pass of its own saves a third of the tokens or more."""
+    # a second forward pass has a cost of its own
+    return n_tokens <= _MAX_TOKEN_SHARE * n_tokens_in_one_pass
 
 
 def keep_last_logits(model: "PreTrainedModel", positions: int = 1) -> dict[str, int]:
@@ -135,7 +140,7 @@ def shared_prefix(rows: Sequence[Tokens], ends: Sequence[int]) -> Tokens:
     # it is read for the first row only
     n_saved = len(others) * length
     n_read = n_tokens - n_saved
-    if n_read <= _MAX_TOKEN_SHARE * n_tokens:
+    if is_second_pass_worthwhile(n_read, n_tokens):
         return first[:length]
     return ()
 

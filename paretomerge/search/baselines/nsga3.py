@@ -13,6 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from paretomerge.pareto.ranking import divisors
 from paretomerge.search.baselines.columns import numeric_columns, parameter_widths
 from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array
@@ -22,7 +23,6 @@ Objectives = Callable[[Array], Array]
 
 _MAX_DIRECTIONS = 60
 _MIN_POPULATION = 40
-_MIN_EXTENT = 1e-12  # an objective that varies by less is not scaled
 # Distribution index of crossover and mutation: the larger, the nearer children are to parents.
 _DISTRIBUTION_INDEX = 20.0
 _EXPONENT = 1 / (_DISTRIBUTION_INDEX + 1)
@@ -181,7 +181,7 @@ def _associate(
     is_first = ranks == ranks.min()
     first_front = y[is_first]
     extent = ideal - first_front.min(0)
-    scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+    scale = divisors(extent)
     cost = (ideal - y) / scale
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     unit = directions / lengths

@@ -29,6 +29,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from paretomerge.errors import ConfigError
+from paretomerge.pareto.ranking import divisors
 from paretomerge.search.baselines.policy_network import (
     DecisionSequence,
     Evaluation,
@@ -54,7 +55,6 @@ _MIN_DEVIATION = 1e-3
 _AUGMENTATION = 0.05
 # How far below the median a broken model is carries little information.
 _MAX_SHORTFALL = 2.0
-_MIN_EXTENT = 1e-12
 # A reward that is lower by this much is imitated 1/e as often.
 _IMITATION_TEMPERATURE = 0.03
 _CANDIDATES = 8  # per proposal; the sampler takes the first that is new
@@ -389,7 +389,7 @@ def scalarise(y: Array, preference: Sequence[float] | Array) -> Array:
     best = y.max(0)
     median = np.median(y, axis=0)
     extent = best - median
-    scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+    scale = divisors(extent)
     relative = (best - y) / scale
     shortfall = np.minimum(relative, _MAX_SHORTFALL)
     weighted = shortfall * np.asarray(preference)

@@ -23,6 +23,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.pareto.ranking import divisors
 from paretomerge.search.baselines._optuna import create_silent_study, set_system_attr
 from paretomerge.search.encoding import Space
 from paretomerge.search.observations import Observations
@@ -38,7 +39,6 @@ Scalarisation = Literal["sum", "tchebycheff"]
 _SCALARISATIONS = ("sum", "tchebycheff")
 # Share of the weighted sum in the Tchebycheff scalar: it ranks weakly dominated points lower.
 _AUGMENTATION = 1e-3
-_MIN_EXTENT = 1e-12
 _SIGMA = 1 / 6  # of the unit cube: Akiba et al. 2025, and Optuna's default
 _MIN_POPULATION = 3
 
@@ -183,7 +183,7 @@ class ScalarisedSampler(BaseSampler):
         if self._ideal is not None:
             ideal = self._ideal * signs
         extent = ideal - y.min(0)
-        scale = np.where(extent > _MIN_EXTENT, extent, 1.0)
+        scale = divisors(extent)
         shortfall = weights * (ideal - y) / scale
         worst = shortfall.max(1)
         total = shortfall.sum(1)

@@ -271,17 +271,7 @@ class WeightSearchSpace:
         weights: Mapping[str, float],
         density: float = 1.0,
     ) -> dict[str, ParamValue]:
-        """Return parameters with one method everywhere and one weight for all cells of a source.
-
-        Args:
-            method: Merge method of all layers.
-            weights: Source -> weight, clipped to the bounds. Where sources can be left out, those
-                with weight 0 are.
-            density: Density of all sources, clipped to the bounds.
-
-        Returns:
-            A value for every parameter; per-method parameters have their baseline value.
-        """
+        """One method everywhere and one weight per source; see `ParameterSpace.uniform_params`."""
         return self.parameters.uniform_params(method, weights, density)
 
     def starts(self) -> dict[str, dict[str, ParamValue]]:
