@@ -63,8 +63,8 @@ class Evaluation:
         data_root: The folder that relative `data_files` in them start from. By default the
             current folder; of a study.yaml, its folder.
         splits: The data set's splits to use: `{"search": ..., "held_out": ...}`.
-        search_items: Examples of each task to search on. By default half of them, at most 200.
-            Without `splits`, the rest are held out.
+        search_items: Examples of each task to search on; the rest are held out. By default half of
+            them, at most 200. With `splits`: the most examples of the search split, by default all.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
         backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or

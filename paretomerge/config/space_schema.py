@@ -21,7 +21,7 @@ def _checked_groups(value: Any) -> Any:
     if value is None:
         return None
     try:
-        Grouping.read(value)
+        Grouping.parse(value)
     except ConfigError as error:
         raise ValueError(str(error).removeprefix("groups: ")) from error
     return value

@@ -187,8 +187,8 @@ class TaskLoader:
             start from the current folder, as in the harness.
         splits: The data set's split for `search` and for `held_out`. Without it, `search_items`
             examples of the task's test split are searched on and the rest are held out.
-        search_items: The number of search examples, by default half of them, at most 200; with
-            `splits`, their greatest number.
+        search_items: The number of search examples; by default half of them, at most 200. With
+            `splits`, their greatest number; by default all.
         seed: Draws the search examples and the few-shot examples.
     """
 

@@ -185,7 +185,7 @@ def _build_weight_space(
         spec.weight,
         spec.density,
         seed,
-        method_groups=Grouping.read(spec.method_groups),
+        method_groups=Grouping.parse(spec.method_groups),
         method_parameters=spec.method_parameters,
         subset=spec.subset,
         profile=deltas,

@@ -79,7 +79,7 @@ class WeightSpace:
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "density", density)
-        object.__setattr__(self, "method_groups", Grouping.read(self.method_groups))
+        object.__setattr__(self, "method_groups", Grouping.parse(self.method_groups))
 
     @property
     def needs_profile(self) -> bool:
@@ -172,6 +172,6 @@ def _granularity(
     smooth = value.get("smooth", False)
     bounds = (float(low), float(high))
     try:
-        return Granularity(bounds, Grouping.read(groups), roles, smooth)
+        return Granularity(bounds, Grouping.parse(groups), roles, smooth)
     except ConfigError as error:
         raise ConfigError(f"space.{kind}.{error}") from error

@@ -127,6 +127,34 @@ def test_one_split_can_be_cut_in_two(specialists):
     } != documents["search"]
 
 
+def test_half_of_a_task_is_searched_on_by_default_but_at_most_200(
+    specialists, tmp_path
+):
+    evaluator = harness(specialists, "sort", splits=None, search_items=None)
+    counts = {s: len(evaluator.examples(s)["sort"].requests) for s in SPLITS}
+    assert counts == {"search": 200, "held_out": 400}
+
+    lines = (specialists / "tasks" / "data" / "sort" / "held_out.jsonl").read_text()
+    text = (specialists / "tasks" / "sort.yaml").read_text()
+    (tmp_path / "sort.yaml").write_text(text)
+    folder = tmp_path / "tasks" / "data" / "sort"
+    folder.mkdir(parents=True)
+    for n, expected in ((7, (3, 4)), (2, (1, 1))):
+        few = "".join(lines.splitlines(keepends=True)[:n])
+        for name in ("search.jsonl", "held_out.jsonl"):
+            (folder / name).write_text(few)
+        small = harness(
+            specialists,
+            "sort",
+            include_path=tmp_path,
+            data_root=tmp_path,
+            splits=None,
+            search_items=None,
+        )
+        sizes = tuple(len(small.examples(s)["sort"].requests) for s in SPLITS)
+        assert sizes == expected
+
+
 def test_what_is_searched_on_is_never_held_out(specialists, tmp_path):
     """Items are told by what they ask and want.
 

@@ -36,7 +36,7 @@ class Grouping:
     ranges: tuple[LayerRange, ...] = ()
 
     @classmethod
-    def read(cls, data: object) -> "Grouping":
+    def parse(cls, data: object) -> "Grouping":
         """Read a grouping as it is written in study.yaml.
 
         Args:

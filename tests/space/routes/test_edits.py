@@ -3,27 +3,17 @@ from dataclasses import replace
 import pytest
 
 from paretomerge.checkpoint.fold import FOLDS
-from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import Recipe
 from paretomerge.search.encoding import Encoding
 from paretomerge.space.routes.edits import AS_ROUTED, EditSearchSpace
 from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
-from paretomerge.space.sources import named_sources
 from paretomerge.testing import check_space
+from tests.space.routes.spaces import route_space
 
 
 def space_of(pico, names=("ada", "bob", "cyd"), **more) -> EditSearchSpace:
-    sources = named_sources([str(pico / name) for name in names])
-    depths = {
-        name: Checkpoint(path).architecture.depth for name, path in sources.items()
-    }
-    return EditSearchSpace(
-        str(pico / "base"),
-        sources,
-        depths,
-        **{"fold": FOLDS["llama"], "blocks": 4, **more},
-    )
+    return route_space(EditSearchSpace, pico, names, **more)
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,15 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from paretomerge.checkpoint.fold import FOLDS
-from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
 from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
-from paretomerge.space.sources import named_sources
 from paretomerge.testing import check_space
+from tests.space.routes.spaces import route_space
 
 
 def space_of(pico, names=("ada", "bob"), **more) -> IndicatorSearchSpace:
-    sources = named_sources([str(pico / name) for name in names])
-    depths = {
-        name: Checkpoint(path).architecture.depth for name, path in sources.items()
-    }
-    return IndicatorSearchSpace(
-        str(pico / "base"),
-        sources,
-        depths,
-        **{"fold": FOLDS["llama"], "blocks": 4, **more},
-    )
+    return route_space(IndicatorSearchSpace, pico, names, **more)
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,12 @@ def test_groups_of_equal_depth(depth, count):
 
 
 def test_the_grammar():
-    assert Grouping.read(4) == Grouping.read({"count": 4}) == Grouping(4)
-    assert Grouping.read({"by": "profile", "count": 2}).starts(4, [5, 1, 1, 1]) == (
+    assert Grouping.parse(4) == Grouping.parse({"count": 4}) == Grouping(4)
+    assert Grouping.parse({"by": "profile", "count": 2}).starts(4, [5, 1, 1, 1]) == (
         0,
         1,
     )
-    assert Grouping.read([[0, 3], [3, 4]]).starts(4) == (0, 3)
+    assert Grouping.parse([[0, 3], [3, 4]]).starts(4) == (0, 3)
     assert Grouping(1).starts(0) == (0,)
 
 
@@ -78,4 +78,4 @@ def test_the_grammar():
 )
 def test_what_is_refused(data, told):
     with pytest.raises(ConfigError, match=told):
-        Grouping.read(data).starts(4)
+        Grouping.parse(data).starts(4)

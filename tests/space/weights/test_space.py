@@ -200,7 +200,7 @@ def test_bad_settings(pico, settings, told):
     for groups in (
         Grouping(1),
         Grouping(2, "profile"),
-        Grouping.read([[0, 1], [1, 4]]),
+        Grouping.parse([[0, 1], [1, 4]]),
     ):
         with pytest.raises(ConfigError, match="number of control points"):
             Granularity((0, 1), groups, smooth=True)
@@ -256,7 +256,7 @@ def test_layers_with_methods_of_their_own_are_those_of_the_plain_merges(pico):
     full = space(
         pico,
         methods=("task_arithmetic", "dare_ties", "della"),
-        method_groups=Grouping.read([[0, 1], [1, 3], [3, 4]]),
+        method_groups=Grouping.parse([[0, 1], [1, 3], [3, 4]]),
     )
     point = full.uniform_params("della", {"ada": 0.9, "bob": 0.4, "cyd": -0.3}, 0.4)
     plain = {
@@ -293,7 +293,7 @@ def test_what_a_method_does_not_read_is_cut_where_the_method_changes(pico):
         pico,
         methods=("task_arithmetic", "breadcrumbs"),
         method_groups=Grouping(2),
-        density=Granularity((0.1, 1), Grouping.read([[0, 1], [1, 4]])),
+        density=Granularity((0.1, 1), Grouping.parse([[0, 1], [1, 4]])),
     )
     assert (
         full.conditions["density/ada/1"]
@@ -466,7 +466,7 @@ KINDS = {
     "ranges": {
         "weight": Granularity(
             (0, 1),
-            Grouping.read([[0, 1], [1, 4]]),
+            Grouping.parse([[0, 1], [1, 4]]),
             {"embeddings": ["embed_tokens", "lm_head"], "v": ["v_proj"]},
         )
     },
