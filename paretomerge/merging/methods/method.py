@@ -61,6 +61,8 @@ class Method:
         ns_per_entry: Nanoseconds of one core per entry of each input, measured by
             benchmarks/merge.py, for estimates; None where there is no estimate.
         whole_tensors: Whether the method holds whole tensors in memory instead of blocks.
+        zero_weight_counts: Whether a source with weight 0 still changes the merge, so that it is
+            not the same as leaving the source out.
         check: Finds wrong combinations of parameter values.
     """
 
@@ -75,6 +77,7 @@ class Method:
     multi_pass: bool = True
     ns_per_entry: float | None = 4.0
     whole_tensors: bool = False
+    zero_weight_counts: bool = False
     check: ParameterCheck | None = None
 
     @property

@@ -16,6 +16,7 @@ from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
+from paretomerge.space.weights.encode import recipe_of
 from paretomerge.space.weights.layout import Cell, ParameterLayout
 from paretomerge.space.weights.method_parameters import find_parameter
 from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace
@@ -23,6 +24,7 @@ from paretomerge.space.weights.tensor_settings import (
     AVERAGE,
     WEIGHT_TOLERANCE,
     TensorSettings,
+    settings_difference,
     tensor_settings,
 )
 from paretomerge.types import Array, Params, ParamValue
@@ -66,7 +68,31 @@ def params_of(
             raise ConfigError(f"expected models of the study, got {model}")
     plan = make_plan(renamed, weights)
     tensors = tensor_settings(space, plan)
-    return _Decoder(space, tensors).params()
+    params = _Decoder(space, tensors).params()
+    _check_same_merge(space, params, tensors, weights)
+    return params
+
+
+def _check_same_merge(
+    space: ParameterSpace,
+    params: Params,
+    tensors: Mapping[str, TensorSettings],
+    weights: Mapping[str, Weights],
+) -> None:
+    """Check that the decoded parameters give back what the recipe states for every tensor.
+
+    The parameters of a space state less than recipes can. Whatever the decoder does not look at
+    would otherwise be lost in silence, and the trial would be of another merge.
+    """
+    recipe = recipe_of(space, params)
+    plan = make_plan(recipe, weights)
+    encoded = tensor_settings(space, plan)
+    for name, stated in tensors.items():
+        difference = settings_difference(stated, encoded[name])
+        if difference:
+            raise ConfigError(
+                f"{name}: the space has no parameters for this: {difference}"
+            )
 
 
 def _with_paths_of(space: ParameterSpace, recipe: Recipe) -> Recipe:
@@ -125,11 +151,7 @@ class _Decoder:
 
     def _is_base(self) -> bool:
         """Whether all weights are 0, so that the merge is the base."""
-        for tensor in self.tensors.values():
-            for parameters in tensor.by_source.values():
-                if parameters.get("weight") != 0:
-                    return False
-        return True
+        return all(tensor.is_base for tensor in self.tensors.values())
 
     def _base_params(self) -> dict[str, ParamValue]:
         space = self.space
@@ -188,8 +210,11 @@ class _Decoder:
         values: dict[str, float] = {}
         for name, tensor in self._tensors_in(group).items():
             # Methods have a parameter either per source or for the whole merge.
-            for settings in (*tensor.by_source.values(), tensor.options):
-                if parameter not in settings:
+            places = {name: tensor.options}
+            for source, settings in tensor.by_source.items():
+                places[f"{name} of {source}"] = settings
+            for place, settings in places.items():
+                if parameter not in settings or settings.get("weight") == 0:
                     continue
                 value = settings[parameter]
                 if parameter == "epsilon":
@@ -199,7 +224,7 @@ class _Decoder:
                         continue
                     margin = min(density, 1 - density)
                     value = round(value / margin, _DIGITS)
-                values[name] = value
+                values[place] = value
         if not values:
             return None
         shared = _single_value(values, parameter)

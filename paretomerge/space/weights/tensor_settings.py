@@ -22,6 +22,9 @@ AVERAGE = "linear"
 WEIGHT_TOLERANCE = 1e-6
 """Weights and densities that differ by less are the same."""
 
+_DECODED_TOLERANCE = 1e-5
+"""Settings that differ by less after decoding are the same: several tolerances add up there."""
+
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 _FIXED_OPTIONS = ("rescale", "k")
@@ -42,6 +45,12 @@ class TensorSettings:
     method: str
     by_source: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Any]
+
+    @property
+    def is_base(self) -> bool:
+        """Whether all weights are 0, so that the merged tensor is that of the base."""
+        weights = [parameters.get("weight") for parameters in self.by_source.values()]
+        return all(weight == 0 for weight in weights)
 
 
 def tensor_settings(space: ParameterSpace, plan: Plan) -> dict[str, TensorSettings]:
@@ -84,6 +93,56 @@ def tensor_settings(space: ParameterSpace, plan: Plan) -> dict[str, TensorSettin
             settings[name] = _average_settings(merge, source_names)
         else:
             settings[name] = _delta_settings(merge, source_names)
+    return settings
+
+
+def settings_difference(stated: TensorSettings, decoded: TensorSettings) -> str | None:
+    """Return how two settings of one tensor differ in meaning, None where they do not.
+
+    Args:
+        stated: What a recipe states.
+        decoded: What the recipe of the decoded parameters states.
+
+    Returns:
+        The first difference, for a message.
+    """
+    if stated.is_base and decoded.is_base:
+        return None
+    if stated.method != decoded.method:
+        return f"{stated.method} (with these parameters it is {decoded.method})"
+    for source in sorted({*stated.by_source, *decoded.by_source}):
+        before = _effective_settings(stated, source)
+        after = _effective_settings(decoded, source)
+        if before is None and after is None:
+            continue
+        if before is None or after is None or before.keys() != after.keys():
+            return f"{stated.method} with and without {source} are different merges"
+        for name, value in before.items():
+            if abs(value - after[name]) > _DECODED_TOLERANCE:
+                return f"{name} of {source} is {value:g} (with these parameters {after[name]:g})"
+    for name in stated.options.keys() - {"lambda"}:
+        if stated.options[name] != decoded.options[name]:
+            return f"{name} is {stated.options[name]} (in the space {decoded.options[name]})"
+    return None
+
+
+def _effective_settings(tensor: TensorSettings, source: str) -> dict[str, float] | None:
+    """The settings of a source that change the merge: none where it adds nothing.
+
+    None for a source that is not listed, under a method where that is more than adding nothing.
+    """
+    method = METHODS[tensor.method]
+    if source not in tensor.by_source:
+        return None if method.zero_weight_counts else {}
+    settings = dict(tensor.by_source[source])
+    if "weight" in settings:
+        settings["weight"] *= tensor.options.get("lambda", 1.0)
+        if settings["weight"] == 0 and not method.zero_weight_counts:
+            return {}
+    density = settings.get("density", 1.0)
+    if not 0 < density < 1:
+        # All entries are kept, or none: there is nothing to spread the probabilities over.
+        settings.pop("epsilon", None)
     return settings
 
 

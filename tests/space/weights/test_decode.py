@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import ConfigError
 from paretomerge.merging.engine import merged_tensors
+from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 from paretomerge.space.sources import named_sources
@@ -350,3 +351,115 @@ def test_there_and_back_in_any_space(pico, data):
             for r in (there, full.recipe(back))
         )
         assert all(torch.allclose(a[n].float(), b[n].float(), atol=1e-2) for n in a)
+
+
+def test_one_value_for_all_sources(pico):
+    """The space has one gamma for all sources: a recipe with two is refused, not rounded."""
+    models = [
+        model(pico, "ada", weight=0.5, gamma=0.01),
+        model(pico, "bob", weight=0.5, gamma=0.05),
+    ]
+    mixed = recipe(
+        pico,
+        "breadcrumbs",
+        models=models,
+        parameters={"normalize": False, "density": 0.7},
+    )
+    full = space(pico, methods=("breadcrumbs", "ties"))
+    with pytest.raises(
+        ConfigError, match=r"gamma: .* got 0.01 in \S+ of ada and 0.05 in \S+ of bob"
+    ):
+        full.warm(mixed)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("sce", {"select_topk": 0.5}), ("pcb", {"density": 0.5})],
+)
+def test_methods_in_which_a_missing_source_is_not_one_of_weight_0(
+    pico, method, parameters
+):
+    models = [{"model": str(pico / source)} for source in ("ada", "bob")]
+    two_of_three = recipe(pico, method, models=models, parameters=parameters)
+    methods = (method, "ties")
+    with pytest.raises(ConfigError, match=f"{method} with and without cyd"):
+        space(pico, methods=methods).warm(two_of_three)
+    with_subset = space(pico, methods=methods, subset=True)
+    back = with_subset.recipe(with_subset.warm(two_of_three))
+    assert same_tensors(two_of_three, back)
+
+
+def test_a_method_of_two_sources_does_not_stand_in_for_one_source(pico):
+    """pcb of one source is task arithmetic, but only where the other sources are left out."""
+    one = recipe(pico)
+    with pytest.raises(ConfigError, match=r"task_arithmetic \(with these .* pcb\)"):
+        space(pico, methods=("pcb", "ties")).warm(one)
+    with_subset = space(pico, methods=("pcb", "ties"), subset=True)
+    assert same_tensors(one, with_subset.recipe(with_subset.warm(one)))
+
+
+def same_tensors(first: Recipe, second: Recipe) -> bool:
+    ours, theirs = (dict(merged_tensors(make_plan(r))) for r in (first, second))
+    return all(
+        torch.allclose(ours[n].float(), theirs[n].float(), atol=1e-2) for n in ours
+    )
+
+
+# Masks at random are other masks when the order of the sources changes.
+DETERMINISTIC = [
+    method for method in SEARCHABLE_METHODS if not method.startswith(("dare", "della"))
+]
+
+
+@st.composite
+def written_recipes(draw):
+    """Recipes as users write them: some sources, settings per source or for all of them."""
+    method = METHODS[draw(st.sampled_from(DETERMINISTIC))]
+    least, _ = method.models
+    used = draw(st.lists(st.sampled_from(EXPERTS), min_size=least, unique=True))
+    values = {
+        "weight": st.floats(-1, 1),
+        "density": st.sampled_from([0.4, 0.9, 1.0]),
+        "gamma": st.sampled_from([0.01, 0.05]),
+        "select_topk": st.sampled_from([0.2, 1.0]),
+        "mask_lambda": st.sampled_from([0.3, 0.6]),
+        "lambda": st.sampled_from([0.5, 1.0, -2.0]),
+    }
+    rows = [row for row in method.parameters if row.name in values]
+    parameters = {
+        row.name: draw(values[row.name]) for row in rows if draw(st.booleans())
+    }
+    names = [row.name for row in method.parameters]
+    if "normalize" in names:
+        parameters["normalize"] = False
+    sources = {}
+    for source in used:
+        own = [row.name for row in rows if row.per_source]
+        given = [name for name in own if name == "weight" or draw(st.booleans())]
+        sources[source] = {name: draw(values[name]) for name in given}
+    return method.name, sources, parameters
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(written=written_recipes(), subset=st.booleans())
+def test_a_decoded_recipe_merges_to_the_same_tensors(pico, written, subset):
+    """Whatever is written: the parameters give its tensors, or the recipe is refused."""
+    method, sources, parameters = written
+    models = [model(pico, source, **own) for source, own in sources.items()]
+    there = recipe(pico, method, models=models, parameters=parameters)
+    full = space(
+        pico,
+        methods=tuple(dict.fromkeys((method, "ties"))),
+        weight=Granularity((-3, 3)),
+        density=Granularity((0.01, 1)),
+        subset=subset,
+    )
+    try:
+        params = full.warm(there)
+    except ConfigError:
+        return
+    assert same_tensors(there, full.recipe(params))
