@@ -129,7 +129,7 @@ def sampled(name: str, seed: int, scorer: RecipeScorer) -> tuple[list[Recipe], A
     sampler = scorer.sampler(SEARCHES[name], seed, TRIALS)
     directions = [StudyDirection.MAXIMIZE] * len(scorer.objectives)
     study = optuna.create_study(directions=directions, sampler=sampler)
-    for params in scorer.starts:
+    for params in scorer.baselines:
         study.enqueue_trial(dict(params))
     recipes, values = [], []
     for _ in range(TRIALS):

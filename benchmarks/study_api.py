@@ -124,9 +124,9 @@ class RecipeScorer:
         return dict(self._study.space.distributions)
 
     @property
-    def starts(self) -> list[Mapping[str, Any]]:
+    def baselines(self) -> list[Mapping[str, Any]]:
         """Parameters of the study's baseline recipes."""
-        return list(self._study.space.starts().values())
+        return list(self._study.space.baselines().values())
 
     def recipe(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a parameter set."""

@@ -46,7 +46,7 @@ class Evaluator(Protocol):
     def measure(self, params: Params) -> NDArray[np.bool_]:
         """Whether the merge answers each example correctly, `(m, n_examples)`."""
 
-    def starts(self) -> dict[str, dict[str, ParamValue]]:
+    def baselines(self) -> dict[str, dict[str, ParamValue]]:
         """Baseline recipes by name."""
 
     def provenance(self, n_sobol: int) -> dict[str, object]:
@@ -78,7 +78,7 @@ class SpecialistEvaluator:
         scores = self._evaluator.evaluate(candidate, "search")
         return np.array([scores[task].example_scores for task in TASKS]) > 0.5
 
-    def starts(self) -> dict[str, dict[str, ParamValue]]:
+    def baselines(self) -> dict[str, dict[str, ParamValue]]:
         """Each source alone, the uniform average, task arithmetic, TIES and DARE at defaults."""
         starts = {name: uniform("task_arithmetic", {name: 1.0}) for name in SOURCES}
         for label, weight in (

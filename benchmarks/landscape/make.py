@@ -59,7 +59,7 @@ def make(
 
 def baselines(evaluator: Evaluator, n_sobol: int) -> ScoredMerges:
     """The baseline recipes, measured."""
-    starts = evaluator.starts()
+    starts = evaluator.baselines()
     points = list(starts.values())
     method, numbers = evaluator.space.rows(points)
     return ScoredMerges(

@@ -90,7 +90,7 @@ def settings_of(
         warm_start=tuple(config.warm_start),
         evaluation=_evaluation(config.evaluate),
         seed=config.seed,
-        folder=folder.resolve(),
+        root=folder.resolve(),
         out=Path(config.out or f"runs/{name}"),
         storage_url=config.storage,
         study_name=config.study_name,

@@ -182,7 +182,7 @@ class StudySettings:
         evaluation: How merges are scored.
         seed: The seed of the split into search and held-out examples, of random masks and of
             samplers.
-        folder: Where relative paths start.
+        root: The folder that relative paths start from.
         out: The study's folder.
         storage_url: The database of its record, as Optuna takes it. By default a SQLite file in
             `out`.
@@ -208,7 +208,7 @@ class StudySettings:
     warm_start: tuple[str, ...] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
-    folder: Path = field(default_factory=Path.cwd)
+    root: Path = field(default_factory=Path.cwd)
     out: Path = Path("runs/study")
     storage_url: str | None = None
     study_name: str = DEFAULT_STUDY_NAME
@@ -227,16 +227,16 @@ class StudySettings:
         self._check_levels()
 
     @property
-    def home(self) -> Path:
+    def out_folder(self) -> Path:
         """The study's folder, absolute."""
-        return (self.folder / self.out).resolve()
+        return (self.root / self.out).resolve()
 
     @property
     def storage(self) -> Storage:
         """Where the record is."""
         if self.storage_url is None:
-            return Storage.at(self.home / "study.db", self.study_name)
-        return Storage(self.storage_url, self.study_name).relative_to(self.folder)
+            return Storage.at(self.out_folder / "study.db", self.study_name)
+        return Storage(self.storage_url, self.study_name).relative_to(self.root)
 
     @property
     def total_trials(self) -> int:

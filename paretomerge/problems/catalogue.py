@@ -163,7 +163,7 @@ def landscape(
         front_hypervolume=model.front_hypervolume,
         noise=partial(binomial, n_examples=n_examples) if noise else None,
         conditions=model.conditions,
-        starts=tuple(model.starts.values()),
+        starts=tuple(model.baselines.values()),
         seed=seed,
     )
 

@@ -42,7 +42,7 @@ class MergeLandscape:
     Example:
         >>> from paretomerge.problems import MergeLandscape
         >>> landscape = MergeLandscape.load()
-        >>> scores, stderr = landscape.evaluate(landscape.starts["uniform soup"])
+        >>> scores, stderr = landscape.evaluate(landscape.baselines["uniform soup"])
         >>> dict(zip(landscape.tasks, scores.round(2).tolist()))
         {'sort': 0.95, 'reverse': 0.63, 'translate': 0.82}
     """
@@ -110,9 +110,9 @@ class MergeLandscape:
         return self.merges.space.conditions
 
     @property
-    def starts(self) -> dict[str, dict[str, ParamValue]]:
+    def baselines(self) -> dict[str, dict[str, ParamValue]]:
         """Baseline recipes by name: each model alone, uniform average, published defaults."""
-        return self.merges.starts
+        return self.merges.baselines
 
     @property
     def front(self) -> list[dict[str, ParamValue]]:

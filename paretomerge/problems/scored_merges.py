@@ -203,7 +203,7 @@ class ScoredMerges:
         return standard_error(self.scores, self.n_examples)
 
     @property
-    def starts(self) -> dict[str, dict[str, ParamValue]]:
+    def baselines(self) -> dict[str, dict[str, ParamValue]]:
         """Baseline recipes by name: each model alone, uniform average, published defaults."""
         starts = {}
         for i, label in enumerate(self.labels):

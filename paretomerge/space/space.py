@@ -15,7 +15,7 @@ from paretomerge.types import Conditions, Params
 class SearchSpace(Protocol):
     """What a search may vary: parameters with their distributions, and the recipe that they give.
 
-    `recipe` maps a trial's parameters to a recipe, `warm` maps a recipe back to parameters.
+    `recipe` maps a trial's parameters to a recipe, `params_of` maps a recipe back to parameters.
     """
 
     @property
@@ -58,7 +58,7 @@ class SearchSpace(Protocol):
         """Return the recipe of a trial's parameters."""
         ...
 
-    def starts(self) -> Mapping[str, Params]:
+    def baselines(self) -> Mapping[str, Params]:
         """Return the baseline recipes' parameters, by label.
 
         Each source alone is first, under its name, or under `near <name>` where the space does not
@@ -66,7 +66,7 @@ class SearchSpace(Protocol):
         """
         ...
 
-    def warm(self, recipe: Recipe) -> Params:
+    def params_of(self, recipe: Recipe) -> Params:
         """Return the parameters that give a recipe: the inverse of `recipe`.
 
         Raises:

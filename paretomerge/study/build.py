@@ -134,8 +134,8 @@ def study_pool(settings: StudySettings) -> Pool:
     Raises:
         ConfigError: A model is named twice.
     """
-    models = [_model_path(settings.folder, model) for model in settings.models]
-    base = _model_path(settings.folder, settings.base)
+    models = [_model_path(settings.root, model) for model in settings.models]
+    base = _model_path(settings.root, settings.base)
     return Pool(base, named_sources(models))
 
 
@@ -184,7 +184,7 @@ class _Builder:
         space = self.space
         goals = self.goals()
         search = Search(
-            settings.home,
+            settings.out_folder,
             space,
             goals,
             self.sampler(space),
@@ -198,7 +198,7 @@ class _Builder:
             ),
         )
         # A later study that starts from this record needs to know where its relative paths start.
-        search.record.set_note("home", str(settings.folder))
+        search.record.set_note("root", str(settings.root))
         return search
 
     @cached_property
@@ -211,7 +211,7 @@ class _Builder:
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             return settings.space
         return build_space(
-            settings.space, self.pool, settings.seed, settings.folder / "runs"
+            settings.space, self.pool, settings.seed, settings.root / "runs"
         )
 
     def goals(self) -> Goals:
@@ -243,7 +243,7 @@ class _Builder:
         if not tasks:
             return None
         evaluation = self.settings.evaluation
-        folder = self.settings.folder
+        folder = self.settings.root
         data_root = folder
         if evaluation.data_root:
             data_root = (folder / evaluation.data_root).resolve()
@@ -268,7 +268,7 @@ class _Builder:
         parts: list[Evaluator] = [harness] if harness else []
         for measure in self.settings.measures:
             if not isinstance(measure, Task):
-                parts.append(_evaluator_of(measure, self.settings.folder))
+                parts.append(_evaluator_of(measure, self.settings.root))
         return CombinedEvaluator(tuple(parts))
 
     def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
@@ -298,7 +298,7 @@ class _Builder:
             assert isinstance(setting, BaseSampler)
             return setting
         name, options = description
-        starts = list(space.starts().values())
+        starts = list(space.baselines().values())
         n_sources = len(space.sources)
         if then is not None:
             # The first level has scored the sources and the pool, so only they count as starts. The
@@ -366,7 +366,7 @@ class _Builder:
             if key.startswith("files of"):
                 files[key] = value
         earlier = EarlierStudies(
-            settings.folder,
+            settings.root,
             self.space,
             _question(settings, files),
             storage_of_file,
@@ -410,7 +410,7 @@ class _Builder:
 
         The digest is empty where no local file decides it.
         """
-        folder = self.settings.folder
+        folder = self.settings.root
         include_path = self.settings.evaluation.include_path
         if isinstance(measure, Task):
             if not include_path:
@@ -529,7 +529,7 @@ def _function_digest(measure: Function, folder: Path) -> str:
 def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
     """What a study's scores mean, with absolute paths of models and data."""
     # Sorted: the same models in another order give the same scores.
-    models = [_model_path(settings.folder, model) for model in settings.models]
+    models = [_model_path(settings.root, model) for model in settings.models]
     pool_models = sorted(models)
     evaluation = asdict(settings.evaluation)
     # Batch sizes, caches and races change how fast scores come, not what they mean.
@@ -538,7 +538,7 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
     if settings.evaluation.include_path:  # other tasks name no files
         for key in ("include_path", "data_root"):
             setting = getattr(settings.evaluation, key) or "."
-            path = settings.folder / setting
+            path = settings.root / setting
             evaluation[key] = str(path.resolve())
     file_digests = files.get("files of scores", {})
     scores = {}
@@ -558,7 +558,7 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
         scores[measure.name] = answer
     return Question(
         {
-            "base": _model_path(settings.folder, settings.base),
+            "base": _model_path(settings.root, settings.base),
             "models": pool_models,
             "files of base": files.get("files of base"),
             "files of models": files.get("files of models"),

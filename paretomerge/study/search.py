@@ -301,7 +301,7 @@ class Search:
 
     def _first_agenda(self, finished: list[Trial]) -> list[Trial]:
         return first_agenda(
-            self.space.starts(),
+            self.space.baselines(),
             len(self.space.sources),
             self.warm_start,
             finished,

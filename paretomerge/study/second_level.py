@@ -103,7 +103,7 @@ def already_scored(space: SearchSpace, trials: Sequence[Trial]) -> dict[str, Tri
     # Sources are found by label, and members of the pool by number.
     first_level = {pool_name(trial.number): trial for trial in trials}
     first_level |= {trial.label: trial for trial in trials if trial.label}
-    baselines = space.starts()
+    baselines = space.baselines()
     scored = {}
     for name in space.sources:
         trial = first_level.get(name)
@@ -142,7 +142,7 @@ def second_agenda(
     hand_overs = []
     for one, other in zip(members, following, strict=True):
         hand_overs.append(handover_label(one, other))
-    baselines = space.starts()
+    baselines = space.baselines()
     starts = {}
     for name in (*space.sources, *hand_overs):
         # A pool of one model hands over to itself, which is no baseline of the space.

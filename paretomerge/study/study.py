@@ -123,7 +123,7 @@ class Study:
             warm_start=tuple(str(name) for name in warm_start),
             evaluation=evaluation or Evaluation(),
             seed=seed,
-            folder=Path.cwd(),
+            root=Path.cwd(),
             out=Path(out),
             storage_url=storage,
             study_name=study_name,
@@ -169,12 +169,12 @@ class Study:
         settings = self.settings
         names = ", ".join(measure.name for measure in settings.objectives)
         models = f"{len(settings.models)} models of {settings.base}"
-        return f"Study({models}, objectives {names}, in {settings.home})"
+        return f"Study({models}, objectives {names}, in {settings.out_folder})"
 
     @property
     def folder(self) -> Path:
         """The study's folder, absolute."""
-        return self.settings.home
+        return self.settings.out_folder
 
     @cached_property
     def _search(self) -> "Search":
@@ -543,9 +543,9 @@ class Study:
             path = Path(path)
             # A study.yaml's relative paths start from its own folder, so elsewhere the same text
             # would name other files.
-            if path.resolve().parent != self.settings.folder.resolve():
+            if path.resolve().parent != self.settings.root.resolve():
                 raise ConfigError(
-                    f"{path}: the study's paths start from {self.settings.folder}; write the "
+                    f"{path}: the study's paths start from {self.settings.root}; write the "
                     "file there"
                 )
             path.write_text(text, encoding="utf-8")

@@ -99,7 +99,7 @@ class EarlierStudies:
         try:
             written = Recipe.load(self.folder / file)
             recipe = written.resolve_paths(self.folder)
-            return WarmStart({file: self.space.warm(recipe)})
+            return WarmStart({file: self.space.params_of(recipe)})
         except ParetoMergeError as error:
             raise ConfigError(f"starts: {file}: {error}") from error
 
@@ -109,7 +109,7 @@ class EarlierStudies:
         Its trials are taken over where their scores mean the same; else the best of its front
         become points to evaluate.
         """
-        storage, home = self._locate(name)
+        storage, root = self._locate(name)
         try:
             record = Record.read(storage)
         except StudyError as error:
@@ -118,12 +118,12 @@ class EarlierStudies:
             ) from error
         # A `Search` that was made without settings has no identity that can be compared.
         identity = record.note("identity") or {}
-        home = home or record.note("home")
-        if not home or "base" not in identity:
+        root = root or record.note("root")
+        if not root or "base" not in identity:
             raise ConfigError(
                 "its record does not say where its paths start; name its study.yaml instead"
             )
-        theirs = self.question_of(identity, Path(home))
+        theirs = self.question_of(identity, Path(root))
         # Other models: not even the parameters mean the same, so nothing can be used.
         for key, another in _MODELS.items():
             mine = self.question.settings[key]
@@ -141,8 +141,8 @@ class EarlierStudies:
             return Storage(name).relative_to(self.folder), ""
         path = self.folder / name
         if path.suffix in (".yaml", ".yml"):
-            home = path.resolve().parent
-            return self.storage_of(path), str(home)
+            root = path.resolve().parent
+            return self.storage_of(path), str(root)
         file = path / "study.db" if path.is_dir() else path
         return Storage.at(file.resolve()), ""
 
@@ -179,7 +179,7 @@ def known_from(
     inside = []
     for trial in usable:
         try:
-            params = space.warm(trial.recipe)
+            params = space.params_of(trial.recipe)
         except ConfigError:
             continue  # outside the new space
         origin = f"{name} {trial.number}"

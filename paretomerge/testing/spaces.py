@@ -43,7 +43,7 @@ def check_space(
     - Every point gives a recipe that can be planned. It has the base's depth, unless it is a route.
       It is the same recipe each time, also after a round trip through YAML.
     - An inactive parameter changes nothing in the recipe, an active one changes it.
-    - `warm` maps the recipe of a point to a point that has the same recipe.
+    - `params_of` maps the recipe of a point to a point that has the same recipe.
 
     Args:
         space: The space to check.
@@ -54,7 +54,7 @@ def check_space(
         AssertionError: The space violates a law.
     """
     _check_conditions(space)
-    starts = space.starts()
+    starts = space.baselines()
     _check_starts(space, starts)
     rng = np.random.default_rng(seed)
     random_points = [_random_point(space, rng) for _ in range(points)]
@@ -154,10 +154,10 @@ def _check_recipe(
         f"{params}: the recipe changes on its way through YAML"
     )
     # The parameters may differ: inactive ones are free.
-    params_of_recipe = space.warm(recipe)
+    params_of_recipe = space.params_of(recipe)
     back = space.recipe(params_of_recipe)
     assert same_recipe(recipe, back), (
-        f"{params}: warm leads to another recipe:\n{recipe.to_yaml()}\n{back.to_yaml()}"
+        f"{params}: params_of leads to another recipe:\n{recipe.to_yaml()}\n{back.to_yaml()}"
     )
 
 

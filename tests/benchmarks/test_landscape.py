@@ -50,7 +50,7 @@ def test_the_file_holds_what_the_design_proposes(merges):
 def test_a_file_survives_saving_and_loading(merges, tmp_path):
     save_merges(merges, tmp_path / "again.npz")
     again = ScoredMerges.load(tmp_path / "again.npz")
-    assert again.space == merges.space and again.starts == merges.starts
+    assert again.space == merges.space and again.baselines == merges.baselines
     assert again.provenance == merges.provenance
     assert np.array_equal(again.correct, merges.correct)
     assert np.array_equal(again.numbers, merges.numbers, equal_nan=True)
@@ -161,7 +161,7 @@ class FormulaEvaluator:
         self.space = MergeSpace(("plain", "thinned"), numbers, ("thinned",))
         self.count = 0
 
-    def starts(self):
+    def baselines(self):
         return {"a": {"method": "plain", "weight/a": 1.0}}
 
     def measure(self, params):

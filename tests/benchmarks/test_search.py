@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from botorch.acquisition.multi_objective import logei
 
 from benchmarks import peers, search
 from benchmarks.standings import Cell, ablation, results, row
@@ -54,6 +55,13 @@ def test_a_peer_is_seeded_and_does_not_know_its_budget(name):
     assert not np.array_equal(_values(name, 30, seed=4), long[:30])
 
 
+@pytest.fixture(autouse=True)
+def _interpreted_botorch(monkeypatch):
+    """BoTorch's improvement in Python: its C++ kernel takes a minute to compile at first use."""
+    monkeypatch.setattr(logei, "_load_attempted", True)
+    monkeypatch.setattr(logei, "_C", None)
+
+
 @pytest.mark.parametrize(
     "name", ["mmmo", "mmmo -weak_to_strong n_startup=11", "map", "gp", "mmmo-published"]
 )
@@ -70,7 +78,7 @@ def test_noise_reaches_them(name):
 @pytest.mark.parametrize("problem", ["zdt1-d5", "dtlz2-m3-d5-noisy"])
 @pytest.mark.parametrize("name", ["ap-bmm", "botorch"])
 def test_slow_peers_run(name, problem):
-    _values(name, 14, problem)
+    _values(name, 13, problem)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from optuna.samplers import RandomSampler
 
 from paretomerge.decide.optimism import optimism
 from paretomerge.evaluate.evaluator import Objective, Score
@@ -25,7 +26,7 @@ class Coins:
 
 @pytest.fixture
 def study(pico, tmp_path):
-    made = make(pico, tmp_path)
+    made = make(pico, tmp_path, sampler=RandomSampler(seed=0))
     objectives = (Objective("a"), Objective("wrong", maximise=False))
     made.goals = Goals(Coins(), objectives)
     made.record.objectives = objectives

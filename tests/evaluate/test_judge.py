@@ -124,7 +124,7 @@ def test_a_study_may_have_a_judge_and_needs_it_only_to_score(
     ] and study.goals.objectives[0].maximise
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
         study.goals.objectives and study.goals.evaluator.evaluate(
-            study.load(Trial(0, next(iter(study.space.starts().values())))),
+            study.load(Trial(0, next(iter(study.space.baselines().values())))),
             "search",
         )
     with serve(says('{"score": 4}')) as server:

@@ -78,28 +78,28 @@ def test_parameters_lie_in_the_space_and_densities_are_there_only_where_they_are
 def test_it_knows_the_sources(landscape, merges):
     for label in ("order", "mirror", "scribe"):
         measured = merges.scores[merges.labels.index(label)]
-        scores = landscape.evaluate(landscape.starts[label])[0]
+        scores = landscape.evaluate(landscape.baselines[label])[0]
         np.testing.assert_allclose(scores, measured, atol=0.06)
 
 
 def test_the_same_point_gives_the_same_scores(landscape):
     """However it is asked for: alone, among others, from a file that is loaded again, with
     inactive densities or without."""
-    points = [*landscape.starts.values(), *landscape.front[:20]]
+    points = [*landscape.baselines.values(), *landscape.front[:20]]
     together = landscape.scores(points)
     alone = [landscape.evaluate(p)[0] for p in points]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-9)
     again = MergeLandscape.load().scores(points)
     np.testing.assert_allclose(together, again, rtol=0, atol=1e-12)
-    inactive = landscape.starts["order"] | dict.fromkeys(landscape.conditions, 0.3)
+    inactive = landscape.baselines["order"] | dict.fromkeys(landscape.conditions, 0.3)
     np.testing.assert_array_equal(
         landscape.evaluate(inactive)[0],
-        landscape.evaluate(landscape.starts["order"])[0],
+        landscape.evaluate(landscape.baselines["order"])[0],
     )
 
 
 def test_noise_is_binomial_and_seeded(landscape):
-    point = landscape.starts["uniform soup"]
+    point = landscape.baselines["uniform soup"]
     truth, nothing = landscape.evaluate(point)
     assert not nothing.any() and ((truth > 0) & (truth < 1)).all()
     rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_the_front_is_one_and_covers_its_hypervolume(landscape, merges, problem)
     predicted = landscape.predict(merges.method, merges.numbers)
     volume = hypervolume(predicted, landscape.reference_point)
     assert volume <= landscape.front_hypervolume * (1 + 1e-9)
-    assert share([]) == 0 and share(list(landscape.starts.values())) < 0.8
+    assert share([]) == 0 and share(list(landscape.baselines.values())) < 0.8
     sources = [
         merges.scores[merges.labels.index(name)]
         for name in ("order", "mirror", "scribe")
@@ -161,7 +161,7 @@ def test_points_outside_the_space_are_refused(landscape, change, message):
 )
 def test_noise_needs_examples_and_a_generator(landscape, n_examples, rng):
     with pytest.raises(ConfigError, match="n_examples"):
-        landscape.evaluate(landscape.starts["order"], n_examples, rng)
+        landscape.evaluate(landscape.baselines["order"], n_examples, rng)
 
 
 def test_features_are_scaled_and_inactive_densities_are_one(merges):

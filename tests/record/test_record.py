@@ -124,10 +124,10 @@ def test_another_question_is_refused_and_has_room_under_another_name(storage):
 
 def test_a_record_without_trials_begins_anew(storage):
     Record.begin(storage, Header(OBJECTIVES, SOURCES, IDENTITY)).set_note(
-        "home", "elsewhere"
+        "root", "elsewhere"
     )
     one = Record.begin(storage, Header(OBJECTIVES[:1], SOURCES, {"objectives": 1}))
-    assert one.note("home") is None and one.note("identity") == {"objectives": 1}
+    assert one.note("root") is None and one.note("identity") == {"objectives": 1}
     one.add(one.freeze(Trial(0, TRIALS[0].params, SCORES), SPACE), 0)
     assert len(one.frozen_trials()[0].values) == 1
 

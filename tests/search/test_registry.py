@@ -30,7 +30,8 @@ ITS_OWN_STATE = (
 )  # Optuna's: lost with the process
 COSTLY = {
     "gp": {"trials": 9, "objectives": (2,)},
-    "mmmo": {"trials": 9, "objectives": (2,)},
+    "mmmo": {"trials": 8, "objectives": (2,)},
+    "policy": {"trials": 10, "objectives": (1, 3)},
     "map": {"trials": 13, "objectives": (1, 3)},
 }
 LOCAL = [name for name in PRESETS if name != "llm"]

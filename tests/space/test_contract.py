@@ -16,25 +16,25 @@ from paretomerge.testing import check_space
 
 
 class StartsOutside(WeightSearchSpace):
-    def starts(self):
+    def baselines(self):
         return {
             label: {
                 name: 9.0 if name == "weight/bob" else v for name, v in point.items()
             }
-            for label, point in super().starts().items()
+            for label, point in super().baselines().items()
         }
 
 
 class StartsWithoutSources(WeightSearchSpace):
-    def starts(self):
-        return dict(reversed(super().starts().items()))
+    def baselines(self):
+        return dict(reversed(super().baselines().items()))
 
 
 class NotTheSource(WeightSearchSpace):
-    def starts(self):
+    def baselines(self):
         return {
             label: point | {"weight/bob": 0.5} if label == "bob" else point
-            for label, point in super().starts().items()
+            for label, point in super().baselines().items()
         }
 
 
@@ -82,9 +82,9 @@ class Shallow(WeightSearchSpace):
         )
 
 
-class WarmElsewhere(WeightSearchSpace):
-    def warm(self, recipe):
-        return super().warm(recipe) | {"weight/ada": 0.123}
+class DecodesElsewhere(WeightSearchSpace):
+    def params_of(self, recipe):
+        return super().params_of(recipe) | {"weight/ada": 0.123}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ class WarmElsewhere(WeightSearchSpace):
         (DeafParameter, "weight/cyd is active at .* points, and changes no recipe"),
         (Fickle, "the recipe differs the second time"),
         (Shallow, "expected a recipe of 4 layers, got 2"),
-        (WarmElsewhere, "warm leads to another recipe"),
+        (DecodesElsewhere, "params_of leads to another recipe"),
     ],
 )
 def test_each_law_can_fail(pico, kind, told):

@@ -89,19 +89,24 @@ def raced(
     return Search(folder, plain.space, goals, sampler), quiz
 
 
+@pytest.fixture(scope="module")
+def race(pico, tmp_path_factory):
+    """A race of 24 trials; tests read it and leave it as it is."""
+    study, quiz = raced(pico, tmp_path_factory.mktemp("race"))
+    study.run(24)
+    return study, quiz, quiz.asked
+
+
 def told(study):
     return [(t.number, dict(t.params), t.scores, t.final) for t in study.trials()]
 
 
-def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(
-    pico, tmp_path
-):
-    study, quiz = raced(pico, tmp_path)
-    study.run(20)
+def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(race):
+    study, _, asked = race
     trials = study.trials()
     left = [t for t in trials if not t.final]
     assert left and all(not t.label for t in left)
-    assert quiz.asked < 0.9 * 500 * len([t for t in trials if t.same_as is None])
+    assert asked < 0.9 * 500 * len([t for t in trials if t.same_as is None])
     for t in left:
         n = [t.scores[name].n for name in ITEMS]
         assert (
@@ -121,9 +126,8 @@ def test_dominated_candidates_are_left_and_the_front_is_scored_on_everything(
     )
 
 
-def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
-    study, quiz = raced(pico, tmp_path)
-    study.run(24)
+def test_who_was_left_is_dominated_on_all_items(race):
+    study, quiz, _ = race
     left = [t for t in study.trials() if not t.final]
     whole = [quiz.evaluate(study.load(t), "search") for t in left]
     front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
@@ -140,7 +144,7 @@ def test_who_was_left_is_dominated_on_all_items(pico, tmp_path):
 def test_fewer_is_better_where_the_user_says_so(pico, tmp_path):
     """The same race with both scores turned round leaves others."""
     study, quiz = raced(pico, tmp_path, maximise=False)
-    study.run(24)
+    study.run(18)
     left = [t for t in study.trials() if not t.final]
     front = [[t.scores[name].value for name in ITEMS] for t in study.front()]
     beaten = [
@@ -242,9 +246,8 @@ def test_items_go_to_the_score_that_decides():
     )  # even odds in `a` are against one who is behind in `b`
 
 
-def test_estimates_are_near_what_all_items_say(pico, tmp_path):
-    study, quiz = raced(pico, tmp_path)
-    study.run(20)
+def test_estimates_are_near_what_all_items_say(race):
+    study, quiz, _ = race
     misses = []
     for t in study.trials():
         if not t.final:
@@ -258,20 +261,20 @@ def test_estimates_are_near_what_all_items_say(pico, tmp_path):
 
 def test_a_killed_race_goes_on_as_if_never_stopped(pico, tmp_path):
     whole, _ = raced(pico, tmp_path / "whole")
-    whole.run(16)
+    whole.run(14)
 
     class StopError(BaseException):
         pass
 
     def stop(event):
-        if event.done == 13:
+        if event.done == 12:
             raise StopError
 
     part, _ = raced(pico, tmp_path / "part")
     with pytest.raises(StopError):
-        part.run(16, stop)
+        part.run(14, stop)
     again, _ = raced(pico, tmp_path / "part")
-    again.run(16)
+    again.run(14)
     assert told(again) == told(whole)
 
 
@@ -279,7 +282,7 @@ def test_scores_that_have_no_items_are_had_at_once(pico, tmp_path):
     study, _ = raced(
         pico, tmp_path, more=(MergeFact("sparsity"),), names=("one", "two", "sparsity")
     )
-    study.run(14)
+    study.run(11)
     assert all(
         t.scores["sparsity"].n == 1 and t.scores["sparsity"].stderr == 0
         for t in study.trials()

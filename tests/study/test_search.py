@@ -208,7 +208,7 @@ def test_the_same_recipe_is_not_scored_twice_and_that_shows(pico, tmp_path):
         return norms(model, tokenizer)
 
     begun = make(pico, tmp_path, counted)
-    n = len(begun.space.starts())
+    n = len(begun.space.baselines())
     study = make(pico, tmp_path, counted, sampler=Stubborn(seed=0))
     told = study.run(n + 3)
     again = [t for t in study.trials() if t.same_as is not None]
@@ -265,12 +265,12 @@ def test_trials_of_another_question_are_refused(pico, tmp_path):
 
 def test_a_record_without_trials_begins_anew(pico, tmp_path):
     make(pico, tmp_path, identity={"space": [1, 2]}).record.set_note(
-        "home", "elsewhere"
+        "root", "elsewhere"
     )
     study = make(pico, tmp_path, identity={"space": [1, 3]})
     assert (
         study.record.note("identity") == {"space": [1, 3]}
-        and study.record.note("home") is None
+        and study.record.note("root") is None
     )
     header = Header(study.goals.objectives[:1], (), {"objectives": 1})
     one = Record.begin(

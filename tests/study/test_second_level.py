@@ -130,7 +130,7 @@ def test_what_is_known_is_not_scored_again(finished):
     first.
     """
     alone = {finished.recipe(t).key for t in finished.trials() if t.level}
-    starts = finished.second_level.space.starts()
+    starts = finished.second_level.space.baselines()
     assert not [
         name
         for name in finished.second_level.space.sources

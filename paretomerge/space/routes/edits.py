@@ -129,7 +129,7 @@ class EditSearchSpace(RouteSearchSpace):
         # A model needs a layer, so a point that skips all blocks gets one.
         return route or self.block(lead, 0)
 
-    def starts(self) -> dict[str, Point]:
+    def baselines(self) -> dict[str, Point]:
         """Return the points of the baseline recipes by label.
 
         Each source alone comes first. Then come the simplest frankenmerges: hand-overs half-way,
@@ -168,7 +168,7 @@ class EditSearchSpace(RouteSearchSpace):
         point[f"times/{self.half}"] = 0
         return point
 
-    def warm(self, recipe: Recipe) -> Point:
+    def params_of(self, recipe: Recipe) -> Point:
         """Return the point of a recipe of the user's.
 
         Args:

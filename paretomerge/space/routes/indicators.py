@@ -116,7 +116,7 @@ class IndicatorSearchSpace(RouteSearchSpace):
         first_source = next(iter(self.sources))
         return route or self.block(first_source, 0)
 
-    def starts(self) -> dict[str, Point]:
+    def baselines(self) -> dict[str, Point]:
         """Return the points of the baseline recipes by label.
 
         Each source alone comes first, then hand-overs half-way, where the order of the models and
@@ -148,7 +148,7 @@ class IndicatorSearchSpace(RouteSearchSpace):
                 starts[label][scale] = self.handover_scale(label)
         return starts
 
-    def warm(self, recipe: Recipe) -> Point:
+    def params_of(self, recipe: Recipe) -> Point:
         """Return the point of a recipe of the user's.
 
         Args:

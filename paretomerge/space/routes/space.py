@@ -106,7 +106,7 @@ class RouteSearchSpace(ABC):
         """When parameters are active."""
 
     @abstractmethod
-    def starts(self) -> Mapping[str, Point]:
+    def baselines(self) -> Mapping[str, Point]:
         """Return the points of the baseline recipes by label, each source alone first."""
 
     def point_without_middle(self, source: str) -> Point | None:
@@ -118,7 +118,7 @@ class RouteSearchSpace(ABC):
         return None
 
     @abstractmethod
-    def warm(self, recipe: Recipe) -> Point:
+    def params_of(self, recipe: Recipe) -> Point:
         """Return the point of a recipe of the user's.
 
         Args:

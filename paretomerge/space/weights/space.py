@@ -246,7 +246,7 @@ class WeightSearchSpace:
         """
         return recipe_of(self.parameters, params)
 
-    def warm(self, recipe: Recipe) -> dict[str, ParamValue]:
+    def params_of(self, recipe: Recipe) -> dict[str, ParamValue]:
         """Return the parameters that give a recipe, however the recipe is written.
 
         Args:
@@ -274,7 +274,7 @@ class WeightSearchSpace:
         """One method everywhere and one weight per source; see `ParameterSpace.uniform_params`."""
         return self.parameters.uniform_params(method, weights, density)
 
-    def starts(self) -> dict[str, dict[str, ParamValue]]:
+    def baselines(self) -> dict[str, dict[str, ParamValue]]:
         """Return the parameters of the baseline recipes.
 
         Returns:

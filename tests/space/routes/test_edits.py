@@ -26,7 +26,7 @@ def test_the_contract(pico, more):
 
 def layers(space: EditSearchSpace, **edits) -> list[tuple[str, int, float]]:
     names = {path: name for name, path in space.sources.items()}
-    point = space.starts()["ada"] | {
+    point = space.baselines()["ada"] | {
         key.replace("_", "/") if key != "hand_over" else key: v
         for key, v in edits.items()
     }
@@ -66,7 +66,7 @@ def test_models_of_other_depths_are_cut_alike(pico):
 
 
 def test_known_starts_are_simple(pico):
-    starts = space_of(pico, ("ada", "bob")).starts()
+    starts = space_of(pico, ("ada", "bob")).baselines()
     assert list(starts) == [
         "ada",
         "bob",
@@ -99,7 +99,7 @@ def test_known_starts_are_simple(pico):
 def test_routes_outside_are_told(pico, steps, told):
     route = [RouteLayer(str(pico / name), layer, scale) for name, layer, scale in steps]
     with pytest.raises(ConfigError, match=told):
-        space_of(pico).warm(route_to_recipe(route, FOLDS["llama"]))
+        space_of(pico).params_of(route_to_recipe(route, FOLDS["llama"]))
 
 
 def test_recipes_that_are_no_routes_are_told(pico):
@@ -112,20 +112,20 @@ def test_recipes_that_are_no_routes_are_told(pico):
     with pytest.raises(
         ConfigError, match="expected layers of one model, passed through, got linear"
     ):
-        space_of(pico).warm(merged)
+        space_of(pico).params_of(merged)
     slices = [{"sources": [{"model": str(pico / "ada"), "layer_range": [0, 4]}]}]
     apart = Recipe.from_dict(
         {"merge_method": "passthrough", "modules": {"default": {"slices": slices}}}
     )
     with pytest.raises(ConfigError, match="passed through, got `modules`"):
-        space_of(pico).warm(apart)
+        space_of(pico).params_of(apart)
     odd = {
         "merge_method": "passthrough",
         "slices": [{"sources": [{"model": str(pico / "ada"), "layer_range": [0, 4]}]}],
     }
     odd["slices"][0]["sources"][0]["parameters"] = {"scale": 0.5}
     with pytest.raises(ConfigError, match="expected scales that a route folds"):
-        space_of(pico).warm(Recipe.from_dict(odd))
+        space_of(pico).params_of(Recipe.from_dict(odd))
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_hand_overs_begin_with_the_scale_that_matches(pico):
         pico, ("ada", "bob"), matched={"ada, then bob": 0.8, "bob, then ada": 9.0}
     )
     assert (
-        space.starts()["ada, then bob"]["scale/2"] == 0.8
-        and space.starts()["bob, then ada"]["scale/2"] == 1.4
+        space.baselines()["ada, then bob"]["scale/2"] == 0.8
+        and space.baselines()["bob, then ada"]["scale/2"] == 1.4
     )
     check_space(space, points=40)
 
@@ -156,7 +156,7 @@ def test_who_follows_counts_where_there_is_a_hand_over(pico):
     space = space_of(pico)
     encoding = Encoding(space.distributions, space.conditions)
     name = next(iter(space.sources))
-    alone = space.starts()[name]
+    alone = space.baselines()[name]
     others = [alone | {"follow": other} for other in space.sources]
     assert len({row.tobytes() for row in encoding.encode(others)}) == 1
     assert (

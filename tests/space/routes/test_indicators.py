@@ -37,7 +37,7 @@ def test_every_parameter_is_a_number_that_cma_moves(pico):
 def test_places_are_gone_through_in_order(pico):
     space = space_of(pico, repeats=2, blocks=2)
     names = {path: name for name, path in space.sources.items()}
-    point = space.starts()["ada"] | {
+    point = space.baselines()["ada"] | {
         "use/1/ada/1": 0,
         "use/1/bob/1": 1,
         "use/2/ada/0": 1,
@@ -63,8 +63,8 @@ def test_what_uses_nothing_goes_through_the_first_block(pico):
 
 
 def test_hand_overs_that_the_order_allows_are_starts(pico):
-    assert list(space_of(pico).starts()) == ["ada", "bob", "ada, then bob"]
-    assert list(space_of(pico, repeats=2).starts()) == [
+    assert list(space_of(pico).baselines()) == ["ada", "bob", "ada, then bob"]
+    assert list(space_of(pico, repeats=2).baselines()) == [
         "ada",
         "bob",
         "ada, then bob",
@@ -85,14 +85,14 @@ def test_hand_overs_that_the_order_allows_are_starts(pico):
 def test_routes_outside_are_told(pico, steps, told):
     route = [RouteLayer(str(pico / name), layer, scale) for name, layer, scale in steps]
     with pytest.raises(ConfigError, match=told):
-        space_of(pico).warm(route_to_recipe(route, FOLDS["llama"]))
+        space_of(pico).params_of(route_to_recipe(route, FOLDS["llama"]))
 
 
 def test_scales_are_not_for_spaces_without_a_fold(pico):
     route = [RouteLayer(str(pico / "ada"), 0), RouteLayer(str(pico / "ada"), 1, 1.2)]
     recipe = route_to_recipe(route, FOLDS["llama"])
     with pytest.raises(ConfigError, match="expected scales that a route folds"):
-        replace(space_of(pico), fold=None).warm(recipe)
+        replace(space_of(pico), fold=None).params_of(recipe)
 
 
 def test_repeats_are_checked(pico):

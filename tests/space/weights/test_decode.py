@@ -56,7 +56,7 @@ def test_plain_recipes(pico):
         model(pico, "ada", weight=-0.2),
     ]
     parameters = {"normalize": False, "density": 0.6}
-    point = full.warm(recipe(pico, "ties", models=listed, parameters=parameters))
+    point = full.params_of(recipe(pico, "ties", models=listed, parameters=parameters))
     assert point["method"] == "ties" and point["weight/cyd"] == 0  # cyd is not listed
     assert (
         point["weight/ada"],
@@ -65,7 +65,7 @@ def test_plain_recipes(pico):
         point["density/bob"],
     ) == (-0.2, 0.6, 0.7, 0.3)
     assert set(point) == set(full.distributions)
-    halved = full.warm(
+    halved = full.params_of(
         recipe(
             pico,
             parameters={"lambda": 0.5, "weight": 1.0},
@@ -83,7 +83,8 @@ def test_paths_may_be_spelt_otherwise(pico, monkeypatch):
         "models": [{"model": "./ada", "parameters": {"weight": 0.25}}],
     }
     assert (
-        space(pico).warm(Recipe.from_yaml(yaml.safe_dump(data)))["weight/ada"] == 0.25
+        space(pico).params_of(Recipe.from_yaml(yaml.safe_dump(data)))["weight/ada"]
+        == 0.25
     )
 
 
@@ -95,11 +96,11 @@ def test_averages_are_task_arithmetic(pico):
             "models": [model(pico, e, weight=1) for e in EXPERTS],
         }
     )
-    point = full.warm(soup)
+    point = full.params_of(soup)
     assert point["method"] == "task_arithmetic" and [
         point[f"weight/{e}"] for e in EXPERTS
     ] == pytest.approx([1 / 3] * 3)
-    with_base = full.warm(
+    with_base = full.params_of(
         recipe(
             pico,
             "linear",
@@ -153,7 +154,7 @@ def test_slices_filters_and_gradients(pico):
         }
         for first, w in ((0, 0.8), (2, 0.9))
     ]
-    point = full.warm(recipe(pico, models=None, slices=slices))
+    point = full.params_of(recipe(pico, models=None, slices=slices))
     assert (
         point["weight/ada/0/attention"] == 0.8
         and point["weight/ada/1/attention"] == 0.9
@@ -173,42 +174,44 @@ def test_slices_filters_and_gradients(pico):
         {"filter": "lm_head", "value": 0.9},
         {"value": [0.3, 0.6, 0.9]},
     ]
-    point = smooth.warm(recipe(pico, models=[model(pico, "ada", weight=lines)]))
+    point = smooth.params_of(recipe(pico, models=[model(pico, "ada", weight=lines)]))
     assert point["weight/ada/0"] == pytest.approx(0.3) and point[
         "weight/ada/1"
     ] == pytest.approx(0.9)
     with pytest.raises(
         ConfigError, match="weight of ada: expected a value on the space's lines"
     ):
-        smooth.warm(
+        smooth.params_of(
             recipe(pico, models=[model(pico, "ada", weight=[0.3, 0.9])])
         )  # norm and head at the first value
 
 
 def test_sources_that_are_left_out(pico):
     full = space(pico, subset=True, weight=Granularity((0.1, 1)))
-    point = full.warm(recipe(pico))
+    point = full.params_of(recipe(pico))
     assert [point[f"use/{e}"] for e in EXPERTS] == [True, False, False]
-    nothing = full.warm(recipe(pico, models=[model(pico, "ada", weight=0)]))
+    nothing = full.params_of(recipe(pico, models=[model(pico, "ada", weight=0)]))
     assert not any(nothing[f"use/{e}"] for e in EXPERTS)
     with pytest.raises(
         ConfigError, match=r"weight/bob: expected 0.1 to 1, the space's bounds, got 0"
     ):
-        space(pico, weight=Granularity((0.1, 1))).warm(recipe(pico))
+        space(pico, weight=Granularity((0.1, 1))).params_of(recipe(pico))
 
 
 def test_della_and_its_epsilon(pico):
     full = space(pico, methods=("della", "ties"))
     said = {"normalize": False, "density": 0.8, "epsilon": 0.15}
-    assert full.warm(recipe(pico, "della", parameters=said))[
+    assert full.params_of(recipe(pico, "della", parameters=said))[
         "epsilon"
     ] == pytest.approx(0.75)
     assert (
-        full.warm(recipe(pico, "della", parameters={"normalize": False}))["epsilon"]
+        full.params_of(recipe(pico, "della", parameters={"normalize": False}))[
+            "epsilon"
+        ]
         == 0.3
     )  # density 1: nothing to spread
     with pytest.raises(ConfigError, match=r"epsilon: expected 0 to 0\.9"):
-        full.warm(recipe(pico, "della", parameters=said | {"epsilon": 0.19}))
+        full.params_of(recipe(pico, "della", parameters=said | {"epsilon": 0.19}))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_della_and_its_epsilon(pico):
 )
 def test_what_is_outside_is_named(pico, more, told):
     with pytest.raises(ConfigError, match=told):
-        space(pico).warm(recipe(pico, **more))
+        space(pico).params_of(recipe(pico, **more))
 
 
 def test_other_models_layers_and_values_are_outside(pico, tmp_path):
@@ -253,7 +256,7 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
     with pytest.raises(
         ConfigError, match="expected models of the study, got elsewhere/model"
     ):
-        full.warm(
+        full.params_of(
             recipe(
                 pico, models=[{"model": "elsewhere/model", "parameters": {"weight": 1}}]
             )
@@ -262,7 +265,7 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
         ConfigError,
         match=r"weight/ada: expected one value where the space has one, got 0.1 .* and 0.9 in ",
     ):
-        full.warm(
+        full.params_of(
             recipe(
                 pico,
                 models=[
@@ -275,7 +278,7 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
             )
         )
     with pytest.raises(ConfigError, match="each source once"):
-        full.warm(recipe(pico, models=[model(pico, "ada", weight=1)] * 2))
+        full.params_of(recipe(pico, models=[model(pico, "ada", weight=1)] * 2))
 
     def piece(*ranges):
         return [
@@ -292,9 +295,9 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
         ]
 
     with pytest.raises(ConfigError, match="expected the base's 4 layers, got 3"):
-        full.warm(recipe(pico, models=None, slices=piece((0, 3))))
+        full.params_of(recipe(pico, models=None, slices=piece((0, 3))))
     with pytest.raises(ConfigError, match="in their own places"):
-        full.warm(recipe(pico, models=None, slices=piece((2, 4), (0, 2))))
+        full.params_of(recipe(pico, models=None, slices=piece((2, 4), (0, 2))))
 
 
 @settings(
@@ -341,7 +344,7 @@ def test_there_and_back_in_any_space(pico, data):
         for name, d in full.distributions.items()
     }
     there = full.recipe(point)
-    back = full.warm(there)
+    back = full.params_of(there)
     assert same_recipe(there, full.recipe(back))
     if "pcb" not in methods:
         a, b = (
@@ -369,7 +372,7 @@ def test_one_value_for_all_sources(pico):
     with pytest.raises(
         ConfigError, match=r"gamma: .* got 0.01 in \S+ of ada and 0.05 in \S+ of bob"
     ):
-        full.warm(mixed)
+        full.params_of(mixed)
 
 
 @pytest.mark.parametrize(
@@ -383,9 +386,9 @@ def test_methods_in_which_a_missing_source_is_not_one_of_weight_0(
     two_of_three = recipe(pico, method, models=models, parameters=parameters)
     methods = (method, "ties")
     with pytest.raises(ConfigError, match=f"{method} with and without cyd"):
-        space(pico, methods=methods).warm(two_of_three)
+        space(pico, methods=methods).params_of(two_of_three)
     with_subset = space(pico, methods=methods, subset=True)
-    back = with_subset.recipe(with_subset.warm(two_of_three))
+    back = with_subset.recipe(with_subset.params_of(two_of_three))
     assert same_tensors(two_of_three, back)
 
 
@@ -393,9 +396,9 @@ def test_a_method_of_two_sources_does_not_stand_in_for_one_source(pico):
     """pcb of one source is task arithmetic, but only where the other sources are left out."""
     one = recipe(pico)
     with pytest.raises(ConfigError, match=r"task_arithmetic \(with these .* pcb\)"):
-        space(pico, methods=("pcb", "ties")).warm(one)
+        space(pico, methods=("pcb", "ties")).params_of(one)
     with_subset = space(pico, methods=("pcb", "ties"), subset=True)
-    assert same_tensors(one, with_subset.recipe(with_subset.warm(one)))
+    assert same_tensors(one, with_subset.recipe(with_subset.params_of(one)))
 
 
 def same_tensors(first: Recipe, second: Recipe) -> bool:
@@ -459,7 +462,7 @@ def test_a_decoded_recipe_merges_to_the_same_tensors(pico, written, subset):
         subset=subset,
     )
     try:
-        params = full.warm(there)
+        params = full.params_of(there)
     except ConfigError:
         return
     assert same_tensors(there, full.recipe(params))

@@ -83,7 +83,7 @@ def test_every_number_reaches_its_tensors(pico):
 
 def test_every_start_is_inside_and_the_first_are_the_sources(pico):
     full = space(pico)
-    starts = full.starts()
+    starts = full.baselines()
     assert list(starts)[:4] == ["ada", "bob", "cyd", "uniform soup"]
     for params in starts.values():
         assert set(params) == set(full.distributions)
@@ -128,8 +128,8 @@ def test_every_start_is_inside_and_the_first_are_the_sources(pico):
 def test_a_start_that_bears_a_source_s_name_is_that_source(pico, settings, exact):
     full = space(pico, **settings)
     names = ["ada", "bob", "cyd"] if exact else ["near ada", "near bob", "near cyd"]
-    assert list(full.starts())[:3] == names and full.holds_sources is exact
-    recipe = full.recipe(full.starts()[names[1]])
+    assert list(full.baselines())[:3] == names and full.holds_sources is exact
+    recipe = full.recipe(full.baselines()[names[1]])
     bob = Checkpoint(str(pico / "bob"))
     same = [
         torch.allclose(tensor.float(), bob.tensor(name).float(), rtol=0.01)
@@ -230,7 +230,7 @@ def test_every_searchable_method_gives_recipes_that_can_be_planned(pico, method)
     full = space(pico, methods=tuple(dict.fromkeys((method, "task_arithmetic"))))
     for point in (
         full.uniform_params(method, dict.fromkeys(full.sources, 0.5), 0.3),
-        *full.starts().values(),
+        *full.baselines().values(),
     ):
         plan = make_plan(full.recipe(point))
         assert not plan.notes
