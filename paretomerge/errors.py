@@ -108,6 +108,10 @@ class ErrorCollector:
         return "\n".join(lines)
 
 
+_MAX_KNOWN = 30
+"""Known names that a message lists; of more, only the most similar ones."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> str:
     """Return the error message for a name that is not in a list of known names.
 
@@ -117,16 +121,33 @@ def unknown_name(kind: str, name: object, known: Iterable[object]) -> str:
         known: All valid names.
 
     Returns:
-        A message with the most similar known name first, then all known names.
+        A message with the most similar known name first, then all known names, or the most
+        similar ones where there are many.
     """
     names = sorted(map(str, known))
     # Names come from files of users: a long one must not fill the message.
     text = str(name)[:100]
-    similar = difflib.get_close_matches(text, names, n=1)
+    similar = difflib.get_close_matches(text, names, n=5)
+    if len(names) > _MAX_KNOWN:
+        count = f"{len(names):,} names are known"
+        if not similar:
+            return f"unknown {kind} {text!r}; {count}"
+        return (
+            f"unknown {kind} {text!r}; did you mean {_alternatives(similar)}? ({count})"
+        )
     listed = ", ".join(names)
     if similar:
         return f"unknown {kind} {text!r}; did you mean {similar[0]!r}? Known: {listed}"
     return f"unknown {kind} {text!r}; known: {listed}"
+
+
+def _alternatives(names: list[str]) -> str:
+    """`'a'`, or `'a', 'b' or 'c'`."""
+    quoted = [repr(name) for name in names]
+    *others, last = quoted
+    if not others:
+        return last
+    return f"{', '.join(others)} or {last}"
 
 
 def shorten(value: object) -> str:

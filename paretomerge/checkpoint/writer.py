@@ -107,7 +107,8 @@ def _check_target(out: Path, overwrite: bool) -> None:
     is_empty_folder = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty_folder and not overwrite:
         raise CheckpointError(
-            f"{out}: exists and is not an empty folder; choose another or pass --overwrite"
+            f"{out}: exists and is not an empty folder; choose another, or replace it with "
+            "--overwrite (in Python: overwrite=True)"
         )
 
 

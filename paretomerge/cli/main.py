@@ -39,6 +39,9 @@ Knee = Annotated[
     bool,
     typer.Option("--knee", help="The trial nearest to the ideal point (the default)."),
 ]
+Trials = Annotated[
+    int | None, typer.Option(help="Evaluations in all, baselines included.", min=1)
+]
 Number = Annotated[int | None, typer.Option("--trial", help="The number of one trial.")]
 StudyOption = Annotated[
     Path,
@@ -58,20 +61,21 @@ def _options(
 
 
 @app.command()
-def quickstart(quiet: Quiet = False) -> None:
+def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     """Search over merges of the shipped specialists, in a few minutes on a laptop.
 
     Run it again to resume.
     """
     from paretomerge.cli.quickstart import unpack_specialists
+    from paretomerge.decide.pick import Choice
 
     study_file = unpack_specialists(Path.cwd())
     study = session.open_study(study_file)
-    session.search(study, None, quiet)
+    session.search(study, trials, quiet)
     trial = session.show(study, MAX_SHOWN)
     # Overwritten, since a second run may pick another trial.
     out = study.folder / "picked"
-    picked = study.save(trial, out, overwrite=True, picked_by="--knee")
+    picked = study.save(trial, out, overwrite=True, picked_by=Choice().text)
     report_file = study.report()
     shown = session.short(study_file)
     session.console().print(
@@ -87,9 +91,7 @@ def quickstart(quiet: Quiet = False) -> None:
 @app.command()
 def search(
     study_yaml: StudyFile,
-    trials: Annotated[
-        int | None, typer.Option(help="Instead of the file's.", min=1)
-    ] = None,
+    trials: Trials = None,
     quiet: Quiet = False,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
@@ -111,11 +113,15 @@ def status(study_yaml: StudyFile) -> None:
     results = study.results()
     trials = results.trials
     total = study.settings.total_trials
-    volume = volume_text(results.hypervolume())
+    volume = results.hypervolume()
     summary = (
         f"{results.evaluated} of {total} trials, {tally(trials)}, "
-        f"{len(results.front)} on the front, hypervolume {volume}"
+        f"{len(results.front)} on the front, hypervolume {volume_text(volume)}"
     )
+    baselines = results.hypervolume(results.baselines)
+    if baselines:
+        # A ratio, for the hypervolume itself is in units that nobody has a feeling for.
+        summary += f" ({volume / baselines:.2f} times that of the baselines)"
     lines = [summary]
     failed = [trial for trial in trials if trial.failure]
     if failed:
@@ -126,7 +132,7 @@ def status(study_yaml: StudyFile) -> None:
         latest = infeasible[-1]
         lines.append(f"latest infeasible: trial {latest.number}: {latest.violations}")
     if results.end_reason:
-        lines.append(results.end_reason)
+        lines.append(f"latest run: {results.end_reason}")
     for line in lines:
         session.console().print(line, highlight=False, soft_wrap=True)
 
@@ -151,17 +157,18 @@ def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
 def pick(
     study_yaml: StudyFile,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", help="A new folder for the checkpoint.", show_default=False
+            "--out",
+            help="A new folder for the checkpoint. Without it the choice is only shown.",
         ),
-    ],
+    ] = None,
     prefer: Prefer = None,
     knee: Knee = False,
     trial: Number = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write one merge of the front as a Hugging Face checkpoint."""
+    """Choose one merge of the front, and write it as a Hugging Face checkpoint."""
     from paretomerge.decide.pick import Choice, choose
     from paretomerge.report.tables import trials_table
 
@@ -169,10 +176,14 @@ def pick(
     # A wrong choice is reported before anything is loaded or written.
     choice = Choice.parse(prefer, trial, knee)
     number = choose(study.results(), choice).number
-    study.save(number, out, overwrite=overwrite, picked_by=choice.text)
+    heading = f"Picked by {choice.text}"
+    if out is None:
+        heading += " (add --out FOLDER to write it)"
+    else:
+        study.save(number, out, overwrite=overwrite, picked_by=choice.text)
+        heading += f" → {out}"
     results = study.results()
     picked = choose(results, Choice(trial=number))
-    heading = f"{choice.text} → {out}"
     table = trials_table(results, [picked], heading, number)
     session.console().print(table)
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Scores, Trial, count_evaluated
-from paretomerge.study.event import Event
+from paretomerge.study.event import Event, HeldOutEvent
 
 _ROWS = 10  # the live table must fit a small terminal, or rich cuts it off
 _STAGES = ("ask", "merge", "evaluate", "record")
@@ -34,6 +34,7 @@ class Progress:
         self._quiet = quiet
         self._events: list[Event] = []
         self._start = time.perf_counter()
+        self._held_out_start = self._start
         # In files and pipes a table that redraws itself would be a heap of control characters.
         live = console.is_terminal and not quiet
         self._live = Live(console=console, refresh_per_second=4) if live else None
@@ -66,29 +67,49 @@ class Progress:
             line = Text(_line(event, self._names))
             self._console.print(line, soft_wrap=True)
 
-    def held_out(self, trial: Trial) -> None:
+    def held_out(self, event: HeldOutEvent) -> None:
         """Show that a trial was scored on held-out examples.
 
         Args:
-            trial: The trial.
+            event: Which trial, and how many are left.
         """
+        trial = event.trial
         if self._live:
-            message = Text(f"scoring the front on held-out examples: {trial.name}")
+            if event.done == 1:
+                self._held_out_start = time.perf_counter()
+            message = Text(self._held_out_summary(event), style="dim")
             self._live.update(Group(self._table(), message))
         elif not self._quiet:
             scores = _scores_text(trial.held_out or {}, self._names)
-            line = Text(f"held-out  {trial.name}  {scores}")
+            line = Text(f"held-out {event.done}/{event.total}  {trial.name}  {scores}")
             self._console.print(line, soft_wrap=True)
+
+    def _held_out_summary(self, event: HeldOutEvent) -> str:
+        text = f"held-out examples: {event.done} of {event.total} models"
+        # The first model's time is unknown: it began before the first event.
+        if event.done > 1:
+            elapsed = time.perf_counter() - self._held_out_start
+            each = elapsed / (event.done - 1)
+            left = each * (event.total - event.done)
+            text += f"  about {left:.0f}s left"
+        return f"{text}  {event.trial.name}"
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        mean = ["mean"] if self._results.has_mean else []
-        for heading in ("trial", *self._names, *mean, "hypervolume", "s"):
-            table.add_column(Text(heading), justify="right")
-        table.add_column("", style="dim")
-        for event in self._events[-_ROWS:]:
+        shown = self._events[-_ROWS:]
+        has_mean = any(self._mean(event.trial) is not None for event in self._events)
+        headings = ["trial", *self._names, *(["mean"] if has_mean else [])]
+        headings += ["hypervolume", "s"]
+        rows = [self._cells(event, has_mean) for event in shown]
+        for column, heading in enumerate(headings):
+            # Headings and notes may wrap or be cut off; numbers must not.
+            widest = max((len(cells[column]) for cells in rows), default=5)
+            head = Text(heading, overflow="fold")
+            table.add_column(head, justify="right", min_width=widest)
+        table.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
+        for event, cells in zip(shown, rows, strict=True):
             note = Text(_note(event.trial))
-            table.add_row(*self._cells(event), note)
+            table.add_row(*cells, note)
         if not self._events:
             return Group(table)
         last = self._events[-1]
@@ -99,12 +120,15 @@ class Progress:
         below.add_row(summary)
         return Group(table, below)
 
-    def _cells(self, event: Event) -> list[str]:
+    def _mean(self, trial: Trial) -> float | None:
+        return self._results.mean(trial.scores)
+
+    def _cells(self, event: Event, has_mean: bool) -> list[str]:
         trial = event.trial
         cells = [str(trial.number)]
         cells += [score_text(trial.scores, name) for name in self._names]
-        if self._results.has_mean:
-            mean = self._results.mean(trial.scores)
+        if has_mean:
+            mean = self._mean(trial)
             mean_text = "-" if mean is None else f"{mean:.3f}"
             cells.append(mean_text)
         seconds = sum(event.seconds.values())
@@ -128,7 +152,7 @@ class Progress:
             f"{last.done}/{last.total} trials",
             tally(trials),
             *stages,
-            f"about {left:.0f}s left",
+            f"about {left:.0f}s left, then the held-out examples",
         ]
         return "  ".join(parts)
 
@@ -208,7 +232,7 @@ def _line(event: Event, names: Sequence[str]) -> str:
         note += " (left early: estimates)"
     if trial.same_as is not None:
         note += f" (the recipe of trial {trial.same_as})"
-    progress = f"{event.done:4d}/{event.total}"
+    progress = f"{event.done:4d}/{event.total}  trial {trial.number}"
     scores = _scores_text(trial.scores, names)
     seconds = sum(event.seconds.values())
     return f"{progress}  {scores}  {outcome}  {seconds:.1f}s  {note}"

@@ -107,8 +107,11 @@ def show(study: "Study", most: int | None = None) -> "Trial":
     # The knee need not have one of the best means.
     if picked not in shown:
         shown.append(picked)
-    counts = f"{len(shown)} of {len(ranked)}"
-    heading = f"Pareto front, {counts} by scaled mean (→ {choice.text})"
+    counts = f"{len(ranked)} trials"
+    if len(shown) < len(ranked):
+        counts = f"the best {len(shown)} of {len(ranked)} trials"
+    order = "mean" if results.has_mean else "mean of the scaled scores"
+    heading = f"Pareto front: {counts}, by {order} (→ {choice.text})"
     console().print(trials_table(results, shown, heading, picked.number))
     return picked
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.evaluate.measures import Constraint, Measure, Sparsity
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.space import SearchSpace
@@ -161,6 +161,16 @@ class SecondLevel:
             raise ConfigError("then: `trials` and `front` must be 1 or more")
 
 
+def _not_a_measure(value: object) -> str:
+    if isinstance(value, str):
+        return f"a name alone is no objective; write Task({value!r})"
+    if callable(value):
+        return f"write Function({shorten(value)}), not the function alone"
+    return (
+        f"use Task, Function, Perplexity, Judge, Sparsity or Size, not {shorten(value)}"
+    )
+
+
 @dataclass(frozen=True)
 class StudySettings:
     """Everything that a study.yaml can say.
@@ -221,6 +231,9 @@ class StudySettings:
             raise ConfigError(f"models: name two or more, not {len(self.models)}")
         if not self.objectives:
             raise ConfigError("objectives: name one or more")
+        for measure in self.objectives:
+            if not isinstance(measure, Measure):
+                raise ConfigError(f"objectives: {_not_a_measure(measure)}")
         if self.dtype not in (None, *DTYPES):
             raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
         self._check_names()

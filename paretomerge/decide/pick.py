@@ -59,15 +59,15 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The options of the command line that make the same choice."""
+        """How the trial is picked, in words."""
         if self.trial is not None:
-            return f"--trial {self.trial}"
+            return f"its number, {self.trial}"
         if self.prefer is None:
-            return "--knee"
+            return "the knee of the front"
         weights = []
         for name, weight in self.prefer.items():
             weights.append(f"{name}={weight:g}")
-        return "--prefer " + ",".join(weights)
+        return "the preference " + ", ".join(weights)
 
 
 def choose(results: Results, choice: Choice) -> Trial:
@@ -128,7 +128,7 @@ def write_pick(
         results: The study's results.
         trial: The trial.
         out: A new folder.
-        picked_by: The command line's options that picked it, for the model card.
+        picked_by: How it was picked, for the model card; see `Choice.text`.
         overwrite: Whether an existing folder is replaced.
 
     Returns:
@@ -149,13 +149,17 @@ def scores_table(names: Sequence[str], trial: Trial, picked_by: str) -> str:
     Args:
         names: Scores to list.
         trial: The trial.
-        picked_by: The command line's options that picked it.
+        picked_by: How it was picked, "" where that is not known.
 
     Returns:
         A paragraph and a table.
     """
+    title = f"Trial {trial.number}"
+    if trial.label:
+        title += f" ({trial.label})"
+    picked = f", picked by {picked_by}" if picked_by else ""
     lines = [
-        f"Trial {trial.number} of a paretomerge study, picked with `{picked_by}`.",
+        f"{title} of a paretomerge study{picked}.",
         "",
         "| task | search examples | held-out examples |",
         "|---|---|---|",
@@ -171,12 +175,12 @@ def _numbered(results: Results, number: int) -> Trial:
     trial = results.trial(number)
     if trial is None:
         raise ConfigError(
-            f"--trial {number}: there is no such trial; numbers are below {len(results.trials)}"
+            f"trial {number}: there is no such trial; numbers are below {len(results.trials)}"
         )
     if trial.failure:
-        raise ConfigError(f"--trial {number}: this trial failed: {trial.failure}")
+        raise ConfigError(f"trial {number} failed: {trial.failure}")
     if trial.violations:
-        raise ConfigError(f"--trial {number}: this trial breaks {trial.violations}")
+        raise ConfigError(f"trial {number} breaks {trial.violations}")
     return trial
 
 
@@ -206,14 +210,14 @@ def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
     names = [objective.name for objective in results.objectives]
     for name, weight in prefer.items():
         if name not in names:
-            raise ConfigError(f"--prefer: {unknown_name('objective', name, names)}")
+            raise ConfigError(f"prefer: {unknown_name('objective', name, names)}")
         if weight < 0:
             raise ConfigError(
-                f"--prefer: weights must be 0 or more, not {name}={weight:g}"
+                f"prefer: weights must be 0 or more, not {name}={weight:g}"
             )
     weights = [prefer.get(name, 0.0) for name in names]
     if not sum(weights) > 0:
-        raise ConfigError("--prefer: at least one weight must be above 0")
+        raise ConfigError("prefer: at least one weight must be above 0")
     return weights
 
 

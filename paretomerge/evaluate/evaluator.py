@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from paretomerge.errors import EvaluationError
@@ -40,7 +40,7 @@ class Score:
 
     Example:
         >>> Score.mean_of([1, 0, 1, 1])
-        Score(value=0.75, stderr=0.25, n=4, example_scores=(1.0, 0.0, 1.0, 1.0))
+        Score(value=0.75, stderr=0.25, n=4)
         >>> Score(-0.25).text
         '-0.250'
     """
@@ -48,7 +48,8 @@ class Score:
     value: float
     stderr: float = 0.0
     n: int = 1
-    example_scores: tuple[float, ...] | None = None
+    # Not in the repr: thousands of numbers would hide the score.
+    example_scores: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -62,10 +63,20 @@ class Score:
     @property
     def text(self) -> str:
         """The value for people: integers for counts, three decimals or two digits for all else."""
-        # A count has no standard error; a mean over examples that is whole is still a mean.
-        is_exact = self.n == 1 and self.stderr == 0
-        if is_exact and self.value == int(self.value):
+        if self.is_count:
             return f"{int(self.value):,}"
+        return self.decimal_text
+
+    @property
+    def is_count(self) -> bool:
+        """Whether it is a whole number without an error, such as the number of layers."""
+        # A mean over examples that is whole is still a mean.
+        is_exact = self.n == 1 and self.stderr == 0
+        return is_exact and self.value == int(self.value)
+
+    @property
+    def decimal_text(self) -> str:
+        """The value with three decimals, or two digits where it is tiny."""
         if 0 < abs(self.value) < 0.001:
             return f"{self.value:.2g}"
         return f"{self.value:.3f}"

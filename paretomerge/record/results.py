@@ -71,12 +71,8 @@ class Results:
 
     @property
     def has_mean(self) -> bool:
-        """Whether the mean of the scores says how good a merge is.
-
-        It does not if an objective is minimised.
-        """
-        # Minimised objectives, such as layers or perplexity, have other units than accuracies.
-        return all(objective.maximise for objective in self.objectives)
+        """Whether the mean of the scores says how good merges are; see `mean`."""
+        return any(self.mean(trial.scores) is not None for trial in self.trials)
 
     def mean(self, scores: Scores | None) -> float | None:
         """Average the objectives' scores.
@@ -85,15 +81,19 @@ class Results:
             scores: Scores of one trial.
 
         Returns:
-            The mean; None where a score is missing, or where an objective is minimised.
+            The mean; None where a score is missing, and where the objectives have different units:
+            where one is minimised, is no mean over examples (sparsity), or is outside 0 to 1.
         """
-        if not self.has_mean or not scores:
+        if not scores:
             return None
         values = []
         for objective in self.objectives:
-            if objective.name not in scores:
+            score = scores.get(objective.name)
+            if score is None or not objective.maximise:
                 return None
-            values.append(scores[objective.name].value)
+            if score.n == 1 or not 0 <= score.value <= 1:
+                return None
+            values.append(score.value)
         return sum(values) / len(values)
 
     def hypervolume(self, trials: Sequence[Trial] | None = None) -> float:

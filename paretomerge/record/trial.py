@@ -13,7 +13,7 @@ Scores = Mapping[str, Score]
 """Name of a score -> the score, in the user's direction."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial:
     """One finished evaluation of a merge.
 
@@ -42,6 +42,8 @@ class Trial:
         >>> trial = Trial(17, {"weight.math": 0.5}, {"math": Score(0.82)})
         >>> trial.name, trial.scores["math"].value
         ('trial 17', 0.82)
+        >>> trial
+        Trial(17, math=0.820)
     """
 
     number: int
@@ -58,6 +60,19 @@ class Trial:
     level: int = 0
     final: bool = True
     recipe_yaml: str = ""
+
+    def __repr__(self) -> str:
+        parts = [str(self.number)]
+        if self.label:
+            parts.append(repr(self.label))
+        if self.failure:
+            parts.append(f"failed: {self.failure[:80]}")
+        if self.violations:
+            parts.append(f"infeasible: {self.violations}")
+        for name, score in self.scores.items():
+            error = f" ± {score.stderr:.3f}" if score.stderr else ""
+            parts.append(f"{name}={score.text}{error}")
+        return f"Trial({', '.join(parts)})"
 
     @cached_property
     def recipe(self) -> Recipe:

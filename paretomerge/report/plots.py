@@ -43,6 +43,7 @@ class _Group:
     size: int
     trials: list[Trial]
     error_bars: bool = True
+    ring: str | None = None  # colour of a line around the markers
 
 
 def plot_front(results: Results, picked: Trial | None = None) -> "Figure":
@@ -121,20 +122,25 @@ def plot_hypervolume(results: Results) -> "Figure":
 
 
 def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
-    """Plot quality, the mean of the maximised objectives, against each minimised objective.
+    """Plot quality, the mean of the scores on examples, against each minimised count.
 
     Args:
         results: The study's results.
         picked: The trial to mark.
 
     Returns:
-        One figure for each minimised objective; none where nothing is maximised.
+        One figure for each objective that counts something, such as layers; none without an
+        objective that is a maximised mean over examples.
     """
     sizes: list[str] = []
     qualities: list[str] = []
     for objective in results.objectives:
-        names = qualities if objective.maximise else sizes
-        names.append(objective.name)
+        score = picked.scores[objective.name]
+        if objective.maximise and score.n > 1:
+            qualities.append(objective.name)
+        # A minimised mean, such as a perplexity, is another quality and not a size.
+        elif not objective.maximise and score.is_count:
+            sizes.append(objective.name)
     if not qualities:
         return []
     return [_quality_against(size, qualities, results, picked) for size in sizes]
@@ -154,7 +160,8 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
 
     shown = []
     for trial in results.trials:
-        if trial.held_out and trial.label in results.sources:
+        is_source = trial.label in results.sources and trial.number != picked.number
+        if trial.held_out and is_source:
             shown.append(trial)
     if picked.held_out:
         shown.append(picked)
@@ -175,7 +182,7 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
         title = trial_title(trial)
         colour = _SOURCES[i % len(_SOURCES)]
         if trial is picked:
-            title = "picked"
+            title = f"picked: {title}"
             colour = _PICKED
         figure.add_bar(
             x=scored,
@@ -212,16 +219,23 @@ def _groups(results: Results, picked: Trial | None) -> list[_Group]:
             left_early.append(trial)
         elif not trial.is_baseline:
             others.append(trial)
-    # Baselines have a group of their own, on the front or not.
-    proposed = [trial for trial in results.front if not trial.is_baseline]
+    # Baselines have groups of their own, on the front or not.
+    proposed: list[Trial] = []
+    front_baselines: list[Trial] = []
+    for trial in results.front:
+        kind = front_baselines if trial.is_baseline else proposed
+        kind.append(trial)
+    dominated = [trial for trial in results.baselines if trial.number not in on_front]
     # Later groups are drawn over earlier ones, so the most important comes last.
     groups = [
         _Group("other trials", _OTHER, 6, others, error_bars=False),
         _Group("left early", _LEFT_EARLY, 6, left_early),
         _Group("infeasible", _INFEASIBLE, 6, infeasible),
-        _Group("baselines", _BASELINE, 9, results.baselines),
+        _Group("baselines", _BASELINE, 9, dominated),
         _Group("front", _FRONT, 9, proposed),
+        _Group("front: baselines", _BASELINE, 9, front_baselines, ring=_FRONT),
     ]
+    groups = [group for group in groups if group.trials]
     if picked is not None:
         groups.append(_Group("picked", _PICKED, 13, [picked]))
     return groups
@@ -237,7 +251,7 @@ def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
         "text": titles,
         "hovertemplate": f"%{{text}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>",
         "mode": "markers",
-        "marker": {"color": group.colour, "size": group.size},
+        "marker": _marker(group),
         "name": group.name,
         "legendgroup": group.name,
     }
@@ -246,6 +260,13 @@ def _scatter(group: _Group, x: str, y: str) -> dict[str, object]:
             errors = [trial.scores[name].stderr for trial in trials]
             trace[axis] = {"array": errors, "thickness": 0.7, "width": 0}
     return trace
+
+
+def _marker(group: _Group) -> dict[str, object]:
+    marker: dict[str, object] = {"color": group.colour, "size": group.size}
+    if group.ring:
+        marker["line"] = {"color": group.ring, "width": 2}
+    return marker
 
 
 def _quality_against(

@@ -36,7 +36,9 @@ def rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
-    """Order trials by the mean of their search scores, each scaled to [0, 1] over the trials.
+    """Order trials by the mean of their search scores.
+
+    Scores of different units are scaled to [0, 1] over the trials first.
 
     Args:
         results: The study's results.
@@ -47,9 +49,11 @@ def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
     """
     if not trials:
         return []
-    # Scaled first: a mean of accuracies and perplexities would be a mean of perplexities.
-    values = [trial.values(results.objectives) for trial in trials]
-    means = normalised(values).mean(1)
+    values = np.array([trial.values(results.objectives) for trial in trials])
+    if not results.has_mean:
+        # A mean of accuracies and perplexities would be a mean of perplexities.
+        values = normalised(values)
+    means = values.mean(1)
     # Stable: of equal trials the earlier one comes first.
     order = np.argsort(-means, kind="stable")
     return [trials[i] for i in order]
@@ -134,22 +138,26 @@ def _scores_table(
     both_splits: bool,
 ) -> Table:
     table = _plain_table(heading, gap=1)
-    table.add_column("", no_wrap=True)
     names = [objective.name for objective in results.objectives]
     mean_heading = ["mean"] if results.has_mean else []
-    for name in (*names, *mean_heading):
-        if both_splits:
-            head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
-            table.add_column(head, justify="right", min_width=11)
-        else:
-            heading_text = Text(name, overflow="fold")
-            table.add_column(heading_text, justify="right", min_width=6)
+    counts = _counts(results, trials)
+    rows: list[list[Text]] = []
     for trial in trials:
-        cells = [_cell(trial, name, both_splits) for name in names]
+        cells = [_cell(trial, name, both_splits, name in counts) for name in names]
         if results.has_mean:
             search = _mean_text(results.mean(trial.scores))
             held_out = _mean_text(results.mean(trial.held_out))
             cells.append(_pair(search, held_out, both_splits))
+        rows.append(cells)
+    table.add_column("", overflow="fold")
+    for column, name in enumerate((*names, *mean_heading)):
+        # Headings and labels may wrap. A number that is cut off would be another number.
+        widest = max((len(cells[column]) for cells in rows), default=6)
+        head = Text(name, overflow="fold")
+        if both_splits:
+            head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
+        table.add_column(head, justify="right", min_width=widest)
+    for trial, cells in zip(trials, rows, strict=True):
         is_marked = trial.number == marked
         # An arrow as well as a colour: the colour is lost in files and pipes.
         name = ("→ " if is_marked else "  ") + trial_title(trial)
@@ -191,9 +199,19 @@ def _caption(
     return "\n".join(lines) or None
 
 
-def _cell(trial: Trial, name: str, both_splits: bool) -> Text:
-    search = _score_text(trial.scores.get(name))
-    held_out = _score_text((trial.held_out or {}).get(name))
+def _counts(results: Results, trials: Sequence[Trial]) -> set[str]:
+    """Objectives that are whole numbers in every trial, such as layers."""
+    counts = set()
+    for objective in results.objectives:
+        scores = [trial.scores.get(objective.name) for trial in trials]
+        if all(score is None or score.is_count for score in scores):
+            counts.add(objective.name)
+    return counts
+
+
+def _cell(trial: Trial, name: str, both_splits: bool, is_count: bool) -> Text:
+    search = _score_text(trial.scores.get(name), is_count)
+    held_out = _score_text((trial.held_out or {}).get(name), is_count)
     return _pair(search, held_out, both_splits)
 
 
@@ -214,8 +232,11 @@ def _right_alone(comparison: Comparison) -> str:
     return f"{comparison.only_one} : {comparison.only_other}"
 
 
-def _score_text(score: Score | None) -> str:
-    return "-" if score is None else score.text
+def _score_text(score: Score | None, is_count: bool) -> str:
+    if score is None:
+        return "-"
+    # -1 between -0.884 and -0.912 would look like another kind of number.
+    return score.text if is_count else score.decimal_text
 
 
 def _mean_text(mean: float | None) -> str:

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
-from paretomerge.space.weights.method_parameters import ParameterBounds
+from paretomerge.space.weights.method_parameters import (
+    SEARCHABLE_METHODS,
+    ParameterBounds,
+)
 
 # Both bounds include what the baselines need: weights 0 and 1, and density 1, make a source alone.
 WEIGHT_BOUNDS = (-0.5, 1.5)
@@ -66,6 +69,10 @@ class WeightSpace:
             raise ConfigError(
                 f"space.methods: list at least one method, not {self.methods!r}"
             )
+        for method in self.methods:
+            if method not in SEARCHABLE_METHODS:
+                problem = unknown_name("method", method, SEARCHABLE_METHODS)
+                raise ConfigError(f"space.methods: {problem}")
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(
                 f"space.near_duplicates: a cosine above 0 and at most 1, not {self.near_duplicates}"

@@ -23,3 +23,18 @@ class Event:
     total: int
     hypervolume: float
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class HeldOutEvent:
+    """What is reported of each trial that was scored on held-out examples.
+
+    Attributes:
+        trial: The trial, with its held-out scores.
+        done: Trials of this pass that are scored.
+        total: Trials that this pass scores.
+    """
+
+    trial: Trial
+    done: int
+    total: int

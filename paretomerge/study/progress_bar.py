@@ -4,12 +4,10 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from paretomerge.record.trial import Trial
-
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from paretomerge.study.event import Event
+    from paretomerge.study.event import Event, HeldOutEvent
 
 
 class ProgressBar:
@@ -40,26 +38,35 @@ class ProgressBar:
         if not self._shown:
             return
         if self._bar is None:
-            self._bar = _make_bar(event.total, event.done - 1)
-        text = f"hypervolume {event.hypervolume:.4f}"
+            self._bar = _make_bar(event.total, event.done - 1, "trial")
+        text = f"hypervolume {event.hypervolume:.3g}"
         self._bar.set_postfix_str(text, refresh=False)
         # Set and not advanced by one: repeated recipes do not count towards the budget.
         self._bar.n = event.done
         self._bar.refresh()
 
-    def held_out(self, trial: Trial) -> None:
+    def held_out(self, event: "HeldOutEvent") -> None:
         """Show that a trial was scored on held-out examples.
 
         Args:
-            trial: The trial.
+            event: Which trial, and how many are left.
         """
+        if not self._shown:
+            return
+        if event.done == 1:
+            # A bar of its own: the rate and the time that is left are those of this pass.
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = _make_bar(event.total, 0, "held-out model")
         if self._bar is not None:
-            self._bar.set_postfix_str(f"held-out examples: {trial.name}")
+            self._bar.set_postfix_str(event.trial.name, refresh=False)
+            self._bar.n = event.done
+            self._bar.refresh()
 
 
-def _make_bar(total: int, done: int) -> "tqdm[None]":
+def _make_bar(total: int, done: int, unit: str) -> "tqdm[None]":
     if "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
-    return tqdm(total=total, initial=done, unit="trial", dynamic_ncols=True)
+    return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
-    from paretomerge.study.event import Event
+    from paretomerge.study.event import Event, HeldOutEvent
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
@@ -232,8 +232,9 @@ class Study:
         every finished trial is on disk, and the next call continues as if never stopped.
 
         Args:
-            n_trials: Evaluate this many more merges, as in Optuna. By default the search runs until
-                the study's budget is spent.
+            n_trials: Evaluate this many more merges, as in Optuna. The baselines (each source, the
+                uniform soup, ...) come first and count too. By default the search runs until the
+                study's budget is spent.
             timeout: Stop after this many seconds; the running trial is finished first.
             callbacks: Called with the study and each finished trial. `study.stop()` in a callback
                 ends the search.
@@ -292,7 +293,7 @@ class Study:
         self._stop_requested = True
 
     def score_held_out(
-        self, watch: Callable[[Trial], None] = lambda trial: None
+        self, watch: Callable[["HeldOutEvent"], None] = lambda event: None
     ) -> None:
         """Score the baselines and the front on held-out examples.
 
@@ -300,7 +301,7 @@ class Study:
         are not measured again.
 
         Args:
-            watch: Called with each trial that was scored.
+            watch: Called after each trial that was scored.
         """
         results = self.results()
         if not results.front:
@@ -313,8 +314,7 @@ class Study:
         # the sources, and the trial that `pick` takes by default.
         knee = choose(results, Choice())
         compared = [*results.baselines, *results.front]
-        self._hold_out(compared, watch)
-        self._hold_out([*sources, knee], watch, watched=True)
+        self._hold_out(compared, watch, watched=[*sources, knee])
 
     def results(self) -> Results:
         """Read the record.
@@ -399,7 +399,8 @@ class Study:
             trial: The trial, or its number.
             out: A new folder.
             overwrite: Replace the folder if it exists.
-            picked_by: How the trial was picked, for the model card.
+            picked_by: How the trial was picked, for the model card, such as "the preference
+                sort=0.7".
 
         Returns:
             The folder.
@@ -411,12 +412,10 @@ class Study:
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         check_out(Path(out), overwrite)
         chosen = choose(self.results(), Choice(trial=number))
-        self._hold_out([chosen], watched=True)
+        self._hold_out([chosen], watched=[chosen])
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
-        # The model card says how to pick the same merge again.
-        picked_by = picked_by or f"--trial {number}"
         return write_pick(results, chosen, Path(out), picked_by, overwrite)
 
     def evaluate(
@@ -490,15 +489,23 @@ class Study:
         choice = self._choice(prefer, trial)
         return write_report(self.results(), out, choice)
 
-    def plot_front(self) -> "Figure":
+    def plot_front(self, picked: Trial | int | None = None) -> "Figure":
         """Plot every pair of objectives on the search examples.
+
+        Args:
+            picked: A trial to mark, or its number.
 
         Returns:
             A plotly figure.
         """
         from paretomerge.report.plots import plot_front
 
-        return plot_front(self.results())
+        results = self.results()
+        marked = None
+        if picked is not None:
+            number = picked if isinstance(picked, int) else picked.number
+            marked = choose(results, Choice(trial=number))
+        return plot_front(results, marked)
 
     def plot_hypervolume(self) -> "Figure":
         """Plot the hypervolume after each trial.
@@ -585,7 +592,7 @@ class Study:
             return dict(score_checkpoint(self._search, str(model), split))
         if split == "search":
             return dict(trial.scores)
-        self._hold_out([trial], watched=watched)
+        self._hold_out([trial], watched=[trial] if watched else [])
         return dict(self._numbered(trial.number).held_out or {})
 
     def _trial_of(self, model: str | Path | Trial | int) -> Trial | None:
@@ -614,25 +621,33 @@ class Study:
     def _hold_out(
         self,
         trials: Sequence[Trial],
-        watch: Callable[[Trial], None] = lambda trial: None,
+        watch: Callable[["HeldOutEvent"], None] = lambda event: None,
         *,
-        watched: bool = False,
+        watched: Sequence[Trial] = (),
     ) -> None:
         """Score trials on held-out examples where the record has no scores yet.
 
-        Models are loaded only if a score is missing.
+        Models are loaded only if a score is missing. The trials of `watched` are scored on the
+        watched tasks, too.
         """
-        kinds = {"objectives"}
-        if watched and self.settings.watch:
-            kinds.add("watched")
+        from paretomerge.study.event import HeldOutEvent
+
         record = self._record()
-        missing = []
+        numbers = set()
+        if self.settings.watch:
+            numbers = {trial.number for trial in watched}
+        missing: dict[int, Trial] = {}
         for trial in trials:
-            recorded = set(record.held_out(trial.number))
-            if not kinds <= recorded:
-                missing.append(trial)
-        if missing:
-            self._search.hold_out(missing, watch, watched=watched)
+            kinds = {"objectives"}
+            if trial.number in numbers:
+                kinds.add("watched")
+            recorded = record.held_out(trial.number)
+            if not kinds <= set(recorded):
+                missing[trial.number] = trial
+        scored: list[Trial] = []
+        for number, trial in missing.items():
+            self._search.hold_out([trial], scored.append, watched=number in numbers)
+            watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
 
 
 def load_study(path: str | Path) -> Study:

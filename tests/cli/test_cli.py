@@ -305,6 +305,8 @@ def test_pick_refuses_an_existing_folder_before_it_scores_held_out_items(
     with pytest.raises(CheckpointError, match="--overwrite"):
         pick(tmp_path / "study.yaml", tmp_path, trial=0)
     assert study.trials()[0].held_out is None
+    pick(tmp_path / "study.yaml", trial=0)  # shows it and writes nothing
+    assert study.trials()[0].held_out is None
     pick(tmp_path / "study.yaml", tmp_path / "out", trial=0)
     assert study.trials()[0].held_out and (tmp_path / "out" / "config.json").is_file()
 

@@ -7,7 +7,7 @@ from tests.study.test_search import make
 
 def test_choices_from_the_command_line():
     assert Choice.parse("a=0.7,b=0.3", None, False).prefer == {"a": 0.7, "b": 0.3}
-    assert Choice.parse(None, 3, False).text == "--trial 3"
+    assert Choice.parse(None, 3, False).text == "its number, 3"
     assert Choice.parse(None, None, True) == Choice.parse(None, None, False) == Choice()
     for arguments in ((("a=1"), 3, False), (None, 3, True)):
         with pytest.raises(ConfigError, match="not several"):
@@ -49,7 +49,7 @@ def test_picks_are_on_the_front_and_follow_the_preference(pico, tmp_path):
     card = (out / "README.md").read_text()
     assert (
         f"Trial {up.number}" in card
-        and "--prefer f/up=1" in card
+        and "picked by the preference f/up=1." in card
         and "| f/up | " in card
     )
 

@@ -25,6 +25,7 @@ from paretomerge.space.sources import named_sources
 from paretomerge.space.weights.layout import Granularity
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
+from paretomerge.study.event import HeldOutEvent
 from paretomerge.study.goals import Goals
 from paretomerge.study.search import Placement, Search
 
@@ -252,7 +253,9 @@ def test_what_is_shown_as_held_out_was_measured_there(pico, tmp_path, capsys):
     )
     study.run(1)
     with Progress(study.results(), Console(width=120)) as progress:
-        study.hold_out(study.trials(), progress.held_out)
+        scored = []
+        study.hold_out(study.trials(), scored.append)
+        progress.held_out(HeldOutEvent(scored[0], done=1, total=1))
     assert "0.750" in capsys.readouterr().out
 
 

@@ -71,7 +71,8 @@ class MMMOSampler(PointSampler):
             length-scale is divided by it.
         constraints_func: As in Optuna's samplers: it takes a finished trial and returns numbers
             that are at most 0 where the trial is feasible.
-        **settings: Fields of `Settings`.
+        **settings: Fields of `Settings`, such as `n_startup`, `raw_samples`, `weak_to_strong` or
+            `fisher_filter`; see docs/samplers.md.
 
     Raises:
         ConfigError: An argument has a wrong type or an unknown name.

@@ -220,6 +220,12 @@ def _check_options(method: str, options: Mapping[str, object]) -> None:
     for parameter in METHODS[method].parameters:
         if parameter.name in _FIXED_OPTIONS:
             required[parameter.name] = parameter.default
+    # `lambda` becomes a factor of the weights. A negative one would turn their signs, and methods
+    # that elect a sign take + where the weighted deltas cancel.
+    scale = options.get("lambda", 1.0)
+    assert isinstance(scale, int | float)
+    if scale < 0 and method != TASK_ARITHMETIC:
+        raise ConfigError(f"lambda: expected 0 or more with {method}, got {scale:g}")
     # Weights are free to be large, so normalising them would lose their scale.
     required["normalize"] = False
     for option, value in required.items():
