@@ -1,6 +1,5 @@
 """Convert between a study.yaml and the settings of a study, both ways."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from paretomerge.config.space_schema import (
     SpaceConfig,
 )
 from paretomerge.errors import ConfigError
+from paretomerge.evaluate.function_digest import is_importable
 from paretomerge.evaluate.measures import (
     Constraint,
     Function,
@@ -152,19 +152,13 @@ def check_functions(settings: StudySettings) -> None:
         ConfigError: A function is not in a module, or not at its top level.
     """
     for measure in settings.measures:
-        if isinstance(measure, Function) and callable(measure.function):
-            # `__main__` is another module in the process that reads the file. A nested function has
-            # a qualified name with dots, which no module has as an attribute.
-            module, _, name = measure.path.partition(":")
-            if module == "__main__" or not _module_has(module, name):
-                raise ConfigError(
-                    f"{measure.name}: a study.yaml cannot name the function {measure.path!r}. "
-                    "Move it to the top level of a module beside the file."
-                )
-
-
-def _module_has(module: str, name: str) -> bool:
-    return getattr(importlib.import_module(module), name, None) is not None
+        if not isinstance(measure, Function) or not callable(measure.function):
+            continue
+        if not is_importable(measure.function):
+            raise ConfigError(
+                f"{measure.name}: a study.yaml cannot name the function {measure.path!r}. "
+                "Move it to the top level of a module beside the file."
+            )
 
 
 def _objective(config: ObjectiveConfig) -> Measure:

@@ -1,11 +1,13 @@
 """Pick one trial of the front, and write its merge as a checkpoint."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.ranking import knee, preferred
 from paretomerge.record.results import Results
@@ -189,6 +191,10 @@ def _why_no_front(results: Results) -> str:
     for trial in results.trials:
         if not trial.failure:
             scored.append(trial)
+    failed = [trial for trial in results.trials if trial.failure]
+    if not scored and failed:
+        latest = failed[-1]
+        return f"{results.place}: all {len(failed)} trials failed; the latest: {latest.failure}"
     if not scored:
         return f"{results.place}: no trial has finished; run the search first"
     nearest = min(scored, key=_total_violation)
@@ -208,17 +214,22 @@ def _total_violation(trial: Trial) -> float:
 def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
     """The weight of each objective, 0 where the preference does not name it."""
     names = [objective.name for objective in results.objectives]
+    if not isinstance(prefer, Mapping):
+        raise ConfigError(f"prefer: write {{objective: weight}}, not {shorten(prefer)}")
     for name, weight in prefer.items():
         if name not in names:
             raise ConfigError(f"prefer: {unknown_name('objective', name, names)}")
-        if weight < 0:
+        # `not >=`: NaN fails every comparison.
+        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
             raise ConfigError(
-                f"prefer: weights must be 0 or more, not {name}={weight:g}"
+                f"prefer: weights must be numbers of 0 or more, not {name}={weight}"
             )
-    weights = [prefer.get(name, 0.0) for name in names]
-    if not sum(weights) > 0:
+    weights = [float(prefer.get(name, 0.0)) for name in names]
+    largest = max(weights)
+    if not largest > 0:
         raise ConfigError("prefer: at least one weight must be above 0")
-    return weights
+    # Only their ratios matter, and huge weights would overflow in sums.
+    return [weight / largest for weight in weights]
 
 
 def _cell(score: Score | None) -> str:

@@ -313,8 +313,8 @@ class Constraint:
         """The bound in words, which is also the constraint's name in the record."""
         # Do not reword it: recorded violations are stored under this text.
         if self.at_least is not None:
-            return f"{self.score} at least {self.at_least:g}"
-        return f"{self.score} at most {self.at_most:g}"
+            return f"{self.score} at least {self.at_least:.12g}"
+        return f"{self.score} at most {self.at_most:.12g}"
 
     def violation(self, value: float) -> float:
         """Measure by how much a score breaks the bound.

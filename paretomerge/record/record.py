@@ -65,7 +65,7 @@ class Record:
     def begin(cls, storage: Storage, header: Header) -> "Record":
         """Open a study's record to add trials; create it where there is none.
 
-        A record of another study without any trial is replaced.
+        A record of another study is replaced if it has no trial, or only failed ones.
 
         Args:
             storage: Where it is.
@@ -87,9 +87,10 @@ class Record:
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
             recorded = _without_unset(study.user_attrs.get("identity"))
-            # A record without trials has nothing to lose, so a changed study replaces it.
-            trials = study.get_trials(deepcopy=False)
-            if recorded not in (None, identity) and not trials:
+            # A record without scores has nothing to lose, so a changed study replaces it: most
+            # often the user has mended what made every trial fail.
+            scored = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if recorded not in (None, identity) and not scored:
                 optuna.delete_study(study_name=storage.study_name, storage=database)
                 study = _create_or_load(storage, database, header)
                 recorded = None
@@ -359,13 +360,14 @@ def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         all_held_out |= scores
     return Trial(
         number=frozen.number,
-        params=frozen.params,
+        # Copies: a user who changes them must not change the record.
+        params=dict(frozen.params),
         scores=_unpack(attributes.get("scores", {})),
         label=attributes.get("label", ""),
         failure=attributes.get("failure", ""),
-        seconds=attributes.get("seconds", {}),
+        seconds=dict(attributes.get("seconds", {})),
         held_out=all_held_out or None,
-        constraints=frozen.constraints,
+        constraints=dict(frozen.constraints),
         warm_start=attributes.get("warm", ""),
         same_as=attributes.get("same_as"),
         gain=attributes.get("gain"),

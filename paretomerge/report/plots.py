@@ -122,25 +122,32 @@ def plot_hypervolume(results: Results) -> "Figure":
 
 
 def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
-    """Plot quality, the mean of the scores on examples, against each minimised count.
+    """Plot quality against each minimised count, such as the number of layers.
+
+    Quality is the mean of the maximised scores on examples, or the only maximised objective.
 
     Args:
         results: The study's results.
         picked: The trial to mark.
 
     Returns:
-        One figure for each objective that counts something, such as layers; none without an
-        objective that is a maximised mean over examples.
+        One figure for each objective that counts something; none where nothing is a quality.
     """
     sizes: list[str] = []
+    maximised: list[str] = []
     qualities: list[str] = []
     for objective in results.objectives:
         score = picked.scores[objective.name]
-        if objective.maximise and score.n > 1:
-            qualities.append(objective.name)
+        if objective.maximise:
+            maximised.append(objective.name)
+            # A mean of accuracies and of sparsity would be no quality.
+            if score.n > 1:
+                qualities.append(objective.name)
         # A minimised mean, such as a perplexity, is another quality and not a size.
-        elif not objective.maximise and score.is_count:
+        elif score.is_count:
             sizes.append(objective.name)
+    if not qualities and len(maximised) == 1:
+        qualities = maximised
     if not qualities:
         return []
     return [_quality_against(size, qualities, results, picked) for size in sizes]

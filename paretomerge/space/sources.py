@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError
+from paretomerge.recipe import resolve_model_path
 
 _BLOCK_BYTES = 4096
 _BLOCKS_PER_FILE = 256
@@ -38,6 +39,27 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
             )
         sources[name] = model
     return sources
+
+
+def model_path(folder: Path, model: str) -> str:
+    """Make the local paths of a model and its adapter absolute.
+
+    Args:
+        folder: Where relative paths start.
+        model: A path, also `model+adapter`. Anything that is not a local path is a name on the Hub.
+
+    Returns:
+        The path.
+    """
+    name = resolve_model_path(folder, model)
+    # A folder's name may contain a plus; only then does the plus not separate an adapter.
+    parts = [name] if is_folder(name) else name.split("+")
+    absolute = []
+    for part in parts:
+        if part.startswith((".", "/")):
+            part = str((folder / part).resolve())
+        absolute.append(part)
+    return "+".join(absolute)
 
 
 def digest(model: str) -> str:

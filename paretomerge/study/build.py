@@ -4,7 +4,6 @@ This makes spaces, evaluators and samplers, and reads the headers of models.
 """
 
 import hashlib
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +14,10 @@ from typing import Any
 from optuna.samplers import BaseSampler
 from pydantic import ValidationError
 
-from paretomerge.checkpoint.reference import is_folder
 from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, load_config, message_of
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
-from paretomerge.errors import ConfigError, shorten
+from paretomerge.errors import ConfigError, shorten, unknown_name
 from paretomerge.evaluate.backend import Backend
 from paretomerge.evaluate.evaluator import (
     CombinedEvaluator,
@@ -28,6 +26,7 @@ from paretomerge.evaluate.evaluator import (
     Objective,
 )
 from paretomerge.evaluate.function import FunctionEvaluator
+from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
 from paretomerge.evaluate.measures import (
@@ -44,12 +43,13 @@ from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
-from paretomerge.recipe import Recipe, resolve_model_path
+from paretomerge.recipe import Recipe
 from paretomerge.record.storage import Storage
+from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.registry import SearchProblem, make
 from paretomerge.space.build import Pool, build_route_space, build_space
 from paretomerge.space.routes.space import RouteSearchSpace
-from paretomerge.space.sources import digest, named_sources
+from paretomerge.space.sources import digest, model_path, named_sources
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.space import WeightSearchSpace
@@ -134,8 +134,8 @@ def study_pool(settings: StudySettings) -> Pool:
     Raises:
         ConfigError: A model is named twice.
     """
-    models = [_model_path(settings.root, model) for model in settings.models]
-    base = _model_path(settings.root, settings.base)
+    models = [model_path(settings.root, model) for model in settings.models]
+    base = model_path(settings.root, settings.base)
     return Pool(base, named_sources(models))
 
 
@@ -296,6 +296,7 @@ class _Builder:
         description = _sampler_description(setting)
         if description is None:
             assert isinstance(setting, BaseSampler)
+            _check_names(setting, space)
             return setting
         name, options = description
         starts = list(space.baselines().values())
@@ -322,7 +323,9 @@ class _Builder:
             start=starts[n_sources] if len(starts) > n_sources else None,
             importance=importance,
         )
-        return make(name, problem, options)
+        sampler = make(name, problem, options)
+        _check_names(sampler, space)
+        return sampler
 
     def second_level(self, then: SecondLevel) -> SecondLevelPlan:
         """The plan of the second level."""
@@ -381,7 +384,15 @@ class _Builder:
         # A study.yaml cannot describe samplers and spaces that are the user's objects. The sampler
         # may change anyway; of a space its class and its parameters are compared.
         then = _without_sampler(settings.then)
-        described = replace(settings, sampler="mmmo", then=then)
+        described = replace(
+            settings,
+            # The same question, however it is written.
+            base=self._neutral_path(settings.base),
+            models=tuple(map(self._neutral_path, settings.models)),
+            objectives=tuple(map(_without_default_direction, settings.objectives)),
+            sampler="mmmo",
+            then=then,
+        )
         own_space = {}
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             described = replace(described, space=WeightSpace())
@@ -389,6 +400,12 @@ class _Builder:
             own_space = {"own space": [type(settings.space).__qualname__, parameters]}
         config = config_of(described).model_dump(mode="json", exclude=_CHANGEABLE)
         return config | own_space | self._file_digests()
+
+    def _neutral_path(self, model: str) -> str:
+        """A model's path from the study's root, where it is below it."""
+        root = self.settings.root.resolve()
+        path = model_path(root, model)
+        return "+".join(part.removeprefix(f"{root}/") for part in path.split("+"))
 
     def _file_digests(self) -> dict[str, Any]:
         scores = {}
@@ -417,10 +434,10 @@ class _Builder:
                 return ""
             return task_digest(folder / include_path, measure.task)
         if isinstance(measure, Function):
-            return _function_digest(measure, folder)
+            return function_digest(measure.function, folder)
         if isinstance(measure, Perplexity | Judge):
             path = measure.path if isinstance(measure, Perplexity) else measure.prompts
-            return _file_digest(folder / path)
+            return file_digest(folder / path)
         return ""
 
 
@@ -463,6 +480,15 @@ def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
     return Backend(name, arguments)
 
 
+def _check_names(sampler: BaseSampler, space: SearchSpace) -> None:
+    """Check that a sampler's arguments name parameters of the study."""
+    # The parameters of another space would be proposed, and those of the study drawn at random.
+    names = sampler.parameter_names if isinstance(sampler, MMMOSampler) else set()
+    for name in sorted(names - set(space.distributions)):
+        problem = unknown_name("parameter", name, space.distributions)
+        raise ConfigError(f"sampler: {problem}")
+
+
 def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] | None:
     """A sampler's name in the registry, and its options.
 
@@ -484,52 +510,23 @@ def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] 
     return name, options
 
 
+def _without_default_direction(measure: Measure) -> Measure:
+    """The measure, without a direction that it has by default."""
+    default = "minimize" if lower_is_better(measure) else "maximize"
+    # A task's default direction is that of its metric, which only the harness knows.
+    if measure.direction == default and not isinstance(measure, Task):
+        return replace(measure, direction=None)
+    return measure
+
+
 def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
     return replace(then, sampler=None) if then else None
-
-
-def _model_path(folder: Path, model: str) -> str:
-    """Make the local paths of a model and its adapter absolute.
-
-    Anything that is not a local path is a name on the Hub.
-    """
-    name = resolve_model_path(folder, model)
-    # A folder's name may contain a plus; only then does the plus not separate an adapter.
-    parts = [name] if is_folder(name) else name.split("+")
-    absolute = []
-    for part in parts:
-        if part.startswith((".", "/")):
-            part = str((folder / part).resolve())
-        absolute.append(part)
-    return "+".join(absolute)
-
-
-def _file_digest(file: Path) -> str:
-    # A missing file is reported by the evaluator that needs it, with the key that names it.
-    if not file.is_file():
-        return ""
-    file_digest = hashlib.sha256(file.read_bytes())
-    return file_digest.hexdigest()[:16]
-
-
-def _function_digest(measure: Function, folder: Path) -> str:
-    """Digest the file beside the study.yaml that holds a function, or the function's source."""
-    if isinstance(measure.function, str):
-        module = measure.function.partition(":")[0]
-        file = module.replace(".", "/") + ".py"
-        return _file_digest(folder / file)
-    try:
-        source = inspect.getsource(measure.function)
-    except (OSError, TypeError):
-        return ""  # built in, or typed at a prompt
-    source_digest = hashlib.sha256(source.encode())
-    return source_digest.hexdigest()[:16]
 
 
 def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
     """What a study's scores mean, with absolute paths of models and data."""
     # Sorted: the same models in another order give the same scores.
-    models = [_model_path(settings.root, model) for model in settings.models]
+    models = [model_path(settings.root, model) for model in settings.models]
     pool_models = sorted(models)
     evaluation = asdict(settings.evaluation)
     # Batch sizes, caches and races change how fast scores come, not what they mean.
@@ -558,7 +555,7 @@ def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
         scores[measure.name] = answer
     return Question(
         {
-            "base": _model_path(settings.root, settings.base),
+            "base": model_path(settings.root, settings.base),
             "models": pool_models,
             "files of base": files.get("files of base"),
             "files of models": files.get("files of models"),

@@ -5,7 +5,7 @@ An error becomes a failed trial that records the reason.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from paretomerge.errors import ParetoMergeError
@@ -20,12 +20,17 @@ from paretomerge.study.race import Race
 class Executor:
     """Evaluates trials of any level.
 
-    Attributes:
+    Args:
         goals: What is scored.
+        n_sources: The number of models that are merged.
+        lock: Held while a merge is in the live model.
     """
 
-    def __init__(self, goals: Goals, n_sources: int) -> None:
+    def __init__(
+        self, goals: Goals, n_sources: int, lock: AbstractContextManager[object]
+    ) -> None:
         self.goals = goals
+        self._lock = lock
         self._race: Race | None = None
         if goals.race:
             self._race = Race(goals, goals.race, n_sources)
@@ -64,13 +69,15 @@ class Executor:
                 final=same.final,
             )
         try:
-            with stopwatch(seconds, "merge"):
-                candidate = level.load(recipe)
-            with (
-                stopwatch(seconds, "evaluate"),
-                enforce_time_limit(self.goals.time_limit),
-            ):
-                scores, final = self._score(asked, candidate, finished)
+            # No other thread may load another merge before this one is scored.
+            with self._lock:
+                with stopwatch(seconds, "merge"):
+                    candidate = level.load(recipe)
+                with (
+                    stopwatch(seconds, "evaluate"),
+                    enforce_time_limit(self.goals.time_limit),
+                ):
+                    scores, final = self._score(asked, candidate, finished)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
             # torch reports exhausted memory as a RuntimeError. Any other exception is a bug, and
             # must not hide among failed trials.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +14,12 @@ from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import StudyError
+from paretomerge.errors import ErrorCollector, StudyError
 from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
@@ -89,6 +91,8 @@ class Search:
         rule: StoppingRule | None = None,
     ) -> None:
         self.folder = Path(folder)
+        # A merge is written into the one live model, so a thread that scores holds it until then.
+        self.live = threading.RLock()
         self.space = space
         self.goals = goals
         self.sampler = sampler
@@ -184,6 +188,19 @@ class Search:
         """Read the trials that no other dominates."""
         return self.results().front
 
+    def check_models(self) -> None:
+        """Check that the models can be merged, from their headers alone.
+
+        Raises:
+            ParetoMergeError: Models are missing, cannot be read, or do not belong together.
+        """
+        # Every baseline is planned as the merge would plan it, so the check and the merge agree.
+        errors = ErrorCollector()
+        for params in self.space.baselines().values():
+            with errors.collect():
+                make_plan(self.space.recipe(params), download=False)
+        errors.raise_if_any()
+
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial, in the dtype that is scored."""
         return self.level_of(trial).recipe(trial.params)
@@ -258,11 +275,12 @@ class Search:
             # Loading a candidate means merging it again, so it is not loaded for nothing.
             if not missing:
                 continue
-            candidate = self.load(trial)
-            for kind, evaluator in missing.items():
-                scores = evaluator.evaluate(candidate, "held_out")
-                # Each kind is written at once: an interrupted run loses one kind of one trial.
-                self.record.add_held_out(trial.number, kind, scores)
+            with self.live:
+                candidate = self.load(trial)
+                for kind, evaluator in missing.items():
+                    scores = evaluator.evaluate(candidate, "held_out")
+                    # Each kind is written at once: an interrupted run loses one kind of one trial.
+                    self.record.add_held_out(trial.number, kind, scores)
             held_out: dict[str, Score] = {}
             for scores in self.record.held_out(trial.number).values():
                 held_out |= scores
@@ -271,7 +289,7 @@ class Search:
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
         # A study that stopped because little was to be gained must not go on with the same budget.
         last_end = End.from_note(self.record.note("end"))
-        executor = Executor(self.goals, len(self.space.sources))
+        executor = Executor(self.goals, len(self.space.sources), self.live)
         loop = Loop(self.record, executor, rule.trials, watch)
         if self.then is None:
             return loop.explore(self.first_level, rule, last_end)

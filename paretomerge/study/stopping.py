@@ -49,6 +49,8 @@ class StoppingRule:
         patience: See `until`.
         deadline: Stop at this `time.monotonic()`.
         requested: Whether a callback asked to stop.
+        overrules_stop: Whether to go on although an earlier run stopped because little was to be
+            gained.
     """
 
     trials: int
@@ -56,6 +58,7 @@ class StoppingRule:
     patience: int = 5
     deadline: float | None = None
     requested: Callable[[], bool] = lambda: False
+    overrules_stop: bool = False
 
     def check_sampler(self, sampler: BaseSampler) -> None:
         """Check that the sampler can say what it expects to gain, where `until` needs it.
@@ -166,7 +169,7 @@ class StoppingRule:
     def _still_stopped(self, last_end: End, finished: Sequence[Trial]) -> bool:
         # A start that was added since the stop makes the record longer: the search then goes on.
         unchanged = last_end.stopped and last_end.total == len(finished)
-        if not unchanged:
+        if self.overrules_stop or not unchanged:
             return False
         last_rule = StoppingRule(**last_end.budget)
         return not self._exceeds(last_rule)

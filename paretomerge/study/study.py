@@ -1,9 +1,10 @@
 """`Study`: a search over merges, from its settings to the picked checkpoint."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,17 @@ from paretomerge.config.settings import (
 )
 from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
-from paretomerge.errors import ConfigError
+from paretomerge.errors import ConfigError, StudyError, shorten
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure
 from paretomerge.record.record import Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
+from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.study.stopping import End
 
 if TYPE_CHECKING:
     import pandas
@@ -165,6 +168,10 @@ class Study:
         """
         return cls.from_settings(settings_of(config, Path(folder)))
 
+    def __getstate__(self) -> dict[str, object]:
+        # The loaded search holds a model, a database and locks; a copy loads its own.
+        return {"settings": self.settings, "_stop_requested": False}
+
     def __repr__(self) -> str:
         settings = self.settings
         names = ", ".join(measure.name for measure in settings.objectives)
@@ -212,6 +219,7 @@ class Study:
             ParetoMergeError: Something is missing or does not fit.
         """
         search = self._search
+        search.check_models()
         notes = [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
@@ -221,7 +229,7 @@ class Study:
         self,
         n_trials: int | None = None,
         timeout: float | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Iterable[Callback] | None = None,
         *,
         show_progress_bar: bool = True,
         held_out: bool = True,
@@ -236,8 +244,8 @@ class Study:
                 uniform soup, ...) come first and count too. By default the search runs until the
                 study's budget is spent.
             timeout: Stop after this many seconds; the running trial is finished first.
-            callbacks: Called with the study and each finished trial. `study.stop()` in a callback
-                ends the search.
+            callbacks: Functions that are called with the study and each finished trial.
+                `study.stop()` in a callback ends the search.
             show_progress_bar: Show a progress bar, in terminals and notebooks.
             held_out: Score the baselines, the front and the watched tasks on held-out examples at
                 the end.
@@ -249,13 +257,17 @@ class Study:
         """
         from paretomerge.study.progress_bar import ProgressBar
 
+        n_trials, timeout = _checked_limits(n_trials, timeout)
+        # Before the first trial: an iterator would be used up by it.
+        to_call = _checked_callbacks(callbacks)
         # A `stop` in an earlier call must not end this one.
         self._stop_requested = False
+        self.check()
         with ProgressBar(show_progress_bar) as progress:
 
             def watch(event: "Event") -> None:
                 progress.trial(event)
-                for callback in callbacks:
+                for callback in to_call:
                     callback(self, event.trial)
 
             self.run(watch, n_trials, timeout)
@@ -283,7 +295,11 @@ class Study:
         if n_trials is not None:
             # The rule counts all trials of the record; Optuna's `n_trials` means so many more.
             evaluated = count_evaluated(search.trials())
-            rule = replace(rule, trials=evaluated + n_trials)
+            rule = replace(rule, trials=evaluated + n_trials, overrules_stop=True)
+            last_end = End.from_note(search.record.note("end"))
+            if last_end is not None and last_end.stopped:
+                # The search has stopped by `until`, and the user asks for more all the same.
+                rule = replace(rule, until=None)
         if timeout is not None:
             rule = replace(rule, deadline=time.monotonic() + timeout)
         return search.run(rule, watch)
@@ -323,9 +339,42 @@ class Study:
             A snapshot of what has finished.
 
         Raises:
-            StudyError: There is no record yet, or it cannot be read.
+            StudyError: There is no record yet, it cannot be read, or it is another study's.
         """
-        return self._record().results()
+        record = self._record()
+        self._check_record(record)
+        return record.results()
+
+    def _check_record(self, record: Record) -> None:
+        """Refuse the record of a study with other models or objectives, without loading any."""
+        settings = self.settings
+        identity = record.note("identity") or {}
+        recorded_root = record.note("root")
+        if recorded_root is None or "models" not in identity:
+            return  # a `Search` that was made without settings
+        mine = [model_path(settings.root, model) for model in settings.models]
+        theirs = [
+            model_path(Path(recorded_root), model) for model in identity["models"]
+        ]
+        changed = []
+        if sorted(map(Path, mine)) != sorted(map(Path, theirs)) and not _same_names(
+            mine, theirs
+        ):
+            changed.append("models")
+        names = [measure.name for measure in settings.objectives]
+        if names != [objective.name for objective in record.objectives]:
+            changed.append("objectives")
+        for measure, objective in zip(
+            settings.objectives, record.objectives, strict=False
+        ):
+            stated = measure.direction
+            if stated and (stated == "maximize") != objective.maximise:
+                changed.append(f"the direction of {measure.name}")
+        if changed:
+            raise StudyError(
+                f"{record.storage}: holds trials of another study: {', '.join(changed)} "
+                "changed since. Set another `out`, or put the old settings back."
+            )
 
     def get_trials(self) -> list[Trial]:
         """Read every finished trial, in the order of their numbers.
@@ -408,15 +457,16 @@ class Study:
         Raises:
             CheckpointError: The folder exists, or cannot be written.
         """
-        number = trial if isinstance(trial, int) else trial.number
+        number = self._number_of(trial)
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
-        check_out(Path(out), overwrite)
+        out = Path(out).expanduser()
+        check_out(out, overwrite)
         chosen = choose(self.results(), Choice(trial=number))
         self._hold_out([chosen], watched=[chosen])
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
-        return write_pick(results, chosen, Path(out), picked_by, overwrite)
+        return write_pick(results, chosen, out, picked_by, overwrite)
 
     def evaluate(
         self, model: str | Path | Trial | int, split: Split = "held_out"
@@ -503,7 +553,7 @@ class Study:
         results = self.results()
         marked = None
         if picked is not None:
-            number = picked if isinstance(picked, int) else picked.number
+            number = self._number_of(picked)
             marked = choose(results, Choice(trial=number))
         return plot_front(results, marked)
 
@@ -575,7 +625,28 @@ class Study:
     def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
         if prefer is not None and trial is not None:
             raise ConfigError("pick by one of `prefer` and `trial`, not both")
-        return Choice(prefer, trial)
+        number = None if trial is None else self._number_of(trial)
+        return Choice(prefer, number)
+
+    def _number_of(self, trial: Trial | int) -> int:
+        """The number of one of this study's trials.
+
+        Raises:
+            ConfigError: It is no trial, or one of another study.
+        """
+        if isinstance(trial, Trial):
+            recorded = self.results().trial(trial.number)
+            same = recorded is not None and _is_same(recorded, trial)
+            if not same:
+                raise ConfigError(
+                    f"{trial!r} is not a trial of this study, or was changed. Merge its recipe "
+                    "with `merge`, and pass the checkpoint."
+                )
+            return trial.number
+        # NumPy's integers, such as those of a data frame, are no `int`.
+        if isinstance(trial, Integral):
+            return int(trial)
+        raise ConfigError(f"trial: a trial or its number, not {shorten(trial)}")
 
     def _numbered(self, number: int) -> Trial:
         trial = self.results().trial(number)
@@ -585,11 +656,14 @@ class Study:
     def _scores(
         self, model: str | Path | Trial | int, split: Split, watched: bool
     ) -> dict[str, Score]:
+        if split not in ("search", "held_out"):
+            raise ConfigError(f"split: use search or held_out, not {split!r}")
         trial = self._trial_of(model)
         if trial is None:
             from paretomerge.study.checkpoint_scores import score_checkpoint
 
-            return dict(score_checkpoint(self._search, str(model), split))
+            with self._search.live:
+                return dict(score_checkpoint(self._search, str(model), split))
         if split == "search":
             return dict(trial.scores)
         self._hold_out([trial], watched=[trial] if watched else [])
@@ -597,12 +671,13 @@ class Study:
 
     def _trial_of(self, model: str | Path | Trial | int) -> Trial | None:
         """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
-        if isinstance(model, Trial):
-            return model
-        name = str(model)
         trials = self.get_trials()
+        if not isinstance(model, str | Path):
+            model = str(self._number_of(model))
+        name = str(model)
         for trial in trials:
-            is_named = trial.is_baseline and trial.label == name
+            # Digits are a number, also where a model's folder is named by a number.
+            is_named = trial.is_baseline and trial.label == name and not name.isdigit()
             if is_named or str(trial.number) == name:
                 if trial.failure:
                     raise ConfigError(f"{name}: this trial failed: {trial.failure}")
@@ -648,6 +723,54 @@ class Study:
         for number, trial in missing.items():
             self._search.hold_out([trial], scored.append, watched=number in numbers)
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+
+
+def _is_same(one: Trial, other: Trial) -> bool:
+    """Whether two snapshots of one trial; held-out scores may have been added in between."""
+    return (
+        one.params == other.params
+        and one.scores == other.scores
+        and one.recipe_yaml == other.recipe_yaml
+    )
+
+
+def _same_names(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether the folders of the record's models have gone, but their names are the same.
+
+    A study that was moved with its models is the same study.
+    """
+    gone = [path for path in theirs if not Path(path.partition("+")[0]).exists()]
+    names = sorted(Path(path).name for path in mine)
+    return bool(gone) and names == sorted(Path(path).name for path in theirs)
+
+
+def _checked_limits(
+    n_trials: int | None, timeout: float | None
+) -> tuple[int | None, float | None]:
+    if n_trials is not None:
+        if isinstance(n_trials, bool) or not isinstance(n_trials, Integral):
+            raise ConfigError(f"n_trials: a whole number, not {shorten(n_trials)}")
+        n_trials = int(n_trials)
+        if n_trials < 0:
+            raise ConfigError(f"n_trials: 0 or more, not {n_trials}")
+    if timeout is not None:
+        # `not >=`: NaN fails every comparison.
+        if not isinstance(timeout, Real) or not timeout >= 0:
+            raise ConfigError(f"timeout: seconds, 0 or more, not {shorten(timeout)}")
+        timeout = float(timeout)
+    return n_trials, timeout
+
+
+def _checked_callbacks(callbacks: Iterable[Callback] | None) -> list[Callback]:
+    if callbacks is None:
+        return []
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError("callbacks: a list of functions, also where it is only one")
+    checked = list(callbacks)
+    for callback in checked:
+        if not callable(callback):
+            raise ConfigError(f"callbacks: {shorten(callback)} cannot be called")
+    return checked
 
 
 def load_study(path: str | Path) -> Study:

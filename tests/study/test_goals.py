@@ -136,7 +136,7 @@ def test_a_constraint_that_nothing_keeps(pico, tmp_path):
         and study.results().reference is not None
     )
     near = min(study.trials(), key=lambda t: -t.scores["f/up"].value)
-    nearest = rf"The nearest, trial {near.number}, breaks f/up at least 1e\+06"
+    nearest = rf"The nearest, trial {near.number}, breaks f/up at least 1000000"
     with pytest.raises(
         ConfigError, match=rf"none of 11 trials keeps the constraints\. {nearest}"
     ):

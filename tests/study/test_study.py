@@ -118,13 +118,18 @@ def test_figures_and_report(make, tmp_path):
 
 
 def test_a_finished_study_is_read_without_models(make, pico, tmp_path):
-    """Models may be gone, and nothing heavy is imported."""
+    """Nothing heavy is imported, and no model is opened."""
     study = make()
     study.optimize(n_trials=4, show_progress_bar=False)
     code = f"""
 import sys
 import paretomerge as pm
-study = pm.Study("gone", ["lost", "missing"], [pm.Sparsity()], out={str(tmp_path / "runs/first")!r})
+study = pm.Study(
+    "gone",
+    [{str(pico / "ada")!r}, {str(pico / "bob")!r}],
+    [pm.Function("gone:norm"), pm.Function("gone:total", direction="minimize")],
+    out={str(tmp_path / "runs/first")!r},
+)
 assert len(study.front()) == {len(study.front())}
 assert study.pick(trial=1).number == 1
 study.report({str(tmp_path / "r.html")!r})

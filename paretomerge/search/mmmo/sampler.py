@@ -129,6 +129,11 @@ class MMMOSampler(PointSampler):
         self._is_bound = any(value is not None for value in given)
 
     @property
+    def parameter_names(self) -> set[str]:
+        """The parameters that the arguments `space` and `importance` name."""
+        return {*(self._space or {}), *(self._options["importance"] or {})}
+
+    @property
     def study_yaml(self) -> dict[str, Any] | None:
         """The sampler as the `sampler:` section of a study.yaml.
 

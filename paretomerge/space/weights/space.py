@@ -289,6 +289,10 @@ class WeightSearchSpace:
             recipe = self.recipe(params)
             keys.add(recipe.key)
         for label, params in self._merge_baselines().items():
+            if label in baselines:
+                raise ConfigError(
+                    f"models: {label!r} is also the name of a baseline; rename the folder"
+                )
             # Narrow bounds clip several baselines to one recipe, which is evaluated once.
             recipe = self.recipe(params)
             if recipe.key not in keys:
