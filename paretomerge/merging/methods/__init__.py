@@ -8,11 +8,14 @@ To add a merge method:
 2. Add the row `Method("name", "task_vectors", ...)` to `table.py`. Recipes, search spaces, the
    command line and reports read the table; no other file lists the methods.
 3. Add the row to docs/methods.md, which a test compares with the table, and a worked example to
-   tests/merging. `tests/merging/test_methods.py` runs the contract on every row; its sets
-   `NOT_COPIES` and `NOT_ONE_HOT` name the methods that break a law on purpose. If mergekit has the
-   method, add recipes to tests/conformance/method_recipes.py.
-4. If the method has parameters that a search may vary, add their ranges to `SEARCH_RANGES` in
-   `space/weights/method_parameters.py` and to docs/spaces.md.
+   `tests/merging/methods/test_papers.py` (`cases.py` there merges small tensors in one line).
+   `tests/merging/test_methods.py` runs the contract on every row; its sets `NOT_COPIES` and
+   `NOT_ONE_HOT` name the methods that break a law on purpose. If mergekit has the method, add
+   recipes to tests/conformance/method_recipes.py.
+4. A search can use every method on deltas (`base="required"`) that has a `weight`. If it has
+   parameters that a search may vary, add their ranges to `SEARCH_RANGES` in
+   `space/weights/method_parameters.py` and to docs/spaces.md. If a source with weight 0 changes
+   the merge, set `zero_weight_counts`.
 
 Importing this package does not import torch: the file of a family is imported when it merges.
 """

@@ -63,6 +63,7 @@ class Method:
         whole_tensors: Whether the method holds whole tensors in memory instead of blocks.
         zero_weight_counts: Whether a source with weight 0 still changes the merge, so that it is
             not the same as leaving the source out.
+        baseline_density: The density in the baseline recipes of a search, for methods that have one.
         check: Finds wrong combinations of parameter values.
     """
 
@@ -78,6 +79,7 @@ class Method:
     ns_per_entry: float | None = 4.0
     whole_tensors: bool = False
     zero_weight_counts: bool = False
+    baseline_density: float = 0.5
     check: ParameterCheck | None = None
 
     @property

@@ -145,6 +145,7 @@ _ROWS = (
         "task_vectors",
         (WEIGHT, DENSITY, LAMBDA, NORMALIZE, NO_RESCALE),
         ns_per_entry=5.6,
+        baseline_density=0.2,  # the top 20 %, as published
         rule="keep each tau's largest entries, elect signs, average what agrees",
         paper="Yadav et al. 2023, arXiv 2306.01708",
     ),

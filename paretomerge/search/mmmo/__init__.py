@@ -15,7 +15,8 @@ The path of a trial's standard error into the surrogate:
    of all trials and fills gaps with the median.
 3. `proposer.MMMOProposer._model_objectives` passes them to the surrogate, unless the setting
    `known_noise` is off.
-4. `surrogate.Surrogate._build` scales them with the outcomes and squares them.
+4. `surrogate.Surrogate._build` scales them with the outcomes, squares them and raises them
+   to 1e-6 at least, so that exact scores do not make the kernel matrix singular.
 5. `surrogate._BatchPlan.build` gives them to BoTorch as `train_Yvar`.
 
 Source: Li et al. 2024, "It's Morphing Time: Unleashing the Potential of Multiple LLMs via

@@ -325,8 +325,7 @@ class WeightSearchSpace:
         weights = dict.fromkeys(self.sources, _METHOD_SCALE)
         for method in self.methods:
             if method in sparse_methods:
-                # TIES is published with the top 20 % of each delta (Yadav et al. 2023).
-                density = 0.2 if method == "ties" else 0.5
+                density = METHODS[method].baseline_density
                 label = f"{method} at density {density}"
                 baselines[label] = self.uniform_params(method, weights, density)
             elif method != self._baseline_method:
