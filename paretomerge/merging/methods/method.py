@@ -63,7 +63,7 @@ class Method:
         whole_tensors: Whether the method holds whole tensors in memory instead of blocks.
         zero_weight_counts: Whether a source with weight 0 still changes the merge, so that it is
             not the same as leaving the source out.
-        baseline_density: The density in the baseline recipes of a search, for methods that have one.
+        baseline_density: The density in the baseline recipes of a search.
         check: Finds wrong combinations of parameter values.
     """
 
