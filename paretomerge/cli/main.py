@@ -5,13 +5,17 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paretomerge.cli import session
 from paretomerge.errors import ConfigError, ParetoMergeError
+
+if TYPE_CHECKING:
+    from paretomerge.study.study import Study
 
 # Imports of the library stand inside the commands: `--help`, `plan` and `methods` must not wait
 # seconds for torch (tests/cli/test_cli.py checks that they do not load it).
@@ -22,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False)]
 RecipeFile = Annotated[
@@ -53,14 +58,29 @@ SplitOption = Annotated[str, typer.Option(help="search or held_out")]
 MAX_SHOWN = 15  # members of the front that `search` and `quickstart` print
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"paretomerge {version('paretomerge')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Options before the command apply to every command."""
 
 
-@app.command()
+@app.command(short_help="Try it: search merges of the example models.")
 def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     """Search over merges of the shipped specialists, in a few minutes on a laptop.
 
@@ -88,19 +108,69 @@ def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     )
 
 
-@app.command()
+@app.command(short_help="Write a commented study.yaml.")
+def init(
+    base: Annotated[str, typer.Argument(help="The base model.", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Two or more fine-tunes of it.", show_default=False),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="An objective; may be given again."),
+    ] = None,
+    file: Annotated[Path, typer.Option("--file", help="Where to write it.")] = Path(
+        "study.yaml"
+    ),
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+) -> None:
+    """Write a commented study.yaml to begin with."""
+    from paretomerge.cli.init import write_study_file
+
+    write_study_file(file, base, models, task or (), device)
+    session.console().print(
+        f"wrote {session.short(file)}; next: paretomerge search {session.short(file)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(short_help="Print the JSON schema of study.yaml.")
+def schema() -> None:
+    """Print the JSON schema of study.yaml, for editors."""
+    from paretomerge.config.schema import StudyConfig
+
+    print(json.dumps(StudyConfig.model_json_schema(), indent=2))
+
+
+@app.command(short_help="Search, then score the front.")
 def search(
     study_yaml: StudyFile,
     trials: Trials = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
     A search that was interrupted continues.
     """
     study = session.open_study(study_yaml)
-    session.search(study, trials, quiet)
+    session.search(study, trials, quiet or as_json)
+    if as_json:
+        _print_front(study)
+        return
     session.show(study, MAX_SHOWN)
+
+
+def _print_front(study: "Study") -> None:
+    """Print the front as JSON."""
+    from paretomerge.report.tables import rows
+
+    results = study.results()
+    objectives = [objective.name for objective in results.objectives]
+    content = {"objectives": objectives, "front": rows(results.front)}
+    # `print` and not the console, which would wrap lines: this is for programs.
+    print(json.dumps(content, indent=2))
 
 
 @app.command()
@@ -137,23 +207,17 @@ def status(study_yaml: StudyFile) -> None:
         session.console().print(line, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(short_help="Show the Pareto front.")
 def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
     """Show the Pareto front with its scores on search and held-out examples."""
     study = session.open_study(study_yaml)
-    if not as_json:
-        session.show(study)
+    if as_json:
+        _print_front(study)
         return
-    from paretomerge.report.tables import rows
-
-    results = study.results()
-    objectives = [objective.name for objective in results.objectives]
-    content = {"objectives": objectives, "front": rows(results.front)}
-    # `print` and not the console, which would wrap lines: this is for programs.
-    print(json.dumps(content, indent=2))
+    session.show(study)
 
 
-@app.command()
+@app.command(short_help="Choose a merge and write its checkpoint.")
 def pick(
     study_yaml: StudyFile,
     out: Annotated[
@@ -232,7 +296,7 @@ def merge(
     )
 
 
-@app.command()
+@app.command(short_help="Check a recipe without reading weights.")
 def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
     """Check a recipe from the headers of its models alone.
 
@@ -264,7 +328,7 @@ def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
     session.console().print(plan_table(facts))
 
 
-@app.command()
+@app.command(short_help="Show the merge methods.")
 def methods(as_json: AsJson = False) -> None:
     """Show the merge methods, their parameters and the defaults."""
     from paretomerge.report.recipes import method_rows, methods_table
@@ -275,7 +339,7 @@ def methods(as_json: AsJson = False) -> None:
     session.console().print(methods_table())
 
 
-@app.command()
+@app.command(short_help="Show how similar fine-tunes are.")
 def kinship(
     models: Annotated[
         list[str],
@@ -312,7 +376,7 @@ def kinship(
     session.console().print(kinship_tables(deltas, architecture), highlight=False)
 
 
-@app.command()
+@app.command(short_help="Score a checkpoint with a study's tasks.")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint.")],
     study: StudyOption,
@@ -340,7 +404,7 @@ def evaluate(
         session.console().print(line, highlight=False)
 
 
-@app.command()
+@app.command(short_help="Compare two models on the same examples.")
 def compare(
     one: Annotated[
         str,

@@ -60,8 +60,12 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
 
     try:
         set_up_process(study)
+        if not quiet:
+            console().print("Loading models and tasks ...", style="dim")
         print_notes(study.check())
         results = study.results()
+        if results.trials and not quiet:
+            console().print(f"Resuming at trial {len(results.trials)}.", style="dim")
         # `--trials` is a total, as in the file. `Study.run` takes the number of further trials.
         more = None
         if trials is not None:

@@ -65,7 +65,7 @@ def model_card(
     sources = []
     for model in plan.recipe.source_models:
         stated = licences.get(model) or "not stated"
-        sources.append(f"| {model} | {stated} |")
+        sources.append(f"| {_public_name(model)} | {stated} |")
     # The format of `sha256sum`
     lines_of_checksums = []
     for name, checksum in checksums.items():
@@ -77,9 +77,18 @@ def model_card(
         paper=plan.method.paper,
         sources="\n".join(sources),
         text=text,
-        recipe=plan.recipe.to_yaml(),
+        recipe=plan.recipe.rename_models(_public_name).to_yaml(),
         checksums="\n".join(lines_of_checksums),
     )
+
+
+def _public_name(model: str) -> str:
+    """A Hub name as it is; of a local folder its name alone, since a card may be published."""
+    parts = []
+    for part in model.split("+"):
+        is_local = part.startswith((".", "/", "~")) or Path(part).exists()
+        parts.append(Path(part).name if is_local else part)
+    return "+".join(parts)
 
 
 def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:

@@ -38,10 +38,13 @@ class Results:
 
     @cached_property
     def baselines(self) -> list[Trial]:
-        """The baseline recipes that could be scored, by number: the sources first."""
+        """The baseline recipes that could be scored, by number: the sources first.
+
+        Those of a second level are left out: they contain what the first level has found.
+        """
         baselines = []
         for trial in self.trials:
-            if trial.is_baseline and not trial.failure:
+            if trial.is_baseline and not trial.failure and not trial.level:
                 baselines.append(trial)
         return baselines
 

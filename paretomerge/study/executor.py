@@ -13,6 +13,7 @@ from paretomerge.evaluate.evaluator import Candidate, Score
 from paretomerge.evaluate.time_limit import enforce_time_limit
 from paretomerge.record.trial import Trial
 from paretomerge.study.goals import Goals
+from paretomerge.study.interrupt import Interrupts
 from paretomerge.study.level import Level
 from paretomerge.study.race import Race
 
@@ -24,13 +25,19 @@ class Executor:
         goals: What is scored.
         n_sources: The number of models that are merged.
         lock: Held while a merge is in the live model.
+        interrupts: Knows whether Ctrl-C was pressed.
     """
 
     def __init__(
-        self, goals: Goals, n_sources: int, lock: AbstractContextManager[object]
+        self,
+        goals: Goals,
+        n_sources: int,
+        lock: AbstractContextManager[object],
+        interrupts: Interrupts,
     ) -> None:
         self.goals = goals
         self._lock = lock
+        self._interrupts = interrupts
         self._race: Race | None = None
         if goals.race:
             self._race = Race(goals, goals.race, n_sources)
@@ -79,6 +86,7 @@ class Executor:
                 ):
                     scores, final = self._score(asked, candidate, finished)
         except (ParetoMergeError, RuntimeError, MemoryError) as error:
+            self._interrupts.raise_if_pressed()
             # torch reports exhausted memory as a RuntimeError. Any other exception is a bug, and
             # must not hide among failed trials.
             kind = type(error).__name__

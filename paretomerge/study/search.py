@@ -31,6 +31,7 @@ from paretomerge.study.agenda import WarmStart, first_agenda
 from paretomerge.study.event import Event
 from paretomerge.study.executor import Executor
 from paretomerge.study.goals import Goals
+from paretomerge.study.interrupt import Interrupts
 from paretomerge.study.level import Level, LiveModel
 from paretomerge.study.loop import Loop
 from paretomerge.study.second_level import (
@@ -93,6 +94,7 @@ class Search:
         self.folder = Path(folder)
         # A merge is written into the one live model, so a thread that scores holds it until then.
         self.live = threading.RLock()
+        self._interrupts = Interrupts()
         self.space = space
         self.goals = goals
         self.sampler = sampler
@@ -244,7 +246,7 @@ class Search:
             rule.check_sampler(self.then.sampler(sources_alone))
         # Checked before the first trial: a missing device must not fill the record with failures.
         usable_device(self.placement.device)
-        with _locked(self.folder):
+        with _locked(self.folder), self._interrupts.watched():
             end = self._explore(rule, watch)
             self.record.set_note("end", asdict(end))
         return end.reason
@@ -289,7 +291,9 @@ class Search:
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
         # A study that stopped because little was to be gained must not go on with the same budget.
         last_end = End.from_note(self.record.note("end"))
-        executor = Executor(self.goals, len(self.space.sources), self.live)
+        executor = Executor(
+            self.goals, len(self.space.sources), self.live, self._interrupts
+        )
         loop = Loop(self.record, executor, rule.trials, watch)
         if self.then is None:
             return loop.explore(self.first_level, rule, last_end)

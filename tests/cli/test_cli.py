@@ -417,3 +417,48 @@ def test_answers_that_need_no_torch_do_not_import_it(pico, tmp_path):
             capture_output=True,
             env=ENVIRONMENT,
         )
+
+
+def test_init_writes_a_study_file_that_can_be_read(pico, tmp_path):
+    import paretomerge as pm
+
+    (tmp_path / "models").symlink_to(pico)
+    done = paretomerge(
+        "init",
+        "models/base",
+        "models/ada",
+        "models/bob",
+        "org/third",
+        "--task",
+        "gsm8k",
+        "--device",
+        "cpu",
+        cwd=tmp_path,
+    )
+    assert "paretomerge search study.yaml" in done.stdout
+    settings = pm.load_study(tmp_path / "study.yaml").settings
+    assert settings.models == ("./models/ada", "./models/bob", "org/third")
+    assert [measure.name for measure in settings.objectives] == ["gsm8k"]
+    again = paretomerge("init", "b", "m", "n", cwd=tmp_path, ok=False)
+    assert again.returncode == 1 and "exists" in again.stderr
+    alone = paretomerge("init", "b", "m", "--file", "x.yaml", cwd=tmp_path, ok=False)
+    assert "two or more" in alone.stderr and not (tmp_path / "x.yaml").exists()
+
+
+def test_the_schema_is_that_of_a_study_file():
+    schema = json.loads(paretomerge("schema").stdout)
+    assert {"base", "models", "objectives", "space"} <= set(schema["properties"])
+
+
+def test_version_and_short_help():
+    assert paretomerge("--version").stdout.startswith("paretomerge ")
+    for command in ("search", "pick", "init"):
+        assert "Usage" in paretomerge(command, "-h").stdout
+
+
+def test_search_as_json_prints_nothing_else(pico, tmp_path):
+    file = write(tmp_path, pico)
+    front = json.loads(paretomerge("search", file, "--trials", "3", "--json").stdout)
+    assert front["front"] and front["front"][0]["held_out"]
+    resumed = paretomerge("search", file, "--trials", "4").stdout
+    assert "Resuming at trial 3." in resumed

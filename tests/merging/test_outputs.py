@@ -296,6 +296,14 @@ def test_a_card_names_hub_models_by_repository(
     assert "- owner/ada\n" in front and "pico" not in front
 
 
+def test_a_card_holds_no_local_paths(pico: Path, tmp_path: Path) -> None:
+    merge(recipe(pico / "ada", pico / "bob"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(pico) not in card and "| ada | " in card and "model: bob" in card
+    # The recipe that rebuilds the merge here is beside it.
+    assert str(pico) in (tmp_path / "out" / "mergekit_config.yml").read_text()
+
+
 def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "big.yml").write_text("a: " + "[" * 10_000_000)
     (tmp_path / "binary.yml").write_bytes(bytes(range(256)) * 10)

@@ -1,0 +1,92 @@
+"""Write a commented study.yaml to begin with."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from paretomerge.errors import ConfigError
+from paretomerge.space.sources import named_sources
+
+_TEMPLATE = """\
+# A study of paretomerge. Every key: docs/study.md. Relative paths start from this file's folder.
+#   paretomerge search {name}      # runs it; run it again to resume
+base: {base}
+models:
+{models}
+# What to improve; a front needs two or more. Tasks are those of lm-evaluation-harness:
+# `lm_eval ls tasks` lists them.
+objectives:
+{tasks}
+  # - function: my_metrics:brevity     # in my_metrics.py: def brevity(model, tokenizer) -> float
+  #   direction: minimize
+  # - sparsity: true                   # closeness to the base
+
+# What may vary. More groups of layers make a finer and slower search.
+space:
+  methods: [task_arithmetic, ties]
+  groups: 1
+
+evaluate:
+  search_items: 200                    # of each task; the other examples are held out
+  # batch_size: 16
+
+# watch: [hellaswag]                   # scored on held-out examples at the end, never searched on
+# constraints:
+#   - task: hellaswag
+#     at_least: 0.4
+
+device: {device}
+trials: 60
+out: runs/study
+"""
+_TASKS = ("gsm8k", "arc_easy")
+
+
+def write_study_file(
+    file: Path, base: str, models: Sequence[str], tasks: Sequence[str], device: str
+) -> None:
+    """Write a commented study.yaml.
+
+    Args:
+        file: The file, which must not exist.
+        base: The base model.
+        models: The fine-tunes, two or more.
+        tasks: Tasks of lm-evaluation-harness; two examples by default.
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: The file exists, or there are fewer than two models.
+    """
+    if file.exists():
+        raise ConfigError(f"{file}: exists; remove it, or name another with --file")
+    if len(models) < 2:
+        raise ConfigError("init: name the base and two or more fine-tunes of it")
+    names = [_from_folder(file.parent, model) for model in models]
+    # Refused here and not at the first search: two models of one name.
+    named_sources(names)
+    text = _TEMPLATE.format(
+        name=file.name,
+        base=_quoted(_from_folder(file.parent, base)),
+        models="\n".join(f"  - {_quoted(name)}" for name in names),
+        tasks="\n".join(f"  - task: {_quoted(task)}" for task in tasks or _TASKS),
+        device=device,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _from_folder(folder: Path, model: str) -> str:
+    """A local model's path from the study's folder; anything else is a name on the Hub."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    relative = os.path.relpath(path, folder)
+    # With a dot: `math` could be read as a name on the Hub.
+    return relative if relative.startswith("..") else f"./{relative}"
+
+
+def _quoted(text: str) -> str:
+    """A string as YAML, with quotes where it needs them."""
+    return yaml.safe_dump(text, width=1000).removesuffix("...\n").strip()

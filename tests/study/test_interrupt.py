@@ -1,0 +1,64 @@
+"""Ctrl-C ends a search as Ctrl-C, whatever the library that it hits makes of it."""
+
+import os
+import signal
+
+import pytest
+from optuna.samplers import RandomSampler
+
+from tests.study.test_search import make
+
+
+def pressed():
+    """Ctrl-C inside a library that turns it into an error of its own, as BoTorch does."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # the signal arrives between two instructions
+            pass
+    except KeyboardInterrupt:
+        raise RuntimeError("optimisation failed") from None
+
+
+class Stubborn(RandomSampler):
+    """Is interrupted at its fifth point."""
+
+    def after_trial(self, *arguments):
+        super().after_trial(*arguments)
+        _, trial, *_ = arguments
+        if trial.number == 4:
+            pressed()
+
+
+def test_while_the_sampler_works(pico, tmp_path):
+    study = make(pico, tmp_path, sampler=Stubborn(seed=0))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(8)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not [trial for trial in study.trials() if trial.failure]
+
+
+def test_while_a_merge_is_scored(pico, tmp_path):
+    calls = []
+
+    def score(model, tokenizer):
+        calls.append(1)
+        if len(calls) == 3:
+            pressed()
+        return {"up": 1.0, "down": 0.0}
+
+    study = make(pico, tmp_path, score, sampler=RandomSampler(seed=0))
+    with pytest.raises(KeyboardInterrupt):
+        study.run(8)
+    assert len(study.trials()) == 2
+    study.run(4)
+    assert [trial.failure for trial in study.trials()] == [""] * 4
+
+
+def test_other_errors_stay_what_they_are(pico, tmp_path):
+    def score(model, tokenizer):
+        raise RuntimeError("not interrupted")
+
+    study = make(pico, tmp_path, score, sampler=RandomSampler(seed=0))
+    study.run(2)
+    assert all("not interrupted" in trial.failure for trial in study.trials())
