@@ -61,23 +61,25 @@ def best_first(results: Results, trials: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class FittingTable:
-    """A table that is wide if the terminal has room for it, and narrow otherwise.
+    """The first of several tables for which the terminal has room.
 
     Attributes:
-        wide: The table with search and held-out scores.
-        narrow: The table with one of the two.
+        tables: From the widest to the narrowest, which is shown where none fits.
     """
 
-    wide: Table
-    narrow: Table
+    tables: Sequence[Table]
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
         # Rich shrinks columns silently; measuring first keeps every number whole.
         unlimited = options.update(max_width=_ANY_WIDTH)
-        needed = Measurement.get(console, unlimited, self.wide).maximum
-        yield self.wide if needed <= options.max_width else self.narrow
+        for table in self.tables[:-1]:
+            needed = Measurement.get(console, unlimited, table).maximum
+            if needed <= options.max_width:
+                yield table
+                return
+        yield self.tables[-1]
 
 
 def trials_table(
@@ -92,11 +94,41 @@ def trials_table(
         marked: The number of the picked trial.
 
     Returns:
-        The table. It has search and held-out scores, or one of the two on a narrow terminal.
+        The table. It has search and held-out scores and those of watched tasks. On a narrow
+        terminal it has no watched tasks, or only one of the two splits.
     """
-    wide = _scores_table(results, trials, heading, marked, both_splits=True)
-    narrow = _scores_table(results, trials, heading, marked, both_splits=False)
-    return FittingTable(wide, narrow)
+    watched = _watched(results, trials)
+    tables = []
+    for both_splits in (True, False):
+        # Without watched tasks the two are one table.
+        for names in dict.fromkeys((watched, ())):
+            layout = _Layout(both_splits, names, hidden=len(watched) - len(names))
+            tables.append(_scores_table(results, trials, heading, marked, layout))
+    return FittingTable(tables)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a table of trials shows.
+
+    Attributes:
+        both_splits: Whether it has search and held-out scores, or one of the two.
+        watched: Watched tasks that have a column.
+        hidden: The number of watched tasks that have none.
+    """
+
+    both_splits: bool
+    watched: tuple[str, ...]
+    hidden: int
+
+
+def _watched(results: Results, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """Watched tasks that one of the trials has a score of."""
+    objectives = {objective.name for objective in results.objectives}
+    names: dict[str, None] = {}
+    for trial in trials:
+        names |= dict.fromkeys(trial.held_out or {})
+    return tuple(name for name in names if name not in objectives)
 
 
 def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) -> Table:
@@ -135,8 +167,9 @@ def _scores_table(
     trials: Sequence[Trial],
     heading: str,
     marked: int | None,
-    both_splits: bool,
+    layout: _Layout,
 ) -> Table:
+    both_splits = layout.both_splits
     table = _plain_table(heading, gap=1)
     names = [objective.name for objective in results.objectives]
     mean_heading = ["mean"] if results.has_mean else []
@@ -148,6 +181,9 @@ def _scores_table(
             search = _mean_text(results.mean(trial.scores))
             held_out = _mean_text(results.mean(trial.held_out))
             cells.append(_pair(search, held_out, both_splits))
+        for name in layout.watched:
+            held_out = _score_text((trial.held_out or {}).get(name), is_count=False)
+            cells.append(Text(held_out))
         rows.append(cells)
     table.add_column("", overflow="fold")
     for column, name in enumerate((*names, *mean_heading)):
@@ -157,13 +193,17 @@ def _scores_table(
         if both_splits:
             head = Text.assemble(f"{name}\n", ("search", "dim"), " held")
         table.add_column(head, justify="right", min_width=widest)
+    for column, name in enumerate(layout.watched, start=len(table.columns) - 1):
+        widest = max((len(cells[column]) for cells in rows), default=6)
+        head = Text.assemble(f"{name}\n", ("watched", "dim"))
+        table.add_column(head, justify="right", min_width=widest)
     for trial, cells in zip(trials, rows, strict=True):
         is_marked = trial.number == marked
         # An arrow as well as a colour: the colour is lost in files and pipes.
         name = ("→ " if is_marked else "  ") + trial_title(trial)
         style = "bold green" if is_marked else None
         table.add_row(Text(name), *cells, style=style)
-    table.caption = _caption(trials, names, both_splits)
+    table.caption = _caption(trials, names, layout)
     table.caption_justify = "left"
     return table
 
@@ -180,7 +220,7 @@ def _plain_table(heading: str, gap: int) -> Table:
 
 
 def _caption(
-    trials: Sequence[Trial], names: Sequence[str], both_splits: bool
+    trials: Sequence[Trial], names: Sequence[str], layout: _Layout
 ) -> str | None:
     # The largest error in the caption: one for each score would double the width of the table.
     errors = []
@@ -194,8 +234,12 @@ def _caption(
         lines.append(
             f"standard errors of the held-out scores: at most {max(errors):.3f}"
         )
-    if not both_splits:
+    if not layout.both_splits:
         lines.append("held-out scores; those of the search examples in brackets")
+    if layout.hidden:
+        lines.append(
+            f"{layout.hidden} watched tasks: in a wider terminal, or by --json"
+        )
     return "\n".join(lines) or None
 
 

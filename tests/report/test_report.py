@@ -188,3 +188,15 @@ def test_baselines_on_the_front_are_marked_and_empty_groups_left_out():
     figure = plot_front(Results(objectives, ("ada", "bob"), (best, worse, found)))
     shown = {trace.name: len(trace.x) for trace in figure.data}
     assert shown == {"baselines": 1, "front": 1, "front: baselines": 1}
+
+
+def test_watched_tasks_have_columns_where_there_is_room():
+    score = {"a": Score(0.5, n=8)}
+    trial = Trial(0, {}, score, held_out=score | {"seen": Score(0.375, n=8)})
+    results = Results((Objective("a"),), (), (trial,))
+    for width, shown in ((100, True), (24, False)):
+        console = Console(width=width, record=True)
+        console.print(trials_table(results, [trial], "All"))
+        text = console.export_text()
+        assert ("0.375" in text) is shown
+        assert ("1 watched tasks" in text) is not shown
