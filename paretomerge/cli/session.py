@@ -63,7 +63,7 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         if not quiet:
             console().print("Loading models and tasks ...", style="dim")
         print_notes(study.check())
-        results = study.results()
+        results = study.search().results()
         if results.trials and not quiet:
             console().print(f"Resuming at trial {len(results.trials)}.", style="dim")
         # `--trials` is a total, as in the file. `Study.run` takes the number of further trials.

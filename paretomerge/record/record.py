@@ -80,25 +80,40 @@ class Record:
         if storage.file:
             storage.file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # The database returns what JSON makes of a value, such as lists for tuples. Without this
-        # round trip an unchanged identity would differ from the recorded one.
-        as_text = json.dumps(header.identity)
-        identity = _without_unset(json.loads(as_text))
+        identity = _plain(header.identity)
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
+            _check_identity(storage, study, identity)
             recorded = _without_unset(study.user_attrs.get("identity"))
-            # A record without scores has nothing to lose, so a changed study replaces it: most
-            # often the user has mended what made every trial fail.
-            scored = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            if recorded not in (None, identity) and not scored:
+            if recorded not in (None, identity):
+                # It has no scores, or the check would have failed.
                 optuna.delete_study(study_name=storage.study_name, storage=database)
                 study = _create_or_load(storage, database, header)
                 recorded = None
             if recorded is None:
                 _write_header(study, header, identity)
-        if recorded not in (None, identity):
-            raise StudyError(_changed_message(storage, recorded, identity))
         return cls(storage, study)
+
+    @staticmethod
+    def check(storage: Storage, header: Header) -> None:
+        """Check that trials of a study may be added to a record; nothing is created.
+
+        Args:
+            storage: Where the record is, or would be.
+            header: The study.
+
+        Raises:
+            StudyError: The record holds trials of another study, or cannot be read.
+        """
+        # SQLite creates a missing file when it connects.
+        if storage.file and not storage.file.is_file():
+            return
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with storage.connect() as database:
+            if storage.study_name not in optuna.get_all_study_names(database):
+                return
+            study = optuna.load_study(study_name=storage.study_name, storage=database)
+            _check_identity(storage, study, _plain(header.identity))
 
     @classmethod
     def read(cls, storage: Storage) -> "Record":
@@ -283,6 +298,28 @@ class Record:
                 stderrs.append(trial.scores[objective.name].stderr)
             attributes[STDERR] = stderrs
         return attributes
+
+
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as the database returns it.
+
+    It returns what JSON makes of a value, such as lists for tuples. Without this round trip an
+    unchanged identity would differ from the recorded one.
+    """
+    as_text = json.dumps(identity)
+    plain: dict[str, Any] = _without_unset(json.loads(as_text))
+    return plain
+
+
+def _check_identity(
+    storage: Storage, study: optuna.Study, identity: Mapping[str, Any]
+) -> None:
+    recorded = _without_unset(study.user_attrs.get("identity"))
+    # A record without scores has nothing to lose, so a changed study may replace it: most often
+    # the user has mended what made every trial fail.
+    scored = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if scored and recorded not in (None, identity):
+        raise StudyError(_changed_message(storage, recorded, identity))
 
 
 def _create_or_load(

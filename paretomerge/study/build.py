@@ -183,13 +183,14 @@ class _Builder:
         settings = self.settings
         space = self.space
         goals = self.goals()
-        search = Search(
+        return Search(
             settings.out_folder,
             space,
             goals,
             self.sampler(space),
             warm_start=self.warm_start,
             storage=settings.storage,
+            root=str(settings.root),
             identity=self.identity,
             placement=Placement(settings.dtype, settings.device),
             then=self.second_level(settings.then) if settings.then else None,
@@ -197,9 +198,6 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
-        # A later study that starts from this record needs to know where its relative paths start.
-        search.record.set_note("root", str(settings.root))
-        return search
 
     @cached_property
     def pool(self) -> Pool:

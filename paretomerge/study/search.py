@@ -67,7 +67,8 @@ class Search:
         sampler: Any Optuna sampler for that space.
         warm_start: Reads the points to try and the trials to take over first. It is called once,
             when a search begins.
-        storage: Where the record is.
+        storage: Where the record is. It is created when it is first needed.
+        root: The folder that the settings' relative paths start from, for the record.
         identity: What makes trials comparable; by default the models, the parameters and the goals.
         placement: The dtype and device of merges.
         then: A second level.
@@ -86,6 +87,7 @@ class Search:
         *,
         warm_start: Callable[[], WarmStart] = WarmStart,
         storage: Storage | None = None,
+        root: str = "",
         identity: Mapping[str, Any] | None = None,
         placement: Placement = Placement(),
         then: SecondLevelPlan | None = None,
@@ -102,15 +104,30 @@ class Search:
         self.then = then
         self.rule = rule or StoppingRule(60)
         self._read_warm_start = warm_start
-        header = Header(
+        self._header = Header(
             goals.objectives,
             tuple(space.sources),
             identity or _default_identity(space, goals, placement),
         )
-        # Opening the record checks that its trials belong to this study, before any model is
-        # loaded.
-        storage = storage or Storage.at(self.folder / "study.db")
-        self.record = Record.begin(storage, header)
+        self._root = root
+        self._storage = storage or Storage.at(self.folder / "study.db")
+        # Before any model is loaded.
+        Record.check(self._storage, self._header)
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the record has been opened or created by this search."""
+        # A cached property is in `__dict__` once it has been computed.
+        return "record" in self.__dict__
+
+    @cached_property
+    def record(self) -> Record:
+        """The record; it is created where there is none."""
+        record = Record.begin(self._storage, self._header)
+        # A later study that starts from this record needs to know where its relative paths start.
+        if self._root:
+            record.set_note("root", self._root)
+        return record
 
     @cached_property
     def warm_start(self) -> WarmStart:
@@ -191,13 +208,16 @@ class Search:
         return self.results().front
 
     def check_models(self) -> None:
-        """Check that the models can be merged, from their headers alone.
+        """Check the device, and that the models can be merged, from their headers alone.
 
         Raises:
-            ParetoMergeError: Models are missing, cannot be read, or do not belong together.
+            ParetoMergeError: The device is not there, or models are missing, cannot be read, or do
+                not belong together.
         """
-        # Every baseline is planned as the merge would plan it, so the check and the merge agree.
         errors = ErrorCollector()
+        with errors.collect():
+            usable_device(self.placement.device)
+        # Every baseline is planned as the merge would plan it, so the check and the merge agree.
         for params in self.space.baselines().values():
             with errors.collect():
                 make_plan(self.space.recipe(params), download=False)

@@ -611,16 +611,19 @@ class Study:
     def _record(self) -> Record:
         # `_search` is a cached property, which is in `__dict__` once it has been built. Reading a
         # record must not build it.
-        if "_search" in self.__dict__:
+        if self._has_begun():
             return self._search.record
         return Record.read(self.settings.storage)
 
     def _has_record(self) -> bool:
         # A database server has no file to look for; reading it says whether the study is there.
         file = self.settings.storage.file
-        if file is None or "_search" in self.__dict__:
+        if file is None or self._has_begun():
             return True
         return file.is_file()
+
+    def _has_begun(self) -> bool:
+        return "_search" in self.__dict__ and self._search.has_record
 
     def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
         if prefer is not None and trial is not None:

@@ -272,7 +272,7 @@ def test_storage_starts_from_the_file_s_folder(tmp_path, pico, monkeypatch):
     monkeypatch.chdir(tmp_path / "cwd")
     open_search(write(tmp_path, pico, storage="sqlite:///x.db")).run(1)
     assert (tmp_path / "x.db").is_file() and not list((tmp_path / "cwd").iterdir())
-    open_search(write(tmp_path, pico, storage=f"sqlite:///{tmp_path}/y.db"))
+    open_search(write(tmp_path, pico, storage=f"sqlite:///{tmp_path}/y.db")).run(1)
     assert (tmp_path / "y.db").is_file()
     later = write(tmp_path, pico, storage=None, out="later")
     earlier = write_config(

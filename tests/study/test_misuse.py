@@ -286,7 +286,14 @@ def test_wrong_models_are_found_before_the_first_trial(make, pico, tmp_path):
         with pytest.raises(pm.CheckpointError, match="adda") as error:
             call()
         assert "bobb" in str(error.value)
-    assert study.get_trials() == []
+    assert study.get_trials() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_device_leaves_nothing_behind(make, tmp_path):
+    study = make(device="cuda:7")
+    with pytest.raises(pm.ConfigError, match="cuda:7"):
+        study.optimize(n_trials=1, **QUIET)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_study_that_only_failed_may_be_mended(make):
