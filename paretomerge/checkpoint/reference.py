@@ -85,7 +85,7 @@ def canonical_name(model: str) -> str:
     parts = []
     for part in model.split("+"):
         if is_folder(part):
-            part = str(Path(part).resolve())
+            part = str(Path(part).expanduser().resolve())
         parts.append(part)
     return "+".join(parts)
 

@@ -101,6 +101,48 @@ def new_folder(
                 parent.rmdir()
 
 
+def check_not_current(out: Path) -> None:
+    """Check that a new folder would not take the place of the current one.
+
+    Args:
+        out: The folder that is going to be created or replaced.
+
+    Raises:
+        CheckpointError: If `out` is the current folder or one that holds it.
+    """
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise CheckpointError(
+            f"{out}: is the current folder or holds it, and cannot be replaced; "
+            "name a new folder"
+        )
+
+
+def check_replaceable(out: Path) -> None:
+    """Check that replacing a folder would lose nothing but a checkpoint.
+
+    Args:
+        out: The folder that is going to be created or replaced.
+
+    Raises:
+        CheckpointError: If `out` is a file, or a folder with other content than a checkpoint.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CheckpointError(
+            f"{out}: is a file, and only a checkpoint's folder is replaced; name a new folder"
+        )
+    entries = [entry.name for entry in out.iterdir()]
+    for name in entries:
+        if name == "config.json" or name.endswith(".safetensors"):
+            return
+    if entries:
+        raise CheckpointError(
+            f"{out}: holds no checkpoint (no config.json and no *.safetensors), and would be lost; "
+            "name a new folder, or remove this one yourself"
+        )
+
+
 def _check_target(out: Path, overwrite: bool) -> None:
     if out.is_symlink():
         raise CheckpointError(f"{out}: is a symbolic link; name the folder itself")

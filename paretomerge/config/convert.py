@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from paretomerge.config.schema import (
     BudgetConfig,
     ConstraintConfig,
@@ -13,6 +15,7 @@ from paretomerge.config.schema import (
     ObjectiveConfig,
     StudyConfig,
     ThenConfig,
+    messages_of,
     percentage_of,
     share,
 )
@@ -112,9 +115,18 @@ def config_of(settings: StudySettings) -> StudyConfig:
     Raises:
         ConfigError: A file cannot describe it: the sampler or the space is an object of the user's.
     """
+    try:
+        return StudyConfig(**_content(settings))
+    except ValidationError as error:  # of a section; `StudyConfig` raises its own
+        raise ConfigError(
+            f"a study.yaml cannot describe this study: {messages_of(error)}"
+        ) from error
+
+
+def _content(settings: StudySettings) -> dict[str, Any]:
     # The identity of a study is made from this content (study/build.py): a key that is added here
     # must have None as its default, or old records are refused.
-    content: dict[str, Any] = {
+    return {
         "base": settings.base,
         "models": list(settings.models),
         "space": _space_config(settings.space),
@@ -139,7 +151,6 @@ def config_of(settings: StudySettings) -> StudyConfig:
         "device": settings.device,
         "threads": settings.threads or 1,
     }
-    return StudyConfig(**content)
 
 
 def check_functions(settings: StudySettings) -> None:

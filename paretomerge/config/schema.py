@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paretomerge.arguments import path as read_path
 from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
@@ -146,6 +148,9 @@ class StudyConfig(Section):
     `load_config` reads a file, and `config_of` turns a study's settings into this content.
     docs/study.md explains every key.
 
+    Raises:
+        ConfigError: A key or a value is wrong. All of them are reported at once.
+
     Example:
         >>> config = StudyConfig(base="base", models=["a", "b"], objectives=[{"sparsity": True}])
         >>> config.trials
@@ -166,12 +171,22 @@ class StudyConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     then: ThenConfig | None = None
     seed: int = 0
-    out: str | None = None
+    out: str | None = Field(default=None, min_length=1)
     storage: str | None = None
     study_name: str = Field(default=DEFAULT_STUDY_NAME, min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
+
+    def __init__(self, **content: Any) -> None:
+        try:
+            super().__init__(**content)
+        except ValidationError as error:
+            raise ConfigError(f"StudyConfig: {messages_of(error)}") from error
+
+    # pydantic's mark for an `__init__` that only validates. Without it, `model_validate` would call
+    # this one, and `load_config` would lose the single errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @field_validator("starts", "warm_start", mode="before")
     @classmethod
@@ -198,7 +213,7 @@ def load_config(path: str | Path) -> StudyConfig:
     """Read and check a study.yaml.
 
     Args:
-        path: The file.
+        path: The file, or a folder that holds a study.yaml.
 
     Returns:
         Its content.
@@ -207,7 +222,7 @@ def load_config(path: str | Path) -> StudyConfig:
         ConfigError: The file is missing, is not YAML, or has wrong keys or values. All wrong keys
             and values are reported at once.
     """
-    path = Path(path)
+    path = config_file(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -221,19 +236,50 @@ def load_config(path: str | Path) -> StudyConfig:
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
-        messages = [message_of(detail) for detail in error.errors()]
-        raise ConfigError(f"{path}: {'; '.join(messages)}") from error
+        raise ConfigError(f"{path}: {messages_of(error)}") from error
+
+
+def config_file(path: str | Path) -> Path:
+    """Find the study.yaml that a path names.
+
+    Args:
+        path: The file, or a folder that holds a study.yaml. `~` becomes the home folder.
+
+    Returns:
+        The file; it may be missing.
+
+    Raises:
+        ConfigError: It is a folder without a study.yaml, or no path.
+    """
+    file = Path(read_path("study", path))
+    if not file.is_dir():
+        return file
+    inner = file / "study.yaml"
+    if not inner.is_file():
+        raise ConfigError(
+            f"{file}: is a folder without a study.yaml; name the study's YAML file"
+        )
+    return inner
 
 
 def share(percentage: str) -> float:
     """Turn `1.5%` into 0.015."""
-    return float(percentage.strip().rstrip("% ")) / 100
+    # As decimals, so that `percentage_of` gives the same text again.
+    return float(Decimal(percentage.strip().rstrip("% ")) / 100)
 
 
 def percentage_of(fraction: float) -> str:
     """Turn 0.015 into `1.5%`."""
-    # Ten digits: `100 * 0.07` is 7.000000000000001, and a file must read back as the same text.
-    return f"{100 * fraction:.10g}%"
+    # As decimals: `100 * 0.07` is 7.000000000000001, and a file must read back as the same text.
+    percentage = Decimal(repr(fraction)) * 100
+    # Without an exponent, which a study.yaml does not take.
+    return f"{percentage.normalize():f}%"
+
+
+def messages_of(error: ValidationError) -> str:
+    """Write all of pydantic's errors as one sentence after another."""
+    messages = [message_of(detail) for detail in error.errors()]
+    return "; ".join(messages)
 
 
 def message_of(detail: Any) -> str:

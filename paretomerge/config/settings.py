@@ -1,5 +1,6 @@
 """The settings of a study as frozen objects, as `Study(...)` and study.yaml give them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,8 +8,29 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.evaluate.measures import Constraint, Measure, Sparsity
+from paretomerge.arguments import (
+    Reader,
+    describe,
+    instance_of,
+    integer,
+    label,
+    mapping_of,
+    model,
+    number,
+    optional,
+    path,
+    plain_data,
+    read_fields,
+    sequence_of,
+    word,
+)
+from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.evaluate.measures import (
+    Constraint,
+    Measure,
+    Sparsity,
+    not_a_measure,
+)
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
@@ -16,6 +38,8 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 DTYPES = ("float32", "float16", "bfloat16")
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
 """A sampler's name, its name and options, or an Optuna sampler."""
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class Budget:
         patience: The number of proposals in a row for which `until` must hold.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, or is no number.
 
     Example:
         >>> Budget(trials=100, until=0.01).patience
@@ -42,15 +66,11 @@ class Budget:
     patience: int = 5
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ConfigError(f"trials: must be 1 or more, not {self.trials}")
+        read_fields(self, {"trials": integer(1)})
+        read_fields(self, _BUDGET_READERS, "budget.")
         if self.until is not None and not 0 < self.until < 1:
             raise ConfigError(
                 f"budget.until: a share above 0 and below 1, such as 0.01, not {self.until}"
-            )
-        if self.patience < 1:
-            raise ConfigError(
-                f"budget.patience: must be 1 or more, not {self.patience}"
             )
 
 
@@ -74,7 +94,8 @@ class Evaluation:
         time_limit: Seconds that scoring one candidate on the search examples may take.
 
     Raises:
-        ConfigError: Two settings exclude each other, or a number is out of range.
+        ConfigError: Two settings exclude each other, a number is out of range, or an argument has
+            a wrong type.
 
     Example:
         >>> Evaluation(search_items=200).batch_size
@@ -92,6 +113,7 @@ class Evaluation:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
+        read_fields(self, _EVALUATION_READERS, "evaluate.")
         if self.splits is not None and set(self.splits) != {"search", "held_out"}:
             raise ConfigError(
                 f"evaluate.splits: name `search` and `held_out`, not {', '.join(self.splits)}"
@@ -127,7 +149,8 @@ class SecondLevel:
         sampler: By default the first level's.
 
     Raises:
-        ConfigError: Two settings exclude each other, or a number is out of range.
+        ConfigError: Two settings exclude each other, a number is out of range, or an argument has
+            a wrong type.
 
     Example:
         >>> SecondLevel(RouteSpace(blocks=4), trials=20).trials
@@ -141,6 +164,7 @@ class SecondLevel:
     sampler: SamplerSetting | None = None
 
     def __post_init__(self) -> None:
+        read_fields(self, _SECOND_LEVEL_READERS, "then.")
         # Scales are matched on the files of models, and merges of the first level have none.
         if self.routes.match is not None:
             raise ConfigError(
@@ -161,19 +185,11 @@ class SecondLevel:
             raise ConfigError("then: `trials` and `front` must be 1 or more")
 
 
-def _not_a_measure(value: object) -> str:
-    if isinstance(value, str):
-        return f"a name alone is no objective; write Task({value!r})"
-    if callable(value):
-        return f"write Function({shorten(value)}), not the function alone"
-    return (
-        f"use Task, Function, Perplexity, Judge, Sparsity or Size, not {shorten(value)}"
-    )
-
-
 @dataclass(frozen=True)
 class StudySettings:
     """Everything that a study.yaml can say.
+
+    The fields take what `Study(...)` takes, and store it converted to their types.
 
     Attributes:
         base: The model that all others were fine-tuned from: a folder or a name on the Hugging
@@ -202,7 +218,7 @@ class StudySettings:
         threads: Threads of the command line's process; None to leave them alone.
 
     Raises:
-        ConfigError: Settings contradict each other.
+        ConfigError: Settings contradict each other, or an argument has a wrong type.
     """
 
     base: str
@@ -227,15 +243,15 @@ class StudySettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        read_fields(self, _STUDY_READERS)
         if len(self.models) < 2:
             raise ConfigError(f"models: name two or more, not {len(self.models)}")
         if not self.objectives:
             raise ConfigError("objectives: name one or more")
-        for measure in self.objectives:
-            if not isinstance(measure, Measure):
-                raise ConfigError(f"objectives: {_not_a_measure(measure)}")
         if self.dtype not in (None, *DTYPES):
             raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
+        self._check_base()
+        self._check_out()
         self._check_names()
         self._check_levels()
 
@@ -268,6 +284,31 @@ class StudySettings:
                 measures.setdefault(constraint.score, constraint.measure)
         return tuple(measures.values())
 
+    def _check_base(self) -> None:
+        # As paths, so that two spellings of one folder are equal; names on the Hub stay different.
+        base = (self.root / self.base).resolve()
+        for source in self.models:
+            if (self.root / source).resolve() == base:
+                raise ConfigError(
+                    f"models: {source} is the base, and its delta is zero; list fine-tunes only"
+                )
+
+    def _check_out(self) -> None:
+        """Refuse a folder that cannot be made, before hours of work are lost in it."""
+        folder = self.out_folder
+        for place in (folder, *folder.parents):
+            try:
+                is_other = place.exists() and not place.is_dir()
+            except OSError as error:
+                raise ConfigError(
+                    f"out: {self.out} cannot be a folder: {error.strerror}; name another"
+                ) from error
+            if is_other:
+                raise ConfigError(
+                    f"out: {self.out} cannot be a folder, because {place} is a file; "
+                    "name another"
+                )
+
     def _check_names(self) -> None:
         names = [measure.name for measure in self.objectives]
         for constraint in self.constraints:
@@ -282,6 +323,13 @@ class StudySettings:
                 raise ConfigError(
                     f"objectives and watch: {name!r} is the name of two scores; set another "
                     "`name` for one of them"
+                )
+            # The column of its standard error in `Study.trials_dataframe`.
+            if f"{name}_stderr" in all_names:
+                raise ConfigError(
+                    f"objectives and watch: the data frame's column {name}_stderr would hold the "
+                    f"standard error of {name!r} and another score; set another `name` for one "
+                    "of them"
                 )
 
     def _constraint_names(self) -> list[str]:
@@ -319,3 +367,177 @@ class StudySettings:
                 raise ConfigError(
                     f"then.prefer: {unknown_name('objective', name, names)}"
                 )
+
+
+# Readers of single settings.
+
+
+def as_budget(name: str, value: object) -> Budget:
+    """Read a budget, or a number of evaluations.
+
+    Args:
+        name: The argument, for the message.
+        value: A `Budget` or a whole number.
+
+    Returns:
+        The budget.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(value, Budget):
+        return value
+    try:
+        return Budget(integer()(name, value))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name}: expected Budget(trials=60) or a whole number of evaluations above 0, "
+            f"got {describe(value)}"
+        ) from error
+
+
+def _fraction(what: str) -> Reader:
+    """A reader of numbers for which a study.yaml has percentages."""
+
+    def read_fraction(name: str, value: object) -> float:
+        if isinstance(value, str):
+            raise ConfigError(f"{name}: expected {what}, got {value!r}")
+        return number(name, value)
+
+    return read_fraction
+
+
+def _backend(name: str, value: object) -> str | dict[str, Any]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        options: dict[str, Any] = plain_data(value)
+        return options
+    raise ConfigError(
+        f"{name}: expected the name of a model of lm-evaluation-harness, or "
+        f"{{'name': 'vllm', option: ...}}, got {describe(value)}"
+    )
+
+
+def _sampler(name: str, value: object) -> SamplerSetting:
+    if isinstance(value, BaseSampler):
+        return value
+    if isinstance(value, str):
+        _check_sampler_name(name, value)
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        _check_sampler_name(name, value["name"])
+        # A study.yaml holds the options, and YAML has no numpy scalars.
+        options: dict[str, Any] = plain_data(value)
+        return options
+    raise ConfigError(
+        f"{name}: a name such as 'nsga2', or `name` and options, or an Optuna sampler, "
+        f"not {describe(value)}"
+    )
+
+
+def _check_sampler_name(name: str, sampler: str) -> None:
+    # The table takes a second to import, which the default need not wait for.
+    if sampler == "mmmo":
+        return
+    from paretomerge.search.registry import PRESETS
+
+    # Classes of Optuna are checked by the table, when a search begins.
+    if sampler not in PRESETS and not sampler.endswith("Sampler"):
+        raise ConfigError(f"{name}: {unknown_name('name', sampler, PRESETS)}")
+
+
+def _space(name: str, value: object) -> object:
+    if isinstance(value, WeightSpace | RouteSpace):
+        return value
+    # A space of the user's own is any object with the methods of `SearchSpace`.
+    has_methods = hasattr(value, "recipe") and hasattr(value, "distributions")
+    if has_methods and not isinstance(value, type):
+        return value
+    raise ConfigError(
+        f"{name}: expected WeightSpace(...) or RouteSpace(...), got {describe(value)}"
+    )
+
+
+def _objective(name: str, value: object) -> object:
+    if isinstance(value, Measure):
+        return value
+    raise ConfigError(f"{name}: {not_a_measure(value)}")
+
+
+def _folder(name: str, value: object) -> Path:
+    return Path(path(name, value))
+
+
+def _database(name: str, value: object) -> str:
+    if isinstance(value, Path):
+        return f"sqlite:///{path('storage', value)}"
+    if isinstance(value, str) and "://" in value:
+        return value
+    # The argument of `Study` and the key of a study.yaml, where the field is `storage_url`.
+    raise ConfigError(
+        "storage: expected the URL of a database, such as sqlite:///study.db, "
+        f"got {describe(value)}"
+    )
+
+
+def _device(name: str, value: object) -> str:
+    if isinstance(value, str) and _DEVICE.fullmatch(value):
+        return value
+    raise ConfigError(
+        f"{name}: expected cpu, cuda or cuda:N as text, got {describe(value)}"
+    )
+
+
+_BUDGET_READERS: Mapping[str, Reader] = {
+    "until": optional(_fraction("a share such as 0.01")),
+    "patience": integer(1),
+}
+_EVALUATION_READERS: Mapping[str, Reader] = {
+    "include_path": optional(path),
+    "data_root": optional(path),
+    "splits": optional(
+        mapping_of(word, "{'search': 'train', 'held_out': 'test'}"),
+    ),
+    "search_items": optional(integer()),
+    "batch_size": integer(),
+    "cache": optional(path),
+    "backend": optional(_backend),
+    "race": optional(_fraction("a confidence such as 0.95")),
+    "time_limit": optional(number),
+}
+_SECOND_LEVEL_READERS: Mapping[str, Reader] = {
+    "routes": instance_of(RouteSpace, "RouteSpace(...)"),
+    "trials": integer(),
+    "front": optional(integer()),
+    "prefer": optional(mapping_of(number, "{'gsm8k': 0.7}")),
+    "sampler": optional(_sampler),
+}
+_STUDY_READERS: Mapping[str, Reader] = {
+    "base": model,
+    "models": sequence_of(model, "['./math', './code']"),
+    "objectives": sequence_of(_objective, "[Task('gsm8k'), Sparsity()]"),
+    "constraints": sequence_of(
+        instance_of(Constraint, "Constraint(Task('gsm8k'), at_least=0.5)"),
+        "[Constraint(Task('gsm8k'), at_least=0.5)]",
+    ),
+    "watch": sequence_of(word, "['hellaswag']"),
+    "space": _space,
+    "then": optional(
+        instance_of(SecondLevel, "SecondLevel(RouteSpace(...), trials=20)")
+    ),
+    "sampler": _sampler,
+    "budget": as_budget,
+    "starts": sequence_of(path, "['recipe.yml']"),
+    "warm_start": sequence_of(path, "['runs/first']"),
+    "evaluation": instance_of(Evaluation, "Evaluation(...)"),
+    "seed": integer(),
+    "root": _folder,
+    "out": _folder,
+    "storage_url": optional(_database),
+    "study_name": word,
+    "dtype": optional(label),
+    "device": _device,
+    "threads": optional(integer(1)),
+}
+"""Field of `StudySettings` -> its reader."""

@@ -1,11 +1,13 @@
 """The interface between weights and numbers: an `Evaluator` turns a `Candidate` into `Score`s."""
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from paretomerge.errors import EvaluationError
+from paretomerge.arguments import as_float
+from paretomerge.errors import EvaluationError, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +30,8 @@ ExampleIndices: TypeAlias = Mapping[str, Sequence[int]]
 class Score:
     """One measured number, in the user's own direction.
 
+    Numbers of numpy and torch become Python's, since the record is JSON.
+
     Attributes:
         value: The number.
         stderr: Its standard error; 0 where the number is exact.
@@ -36,7 +40,8 @@ class Score:
             is not a mean over examples.
 
     Raises:
-        EvaluationError: The value or the standard error is not finite, or the latter is negative.
+        EvaluationError: The value or the standard error is not a finite number, or the latter is
+            negative; `n` is not a whole number above 0; an example's score is no number.
 
     Example:
         >>> Score.mean_of([1, 0, 1, 1])
@@ -52,13 +57,23 @@ class Score:
     example_scores: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise EvaluationError(f"a score must be finite, got {self.value}")
+        value = _as_number("a score", self.value)
+        stderr = _as_number("a standard error", self.stderr)
+        if not math.isfinite(value):
+            raise EvaluationError(f"a score must be finite, got {shorten(self.value)}")
         # NaN fails this comparison, too.
-        if not 0 <= self.stderr < math.inf:
+        if not 0 <= stderr < math.inf:
             raise EvaluationError(
-                f"a standard error must be finite and at least 0, got {self.stderr}"
+                "a standard error must be finite and at least 0, "
+                f"got {shorten(self.stderr)}"
             )
+        # The class is frozen, so its fields cannot be assigned.
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "stderr", stderr)
+        object.__setattr__(self, "n", _as_count(self.n))
+        if self.example_scores is not None:
+            scores = _as_numbers(self.example_scores)
+            object.__setattr__(self, "example_scores", scores)
 
     @property
     def text(self) -> str:
@@ -82,7 +97,7 @@ class Score:
         return f"{self.value:.3f}"
 
     @classmethod
-    def mean_of(cls, example_scores: Sequence[float]) -> "Score":
+    def mean_of(cls, example_scores: Iterable[float]) -> "Score":
         """The mean of per-example scores, with the standard error of a mean.
 
         Args:
@@ -90,17 +105,54 @@ class Score:
 
         Returns:
             The mean; its standard error is 0 for a single example.
+
+        Raises:
+            EvaluationError: There are no examples, or a score is not a finite number.
         """
-        n = len(example_scores)
-        mean = sum(example_scores) / n
+        scores = _as_numbers(example_scores)
+        n = len(scores)
+        if not n:
+            raise EvaluationError("a mean over examples needs at least one, got none")
+        mean = sum(scores) / n
         variance = 0.0
         if n > 1:
-            squares = sum((score - mean) ** 2 for score in example_scores)
+            try:
+                squares = sum((score - mean) ** 2 for score in scores)
+            except OverflowError as error:
+                raise EvaluationError(
+                    "the scores of examples are too large for a standard error"
+                ) from error
             variance = squares / (n - 1)
         stderr = math.sqrt(variance / n)
-        # Python floats, since the record is JSON.
-        scores = tuple(float(score) for score in example_scores)
         return cls(mean, stderr, n, scores)
+
+
+def _as_number(what: str, value: object) -> float:
+    number = as_float(value)
+    if number is None:
+        raise EvaluationError(f"{what} must be a number, got {shorten(value)}")
+    return number
+
+
+def _as_numbers(values: object) -> tuple[float, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise EvaluationError(
+            f"the scores of examples must be a list of numbers, got {shorten(values)}"
+        )
+    numbers = [_as_number("the score of an example", value) for value in values]
+    return tuple(numbers)
+
+
+def _as_count(n: object) -> int:
+    try:
+        count = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise EvaluationError(
+            f"the number of examples, n, must be a whole number above 0, got {shorten(n)}"
+        )
+    return count
 
 
 Scores: TypeAlias = Mapping[str, Score]

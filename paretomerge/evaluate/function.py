@@ -4,12 +4,13 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
+from paretomerge.arguments import as_float
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
+from paretomerge.evaluate.measures import has_signature, no_signature
 
 ScoringFunction = Callable[..., object]
 """`function(model, tokenizer)` or `function(model, tokenizer, split)`."""
@@ -25,6 +26,9 @@ class FunctionEvaluator:
         name: The score's name.
         function: The user's function.
 
+    Raises:
+        EvaluationError: The function is one of Python's own that has no signature.
+
     Example:
         >>> evaluator = FunctionEvaluator("brevity", lambda model, tokenizer: 0.5)
         >>> evaluator.evaluate(Candidate(None, None, {}), "search")["brevity"].value
@@ -34,6 +38,8 @@ class FunctionEvaluator:
     def __init__(self, name: str, function: ScoringFunction) -> None:
         self.name = name
         self.function = function
+        if not has_signature(function):
+            raise EvaluationError(f"{name}: {no_signature(function)}")
         parameters = inspect.signature(function).parameters
         self._takes_split = "split" in parameters
 
@@ -102,12 +108,15 @@ class FunctionEvaluator:
     def _score(self, value: object) -> Score:
         if isinstance(value, Score):
             return value
-        if isinstance(value, Real):
-            return Score(float(value))
-        raise EvaluationError(
-            f"{self.name}: the scoring function must return a number, a Score or a dict of them, "
-            f"got {type(value).__name__}"
-        )
+        if as_float(value) is None:
+            raise EvaluationError(
+                f"{self.name}: the scoring function must return a number, a Score or a dict of "
+                f"them, got {type(value).__name__}"
+            )
+        try:
+            return Score(value)  # type: ignore[arg-type]  # `Score` converts any number
+        except EvaluationError as error:
+            raise EvaluationError(f"{self.name}: {error}") from error
 
 
 def _import_module(name: str, folder: Path | None) -> ModuleType:

@@ -4,11 +4,23 @@ They load nothing. A *measure* becomes an evaluator when a search begins (`study
 an objective, it has a direction.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from paretomerge.arguments import (
+    Reader,
+    describe,
+    integer,
+    label,
+    number,
+    optional,
+    path,
+    read_fields,
+    word,
+)
 from paretomerge.errors import ConfigError, shorten
 
 # American spelling and whole words, as in Optuna's `direction`.
@@ -29,7 +41,7 @@ class Task:
         direction: `maximize` or `minimize`. By default the task's direction for the metric.
 
     Raises:
-        ConfigError: The direction is not one of the two.
+        ConfigError: The direction is not one of the two, or another argument has a wrong type.
 
     Example:
         >>> Task("gsm8k", metric="exact_match").name
@@ -42,6 +54,7 @@ class Task:
     direction: Direction | None = None
 
     def __post_init__(self) -> None:
+        _read_arguments(self, {"task": word, "metric": optional(word)})
         _set_name(self, self.task)
         _check_direction(self.name, self.direction)
 
@@ -66,8 +79,8 @@ class Function:
         direction: `maximize` or `minimize`. By default `maximize`.
 
     Raises:
-        ConfigError: `function` is neither callable nor `module:function`, or the direction is
-            unknown.
+        ConfigError: `function` is neither callable nor `module:function`, it is built into Python
+            without a signature, or the direction is unknown.
 
     Example:
         >>> def brevity(model, tokenizer):
@@ -91,6 +104,9 @@ class Function:
                 )
         elif not callable(self.function):
             raise ConfigError(f"function: {shorten(self.function)} cannot be called")
+        elif not has_signature(self.function):
+            raise ConfigError(f"function: {no_signature(self.function)}")
+        _read_arguments(self, {})
         _set_name(self, self.default_name)
         _check_direction(self.name, self.direction)
 
@@ -145,6 +161,7 @@ class Perplexity:
             raise ConfigError(
                 f"metric: use perplexity or bits_per_byte, not {shorten(self.metric)}"
             )
+        _read_arguments(self, {"path": path})
         _set_name(self, self.metric)
         _check_direction(self.name, self.direction)
 
@@ -170,7 +187,8 @@ class Judge:
         direction: By default `maximize`.
 
     Raises:
-        ConfigError: There are no criteria, `max_tokens` is below 1, or the direction is unknown.
+        ConfigError: There are no criteria, `max_tokens` is below 1, the direction is unknown, or
+            another argument has a wrong type.
 
     Example:
         >>> Judge("prompts.jsonl", criteria="The answer is polite.").name
@@ -189,10 +207,19 @@ class Judge:
         # Without criteria the judge would grade by a standard that no one wrote down.
         if not self.criteria:
             raise ConfigError("judge: say in `criteria` what a good answer is")
+        readers = {
+            "prompts": path,
+            "criteria": word,
+            "base_url": optional(word),
+            "model": optional(word),
+            "max_tokens": integer(),
+        }
+        _read_arguments(self, readers)
         if self.max_tokens < 1:
             raise ConfigError(
                 f"judge: max_tokens must be 1 or more, not {self.max_tokens}"
             )
+        _set_name(self, self.default_name)
         _check_direction(self.name, self.direction)
 
     @property
@@ -225,6 +252,8 @@ class Sparsity:
     direction: Direction | None = None
 
     def __post_init__(self) -> None:
+        _read_arguments(self, {})
+        _set_name(self, self.default_name)
         _check_direction(self.name, self.direction)
 
     @property
@@ -260,6 +289,7 @@ class Size:
             raise ConfigError(
                 f"size: use one of {', '.join(SIZES)}, not {shorten(self.kind)}"
             )
+        _read_arguments(self, {})
         _set_name(self, self.kind)
         _check_direction(self.name, self.direction)
 
@@ -283,7 +313,8 @@ class Constraint:
         at_most: The score must not be above this.
 
     Raises:
-        ConfigError: Neither bound is set, or both are.
+        ConfigError: Neither bound is set, or both are; a bound is no finite number; or `measure` is
+            neither a measure nor a name.
 
     Example:
         >>> Constraint(Task("hellaswag"), at_least=0.7).text
@@ -296,6 +327,11 @@ class Constraint:
     at_most: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        is_name = isinstance(self.measure, str) and self.measure
+        if not is_name and not isinstance(self.measure, Measure):
+            raise ConfigError(f"constraint: {not_a_measure(self.measure)}")
+        readers = {"at_least": optional(number), "at_most": optional(number)}
+        read_fields(self, readers, f"constraint on {self.score}: ")
         if (self.at_least is None) == (self.at_most is None):
             raise ConfigError(
                 f"constraint on {self.score}: set one of `at_least` and `at_most`"
@@ -336,6 +372,52 @@ class Constraint:
 def lower_is_better(measure: Measure) -> bool:
     """Whether a measure is minimised by default. A task has its own default, once it is loaded."""
     return isinstance(measure, Size | Perplexity)
+
+
+def not_a_measure(value: object) -> str:
+    """Say what to write in place of a value that should be a measure.
+
+    Args:
+        value: The value.
+
+    Returns:
+        A sentence for an error message.
+    """
+    if isinstance(value, str):
+        return f"a name alone is no objective; write Task({value!r})"
+    # A class can be called, too, but it is no function that scores.
+    if callable(value) and not isinstance(value, type):
+        return f"write Function({shorten(value)}), not the function alone"
+    return f"use Task, Function, Perplexity, Judge, Sparsity or Size, not {describe(value)}"
+
+
+def has_signature(function: Callable[..., object]) -> bool:
+    """Whether Python knows the parameters of a function; some of its own, like `max`, have none."""
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def no_signature(function: object) -> str:
+    """Say what to do with a function without a signature."""
+    name = getattr(function, "__name__", shorten(function))
+    return (
+        f"{name} has no signature that Python can read; call it in a function of yours, "
+        "def score(model, tokenizer)"
+    )
+
+
+def _read_arguments(measure: Any, readers: Mapping[str, Reader]) -> None:
+    """Read a measure's own arguments, and its name."""
+    kind = type(measure).__name__
+    read_fields(measure, {**readers, "name": label}, f"{kind}: ")
+    if measure.name in ("maximize", "minimize"):
+        raise ConfigError(
+            f"{kind}: a score cannot be named {measure.name!r}; for its direction write "
+            f"direction={measure.name!r}, or set another `name`"
+        )
 
 
 def _set_name(measure: Measure, default: str) -> None:

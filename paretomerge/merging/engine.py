@@ -4,7 +4,7 @@ Merging is a loop over tensor jobs, and for each over blocks of rows. Arithmetic
 one cast at the end. There is no state between tensors.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from paretomerge.arguments import describe, flag, integer, label, optional
+from paretomerge.arguments import path as read_path
 from paretomerge.checkpoint.chat_template import (
     resolve_chat_template,
     write_chat_template,
@@ -28,15 +30,16 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
+    check_not_current,
+    check_replaceable,
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.card import model_card
 from paretomerge.merging.job_io import cast_block, job_inputs
-from paretomerge.merging.plan.make import make_plan
+from paretomerge.merging.plan.make import RecipeLike, make_plan
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
-from paretomerge.recipe import Recipe
 
 # Allocating and freeing this many bytes once makes glibc keep blocks of this size on its heap.
 # Without it, glibc returns them to the kernel after every operation, and fetches and clears them
@@ -44,9 +47,6 @@ from paretomerge.recipe import Recipe
 _WARM_HEAP = 31 << 20
 
 _THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
-
-RecipeLike = Recipe | Mapping[str, object] | str | Path
-"""A recipe, or what one can be read from. See `merge`."""
 
 BlockCallback = Callable[[TensorJob, int, Tensor], None]
 """Receives each merged block: (job, flat position of its first element, the block).
@@ -73,9 +73,10 @@ def merge(
 
     Args:
         recipe: A `Recipe`, a mapping in mergekit's grammar, the path of a YAML file, or the YAML
-            text itself (a string with more than one line).
-        out: The folder to create.
-        overwrite: Whether to replace `out` if it exists.
+            text itself (a string with several lines, or with `merge_method:` in it).
+        out: The folder to create; `~` is the home folder.
+        overwrite: Whether to replace `out` if it exists. Only a folder with a checkpoint is
+            replaced: a file, or a folder with other content, is never removed.
         shard_bytes: The size of the largest file of weights.
         card: Text to add to the model card.
         threads: Tensors merged at a time; by default as many as torch would use, but at most two.
@@ -88,8 +89,8 @@ def merge(
 
     Raises:
         RecipeError: If the recipe has no meaning; the message lists every problem.
-        CheckpointError: If a model cannot be read, or `out` cannot be written.
-        ConfigError: If the device is not available.
+        CheckpointError: If a model cannot be read, or `out` cannot be written or replaced.
+        ConfigError: If the device is not available, or an argument has a wrong type.
 
     Example:
         >>> import paretomerge as pm
@@ -106,26 +107,23 @@ def merge(
         >>> pm.merge("recipe.yml", "merged", overwrite=True)  # doctest: +SKIP
         PosixPath('merged')
     """
-    plan = make_plan(_as_recipe(recipe), allow_nan=allow_nan)
+    # Everything is checked before a model is opened.
+    folder = Path(read_path("out", out))
+    overwrite = flag("overwrite", overwrite)
+    shard_bytes = integer(1)("shard_bytes", shard_bytes)
+    card = label("card", card)
+    threads = optional(integer(1))("threads", threads)
+    device = usable_device(device)
+    plan = make_plan(recipe, allow_nan=flag("allow_nan", allow_nan))
     return write(
         plan,
-        Path(out),
+        folder,
         overwrite=overwrite,
         shard_bytes=shard_bytes,
         card=card,
         threads=threads,
         device=device,
     )
-
-
-def _as_recipe(recipe: RecipeLike) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return Recipe.from_dict(recipe)
-    if isinstance(recipe, str) and "\n" in recipe:
-        return Recipe.from_yaml(recipe)
-    return Recipe.load(recipe)
 
 
 def write(
@@ -139,7 +137,10 @@ def write(
     device: str = "cpu",
 ) -> Path:
     """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors."""
+    check_not_current(out)
     _check_holds_no_source(plan, out)
+    if overwrite:
+        check_replaceable(out)
     specs = []
     for job in plan.jobs:
         specs.append(TensorSpec(job.name, job.dtype, job.shape))
@@ -165,6 +166,9 @@ def write(
         (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
         readme = model_card(plan, out.name, card, checksums)
         (folder / "README.md").write_text(readme, encoding="utf-8")
+        if overwrite:
+            # Others may have put something else there while the merge ran.
+            check_replaceable(out)
     return out
 
 
@@ -223,6 +227,11 @@ def usable_device(device: str) -> str:
     Raises:
         ConfigError: If there is no such device, or merging on it is not supported.
     """
+    # Torch takes numbers of devices, too, and None.
+    if not isinstance(device, str):
+        raise ConfigError(
+            f"device: expected cpu, cuda or cuda:N as text, got {describe(device)}"
+        )
     try:
         kind = torch.device(device).type
         if kind == "cpu":

@@ -9,6 +9,7 @@ mergekit accepts would take a custom validator for nearly every field of a schem
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from paretomerge.arguments import plain_data
 from paretomerge.errors import ErrorCollector, RecipeError, shorten, unknown_name
 from paretomerge.recipe.parts import Module, Slice, Source, Tokenizer
 from paretomerge.recipe.settings import ParameterSetting
@@ -54,6 +55,9 @@ def read_document(data: object, where: str) -> dict[str, Any]:
         RecipeError: With every error of the document, each with the path of its key.
     """
     check_data(data, where)
+    # Only now, since data that contains itself would never end. Programs may have numpy's numbers,
+    # tuples and paths, which YAML has not.
+    data = plain_data(data)
     if not isinstance(data, Mapping):
         _reject_keys(data, DOCUMENT_KEYS, where)
     problems = ErrorCollector()
@@ -235,7 +239,8 @@ def _read_string(data: object, where: str) -> str:
     return data
 
 
-def _read_dtype(data: object, where: str) -> str:
+def read_dtype(data: object, where: str) -> str:
+    """Read a dtype, as torch names it or with `torch.` before it."""
     # `str(torch.bfloat16)` is "torch.bfloat16", and recipes written by programs have that.
     name = data.removeprefix("torch.") if isinstance(data, str) else data
     if name not in RECIPE_DTYPES:
@@ -388,8 +393,8 @@ def _reject_keys(
 _FIELD_READERS: Mapping[str, Callable[[object, str], object]] = {
     "base_model": _read_reference,
     "parameters": _read_parameters,
-    "dtype": _read_dtype,
-    "out_dtype": _read_dtype,
+    "dtype": read_dtype,
+    "out_dtype": read_dtype,
     "tokenizer_source": _read_reference,
     "tokenizer": _read_tokenizer,
     "chat_template": _read_string,

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paretomerge.errors import ErrorCollector, RecipeError
-from paretomerge.recipe.grammar import read_document
+from paretomerge.arguments import path as read_path
+from paretomerge.errors import ConfigError, ErrorCollector, RecipeError, shorten
+from paretomerge.recipe.grammar import read_document, read_dtype
 from paretomerge.recipe.parts import (
     Module,
     RenameModel,
@@ -59,6 +60,9 @@ class Recipe:
             it. They exist only in memory, one tensor at a time (several documents in one file,
             as in mergekit-multi).
 
+    Raises:
+        RecipeError: If a dtype is unknown.
+
     Example:
         >>> recipe = Recipe.from_yaml("{merge_method: linear, models: [{model: a}, {model: b}]}")
         >>> recipe.models
@@ -79,6 +83,20 @@ class Recipe:
     name: str | None = None
     steps: tuple["Recipe", ...] = ()
 
+    def __post_init__(self) -> None:
+        # `replace` and programs come here without the grammar, which checks the rest.
+        for key in ("dtype", "out_dtype"):
+            dtype = getattr(self, key)
+            if dtype is not None:
+                # The class is frozen, so its fields cannot be assigned.
+                object.__setattr__(self, key, read_dtype(dtype, f"recipe: {key}"))
+
+    def __hash__(self) -> int:
+        # Not of `key`: 1 and 1.0 are equal but have other digits there, and equal recipes must have
+        # equal hashes.
+        documents = [_frozen(recipe.to_dict()) for recipe in (*self.steps, self)]
+        return hash(tuple(documents))
+
     @classmethod
     def from_yaml(cls, text: str, where: str = "recipe") -> "Recipe":
         """Parse a recipe.
@@ -91,6 +109,11 @@ class Recipe:
         Raises:
             RecipeError: With every error of the text, each with the path of its key.
         """
+        if not isinstance(text, str):
+            raise RecipeError(
+                f"{where}: expected YAML text, got {shorten(text)}; to read a file, "
+                "use Recipe.load(path)"
+            )
         documents = parse(text, where)
         problems = ErrorCollector()
         recipes: list[Recipe] = []
@@ -110,13 +133,16 @@ class Recipe:
         """Read a recipe from a YAML file.
 
         Args:
-            path: The file. Relative model paths that exist beside it are resolved against its
-                folder.
+            path: The file; `~` is the home folder. Relative model paths that exist beside it are
+                resolved against its folder.
 
         Raises:
             RecipeError: If the file cannot be read or the recipe is invalid.
         """
-        path = Path(path)
+        try:
+            path = Path(read_path("recipe", path))
+        except ConfigError as error:
+            raise RecipeError(str(error)) from error
         try:
             with path.open(encoding="utf-8") as stream:
                 # One character more than allowed shows that a file is too long, unread.
@@ -250,6 +276,17 @@ class Recipe:
             steps.append(replace(renamed, name=new_names[step.name]))
         last = _rename_in_document(self, rename)
         return (*steps, replace(last, name=name, steps=()))
+
+
+def _frozen(value: object) -> object:
+    """Make data hashable, such that equal data stay equal."""
+    if isinstance(value, Mapping):
+        pairs = [(key, _frozen(entry)) for key, entry in value.items()]
+        return frozenset(pairs)
+    if isinstance(value, (list, tuple)):
+        entries = [_frozen(entry) for entry in value]
+        return tuple(entries)
+    return value
 
 
 def resolve_model_path(folder: Path, model: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import yaml
 
+from paretomerge.arguments import plain_scalar
 from paretomerge.errors import RecipeError, shorten
 
 MAX_CHARACTERS = 1_000_000
@@ -129,7 +130,8 @@ def check_data(data: object, where: str) -> None:
                 f"{where}: values are nested more than {_MAX_DEPTH} levels deep; "
                 "does an alias contain itself?"
             )
-        children = _children(entry, where)
+        # An array of numpy's becomes a list, whose numbers are checked like others.
+        children = _children(plain_scalar(entry), where)
         # Checked before the children go on the stack: aliases can make them many at each level.
         if n_visited + len(stack) + len(children) > _MAX_VALUES:
             raise RecipeError(

@@ -7,6 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from paretomerge.arguments import (
+    Reader,
+    describe,
+    flag,
+    integer,
+    mapping_of,
+    number,
+    optional,
+    pair,
+    path,
+    plain_data,
+    read_fields,
+    sequence_of,
+    word,
+)
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
@@ -44,7 +59,7 @@ class WeightSpace:
         importance: Measure how much of the deltas each parameter governs, for samplers that use it.
 
     Raises:
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or has a wrong type.
 
     Example:
         >>> space = WeightSpace(methods=["task_arithmetic", "ties"], groups=2)
@@ -64,11 +79,7 @@ class WeightSpace:
     importance: bool = False
 
     def __post_init__(self) -> None:
-        # A single name is a sequence too, of its letters.
-        if isinstance(self.methods, str) or not self.methods:
-            raise ConfigError(
-                f"space.methods: list at least one method, not {self.methods!r}"
-            )
+        read_fields(self, _WEIGHT_SPACE_READERS, "space.")
         for method in self.methods:
             if method not in SEARCHABLE_METHODS:
                 problem = unknown_name("method", method, SEARCHABLE_METHODS)
@@ -79,14 +90,16 @@ class WeightSpace:
             )
         if self.order not in ("given", "kinship"):
             raise ConfigError(f"space.order: use given or kinship, not {self.order!r}")
-        weight = _granularity("weight", self.weight, WEIGHT_BOUNDS, self.groups)
-        density = _granularity("density", self.density, DENSITY_BOUNDS, self.groups)
+        groups = _groups(self.groups)
+        weight = _granularity("weight", self.weight, WEIGHT_BOUNDS, groups)
+        density = _granularity("density", self.density, DENSITY_BOUNDS, groups)
         # The fields accept what a study.yaml holds and store what spaces need. The class is frozen,
         # so `object.__setattr__` is the only way to replace them.
-        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "density", density)
-        object.__setattr__(self, "method_groups", Grouping.parse(self.method_groups))
+        method_groups = Grouping.parse(_groups(self.method_groups))
+        object.__setattr__(self, "method_groups", method_groups)
 
     @property
     def needs_profile(self) -> bool:
@@ -120,7 +133,7 @@ class RouteSpace:
             on its first lines.
 
     Raises:
-        ConfigError: A setting does not belong to the form, or is out of range.
+        ConfigError: A setting does not belong to the form, is out of range, or has a wrong type.
 
     Example:
         >>> RouteSpace(blocks=4).form
@@ -139,6 +152,7 @@ class RouteSpace:
             raise ConfigError(
                 f"space.routes.form: use edits or indicators, not {self.form!r}"
             )
+        read_fields(self, _ROUTE_SPACE_READERS, "space.routes.")
         # Refused and not ignored: a key without effect would mislead whoever reads the file.
         foreign = "repeats" if self.form == "edits" else "most"
         if getattr(self, foreign) is not None:
@@ -147,12 +161,6 @@ class RouteSpace:
             )
         if self.match is not None and not self.scale:
             raise ConfigError("space.routes.match: needs scales, but `scale` is false")
-        for name in ("blocks", "most", "repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"space.routes.{name}: must be 1 or more, not {value}"
-                )
 
 
 def _granularity(
@@ -166,19 +174,88 @@ def _granularity(
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"space.{kind}: a mapping with {', '.join(_GRANULARITY_KEYS)}, not {value!r}"
+            f"space.{kind}: a mapping with {', '.join(_GRANULARITY_KEYS)}, not {describe(value)}"
         )
     for key in value:
         if key not in _GRANULARITY_KEYS:
             raise ConfigError(
                 f"space.{kind}: {unknown_name('key', key, _GRANULARITY_KEYS)}"
             )
-    low, high = value.get("bounds", default_bounds)
-    groups = value.get("groups", default_groups)
-    roles = value.get("roles", False)
-    smooth = value.get("smooth", False)
-    bounds = (float(low), float(high))
+    bounds = pair(f"space.{kind}.bounds", value.get("bounds", default_bounds))
+    groups = _groups(value.get("groups", default_groups))
+    roles = _roles(f"space.{kind}.roles", value.get("roles", False))
+    smooth = flag(f"space.{kind}.smooth", value.get("smooth", False))
     try:
         return Granularity(bounds, Grouping.parse(groups), roles, smooth)
     except ConfigError as error:
         raise ConfigError(f"space.{kind}.{error}") from error
+
+
+def _methods(name: str, value: object) -> tuple[str, ...]:
+    # A single name is a sequence too, of its letters.
+    if isinstance(value, str) or value in ((), []):
+        raise ConfigError(
+            f"{name}: list at least one method, such as ['ties'], not {describe(value)}"
+        )
+    methods: tuple[str, ...] = sequence_of(word, "['ties']")(name, value)
+    return methods
+
+
+def _groups(value: object) -> object:
+    """Groups of layers as a study.yaml holds them; numpy's numbers become Python's."""
+    if isinstance(value, Grouping):
+        return value
+    return plain_data(value)
+
+
+def _roles(name: str, value: object) -> bool | Mapping[str, Sequence[str]]:
+    if isinstance(value, Mapping):
+        patterns = sequence_of(word, "['mlp.']")
+        roles: Mapping[str, Sequence[str]] = mapping_of(patterns, "roles")(name, value)
+        return roles
+    try:
+        return flag(name, value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name}: expected False, True or {{'mlp': ['mlp.'], ...}}, "
+            f"got {describe(value)}"
+        ) from error
+
+
+def _bounds_or_value(name: str, value: object) -> ParameterBounds:
+    if isinstance(value, (list, tuple)):
+        return pair(name, value)
+    try:
+        return number(name, value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name}: expected a number or [low, high], got {describe(value)}"
+        ) from error
+
+
+def _scale(name: str, value: object) -> tuple[float, float] | Literal[False]:
+    if value is False:
+        return False
+    try:
+        return pair(name, value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name}: expected two numbers (low, high), or False for no scales, "
+            f"got {describe(value)}"
+        ) from error
+
+
+_WEIGHT_SPACE_READERS: Mapping[str, Reader] = {
+    "methods": _methods,
+    "method_parameters": mapping_of(_bounds_or_value, "{'gamma': (0.0, 0.05)}"),
+    "subset": flag,
+    "near_duplicates": optional(number),
+    "importance": flag,
+}
+_ROUTE_SPACE_READERS: Mapping[str, Reader] = {
+    "blocks": optional(integer(1)),
+    "scale": _scale,
+    "most": optional(integer(1)),
+    "repeats": optional(integer(1)),
+    "match": optional(path),
+}

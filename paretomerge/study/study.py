@@ -6,10 +6,10 @@ from dataclasses import replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretomerge.config.convert import check_functions, config_of, settings_of
-from paretomerge.config.schema import StudyConfig, load_config
+from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
     Budget,
     Evaluation,
@@ -66,14 +66,15 @@ class Study:
         seed: The seed of the split into search and held-out examples, of random masks, and of
             samplers that are given by name.
         out: The study's folder. A study that is already there is continued.
-        storage: An Optuna storage URL for the record. By default a SQLite file in `out`.
+        storage: An Optuna storage URL for the record, or the path of a SQLite file. By default a
+            SQLite file in `out`.
         study_name: The study's name in that storage.
         dtype: The dtype that merges are scored and written in: `float32`, `float16` or
             `bfloat16`. By default the base's.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: Settings contradict each other.
+        ConfigError: Settings contradict each other, or an argument has a wrong type.
 
     Example:
         >>> import paretomerge as pm
@@ -107,32 +108,34 @@ class Study:
         evaluation: Evaluation | None = None,
         seed: int = 0,
         out: str | Path = "runs/study",
-        storage: str | None = None,
+        storage: str | Path | None = None,
         study_name: str = DEFAULT_STUDY_NAME,
         dtype: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.settings = StudySettings(
-            base=str(base),
-            models=tuple(str(model) for model in models),
-            objectives=tuple(objectives),
-            constraints=tuple(constraints),
-            watch=tuple(watch),
-            space=WeightSpace() if space is None else space,
-            then=then,
-            sampler=sampler,
-            budget=Budget(budget) if isinstance(budget, int) else budget,
-            starts=tuple(str(file) for file in starts),
-            warm_start=tuple(str(name) for name in warm_start),
-            evaluation=evaluation or Evaluation(),
-            seed=seed,
-            root=Path.cwd(),
-            out=Path(out),
-            storage_url=storage,
-            study_name=study_name,
-            dtype=dtype,
-            device=device,
-        )
+        # Unconverted: the settings check and convert what they are given.
+        arguments: dict[str, Any] = {
+            "base": base,
+            "models": models,
+            "objectives": objectives,
+            "constraints": constraints,
+            "watch": watch,
+            "space": WeightSpace() if space is None else space,
+            "then": then,
+            "sampler": sampler,
+            "budget": budget,
+            "starts": starts,
+            "warm_start": warm_start,
+            "evaluation": Evaluation() if evaluation is None else evaluation,
+            "seed": seed,
+            "root": Path.cwd(),
+            "out": out,
+            "storage_url": storage,
+            "study_name": study_name,
+            "dtype": dtype,
+            "device": device,
+        }
+        self.settings = StudySettings(**arguments)
         # Set by `stop` in a callback, and read between trials: a running trial is never cut off.
         self._stop_requested = False
 
@@ -780,7 +783,8 @@ def load_study(path: str | Path) -> Study:
     """Read a study from a study.yaml. Nothing is loaded yet.
 
     Args:
-        path: The file. Relative paths in it start from its folder.
+        path: The file, or a folder that holds a study.yaml. Relative paths in it start from the
+            file's folder.
 
     Returns:
         The study.
@@ -791,7 +795,7 @@ def load_study(path: str | Path) -> Study:
     Example:
         >>> load_study("study.yaml").optimize()  # doctest: +SKIP
     """
-    path = Path(path)
+    path = config_file(path)
     config = load_config(path)
     try:
         settings = settings_of(config, path.resolve().parent, path.stem)

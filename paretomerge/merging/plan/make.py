@@ -1,6 +1,8 @@
 """From a recipe to a plan: everything is checked against headers before a weight is read."""
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reader import Checkpoint
@@ -9,6 +11,7 @@ from paretomerge.errors import (
     ErrorCollector,
     ParetoMergeError,
     RecipeError,
+    shorten,
     unknown_name,
 )
 from paretomerge.merging.methods import METHODS
@@ -19,9 +22,42 @@ from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.merging.plan.steps import RecipeStep
 from paretomerge.recipe import Recipe
 
+RecipeLike = Recipe | Mapping[str, object] | str | Path
+"""A recipe, or what one can be read from. See `as_recipe`."""
+
+# A path may contain the words `merge_method`, but hardly with a colon behind them.
+_YAML_TEXT = re.compile(r"\n|\bmerge_method['\"]?\s*:")
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        recipe: A `Recipe`, a mapping in mergekit's grammar, the path of a YAML file, or the YAML
+            text itself.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: If it is none of these, or an invalid recipe.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_dict(recipe)
+    if isinstance(recipe, str) and _YAML_TEXT.search(recipe):
+        return Recipe.from_yaml(recipe)
+    if isinstance(recipe, str | Path) and recipe:
+        return Recipe.load(recipe)
+    raise RecipeError(
+        "recipe: expected a Recipe, a mapping, the path of a YAML file or YAML text, "
+        f"got {shorten(recipe)}"
+    )
+
 
 def make_plan(
-    recipe: Recipe,
+    recipe: RecipeLike,
     weights: Mapping[str, Weights] | None = None,
     allow_nan: bool = False,
     download: bool = True,
@@ -31,7 +67,7 @@ def make_plan(
     Only configs and headers of the checkpoints are read, no weights.
 
     Args:
-        recipe: The merge to plan, with its steps if it has any.
+        recipe: The merge to plan, with its steps if it has any; or what `as_recipe` reads.
         weights: Models that are open already, by the names that the recipe uses. All others are
             opened.
         allow_nan: True to merge NaN and infinite weights like others. By default they are an error
@@ -58,8 +94,12 @@ def make_plan(
         ...     print(job.name, job.shape, job.dtype)
         >>> print(estimate_cost(plan).memory, plan.notes)  # doctest: +SKIP
     """
+    recipe = as_recipe(recipe)
     # All checks run, so that one error reports everything that is wrong.
     problems = ErrorCollector()
+    with problems.collect():
+        if not any(recipe.all_slices()):
+            raise RecipeError("recipe: names no models to merge; add `models`")
     with problems.collect():
         if recipe.merge_method not in METHODS:
             message = unknown_name("method", recipe.merge_method, METHODS)
