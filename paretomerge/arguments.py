@@ -138,6 +138,22 @@ def number(name: str, value: object) -> float:
     return converted
 
 
+def seconds(name: str, value: object) -> float:
+    """Read a duration in seconds, 0 or more."""
+    duration = number(name, value)
+    # `not >=`: NaN fails every comparison.
+    if not duration >= 0:
+        raise ConfigError(f"{name}: expected seconds, 0 or more, got {describe(value)}")
+    return duration
+
+
+def function(name: str, value: object) -> Callable[..., Any]:
+    """Read something that can be called."""
+    if not callable(value):
+        raise ConfigError(f"{name}: expected a function, got {describe(value)}")
+    return value
+
+
 def pair(name: str, value: object) -> tuple[float, float]:
     """Read a lower and an upper bound, two finite numbers. Their order is not checked."""
     try:

@@ -114,8 +114,15 @@ def check_out(out: Path, overwrite: bool = False) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    from paretomerge.checkpoint.writer import new_folder
+    from paretomerge.checkpoint.writer import (
+        check_not_current,
+        check_replaceable,
+        new_folder,
+    )
 
+    check_not_current(out)
+    if overwrite:
+        check_replaceable(out)
     # Begins to write and undoes it, so the check and the writer cannot disagree.
     with suppress(_Undo), new_folder(out, overwrite):
         raise _Undo

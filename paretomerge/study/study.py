@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretomerge.arguments import function, integer, optional, seconds, sequence_of
 from paretomerge.config.convert import check_functions, config_of, settings_of
 from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
@@ -19,16 +20,16 @@ from paretomerge.config.settings import (
 )
 from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
-from paretomerge.errors import ConfigError, StudyError, shorten
+from paretomerge.errors import ConfigError, shorten
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure
 from paretomerge.record.record import Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
-from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.study.same_study import check_same_study
 from paretomerge.study.stopping import End
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
+
+_N_TRIALS = optional(integer(least=0))
+_TIMEOUT = optional(seconds)
+_CALLBACKS = sequence_of(function, "[my_callback]")
 
 
 class Study:
@@ -260,9 +265,10 @@ class Study:
         """
         from paretomerge.study.progress_bar import ProgressBar
 
-        n_trials, timeout = _checked_limits(n_trials, timeout)
-        # Before the first trial: an iterator would be used up by it.
-        to_call = _checked_callbacks(callbacks)
+        n_trials = _N_TRIALS("n_trials", n_trials)
+        timeout = _TIMEOUT("timeout", timeout)
+        # Before the first trial, which would use up an iterator.
+        to_call = _CALLBACKS("callbacks", () if callbacks is None else callbacks)
         # A `stop` in an earlier call must not end this one.
         self._stop_requested = False
         self.check()
@@ -345,39 +351,8 @@ class Study:
             StudyError: There is no record yet, it cannot be read, or it is another study's.
         """
         record = self._record()
-        self._check_record(record)
+        check_same_study(self.settings, record)
         return record.results()
-
-    def _check_record(self, record: Record) -> None:
-        """Refuse the record of a study with other models or objectives, without loading any."""
-        settings = self.settings
-        identity = record.note("identity") or {}
-        recorded_root = record.note("root")
-        if recorded_root is None or "models" not in identity:
-            return  # a `Search` that was made without settings
-        mine = [model_path(settings.root, model) for model in settings.models]
-        theirs = [
-            model_path(Path(recorded_root), model) for model in identity["models"]
-        ]
-        changed = []
-        if sorted(map(Path, mine)) != sorted(map(Path, theirs)) and not _same_names(
-            mine, theirs
-        ):
-            changed.append("models")
-        names = [measure.name for measure in settings.objectives]
-        if names != [objective.name for objective in record.objectives]:
-            changed.append("objectives")
-        for measure, objective in zip(
-            settings.objectives, record.objectives, strict=False
-        ):
-            stated = measure.direction
-            if stated and (stated == "maximize") != objective.maximise:
-                changed.append(f"the direction of {measure.name}")
-        if changed:
-            raise StudyError(
-                f"{record.storage}: holds trials of another study: {', '.join(changed)} "
-                "changed since. Set another `out`, or put the old settings back."
-            )
 
     def get_trials(self) -> list[Trial]:
         """Read every finished trial, in the order of their numbers.
@@ -538,7 +513,7 @@ class Study:
 
         out = self.folder / "report.html"
         if path is not None:
-            out = Path(path)
+            out = Path(path).expanduser()
         choice = self._choice(prefer, trial)
         return write_report(self.results(), out, choice)
 
@@ -600,7 +575,7 @@ class Study:
 
         text = dump_config(self.to_config())
         if path is not None:
-            path = Path(path)
+            path = Path(path).expanduser()
             # A study.yaml's relative paths start from its own folder, so elsewhere the same text
             # would name other files.
             if path.resolve().parent != self.settings.root.resolve():
@@ -738,45 +713,6 @@ def _is_same(one: Trial, other: Trial) -> bool:
         and one.scores == other.scores
         and one.recipe_yaml == other.recipe_yaml
     )
-
-
-def _same_names(mine: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Whether the folders of the record's models have gone, but their names are the same.
-
-    A study that was moved with its models is the same study.
-    """
-    gone = [path for path in theirs if not Path(path.partition("+")[0]).exists()]
-    names = sorted(Path(path).name for path in mine)
-    return bool(gone) and names == sorted(Path(path).name for path in theirs)
-
-
-def _checked_limits(
-    n_trials: int | None, timeout: float | None
-) -> tuple[int | None, float | None]:
-    if n_trials is not None:
-        if isinstance(n_trials, bool) or not isinstance(n_trials, Integral):
-            raise ConfigError(f"n_trials: a whole number, not {shorten(n_trials)}")
-        n_trials = int(n_trials)
-        if n_trials < 0:
-            raise ConfigError(f"n_trials: 0 or more, not {n_trials}")
-    if timeout is not None:
-        # `not >=`: NaN fails every comparison.
-        if not isinstance(timeout, Real) or not timeout >= 0:
-            raise ConfigError(f"timeout: seconds, 0 or more, not {shorten(timeout)}")
-        timeout = float(timeout)
-    return n_trials, timeout
-
-
-def _checked_callbacks(callbacks: Iterable[Callback] | None) -> list[Callback]:
-    if callbacks is None:
-        return []
-    if not isinstance(callbacks, Iterable):
-        raise ConfigError("callbacks: a list of functions, also where it is only one")
-    checked = list(callbacks)
-    for callback in checked:
-        if not callable(callback):
-            raise ConfigError(f"callbacks: {shorten(callback)} cannot be called")
-    return checked
 
 
 def load_study(path: str | Path) -> Study:

@@ -61,5 +61,9 @@ def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path):
     (tmp_path / "old" / "kept").touch()
     with pytest.raises(CheckpointError, match="--overwrite"):
         check_out(tmp_path / "old")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        check_out(tmp_path / "old", overwrite=True)
+    (tmp_path / "old" / "config.json").touch()
     check_out(tmp_path / "old", overwrite=True)
-    assert [p.name for p in tmp_path.rglob("*")] == ["old", "kept"]
+    names = sorted(path.name for path in tmp_path.rglob("*"))
+    assert names == ["config.json", "kept", "old"]

@@ -244,13 +244,13 @@ def test_splits_and_preferences_are_checked(make):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_trials": -3}, "n_trials: 0 or more"),
-        ({"n_trials": 1.5}, "n_trials: a whole number"),
-        ({"n_trials": "3"}, "n_trials: a whole number"),
-        ({"timeout": float("nan")}, "timeout: seconds"),
-        ({"timeout": "1"}, "timeout: seconds"),
-        ({"callbacks": first}, "callbacks: a list"),
-        ({"callbacks": ["x"]}, "callbacks: 'x' cannot be called"),
+        ({"n_trials": -3}, "n_trials: must be 0 or more"),
+        ({"n_trials": 1.5}, "n_trials: expected a whole number"),
+        ({"n_trials": "3"}, "n_trials: expected a whole number"),
+        ({"timeout": float("nan")}, "timeout: expected a finite number"),
+        ({"timeout": "1"}, "timeout: expected a finite number"),
+        ({"callbacks": first}, "callbacks: expected a list"),
+        ({"callbacks": ["x"]}, "callbacks: expected a function"),
     ],
 )
 def test_arguments_of_optimize_are_checked_before_a_trial(make, arguments, message):

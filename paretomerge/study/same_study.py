@@ -1,0 +1,57 @@
+"""Whether a record is that of a study, as far as can be said without loading anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from paretomerge.config.settings import StudySettings
+from paretomerge.errors import StudyError
+from paretomerge.record.record import Record
+from paretomerge.space.sources import model_path
+
+
+def check_same_study(settings: StudySettings, record: Record) -> None:
+    """Refuse the record of a study with other models or objectives.
+
+    A search compares more, such as the files of models and tasks (`Record.check`).
+
+    Args:
+        settings: The study.
+        record: The record.
+
+    Raises:
+        StudyError: The record is another study's.
+    """
+    identity = record.note("identity") or {}
+    root = record.note("root")
+    if root is None or "models" not in identity:
+        return  # a `Search` that was made without settings
+    mine = [model_path(settings.root, model) for model in settings.models]
+    theirs = [model_path(Path(root), model) for model in identity["models"]]
+    changed = []
+    if sorted(mine) != sorted(theirs) and not _have_moved(mine, theirs):
+        changed.append("models")
+    names = [measure.name for measure in settings.objectives]
+    recorded_names = [objective.name for objective in record.objectives]
+    if names != recorded_names:
+        changed.append("objectives")
+    # Not strict: with other objectives there may be fewer.
+    for measure, objective in zip(settings.objectives, record.objectives, strict=False):
+        maximise = measure.direction == "maximize"
+        # Without a direction it is the task's own, which only the harness knows.
+        if measure.direction is not None and maximise != objective.maximise:
+            changed.append(f"the direction of {measure.name}")
+    if changed:
+        raise StudyError(
+            f"{record.storage}: holds trials of another study: {', '.join(changed)} changed "
+            "since. Set another `out`, or put the old settings back."
+        )
+
+
+def _have_moved(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether the record's models have gone, and models of the same names are named now."""
+    gone = [path for path in theirs if not Path(path.partition("+")[0]).exists()]
+    return bool(gone) and _names(mine) == _names(theirs)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    return sorted(Path(path).name for path in paths)
