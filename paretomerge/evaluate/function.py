@@ -92,7 +92,9 @@ class FunctionEvaluator:
             optional["split"] = split
         try:
             returned = self.function(candidate.model, candidate.tokenizer, **optional)
-        except Exception as error:  # the function is the user's, and may raise anything
+        # The function is the user's, and may raise anything. `sys.exit` in it is no Exception, and
+        # would end the search without a word.
+        except (Exception, SystemExit) as error:
             cause = f"{type(error).__name__}: {error}"
             raise EvaluationError(
                 f"{self.name}: the scoring function raised {cause}"

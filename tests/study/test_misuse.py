@@ -6,6 +6,7 @@ Each test is a finding: a wrong score, another trial, or another study's trials,
 import copy
 import functools
 import pickle
+import sys
 import threading
 import time
 
@@ -304,6 +305,15 @@ def test_a_study_that_only_failed_may_be_mended(make):
     mended = make(first)
     mended.optimize(n_trials=2, **QUIET)
     assert [trial.failure for trial in mended.get_trials()] == ["", ""]
+
+
+def test_a_function_that_exits_fails_its_trial(make):
+    study = make(lambda model, tokenizer: sys.exit("bye"))
+    study.optimize(n_trials=2, **QUIET)
+    assert ["SystemExit: bye" in trial.failure for trial in study.get_trials()] == [
+        True,
+        True,
+    ]
 
 
 def test_copies_of_a_used_study_read_the_same_record(make):
