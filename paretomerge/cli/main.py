@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -76,8 +77,18 @@ def _options(
             is_eager=True,
         ),
     ] = False,
+    unsafe_code: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-run-unsafe-code",
+            help="Allow tasks that run code that the model writes.",
+        ),
+    ] = False,
 ) -> None:
     """Options before the command apply to every command."""
+    if unsafe_code:
+        # Read by `evaluate.tasks`, and by the metric of Hugging Face that runs the code.
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
 
 
 @app.command(short_help="Try it: search merges of the example models.")

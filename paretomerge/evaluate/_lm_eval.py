@@ -39,16 +39,21 @@ def index_tasks(names: Sequence[str], include_path: Path | None) -> "TaskManager
     return TaskManager(include_path=folder)
 
 
-def first_filter(task: "Task") -> "FilterEnsemble":
-    """The first filter pipeline of a task; the harness reports its metrics first.
+def filters(task: "Task") -> dict[str, "FilterEnsemble"]:
+    """The filter pipelines of a task by name; the harness reports the first one's metrics first.
 
     A task with an empty `filter_list` has none. It gets the harness's default.
     """
     from lm_eval.filters import build_filter_ensemble
 
     if task._filters:
-        return task._filters[0]
-    return build_filter_ensemble("none", [["take_first", None]])
+        return {pipeline.name: pipeline for pipeline in task._filters}
+    return {"none": build_filter_ensemble("none", [["take_first", None]])}
+
+
+def runs_written_code(task: "Task") -> bool:
+    """Whether a task runs code that the model writes, as its YAML's `unsafe_code` says."""
+    return bool(getattr(task, "UNSAFE_CODE", False))
 
 
 @contextlib.contextmanager

@@ -88,7 +88,13 @@ class HarnessEvaluator:
         self._loaded: dict[Split, ExamplesByName] = {}
         self._resident: ResidentLM | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.examples("search")
+        for name, examples in self.examples("search").items():
+            if examples.ignored_filters:
+                others = ", ".join(examples.ignored_filters)
+                self.notes.append(
+                    f"{name}: the filter {examples.filter.name} is used; the task also has "
+                    f"{others} (choose by `metric: {examples.metric},FILTER`)"
+                )
 
     @property
     def search_contents(self) -> frozenset[str]:

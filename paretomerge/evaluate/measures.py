@@ -36,7 +36,8 @@ class Task:
     Attributes:
         task: The task's name in the harness.
         metric: One of the task's metrics, or `output_length`, the number of tokens in the model's
-            answers. By default the task's first metric.
+            answers. By default the task's first metric. Where a task has several filters, name one:
+            `exact_match,flexible-extract`.
         name: The name of the score in tables and preferences. By default the task's name.
         direction: `maximize` or `minimize`. By default the task's direction for the metric.
 

@@ -8,10 +8,11 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
     Requests = tuple[tuple[Instance, ...], ...]
 
+ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
+"""The environment variable of Hugging Face's `evaluate` that allows to run written code."""
+
 OUTPUT_LENGTH = "output_length"
 """A metric that every task with generated answers has: their mean length in tokens."""
 
@@ -45,7 +49,9 @@ class HarnessTask:
 
     Attributes:
         task: The task's name, as in `lm_eval --tasks`.
-        metric: The metric's name; the task's first metric where it is None.
+        metric: The metric's name, also `metric,filter` as the harness reports it, such as
+            `exact_match,flexible-extract`. Where it is None, the task's first metric; without a
+            filter, the task's first filter.
     """
 
     task: str
@@ -61,12 +67,14 @@ class Examples:
         metric: Which of its metrics is computed.
         filter: The pipeline that turns a model's responses into what the metric sees.
         requests: The requests (`Instance`s) of each example, `tuple[tuple[Instance, ...], ...]`.
+        ignored_filters: Other pipelines of the task, where the user has chosen none.
     """
 
     task: "Task"
     metric: str
     filter: "FilterEnsemble"
     requests: "Requests"
+    ignored_filters: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -174,7 +182,7 @@ class Examples:
             if digest not in content_digests:
                 remaining.append(requests)
         requests_left = tuple(remaining)
-        return Examples(self.task, self.metric, self.filter, requests_left)
+        return replace(self, requests=requests_left)
 
 
 @dataclass
@@ -249,16 +257,26 @@ class TaskLoader:
             n = len(task.eval_docs)
             documents = self._select_documents(n, split)
             task.build_all_requests(samples=documents, rank=0, world_size=1)
-        metric = _choose_metric(name, spec, task)
-        first_filter = _lm_eval.first_filter(task)
+        metric_name, _, filter_name = (spec.metric or "").partition(",")
+        metric = _choose_metric(name, replace(spec, metric=metric_name or None), task)
+        pipelines = _lm_eval.filters(task)
+        if filter_name and filter_name not in pipelines:
+            message = unknown_name(
+                f"filter of task {spec.task}", filter_name, pipelines
+            )
+            raise EvaluationError(f"{name}: {message}")
+        chosen = filter_name or next(iter(pipelines))
+        ignored: tuple[str, ...] = ()
+        if not filter_name:
+            ignored = tuple(other for other in pipelines if other != chosen)
         requests = _requests_by_document(task)
-        return Examples(task, metric, first_filter, requests)
+        return Examples(task, metric, pipelines[chosen], requests, ignored)
 
     def _load_task(self, name: str, spec: HarnessTask) -> "Task":
         assert self._manager is not None, "check() comes before load()"
         try:
             loaded = self._manager.load([spec.task])
-            return loaded["tasks"][spec.task]
+            task: Task = loaded["tasks"][spec.task]
         # Data sets fail in as many ways as there are hosts and formats.
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
@@ -266,6 +284,13 @@ class TaskLoader:
                 f"{name}: task {spec.task!r} cannot be loaded: {cause}; "
                 f"relative data_files start from {Path.cwd()}"
             ) from error
+        allowed = os.environ.get(ALLOW_CODE) == "1"
+        if _lm_eval.runs_written_code(task) and not allowed:
+            raise EvaluationError(
+                f"{name}: task {spec.task!r} runs code that the model writes. To allow it, set "
+                f"{ALLOW_CODE}=1, or use `paretomerge --confirm-run-unsafe-code COMMAND`"
+            )
+        return task
 
     def _select_documents(self, n: int, split: Split) -> list[int]:
         """Which of the n documents belong to the split, in the order of the data."""

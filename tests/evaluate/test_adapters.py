@@ -27,14 +27,14 @@ from tests.evaluate.test_evaluate import harness
 
 def test_a_task_applies_the_filters_in_its_list(specialists):
     task = harness(specialists, "sort").examples("search")["sort"].task
-    first = _lm_eval.first_filter(task)
+    first, *_ = _lm_eval.filters(task).values()
     assert first is task._filters[0]
     for instance in task.instances:
         instance.resps, instance.filtered_resps = [(0.0, True)], {}
     task.apply_filters()
     assert set(task.instances[0].filtered_resps) == {first.name}
     task._filters = []
-    default = _lm_eval.first_filter(task)
+    default = _lm_eval.filters(task)["none"]
     assert default.name == "none"
     instance = SimpleNamespace(resps=["first", "second"], filtered_resps={}, doc={})
     default.apply([instance])

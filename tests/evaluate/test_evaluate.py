@@ -301,6 +301,67 @@ def test_what_is_missing_is_told_before_anything_is_scored(specialists, build, t
         build(specialists)
 
 
+FILTERS = """
+filter_list:
+  - name: first
+    filter: [{function: take_first}]
+  - name: upper
+    filter: [{function: uppercase}, {function: take_first}]
+"""
+
+
+def written_task(specialists, folder, name, more):
+    """The reverse task with written answers, under another name and with more keys."""
+    text = (specialists / "tasks" / "reverse.yaml").read_text()
+    for old, new in (
+        ("task: reverse", f"task: {name}"),
+        (
+            "output_type: loglikelihood",
+            "output_type: generate_until\ngeneration_kwargs: {until: ['.'], max_gen_toks: 12}",
+        ),
+        ("metric: acc", "metric: exact_match"),
+        ("{{answer}}", "{{answer[:-1]}}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / f"{name}.yaml").write_text(text + more)
+
+
+def test_one_of_several_filters_is_chosen_by_name(specialists, tmp_path):
+    written_task(specialists, tmp_path, "two_ways", FILTERS)
+
+    def score(metric):
+        evaluator = HarnessEvaluator(
+            {"two_ways": HarnessTask("two_ways", metric)},
+            TaskLoader(tmp_path, specialists, SPLITS, search_items=40),
+        )
+        model = live(specialists / "models" / "mirror")
+        return evaluator.evaluate(model, "search")["two_ways"].value, evaluator.notes
+
+    first, notes = score("exact_match")
+    assert (
+        first > 0.5 and "the filter first is used" in notes[0] and "upper" in notes[0]
+    )
+    assert score("exact_match,first") == (first, [])
+    # The answers are in lower case, so in upper case none is right.
+    assert score("exact_match,upper") == (0.0, [])
+    with pytest.raises(
+        EvaluationError, match="unknown filter of task two_ways 'lower'"
+    ):
+        score("exact_match,lower")
+
+
+def test_tasks_that_run_written_code_must_be_allowed(
+    specialists, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    written_task(specialists, tmp_path, "runs_code", "unsafe_code: true\n")
+    with pytest.raises(EvaluationError, match="--confirm-run-unsafe-code"):
+        harness(specialists, "runs_code", include_path=tmp_path)
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    harness(specialists, "runs_code", include_path=tmp_path)
+
+
 def test_whatever_a_task_raises_is_told_as_an_error_of_evaluation(
     specialists, tmp_path
 ):
