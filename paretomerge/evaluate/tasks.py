@@ -224,7 +224,13 @@ class TaskLoader:
             names = [spec.task for spec in tasks.values()]
             self._manager = _lm_eval.index_tasks(names, self.include_path)
         available = self._manager.all_subtasks
+        groups = {*self._manager.all_groups, *self._manager.all_tags}
         for name, spec in tasks.items():
+            if spec.task in groups:
+                raise EvaluationError(
+                    f"{name}: {spec.task!r} is a group of tasks; name the tasks that you mean "
+                    f"(`lm_eval ls tasks` lists them)"
+                )
             if spec.task not in available:
                 message = unknown_name("task", spec.task, available)
                 raise EvaluationError(f"{name}: {message}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paretomerge.errors import EvaluationError
+from paretomerge.errors import EvaluationError, unknown_name
 from paretomerge.evaluate.evaluator import (
     Candidate,
     CombinedEvaluator,
@@ -349,6 +349,19 @@ def test_one_of_several_filters_is_chosen_by_name(specialists, tmp_path):
         EvaluationError, match="unknown filter of task two_ways 'lower'"
     ):
         score("exact_match,lower")
+
+
+def test_a_group_of_tasks_is_told_as_one(specialists, tmp_path):
+    written_task(specialists, tmp_path, "member", "")
+    (tmp_path / "all.yaml").write_text("group: everything\ntask: [member]\n")
+    with pytest.raises(EvaluationError, match="'everything' is a group of tasks"):
+        harness(specialists, "everything", include_path=tmp_path)
+
+
+def test_a_misspelt_name_among_thousands_is_answered_by_the_nearest():
+    names = [f"task_{i}" for i in range(14_000)]
+    message = unknown_name("task", "tusk_77", names)
+    assert "did you mean 'task_77'" in message and len(message) < 300
 
 
 def test_tasks_that_run_written_code_must_be_allowed(
