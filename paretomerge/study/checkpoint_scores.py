@@ -8,6 +8,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
 from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.live.quiet import without_progress_bars
 from paretomerge.study.search import Search
 
 
@@ -33,7 +34,8 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
     # With transformers and not into a live model: this shows that the written files score what the
     # study recorded.
     checkpoint = Checkpoint(model)
-    loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
+    with without_progress_bars():
+        loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
     loaded = loaded.to(search.placement.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     facts = _Facts(search, checkpoint)

@@ -273,3 +273,17 @@ def test_the_quickstart_is_copied_once(tmp_path):
     (tmp_path / "other" / "paretomerge-quickstart").mkdir(parents=True)
     with pytest.raises(pm.ConfigError, match=r"has no study\.yaml"):
         unpack_specialists(tmp_path / "other")
+
+
+def test_models_are_loaded_without_bars_of_other_libraries(make, pico, capsys):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    try:
+        study = make()
+        study.optimize(n_trials=1, show_progress_bar=False)
+        study.evaluate(pico / "ada", "search")
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.disable_progress_bar()
+    assert "Loading weights" not in capsys.readouterr().err

@@ -11,6 +11,7 @@ from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.names import names_in_model
+from paretomerge.merging.live.quiet import without_progress_bars
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe
@@ -53,7 +54,10 @@ class ResidentModel:
         template = self.checkpoints[base]
         self.dtype = dtype or template.dtype
         torch_dtype = getattr(torch, self.dtype)
-        model = AutoModelForCausalLM.from_pretrained(template.folder, dtype=torch_dtype)
+        with without_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                template.folder, dtype=torch_dtype
+            )
         self.model: PreTrainedModel = model.to(device).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             template.folder
