@@ -30,7 +30,7 @@ ITS_OWN_STATE = (
 )  # Optuna's: lost with the process
 COSTLY = {
     "gp": {"trials": 9, "objectives": (2,)},
-    "mmmo": {"trials": 8, "objectives": (2,)},
+    "mmmo": {"trials": 7, "objectives": (2,)},
     "policy": {"trials": 10, "objectives": (1, 3)},
     "map": {"trials": 13, "objectives": (1, 3)},
 }
