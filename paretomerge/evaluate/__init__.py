@@ -6,7 +6,7 @@ How an example of a task becomes a score:
    requests to the model: "log-likelihood of this answer", "write until a full stop".
 2. `harness`: `HarnessEvaluator` sends requests to the model, except where `score_cache` has the
    score already. `inference` answers them on the resident model, or a `backend` such as vLLM does.
-3. `tasks`: `Examples.example_scores` lets the task turn responses into a score per example.
+3. `examples`: `Examples.example_scores` lets the task turn responses into a score per example.
 4. `harness`: `HarnessEvaluator.aggregate` combines these into a `Score` with its standard error.
 
 Everything else that scores a `Candidate` is an `Evaluator` as well: `FunctionEvaluator` (the user's

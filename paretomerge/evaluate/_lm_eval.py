@@ -8,11 +8,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lm_eval.api.filter import FilterEnsemble
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
@@ -27,14 +29,14 @@ def index_tasks(names: Sequence[str], include_path: Path | None) -> "TaskManager
         include_path: Folder with task YAMLs.
 
     Returns:
-        The manager; names that are not in its `all_subtasks` are unknown.
+        The manager; names that are not in its `all_subtasks` or `all_groups` are unknown.
     """
     from lm_eval.tasks import TaskManager
 
     folder = str(include_path) if include_path else None
     # reading the 14,000 built-in tasks takes seconds, so they are indexed only if one is asked for
     manager = TaskManager(include_defaults=False, include_path=folder)
-    if set(names) <= set(manager.all_subtasks):
+    if set(names) <= {*manager.all_subtasks, *manager.all_groups}:
         return manager
     return TaskManager(include_path=folder)
 
@@ -49,6 +51,35 @@ def filters(task: "Task") -> dict[str, "FilterEnsemble"]:
     if task._filters:
         return {pipeline.name: pipeline for pipeline in task._filters}
     return {"none": build_filter_ensemble("none", [["take_first", None]])}
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """How the harness aggregates a group's scores, as a mean.
+
+    Attributes:
+        metric: The metric.
+        weight_by_size: Whether tasks count by their numbers of examples, or all alike.
+    """
+
+    metric: str
+    weight_by_size: bool
+
+
+def group_score(group: "Group", metric: str) -> GroupScore | None:
+    """How a group's metric is aggregated.
+
+    Args:
+        group: The group.
+        metric: The metric; "" for the group's first.
+
+    Returns:
+        None where the group does not aggregate the metric, or not by a mean.
+    """
+    for aggregated in group.aggregate_metric_list or ():
+        if metric in ("", aggregated.metric) and aggregated.aggregation == "mean":
+            return GroupScore(aggregated.metric, aggregated.weight_by_size)
+    return None
 
 
 def runs_written_code(task: "Task") -> bool:

@@ -24,8 +24,9 @@ from paretomerge.evaluate.evaluator import (
     Scores,
     Split,
 )
+from paretomerge.evaluate.examples import Examples, GroupExamples
 from paretomerge.evaluate.score_cache import ScoreCache
-from paretomerge.evaluate.tasks import Examples, HarnessTask, TaskLoader
+from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     Instances: TypeAlias = Sequence[Instance]
     Groups: TypeAlias = dict[str, list[Instance]]
 
-ExamplesByName: TypeAlias = dict[str, Examples]
+TaskExamples: TypeAlias = Examples | GroupExamples
+ExamplesByName: TypeAlias = dict[str, TaskExamples]
 """Name of a score -> its examples."""
 
 _BOOTSTRAP_DRAWS = 100  # for the standard error of metrics that are not means
@@ -193,13 +195,15 @@ class HarnessEvaluator:
         stderr = _bootstrap_stderr(examples, example_scores)
         return Score(aggregated, stderr, len(example_scores))
 
-    def _cached_scores(self, candidate: Candidate, examples: Examples) -> MetricValues:
+    def _cached_scores(
+        self, candidate: Candidate, examples: TaskExamples
+    ) -> MetricValues:
         if self._cache and candidate.key:
             return self._cache.get(candidate.key, examples.scoring_digest)
         return {}
 
     def _compute_scores(
-        self, candidate: Candidate, examples: Examples, indices: Sequence[int]
+        self, candidate: Candidate, examples: TaskExamples, indices: Sequence[int]
     ) -> MetricValues:
         """Scores by request digest, from the responses on the requests; adds them to the cache."""
         digests = [examples.request_digests[i] for i in indices]
@@ -302,7 +306,7 @@ def _is_number(value: MetricValue) -> bool:
     return isinstance(value, (int, float)) or hasattr(value, "item")
 
 
-def _bootstrap_stderr(examples: Examples, values: Sequence[MetricValue]) -> float:
+def _bootstrap_stderr(examples: TaskExamples, values: Sequence[MetricValue]) -> float:
     """Standard deviation of the aggregated metric over resampled examples."""
     # A fixed seed: equal scores must have equal standard errors.
     rng = random.Random(0)

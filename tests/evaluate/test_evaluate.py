@@ -1,7 +1,10 @@
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -351,11 +354,71 @@ def test_one_of_several_filters_is_chosen_by_name(specialists, tmp_path):
         score("exact_match,lower")
 
 
-def test_a_group_of_tasks_is_told_as_one(specialists, tmp_path):
-    written_task(specialists, tmp_path, "member", "")
-    (tmp_path / "all.yaml").write_text("group: everything\ntask: [member]\n")
-    with pytest.raises(EvaluationError, match="'everything' is a group of tasks"):
-        harness(specialists, "everything", include_path=tmp_path)
+def small_group(specialists, folder, weight_by_size):
+    """A group of `reverse` and of the first 30 examples of `sort`, each with its own size."""
+    (folder / "few.py").write_text(
+        "def first(docs):\n    return docs.select(range(30))\n"
+    )
+    sort = (specialists / "tasks" / "sort.yaml").read_text()
+    few = sort.replace("task: sort", "task: few")
+    (folder / "few.yaml").write_text(f"{few}\nprocess_docs: !function few.first\n")
+    shutil.copy(specialists / "tasks" / "reverse.yaml", folder)
+    (folder / "both.yaml").write_text(
+        "group: both\ntask: [few, reverse]\naggregate_metric_list:\n"
+        f"  - {{metric: acc, aggregation: mean, weight_by_size: {weight_by_size}}}\n"
+    )
+
+
+@pytest.mark.parametrize("weight_by_size", ["true", "false"])
+def test_a_group_scores_what_the_harness_says(specialists, tmp_path, weight_by_size):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    small_group(specialists, tmp_path, weight_by_size)
+    evaluator = harness(specialists, "both", include_path=tmp_path)
+    candidate = live(specialists / "models" / "scribe")
+    score = evaluator.evaluate(candidate, "held_out")["both"]
+    assert score.n == 630 and len(score.example_scores) == 630 and score.stderr > 0
+    with warnings.catch_warnings(), contextlib.chdir(specialists):
+        warnings.simplefilter("ignore")
+        told = simple_evaluate(
+            HFLM(candidate.model, tokenizer=candidate.tokenizer, batch_size=64),
+            tasks=["both"],
+            task_manager=TaskManager(
+                include_defaults=False, include_path=str(tmp_path)
+            ),
+            bootstrap_iters=0,
+        )
+    results = told["results"] | told["groups"]
+    assert score.value == pytest.approx(results["both"]["acc,none"], abs=1e-9)
+    # Weights matter: the two tasks differ in size and in score.
+    assert abs(results["few"]["acc,none"] - results["reverse"]["acc,none"]) > 0.1
+
+
+def test_a_groups_search_examples_are_shared_by_its_tasks(specialists, tmp_path):
+    small_group(specialists, tmp_path, "true")
+    evaluator = harness(
+        specialists, "both", include_path=tmp_path, splits=None, search_items=40
+    )
+    search, held_out = (evaluator.examples(s)["both"] for s in ("search", "held_out"))
+    assert [len(member) for member in search.members] == [15, 20]
+    assert [len(member) for member in held_out.members] == [15, 580]
+    assert not set(search.content_digests) & set(held_out.content_digests)
+
+
+def test_what_a_group_cannot_score_is_told(specialists, tmp_path):
+    small_group(specialists, tmp_path, "true")
+    text = (tmp_path / "both.yaml").read_text()
+    (tmp_path / "none.yaml").write_text("group: none_of_it\ntask: [few, reverse]\n")
+    with pytest.raises(EvaluationError, match="'none_of_it' has no mean of a metric"):
+        harness(specialists, "none_of_it", include_path=tmp_path)
+    (tmp_path / "both.yaml").write_text(text)
+    with pytest.raises(EvaluationError, match="'both' has no mean of f1"):
+        HarnessEvaluator(
+            {"both": HarnessTask("both", "f1")},
+            TaskLoader(tmp_path, specialists, SPLITS),
+        )
 
 
 def test_a_misspelt_name_among_thousands_is_answered_by_the_nearest():
