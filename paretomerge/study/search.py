@@ -14,7 +14,12 @@ from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
-from paretomerge.errors import ErrorCollector, StudyError
+from paretomerge.errors import (
+    ErrorCollector,
+    EvaluationError,
+    ParetoMergeError,
+    StudyError,
+)
 from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
@@ -284,6 +289,9 @@ class Search:
             trials: Trials without failures.
             watch: Called with each trial that was scored.
             watched: Also score what is only watched.
+
+        Raises:
+            EvaluationError: A trial cannot be scored; the message names it.
         """
         evaluators = {"objectives": self.goals.evaluator}
         if watched and self.goals.watched is not None:
@@ -300,7 +308,12 @@ class Search:
             with self.live:
                 candidate = self.load(trial)
                 for kind, evaluator in missing.items():
-                    scores = evaluator.evaluate(candidate, "held_out")
+                    try:
+                        scores = evaluator.evaluate(candidate, "held_out")
+                    except ParetoMergeError as error:
+                        raise EvaluationError(
+                            f"{trial.name}, on held-out examples: {error}"
+                        ) from error
                     # Each kind is written at once: an interrupted run loses one kind of one trial.
                     self.record.add_held_out(trial.number, kind, scores)
             held_out: dict[str, Score] = {}

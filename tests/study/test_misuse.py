@@ -316,6 +316,16 @@ def test_a_function_that_exits_fails_its_trial(make):
     ]
 
 
+def test_a_failure_on_held_out_examples_names_the_trial(make):
+    def score(model, tokenizer, split):
+        return 1.0 if split == "search" else float("nan")
+
+    study = make(score)
+    study.optimize(n_trials=2, **QUIET)
+    with pytest.raises(pm.EvaluationError, match="ada, on held-out examples: v: "):
+        study.evaluate(0)
+
+
 def test_copies_of_a_used_study_read_the_same_record(make):
     study = make()
     study.optimize(n_trials=3, **QUIET)
