@@ -179,7 +179,7 @@ def _objective(config: ObjectiveConfig) -> Measure:
 def _measure(config: MeasureConfig) -> Measure:
     name = config.name or ""  # an empty name becomes the measure's default
     if config.task is not None:
-        return Task(config.task, config.metric, name)
+        return Task(config.task, config.metric, name, num_fewshot=config.num_fewshot)
     if config.function is not None:
         return Function(config.function, name)
     if config.perplexity is not None:
@@ -243,7 +243,11 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
     config: dict[str, Any]
     match measure:
         case Task():
-            config = {"task": measure.task, "metric": measure.metric}
+            config = {
+                "task": measure.task,
+                "metric": measure.metric,
+                "num_fewshot": measure.num_fewshot,
+            }
         case Function():
             config = {"function": measure.path}
         case Perplexity():
@@ -338,11 +342,16 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "cache",
         "backend",
         "time_limit",
+        "num_fewshot",
+        "apply_chat_template",
+        "fewshot_as_multiturn",
+        "system_instruction",
+        "gen_kwargs",
     )
     config: dict[str, Any] = {}
     for key in keys:
         config[key] = getattr(evaluation, key)
-    for key in ("splits", "backend"):
+    for key in ("splits", "backend", "gen_kwargs"):
         if isinstance(config[key], Mapping):
             config[key] = dict(config[key])
     if evaluation.race is not None:

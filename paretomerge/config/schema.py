@@ -36,6 +36,7 @@ class MeasureConfig(Section):
 
     task: str | None = None
     metric: str | None = None
+    num_fewshot: int | None = Field(default=None, ge=0)
     function: str | None = None
     perplexity: str | None = None
     judge: JudgeConfig | None = None
@@ -50,6 +51,8 @@ class MeasureConfig(Section):
         if len(kinds) + self.sparsity != 1:
             names = ", ".join(f"`{kind}`" for kind in _KINDS)
             raise ValueError(f"set exactly one of {names} and `sparsity: true`")
+        if self.num_fewshot is not None and self.task is None:
+            raise ValueError("num_fewshot: only a `task` has few-shot examples")
         if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
             raise ValueError(
                 f"metric: use perplexity or bits_per_byte, not {self.metric!r}"
@@ -120,6 +123,11 @@ class EvaluateConfig(Section):
     backend: str | dict[str, Any] | None = None
     race: bool | str = False
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] | None = None
 
     @field_validator("race", mode="before")
     @classmethod

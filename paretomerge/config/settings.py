@@ -11,6 +11,7 @@ from optuna.samplers import BaseSampler
 from paretomerge.arguments import (
     Reader,
     describe,
+    flag,
     instance_of,
     integer,
     label,
@@ -92,6 +93,12 @@ class Evaluation:
         race: The confidence, such as 0.95, at which a candidate is left before all its examples
             are scored; None to score all.
         time_limit: Seconds that scoring one candidate on the search examples may take.
+        num_fewshot: Examples before each question of the harness's tasks, as `--num_fewshot`. By
+            default each task's own number.
+        apply_chat_template: Put questions as chats, with the base's chat template.
+        fewshot_as_multiturn: Make examples turns of the chat. By default with a chat template.
+        system_instruction: The chat's system message, or text before each question.
+        gen_kwargs: Settings of generation, such as `{"max_gen_toks": 64}`.
 
     Raises:
         ConfigError: Two settings exclude each other, a number is out of range, or an argument has
@@ -111,9 +118,18 @@ class Evaluation:
     backend: str | Mapping[str, Any] | None = None
     race: float | None = None
     time_limit: float | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         read_fields(self, _EVALUATION_READERS, "evaluate.")
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ConfigError(
+                "evaluate.fewshot_as_multiturn: needs `apply_chat_template`"
+            )
         if self.splits is not None and set(self.splits) != {"search", "held_out"}:
             raise ConfigError(
                 f"evaluate.splits: name `search` and `held_out`, not {', '.join(self.splits)}"
@@ -419,6 +435,11 @@ def _backend(name: str, value: object) -> str | dict[str, Any]:
     )
 
 
+def _setting(name: str, value: object) -> object:
+    """Read one setting of generation: whatever a YAML file can hold."""
+    return plain_data(value)
+
+
 def _sampler(name: str, value: object) -> SamplerSetting:
     if isinstance(value, BaseSampler):
         return value
@@ -505,6 +526,11 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     "backend": optional(_backend),
     "race": optional(_fraction("a confidence such as 0.95")),
     "time_limit": optional(number),
+    "num_fewshot": optional(integer(least=0)),
+    "apply_chat_template": flag,
+    "fewshot_as_multiturn": optional(flag),
+    "system_instruction": optional(word),
+    "gen_kwargs": optional(mapping_of(_setting, "{'temperature': 0.7}")),
 }
 _SECOND_LEVEL_READERS: Mapping[str, Reader] = {
     "routes": instance_of(RouteSpace, "RouteSpace(...)"),

@@ -7,9 +7,11 @@ seconds, so every function here imports it when it is called.
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,6 +82,44 @@ def group_score(group: "Group", metric: str) -> GroupScore | None:
         if metric in ("", aggregated.metric) and aggregated.aggregation == "mean":
             return GroupScore(aggregated.metric, aggregated.weight_by_size)
     return None
+
+
+def configure(
+    task: "Task",
+    num_fewshot: int | None,
+    generation: Mapping[str, object] | None,
+) -> None:
+    """Override a task's settings as the harness's command line does.
+
+    Args:
+        task: The task.
+        num_fewshot: Examples before each question. A task whose YAML says 0 keeps it.
+        generation: What `--gen_kwargs` sets, for tasks with written answers.
+    """
+    if generation and task.OUTPUT_TYPE == "generate_until":
+        task.set_config(key="generation_kwargs", value=dict(generation), update=True)
+    if num_fewshot is not None and task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=num_fewshot)
+
+
+def chat_template(folder: str) -> "Callable[..., str] | None":
+    """What turns a chat into a prompt, with the template of a tokenizer, as `hf` models do it.
+
+    Args:
+        folder: A model with a tokenizer.
+
+    Returns:
+        The function that a task's requests are built with; None where there is no template.
+    """
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        return None
+    # The method reads no more of its model than this.
+    model = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+    return partial(HFLM.apply_chat_template, model)
 
 
 def runs_written_code(task: "Task") -> bool:

@@ -40,6 +40,8 @@ class Task:
             `exact_match,flexible-extract`.
         name: The name of the score in tables and preferences. By default the task's name.
         direction: `maximize` or `minimize`. By default the task's direction for the metric.
+        num_fewshot: Examples before each question. By default the study's number
+            (`Evaluation.num_fewshot`), or the task's own.
 
     Raises:
         ConfigError: The direction is not one of the two, or another argument has a wrong type.
@@ -53,9 +55,15 @@ class Task:
     metric: str | None = None
     name: str = ""
     direction: Direction | None = None
+    num_fewshot: int | None = None
 
     def __post_init__(self) -> None:
-        _read_arguments(self, {"task": word, "metric": optional(word)})
+        readers = {
+            "task": word,
+            "metric": optional(word),
+            "num_fewshot": optional(integer(least=0)),
+        }
+        _read_arguments(self, readers)
         _set_name(self, self.task)
         _check_direction(self.name, self.direction)
 

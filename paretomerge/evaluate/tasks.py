@@ -5,8 +5,9 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import EvaluationError, unknown_name
 from paretomerge.evaluate import _lm_eval
@@ -38,10 +39,12 @@ class HarnessTask:
         metric: The metric's name, also `metric,filter` as the harness reports it, such as
             `exact_match,flexible-extract`. Where it is None, the task's first metric; without a
             filter, the task's first filter.
+        num_fewshot: Examples before each question; None for the study's number, or the task's.
     """
 
     task: str
     metric: str | None = None
+    num_fewshot: int | None = None
 
     @property
     def metric_name(self) -> str:
@@ -52,6 +55,50 @@ class HarnessTask:
     def filter_name(self) -> str:
         """The filter; "" for the default."""
         return (self.metric or "").partition(",")[2]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How questions are put to the model, as on the harness's command line.
+
+    Attributes:
+        num_fewshot: Examples before each question; None for each task's own number.
+        apply_chat_template: Whether questions are put as chats.
+        fewshot_as_multiturn: Whether examples are turns of the chat. By default they are where
+            the chat template is applied.
+        system_instruction: The chat's system message, or text before each question.
+        gen_kwargs: Settings of generation, such as `{"temperature": 0.7}`.
+        tokenizer: The model whose chat template is applied.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+    tokenizer: str = ""
+
+    @cached_property
+    def request_arguments(self) -> dict[str, Any]:
+        """Arguments of the harness's `build_all_requests`.
+
+        Raises:
+            EvaluationError: The tokenizer has no chat template.
+        """
+        arguments: dict[str, Any] = {"system_instruction": self.system_instruction}
+        if not self.apply_chat_template:
+            return arguments
+        template = _lm_eval.chat_template(self.tokenizer)
+        if template is None:
+            raise EvaluationError(
+                f"apply_chat_template: the tokenizer of {self.tokenizer} has no chat template"
+            )
+        multiturn = self.fewshot_as_multiturn
+        return arguments | {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True if multiturn is None else multiturn,
+            "chat_template": template,
+        }
 
 
 @dataclass
@@ -67,6 +114,7 @@ class TaskLoader:
         search_items: The number of search examples; by default half of them, at most 200. With
             `splits`, their greatest number; by default all. The tasks of a group share it.
         seed: Draws the search examples and the few-shot examples.
+        prompts: How questions are put.
     """
 
     include_path: Path | None = None
@@ -74,6 +122,7 @@ class TaskLoader:
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
     seed: int = 0
+    prompts: Prompts = Prompts()
     _manager: "TaskManager | None" = field(default=None, repr=False)
 
     def check(self, tasks: Mapping[str, HarnessTask]) -> None:
@@ -164,11 +213,17 @@ class TaskLoader:
                 message = unknown_name("split", dataset_split, task.dataset)
                 raise EvaluationError(f"{name}: {message}")
             task.config.test_split = dataset_split
-        # Few-shot examples are drawn when requests are built, so the seed comes before.
+        # Few-shot examples are drawn when requests are built, so these come before.
+        num_fewshot = spec.num_fewshot
+        if num_fewshot is None:
+            num_fewshot = self.prompts.num_fewshot
+        _lm_eval.configure(task, num_fewshot, self.prompts.gen_kwargs)
         task.set_fewshot_seed(self.seed)
         n = len(task.eval_docs)
         documents = self._select_documents(n, split, search_items)
-        task.build_all_requests(samples=documents, rank=0, world_size=1)
+        task.build_all_requests(
+            samples=documents, rank=0, world_size=1, **self.prompts.request_arguments
+        )
         metric = _choose_metric(name, spec, task)
         pipelines = _lm_eval.filters(task)
         if spec.filter_name and spec.filter_name not in pipelines:

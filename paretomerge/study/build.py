@@ -42,7 +42,7 @@ from paretomerge.evaluate.measures import (
 from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
-from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
+from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
 from paretomerge.recipe import Recipe
 from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
@@ -217,7 +217,9 @@ class _Builder:
         tasks: dict[str, HarnessTask] = {}
         for measure in settings.measures:
             if isinstance(measure, Task):
-                tasks[measure.name] = HarnessTask(measure.task, measure.metric)
+                tasks[measure.name] = HarnessTask(
+                    measure.task, measure.metric, measure.num_fewshot
+                )
         watched_tasks = {name: HarnessTask(name) for name in settings.watch}
         # The watched evaluator gets the search evaluator, so that no example that the search has
         # seen is ever held out.
@@ -251,6 +253,14 @@ class _Builder:
             evaluation.splits,
             evaluation.search_items,
             self.settings.seed,
+            Prompts(
+                evaluation.num_fewshot,
+                evaluation.apply_chat_template,
+                evaluation.fewshot_as_multiturn,
+                evaluation.system_instruction,
+                evaluation.gen_kwargs,
+                self.pool.base,
+            ),
         )
         return HarnessEvaluator(
             tasks,

@@ -20,7 +20,7 @@ from paretomerge.evaluate.evaluator import (
 )
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
-from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
+from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
 
 SPLITS = {"search": "search", "held_out": "held_out"}
 
@@ -419,6 +419,95 @@ def test_what_a_group_cannot_score_is_told(specialists, tmp_path):
             {"both": HarnessTask("both", "f1")},
             TaskLoader(tmp_path, specialists, SPLITS),
         )
+
+
+CHAT = (
+    "{% for message in messages %}{{ message['role'][0] }}: {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_fewshot": 2},
+        {"num_fewshot": 1, "apply_chat_template": True},
+        {
+            "num_fewshot": 2,
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": False,
+            "system_instruction": "be brief",
+        },
+        {"system_instruction": "be brief", "gen_kwargs": {"max_gen_toks": 3}},
+    ],
+)
+@pytest.mark.parametrize("task", ["reverse", "reverse_written"])
+def test_prompts_are_those_of_the_harness(specialists, tmp_path, options, task):
+    """Requests and scores equal the harness's own, example by example."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path / "model"
+    shutil.copytree(specialists / "models" / "mirror", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    shutil.copy(specialists / "tasks" / "reverse.yaml", tasks)
+    written_task(specialists, tasks, "reverse_written", "fewshot_split: search\n")
+    evaluator = HarnessEvaluator(
+        {"one": HarnessTask(task)},
+        TaskLoader(
+            tasks,
+            specialists,
+            {"search": "held_out", "held_out": "search"},
+            search_items=12,
+            seed=5,
+            prompts=Prompts(**options, tokenizer=str(folder)),
+        ),
+    )
+    candidate = live(folder)
+    ours = evaluator.evaluate(candidate, "search")["one"]
+    # The command line's default: turns of a chat, where there is a chat.
+    is_chat = options.get("apply_chat_template", False)
+    harness_options = {"fewshot_as_multiturn": is_chat} | options
+    with warnings.catch_warnings(), contextlib.chdir(specialists):
+        warnings.simplefilter("ignore")
+        theirs = simple_evaluate(
+            HFLM(candidate.model, tokenizer=candidate.tokenizer, batch_size=64),
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False, include_path=str(tasks)),
+            limit=12,
+            fewshot_random_seed=5,
+            bootstrap_iters=0,
+            **harness_options,
+        )
+    samples = sorted(theirs["samples"][task], key=lambda sample: sample["doc_id"])
+    metric = "acc" if task == "reverse" else "exact_match"
+    assert list(ours.example_scores) == [float(sample[metric]) for sample in samples]
+    examples = evaluator.examples("search")["one"]
+    prompts = [requests[0].args[0] for requests in examples.requests]
+    assert prompts == [sample["arguments"][0][0] for sample in samples]
+
+
+def test_a_chat_template_must_be_there(specialists):
+    prompts = Prompts(
+        apply_chat_template=True, tokenizer=str(specialists / "models" / "base")
+    )
+    with pytest.raises(EvaluationError, match="base has no chat template"):
+        harness(specialists, "sort", prompts=prompts)
+
+
+def test_a_task_has_few_shot_examples_of_its_own(specialists):
+    loader = TaskLoader(
+        specialists / "tasks", specialists, SPLITS, 5, prompts=Prompts(num_fewshot=2)
+    )
+    tasks = {"two": HarnessTask("sort"), "none": HarnessTask("sort", num_fewshot=0)}
+    examples = HarnessEvaluator(tasks, loader).examples("search")
+    lengths = [len(examples[name].requests[0][0].args[0]) for name in tasks]
+    assert lengths[0] > 2 * lengths[1]
 
 
 def test_a_misspelt_name_among_thousands_is_answered_by_the_nearest():

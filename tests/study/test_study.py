@@ -287,3 +287,23 @@ def test_models_are_loaded_without_bars_of_other_libraries(make, pico, capsys):
     finally:
         logging.disable_progress_bar()
     assert "Loading weights" not in capsys.readouterr().err
+
+
+def test_prompts_in_yaml_and_back(make):
+    evaluation = pm.Evaluation(
+        num_fewshot=4,
+        apply_chat_template=True,
+        fewshot_as_multiturn=False,
+        system_instruction="Be brief.",
+        gen_kwargs={"max_gen_toks": 64},
+    )
+    objectives = [pm.Task("gsm8k", num_fewshot=8), pm.Sparsity()]
+    study = make(objectives=objectives, evaluation=evaluation)
+    study.to_yaml("study.yaml")
+    again = pm.load_study("study.yaml").settings
+    assert again.evaluation == evaluation
+    assert again.objectives == tuple(objectives)
+    with pytest.raises(pm.ConfigError, match="needs `apply_chat_template`"):
+        pm.Evaluation(fewshot_as_multiturn=True)
+    with pytest.raises(pm.ConfigError, match="num_fewshot"):
+        pm.Task("gsm8k", num_fewshot=-1)
