@@ -160,12 +160,19 @@ def search(
     trials: Trials = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Set a key of the file, such as evaluate.batch_size=32; may be given again.",
+        ),
+    ] = None,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
     A search that was interrupted continues.
     """
-    study = session.open_study(study_yaml)
+    study = session.open_study(study_yaml, override)
     session.search(study, trials, quiet or as_json)
     if as_json:
         _print_front(study)

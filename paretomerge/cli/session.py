@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,11 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 _INTERRUPTED = 130  # the shell's exit status of Ctrl-C
 
 
-def open_study(path: Path) -> "Study":
+def open_study(path: Path, overrides: Sequence[str] | None = None) -> "Study":
     """Read a study.yaml; nothing is loaded yet."""
     from paretomerge.study.study import load_study
 
-    return load_study(path)
+    return load_study(path, overrides or ())
 
 
 def set_up_process(study: "Study") -> None:

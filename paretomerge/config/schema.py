@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretomerge.arguments import path as read_path
+from paretomerge.config.overrides import with_overrides
 from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
@@ -217,11 +218,12 @@ class StudyConfig(Section):
         return data | {"trials": budget["trials"], "budget": rest}
 
 
-def load_config(path: str | Path) -> StudyConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read and check a study.yaml.
 
     Args:
         path: The file, or a folder that holds a study.yaml.
+        overrides: Keys to set in its content; see `with_overrides`.
 
     Returns:
         Its content.
@@ -241,6 +243,7 @@ def load_config(path: str | Path) -> StudyConfig:
         raise ConfigError(
             f"{path}: expected keys such as `base` and `models`, got {_brief(data)}"
         )
+    data = with_overrides(data, overrides)
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:

@@ -715,12 +715,13 @@ def _is_same(one: Trial, other: Trial) -> bool:
     )
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study from a study.yaml. Nothing is loaded yet.
 
     Args:
         path: The file, or a folder that holds a study.yaml. Relative paths in it start from the
             file's folder.
+        overrides: Keys to set in place of the file's, such as `evaluate.batch_size=32`.
 
     Returns:
         The study.
@@ -732,7 +733,7 @@ def load_study(path: str | Path) -> Study:
         >>> load_study("study.yaml").optimize()  # doctest: +SKIP
     """
     path = config_file(path)
-    config = load_config(path)
+    config = load_config(path, overrides)
     try:
         settings = settings_of(config, path.resolve().parent, path.stem)
     except ConfigError as error:
