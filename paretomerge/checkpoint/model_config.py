@@ -5,9 +5,11 @@ what a rule says of a layer is called a *fact* here. When layers move, lists and
 them, and rules are solved for values that give the new facts.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson
 from paretomerge.errors import CheckpointError
@@ -27,6 +29,9 @@ _DECODER_DEPTH_KEYS = ("decoder_layers", "num_decoder_layers")
 _ENCODER_DEPTH_KEYS = ("encoder_layers", "num_encoder_layers")
 _LAYER_LIST_KEYS = ("layer_types", "layers_block_type")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_FLOAT_KEY = "__float__"
+_FLOAT_NAMES = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
+_SCALED_IF_TIED = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop")
 # Lists under these keys may have as many entries as there are layers by chance.
 _NOT_PER_LAYER = re.compile(
     r"token|^m?rope|section|factor|architectures|kernel|patch|image|label|limit"
@@ -37,6 +42,47 @@ _LAYER_NUMBERS = re.compile(r"layers|layer_i|_idxs|_indexes|_indices|block_i")
 def text_config(config: ReadOnlyJson) -> ReadOnlyJson:
     """Return the part of a config that describes the language model; often the config itself."""
     return _text_path(config)[-1]
+
+
+def with_plain_floats(part: Any) -> Any:
+    """Return a deep copy of a config with infinity and NaN as floats.
+
+    transformers 5 writes them as `{"__float__": "Infinity"}`, for JSON has no such numbers.
+    """
+    if isinstance(part, Mapping):
+        if set(part) == {_FLOAT_KEY} and part[_FLOAT_KEY] in _FLOAT_NAMES.values():
+            return float(part[_FLOAT_KEY])
+        return {key: with_plain_floats(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [with_plain_floats(value) for value in part]
+    return part
+
+
+def with_tagged_floats(part: Any) -> Any:
+    """Return a deep copy of a config with infinity and NaN as transformers 5 writes them."""
+    if isinstance(part, Mapping):
+        return {key: with_tagged_floats(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [with_tagged_floats(value) for value in part]
+    if isinstance(part, float) and not math.isfinite(part):
+        return {_FLOAT_KEY: _FLOAT_NAMES[str(part)]}
+    return part
+
+
+def untied_config(config: ReadOnlyJson) -> JsonObject:
+    """Return the config of a model whose head is no longer the input embedding."""
+    result = dict(config)
+    # The T5 family scales the output of the decoder if this key does not say false. transformers
+    # keeps its tensors apart all the same, as both are stored with values of their own.
+    if config.get("model_type") in _SCALED_IF_TIED:
+        return result
+    result["tie_word_embeddings"] = False
+    path = _text_path(config)
+    if len(path) > 1:
+        for key, value in config.items():
+            if value is path[1]:
+                result[key] = untied_config(value)
+    return result
 
 
 def depths(text: ReadOnlyJson) -> tuple[int, ...]:

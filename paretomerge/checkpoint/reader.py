@@ -18,7 +18,7 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.hub import fetch_headers
 from paretomerge.checkpoint.json_file import JsonObject, read_json
-from paretomerge.checkpoint.model_config import text_config
+from paretomerge.checkpoint.model_config import text_config, with_plain_floats
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
 from paretomerge.checkpoint.reference import (
     reject_symlink_escape,
@@ -151,7 +151,8 @@ class Checkpoint:
         self.name = name
         self.folder = resolve_folder(name, download)
         config_file = reject_symlink_escape(self.folder / "config.json")
-        self.config: JsonObject = read_json(config_file, f"{name}: config.json")
+        config = read_json(config_file, f"{name}: config.json")
+        self.config: JsonObject = with_plain_floats(config)
         _check_full_precision(name, self.config)
         if download or Path(name).expanduser().is_dir():
             headers = _local_headers(self.folder, name)

@@ -17,6 +17,7 @@ from paretomerge.checkpoint.chat_template import (
     write_chat_template,
 )
 from paretomerge.checkpoint.json_file import write_json
+from paretomerge.checkpoint.model_config import with_tagged_floats
 from paretomerge.checkpoint.operand import (
     FLOAT_DTYPES,
     StoredTensor,
@@ -159,7 +160,7 @@ def write(
         # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
             weights.check_unchanged()
-        write_json(folder / "config.json", plan.config)
+        write_json(folder / "config.json", with_tagged_floats(plan.config))
         _write_tokenizer(plan, folder)
         recipe = plan.recipe.resolve_paths(Path.cwd())
         (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
