@@ -3,7 +3,9 @@
 Public names, by module:
 
 - `reader`: `Checkpoint`, a model folder or Hub model opened for reading.
-- `adapter`: `AdaptedCheckpoint`, a checkpoint with a LoRA adapter added to it.
+- `adapter`: `AdaptedCheckpoint`, a checkpoint with a LoRA adapter added to it;
+  `adapter_options`: what its config may say.
+- `loaded_names`: `LoadedNames`, the names of tensors in a model that transformers has loaded.
 - `operand`: `Operand`, one tensor that a merge reads a few rows at a time; `StoredTensor`,
   `CachedTensor` and `InMemoryTensor` are the kinds of it.
 - `architecture`: `Architecture`, the place of each tensor in the network.

@@ -106,12 +106,14 @@ class Architecture:
         stacks: All stacks, the main ones first.
         vocab_size: Number of tokens that the config gives.
         multimodal: Whether the model has parts for other modalities than text.
+        separated: Tensors that the config ties and an adapter made differ.
     """
 
     names: tuple[str, ...]
     stacks: tuple[Stack, ...]
     vocab_size: int | None = None
     multimodal: bool = False
+    separated: frozenset[str] = frozenset()
 
     @classmethod
     def infer(cls, names: Iterable[str], config: ReadOnlyJson) -> "Architecture":
@@ -288,6 +290,17 @@ class Architecture:
         if not _TIED.search(name) or _INPUT_EMBEDDING.search(name):
             return False
         return self.find_equivalent(name) == self._input_embedding
+
+    def can_be_tied(self, name: str) -> bool:
+        """Whether a tensor of that name is an embedding or a head, which models may tie."""
+        return bool(_TIED.search(name))
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a head or a second embedding besides the input embedding."""
+        candidates = self.by_layer.get(None, ())
+        tieable = [name for name in candidates if self.can_be_tied(name)]
+        return any(name != self._input_embedding for name in tieable)
 
     def module(self, name: str) -> str:
         """Return the module that a tensor belongs to.

@@ -69,12 +69,20 @@ def with_tagged_floats(part: Any) -> Any:
     return part
 
 
+def ties_always(config: ReadOnlyJson) -> bool:
+    """Whether transformers ties embeddings whatever `tie_word_embeddings` says.
+
+    In the T5 family the key tells whether the output of the decoder is scaled.
+    """
+    return config.get("model_type") in _SCALED_IF_TIED
+
+
 def untied_config(config: ReadOnlyJson) -> JsonObject:
     """Return the config of a model whose head is no longer the input embedding."""
     result = dict(config)
-    # The T5 family scales the output of the decoder if this key does not say false. transformers
-    # keeps its tensors apart all the same, as both are stored with values of their own.
-    if config.get("model_type") in _SCALED_IF_TIED:
+    # Here the key says something else: transformers keeps the tensors apart all the same, as all
+    # are stored with values of their own.
+    if ties_always(config):
         return result
     result["tie_word_embeddings"] = False
     path = _text_path(config)

@@ -64,6 +64,7 @@ class ResidentModel:
         self._tensors: dict[str, torch.Tensor] = {}
         for name, name_in_model in names.items():
             self._tensors[name] = state[name_in_model]
+        self._check_untied()
         self._max_distance: float | None = None
 
     def load(self, recipe: Recipe) -> LoadedMerge:
@@ -123,6 +124,19 @@ class ResidentModel:
                 "The recipe gives an LM head of its own, but the base ties it to the embedding; "
                 f"{_WRITE_IT_OUT}"
             )
+
+    def _check_untied(self) -> None:
+        """Raise RecipeError if the base needs two tensors where the loaded model has one."""
+        for name in self.checkpoints[self.base].architecture.separated:
+            for other, tensor in self._tensors.items():
+                if (
+                    other != name
+                    and tensor.data_ptr() == self._tensors[name].data_ptr()
+                ):
+                    raise RecipeError(
+                        f"{self.base}: {name} differs from {other}, but the loaded model ties "
+                        f"them; {_WRITE_IT_OUT}"
+                    )
 
     @property
     def max_distance(self) -> float:

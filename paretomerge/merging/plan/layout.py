@@ -80,7 +80,7 @@ def lay_out(
         route=tuple(route),
         vocabulary=vocabulary,
         notes=(*notes, *_notes_of_ignored_tensors(opened)),
-        untied=any(opened.architecture.is_tied_head(job.name) for job in jobs),
+        untied=any(_is_untied(opened, job.name) for job in jobs),
         allow_nan=allow_nan,
     )
     with problems.collect():
@@ -308,9 +308,19 @@ def _untied_heads(opened: OpenedRecipe) -> list[str]:
     heads: dict[str, None] = {}
     for model in opened.recipe.models:
         for name in opened.weights[model].architecture.names:
-            if opened.architecture.is_tied_head(name):
+            if _is_untied(opened, name):
                 heads[name] = None
     return list(heads)
+
+
+def _is_untied(opened: OpenedRecipe, name: str) -> bool:
+    """Whether the template ties a tensor to its embedding and another model has it of its own."""
+    if opened.architecture.is_tied_head(name):
+        return True
+    if name in opened.template.headers:
+        return False
+    models = opened.recipe.models
+    return any(name in opened.weights[model].architecture.separated for model in models)
 
 
 def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.model_config import routed_config
+from paretomerge.checkpoint.model_config import routed_config, untied_config
 from paretomerge.checkpoint.operand import Operand, size_in_bytes
 from paretomerge.checkpoint.remapped import RemappedTensor
 from paretomerge.checkpoint.vocabulary import Vocabulary
@@ -167,7 +167,7 @@ class Plan:
         # Entries per layer move with their layers: sliding windows, layer types, and the like.
         config = routed_config(self.template.config, route, self.dtype)
         if self.untied:
-            config = _set_in_text_part(config, "tie_word_embeddings", False)
+            config = untied_config(config)
         if self.vocabulary is not None:
             config = _update_vocabulary(config, self.vocabulary.config_updates)
         return config
@@ -209,14 +209,6 @@ class Plan:
     def bytes_written(self) -> int:
         """Size of the result's tensors."""
         return sum(size_in_bytes(job.shape, job.dtype) for job in self.jobs)
-
-
-def _set_in_text_part(config: ModelConfig, key: str, value: object) -> ModelConfig:
-    """The config with a key set at the top, and in its text part if that has the key."""
-    result = {**config, key: value}
-    if key in config.get("text_config", {}):
-        result["text_config"] = {**config["text_config"], key: value}
-    return result
 
 
 def _update_vocabulary(
