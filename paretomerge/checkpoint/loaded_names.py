@@ -29,12 +29,14 @@ class LoadedNames:
         state: The names in the model's `state_dict`.
         tied: Name of a tied tensor -> name of the tensor whose memory it shares.
         renamings: transformers' own changes of names, in their order.
+        packings: transformers' changes that pack several tensors into one.
         base_prefix: Name of the model without its head, which checkpoints leave out or add.
     """
 
     state: frozenset[str]
     tied: Mapping[str, str]
     renamings: Sequence[Any]
+    packings: Sequence[Any]
     base_prefix: str
 
     @classmethod
@@ -43,15 +45,16 @@ class LoadedNames:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
-        conversions = get_model_conversion_mapping(model)
-        # Conversions other than renamings pack tensors together, so they are not applied.
-        renamings = [
-            change for change in conversions if isinstance(change, WeightRenaming)
-        ]
+        renamings: list[Any] = []
+        packings: list[Any] = []
+        for change in get_model_conversion_mapping(model):
+            kind = renamings if isinstance(change, WeightRenaming) else packings
+            kind.append(change)
         return cls(
             state=frozenset(model.state_dict(keep_vars=True)),
             tied=dict(model.get_expanded_tied_weights_keys(all_submodels=True)),
             renamings=renamings,
+            packings=packings,
             base_prefix=model.base_model_prefix,
         )
 
@@ -62,11 +65,18 @@ class LoadedNames:
             The name in the model's `state_dict`; None if transformers would not use the tensor, or
             packs it together with others.
         """
+        return self._find(name, packings=())
+
+    def is_used(self, name: str) -> bool:
+        """Whether transformers loads a tensor of that name, alone or packed with others."""
+        return self._find(name, self.packings) is not None
+
+    def _find(self, name: str, packings: Sequence[Any]) -> str | None:
         if name in self.state:
             return name
         from transformers.core_model_loading import rename_source_key
 
-        renamed, _ = rename_source_key(name, list(self.renamings), [])
+        renamed, _ = rename_source_key(name, list(self.renamings), list(packings))
         without_prefix = re.sub(rf"^{re.escape(self.base_prefix)}\.", "", renamed)
         with_prefix = f"{self.base_prefix}.{renamed}"
         for candidate in (renamed, without_prefix, with_prefix):

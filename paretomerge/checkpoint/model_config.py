@@ -29,6 +29,14 @@ _DECODER_DEPTH_KEYS = ("decoder_layers", "num_decoder_layers")
 _ENCODER_DEPTH_KEYS = ("encoder_layers", "num_encoder_layers")
 _LAYER_LIST_KEYS = ("layer_types", "layers_block_type")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_PREDICTOR_COUNT_KEYS = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_modules",
+    "n_predict_layers",
+)
 _FLOAT_KEY = "__float__"
 _FLOAT_NAMES = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
 _SCALED_IF_TIED = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop")
@@ -67,6 +75,20 @@ def with_tagged_floats(part: Any) -> Any:
     if isinstance(part, float) and not math.isfinite(part):
         return {_FLOAT_KEY: _FLOAT_NAMES[str(part)]}
     return part
+
+
+def without_predictors(config: ReadOnlyJson) -> JsonObject:
+    """Return the config of a model whose predictors of further tokens are not stored."""
+    result = dict(config)
+    for key in _PREDICTOR_COUNT_KEYS:
+        if result.get(key):
+            result[key] = 0
+    path = _text_path(config)
+    if len(path) > 1:
+        for key, value in config.items():
+            if value is path[1]:
+                result[key] = without_predictors(value)
+    return result
 
 
 def ties_always(config: ReadOnlyJson) -> bool:

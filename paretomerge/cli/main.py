@@ -208,13 +208,22 @@ def merge(
         bool,
         typer.Option("--allow-nan", help="Merge NaN and infinite weights like others."),
     ] = False,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Merge models that do not seem to belong together.",
+        ),
+    ] = False,
 ) -> None:
     """Merge one recipe to disk."""
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
     shard_bytes = session.size_in_bytes(shard_size)
-    plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
+    plan = make_plan(
+        Recipe.load(recipe), allow_nan=allow_nan, allow_mismatch=allow_mismatch
+    )
     session.print_notes(plan.notes)
     # After the plan, which finds every error of a recipe without torch.
     from paretomerge.merging.engine import write

@@ -56,7 +56,7 @@ The block is (rows, columns) in float32, or for a copied tensor as it is stored.
 """
 
 
-def merge(
+def merge(  # noqa: PLR0913 - the options of a merge, all with a default
     recipe: RecipeLike,
     out: str | Path,
     *,
@@ -66,6 +66,7 @@ def merge(
     threads: int | None = None,
     device: str = "cpu",
     allow_nan: bool = False,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Merge models by a recipe into a new checkpoint folder.
 
@@ -83,6 +84,7 @@ def merge(
             The bytes do not depend on it.
         device: `cpu`, `cuda` or `cuda:N`.
         allow_nan: Whether to merge NaN and infinite weights like others.
+        allow_mismatch: Whether to merge models that do not seem to belong together.
 
     Returns:
         The folder.
@@ -107,7 +109,9 @@ def merge(
         >>> pm.merge("recipe.yml", "merged", overwrite=True)  # doctest: +SKIP
         PosixPath('merged')
     """
-    plan = make_plan(_as_recipe(recipe), allow_nan=allow_nan)
+    plan = make_plan(
+        _as_recipe(recipe), allow_nan=allow_nan, allow_mismatch=allow_mismatch
+    )
     return write(
         plan,
         Path(out),

@@ -1,4 +1,4 @@
-"""Models as they are found: odd configs, names and files. The right values are transformers' own."""
+"""Models as they are found: odd configs, names and files. transformers gives the right values."""
 
 import json
 import shutil
@@ -84,6 +84,117 @@ def base(tmp_path: Path) -> Path:
 def tuned(base: Path, tmp_path: Path) -> Path:
     model = LlamaForCausalLM.from_pretrained(base)
     return save(moved(model), tmp_path / "tuned")
+
+
+def vision_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A vision-language model and a fine-tune of it."""
+    model = ARCHITECTURES["gemma3_vl"]()
+    base = save(model, tmp_path / "base")
+    tuned = moved(type(model).from_pretrained(base))
+    return base, save(tuned, tmp_path / "tuned")
+
+
+HUB_NAMES = ("vision_tower.", "vision_tower.vision_model.")
+
+
+@pytest.mark.parametrize("is_base", [False, True])
+def test_names_that_transformers_renames_are_matched(
+    is_base: bool, tmp_path: Path
+) -> None:
+    """The Hub's names of the vision tower differ from those of transformers 5."""
+    base, tuned = vision_pair(tmp_path)
+    kind = transformers.Gemma3ForConditionalGeneration
+    old = base if is_base else tuned
+    tensors = {name.replace(*HUB_NAMES): t for name, t in stored(old).items()}
+    renamed = changed(old, tmp_path / "renamed", tensors)
+    pair = (renamed, tuned) if is_base else (base, renamed)
+    plan = make_plan(halfway(*pair))
+    assert not any("lack" in note for note in plan.notes)
+    out = merge(halfway(*pair), tmp_path / "out")
+    expect_mean(out, kind.from_pretrained(base), kind.from_pretrained(tuned))
+
+
+def test_names_in_memory_are_matched(tmp_path: Path) -> None:
+    base, tuned = vision_pair(tmp_path)
+    kind = transformers.Gemma3ForConditionalGeneration
+    in_memory = tmp_path / "memory"
+    kind.from_pretrained(tuned).save_pretrained(in_memory, save_original_format=False)
+    out = merge(halfway(base, in_memory), tmp_path / "out")
+    expect_mean(out, kind.from_pretrained(base), kind.from_pretrained(tuned))
+
+
+@pytest.mark.parametrize("is_base", [False, True])
+def test_a_module_that_cannot_be_matched_is_named(
+    is_base: bool, tmp_path: Path
+) -> None:
+    base, tuned = vision_pair(tmp_path)
+    old = base if is_base else tuned
+    tensors = {
+        name.replace("vision_tower.", "vision_eyes."): t
+        for name, t in stored(old).items()
+    }
+    renamed = changed(old, tmp_path / "renamed", tensors)
+    pair = (renamed, tuned) if is_base else (base, renamed)
+    with pytest.raises(CheckpointError, match=r"vision_.*--allow-mismatch"):
+        make_plan(halfway(*pair))
+    plan = make_plan(halfway(*pair), allow_mismatch=True)
+    assert any("taken from" in note or "left out" in note for note in plan.notes)
+
+
+def test_biases_that_the_base_has_no_place_for_are_named(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    bias = {"model.layers.1.self_attn.q_proj.bias": torch.zeros(16)}
+    tensors = {**stored(tuned), **bias}
+    biased = changed(tuned, tmp_path / "biased", tensors, attention_bias=True)
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias.*--allow-mismatch"):
+        make_plan(halfway(base, biased))
+
+
+AUXILIARY = {
+    "mtp.fc.weight": torch.ones(16, 32),
+    "mtp.layers.0.self_attn.q_proj.weight": torch.ones(16, 16),
+    "model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    "model.layers.3.mlp.up_proj.weight": torch.ones(24, 16),
+    "model.extra_state.buffer": torch.ones(2),
+}
+
+
+@pytest.mark.parametrize("is_base", [False, True])
+@pytest.mark.parametrize("name", AUXILIARY)
+def test_what_one_model_has_lost(
+    name: str, is_base: bool, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    full = base if is_base else tuned
+    extra = {name: AUXILIARY[name]}
+    counts = {"num_nextn_predict_layers": 1} if "layers.3" in name else {}
+    longer = changed(full, tmp_path / "full", {**stored(full), **extra}, **counts)
+    pair = (longer, tuned) if is_base else (base, longer)
+    plan = make_plan(halfway(*pair))
+    out = merge(halfway(*pair), tmp_path / "out")
+    models = [LlamaForCausalLM.from_pretrained(folder) for folder in (base, tuned)]
+    expect_mean(out, *models)
+    assert (name in stored(out)) is is_base
+    if is_base:
+        assert torch.equal(stored(out)[name], extra[name])
+        assert any("taken from" in note for note in plan.notes)
+    config = json.loads((out / "config.json").read_text())
+    assert bool(config.get("num_nextn_predict_layers")) == bool(is_base and counts)
+
+
+def test_a_predictor_is_not_declared_behind_moved_layers(
+    base: Path, tmp_path: Path
+) -> None:
+    extra = {"model.layers.3.mlp.up_proj.weight": torch.ones(24, 16)}
+    tensors = {**stored(base), **extra}
+    counts = {"num_nextn_predict_layers": 1}
+    longer = changed(base, tmp_path / "longer", tensors, **counts)
+    source = {"model": str(longer), "layer_range": [0, 2]}
+    slices = [{"sources": [source]}]
+    out = merge({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
+    assert not any("layers.3." in name for name in stored(out))
+    config = json.loads((out / "config.json").read_text())
+    assert config["num_nextn_predict_layers"] == 0
 
 
 def test_infinity_in_a_config_survives_slicing(tmp_path: Path) -> None:
