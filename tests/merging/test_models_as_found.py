@@ -197,6 +197,58 @@ def test_a_predictor_is_not_declared_behind_moved_layers(
     assert config["num_nextn_predict_layers"] == 0
 
 
+@pytest.mark.parametrize("is_base", [False, True])
+@pytest.mark.parametrize(
+    "left_over", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, None]
+)
+def test_a_left_over_quantization_config(
+    left_over: object, is_base: bool, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    full = base if is_base else tuned
+    folder = tmp_path / "full"
+    odd = changed(full, folder, stored(full), quantization_config=left_over)
+    out = merge(halfway(odd, tuned) if is_base else halfway(base, odd), tmp_path / "o")
+    models = [LlamaForCausalLM.from_pretrained(folder) for folder in (base, tuned)]
+    expect_mean(out, *models)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("qweight", torch.int32),
+        ("weight", torch.int8),
+        ("weight_scale", torch.float32),
+        ("weight_scale_inv", torch.float32),
+        ("weight.absmax", torch.float32),
+        ("SCB", torch.float32),
+    ],
+)
+def test_quantised_weights_show_by_their_tensors(
+    name: str, dtype: torch.dtype, base: Path, tmp_path: Path
+) -> None:
+    extra = {f"model.layers.1.mlp.up_proj.{name}": torch.ones(24, 16, dtype=dtype)}
+    folder = changed(base, tmp_path / "quantised", {**stored(base), **extra})
+    with pytest.raises(CheckpointError, match=r"up_proj.*quantised"):
+        make_plan(alone(folder))
+
+
+@pytest.mark.parametrize("named", [None, "model.safetensors.index.json"])
+def test_of_two_sets_of_weights_transformers_chooses(
+    named: str | None, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    two = tmp_path / "two"
+    LlamaForCausalLM.from_pretrained(base).save_pretrained(two, max_shard_size="8KB")
+    shutil.copy(tuned / "model.safetensors", two)
+    if named:
+        config = json.loads((two / "config.json").read_text())
+        config["transformers_weights"] = named
+        (two / "config.json").write_text(json.dumps(config))
+    out = merge(alone(two), tmp_path / "out")
+    chosen = LlamaForCausalLM.from_pretrained(two)
+    expect_mean(out, chosen, chosen)
+
+
 def test_infinity_in_a_config_survives_slicing(tmp_path: Path) -> None:
     """transformers 5 writes it as an object, for JSON has no such number."""
     torch.manual_seed(0)
