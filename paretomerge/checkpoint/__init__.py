@@ -13,6 +13,7 @@ Public names, by module:
 - `fold`: `Fold` and `fold_of`, which weights a scale of the residual stream is folded into.
 - `tokenizer`, `chat_template`, `vocabulary`: tokens and their ids, chat templates, and
   `merge_vocabularies`; `remapped`: an embedding in the merged vocabulary.
+- `companions`: the other files of a model folder, which are copied.
 - `reference`: how a recipe names a model; `hub`: downloads from the Hugging Face Hub.
 - `writer`: `new_folder` and `WeightsWriter`, a checkpoint that appears whole or not at all.
 

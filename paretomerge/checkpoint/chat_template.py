@@ -100,6 +100,8 @@ def resolve_chat_template(value: str, folders: Mapping[str, Path]) -> str | None
 def write_chat_template(folder: Path, template: str) -> None:
     """Make `template` the only chat template of the tokenizer in `folder`."""
     (folder / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    # Processors of older models have theirs in a file of its own.
+    (folder / "chat_template.json").unlink(missing_ok=True)
     path = folder / _CONFIG_FILE
     config = read_optional_json(path)
     # Older readers prefer the template in the config, so it must not stay there.

@@ -16,6 +16,11 @@ from paretomerge.checkpoint.chat_template import (
     resolve_chat_template,
     write_chat_template,
 )
+from paretomerge.checkpoint.companions import (
+    companion_files,
+    copy_files,
+    files_besides_tokenizer,
+)
 from paretomerge.checkpoint.json_file import write_json
 from paretomerge.checkpoint.model_config import with_tagged_floats
 from paretomerge.checkpoint.operand import (
@@ -24,7 +29,6 @@ from paretomerge.checkpoint.operand import (
     matrix_shape,
     read_tensor,
 )
-from paretomerge.checkpoint.tokenizer import copy_tokenizer
 from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
@@ -165,7 +169,7 @@ def write(
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", with_tagged_floats(plan.config))
-        _write_tokenizer(plan, folder)
+        _write_companions(plan, folder)
         recipe = plan.recipe.resolve_paths(Path.cwd())
         (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
         readme = model_card(plan, out.name, card, checksums)
@@ -357,13 +361,15 @@ def _single_threaded() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _write_tokenizer(plan: Plan, folder: Path) -> None:
+def _write_companions(plan: Plan, folder: Path) -> None:
+    """Write the tokenizer and the other files that belong to the template's model."""
+    source = plan.template.folder
     if plan.vocabulary:
         # A merged vocabulary has its own tokenizer files.
-        copy_tokenizer(plan.template.folder, folder, ["generation_config.json"])
+        copy_files(files_besides_tokenizer(source), source, folder)
         plan.vocabulary.write(folder)
     else:
-        copy_tokenizer(plan.template.folder, folder)
+        copy_files(companion_files(source), source, folder)
     if plan.recipe.chat_template:
         folders = {}
         for model, weights in plan.weights.items():

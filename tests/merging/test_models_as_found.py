@@ -249,6 +249,93 @@ def test_of_two_sets_of_weights_transformers_chooses(
     expect_mean(out, chosen, chosen)
 
 
+BESIDE = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+    "generation_config.json",
+    "spiece.model",
+    "qwen.tiktoken",
+    "tekken.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+)
+NOT_COPIED = (
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "hf_quant_config.json",
+    "onnx/model.onnx",
+    "run.py",
+)
+
+
+def with_files(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    modules = [
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+def files_in(folder: Path) -> set[str]:
+    paths = folder.rglob("*")
+    return {str(path.relative_to(folder)) for path in paths if path.is_file()}
+
+
+def test_files_beside_the_weights_are_copied(base: Path, tmp_path: Path) -> None:
+    with_files(base, BESIDE + NOT_COPIED)
+    plan = make_plan(alone(base))
+    copied = files_in(merge(alone(base), tmp_path / "out"))
+    assert copied >= {*BESIDE, "modules.json"}
+    assert not copied & set(NOT_COPIED)
+    assert any("2_Dense/model.safetensors" in note for note in plan.notes)
+
+
+def test_code_of_the_model_is_copied_and_not_run(base: Path, tmp_path: Path) -> None:
+    mapped = {"AutoConfig": "configuration_foo.FooConfig"}
+    own = changed(base, tmp_path / "own", stored(base), auto_map=mapped)
+    (own / "configuration_foo.py").write_text("raise SystemExit('this was run')")
+    out = merge(alone(own), tmp_path / "out")
+    assert (out / "configuration_foo.py").is_file()
+    assert json.loads((out / "config.json").read_text())["auto_map"] == mapped
+
+
+@pytest.mark.parametrize("name", ["1_Pooling", "1_Pooling/config.json"])
+def test_modules_that_link_out_of_the_model_are_refused(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "config.json").write_text("key")
+    with_files(base, BESIDE)
+    shutil.rmtree(base / "1_Pooling")
+    if "/" in name:
+        (base / "1_Pooling").mkdir()
+    (base / name).symlink_to(tmp_path / "secret" / name.partition("/")[2])
+    with pytest.raises(CheckpointError, match="a link that leaves"):
+        merge(alone(base), tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc"])
+def test_modules_outside_of_the_model_are_refused(
+    path: str, base: Path, tmp_path: Path
+) -> None:
+    (base / "modules.json").write_text(json.dumps([{"path": path}]))
+    with pytest.raises(CheckpointError, match="must be folders inside"):
+        merge(alone(base), tmp_path / "out")
+
+
 def test_infinity_in_a_config_survives_slicing(tmp_path: Path) -> None:
     """transformers 5 writes it as an object, for JSON has no such number."""
     torch.manual_seed(0)

@@ -11,8 +11,8 @@ from paretomerge.checkpoint.architecture import (
     Architecture,
 )
 from paretomerge.checkpoint.chat_template import resolve_chat_template
+from paretomerge.checkpoint.companions import companion_files, weights_of_modules
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
-from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
 from paretomerge.merging.plan.opened_recipe import (
@@ -92,6 +92,7 @@ def lay_out(
             *notes,
             *_notes_of_lacking_tensors(opened, lacking),
             *_notes_of_ignored_tensors(opened),
+            *_notes_of_copied_weights(opened),
         ),
         untied=any(_is_untied(opened, job.name) for job in jobs),
         allow_nan=allow_nan,
@@ -272,7 +273,7 @@ def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
     """Check now the files that are copied after the merge."""
     recipe = opened.recipe
     with problems.collect():
-        tokenizer_files(opened.template.folder)
+        companion_files(opened.template.folder)
     if recipe.chat_template:
         with problems.collect():
             resolve_chat_template(recipe.chat_template, _folders(opened))
@@ -362,6 +363,16 @@ def _notes_of_lacking_tensors(
             f"{model}: {taken} {opened.template_name}: {_shown(sorted(names))}"
         )
     return notes
+
+
+def _notes_of_copied_weights(opened: OpenedRecipe) -> list[str]:
+    try:
+        files = weights_of_modules(opened.template.folder)
+    except CheckpointError:  # reported with the other problems
+        return []
+    if not files:
+        return []
+    return [f"{opened.template_name}: copied and not merged: {_shown(files)}"]
 
 
 def _left_out(opened: OpenedRecipe, model: str) -> list[str]:
