@@ -457,7 +457,7 @@ class _PerLayer:
     ) -> "_PerLayer":
         text = dict(text_config(config))
         if with_defaults:
-            text |= text_config(_with_class_defaults(config))
+            text |= text_config(with_class_defaults(config))
         depth = _depth(text, n_routed)
         facts: dict[int, Facts] = {}
         for index, rule in enumerate(RULES):
@@ -503,8 +503,12 @@ def _depth(text: ReadOnlyJson, n_routed: int) -> int:
     return known[0]
 
 
-def _with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
-    """The config with every value that its class in transformers derives, if there is one."""
+def with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
+    """Return the config with every value that its class in transformers derives, if there is one.
+
+    Raises:
+        CheckpointError: If the class rejects a value.
+    """
     # Imported here: transformers takes seconds to load, and most merges move no layers.
     from transformers import CONFIG_MAPPING
 
@@ -636,7 +640,7 @@ def _verify(
     depth: int,
 ) -> None:
     """Check that transformers reads from the new config what was written."""
-    text = text_config(_with_class_defaults(result))
+    text = text_config(with_class_defaults(result))
     known = depths(text)
     if known and depth not in known:
         raise CheckpointError(

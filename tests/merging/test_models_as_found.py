@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from paretomerge.errors import CheckpointError
+from paretomerge.merging.delta_profile import profile
 from paretomerge.merging.engine import merge
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
@@ -334,6 +335,81 @@ def test_modules_outside_of_the_model_are_refused(
     (base / "modules.json").write_text(json.dumps([{"path": path}]))
     with pytest.raises(CheckpointError, match="must be folders inside"):
         merge(alone(base), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral', 'llama' in"),
+        (
+            {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16},
+            "num_attention_heads is 1, 2 in",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', 'silu' in"),
+    ],
+)
+def test_models_of_other_kinds_are_refused(
+    settings: dict[str, Any], told: str, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    other = changed(tuned, tmp_path / "other", stored(tuned), **settings)
+    with pytest.raises(CheckpointError, match=rf"{told}.*--allow-mismatch"):
+        make_plan(halfway(base, other))
+    with pytest.raises(CheckpointError, match=told):
+        profile(str(base), {"other": str(other)})
+    plan = make_plan(halfway(base, other), allow_mismatch=True)
+    assert any(told in note for note in plan.notes)
+    assert profile(str(base), {"other": str(other)}, allow_mismatch=True).size
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "rope_parameters",
+        ),
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps"),
+    ],
+)
+def test_what_the_result_follows_is_noted(
+    settings: dict[str, Any], key: str, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    other = changed(tuned, tmp_path / "other", stored(tuned), **settings)
+    (note,) = make_plan(halfway(base, other)).notes
+    assert key in note and "the result follows" in note
+
+
+def test_defaults_left_out_of_a_config_are_no_mismatch(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    """transformers 4 wrote `rope_theta` at the top."""
+    config = json.loads((tuned / "config.json").read_text())
+    del config["hidden_act"], config["rope_parameters"], config["head_dim"]
+    older = tmp_path / "older"
+    shutil.copytree(tuned, older)
+    older_config = {**config, "rope_theta": 10000.0, "rope_scaling": None}
+    (older / "config.json").write_text(json.dumps(older_config))
+    assert make_plan(halfway(base, older)).notes == ()
+
+
+def write_vocabulary(folder: Path, tokens: list[str]) -> None:
+    from tokenizers import Tokenizer, models
+
+    ids = {token: number for number, token in enumerate(tokens)}
+    model = models.WordLevel(ids, unk_token=tokens[0])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model), unk_token=tokens[0]
+    ).save_pretrained(folder)
+
+
+def test_swapped_ids_of_tokens_are_refused(base: Path, tuned: Path) -> None:
+    write_vocabulary(base, ["<unk>", "a", "b", "c"])
+    write_vocabulary(tuned, ["<unk>", "b", "a", "c"])
+    with pytest.raises(CheckpointError, match=r"2 tokens have other ids.*mismatch"):
+        make_plan(halfway(base, tuned))
+    assert make_plan(halfway(base, tuned), allow_mismatch=True).jobs
+    write_vocabulary(tuned, ["<unk>", "a", "b", "c", "more"])
+    assert make_plan(halfway(base, tuned)).notes == ()
 
 
 def test_infinity_in_a_config_survives_slicing(tmp_path: Path) -> None:

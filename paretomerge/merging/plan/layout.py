@@ -15,6 +15,7 @@ from paretomerge.checkpoint.companions import companion_files, weights_of_module
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
+from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.opened_recipe import (
     OpenedRecipe,
     models_to_open,
@@ -76,6 +77,9 @@ def lay_out(
                 lacking.setdefault(model, set()).update(names)
     with problems.collect():
         _check_left_out(opened)
+    mismatch_notes: list[str] = []
+    with problems.collect():
+        mismatch_notes = _check_belonging(opened)
     if recipe.modules:
         jobs += _copy_other_modules(opened, modules, dtype, vocabulary)
     # Jobs in the order of names: the result does not depend on the order of slices and modules.
@@ -90,6 +94,7 @@ def lay_out(
         vocabulary=vocabulary,
         notes=(
             *notes,
+            *mismatch_notes,
             *_notes_of_lacking_tensors(opened, lacking),
             *_notes_of_ignored_tensors(opened),
             *_notes_of_copied_weights(opened),
@@ -414,6 +419,31 @@ def _check_left_out(opened: OpenedRecipe) -> None:
                     _raise_left_out(opened, model, name)
     if not opened.allow_mismatch:
         problems.raise_if_any()
+
+
+def _check_belonging(opened: OpenedRecipe) -> list[str]:
+    """Raise CheckpointError if a model does not belong to the template; returns notes."""
+    recipe = opened.recipe
+    problems = ErrorCollector()
+    notes: list[str] = []
+    for model in recipe.models:
+        if model == opened.template_name:
+            continue
+        mismatch = find_mismatch(
+            opened.template_name,
+            opened.template,
+            model,
+            opened.weights[model],
+            same_vocabulary=not (recipe.tokenizer or recipe.tokenizer_source),
+        )
+        notes += mismatch.notes
+        if opened.allow_mismatch:
+            notes += mismatch.errors
+            continue
+        with problems.collect():
+            mismatch.raise_if_any()
+    problems.raise_if_any()
+    return notes
 
 
 def _raise_left_out(opened: OpenedRecipe, model: str, name: str) -> None:
