@@ -170,8 +170,16 @@ class AdaptedCheckpoint:
 
     @property
     def folder(self) -> Path:
-        """The folder of the model, with its tokenizer."""
+        """The folder of the model."""
         return self.checkpoint.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the adapter if it holds a tokenizer of its own, else the model's."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+        if any((self.adapter / name).is_file() for name in names):
+            return self.adapter
+        return self.checkpoint.tokenizer_folder
 
     @property
     def config(self) -> JsonObject:

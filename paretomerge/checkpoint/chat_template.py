@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paretomerge.checkpoint.json_file import read_optional_json, write_json
+from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import RecipeError, unknown_name
 
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -122,7 +123,8 @@ def _read_template(folder: Path) -> str | None:
     """The chat template of a model folder."""
     path = folder / _TEMPLATE_FILE
     if path.is_file():
-        return path.read_text(encoding="utf-8") or None
+        # The result is going to be published, so no link may lead to a private file.
+        return reject_symlink_escape(path).read_text(encoding="utf-8") or None
     template = read_optional_json(folder / _CONFIG_FILE).get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict)]

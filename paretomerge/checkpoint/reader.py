@@ -175,6 +175,11 @@ class Checkpoint:
         self.shards = Shards(name, headers, allow_nan)
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer: that of the model."""
+        return self.folder
+
+    @property
     def headers(self) -> Mapping[str, Header]:
         """Tensor name -> header entry."""
         return self.shards.headers

@@ -373,7 +373,7 @@ def _write_companions(plan: Plan, folder: Path) -> None:
     if plan.recipe.chat_template:
         folders = {}
         for model, weights in plan.weights.items():
-            folders[model] = weights.folder
+            folders[model] = weights.tokenizer_folder
         template = resolve_chat_template(plan.recipe.chat_template, folders)
         if template:
             write_chat_template(folder, template)

@@ -201,6 +201,33 @@ def test_options_that_are_refused_by_name(
         make_plan(passthrough(f"{base}+{lora}"))
 
 
+@pytest.mark.parametrize("key", ["tokenizer_source", "chat_template"])
+def test_a_tokenizer_in_the_folder_of_the_adapter(
+    key: str, pico: Path, tmp_path: Path
+) -> None:
+    base, lora = pico / "base", tmp_path / "lora"
+    train_pico(base, lora)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(lora)
+    adapted = f"{base}+{lora}"
+    value = adapted if key == "tokenizer_source" else "auto"
+    recipe = {
+        "merge_method": "passthrough",
+        "models": [{"model": adapted}],
+        key: value,
+    }
+    out = merge(recipe, tmp_path / "out")
+    written = (out / "chat_template.jinja").read_text()
+    assert written == tokenizer.chat_template
+
+
+def train_pico(base: Path, lora: Path) -> None:
+    model = transformers.LlamaForCausalLM.from_pretrained(base)
+    options = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(model, options).save_pretrained(lora)
+
+
 def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
     model = build("llama")
     base, lora = tmp_path / "base", tmp_path / "lora"

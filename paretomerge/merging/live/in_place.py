@@ -149,9 +149,14 @@ class ResidentModel:
 
     def _source_distance(self, source: str) -> float:
         names = self.checkpoints[self.base].headers
+        architecture = self.checkpoints[source].architecture
         total = 0.0
         for name in names:
-            tensor = self._tensor(source, name)
+            source_name = architecture.find_equivalent(name)
+            # What a source lacks stays as it is in the base.
+            if source_name is None:
+                continue
+            tensor = self._tensor(source, source_name)
             total += self.distance(tensor, name)
         return total
 

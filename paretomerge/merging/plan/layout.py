@@ -287,7 +287,7 @@ def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
 def _folders(opened: OpenedRecipe) -> dict[str, Path]:
     folders = {}
     for model in models_to_open(opened.recipe):
-        folders[model] = opened.weights[model].folder
+        folders[model] = opened.weights[model].tokenizer_folder
     return folders
 
 

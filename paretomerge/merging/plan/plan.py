@@ -56,7 +56,12 @@ class Weights(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The folder with the tokenizer."""
+        """The folder of the model."""
+        ...
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer, which may be that of an adapter."""
         ...
 
     @property

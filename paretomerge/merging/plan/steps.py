@@ -35,8 +35,13 @@ class RecipeStep:
 
     @property
     def folder(self) -> Path:
-        """The folder with the tokenizer: that of the plan's template."""
+        """The folder of the plan's template."""
         return self.plan.template.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer: that of the plan's template."""
+        return self.plan.template.tokenizer_folder
 
     @property
     def config(self) -> ModelConfig:
