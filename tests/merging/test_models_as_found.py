@@ -115,12 +115,18 @@ def test_names_that_transformers_renames_are_matched(
     expect_mean(out, kind.from_pretrained(base), kind.from_pretrained(tuned))
 
 
-def test_names_in_memory_are_matched(tmp_path: Path) -> None:
-    base, tuned = vision_pair(tmp_path)
-    kind = transformers.Gemma3ForConditionalGeneration
+@pytest.mark.parametrize("is_base", [False, True])
+@pytest.mark.parametrize("name", ["gemma3_vl", "qwen2_vl", "llava", "gpt_neox"])
+def test_names_in_memory_are_matched(name: str, is_base: bool, tmp_path: Path) -> None:
+    model = ARCHITECTURES[name]()
+    kind = type(model)
+    base = save(model, tmp_path / "base")
+    tuned = save(moved(kind.from_pretrained(base)), tmp_path / "tuned")
     in_memory = tmp_path / "memory"
-    kind.from_pretrained(tuned).save_pretrained(in_memory, save_original_format=False)
-    out = merge(halfway(base, in_memory), tmp_path / "out")
+    loaded = kind.from_pretrained(base if is_base else tuned)
+    loaded.save_pretrained(in_memory, save_original_format=False)
+    pair = (in_memory, tuned) if is_base else (base, in_memory)
+    out = merge(halfway(*pair), tmp_path / "out")
     expect_mean(out, kind.from_pretrained(base), kind.from_pretrained(tuned))
 
 

@@ -337,7 +337,7 @@ def _untied_heads(opened: OpenedRecipe) -> list[str]:
 
 def _is_untied(opened: OpenedRecipe, name: str) -> bool:
     """Whether the template ties a tensor to its embedding and another model has it of its own."""
-    if opened.architecture.is_tied_head(name):
+    if opened.is_tied_head(name):
         return True
     if name in opened.template.headers:
         return False
@@ -391,7 +391,7 @@ def _left_out(opened: OpenedRecipe, model: str) -> list[str]:
     return [
         name
         for name in sorted(names - template_names)
-        if opened.find_in_template(model, name) is None
+        if opened.find_in_template(name) is None
     ]
 
 

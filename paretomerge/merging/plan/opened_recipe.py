@@ -109,19 +109,29 @@ class OpenedRecipe:
         # A model may tie its head, or have been saved without the prefix of its base model.
         wanted = self.name_at(name, layer)
         match = architecture.find_equivalent(wanted)
-        if match is None:
-            match = self._find_by_loaded_name(model, wanted)
+        # The embedding stands for a head that is not stored, but the head may have another name.
+        is_other_head = architecture.is_tied_head(wanted) and architecture.has_head
+        if match is None or is_other_head:
+            match = self._find_by_loaded_name(model, wanted) or match
         if match is None:
             return None
         return TensorRef(model, match)
 
-    def find_in_template(self, model: str, name: str) -> str | None:
+    def find_in_template(self, name: str) -> str | None:
         """Find the template's tensor that corresponds to one of a model; None if there is none."""
         match = self.architecture.find_equivalent(name)
-        if match is not None or self._loaded is None:
+        if match is not None:
             return match
-        loaded = self._loaded.find(name)
-        return self._names_by_loaded(self.template_name).get(loaded or "")
+        return self._find_by_loaded_name(self.template_name, name)
+
+    def is_tied_head(self, name: str) -> bool:
+        """Whether a head of that name is the input embedding in the template."""
+        if not self.architecture.is_tied_head(name):
+            return False
+        if not self.architecture.has_head:
+            return True
+        # The template's own head may have another name.
+        return self._find_by_loaded_name(self.template_name, name) is None
 
     def may_lack(self, model: str, name: str) -> bool:
         """Whether a model may lack a tensor of the template, which then stays as it is there.
