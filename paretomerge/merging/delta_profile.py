@@ -187,8 +187,6 @@ def profile(
             model does not seem to come from the base.
     """
     weights = open_weights((base, *sources.values()), opened)
-    if not allow_mismatch:
-        _check_belonging(base, sources, weights)
     source_weights = [weights[path] for path in sources.values()]
     operands_by_tensor = _common_operands(weights[base], source_weights)
     if not operands_by_tensor:
@@ -198,6 +196,9 @@ def profile(
         )
     for name, operands in operands_by_tensor.items():
         _check_one_shape(name, operands, (base, *sources))
+    # Other shapes say more plainly what is wrong, so they come first.
+    if not allow_mismatch:
+        _check_belonging(base, sources, weights)
     k = len(sources)
     products = np.zeros((k, k))
     sums = np.zeros(k)
