@@ -3,7 +3,9 @@
 Public names, by module:
 
 - `reader`: `Checkpoint`, a model folder or Hub model opened for reading.
-- `adapter`: `AdaptedCheckpoint`, a checkpoint with a LoRA adapter added to it.
+- `adapter`: `AdaptedCheckpoint`, a checkpoint with a LoRA adapter added to it;
+  `adapter_options`: what its config may say.
+- `loaded_names`: `LoadedNames`, the names of tensors in a model that transformers has loaded.
 - `operand`: `Operand`, one tensor that a merge reads a few rows at a time; `StoredTensor`,
   `CachedTensor` and `InMemoryTensor` are the kinds of it.
 - `architecture`: `Architecture`, the place of each tensor in the network.
@@ -11,6 +13,7 @@ Public names, by module:
 - `fold`: `Fold` and `fold_of`, which weights a scale of the residual stream is folded into.
 - `tokenizer`, `chat_template`, `vocabulary`: tokens and their ids, chat templates, and
   `merge_vocabularies`; `remapped`: an embedding in the merged vocabulary.
+- `companions`: the other files of a model folder, which are copied.
 - `reference`: how a recipe names a model; `hub`: downloads from the Hugging Face Hub.
 - `writer`: `new_folder` and `WeightsWriter`, a checkpoint that appears whole or not at all.
 

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paretomerge.checkpoint.adapter_options import check_plain_lora, stores_transposed
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson, read_json
+from paretomerge.checkpoint.loaded_names import LoadedNames, loaded_names
+from paretomerge.checkpoint.model_config import text_config, ties_always, untied_config
 from paretomerge.checkpoint.operand import Operand, StoredTensor, matrix_shape
 from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
 from paretomerge.checkpoint.reference import resolve_folder
@@ -24,12 +27,7 @@ _FACTOR_NAME = re.compile(
     r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$"
 )
 _WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
-_UNSUPPORTED_OPTIONS = {
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "layer_replication": "one with replicated layers",
-}
-_UNSUPPORTED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_BASE_LAYER = ".base_layer."
 # Elements of a product that are computed together. The chunks are fixed, whatever rows are read:
 # products of other shapes round differently, and a merge must not depend on its blocks.
 _CHUNK_ELEMENTS = 1 << 16
@@ -58,6 +56,14 @@ class _Factors:
         rows = self.b.shape[0]
         columns = self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
+
+    def is_equal(self, other: "_Factors") -> bool:
+        """Whether two updates have the same factors, transposed or not."""
+        if self.shape != other.shape or self.scale != other.scale:
+            return False
+        left, right = self.read()
+        other_left, other_right = other.read()
+        return left.equal(other_left) and right.equal(other_right)
 
     def read(self) -> "tuple[torch.Tensor, torch.Tensor]":
         """Read the factors (left, right) whose product has the shape of W, in float32."""
@@ -142,35 +148,66 @@ class AdaptedCheckpoint:
         config = read_json(
             self.adapter / "adapter_config.json", f"{adapter}: adapter_config.json"
         )
-        _check_plain_lora(config, adapter)
+        check_plain_lora(config, adapter)
         if not (self.adapter / _WEIGHTS_FILE).is_file():
             raise CheckpointError(
                 f"{adapter}: the folder has no {_WEIGHTS_FILE}; save the adapter as safetensors"
             )
         adapter_headers = read_header(shard_path(self.adapter, _WEIGHTS_FILE))
         self._shards = Shards(adapter, adapter_headers, checkpoint.shards.allow_nan)
-        matcher = _AdapterMatcher(checkpoint.headers, self._shards, config)
+        matcher = _AdapterMatcher(
+            config=config,
+            shards=self._shards,
+            names=_ModelNames(checkpoint, adapter),
+        )
         self._factors, self._replacements = matcher.match()
+        # Tensors that the model ties, once the adapter makes them differ: name -> the stored
+        # tensor whose values they have without the adapter.
+        self._separated: dict[str, str] = {}
+        for group in matcher.tied_groups():
+            if self._differ(group):
+                self._separated |= group
 
     @property
     def folder(self) -> Path:
-        """The folder of the model, with its tokenizer."""
+        """The folder of the model."""
         return self.checkpoint.folder
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the adapter if it holds a tokenizer of its own, else the model's."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+        if any((self.adapter / name).is_file() for name in names):
+            return self.adapter
+        return self.checkpoint.tokenizer_folder
+
+    @property
     def config(self) -> JsonObject:
-        """config.json of the model."""
+        """config.json of the model, without tied embeddings if the adapter unties them."""
+        return self._config
+
+    @cached_property
+    def _config(self) -> JsonObject:
+        if self._separated:
+            return untied_config(self.checkpoint.config)
         return self.checkpoint.config
 
-    @property
+    @cached_property
     def headers(self) -> Mapping[str, Header]:
-        """Tensor name -> header entry, those of the model."""
-        return self.checkpoint.headers
+        """Tensor name -> header entry: those of the model, and of tensors that were tied."""
+        own_headers = self.checkpoint.headers
+        headers = dict(own_headers)
+        for name, stored_name in self._separated.items():
+            headers.setdefault(name, own_headers[stored_name])
+        return headers
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """What the names of the tensors say about the network."""
-        return self.checkpoint.architecture
+        if not self._separated:
+            return self.checkpoint.architecture
+        architecture = Architecture.infer(self.headers, self.config)
+        return replace(architecture, separated=frozenset(self._separated))
 
     @property
     def dtype(self) -> str:
@@ -180,11 +217,38 @@ class AdaptedCheckpoint:
     def operand(self, name: str) -> Operand:
         """Return the tensor, to be read a few rows at a time."""
         if name in self._replacements:
-            return self._shards.operand(self._replacements[name])
-        stored = self.checkpoint.operand(name)
+            stored = self._shards.operand(self._replacements[name])
+        else:
+            stored = self.checkpoint.operand(self._separated.get(name, name))
         if name in self._factors:
             return AdaptedTensor(stored, self._factors[name])
         return stored
+
+    def _differ(self, group: Mapping[str, str]) -> bool:
+        """Whether the adapter gives tied tensors values that are not the same for all."""
+        first, *others = group
+        return not all(self._has_same_changes(first, other) for other in others)
+
+    def _has_same_changes(self, name: str, other: str) -> bool:
+        key, other_key = self._replacements.get(name), self._replacements.get(other)
+        factors, other_factors = self._factors.get(name), self._factors.get(other)
+        if (key is None) != (other_key is None):
+            return False
+        if (factors is None) != (other_factors is None):
+            return False
+        has_same_factors = True
+        if factors is not None and other_factors is not None:
+            has_same_factors = factors.is_equal(other_factors)
+        if key is None or other_key is None:
+            return has_same_factors
+        return has_same_factors and self._is_equal(key, other_key)
+
+    def _is_equal(self, key: str, other_key: str) -> bool:
+        """Whether two tensors of the adapter hold the same values."""
+        if key == other_key:
+            return True
+        tensor = self._shards.operand(key).read()
+        return tensor.equal(self._shards.operand(other_key).read())
 
     def check_unchanged(self) -> None:
         """Check that every file is still the one whose header was read.
@@ -206,37 +270,128 @@ class _FactorKeys:
 
 
 @dataclass(frozen=True)
+class _ModelNames:
+    """Finds the tensors of a model by the names that peft has for them.
+
+    Attributes:
+        checkpoint: The model.
+        adapter: Name of the adapter, for error messages.
+    """
+
+    checkpoint: Checkpoint
+    adapter: str
+
+    def find(self, name: str) -> str:
+        """Return the model's own name of a tensor.
+
+        A model that was saved without its head has names without the prefix of the base model, and
+        some models have other names in memory, which are those of peft. A tied tensor that is not
+        stored keeps its name in memory.
+        """
+        candidates = (
+            name,
+            name.removeprefix("model."),
+            f"model.{name}",
+            name.removeprefix("transformer."),
+        )
+        for candidate in candidates:
+            if candidate in self.checkpoint.headers:
+                return candidate
+        if self._loaded is not None:
+            loaded = self._loaded.find(name)
+            if loaded is not None and loaded in self._stored_by_loaded:
+                return self._stored_by_loaded[loaded]
+            if loaded is not None and self._loaded.tied_group(loaded):
+                return loaded
+        elif self.checkpoint.architecture.is_tied_head(name):
+            raise self._untold_ties(name)
+        raise CheckpointError(
+            f"{self.adapter}: {name}: the model has no such tensor; "
+            "was the adapter trained on this model?"
+        )
+
+    def tied_group(self, name: str) -> dict[str, str]:
+        """Return the tensors that share their values with a tensor, and where these are stored.
+
+        Args:
+            name: The model's own name of a tensor.
+
+        Returns:
+            Name -> name of a stored tensor with its values; {} if the tensor is not tied.
+        """
+        if not self.checkpoint.architecture.can_be_tied(name):
+            return {}
+        if self._stores_heads:
+            return {}
+        if self._loaded is None:
+            raise self._untold_ties(name)
+        loaded = self._loaded.find(name)
+        members = self._loaded.tied_group(loaded) if loaded else ()
+        stored = [self._stored_by_loaded.get(member) for member in members]
+        stored_name = next((entry for entry in stored if entry), None)
+        if stored_name is None:
+            return {}
+        group = {}
+        for member, own_name in zip(members, stored, strict=True):
+            group[own_name or member] = own_name or stored_name
+        return group
+
+    def stored_name(self, name: str) -> str:
+        """Return the name of the stored tensor with the values of a tensor."""
+        if name in self.checkpoint.headers:
+            return name
+        return self.tied_group(name)[name]
+
+    @property
+    def _stores_heads(self) -> bool:
+        """Whether the config says that nothing is tied, or nothing else is known of the model."""
+        config = self.checkpoint.config
+        # The T5 family ties its embeddings whatever its config says.
+        if config.get("tie_word_embeddings") is False and not ties_always(config):
+            return True
+        is_tied = text_config(config).get("tie_word_embeddings")
+        has_head = self.checkpoint.architecture.has_head
+        return self._loaded is None and has_head and not is_tied
+
+    @cached_property
+    def _loaded(self) -> LoadedNames | None:
+        return loaded_names(self.checkpoint.config)
+
+    @cached_property
+    def _stored_by_loaded(self) -> Mapping[str, str]:
+        assert self._loaded is not None
+        return self._loaded.by_loaded_name(self.checkpoint.headers)
+
+    def _untold_ties(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.adapter}: {name}: the adapter changes an embedding that the model may share "
+            "with others, and transformers has no class that tells with which; merge it into its "
+            "model with peft first, and save the model with tie_word_embeddings: false"
+        )
+
+
+@dataclass(frozen=True)
 class _AdapterMatcher:
     """Finds the model's tensor that each tensor of an adapter belongs to.
 
     Attributes:
-        headers: Header entries of the model.
-        shards: Tensors of the adapter.
         config: adapter_config.json.
+        shards: Tensors of the adapter.
+        names: Names of the model's tensors.
     """
 
-    headers: Mapping[str, Header]
-    shards: Shards
     config: ReadOnlyJson
+    shards: Shards
+    names: _ModelNames
 
     def match(self) -> tuple[dict[str, _Factors], dict[str, str]]:
         """Return (tensor of the model -> factors, tensor of the model -> key that replaces it)."""
         factor_keys: dict[str, _FactorKeys] = {}
         replacements: dict[str, str] = {}
-        for key in self.shards.headers:
-            match = _FACTOR_NAME.match(key)
-            # `modules_to_save` and trained biases are whole tensors.
-            if match is None:
-                name = _WRAPPER.sub("", key.removeprefix(_PREFIX))
-                target = self._tensor_name(name)
-                replacements[target] = key
-                continue
-            module = match["module"].removeprefix(_PREFIX)
-            target = self._tensor_name(f"{module}.weight")
-            keys = factor_keys.setdefault(target, _FactorKeys(module, {}))
-            keys.sides[match["side"]] = key
-            keys.is_embedding |= bool(match["embedding"])
         problems = ErrorCollector()
+        for key in self.shards.headers:
+            with problems.collect():
+                self._assign(key, factor_keys, replacements)
         factors = {}
         for target, keys in factor_keys.items():
             with problems.collect():
@@ -245,7 +400,64 @@ class _AdapterMatcher:
             with problems.collect():
                 self._check_replacement(target, key)
         problems.raise_if_any()
-        return factors, replacements
+        return factors, self._shared_among_tied(replacements)
+
+    def _assign(
+        self,
+        key: str,
+        factor_keys: dict[str, _FactorKeys],
+        replacements: dict[str, str],
+    ) -> None:
+        match = _FACTOR_NAME.match(key)
+        # `modules_to_save` and trained biases are whole tensors.
+        if match is None:
+            target = self._whole_tensor_name(key)
+            replacements[target] = key
+            return
+        module = match["module"].removeprefix(_PREFIX)
+        target = self.names.find(f"{module}.weight")
+        keys = factor_keys.setdefault(target, _FactorKeys(module, {}))
+        keys.sides[match["side"]] = key
+        keys.is_embedding |= bool(match["embedding"])
+
+    def _whole_tensor_name(self, key: str) -> str:
+        return self.names.find(_WRAPPER.sub("", key.removeprefix(_PREFIX)))
+
+    def tied_groups(self) -> list[dict[str, str]]:
+        """The groups of tied tensors that the adapter touches; see `_ModelNames.tied_group`."""
+        groups: dict[tuple[str, ...], dict[str, str]] = {}
+        for key in self.shards.headers:
+            match = _FACTOR_NAME.match(key)
+            if match is None:
+                target = self._whole_tensor_name(key)
+            else:
+                module = match["module"].removeprefix(_PREFIX)
+                target = self.names.find(f"{module}.weight")
+            group = self.names.tied_group(target)
+            if group:
+                groups[tuple(group)] = group
+        return list(groups.values())
+
+    def _shared_among_tied(self, replacements: Mapping[str, str]) -> dict[str, str]:
+        """The replacements of all tensors, also of those that share a replaced one's memory.
+
+        peft gives modules of `modules_to_save` memory of their own. Every other whole tensor, such
+        as a stored base layer, is loaded into the memory that tied tensors share.
+        """
+        result = dict(replacements)
+        for target, key in replacements.items():
+            if self._has_own_memory(key):
+                continue
+            for name in self.names.tied_group(target):
+                result.setdefault(name, key)
+        return result
+
+    def _has_own_memory(self, key: str) -> bool:
+        if _BASE_LAYER in key:
+            return False
+        module = _WRAPPER.sub("", key).rpartition(".")[0]
+        saved = self.config.get("modules_to_save") or ()
+        return any(module == name or module.endswith(f".{name}") for name in saved)
 
     def _make_factors(self, target: str, keys: _FactorKeys) -> _Factors:
         where = f"{self.shards.name}: {target}"
@@ -270,16 +482,20 @@ class _AdapterMatcher:
         # rsLoRA divides by the root of the rank, so that the updates of high ranks do not shrink.
         divisor = rank**0.5 if self.config.get("use_rslora") else rank
         scale = alpha / divisor
-        # Conv1D of GPT-2 stores the transpose of a linear layer's weight.
-        is_conv1d = bool(self.config.get("fan_in_fan_out"))
-        transposed = keys.is_embedding or is_conv1d
+        wanted = self._stored_shape(target)
+        product_shape = (b.shape[0], a.shape[1])
+        transposed = keys.is_embedding or stores_transposed(
+            model_config=self.names.checkpoint.config,
+            config=self.config,
+            shape=wanted,
+            factor_shape=product_shape,
+        )
         factors = _Factors(
             b=b,
             a=a,
             scale=float(scale),
             transposed=transposed,
         )
-        wanted = self.headers[target].shape
         if b.shape[1] != actual_rank or factors.shape != wanted:
             raise CheckpointError(
                 f"{where}: expected factors for {list(wanted)}, "
@@ -288,33 +504,18 @@ class _AdapterMatcher:
             )
         return factors
 
+    def _stored_shape(self, target: str) -> tuple[int, ...]:
+        stored_name = self.names.stored_name(target)
+        return self.names.checkpoint.headers[stored_name].shape
+
     def _check_replacement(self, target: str, key: str) -> None:
-        wanted = self.headers[target].shape
+        wanted = self._stored_shape(target)
         actual = self.shards.headers[key].shape
         if actual != wanted:
             raise CheckpointError(
                 f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; if "
                 "tokens were added to its model, merge it into the resized model with peft first"
             )
-
-    def _tensor_name(self, name: str) -> str:
-        """The model's own name of a tensor.
-
-        A model that was saved without its head has names without the prefix of the base model.
-        """
-        candidates = (
-            name,
-            name.removeprefix("model."),
-            f"model.{name}",
-            name.removeprefix("transformer."),
-        )
-        for candidate in candidates:
-            if candidate in self.headers:
-                return candidate
-        raise CheckpointError(
-            f"{self.shards.name}: {name}: the model has no such tensor; "
-            "was the adapter trained on this model?"
-        )
 
     def _number(
         self,
@@ -354,29 +555,3 @@ class _AdapterMatcher:
                 f"expected numbers by pattern, got {error}"
             ) from error
         return default
-
-
-def _check_plain_lora(config: ReadOnlyJson, adapter: str) -> None:
-    """Check that an adapter is LoRA without an extension that changes its mathematics."""
-    kind = config.get("peft_type")
-    initialisation = config.get("init_lora_weights")
-    options = [label for key, label in _UNSUPPORTED_OPTIONS.items() if config.get(key)]
-    unsupported = None
-    if _changes_model(initialisation):
-        unsupported = initialisation
-    elif options:
-        unsupported = options[0]
-    elif kind != "LORA":
-        unsupported = str(kind)
-    if unsupported is not None:
-        raise CheckpointError(
-            f"{adapter}: expected a LoRA adapter, got {unsupported}; "
-            "merge it into its model with peft first"
-        )
-
-
-def _changes_model(initialisation: object) -> bool:
-    """Whether peft changes the model's own weights when it loads an adapter initialised so."""
-    if not isinstance(initialisation, str):
-        return False
-    return initialisation.lower().startswith(_UNSUPPORTED_INITIALISATIONS)

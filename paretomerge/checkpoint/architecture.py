@@ -61,6 +61,13 @@ _TIED = re.compile(
 _NOT_TOKENS = re.compile(
     r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE
 )
+# What a model computes without: predictors of further tokens, which only speculative decoding
+# uses, and buffers that are computed from the config.
+_PREDICTOR = re.compile(r"(^|\.)(mtp|mtp_\w+|nextn\w*|multi_token_predict\w*)\.")
+_BUFFER = re.compile(
+    r"inv_freq$|rotary_emb\.|rope\.freqs$|(cos|sin)_cached$|masked_bias$|position_ids$"
+    r"|(^|\.)h\.\d+\.attn\.bias$|layers\.\d+\.attention\.bias$"
+)
 _T = TypeVar("_T")
 _LIST_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _CODER = re.compile(r"\b(en|de)coder\b")
@@ -106,12 +113,14 @@ class Architecture:
         stacks: All stacks, the main ones first.
         vocab_size: Number of tokens that the config gives.
         multimodal: Whether the model has parts for other modalities than text.
+        separated: Tensors that the config ties and an adapter made differ.
     """
 
     names: tuple[str, ...]
     stacks: tuple[Stack, ...]
     vocab_size: int | None = None
     multimodal: bool = False
+    separated: frozenset[str] = frozenset()
 
     @classmethod
     def infer(cls, names: Iterable[str], config: ReadOnlyJson) -> "Architecture":
@@ -190,6 +199,18 @@ class Architecture:
                 if number.isdecimal():
                     return True
         return False
+
+    def is_predictor(self, name: str) -> bool:
+        """Whether a tensor belongs to a predictor of further tokens."""
+        return self.is_named_predictor(name) or self.is_beyond_depth(name)
+
+    def is_named_predictor(self, name: str) -> bool:
+        """Whether a name alone says that its tensor belongs to a predictor of further tokens."""
+        return bool(_PREDICTOR.search(name))
+
+    def is_auxiliary(self, name: str) -> bool:
+        """Whether a model computes the same without a tensor: a predictor or a buffer."""
+        return self.is_predictor(name) or bool(_BUFFER.search(name))
 
     def at_layer(self, name: str, layer: int) -> str:
         """Return the name of the same tensor in another layer of its stack."""
@@ -288,6 +309,17 @@ class Architecture:
         if not _TIED.search(name) or _INPUT_EMBEDDING.search(name):
             return False
         return self.find_equivalent(name) == self._input_embedding
+
+    def can_be_tied(self, name: str) -> bool:
+        """Whether a tensor of that name is an embedding or a head, which models may tie."""
+        return bool(_TIED.search(name))
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a head or a second embedding besides the input embedding."""
+        candidates = self.by_layer.get(None, ())
+        tieable = [name for name in candidates if self.can_be_tied(name)]
+        return any(name != self._input_embedding for name in tieable)
 
     def module(self, name: str) -> str:
         """Return the module that a tensor belongs to.

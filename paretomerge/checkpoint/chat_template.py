@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paretomerge.checkpoint.json_file import read_optional_json, write_json
+from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import RecipeError, unknown_name
 
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -100,6 +101,8 @@ def resolve_chat_template(value: str, folders: Mapping[str, Path]) -> str | None
 def write_chat_template(folder: Path, template: str) -> None:
     """Make `template` the only chat template of the tokenizer in `folder`."""
     (folder / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    # Processors of older models have theirs in a file of its own.
+    (folder / "chat_template.json").unlink(missing_ok=True)
     path = folder / _CONFIG_FILE
     config = read_optional_json(path)
     # Older readers prefer the template in the config, so it must not stay there.
@@ -120,7 +123,8 @@ def _read_template(folder: Path) -> str | None:
     """The chat template of a model folder."""
     path = folder / _TEMPLATE_FILE
     if path.is_file():
-        return path.read_text(encoding="utf-8") or None
+        # The result is going to be published, so no link may lead to a private file.
+        return reject_symlink_escape(path).read_text(encoding="utf-8") or None
     template = read_optional_json(folder / _CONFIG_FILE).get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict)]

@@ -5,9 +5,24 @@ from pathlib import Path
 from paretomerge.checkpoint.header import SAFETENSORS_DTYPES, Header
 from paretomerge.errors import CheckpointError
 
-_TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
+_TEXT_FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.spm",
+    "*.bpe",
+    "*.tiktoken",
+    "*.vocab",
+    "*.py",  # copied, never run
+    "README.md",
+]
 # Not `*.safetensors`: some repositories hold a second copy of the weights in another layout.
-_WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
+_WEIGHT_FILES = [
+    "model*.safetensors",
+    "adapter_model.safetensors",
+    "[0-9]_*/*.safetensors",  # modules of sentence-transformers
+]
 
 
 def download_snapshot(

@@ -5,9 +5,11 @@ what a rule says of a layer is called a *fact* here. When layers move, lists and
 them, and rules are solved for values that give the new facts.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson
 from paretomerge.errors import CheckpointError
@@ -27,6 +29,17 @@ _DECODER_DEPTH_KEYS = ("decoder_layers", "num_decoder_layers")
 _ENCODER_DEPTH_KEYS = ("encoder_layers", "num_encoder_layers")
 _LAYER_LIST_KEYS = ("layer_types", "layers_block_type")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_PREDICTOR_COUNT_KEYS = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_modules",
+    "n_predict_layers",
+)
+_FLOAT_KEY = "__float__"
+_FLOAT_NAMES = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
+_SCALED_IF_TIED = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop")
 # Lists under these keys may have as many entries as there are layers by chance.
 _NOT_PER_LAYER = re.compile(
     r"token|^m?rope|section|factor|architectures|kernel|patch|image|label|limit"
@@ -37,6 +50,69 @@ _LAYER_NUMBERS = re.compile(r"layers|layer_i|_idxs|_indexes|_indices|block_i")
 def text_config(config: ReadOnlyJson) -> ReadOnlyJson:
     """Return the part of a config that describes the language model; often the config itself."""
     return _text_path(config)[-1]
+
+
+def with_plain_floats(part: Any) -> Any:
+    """Return a deep copy of a config with infinity and NaN as floats.
+
+    transformers 5 writes them as `{"__float__": "Infinity"}`, for JSON has no such numbers.
+    """
+    if isinstance(part, Mapping):
+        if set(part) == {_FLOAT_KEY} and part[_FLOAT_KEY] in _FLOAT_NAMES.values():
+            return float(part[_FLOAT_KEY])
+        return {key: with_plain_floats(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [with_plain_floats(value) for value in part]
+    return part
+
+
+def with_tagged_floats(part: Any) -> Any:
+    """Return a deep copy of a config with infinity and NaN as transformers 5 writes them."""
+    if isinstance(part, Mapping):
+        return {key: with_tagged_floats(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [with_tagged_floats(value) for value in part]
+    if isinstance(part, float) and not math.isfinite(part):
+        return {_FLOAT_KEY: _FLOAT_NAMES[str(part)]}
+    return part
+
+
+def without_predictors(config: ReadOnlyJson) -> JsonObject:
+    """Return the config of a model whose predictors of further tokens are not stored."""
+    result = dict(config)
+    for key in _PREDICTOR_COUNT_KEYS:
+        if result.get(key):
+            result[key] = 0
+    path = _text_path(config)
+    if len(path) > 1:
+        for key, value in config.items():
+            if value is path[1]:
+                result[key] = without_predictors(value)
+    return result
+
+
+def ties_always(config: ReadOnlyJson) -> bool:
+    """Whether transformers ties embeddings whatever `tie_word_embeddings` says.
+
+    In the T5 family the key tells whether the output of the decoder is scaled.
+    """
+    return config.get("model_type") in _SCALED_IF_TIED
+
+
+def untied_config(config: ReadOnlyJson) -> JsonObject:
+    """Return the config of a model whose head is no longer the input embedding."""
+    result = dict(config)
+    # Here the key says something else: transformers keeps the tensors apart all the same, as all
+    # are stored with values of their own.
+    if ties_always(config):
+        return result
+    result["tie_word_embeddings"] = False
+    path = _text_path(config)
+    if len(path) > 1:
+        for key, value in config.items():
+            if value is path[1]:
+                result[key] = untied_config(value)
+    return result
 
 
 def depths(text: ReadOnlyJson) -> tuple[int, ...]:
@@ -381,7 +457,7 @@ class _PerLayer:
     ) -> "_PerLayer":
         text = dict(text_config(config))
         if with_defaults:
-            text |= text_config(_with_class_defaults(config))
+            text |= text_config(with_class_defaults(config))
         depth = _depth(text, n_routed)
         facts: dict[int, Facts] = {}
         for index, rule in enumerate(RULES):
@@ -427,8 +503,12 @@ def _depth(text: ReadOnlyJson, n_routed: int) -> int:
     return known[0]
 
 
-def _with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
-    """The config with every value that its class in transformers derives, if there is one."""
+def with_class_defaults(config: ReadOnlyJson) -> ReadOnlyJson:
+    """Return the config with every value that its class in transformers derives, if there is one.
+
+    Raises:
+        CheckpointError: If the class rejects a value.
+    """
     # Imported here: transformers takes seconds to load, and most merges move no layers.
     from transformers import CONFIG_MAPPING
 
@@ -560,7 +640,7 @@ def _verify(
     depth: int,
 ) -> None:
     """Check that transformers reads from the new config what was written."""
-    text = text_config(_with_class_defaults(result))
+    text = text_config(with_class_defaults(result))
     known = depths(text)
     if known and depth not in known:
         raise CheckpointError(

@@ -4,6 +4,7 @@ Only safetensors files are read; a pickle can run code when it is opened.
 """
 
 import os
+import re
 import shlex
 import threading
 import weakref
@@ -18,7 +19,7 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.hub import fetch_headers
 from paretomerge.checkpoint.json_file import JsonObject, read_json
-from paretomerge.checkpoint.model_config import text_config
+from paretomerge.checkpoint.model_config import text_config, with_plain_floats
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
 from paretomerge.checkpoint.reference import (
     reject_symlink_escape,
@@ -36,6 +37,13 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 """The weights of a checkpoint in one file."""
 
+# What quantisers store beside, or instead of, a weight.
+_QUANTISATION = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|W_q|codebooks|weight_scale(_inv|_2)?|weight_zero_point"
+    r"|weight_packed|weight_shape|weight_format|scale_weight"
+    r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+))$"
+    r"|_blocks$"
+)
 _MAX_NAME_IN_MESSAGE = 100
 
 
@@ -151,13 +159,25 @@ class Checkpoint:
         self.name = name
         self.folder = resolve_folder(name, download)
         config_file = reject_symlink_escape(self.folder / "config.json")
-        self.config: JsonObject = read_json(config_file, f"{name}: config.json")
-        _check_full_precision(name, self.config)
+        config = read_json(config_file, f"{name}: config.json")
+        self.config: JsonObject = with_plain_floats(config)
         if download or Path(name).expanduser().is_dir():
-            headers = _local_headers(self.folder, name)
+            headers = _local_headers(self.folder, name, self.config)
         else:
             headers = fetch_headers(*split_revision(name), self.folder)
+        _check_full_precision(name, headers)
+        # Left over from an earlier state of the weights, which are not quantised.
+        for part in (self.config, text_config(self.config)):
+            assert isinstance(part, dict)
+            part.pop("quantization_config", None)
+        # A merge is written under the usual name.
+        self.config.pop("transformers_weights", None)
         self.shards = Shards(name, headers, allow_nan)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer: that of the model."""
+        return self.folder
 
     @property
     def headers(self) -> Mapping[str, Header]:
@@ -225,32 +245,44 @@ def shard_path(folder: Path, file: str) -> Path:
     return reject_symlink_escape(path)
 
 
-def _check_full_precision(name: str, config: JsonObject) -> None:
-    # Multimodal models may have only their text part quantised.
-    for part in (config, text_config(config)):
-        if "quantization_config" in part:
+def _check_full_precision(name: str, headers: Mapping[str, Header]) -> None:
+    # The config tells nothing: `quantization_config` stays in it when the weights are full again.
+    for tensor, header in headers.items():
+        is_integer = header.dtype not in FLOAT_DTYPES
+        is_code = is_integer and tensor.endswith("weight")
+        if is_code or _QUANTISATION.search(tensor):
             raise CheckpointError(
-                f"{name}: the weights are quantised; merge the full-precision model that they "
-                "were made from"
+                f"{name}: {tensor}: the weights are quantised; merge the full-precision model that "
+                "they were made from"
             )
 
 
-def _local_headers(folder: Path, name: str) -> dict[str, Header]:
+def _local_headers(folder: Path, name: str, config: JsonObject) -> dict[str, Header]:
     """The header entries of all tensors, sorted by name."""
-    if (folder / INDEX_FILE).is_file():
-        return _indexed_headers(folder, name)
+    # In the order of transformers: the file that the config names, the single file, the index.
+    named_file = config.get("transformers_weights")
+    if isinstance(named_file, str):
+        if named_file.endswith(".index.json"):
+            return _indexed_headers(folder, name, named_file)
+        return _single_file_headers(folder, name, named_file)
     if (folder / SINGLE_FILE).is_file():
-        headers = read_header(shard_path(folder, SINGLE_FILE))
-        if not headers:
-            raise CheckpointError(
-                f"{name}: {SINGLE_FILE} contains no tensors; download the model again"
-            )
-        return dict(sorted(headers.items()))
+        return _single_file_headers(folder, name, SINGLE_FILE)
+    if (folder / INDEX_FILE).is_file():
+        return _indexed_headers(folder, name, INDEX_FILE)
     raise _missing_weights_error(folder, name)
 
 
-def _indexed_headers(folder: Path, name: str) -> dict[str, Header]:
-    weight_map = _read_weight_map(folder, name)
+def _single_file_headers(folder: Path, name: str, file: str) -> dict[str, Header]:
+    headers = read_header(shard_path(folder, file))
+    if not headers:
+        raise CheckpointError(
+            f"{name}: {file} contains no tensors; download the model again"
+        )
+    return dict(sorted(headers.items()))
+
+
+def _indexed_headers(folder: Path, name: str, index: str) -> dict[str, Header]:
+    weight_map = _read_weight_map(folder, name, index)
     # Each shard is read once, whatever the number of its tensors.
     files = sorted(set(weight_map.values()))
     shards = {file: read_header(shard_path(folder, file)) for file in files}
@@ -269,10 +301,10 @@ def _indexed_headers(folder: Path, name: str) -> dict[str, Header]:
     return headers
 
 
-def _read_weight_map(folder: Path, name: str) -> dict[str, str]:
+def _read_weight_map(folder: Path, name: str, index: str) -> dict[str, str]:
     """The file of each tensor, as the index of shards gives it."""
-    label = f"{name}: {INDEX_FILE}"
-    weight_map = read_json(folder / INDEX_FILE, label).get("weight_map")
+    label = f"{name}: {index}"
+    weight_map = read_json(shard_path(folder, index), label).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{label}: expected a `weight_map` from tensors to files")
     if not all(isinstance(file, str) for file in weight_map.values()):

@@ -90,8 +90,12 @@ def canonical_name(model: str) -> str:
     return "+".join(parts)
 
 
-def reject_symlink_escape(path: Path) -> Path:
+def reject_symlink_escape(path: Path, root: Path | None = None) -> Path:
     """Return `path` unless it is a link that leaves its folder.
+
+    Args:
+        path: A file or folder.
+        root: The folder that it must not leave, a parent of `path`; by default the one above it.
 
     The Hub's cache links from `snapshots/<commit>` to `blobs` of the same repository; those links
     are allowed.
@@ -100,7 +104,7 @@ def reject_symlink_escape(path: Path) -> Path:
         CheckpointError: If it is.
     """
     # The folder itself may be a link: it is what the user named.
-    folder = path.parent.resolve()
+    folder = (root or path.parent).resolve()
     target = path.resolve()
     if target.is_relative_to(folder):
         return path

@@ -6,11 +6,11 @@ not import transformers. Tokens that only other files name (a padding token in
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from paretomerge.checkpoint.companions import copy_files, tokenizer_files
 from paretomerge.checkpoint.json_file import (
     JsonObject,
     ReadOnlyJson,
@@ -18,30 +18,8 @@ from paretomerge.checkpoint.json_file import (
     read_optional_json,
     write_json,
 )
-from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import CheckpointError
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-"""Files that are copied to a merged model."""
-
-# These stay valid when tokens are added; the other files list the vocabulary as it was.
-_FILES_WITHOUT_VOCABULARY = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _CONVERTIBLE_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
 _DEFAULT_FLAGS = {
     "single_word": False,
@@ -59,36 +37,6 @@ _SPECIAL_TOKEN_KEYS = (
     "cls_token",
     "mask_token",
 )
-
-
-def copy_tokenizer(
-    source: Path,
-    out: Path,
-    names: Iterable[str] = TOKENIZER_FILES,
-) -> None:
-    """Copy the files of a tokenizer, its chat template and the generation config.
-
-    Args:
-        source: Folder of the model.
-        out: Folder to copy to.
-        names: Names of the files; those that do not exist are skipped.
-
-    Raises:
-        CheckpointError: If a file is a link that leaves `source`.
-    """
-    for path in tokenizer_files(source, names):
-        shutil.copyfile(path, out / path.name)
-
-
-def tokenizer_files(source: Path, names: Iterable[str] = TOKENIZER_FILES) -> list[Path]:
-    """Return the files that `copy_tokenizer` copies.
-
-    Raises:
-        CheckpointError: If a file is a link that leaves `source`.
-    """
-    # A model from elsewhere could link to a private file, which a merge would then publish.
-    existing = [source / name for name in names if (source / name).is_file()]
-    return [reject_symlink_escape(path) for path in existing]
 
 
 @dataclass(frozen=True)
@@ -197,7 +145,8 @@ def read_tokens(folder: Path, cache: dict[bytes, Tokens] | None = None) -> Token
 
 def write_tokens(tokens: Tokens, out: Path) -> None:
     """Write the folder's tokenizer with all of `tokens.added` into the folder `out`."""
-    copy_tokenizer(tokens.folder, out, _FILES_WITHOUT_VOCABULARY)
+    files = tokenizer_files(tokens.folder, with_vocabulary=False)
+    copy_files(files, tokens.folder, out)
     data = _read_tokenizer_json(tokens.folder)
     entries = list(data.get("added_tokens") or [])
     present = {entry["content"] for entry in entries}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from paretomerge.checkpoint.companions import copy_files, tokenizer_files
 from paretomerge.checkpoint.json_file import (
     JsonObject,
     ReadOnlyJson,
@@ -25,7 +26,6 @@ from paretomerge.checkpoint.json_file import (
 )
 from paretomerge.checkpoint.tokenizer import (
     Tokens,
-    copy_tokenizer,
     read_tokens,
     write_tokens,
 )
@@ -199,7 +199,8 @@ class Vocabulary:
         if self.has_new_tokens:
             write_tokens(self.tokens, folder)
         else:
-            copy_tokenizer(self.tokens.folder, folder)
+            source = self.tokens.folder
+            copy_files(tokenizer_files(source), source, folder)
 
 
 @dataclass(frozen=True)

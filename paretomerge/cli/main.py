@@ -38,6 +38,12 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatch", help="Take models that do not seem to belong together."
+    ),
+]
 Prefer = Annotated[
     str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")
 ]
@@ -290,13 +296,16 @@ def merge(
         bool,
         typer.Option("--allow-nan", help="Merge NaN and infinite weights like others."),
     ] = False,
+    allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Merge one recipe to disk."""
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
     shard_bytes = session.size_in_bytes(shard_size)
-    plan = make_plan(Recipe.load(recipe), allow_nan=allow_nan)
+    plan = make_plan(
+        Recipe.load(recipe), allow_nan=allow_nan, allow_mismatch=allow_mismatch
+    )
     session.print_notes(plan.notes)
     # After the plan, which finds every error of a recipe without torch.
     from paretomerge.merging.engine import write
@@ -364,6 +373,7 @@ def kinship(
         typer.Argument(help="BASE MODEL..., or a study.yaml.", show_default=False),
     ],
     as_json: AsJson = False,
+    allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Show how similar fine-tunes are and which layers they changed."""
     from paretomerge.merging.delta_profile import profile
@@ -386,7 +396,7 @@ def kinship(
             "kinship: name a base and at least one model, or a study.yaml"
         )
     opened = open_weights((base, *sources.values()))
-    deltas = profile(base, sources, opened)
+    deltas = profile(base, sources, opened, allow_mismatch)
     architecture = opened[base].architecture
     if as_json:
         print(json.dumps(kinship_rows(deltas, architecture), indent=2))

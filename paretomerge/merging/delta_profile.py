@@ -16,7 +16,8 @@ import numpy as np
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, Operand, matrix_shape
-from paretomerge.errors import CheckpointError, ConfigError
+from paretomerge.errors import CheckpointError, ConfigError, ErrorCollector
+from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.types import Array
@@ -165,6 +166,7 @@ def profile(
     base: str,
     sources: Mapping[str, str],
     opened: Mapping[str, Weights] | None = None,
+    allow_mismatch: bool = False,
 ) -> DeltaProfile:
     """Compare fine-tunes with their base and with each other, reading each once.
 
@@ -175,12 +177,14 @@ def profile(
         base: The base model.
         sources: Name -> path, or path+adapter.
         opened: Models that are open already, by path.
+        allow_mismatch: Whether to compare models that do not seem to come from the base.
 
     Returns:
         The profile. Tensors that a source lacks, and tensors of integers, are left out for all.
 
     Raises:
-        CheckpointError: If a model cannot be read, shapes differ, or no tensor is common to all.
+        CheckpointError: If a model cannot be read, shapes differ, no tensor is common to all, or a
+            model does not seem to come from the base.
     """
     weights = open_weights((base, *sources.values()), opened)
     source_weights = [weights[path] for path in sources.values()]
@@ -192,6 +196,9 @@ def profile(
         )
     for name, operands in operands_by_tensor.items():
         _check_one_shape(name, operands, (base, *sources))
+    # Other shapes say more plainly what is wrong, so they come first.
+    if not allow_mismatch:
+        _check_belonging(base, sources, weights)
     k = len(sources)
     products = np.zeros((k, k))
     sums = np.zeros(k)
@@ -215,6 +222,17 @@ def profile(
         products=tuple(_floats(row) for row in products),
         sums=_floats(sums),
     )
+
+
+def _check_belonging(
+    base: str, sources: Mapping[str, str], weights: Mapping[str, Weights]
+) -> None:
+    problems = ErrorCollector()
+    for path in sources.values():
+        with problems.collect():
+            mismatch = find_mismatch(base, weights[base], path, weights[path])
+            mismatch.raise_if_any()
+    problems.raise_if_any()
 
 
 def _common_operands(

@@ -18,14 +18,19 @@ from paretomerge.checkpoint.chat_template import (
     resolve_chat_template,
     write_chat_template,
 )
+from paretomerge.checkpoint.companions import (
+    companion_files,
+    copy_files,
+    files_besides_tokenizer,
+)
 from paretomerge.checkpoint.json_file import write_json
+from paretomerge.checkpoint.model_config import with_tagged_floats
 from paretomerge.checkpoint.operand import (
     FLOAT_DTYPES,
     StoredTensor,
     matrix_shape,
     read_tensor,
 )
-from paretomerge.checkpoint.tokenizer import copy_tokenizer
 from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
@@ -55,7 +60,7 @@ The block is (rows, columns) in float32, or for a copied tensor as it is stored.
 """
 
 
-def merge(
+def merge(  # noqa: PLR0913 - the options of a merge, all with a default
     recipe: RecipeLike,
     out: str | Path,
     *,
@@ -65,6 +70,7 @@ def merge(
     threads: int | None = None,
     device: str = "cpu",
     allow_nan: bool = False,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Merge models by a recipe into a new checkpoint folder.
 
@@ -83,6 +89,7 @@ def merge(
             The bytes do not depend on it.
         device: `cpu`, `cuda` or `cuda:N`.
         allow_nan: Whether to merge NaN and infinite weights like others.
+        allow_mismatch: Whether to merge models that do not seem to belong together.
 
     Returns:
         The folder.
@@ -114,7 +121,11 @@ def merge(
     card = label("card", card)
     threads = optional(integer(1))("threads", threads)
     device = usable_device(device)
-    plan = make_plan(recipe, allow_nan=flag("allow_nan", allow_nan))
+    plan = make_plan(
+        recipe,
+        allow_nan=flag("allow_nan", allow_nan),
+        allow_mismatch=flag("allow_mismatch", allow_mismatch),
+    )
     return write(
         plan,
         folder,
@@ -160,8 +171,8 @@ def write(
         # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
             weights.check_unchanged()
-        write_json(folder / "config.json", plan.config)
-        _write_tokenizer(plan, folder)
+        write_json(folder / "config.json", with_tagged_floats(plan.config))
+        _write_companions(plan, folder)
         recipe = plan.recipe.resolve_paths(Path.cwd())
         (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
         readme = model_card(plan, out.name, card, checksums)
@@ -361,17 +372,19 @@ def _single_threaded() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _write_tokenizer(plan: Plan, folder: Path) -> None:
+def _write_companions(plan: Plan, folder: Path) -> None:
+    """Write the tokenizer and the other files that belong to the template's model."""
+    source = plan.template.folder
     if plan.vocabulary:
         # A merged vocabulary has its own tokenizer files.
-        copy_tokenizer(plan.template.folder, folder, ["generation_config.json"])
+        copy_files(files_besides_tokenizer(source), source, folder)
         plan.vocabulary.write(folder)
     else:
-        copy_tokenizer(plan.template.folder, folder)
+        copy_files(companion_files(source), source, folder)
     if plan.recipe.chat_template:
         folders = {}
         for model, weights in plan.weights.items():
-            folders[model] = weights.folder
+            folders[model] = weights.tokenizer_folder
         template = resolve_chat_template(plan.recipe.chat_template, folders)
         if template:
             write_chat_template(folder, template)

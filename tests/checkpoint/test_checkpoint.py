@@ -115,6 +115,12 @@ def test_a_full_folder_is_not_overwritten_unasked(tmp_path):
     assert (tmp_path / "out" / "precious").read_text() == "x"
 
 
+def write_index(folder, text):
+    """An index in the place of the single file, which would come first."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -133,15 +139,11 @@ def test_a_full_folder_is_not_overwritten_unasked(tmp_path):
             "damaged",
         ),
         (
-            lambda f: (f / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"a": "../x.safetensors"}}'
-            ),
+            lambda f: write_index(f, '{"weight_map": {"a": "../x.safetensors"}}'),
             "same folder",
         ),
         (
-            lambda f: (f / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"a": "x.safetensors"}}'
-            ),
+            lambda f: write_index(f, '{"weight_map": {"a": "x.safetensors"}}'),
             "which is missing",
         ),
     ],
@@ -161,8 +163,8 @@ def test_a_missing_model_is_named():
 def test_index_that_promises_too_much(pico, tmp_path):
     shutil.copytree(pico / "ada", tmp_path / "m")
     save_file({"a": torch.zeros(1)}, tmp_path / "m" / "x.safetensors")
-    (tmp_path / "m" / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}'
+    write_index(
+        tmp_path / "m", '{"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}'
     )
     with pytest.raises(CheckpointError, match="lists 'b'"):
         Checkpoint(str(tmp_path / "m"))

@@ -213,6 +213,7 @@ def test_an_index_names_files_of_its_own_folder(
 ) -> None:
     folder = copied(pico, tmp_path / "m")
     (folder / "away.safetensors").symlink_to(pico / "bob" / "config.json")
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=told):
         Checkpoint(str(folder))

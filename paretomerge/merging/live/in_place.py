@@ -68,6 +68,7 @@ class ResidentModel:
         self._tensors: dict[str, torch.Tensor] = {}
         for name, name_in_model in names.items():
             self._tensors[name] = state[name_in_model]
+        self._check_untied()
         self._max_distance: float | None = None
 
     def load(self, recipe: Recipe) -> LoadedMerge:
@@ -128,6 +129,19 @@ class ResidentModel:
                 f"{_WRITE_IT_OUT}"
             )
 
+    def _check_untied(self) -> None:
+        """Raise RecipeError if the base needs two tensors where the loaded model has one."""
+        for name in self.checkpoints[self.base].architecture.separated:
+            for other, tensor in self._tensors.items():
+                if (
+                    other != name
+                    and tensor.data_ptr() == self._tensors[name].data_ptr()
+                ):
+                    raise RecipeError(
+                        f"{self.base}: {name} differs from {other}, but the loaded model ties "
+                        f"them; {_WRITE_IT_OUT}"
+                    )
+
     @property
     def max_distance(self) -> float:
         """L1 distance of the base to the source farthest from it; 1 if all are equal to it."""
@@ -139,9 +153,14 @@ class ResidentModel:
 
     def _source_distance(self, source: str) -> float:
         names = self.checkpoints[self.base].headers
+        architecture = self.checkpoints[source].architecture
         total = 0.0
         for name in names:
-            tensor = self._tensor(source, name)
+            source_name = architecture.find_equivalent(name)
+            # What a source lacks stays as it is in the base.
+            if source_name is None:
+                continue
+            tensor = self._tensor(source, source_name)
             total += self.distance(tensor, name)
         return total
 

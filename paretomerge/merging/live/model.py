@@ -81,8 +81,13 @@ class CachedWeights:
 
     @property
     def folder(self) -> Path:
-        """The folder with the tokenizer."""
+        """The folder of the model."""
         return self.weights.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer."""
+        return self.weights.tokenizer_folder
 
     @property
     def config(self) -> ModelConfig:

@@ -1,13 +1,9 @@
-"""The one place for internals of transformers: the names of tensors in a loaded model.
-
-transformers renames some tensors of a checkpoint while it loads it, such as the head of GPT-NeoX.
-It has no public interface for these names. `tests/merging/live/test_names.py` fails if the
-internals change.
-"""
+"""The tensors of a checkpoint in a loaded model."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from paretomerge.checkpoint.loaded_names import LoadedNames
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,21 +24,14 @@ def names_in_model(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, 
         CheckpointError: If a tensor has no place of its own in the model, for example because the
             model packs several tensors into one.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    state = model.state_dict(keep_vars=True)
-    conversions = get_model_conversion_mapping(model)
-    renamings = [change for change in conversions if isinstance(change, WeightRenaming)]
+    loaded_names = LoadedNames.of_model(model)
     matches = {}
     for name in names:
-        matches[name] = name
-        if name not in state:
-            # Conversions other than renamings pack tensors together, so they are not applied.
-            matches[name], _ = rename_source_key(name, renamings, [])
-        if matches[name] not in state:
+        loaded = loaded_names.find(name)
+        if loaded is None:
             raise CheckpointError(
                 f"The loaded model has no tensor of its own for {name!r}, so it cannot be replaced "
                 "in place"
             )
+        matches[name] = loaded
     return matches

@@ -1,16 +1,21 @@
 """Lays out a plan: walks over the modules and slices of a recipe and makes one job per tensor."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.architecture import (
+    DEFAULT_MODULE,
+    LANGUAGE_MODULE,
+    Architecture,
+)
 from paretomerge.checkpoint.chat_template import resolve_chat_template
+from paretomerge.checkpoint.companions import companion_files, weights_of_modules
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
-from paretomerge.checkpoint.tokenizer import tokenizer_files
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
+from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.opened_recipe import (
     OpenedRecipe,
     models_to_open,
@@ -62,11 +67,19 @@ def lay_out(
     modules = _named_modules(opened, problems)
     jobs: list[TensorJob] = []
     route: list[LayerRef] = []
+    lacking: dict[str, set[str]] = {}
     for name, content in modules.items():
         with problems.collect():
             module = _lay_out_module(opened, name, content, dtype, vocabulary)
             jobs += module.jobs
             route += module.route
+            for model, names in module.lacking.items():
+                lacking.setdefault(model, set()).update(names)
+    with problems.collect():
+        _check_left_out(opened)
+    mismatch_notes: list[str] = []
+    with problems.collect():
+        mismatch_notes = _check_belonging(opened)
     if recipe.modules:
         jobs += _copy_other_modules(opened, modules, dtype, vocabulary)
     # Jobs in the order of names: the result does not depend on the order of slices and modules.
@@ -79,8 +92,14 @@ def lay_out(
         dtype=dtype or opened.template.dtype,
         route=tuple(route),
         vocabulary=vocabulary,
-        notes=(*notes, *_notes_of_ignored_tensors(opened)),
-        untied=any(opened.architecture.is_tied_head(job.name) for job in jobs),
+        notes=(
+            *notes,
+            *mismatch_notes,
+            *_notes_of_lacking_tensors(opened, lacking),
+            *_notes_of_ignored_tensors(opened),
+            *_notes_of_copied_weights(opened),
+        ),
+        untied=any(_is_untied(opened, job.name) for job in jobs),
         allow_nan=allow_nan,
     )
     with problems.collect():
@@ -98,10 +117,12 @@ class _ModuleLayout(NamedTuple):
     Attributes:
         jobs: One job per tensor of the module.
         route: For each layer of the module, the layer that its config entries are copied from.
+        lacking: Model -> names of tensors that it lacks and that are copied from the template.
     """
 
     jobs: list[TensorJob]
     route: list[LayerRef]
+    lacking: dict[str, set[str]]
 
 
 def _lay_out_module(
@@ -120,6 +141,7 @@ def _lay_out_module(
     slices = _complete_slices(opened, content)
     starts_at_0 = slices[0].sources[0].first_layer == 0
     keeps_layers = starts_at_0 and len(slices) == 1
+    keeps_all_layers = keeps_layers and slices[0].depth == architecture.depth
     if not keeps_layers and len(architecture.main_stacks) > 1:
         raise RecipeError(
             "slices: the layers of this architecture cannot be stacked, because it has several "
@@ -140,7 +162,7 @@ def _lay_out_module(
         names = (*names, *_untied_heads(opened))
     for tensor in names:
         # A multi-token predictor after the last layer fits only layers in their own order.
-        is_dropped = architecture.is_beyond_depth(tensor) and not keeps_layers
+        is_dropped = architecture.is_beyond_depth(tensor) and not keeps_all_layers
         if architecture.layer(tensor) is None and not is_dropped:
             _add_outside_layers(builder, slices, tensor)
     route: list[LayerRef] = []
@@ -148,7 +170,7 @@ def _lay_out_module(
         for piece in slices:
             route += _add_layers(builder, piece, first_result_layer=len(route))
     problems.raise_if_any()
-    return _ModuleLayout(builder.jobs, route)
+    return _ModuleLayout(builder.jobs, route, builder.lacking)
 
 
 def _complete_slices(opened: OpenedRecipe, content: Module) -> list[CompleteSlice]:
@@ -256,7 +278,7 @@ def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
     """Check now the files that are copied after the merge."""
     recipe = opened.recipe
     with problems.collect():
-        tokenizer_files(opened.template.folder)
+        companion_files(opened.template.folder)
     if recipe.chat_template:
         with problems.collect():
             resolve_chat_template(recipe.chat_template, _folders(opened))
@@ -265,7 +287,7 @@ def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
 def _folders(opened: OpenedRecipe) -> dict[str, Path]:
     folders = {}
     for model in models_to_open(opened.recipe):
-        folders[model] = opened.weights[model].folder
+        folders[model] = opened.weights[model].tokenizer_folder
     return folders
 
 
@@ -308,32 +330,128 @@ def _untied_heads(opened: OpenedRecipe) -> list[str]:
     heads: dict[str, None] = {}
     for model in opened.recipe.models:
         for name in opened.weights[model].architecture.names:
-            if opened.architecture.is_tied_head(name):
+            if _is_untied(opened, name):
                 heads[name] = None
     return list(heads)
 
 
+def _is_untied(opened: OpenedRecipe, name: str) -> bool:
+    """Whether the template ties a tensor to its embedding and another model has it of its own."""
+    if opened.is_tied_head(name):
+        return True
+    if name in opened.template.headers:
+        return False
+    models = opened.recipe.models
+    return any(name in opened.weights[model].architecture.separated for model in models)
+
+
 def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
     """Notes on tensors that sources have and the template lacks."""
+    notes = []
+    for model in opened.recipe.models:
+        ignored = _left_out(opened, model)
+        if ignored:
+            lacking = (
+                f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
+            )
+            notes.append(f"{model}: {lacking} are left out: {_shown(ignored)}")
+    return notes
+
+
+def _notes_of_lacking_tensors(
+    opened: OpenedRecipe, lacking: Mapping[str, Collection[str]]
+) -> list[str]:
+    notes = []
+    for model, names in lacking.items():
+        taken = f"{len(names)} kinds of tensors that it lacks are taken from"
+        notes.append(
+            f"{model}: {taken} {opened.template_name}: {_shown(sorted(names))}"
+        )
+    return notes
+
+
+def _notes_of_copied_weights(opened: OpenedRecipe) -> list[str]:
+    try:
+        files = weights_of_modules(opened.template.folder)
+    except CheckpointError:  # reported with the other problems
+        return []
+    if not files:
+        return []
+    return [f"{opened.template_name}: copied and not merged: {_shown(files)}"]
+
+
+def _left_out(opened: OpenedRecipe, model: str) -> list[str]:
+    """Names, at layer 0, of the tensors of a model that the template has no place for."""
     architecture = opened.architecture
     template_names = {
         name_at_layer_0(name, architecture) for name in architecture.names
     }
-    notes = []
+    names = _names_at_layer_0(opened.weights[model].architecture)
+    # A tied head or another prefix is only another name for a tensor that the template has.
+    return [
+        name
+        for name in sorted(names - template_names)
+        if opened.find_in_template(name) is None
+    ]
+
+
+def _shown(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_NAMES_IN_NOTE])
+    return f"{shown}, ..." if len(names) > _MAX_NAMES_IN_NOTE else shown
+
+
+def _check_left_out(opened: OpenedRecipe) -> None:
+    """Raise CheckpointError if a model computes with tensors that the template has no place for.
+
+    Heads for other tasks may be left out, and the other parts of a model that sees if the template
+    has none.
+    """
+    problems = ErrorCollector()
     for model in opened.recipe.models:
-        names = _names_at_layer_0(opened.weights[model].architecture)
-        extra = sorted(names - template_names)
-        # A tied head or another prefix is only another name for a tensor that the template has.
-        ignored = [name for name in extra if architecture.find_equivalent(name) is None]
-        if ignored:
-            shown = ", ".join(ignored[:_MAX_NAMES_IN_NOTE])
-            if len(ignored) > _MAX_NAMES_IN_NOTE:
-                shown += ", ..."
-            lacking = (
-                f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
-            )
-            notes.append(f"{model}: {lacking} are left out: {shown}")
+        architecture = opened.weights[model].architecture
+        for name in _left_out(opened, model):
+            is_language = architecture.module(name) in (LANGUAGE_MODULE, DEFAULT_MODULE)
+            is_needed = architecture.layer(name) is not None
+            if not is_language:
+                is_needed = opened.architecture.multimodal
+            if is_needed and opened.computes_with(model, name):
+                with problems.collect():
+                    _raise_left_out(opened, model, name)
+    if not opened.allow_mismatch:
+        problems.raise_if_any()
+
+
+def _check_belonging(opened: OpenedRecipe) -> list[str]:
+    """Raise CheckpointError if a model does not belong to the template; returns notes."""
+    recipe = opened.recipe
+    problems = ErrorCollector()
+    notes: list[str] = []
+    for model in recipe.models:
+        if model == opened.template_name:
+            continue
+        mismatch = find_mismatch(
+            opened.template_name,
+            opened.template,
+            model,
+            opened.weights[model],
+            same_vocabulary=not (recipe.tokenizer or recipe.tokenizer_source),
+        )
+        notes += mismatch.notes
+        if opened.allow_mismatch:
+            notes += mismatch.errors
+            continue
+        with problems.collect():
+            mismatch.raise_if_any()
+    problems.raise_if_any()
     return notes
+
+
+def _raise_left_out(opened: OpenedRecipe, model: str, name: str) -> None:
+    module = opened.weights[model].architecture.module(name)
+    raise CheckpointError(
+        f"{model} has a tensor {name!r} (module {module!r}) that {opened.template_name} lacks; do "
+        "the models come from one base? --allow-mismatch leaves such tensors out"
+    )
 
 
 def _names_at_layer_0(architecture: Architecture) -> set[str]:

@@ -61,6 +61,7 @@ def make_plan(
     weights: Mapping[str, Weights] | None = None,
     allow_nan: bool = False,
     download: bool = True,
+    allow_mismatch: bool = False,
 ) -> Plan:
     """Check a recipe against its models and lay out the merge as one job per tensor.
 
@@ -74,6 +75,8 @@ def make_plan(
             when they are read.
         download: False to plan for models on the Hub from their headers, without their weights.
             Such a plan cannot be carried out.
+        allow_mismatch: True to merge models that do not seem to belong together: what a source
+            lacks is taken from the base, and what the base has no place for is left out.
 
     Returns:
         The plan: for each tensor of the result its shape, dtype, inputs and parameters; the config
@@ -111,12 +114,12 @@ def make_plan(
             notes = check_parameters(recipe, method)
     opened: dict[str, Weights] = {}
     with problems.collect():
-        opened = _open_steps(recipe, weights or {}, allow_nan, download)
+        opened = _open_steps(recipe, weights or {}, allow_nan, download, allow_mismatch)
         opened = open_weights(models_to_open(recipe), opened, allow_nan, download)
     problems.raise_if_any()
     # An unknown method is one of the problems.
     assert method is not None
-    opened_recipe = OpenedRecipe(recipe, method, opened)
+    opened_recipe = OpenedRecipe(recipe, method, opened, allow_mismatch)
     return lay_out(opened_recipe, notes, allow_nan)
 
 
@@ -167,6 +170,7 @@ def _open_steps(
     already: Mapping[str, Weights],
     allow_nan: bool,
     download: bool,
+    allow_mismatch: bool,
 ) -> dict[str, Weights]:
     """Open the steps of a recipe as models. Each step can use the steps before it.
 
@@ -189,7 +193,7 @@ def _open_steps(
         assert step.name is not None
         # In order: a step may use the steps before it.
         try:
-            plan = make_plan(step, opened, allow_nan)
+            plan = make_plan(step, opened, allow_nan, allow_mismatch=allow_mismatch)
         except ParetoMergeError as error:
             message = f"{step.name}: {error}"
             parts = tuple(f"{step.name}: {part}" for part in error.parts)

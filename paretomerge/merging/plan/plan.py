@@ -8,7 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.model_config import routed_config
+from paretomerge.checkpoint.model_config import (
+    routed_config,
+    untied_config,
+    without_predictors,
+)
 from paretomerge.checkpoint.operand import Operand, size_in_bytes
 from paretomerge.checkpoint.remapped import RemappedTensor
 from paretomerge.checkpoint.vocabulary import Vocabulary
@@ -52,7 +56,12 @@ class Weights(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The folder with the tokenizer."""
+        """The folder of the model."""
+        ...
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer, which may be that of an adapter."""
         ...
 
     @property
@@ -166,11 +175,23 @@ class Plan:
             route.append((config, layer))
         # Entries per layer move with their layers: sliding windows, layer types, and the like.
         config = routed_config(self.template.config, route, self.dtype)
+        if not self._has_predictors:
+            config = without_predictors(config)
         if self.untied:
-            config = _set_in_text_part(config, "tie_word_embeddings", False)
+            config = untied_config(config)
         if self.vocabulary is not None:
             config = _update_vocabulary(config, self.vocabulary.config_updates)
         return config
+
+    @property
+    def _has_predictors(self) -> bool:
+        """Whether a predictor of further tokens is among the tensors of the result."""
+        architecture = self.template.architecture
+        # In other orders of the layers there is none behind the last one.
+        beyond = architecture.is_predictor
+        if len(self.route) not in (0, architecture.depth):
+            beyond = architecture.is_named_predictor
+        return any(beyond(job.name) for job in self.jobs)
 
     def operand(self, ref: TensorRef) -> Operand:
         """Return a tensor as jobs read it, in the merged vocabulary where there is one.
@@ -209,14 +230,6 @@ class Plan:
     def bytes_written(self) -> int:
         """Size of the result's tensors."""
         return sum(size_in_bytes(job.shape, job.dtype) for job in self.jobs)
-
-
-def _set_in_text_part(config: ModelConfig, key: str, value: object) -> ModelConfig:
-    """The config with a key set at the top, and in its text part if that has the key."""
-    result = {**config, key: value}
-    if key in config.get("text_config", {}):
-        result["text_config"] = {**config["text_config"], key: value}
-    return result
 
 
 def _update_vocabulary(

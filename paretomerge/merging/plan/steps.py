@@ -1,6 +1,6 @@
 """A recipe step as a model that later steps merge from: tensors are computed when they are read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +35,13 @@ class RecipeStep:
 
     @property
     def folder(self) -> Path:
-        """The folder with the tokenizer: that of the plan's template."""
+        """The folder of the plan's template."""
         return self.plan.template.folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer: that of the plan's template."""
+        return self.plan.template.tokenizer_folder
 
     @property
     def config(self) -> ModelConfig:
@@ -46,7 +51,12 @@ class RecipeStep:
     @cached_property
     def architecture(self) -> Architecture:
         """The architecture of the step's result."""
-        return Architecture.infer(self.headers, self.config)
+        architecture = Architecture.infer(self.headers, self.config)
+        separated: set[str] = set()
+        for weights in self.plan.weights.values():
+            separated |= weights.architecture.separated
+        present = separated.intersection(self.headers)
+        return replace(architecture, separated=frozenset(present))
 
     @property
     def dtype(self) -> str:

@@ -59,6 +59,7 @@ class TensorJobBuilder:
         vocabulary: The merged vocabulary, if the recipe asks for one.
         problems: Collects the errors, so that one error does not hide those of later tensors.
         jobs: The jobs made so far.
+        lacking: Model -> names, at layer 0, of the tensors that it lacks and that are copied.
     """
 
     opened: OpenedRecipe
@@ -67,6 +68,7 @@ class TensorJobBuilder:
     vocabulary: Vocabulary | None
     problems: ErrorCollector
     jobs: list[TensorJob] = field(default_factory=list)
+    lacking: dict[str, set[str]] = field(default_factory=dict)
 
     def add(
         self,
@@ -154,19 +156,18 @@ class TensorJobBuilder:
         opened = self.opened
         skips_base = self._merges_task_vectors(piece)
         base_model = self._base_model(piece)
-        is_language = opened.architecture.module(name) == opened.language_module
         tensors = []
         for source, layer in zip(piece.sources, layers.sources, strict=True):
             if skips_base and source.model == base_model:
                 continue
             ref = opened.find_tensor(source.model, name, layer)
-            # Models of one family may have different vision towers: those are copied, not merged.
-            if ref is None and not is_language:
-                return None
-            if ref is None:
-                raise _missing_tensor(source.model, name)
             # Filters match the name in the source's own layer.
             name_in_source = opened.name_at(name, layer)
+            if ref is None and opened.may_lack(source.model, name_in_source):
+                self.lacking.setdefault(source.model, set()).add(name)
+                return None
+            if ref is None:
+                raise _missing_tensor(opened, source.model, name_in_source)
             parameters = self._source_parameters(
                 piece, source, name_in_source, layers.depth
             )
@@ -199,7 +200,7 @@ class TensorJobBuilder:
     def _require_tensor(self, model: str, name: str, layer: int | None) -> TensorRef:
         ref = self.opened.find_tensor(model, name, layer)
         if ref is None:
-            raise _missing_tensor(model, name)
+            raise _missing_tensor(self.opened, model, name)
         return ref
 
     def _check_shapes(
@@ -273,9 +274,13 @@ def copy_job(
     )
 
 
-def _missing_tensor(model: str, name: str) -> CheckpointError:
+def _missing_tensor(opened: OpenedRecipe, model: str, name: str) -> CheckpointError:
+    lacking = f"{model} has no tensor {name!r}"
+    if opened.architecture.multimodal:
+        lacking += f" (module {opened.architecture.module(name)!r})"
     return CheckpointError(
-        f"{model} has no tensor {name!r}; do the models come from one base?"
+        f"{lacking}; do the models come from one base? --allow-mismatch takes what sources lack "
+        f"from {opened.template_name}"
     )
 
 

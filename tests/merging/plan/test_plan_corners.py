@@ -3,7 +3,6 @@
 Layers of a base, depths that differ, names that differ, tensors that only one model has.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paretomerge.checkpoint.reader import Checkpoint
-from paretomerge.errors import CheckpointError, RecipeError
+from paretomerge.errors import RecipeError
 from paretomerge.merging.engine import merge, merged_tensors
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
@@ -110,16 +109,6 @@ def test_tensors_that_the_base_lacks_are_told(pico, tmp_path):
         and "2 kinds of tensors" in made.notes[0]
         and "q_proj.bias" in made.notes[0]
     )
-
-
-def test_quantised_models_are_refused(pico, tmp_path):
-    shutil.copytree(pico / "ada", tmp_path / "q")
-    config = json.loads((tmp_path / "q" / "config.json").read_text()) | {
-        "quantization_config": {"quant_method": "gptq"}
-    }
-    (tmp_path / "q" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="quantised"):
-        Checkpoint(str(tmp_path / "q"))
 
 
 def test_licences_of_steps_count(pico, tmp_path):

@@ -1,0 +1,242 @@
+"""Adapters that peft itself has saved: the merged model gives the logits of the live one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from paretomerge.errors import CheckpointError, RecipeError
+from paretomerge.merging.engine import merge
+from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.plan.make import make_plan
+from paretomerge.recipe import Recipe
+from tests.architectures import ARCHITECTURES, run
+
+# peft warns of tied embeddings, of options that it corrects, and of what it saves.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def build(name: str) -> PreTrainedModel:
+    if name != "tied_llama":
+        return ARCHITECTURES[name]()
+    config = ARCHITECTURES["llama"]().config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def train(base: Path, folder: Path, kind: type, **options: Any) -> torch.Tensor:
+    """Save an adapter with random values; returns the logits of the live model."""
+    model = kind.from_pretrained(base)
+    live = get_peft_model(model, LoraConfig(**{"r": 2, "lora_alpha": 6, **options}))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in live.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    live.save_pretrained(folder)
+    return run(live.eval())
+
+
+def passthrough(model: str) -> Recipe:
+    models = [{"model": model}]
+    return Recipe.from_dict(
+        {"merge_method": "passthrough", "models": models, "dtype": "float32"}
+    )
+
+
+def on_base(base: Path, model: str) -> Recipe:
+    """A merge of several sources whose result is `model`."""
+    return Recipe.from_dict(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(base),
+            "models": [
+                {"model": model, "parameters": {"weight": 1}},
+                {"model": str(base), "parameters": {"weight": 1}},
+            ],
+            "dtype": "float32",
+        }
+    )
+
+
+TIED = [
+    ("tied_llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("tied_llama", {"target_modules": ["q_proj", "lm_head"]}),
+    ("tied_llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    ("tied_llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    (
+        "tied_llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    ),
+    ("tied_llama", {"target_modules": ["lm_head", "embed_tokens"]}),
+    ("gpt2", {"target_modules": ["c_attn", "wte"]}),
+    ("gpt2", {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
+    ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["wte"]}),
+    ("t5", {"target_modules": ["q", "shared"]}),
+    ("t5", {"target_modules": ["q", "lm_head"]}),
+    ("t5", {"target_modules": ["q"], "modules_to_save": ["shared"]}),
+    ("t5", {"target_modules": ["q"], "modules_to_save": ["lm_head"]}),
+    ("bart", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    ("gemma3_vl", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("gemma3_vl", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("name", "options"), TIED)
+def test_one_side_of_tied_embeddings(
+    name: str, options: dict[str, Any], several: bool, tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    wanted = train(base, lora, type(model), **options)
+    adapted = f"{base}+{lora}"
+    recipe = on_base(base, adapted) if several else passthrough(adapted)
+    out = merge(recipe, tmp_path / "out")
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    if name != "t5":
+        config = json.loads((out / "config.json").read_text())
+        assert config["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ],
+)
+def test_tied_embeddings_that_change_alike_stay_tied(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build("tied_llama")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    wanted = train(base, lora, type(model), **options)
+    plan = make_plan(passthrough(f"{base}+{lora}"))
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    assert "lm_head.weight" not in {job.name for job in plan.jobs}
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_untied_base_is_not_loaded_into_one_that_ties(
+    pico: Path, tmp_path: Path
+) -> None:
+    model = build("tied_llama")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    shutil.copytree(pico / "base", base)
+    model.save_pretrained(base)
+    train(base, lora, type(model), target_modules=["embed_tokens"])
+    adapted = f"{base}+{lora}"
+    with pytest.raises(RecipeError, match="differs from"):
+        ResidentModel(adapted, [str(base)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj"], "use_rslora": True}),
+        (
+            "llama",
+            {
+                "target_modules": ["q_proj", "up_proj"],
+                "rank_pattern": {"up_proj": 3},
+                "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 9},
+            },
+        ),
+        ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+        ("llama", {"target_modules": "all-linear", "exclude_modules": ["v_proj"]}),
+        ("llama", {"target_modules": ["q_proj"], "fan_in_fan_out": True}),
+        ("gpt2", {"target_modules": ["c_proj"], "fan_in_fan_out": False}),
+        ("gpt2", {"target_modules": ["c_attn"], "bias": "all"}),
+        ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
+        ("llama", {"target_modules": ["lm_head", "embed_tokens"]}),
+        ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
+    ],
+)
+def test_plain_options(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    wanted = train(base, lora, type(model), **options)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("llama", {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+        ("llama", {"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ("llama", {"use_dora": True}, "DoRA"),
+        ("qwen2", {"lora_bias": True}, "lora_bias"),
+    ],
+)
+def test_options_that_are_refused_by_name(
+    name: str, options: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    train(base, lora, type(model), target_modules=["q_proj"], **options)
+    with pytest.raises(CheckpointError, match=told):
+        make_plan(passthrough(f"{base}+{lora}"))
+
+
+@pytest.mark.parametrize("key", ["tokenizer_source", "chat_template"])
+def test_a_tokenizer_in_the_folder_of_the_adapter(
+    key: str, pico: Path, tmp_path: Path
+) -> None:
+    base, lora = pico / "base", tmp_path / "lora"
+    train_pico(base, lora)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(lora)
+    adapted = f"{base}+{lora}"
+    value = adapted if key == "tokenizer_source" else "auto"
+    recipe = {
+        "merge_method": "passthrough",
+        "models": [{"model": adapted}],
+        key: value,
+    }
+    out = merge(recipe, tmp_path / "out")
+    written = (out / "chat_template.jinja").read_text()
+    assert written == tokenizer.chat_template
+
+
+def train_pico(base: Path, lora: Path) -> None:
+    model = transformers.LlamaForCausalLM.from_pretrained(base)
+    options = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(model, options).save_pretrained(lora)
+
+
+def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
+    model = build("llama")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    train(base, lora, type(model), target_modules=["q_proj"])
+    path = lora / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "new_option": None}))
+    make_plan(passthrough(f"{base}+{lora}"))
+    path.write_text(json.dumps({**config, "new_option": {"scale": 2}}))
+    with pytest.raises(CheckpointError, match="new_option"):
+        make_plan(passthrough(f"{base}+{lora}"))
