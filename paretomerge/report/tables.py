@@ -237,8 +237,9 @@ def _caption(
     if not layout.both_splits:
         lines.append("held-out scores; those of the search examples in brackets")
     if layout.hidden:
+        noun = "task" if layout.hidden == 1 else "tasks"
         lines.append(
-            f"{layout.hidden} watched tasks: in a wider terminal, or by --json"
+            f"{layout.hidden} watched {noun}: in a wider terminal, or by --json"
         )
     return "\n".join(lines) or None
 
