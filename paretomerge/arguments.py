@@ -117,7 +117,7 @@ def integer(least: int | None = None) -> Reader:
     """
 
     def read_integer(name: str, value: object) -> int:
-        number = _as_integer(value)
+        number = as_integer(value)
         if number is None:
             raise ConfigError(f"{name}: expected a whole number, got {describe(value)}")
         if least is not None and number < least:
@@ -141,8 +141,7 @@ def number(name: str, value: object) -> float:
 def seconds(name: str, value: object) -> float:
     """Read a duration in seconds, 0 or more."""
     duration = number(name, value)
-    # `not >=`: NaN fails every comparison.
-    if not duration >= 0:
+    if duration < 0:
         raise ConfigError(f"{name}: expected seconds, 0 or more, got {describe(value)}")
     return duration
 
@@ -239,6 +238,16 @@ def as_float(value: object) -> float | None:
         return None
 
 
+def as_integer(value: object) -> int | None:
+    """Turn a whole number of Python, numpy or torch into an int; None for anything else."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def plain_data(value: Any) -> Any:
     """Turn numpy's and torch's scalars and arrays, tuples and paths in data into Python's own.
 
@@ -270,12 +279,3 @@ def describe(value: object) -> str:
         name = value.__name__
         return f"the class {name}; write {name}(...) for an object of it"
     return shorten(value)
-
-
-def _as_integer(value: object) -> int | None:
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        return None

@@ -181,13 +181,9 @@ class AdaptedCheckpoint:
             return self.adapter
         return self.checkpoint.tokenizer_folder
 
-    @property
+    @cached_property
     def config(self) -> JsonObject:
         """config.json of the model, without tied embeddings if the adapter unties them."""
-        return self._config
-
-    @cached_property
-    def _config(self) -> JsonObject:
         if self._separated:
             return untied_config(self.checkpoint.config)
         return self.checkpoint.config
@@ -408,32 +404,30 @@ class _AdapterMatcher:
         factor_keys: dict[str, _FactorKeys],
         replacements: dict[str, str],
     ) -> None:
+        target = self._target(key)
         match = _FACTOR_NAME.match(key)
         # `modules_to_save` and trained biases are whole tensors.
         if match is None:
-            target = self._whole_tensor_name(key)
             replacements[target] = key
             return
         module = match["module"].removeprefix(_PREFIX)
-        target = self.names.find(f"{module}.weight")
         keys = factor_keys.setdefault(target, _FactorKeys(module, {}))
         keys.sides[match["side"]] = key
         keys.is_embedding |= bool(match["embedding"])
 
-    def _whole_tensor_name(self, key: str) -> str:
-        return self.names.find(_WRAPPER.sub("", key.removeprefix(_PREFIX)))
+    def _target(self, key: str) -> str:
+        """The model's tensor that a key of the adapter's file changes."""
+        match = _FACTOR_NAME.match(key)
+        if match is None:
+            return self.names.find(_WRAPPER.sub("", key.removeprefix(_PREFIX)))
+        module = match["module"].removeprefix(_PREFIX)
+        return self.names.find(f"{module}.weight")
 
     def tied_groups(self) -> list[dict[str, str]]:
         """The groups of tied tensors that the adapter touches; see `_ModelNames.tied_group`."""
         groups: dict[tuple[str, ...], dict[str, str]] = {}
         for key in self.shards.headers:
-            match = _FACTOR_NAME.match(key)
-            if match is None:
-                target = self._whole_tensor_name(key)
-            else:
-                module = match["module"].removeprefix(_PREFIX)
-                target = self.names.find(f"{module}.weight")
-            group = self.names.tied_group(target)
+            group = self.names.tied_group(self._target(key))
             if group:
                 groups[tuple(group)] = group
         return list(groups.values())

@@ -104,15 +104,9 @@ def files_besides_tokenizer(source: Path) -> list[Path]:
     return [path for path in files if not _is_tokenizer(source, path)]
 
 
-def weights_of_modules(source: Path) -> list[str]:
-    """Return the weights of modules around the model, which are copied and not merged.
-
-    Raises:
-        CheckpointError: If a file is a link that leaves `source`.
-    """
-    files = companion_files(source)
-    weights = [path for path in files if path.suffix in _WEIGHTS]
-    return [str(path.relative_to(source)) for path in weights]
+def weights_in(files: Iterable[Path]) -> list[Path]:
+    """Return those of `companion_files` that are weights of modules around the model."""
+    return [path for path in files if path.suffix in _WEIGHTS]
 
 
 def copy_files(files: Iterable[Path], source: Path, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 transformers renames some tensors of a checkpoint while it loads it, such as the head of GPT-NeoX,
 and ties some to others. It has no public interface for these names.
-`tests/checkpoint/test_loaded_names.py` and `tests/merging/live/test_names.py` fail if the internals
+`tests/checkpoint/test_adapter_live.py` and `tests/merging/live/test_names.py` fail if the internals
 change.
 """
 
@@ -130,9 +130,8 @@ def _loaded_names(config_text: str) -> LoadedNames | None:
         with torch.device("meta"):
             model = _model_class(config, made)(made)
         return LoadedNames.of_model(model)
-    except (
-        Exception
-    ):  # classes raise exceptions of any class for configs that they do not know
+    # Classes raise exceptions of any class for configs that they do not know.
+    except Exception:
         return None
 
 

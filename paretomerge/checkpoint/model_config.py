@@ -79,15 +79,10 @@ def with_tagged_floats(part: Any) -> Any:
 
 def without_predictors(config: ReadOnlyJson) -> JsonObject:
     """Return the config of a model whose predictors of further tokens are not stored."""
-    result = dict(config)
+    result = _with_changed_text(config, without_predictors)
     for key in _PREDICTOR_COUNT_KEYS:
         if result.get(key):
             result[key] = 0
-    path = _text_path(config)
-    if len(path) > 1:
-        for key, value in config.items():
-            if value is path[1]:
-                result[key] = without_predictors(value)
     return result
 
 
@@ -101,17 +96,25 @@ def ties_always(config: ReadOnlyJson) -> bool:
 
 def untied_config(config: ReadOnlyJson) -> JsonObject:
     """Return the config of a model whose head is no longer the input embedding."""
-    result = dict(config)
     # Here the key says something else: transformers keeps the tensors apart all the same, as all
     # are stored with values of their own.
     if ties_always(config):
-        return result
+        return dict(config)
+    result = _with_changed_text(config, untied_config)
     result["tie_word_embeddings"] = False
+    return result
+
+
+def _with_changed_text(
+    config: ReadOnlyJson, change: Callable[[ReadOnlyJson], JsonObject]
+) -> JsonObject:
+    """A copy of a config in which its text config, if it has one, is changed."""
+    result = dict(config)
     path = _text_path(config)
     if len(path) > 1:
         for key, value in config.items():
             if value is path[1]:
-                result[key] = untied_config(value)
+                result[key] = change(value)
     return result
 
 

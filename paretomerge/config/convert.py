@@ -42,6 +42,7 @@ from paretomerge.evaluate.measures import (
     Size,
     Sparsity,
     Task,
+    lower_is_better,
 )
 from paretomerge.space.specs import (
     DENSITY_BOUNDS,
@@ -267,7 +268,13 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
 
 
 def _objective_config(measure: Measure) -> ObjectiveConfig:
-    return ObjectiveConfig(**_measure_config(measure), direction=measure.direction)
+    direction = measure.direction
+    # As with names: a default is not written. A task's own is that of its metric, which only the
+    # harness knows.
+    default = "minimize" if lower_is_better(measure) else "maximize"
+    if direction == default and not isinstance(measure, Task):
+        direction = None
+    return ObjectiveConfig(**_measure_config(measure), direction=direction)
 
 
 def _constraint_config(

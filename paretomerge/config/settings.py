@@ -423,11 +423,19 @@ def _fraction(what: str) -> Reader:
     return read_fraction
 
 
+def _named_options(value: object) -> dict[str, Any] | None:
+    """`{"name": ..., option: ...}` as a study.yaml holds it; None for anything else."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return None
+    options: dict[str, Any] = plain_data(value)
+    return options
+
+
 def _backend(name: str, value: object) -> str | dict[str, Any]:
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        options: dict[str, Any] = plain_data(value)
+    options = _named_options(value)
+    if options is not None:
         return options
     raise ConfigError(
         f"{name}: expected the name of a model of lm-evaluation-harness, or "
@@ -446,10 +454,9 @@ def _sampler(name: str, value: object) -> SamplerSetting:
     if isinstance(value, str):
         _check_sampler_name(name, value)
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        _check_sampler_name(name, value["name"])
-        # A study.yaml holds the options, and YAML has no numpy scalars.
-        options: dict[str, Any] = plain_data(value)
+    options = _named_options(value)
+    if options is not None:
+        _check_sampler_name(name, options["name"])
         return options
     raise ConfigError(
         f"{name}: a name such as 'nsga2', or `name` and options, or an Optuna sampler, "

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from lm_eval.api.filter import FilterEnsemble
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+    from lm_eval.config.group import AggMetricConfig
     from lm_eval.tasks import TaskManager
 
 _LOGGERS = ("lm_eval", "lm-eval", "datasets")
@@ -55,20 +55,7 @@ def filters(task: "Task") -> dict[str, "FilterEnsemble"]:
     return {"none": build_filter_ensemble("none", [["take_first", None]])}
 
 
-@dataclass(frozen=True)
-class GroupScore:
-    """How the harness aggregates a group's scores, as a mean.
-
-    Attributes:
-        metric: The metric.
-        weight_by_size: Whether tasks count by their numbers of examples, or all alike.
-    """
-
-    metric: str
-    weight_by_size: bool
-
-
-def group_score(group: "Group", metric: str) -> GroupScore | None:
+def group_mean(group: "Group", metric: str) -> "AggMetricConfig | None":
     """How a group's metric is aggregated.
 
     Args:
@@ -80,7 +67,7 @@ def group_score(group: "Group", metric: str) -> GroupScore | None:
     """
     for aggregated in group.aggregate_metric_list or ():
         if metric in ("", aggregated.metric) and aggregated.aggregation == "mean":
-            return GroupScore(aggregated.metric, aggregated.weight_by_size)
+            return aggregated
     return None
 
 

@@ -1,12 +1,11 @@
 """The interface between weights and numbers: an `Evaluator` turns a `Candidate` into `Score`s."""
 
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from paretomerge.arguments import as_float
+from paretomerge.arguments import as_float, as_integer
 from paretomerge.errors import EvaluationError, shorten
 
 if TYPE_CHECKING:
@@ -144,11 +143,8 @@ def _as_numbers(values: object) -> tuple[float, ...]:
 
 
 def _as_count(n: object) -> int:
-    try:
-        count = operator.index(n)  # type: ignore[arg-type]
-    except TypeError:
-        count = 0
-    if count < 1:
+    count = as_integer(n)
+    if count is None or count < 1:
         raise EvaluationError(
             f"the number of examples, n, must be a whole number above 0, got {shorten(n)}"
         )

@@ -182,12 +182,10 @@ class GroupExamples:
     Attributes:
         members: The examples of each of its tasks.
         weight_by_size: Whether all examples count alike; otherwise all tasks do.
-        ignored_filters: As in `Examples`.
     """
 
     members: tuple[Examples, ...]
     weight_by_size: bool
-    ignored_filters: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.members))
@@ -201,6 +199,11 @@ class GroupExamples:
     def filter(self) -> "FilterEnsemble":
         """The first task's filter pipeline, for messages."""
         return self.members[0].filter
+
+    @property
+    def ignored_filters(self) -> tuple[str, ...]:
+        """Other pipelines of the first task, where the user has chosen none."""
+        return self.members[0].ignored_filters
 
     @property
     def higher_is_better(self) -> bool:

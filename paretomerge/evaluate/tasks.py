@@ -21,6 +21,7 @@ from paretomerge.evaluate.examples import (
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+    from lm_eval.config.group import AggMetricConfig
     from lm_eval.tasks import TaskManager
 
 ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
@@ -183,8 +184,7 @@ class TaskLoader:
                         "so the group has no such score; name its tasks one by one"
                     )
                 members.append(examples)
-        ignored = members[0].ignored_filters
-        return GroupExamples(tuple(members), group.weight_by_size, ignored)
+        return GroupExamples(tuple(members), group.weight_by_size)
 
     def _share(self, task: "Task", n_tasks: int) -> int | None:
         """The number of search examples of one of a group's tasks; None for all of its split."""
@@ -240,7 +240,7 @@ class TaskLoader:
 
     def _load_tasks(
         self, name: str, spec: HarnessTask
-    ) -> tuple[list["Task"], "_lm_eval.GroupScore | None"]:
+    ) -> tuple[list["Task"], "AggMetricConfig | None"]:
         """A task alone, or the tasks of a group and how their scores are aggregated."""
         assert self._manager is not None, "check() comes before load()"
         try:
@@ -255,7 +255,7 @@ class TaskLoader:
         tasks: list[Task] = list(loaded["tasks"].values())
         group = None
         if spec.task in loaded["groups"]:
-            group = _lm_eval.group_score(loaded["groups"][spec.task], spec.metric_name)
+            group = _lm_eval.group_mean(loaded["groups"][spec.task], spec.metric_name)
             if group is None:
                 raise EvaluationError(
                     f"{name}: the group {spec.task!r} has no mean of "

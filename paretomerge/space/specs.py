@@ -26,8 +26,8 @@ from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.space.weights.layers import Grouping
 from paretomerge.space.weights.layout import Granularity
 from paretomerge.space.weights.method_parameters import (
-    SEARCHABLE_METHODS,
     ParameterBounds,
+    check_searchable,
 )
 
 # Both bounds include what the baselines need: weights 0 and 1, and density 1, make a source alone.
@@ -80,10 +80,7 @@ class WeightSpace:
 
     def __post_init__(self) -> None:
         read_fields(self, _WEIGHT_SPACE_READERS, "space.")
-        for method in self.methods:
-            if method not in SEARCHABLE_METHODS:
-                problem = unknown_name("method", method, SEARCHABLE_METHODS)
-                raise ConfigError(f"space.methods: {problem}")
+        check_searchable(self.methods)
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(
                 f"space.near_duplicates: a cosine above 0 and at most 1, not {self.near_duplicates}"

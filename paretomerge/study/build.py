@@ -397,7 +397,6 @@ class _Builder:
             # The same question, however it is written.
             base=self._neutral_path(settings.base),
             models=tuple(map(self._neutral_path, settings.models)),
-            objectives=tuple(map(_without_default_direction, settings.objectives)),
             sampler="mmmo",
             then=then,
         )
@@ -516,15 +515,6 @@ def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] 
             f"sampler: a name, or `name` and options, not {shorten(setting)}"
         )
     return name, options
-
-
-def _without_default_direction(measure: Measure) -> Measure:
-    """The measure, without a direction that it has by default."""
-    default = "minimize" if lower_is_better(measure) else "maximize"
-    # A task's default direction is that of its metric, which only the harness knows.
-    if measure.direction == default and not isinstance(measure, Task):
-        return replace(measure, direction=None)
-    return measure
 
 
 def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:

@@ -24,7 +24,8 @@ from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
-from paretomerge.merging.plan.make import make_plan
+from paretomerge.merging.plan.make import make_plan, open_weights
+from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
@@ -222,10 +223,15 @@ class Search:
         errors = ErrorCollector()
         with errors.collect():
             usable_device(self.placement.device)
+        weights: Mapping[str, Weights] = {}
+        with errors.collect():
+            models = (self.space.base, *self.space.sources.values())
+            weights = open_weights(models, download=False)
         # Every baseline is planned as the merge would plan it, so the check and the merge agree.
-        for params in self.space.baselines().values():
+        baselines = self.space.baselines().values() if weights else ()
+        for params in baselines:
             with errors.collect():
-                make_plan(self.space.recipe(params), download=False)
+                make_plan(self.space.recipe(params), weights, download=False)
         errors.raise_if_any()
 
     def recipe(self, trial: Trial) -> Recipe:

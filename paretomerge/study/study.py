@@ -4,11 +4,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretomerge.arguments import function, integer, optional, seconds, sequence_of
+from paretomerge.arguments import (
+    as_integer,
+    function,
+    integer,
+    optional,
+    seconds,
+    sequence_of,
+)
 from paretomerge.config.convert import check_functions, config_of, settings_of
 from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
@@ -408,7 +414,8 @@ class Study:
             ConfigError: There is no such trial or objective.
             StudyError: There is no record yet.
         """
-        return choose(self.results(), self._choice(prefer, trial))
+        results = self.results()
+        return choose(results, _choice(results, prefer, trial))
 
     def save(
         self,
@@ -435,11 +442,12 @@ class Study:
         Raises:
             CheckpointError: The folder exists, or cannot be written.
         """
-        number = self._number_of(trial)
+        results = self.results()
+        number = _number_of(trial, results.trials)
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         out = Path(out).expanduser()
         check_out(out, overwrite)
-        chosen = choose(self.results(), Choice(trial=number))
+        chosen = choose(results, Choice(trial=number))
         self._hold_out([chosen], watched=[chosen])
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
@@ -514,8 +522,8 @@ class Study:
         out = self.folder / "report.html"
         if path is not None:
             out = Path(path).expanduser()
-        choice = self._choice(prefer, trial)
-        return write_report(self.results(), out, choice)
+        results = self.results()
+        return write_report(results, out, _choice(results, prefer, trial))
 
     def plot_front(self, picked: Trial | int | None = None) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -531,7 +539,7 @@ class Study:
         results = self.results()
         marked = None
         if picked is not None:
-            number = self._number_of(picked)
+            number = _number_of(picked, results.trials)
             marked = choose(results, Choice(trial=number))
         return plot_front(results, marked)
 
@@ -603,32 +611,6 @@ class Study:
     def _has_begun(self) -> bool:
         return "_search" in self.__dict__ and self._search.has_record
 
-    def _choice(self, prefer: Mapping[str, float] | None, trial: int | None) -> Choice:
-        if prefer is not None and trial is not None:
-            raise ConfigError("pick by one of `prefer` and `trial`, not both")
-        number = None if trial is None else self._number_of(trial)
-        return Choice(prefer, number)
-
-    def _number_of(self, trial: Trial | int) -> int:
-        """The number of one of this study's trials.
-
-        Raises:
-            ConfigError: It is no trial, or one of another study.
-        """
-        if isinstance(trial, Trial):
-            recorded = self.results().trial(trial.number)
-            same = recorded is not None and _is_same(recorded, trial)
-            if not same:
-                raise ConfigError(
-                    f"{trial!r} is not a trial of this study, or was changed. Merge its recipe "
-                    "with `merge`, and pass the checkpoint."
-                )
-            return trial.number
-        # NumPy's integers, such as those of a data frame, are no `int`.
-        if isinstance(trial, Integral):
-            return int(trial)
-        raise ConfigError(f"trial: a trial or its number, not {shorten(trial)}")
-
     def _numbered(self, number: int) -> Trial:
         trial = self.results().trial(number)
         assert trial is not None
@@ -654,7 +636,7 @@ class Study:
         """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
         trials = self.get_trials()
         if not isinstance(model, str | Path):
-            model = str(self._number_of(model))
+            model = str(_number_of(model, trials))
         name = str(model)
         for trial in trials:
             # Digits are a number, also where a model's folder is named by a number.
@@ -706,10 +688,40 @@ class Study:
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
 
 
+def _choice(
+    results: Results, prefer: Mapping[str, float] | None, trial: Trial | int | None
+) -> Choice:
+    if prefer is not None and trial is not None:
+        raise ConfigError("pick by one of `prefer` and `trial`, not both")
+    number = None if trial is None else _number_of(trial, results.trials)
+    return Choice(prefer, number)
+
+
+def _number_of(trial: Trial | int, trials: Sequence[Trial]) -> int:
+    """The number of one of a study's trials.
+
+    Raises:
+        ConfigError: It is no trial, or one of another study.
+    """
+    if isinstance(trial, Trial):
+        if not any(_is_same(recorded, trial) for recorded in trials):
+            raise ConfigError(
+                f"{trial!r} is not a trial of this study, or was changed. Merge its recipe "
+                "with `merge`, and pass the checkpoint."
+            )
+        return trial.number
+    # NumPy's integers, such as those of a data frame, are no `int`.
+    number = as_integer(trial)
+    if number is None:
+        raise ConfigError(f"trial: a trial or its number, not {shorten(trial)}")
+    return number
+
+
 def _is_same(one: Trial, other: Trial) -> bool:
     """Whether two snapshots of one trial; held-out scores may have been added in between."""
     return (
-        one.params == other.params
+        one.number == other.number
+        and one.params == other.params
         and one.scores == other.scores
         and one.recipe_yaml == other.recipe_yaml
     )

@@ -64,7 +64,7 @@ def test_other_samplers_by_name(tmp_path, pico):
     [
         ({"modles": []}, "did you mean 'models'"),
         ({"space": {"method": ["ties"]}}, "did you mean 'methods'"),
-        ({"space": {"methods": ["tie"]}}, "unknown method 'tie'"),
+        ({"space": {"methods": ["tie"]}}, "unknown searchable method 'tie'"),
         (
             {"space": {"weight": {"bounds": [1, 0]}}},
             "space.weight.bounds: .*low < high",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from paretomerge.checkpoint.model_config import text_config, with_class_defaults
 from paretomerge.checkpoint.tokenizer import read_tokens
@@ -114,8 +115,10 @@ def find_mismatch(
         errors.insert(0, f"model_type is {kinds[1]!r}, {kinds[0]!r} in {template_name}")
     followed = _differences(template.config, weights.config, _FOLLOWED, template_name)
     notes = [f"{model}: {entry}, which the result follows" for entry in followed]
-    if same_vocabulary:
-        moved = _moved_tokens(template.folder, weights.folder)
+    file = _vocabulary_file(template.folder)
+    other_file = _vocabulary_file(weights.folder)
+    if same_vocabulary and file and other_file:
+        moved = _moved_tokens(file, other_file)
         if moved:
             errors.append(
                 f"{len(moved)} tokens have other ids than in {template_name}, such as "
@@ -174,30 +177,40 @@ def _is_equal(value: object, other: object) -> bool:
     return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _moved_tokens(folder: Path, other_folder: Path) -> list[str]:
-    """Tokens that two tokenizers share and give different ids."""
-    ids, other_ids = _ids(folder), _ids(other_folder)
-    if ids is other_ids:
-        return []
-    return [
-        token for token, number in other_ids.items() if ids.get(token, number) != number
-    ]
+class _VocabularyFile(NamedTuple):
+    """A file that lists a vocabulary. The time and the size tell when it has been changed."""
+
+    path: Path
+    modified_ns: int
+    size: int
 
 
-def _ids(folder: Path) -> Mapping[str, int]:
-    """Token -> id; {} for tokenizers that only a library can read."""
+def _vocabulary_file(folder: Path) -> _VocabularyFile | None:
+    """The file with a model's vocabulary; None for tokenizers that only a library can read."""
     for name in ("tokenizer.json", "vocab.json", "vocab.txt"):
         path = folder / name
         if path.is_file():
             status = path.stat()
-            return _read_ids(path, status.st_mtime_ns, status.st_size)
-    return {}
+            return _VocabularyFile(path, status.st_mtime_ns, status.st_size)
+    return None
+
+
+# Both are remembered: a search plans thousands of merges of the same models.
+@lru_cache(_MAX_VOCABULARIES)
+def _moved_tokens(file: _VocabularyFile, other_file: _VocabularyFile) -> list[str]:
+    """Tokens that two tokenizers share and give different ids."""
+    ids, other_ids = _ids(file), _ids(other_file)
+    moved = []
+    for token, number in other_ids.items():
+        if ids.get(token, number) != number:
+            moved.append(token)
+    return moved
 
 
 @lru_cache(_MAX_VOCABULARIES)
-def _read_ids(path: Path, modified_ns: int, size: int) -> Mapping[str, int]:
-    # A search plans thousands of merges of the same models. The arguments tell a changed file.
-    del modified_ns, size
+def _ids(file: _VocabularyFile) -> Mapping[str, int]:
+    """Token -> id; {} for a file that cannot be read."""
+    path = file.path
     try:
         if path.name == "vocab.txt":
             lines = path.read_text(encoding="utf-8").splitlines()

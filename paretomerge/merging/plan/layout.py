@@ -11,7 +11,7 @@ from paretomerge.checkpoint.architecture import (
     Architecture,
 )
 from paretomerge.checkpoint.chat_template import resolve_chat_template
-from paretomerge.checkpoint.companions import companion_files, weights_of_modules
+from paretomerge.checkpoint.companions import companion_files, weights_in
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
@@ -62,7 +62,7 @@ def lay_out(
     vocabulary = None
     with problems.collect():
         vocabulary = _merge_vocabulary(opened)
-    _check_copied_files(opened, problems)
+    copied = _copied_files(opened, problems)
     dtype = recipe.out_dtype or recipe.dtype
     modules = _named_modules(opened, problems)
     jobs: list[TensorJob] = []
@@ -75,8 +75,9 @@ def lay_out(
             route += module.route
             for model, names in module.lacking.items():
                 lacking.setdefault(model, set()).update(names)
+    left_out = {model: _left_out(opened, model) for model in recipe.models}
     with problems.collect():
-        _check_left_out(opened)
+        _check_left_out(opened, left_out)
     mismatch_notes: list[str] = []
     with problems.collect():
         mismatch_notes = _check_belonging(opened)
@@ -96,8 +97,8 @@ def lay_out(
             *notes,
             *mismatch_notes,
             *_notes_of_lacking_tensors(opened, lacking),
-            *_notes_of_ignored_tensors(opened),
-            *_notes_of_copied_weights(opened),
+            *_notes_of_left_out_tensors(opened, left_out),
+            *_notes_of_copied_weights(opened, copied),
         ),
         untied=any(_is_untied(opened, job.name) for job in jobs),
         allow_nan=allow_nan,
@@ -274,14 +275,16 @@ def _named_modules(
     return modules
 
 
-def _check_copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> None:
-    """Check now the files that are copied after the merge."""
+def _copied_files(opened: OpenedRecipe, problems: ErrorCollector) -> list[Path]:
+    """The files that are copied after the merge, which are checked now."""
     recipe = opened.recipe
+    files: list[Path] = []
     with problems.collect():
-        companion_files(opened.template.folder)
+        files = companion_files(opened.template.folder)
     if recipe.chat_template:
         with problems.collect():
             resolve_chat_template(recipe.chat_template, _folders(opened))
+    return files
 
 
 def _folders(opened: OpenedRecipe) -> dict[str, Path]:
@@ -345,16 +348,15 @@ def _is_untied(opened: OpenedRecipe, name: str) -> bool:
     return any(name in opened.weights[model].architecture.separated for model in models)
 
 
-def _notes_of_ignored_tensors(opened: OpenedRecipe) -> list[str]:
+def _notes_of_left_out_tensors(
+    opened: OpenedRecipe, left_out: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Notes on tensors that sources have and the template lacks."""
     notes = []
-    for model in opened.recipe.models:
-        ignored = _left_out(opened, model)
-        if ignored:
-            lacking = (
-                f"{len(ignored)} kinds of tensors that {opened.template_name} lacks"
-            )
-            notes.append(f"{model}: {lacking} are left out: {_shown(ignored)}")
+    for model, names in left_out.items():
+        if names:
+            lacking = f"{len(names)} kinds of tensors that {opened.template_name} lacks"
+            notes.append(f"{model}: {lacking} are left out: {_shown(names)}")
     return notes
 
 
@@ -370,11 +372,10 @@ def _notes_of_lacking_tensors(
     return notes
 
 
-def _notes_of_copied_weights(opened: OpenedRecipe) -> list[str]:
-    try:
-        files = weights_of_modules(opened.template.folder)
-    except CheckpointError:  # reported with the other problems
-        return []
+def _notes_of_copied_weights(opened: OpenedRecipe, copied: Sequence[Path]) -> list[str]:
+    files = [
+        str(path.relative_to(opened.template.folder)) for path in weights_in(copied)
+    ]
     if not files:
         return []
     return [f"{opened.template_name}: copied and not merged: {_shown(files)}"]
@@ -400,25 +401,32 @@ def _shown(names: Sequence[str]) -> str:
     return f"{shown}, ..." if len(names) > _MAX_NAMES_IN_NOTE else shown
 
 
-def _check_left_out(opened: OpenedRecipe) -> None:
-    """Raise CheckpointError if a model computes with tensors that the template has no place for.
-
-    Heads for other tasks may be left out, and the other parts of a model that sees if the template
-    has none.
-    """
+def _check_left_out(
+    opened: OpenedRecipe, left_out: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise CheckpointError if a model computes with tensors that the template has no place for."""
+    if opened.allow_mismatch:
+        return
     problems = ErrorCollector()
-    for model in opened.recipe.models:
-        architecture = opened.weights[model].architecture
-        for name in _left_out(opened, model):
-            is_language = architecture.module(name) in (LANGUAGE_MODULE, DEFAULT_MODULE)
-            is_needed = architecture.layer(name) is not None
-            if not is_language:
-                is_needed = opened.architecture.multimodal
-            if is_needed and opened.computes_with(model, name):
-                with problems.collect():
-                    _raise_left_out(opened, model, name)
-    if not opened.allow_mismatch:
-        problems.raise_if_any()
+    for model, names in left_out.items():
+        for name in names:
+            if _may_be_left_out(opened, model, name):
+                continue
+            with problems.collect():
+                _raise_left_out(opened, model, name)
+    problems.raise_if_any()
+
+
+def _may_be_left_out(opened: OpenedRecipe, model: str, name: str) -> bool:
+    """Whether a model's tensor may be left out: the rest computes the same, or another task."""
+    if not opened.computes_with(model, name):
+        return True
+    architecture = opened.weights[model].architecture
+    if architecture.module(name) in (LANGUAGE_MODULE, DEFAULT_MODULE):
+        # Outside the layers there are heads for other tasks.
+        return architecture.layer(name) is None
+    # The other parts of a model that sees, where the template is a language model.
+    return not opened.architecture.multimodal
 
 
 def _check_belonging(opened: OpenedRecipe) -> list[str]:

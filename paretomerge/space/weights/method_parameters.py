@@ -72,6 +72,21 @@ SEARCHABLE_METHODS = tuple(filter(_is_searchable, METHODS))
 """Methods on deltas that have a weight per source, and sce."""
 
 
+def check_searchable(methods: Sequence[str]) -> None:
+    """Check that a search can use methods.
+
+    Args:
+        methods: Names of methods.
+
+    Raises:
+        ConfigError: One is unknown, or is not in `SEARCHABLE_METHODS`.
+    """
+    for method in methods:
+        if method not in SEARCHABLE_METHODS:
+            problem = unknown_name("searchable method", method, SEARCHABLE_METHODS)
+            raise ConfigError(f"space.methods: {problem}")
+
+
 def bounds_of(setting: ParameterBounds) -> tuple[float, float]:
     """Return the lower and upper bound of a setting; they are equal if it fixes the parameter."""
     if isinstance(setting, (tuple, list)):

@@ -7,7 +7,7 @@ from functools import cached_property
 from optuna.distributions import BaseDistribution
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError
 from paretomerge.merging.delta_profile import DeltaProfile
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.make import open_weights
@@ -20,10 +20,10 @@ from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 from paretomerge.space.weights.layout import Granularity, ParameterLayout
 from paretomerge.space.weights.method_parameters import (
     SEARCH_RANGES,
-    SEARCHABLE_METHODS,
     ParameterBounds,
     bounds_of,
     check_method_parameters,
+    check_searchable,
     methods_with,
 )
 from paretomerge.space.weights.parameters import (
@@ -121,10 +121,8 @@ class WeightSearchSpace:
         return max(map(len, starts)) > 1
 
     def _check_methods(self) -> None:
+        check_searchable(self.methods)
         for method in self.methods:
-            if method not in SEARCHABLE_METHODS:
-                problem = unknown_name("searchable method", method, SEARCHABLE_METHODS)
-                raise ConfigError(f"space.methods: {problem}")
             least_sources, _ = METHODS[method].models
             if len(self.sources) < least_sources:
                 raise ConfigError(
