@@ -327,6 +327,10 @@ def _check_setting(setting: ParameterSetting, where: str) -> None:
 
 def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
     """Iterate over the scalars of a setting while checking its lists."""
+    if isinstance(setting, Mapping):
+        _check_conditional(setting, where)
+        yield from _scalars(setting["value"], where)
+        return
     if not isinstance(setting, list):
         yield setting
         return
@@ -336,18 +340,32 @@ def _scalars(setting: ParameterSetting, where: str) -> Iterator[object]:
     is_mixture = 0 < n_conditionals < len(setting)
     if is_mixture:
         raise RecipeError(
-            f"{where}: a list holds either numbers or {{filter, value}} entries, not a mixture"
+            f"{where}: a list holds either values or {{filter, value}} entries, not a mixture"
         )
+    # Flags and words have no values in between: a gradient of them switches.
+    is_of_numbers = _is_number(setting[0])
     for entry in setting:
         if isinstance(entry, Mapping):
-            _check_conditional(entry, where)
-            yield from _scalars(entry["value"], where)
-        elif type(entry) in (int, float):  # without bool, a subclass of int
+            yield from _scalars(entry, where)
+        elif (isinstance(entry, (bool, str)) and not is_of_numbers) or _is_number(
+            entry
+        ):
             yield entry
         else:
             raise RecipeError(
                 f"{where}: expected a gradient of numbers, got {shorten(entry)}"
             )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number, or a text such as `1e-3`, which YAML takes for no number."""
+    if not isinstance(value, str):
+        return type(value) in (int, float)  # without bool, a subclass of int
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_conditional(entry: Mapping[str, object], where: str) -> None:

@@ -1,6 +1,6 @@
 """Merged vocabularies: which row goes where, what is written, what is refused.
 
-Agrees with mergekit 0.1.4, run aside.
+Agrees with mergekit, run aside.
 """
 
 import json

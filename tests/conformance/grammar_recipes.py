@@ -67,6 +67,27 @@ GRAMMAR = {
         models: [{model: $ada, parameters: {weight: 0.3}}, {model: $bob, parameters: {weight: 0.4}}]
         parameters: {normalize: [{filter: mlp, value: false}, {value: true}]}
         dtype: float32""",
+    "option-by-gradient": """
+        merge_method: linear
+        models: [{model: $ada, parameters: {weight: 0.3}}, {model: $bob, parameters: {weight: 0.4}}]
+        parameters: {normalize: [true, false, true]}
+        dtype: float32""",
+    "option-by-gradient-of-numbers": """
+        merge_method: linear
+        models: [{model: $ada, parameters: {weight: 0.3}}, {model: $bob, parameters: {weight: 0.4}}]
+        parameters: {normalize: [1, 0]}
+        dtype: float32""",
+    "gradient-of-numbers-as-text": """
+        merge_method: linear
+        models: [{model: $ada, parameters: {weight: [1e-1, "0.9", 1]}}, {model: $bob, parameters: {weight: 5e-1}}]
+        dtype: float32""",
+    "filter-without-a-list": """
+        merge_method: linear
+        models:
+          - {model: $ada, parameters: {weight: {filter: mlp, value: [0.1, 0.9]}}}
+          - {model: $bob, parameters: {weight: {value: 0.2}}}
+        parameters: {weight: 0.6}
+        dtype: float32""",
     "levels": """
         merge_method: task_arithmetic
         base_model: $base
@@ -261,10 +282,6 @@ GRAMMAR = {
         models:
           - {model: $qwen-ada, parameters: {weight: [{filter: bias, value: 5}, {value: 1}]}}
           - {model: $qwen-bob, parameters: {weight: 1}}
-        dtype: float32""",
-    "qwen-stack": """
-        merge_method: passthrough
-        slices: [{sources: [{model: $qwen-ada, layer_range: [0, 2]}]}, {sources: [{model: $qwen-bob, layer_range: [1, 3]}]}]
         dtype: float32""",
     "tied-and-untied": """
         merge_method: linear

@@ -5,7 +5,7 @@ from typing import Any
 from tests.conformance.recipes import models
 
 A, B, C = "$ada", "$bob", "$cyd"
-# a share of the norms' few entries that is one at least: below that, see `breadcrumbs-without-outliers` in deviations.py
+# one entry of the norms at least, but few of the larger tensors'
 FEW = [{"filter": "norm", "value": 0.1}, {"value": 0.015}]
 
 
@@ -201,6 +201,8 @@ DELTAS = {
     "ties-three": by_weight("ties", 0.5, 1.0, 0.25, density=0.3),
     "ties-full": by_weight("ties", 0.5, 1.0, 0.25, density=1.0),
     "ties-thin": by_weight("ties", 0.5, 1.0, density=0.07),
+    "ties-keeps-one-entry": by_weight("ties", 0.5, 1.0, density=0.01),
+    "ties-keeps-nothing": by_weight("ties", 0.5, 1.0, density=0.0),
     "ties-sum": by_weight(
         "ties", 0.5, 1.0, 0.25, density=0.4, parameters={"normalize": False}
     ),
@@ -247,6 +249,16 @@ DELTAS = {
         "breadcrumbs", 0.5, 1.0, density=0.7, gamma=FEW[:1]
     ),
     "breadcrumbs-over": by_weight("breadcrumbs", 0.5, 1.0, density=0.9, gamma=0.2),
+    "breadcrumbs-without-outliers": by_weight(
+        "breadcrumbs", 0.5, 1.0, density=0.7, gamma=0.0
+    ),
+    "breadcrumbs-few-outliers": by_weight("breadcrumbs", 0.5, 1.0, density=0.7),
+    "breadcrumbs-keeps-nothing": by_weight(
+        "breadcrumbs", 0.5, 1.0, density=0.02, gamma=0.0
+    ),
+    "breadcrumbs-ties-few-outliers": by_weight(
+        "breadcrumbs_ties", 0.5, 1.0, density=0.7
+    ),
     "breadcrumbs-full": by_weight("breadcrumbs", 0.5, 1.0),
     "breadcrumbs-wide": wide("breadcrumbs", 0.5, 1.0, -0.5, density=0.85, gamma=FEW),
     "breadcrumbs-mean": by_weight(
@@ -271,10 +283,39 @@ DELTAS = {
     "sce": bare("sce", A, B, base="$base"),
     "sce-three": bare("sce", A, B, C, base="$base"),
     "sce-tenth": bare("sce", A, B, C, base="$base", select_topk=0.1),
+    "sce-selects-nothing": bare("sce", A, B, C, base="$base", select_topk=0.01),
+    "sce-zero": bare("sce", A, B, C, base="$base", select_topk=0.0),
     "sce-half": bare("sce", A, B, C, base="$base", select_topk=0.5),
     "sce-wide": bare(
         "sce", "$wide-ada", "$wide-bob", "$wide-cyd", base="$wide-base", select_topk=0.3
     ),
     "sce-still": bare("sce", A, "$twin", base="$base", select_topk=0.5),
     "sce-gradient": bare("sce", A, B, C, base="$base", select_topk=[0.1, 1.0]),
+    "ram": bare("ram", A, B, base="$base"),
+    "ram-three": bare("ram", A, B, C, base="$base", epsilon=0.02),
+    "ram-wide": bare(
+        "ram",
+        "$wide-ada",
+        "$wide-bob",
+        "$wide-cyd",
+        base="$wide-base",
+        epsilon=0.05,
+    ),
+    "ram-one": bare("ram", A, base="$base", epsilon=0.02),
+    "ram-still": bare("ram", A, "$twin", base="$base"),
+    "ramplus": bare("ramplus_tl", A, B, base="$base"),
+    "ramplus-three": bare("ramplus_tl", A, B, C, base="$base", epsilon=0.02),
+    "ramplus-scaled": bare(
+        "ramplus_tl", A, B, C, base="$base", epsilon=0.03, r=0.8, alpha=0.5
+    ),
+    "ramplus-wide": bare(
+        "ramplus_tl",
+        "$wide-ada",
+        "$wide-bob",
+        "$wide-cyd",
+        base="$wide-base",
+        epsilon=0.05,
+        r=0.5,
+    ),
+    "ramplus-still": bare("ramplus_tl", A, "$twin", base="$base"),
 }

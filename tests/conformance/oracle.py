@@ -3,7 +3,7 @@
     python -m tests.conformance.oracle --install     # once, about two minutes; the tests do it by themselves, too
 
 The environment is looked for in this order: the python named by PARETOMERGE_ORACLE; the one that `--install` makes,
-`~/.cache/paretomerge/mergekit-0.1.4` (under XDG_CACHE_HOME where that is set).
+`~/.cache/paretomerge/mergekit-0.1.5` (under XDG_CACHE_HOME where that is set).
 """
 
 import argparse
@@ -20,14 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-MERGEKIT = "0.1.4"
+MERGEKIT = "0.1.5"
 # torch comes first and alone: its CPU build is a twentieth of the size and lies in an index of its own.
 STEPS = (
     ("torch==2.13.0", "--extra-index-url", "https://download.pytorch.org/whl/cpu"),
-    (
-        f"mergekit=={MERGEKIT}",
-        "transformers<5",
-    ),  # mergekit 0.1.4 does not name an upper bound, and version 5 breaks it
+    (f"mergekit=={MERGEKIT}", "transformers==5.23.0"),
 )
 WORKER = Path(__file__).with_name("worker.py")
 _RETRY_AFTER = 600  # seconds a failed installation is remembered, so that the next worker of the same run does not repeat it

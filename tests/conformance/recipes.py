@@ -113,9 +113,7 @@ _RANGES = {
         (round(r.uniform(0.2, 1.5), 2), round(r.uniform(-0.15, 0.0), 2))
     ),
     "density": lambda r: round(r.uniform(0.1, 0.9), 2),
-    "gamma": lambda r: round(
-        r.uniform(0.13, 0.3), 3
-    ),  # one of 8 entries at least: see `breadcrumbs-without-outliers`
+    "gamma": lambda r: round(r.uniform(0.01, 0.3), 3),
     "lambda": lambda r: round(r.uniform(0.3, 1.5), 2),
     "t": lambda r: round(r.uniform(0.0, 1.0), 2),
     "select_topk": lambda r: round(r.uniform(0.1, 1.0), 2),
@@ -158,8 +156,12 @@ def _draw_one(generator: random.Random, method: str) -> str:
     listed = (
         [*experts, "base"] if with_base else experts
     )  # mergekit adds an unlisted base to `models` only
+    ranges = _cut(generator, _FAMILIES[family])
+    if family == "qwen-":
+        # Its depth must stay: see `stacked-qwen` in deviations.py.
+        ranges = [(0, _FAMILIES[family])]
     pieces = []
-    for first, end in _cut(generator, _FAMILIES[family]):
+    for first, end in ranges:
         sources = [
             source(e, i == 0) if e != "base" else {"model": f"${family}base"}
             for i, e in enumerate(listed)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from paretomerge.errors import ParetoMergeError
 from tests.conformance.compare import (
@@ -49,53 +50,25 @@ def test_we_merge_as_if_it_were_written_out(
         assert differences(folder, answer.out) != []
 
 
-def test_a_density_that_keeps_nothing(ask, ours, checkpoints):
-    row = DEVIATIONS["density-keeps-nothing"]
-    assert row.fails in ask(row.recipe).error
-    merged, base = weights(ours(row.recipe)), weights(checkpoints / "base")
-    assert torch.equal(
-        merged["model.norm.weight"], base["model.norm.weight"]
-    )  # 16 entries
-    kept = merged[UP.format(0)] != base[UP.format(0)]
-    assert kept.sum() == int(0.01 * kept.numel())
-
-
-def test_breadcrumbs_without_outliers(ask, ours, checkpoints):
-    row, name = (
-        DEVIATIONS["breadcrumbs-without-outliers"],
-        "model.norm.weight",
-    )  # 16 entries
-    base, ada = (weights(checkpoints / model)[name] for model in ("base", "ada"))
-    assert torch.equal(weights(ask(row.recipe).out)[name], base)
-    delta = weights(ours(row.recipe))[name] - base
-    largest = (ada - base).abs().topk(12).indices
-    assert torch.equal(delta.nonzero().flatten(), largest.sort().values)
-
-
-def test_sce_that_selects_nothing(ask, ours, checkpoints):
-    row, name = DEVIATIONS["sce-selects-nothing"], "model.norm.weight"
-    assert weights(ask(row.recipe).out)[name].shape == (2, 16)
-    assert torch.equal(
-        weights(ours(row.recipe))[name], weights(checkpoints / "base")[name]
-    )
-
-
 def test_two_layers_of_one_model(ask, ours, checkpoints):
     row = DEVIATIONS["layers-of-one-model"]
-    source, merged, theirs = (
-        weights(checkpoints / "ada"),
-        weights(ours(row.recipe)),
-        weights(ask(row.recipe).out),
-    )
+    assert row.fails in ask(row.recipe).error
+    source, merged = weights(checkpoints / "ada"), weights(ours(row.recipe))
     for i in (0, 1):
-        assert (
-            relative_error(
-                merged[UP.format(i)],
-                (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4,
-            )
-            < 1e-6
-        )
-        assert torch.equal(theirs[UP.format(i)], source[UP.format(i + 2)])
+        expected = (source[UP.format(i)] + 3 * source[UP.format(i + 2)]) / 4
+        assert relative_error(merged[UP.format(i)], expected) < 1e-6
+
+
+def test_a_stack_of_qwen_layers(ask, ours, checkpoints):
+    row = DEVIATIONS["stacked-qwen"]
+    assert row.fails in ask(row.recipe).error
+    folder = ours(row.recipe)
+    merged = weights(folder)
+    layers = [("ada", 0), ("ada", 1), ("bob", 1), ("bob", 2)]
+    for i, (expert, layer) in enumerate(layers):
+        source = weights(checkpoints / f"qwen-{expert}")
+        assert torch.equal(merged[UP.format(i)], source[UP.format(layer)])
+    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 4
 
 
 def test_the_head_of_a_last_slice_with_more_sources(ask, ours, checkpoints):
@@ -103,13 +76,6 @@ def test_the_head_of_a_last_slice_with_more_sources(ask, ours, checkpoints):
     ada, bob = (weights(checkpoints / name)[HEAD] for name in ("ada", "bob"))
     assert torch.equal(weights(ask(row.recipe).out)[HEAD], ada)
     assert relative_error(weights(ours(row.recipe))[HEAD], (ada + 3 * bob) / 4) < 1e-6
-
-
-def test_rows_of_zeros(ask, ours):
-    row = DEVIATIONS["zero-rows"]
-    assert row.fails in ask(row.recipe).error
-    folder = ours(row.recipe)
-    assert not weights(folder)[HEAD][vocabulary(folder)["<|bot|>"]].any()
 
 
 def test_a_new_token_in_the_vocabulary_of_the_base(ask, ours, checkpoints):
@@ -129,14 +95,15 @@ def test_a_new_token_in_the_vocabulary_of_the_base(ask, ours, checkpoints):
 
 def test_a_token_that_no_source_of_the_tensor_has(ask, ours, checkpoints):
     row = DEVIATIONS["token-without-owner"]
-    assert row.fails in ask(row.recipe).error
-    folder = ours(row.recipe)
+    folder, theirs = ours(row.recipe), ask(row.recipe).out
     embedding, owner = (
         weights(f)["model.embed_tokens.weight"]
         for f in (folder, checkpoints / "tokens-ada")
     )
     number = vocabulary(checkpoints / "tokens-ada")["<|bot|>"]
     assert torch.equal(embedding[vocabulary(folder)["<|bot|>"]], owner[number])
+    row_of_theirs = vocabulary(theirs)["<|bot|>"]
+    assert not weights(theirs)["model.embed_tokens.weight"][row_of_theirs].any()
 
 
 def test_the_order_of_a_union(oracle, ours, checkpoints, tmp_path):
@@ -194,18 +161,18 @@ def test_scale_about(ask, ours, checkpoints):
 
 def test_arithmetic_in_bfloat16(ask, ours, checkpoints):
     row = DEVIATIONS["arithmetic"]
-    sources = [
+    base, *sources = [
         weights(checkpoints / f"{name}-bf16")[UP.format(0)].double()
-        for name in ("ada", "bob", "base")
+        for name in ("base", "ada", "bob")
     ]
-    exact = sum(sources) / 3
+    exact = base + 0.3 * sum(source - base for source in sources)
     a, b = (
         weights(folder)[UP.format(0)]
         for folder in (ours(row.recipe), ask(row.recipe).out)
     )
     # float32 may lie on the other side of a tie: then, and only then, the last bit differs
     assert (a == exact.to(torch.bfloat16)).double().mean() > 0.99
-    assert (b.double() - exact).abs().mean() > 1.3 * (a.double() - exact).abs().mean()
+    assert (b.double() - exact).abs().mean() > 1.1 * (a.double() - exact).abs().mean()
 
 
 def test_a_mask_has_an_address(ask, ours):

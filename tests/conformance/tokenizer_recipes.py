@@ -43,6 +43,10 @@ TOKENIZERS = {
     + f'tokenizer: {{source: union, tokens: {{"<|bot|>": {{source: {{kind: model_token, model: {_SHUFFLED}, token_id: 5}}}}}}}}',
     "tokens-new": _DELTAS.format(_MORE, _SHUFFLED)
     + 'tokenizer: {source: union, tokens: {"<|new|>": {source: {kind: model_token, model: $base, token: "q"}, force: true}}}',
+    "tokens-zero": _DELTAS.format(_MORE, _SHUFFLED)
+    + 'tokenizer: {source: union, tokens: {"<|bot|>": {source: {kind: zero}, force: true}}}',
+    "tokens-zero-for-those-without": _LINEAR.format(_MORE, "$ada")
+    + 'tokenizer: {source: union, tokens: {"<|bot|>": {source: {kind: zero}}}}',
     "tokens-ties": """
         merge_method: ties
         base_model: $base

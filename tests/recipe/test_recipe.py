@@ -67,10 +67,19 @@ def test_slices_survive_a_round_trip():
         ),
         ([{"filter": "mlp", "value": 1}, {"filter": "*", "value": 9}], "norm", 0.5, 9),
         ([{"filter": "mlp", "value": 1}], "norm", 0.5, None),
+        ({"filter": "mlp", "value": [0, 2]}, "layers.0.mlp.w", 0.5, 1.0),
+        ({"filter": "mlp", "value": 1}, "norm", 0.5, None),
+        ([True, False], "x", 0.9, True),
+        ([True, False], "x", 1.0, False),
+        (["a", "b", "c"], "x", 0.5, "b"),
     ],
 )
 def test_resolve(setting, name, t, expected):
     assert evaluate_setting(setting, name, t) == expected
+
+
+def test_scalars_are_read_before_they_are_interpolated():
+    assert evaluate_setting(["1e-1", 0.3], "x", 0.5, read=float) == pytest.approx(0.2)
 
 
 def test_a_level_where_no_filter_matches_falls_through():

@@ -39,33 +39,37 @@ _MIN_NORM = 1e-7  # no delta is rescaled by the ratio of a smaller norm
 def top_magnitudes(inputs: Inputs) -> list[Sparsifier]:
     """Keep the floor(d n) entries of largest magnitude, of equal ones the first.
 
-    Yadav et al. 2023 (TIES), sec. 3, "trim". d is the source's `density`.
+    At least one entry is kept unless d is 0, as mergekit does: a norm or a bias may be smaller
+    than 1 / d. Yadav et al. 2023 (TIES), sec. 3, "trim". d is the source's `density`.
     """
-    return _by_magnitude(inputs, [0] * inputs.n_sources)
+    n = inputs.numel
+    ranges: list[RankRange] = []
+    for density in inputs.per_source("density"):
+        least = 1 if density > 0 else 0
+        count = max(least, int(density * n))
+        ranges.append((0, count))
+    return _keep_ranks(inputs, ranges)
 
 
 def without_outliers(inputs: Inputs) -> list[Sparsifier]:
     """Drop the floor(gamma n) entries of largest magnitude and keep the floor(d n) after them.
 
-    Davari and Belilovsky 2024 (Model Breadcrumbs), sec. 3.
-    """
-    n = inputs.numel
-    outliers = [int(gamma * n) for gamma in inputs.per_source("gamma")]
-    return _by_magnitude(inputs, outliers)
-
-
-def _by_magnitude(inputs: Inputs, outliers: Sequence[int]) -> list[Sparsifier]:
-    """Drop each source's `outliers` largest entries, keep the floor(d n) after them, and rescale.
-
-    The density comes first: where both do not fit, fewer outliers are dropped.
+    The density comes first: where both do not fit, fewer outliers are dropped. Davari and
+    Belilovsky 2024 (Model Breadcrumbs), sec. 3. gamma is the source's `gamma`, d its `density`.
     """
     n = inputs.numel
     ranges: list[RankRange] = []
     densities = inputs.per_source("density")
-    for density, top in zip(densities, outliers, strict=True):
+    gammas = inputs.per_source("gamma")
+    for density, gamma in zip(densities, gammas, strict=True):
         count = int(density * n)
-        first = min(top, n - count)
+        first = min(int(gamma * n), n - count)
         ranges.append((first, first + count))
+    return _keep_ranks(inputs, ranges)
+
+
+def _keep_ranks(inputs: Inputs, ranges: Sequence[RankRange]) -> list[Sparsifier]:
+    """Keep each source's entries whose rank by magnitude is in its range, and rescale."""
     thresholds = _thresholds(inputs, ranges)
     sparsifiers: list[Sparsifier] = []
     for i, (first, end) in enumerate(ranges):

@@ -97,9 +97,8 @@ def evaluate_source_parameters(
         # A value that no level has is missing for all tensors: one error, not one per tensor.
         is_set = any(parameter.name in level for level in levels)
         where = f"{model}: {tensor}" if is_set else model
-        value = find_value(levels, parameter.name, tensor, depth)
-        checked = _check_value(parameter, value, where)
-        parameters[parameter.name] = checked
+        value = _evaluate(parameter, levels, tensor, depth, where)
+        parameters[parameter.name] = value
     return parameters
 
 
@@ -128,10 +127,26 @@ def evaluate_options(
     options = {}
     for parameter in method.parameters:
         if not parameter.per_source:
-            value = find_value(levels, parameter.name, tensor, depth)
-            checked = _check_value(parameter, value, tensor)
-            options[parameter.name] = checked
+            value = _evaluate(parameter, levels, tensor, depth, where=tensor)
+            options[parameter.name] = value
     return options
+
+
+def _evaluate(
+    parameter: Parameter,
+    levels: _Levels,
+    tensor: str,
+    depth: float,
+    where: str,
+) -> ParamValue:
+    """The value of one parameter for one tensor."""
+
+    def read(scalar: object) -> ParamValue:
+        return _check_value(parameter, scalar, where)
+
+    value = find_value(levels, parameter.name, tensor, depth, read)
+    # Once more: the value may be missing, or lie between two whole numbers of a gradient.
+    return _check_value(parameter, value, where)
 
 
 def _levels(recipe: Recipe) -> Iterator[_Level]:

@@ -1,4 +1,4 @@
-"""Worked numbers of mergekit 0.1.4 in float32: methods on deltas, and those that choose entries."""
+"""Worked numbers of mergekit in float32: methods on deltas, and those that choose entries."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Worked numbers of mergekit 0.1.4 in float32.
+"""Worked numbers of mergekit in float32.
 
 Linear, slerp, nuslerp, multislerp, karcher, model_stock, passthrough.
 """
