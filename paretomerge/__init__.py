@@ -17,6 +17,7 @@ A name is loaded when it is first used: torch and botorch take seconds to import
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 # For type checkers and editors only: they do not run `__getattr__`.
@@ -123,12 +124,25 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'paretomerge' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
+    home = _import_home(_HOMES[name])
     original_name = _ORIGINAL_NAMES.get(name, name)
     value: object = getattr(home, original_name)
     # Stored, so that the next use of the name does not come here again.
     globals()[name] = value
     return value
+
+
+def _import_home(module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        # Only now: it takes a moment to import.
+        from paretomerge.errors import missing_search_library
+
+        cure = missing_search_library(error)
+        if cure is None:
+            raise
+        raise ImportError(cure) from error
 
 
 def __dir__() -> list[str]:

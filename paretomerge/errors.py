@@ -13,9 +13,11 @@ one, so that a user sees all of them at once.
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
 
 
 class ParetoMergeError(Exception):
@@ -153,3 +155,24 @@ def _alternatives(names: list[str]) -> str:
 def shorten(value: object) -> str:
     """Return the `repr` of any value, cut to a length that fits into a message."""
     return reprlib.repr(value)
+
+
+def missing_search_library(error: ModuleNotFoundError) -> str | None:
+    """Explain the import error of an installation that only merges.
+
+    Args:
+        error: An import of a library failed.
+
+    Returns:
+        What to install; None if the library is not one of those of a search.
+    """
+    library = (error.name or "").partition(".")[0]
+    for requirement in requires("paretomerge") or ():
+        name = re.match(r"\w+", requirement)
+        is_of_search = requirement.endswith('extra == "search"')
+        if is_of_search and name and name.group() == library:
+            return (
+                f"{library} is not installed. Studies need more libraries than merges do: "
+                "pip install 'paretomerge[search]'"
+            )
+    return None

@@ -100,3 +100,72 @@ def test_python_m_runs_the_command_line(module):
         check=True,
     )
     assert "quickstart" in done.stdout
+
+
+# Makes the libraries of a search look as if they were not installed, then runs a command.
+WITHOUT_SEARCH = """
+import re, sys
+from importlib.metadata import requires
+
+names = [r for r in requires("paretomerge") if r.endswith('extra == "search"')]
+hidden = {re.match(r"\\w+", name).group() for name in names}
+assert {"lm_eval", "botorch", "optuna"} <= hidden
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hide())
+"""
+COMMAND = WITHOUT_SEARCH + "from paretomerge.cli.main import main\nsys.exit(main())\n"
+MODELS = REPOSITORY / "paretomerge" / "examples" / "specialists" / "models"
+RECIPE = f"""
+merge_method: ties
+base_model: {MODELS}/base
+models:
+  - {{model: {MODELS}/order, parameters: {{weight: 0.5, density: 0.4}}}}
+  - {{model: {MODELS}/mirror, parameters: {{weight: 0.5, density: 0.4}}}}
+tokenizer_source: union
+chat_template: chatml
+"""
+
+
+def run_without_search(*arguments, folder, code=COMMAND):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "recipe.yml"),
+        ("merge", "recipe.yml", "out"),
+        ("methods",),
+        ("kinship", str(MODELS / "base"), str(MODELS / "order")),
+        ("--version",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_merging_needs_no_library_of_the_search(arguments, tmp_path):
+    (tmp_path / "recipe.yml").write_text(RECIPE)
+    done = run_without_search(*arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").is_dir() == (arguments[0] == "merge")
+
+
+def test_a_search_without_its_libraries_says_what_to_install(tmp_path):
+    done = run_without_search("quickstart", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("pip install 'paretomerge[search]'\n")
+    assert done.stderr.count("\n") == 1
+    code = WITHOUT_SEARCH + "import paretomerge as pm; print(pm.merge); pm.Study"
+    done = run_without_search(folder=tmp_path, code=code)
+    assert "function merge" in done.stdout
+    last_line = done.stderr.splitlines()[-1]
+    assert last_line.startswith("ImportError: ")
+    assert last_line.endswith("pip install 'paretomerge[search]'")

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paretomerge.cli import session
-from paretomerge.errors import ConfigError, ParetoMergeError
+from paretomerge.errors import (
+    ConfigError,
+    ParetoMergeError,
+    missing_search_library,
+)
 
 if TYPE_CHECKING:
     from paretomerge.study.study import Study
@@ -510,6 +514,12 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        cure = missing_search_library(error)
+        if cure is None or "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {cure}\n")
         sys.exit(1)
 
 
