@@ -58,6 +58,11 @@ def save_pico(
     model = LlamaForCausalLM(pico_config(layers, width))
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    save_tokenizer(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of single letters."""
     tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
     tokenizer = Tokenizer(
         models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")

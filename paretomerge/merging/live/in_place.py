@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paretomerge.errors import RecipeError
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
+from paretomerge.merging.live.loaded_tensors import LoadedTensors, StagedTensors
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
-from paretomerge.merging.live.names import names_in_model
-from paretomerge.merging.live.quiet import without_progress_bars
+from paretomerge.merging.live.model_class import load_model
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe
@@ -42,7 +43,7 @@ class ResidentModel:
         dtype: str | None = None,
         device: str = "cpu",
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         opened = open_weights((base, *sources))
         self.checkpoints: dict[str, CachedWeights] = {}
@@ -53,22 +54,19 @@ class ResidentModel:
         self.device = device
         template = self.checkpoints[base]
         self.dtype = dtype or template.dtype
-        torch_dtype = getattr(torch, self.dtype)
-        with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                template.folder, dtype=torch_dtype
-            )
+        model = load_model(template.folder, getattr(torch, self.dtype))
         self.model: PreTrainedModel = model.to(device).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             template.folder
         )
-        state = self.model.state_dict(keep_vars=False)
-        names = names_in_model(self.model, template.headers)
-        # The model's own tensors: what is written here is what the model computes with.
-        self._tensors: dict[str, torch.Tensor] = {}
-        for name, name_in_model in names.items():
-            self._tensors[name] = state[name_in_model]
+        self._tensors = LoadedTensors(self.model, template.headers)
         self._check_untied()
+        # A base may be a model with an adapter, which transformers has not loaded.
+        plain = Checkpoint(str(template.folder))
+        try:
+            LoadedTensors(self.model, plain.headers).check_loaded(plain.tensor)
+        except CheckpointError as error:
+            raise CheckpointError(f"{base}: {error}") from error
         self._max_distance: float | None = None
 
     def load(self, recipe: Recipe) -> LoadedMerge:
@@ -94,13 +92,19 @@ class ResidentModel:
         names = [job.name for job in plan.jobs]
         distances = dict.fromkeys(names, 0.0)
 
+        staged = StagedTensors(self._tensors)
+
         def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            flat = self._tensors[job.name].view(-1)
-            end = start + block.numel()
-            out = flat[start:end]
-            merged = cast_block(plan, job, block, out)
+            is_staged = self._tensors.conversion(job.name) is not None
+            out = None
+            if job.name not in self._tensors.unused:
+                flat = self._memory(job, staged)
+                out = flat[start : start + block.numel()]
+            merged = cast_block(plan, job, block, out).reshape(-1)
             distance = self._distance(merged, job.name, start)
             distances[job.name] += distance
+            if is_staged:
+                staged.written(job, block.numel())
 
         run(plan, write, device=self.device)
         total = sum(distances.values())
@@ -115,13 +119,21 @@ class ResidentModel:
             raise RecipeError(
                 f"The recipe gives {layers} layers, but the base has {depth}; {_WRITE_IT_OUT}"
             )
+        headers = self.checkpoints[self.base].headers
         for job in plan.jobs:
-            tensor = self._tensors.get(job.name)
-            if tensor is None or tensor.shape != job.shape:
+            header = headers.get(job.name)
+            if header is None or tuple(header.shape) != tuple(job.shape):
                 shape = list(job.shape)
                 raise RecipeError(
                     f"{job.name}: the base has no such tensor of shape {shape}; {_WRITE_IT_OUT}"
                 )
+        left_out = self._tensors.not_written(job.name for job in plan.jobs)
+        if left_out:
+            # It would keep the values of an earlier merge.
+            raise RecipeError(
+                f"{left_out[0]}: the recipe gives no such tensor, but the base has one; "
+                f"{_WRITE_IT_OUT}"
+            )
         # A tied head is the embedding's memory, so it cannot hold other values.
         if plan.untied:
             raise RecipeError(
@@ -131,16 +143,25 @@ class ResidentModel:
 
     def _check_untied(self) -> None:
         """Raise RecipeError if the base needs two tensors where the loaded model has one."""
-        for name in self.checkpoints[self.base].architecture.separated:
-            for other, tensor in self._tensors.items():
-                if (
-                    other != name
-                    and tensor.data_ptr() == self._tensors[name].data_ptr()
-                ):
+        template = self.checkpoints[self.base]
+        for name in template.architecture.separated:
+            tensor = self._tensors.find(name)
+            for other_name in template.headers:
+                other = self._tensors.find(other_name)
+                if tensor is None or other is None or other_name == name:
+                    continue
+                if other.data_ptr() == tensor.data_ptr():
                     raise RecipeError(
-                        f"{self.base}: {name} differs from {other}, but the loaded model ties "
-                        f"them; {_WRITE_IT_OUT}"
+                        f"{self.base}: {name} differs from {other_name}, but the loaded model "
+                        f"ties them; {_WRITE_IT_OUT}"
                     )
+
+    def _memory(self, job: TensorJob, staged: StagedTensors) -> torch.Tensor:
+        """Flat memory for a merged tensor: the model's own, or that of tensors that wait."""
+        tensor = self._tensors.find(job.name)
+        if tensor is None:
+            return staged.memory(job, self.device)
+        return tensor.view(-1)
 
     @property
     def max_distance(self) -> float:
