@@ -144,6 +144,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
         d_ff=24,
         num_layers=3,
         num_heads=2,
+        decoder_start_token_id=0,
     ),
     "bart": _build(
         "Bart",

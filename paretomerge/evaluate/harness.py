@@ -25,6 +25,7 @@ from paretomerge.evaluate.evaluator import (
     Split,
 )
 from paretomerge.evaluate.examples import Examples, GroupExamples
+from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
@@ -107,6 +108,12 @@ class HarnessEvaluator:
         for examples in self.examples("search").values():
             contents.update(examples.content_digests)
         return frozenset(contents)
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind can do tasks; see `Evaluator`."""
+        # Another backend knows itself what it can load.
+        if self._backend is None:
+            kind.check_writes_text(", ".join(self.tasks))
 
     def directions(self) -> dict[str, bool]:
         """Name of the score -> whether higher is better, as the tasks declare it."""

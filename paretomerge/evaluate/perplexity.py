@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
+from paretomerge.evaluate.model_kind import ModelKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +58,10 @@ class PerplexityEvaluator:
         self._windows: dict[Split, list[_Window]] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._batcher: AdaptiveBatcher | None = None
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have this score; see `Evaluator`."""
+        kind.check_is_decoder(self.name)
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""

@@ -21,8 +21,10 @@ from paretomerge.errors import (
     StudyError,
 )
 from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
+from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
+from paretomerge.merging.live.model_class import model_class, read_config
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Weights
@@ -217,16 +219,22 @@ class Search:
         """Check the device, and that the models can be merged, from their headers alone.
 
         Raises:
-            ParetoMergeError: The device is not there, or models are missing, cannot be read, or do
-                not belong together.
+            ParetoMergeError: The device is not there, models are missing, cannot be read, or do
+                not belong together, or they lack a score.
         """
         errors = ErrorCollector()
         with errors.collect():
             usable_device(self.placement.device)
+        models = (self.space.base, *self.space.sources.values())
         weights: Mapping[str, Weights] = {}
         with errors.collect():
-            models = (self.space.base, *self.space.sources.values())
             weights = open_weights(models, download=False)
+        if weights:
+            with errors.collect():
+                # Routes are loaded as the first source is.
+                template = models[1] if self.space.routed else self.space.base
+                kind = _model_kind(weights[template].folder)
+                self.goals.check_model_kind(kind)
         # Every baseline is planned as the merge would plan it, so the check and the merge agree.
         baselines = self.space.baselines().values() if weights else ()
         for params in baselines:
@@ -397,6 +405,12 @@ class Search:
         digests = " ".join(digest(model) for model in models)
         weights_digest = hashlib.sha256(digests.encode())
         return weights_digest.hexdigest()[:16]
+
+
+def _model_kind(folder: Path) -> ModelKind:
+    """The class that the model of a folder is loaded as."""
+    config = read_config(folder)
+    return ModelKind.of(model_class(config), config)
 
 
 def _default_identity(

@@ -117,7 +117,7 @@ class ResidentLM(ReplaceableHFLM):
 
     def _generates_itself(self, settings: Sequence[GenerationSettings]) -> bool:
         """Whether `GreedyGenerator` can do it; transformers does sampling, beams and penalties."""
-        if self.think_end_token is not None:
+        if self.think_end_token is not None or self.backend == "seq2seq":
             return False
         if not all(is_plain_greedy(self.model, setting) for setting in settings):
             return False

@@ -12,7 +12,7 @@ from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.loaded_tensors import LoadedTensors, StagedTensors
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
-from paretomerge.merging.live.model_class import load_model
+from paretomerge.merging.live.model_class import load_model, load_tokenizer
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.recipe import Recipe
@@ -43,8 +43,6 @@ class ResidentModel:
         dtype: str | None = None,
         device: str = "cpu",
     ) -> None:
-        from transformers import AutoTokenizer
-
         opened = open_weights((base, *sources))
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
@@ -56,9 +54,7 @@ class ResidentModel:
         self.dtype = dtype or template.dtype
         model = load_model(template.folder, getattr(torch, self.dtype))
         self.model: PreTrainedModel = model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            template.folder
-        )
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(template.folder)
         self._tensors = LoadedTensors(self.model, template.headers)
         self._check_untied()
         # A base may be a model with an adapter, which transformers has not loaded.

@@ -9,7 +9,11 @@ from paretomerge.merging.live.quiet import without_progress_bars
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 # In the order in which they are asked where a config names no class.
 _AUTO_CLASSES = (
@@ -33,7 +37,7 @@ def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
     Raises:
         CheckpointError: If transformers cannot load it, or has no class for it.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     # Left over from an earlier state of the weights; only full-precision weights can be merged.
     # With it, transformers would ask for the quantiser, or quantise what it loads.
     for part in (config, config.get_text_config()):
@@ -52,6 +56,54 @@ def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
             f"{folder}: transformers cannot load it as {chosen.__name__}: {cause}"
         ) from error
     return model
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """Read a model's config as transformers does.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The config.
+
+    Raises:
+        CheckpointError: If transformers does not know such a model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # config classes raise exceptions of any class
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: transformers cannot read config.json: {cause}"
+        ) from error
+    return config
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: If the folder has none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raise exceptions of any class
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: transformers cannot load a tokenizer, which every search needs: {cause}"
+        ) from error
+    return tokenizer
 
 
 def model_class(config: "PretrainedConfig") -> "type[PreTrainedModel]":
@@ -106,16 +158,3 @@ def empty_model(content: ReadOnlyJson) -> "PreTrainedModel":
         model: PreTrainedModel = chosen._from_config(config)
     model.tie_weights()
     return model
-
-
-def _read_config(folder: Path) -> "PretrainedConfig":
-    from transformers import AutoConfig
-
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # config classes raise exceptions of any class
-        cause = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"{folder}: transformers cannot read config.json: {cause}"
-        ) from error
-    return config

@@ -22,7 +22,7 @@ from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
-from paretomerge.merging.live.model_class import empty_model
+from paretomerge.merging.live.model_class import empty_model, load_tokenizer
 from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import (
@@ -97,10 +97,7 @@ class RoutedModel:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the first source."""
-        from transformers import AutoTokenizer
-
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
-        return tokenizer
+        return load_tokenizer(self._folder)
 
     def load(self, recipe: Recipe) -> LoadedMerge:
         """Load the layers of a route.
