@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     import lm_eval.tasks  # noqa: F401
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -61,18 +61,21 @@ def save_pico(
     save_tokenizer(folder)
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of single letters."""
+def save_tokenizer(folder: Path, adds_bos: bool = False) -> None:
+    """A tokenizer of single letters; if it adds one, `~` begins a sequence."""
     tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
     tokenizer = Tokenizer(
         models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    special = {"pad_token": "<pad>", "eos_token": "."}
+    if adds_bos:
+        special["bos_token"] = "~"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="~ $A", special_tokens=[("~", tokens.index("~"))]
+        )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token=".",
-        padding_side="left",
+        tokenizer_object=tokenizer, padding_side="left", **special
     ).save_pretrained(folder)
 
 

@@ -354,6 +354,8 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "fewshot_as_multiturn",
         "system_instruction",
         "gen_kwargs",
+        "think_end_token",
+        "add_bos_token",
     )
     config: dict[str, Any] = {}
     for key in keys:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from paretomerge.arguments import path as read_path
 from paretomerge.config.overrides import with_overrides
@@ -129,6 +135,8 @@ class EvaluateConfig(Section):
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     gen_kwargs: dict[str, Any] | None = None
+    think_end_token: str | StrictInt | None = None
+    add_bos_token: bool | None = None
 
     @field_validator("race", mode="before")
     @classmethod

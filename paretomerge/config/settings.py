@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.arguments import (
     Reader,
+    as_integer,
     describe,
     flag,
     instance_of,
@@ -99,6 +100,10 @@ class Evaluation:
         fewshot_as_multiturn: Make examples turns of the chat. By default with a chat template.
         system_instruction: The chat's system message, or text before each question.
         gen_kwargs: Settings of generation, such as `{"max_gen_toks": 64}`.
+        think_end_token: Where a model's thoughts end, such as `</think>`. Only what it writes
+            behind it is its answer. A text, or the number of a token.
+        add_bos_token: Whether prompts begin with the token that begins a sequence. By default as
+            the base's tokenizer does it.
 
     Raises:
         ConfigError: Two settings exclude each other, a number is out of range, or an argument has
@@ -123,6 +128,8 @@ class Evaluation:
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     gen_kwargs: Mapping[str, Any] | None = None
+    think_end_token: str | int | None = None
+    add_bos_token: bool | None = None
 
     def __post_init__(self) -> None:
         read_fields(self, _EVALUATION_READERS, "evaluate.")
@@ -448,6 +455,18 @@ def _setting(name: str, value: object) -> object:
     return plain_data(value)
 
 
+def _token(name: str, value: object) -> str | int:
+    number = as_integer(value)
+    if number is not None and number >= 0:
+        return number
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(
+        f"{name}: expected a text such as '</think>', or the number of a token, got "
+        f"{describe(value)}"
+    )
+
+
 def _sampler(name: str, value: object) -> SamplerSetting:
     if isinstance(value, BaseSampler):
         return value
@@ -538,6 +557,8 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     "fewshot_as_multiturn": optional(flag),
     "system_instruction": optional(word),
     "gen_kwargs": optional(mapping_of(_setting, "{'temperature': 0.7}")),
+    "think_end_token": optional(_token),
+    "add_bos_token": optional(flag),
 }
 _SECOND_LEVEL_READERS: Mapping[str, Reader] = {
     "routes": instance_of(RouteSpace, "RouteSpace(...)"),

@@ -18,7 +18,7 @@ from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, load_config, message_of
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
 from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.evaluate.backend import Backend
+from paretomerge.evaluate.backend import Backend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     CombinedEvaluator,
     Evaluator,
@@ -243,6 +243,7 @@ class _Builder:
         if not tasks:
             return None
         evaluation = self.settings.evaluation
+        options = ModelOptions(evaluation.think_end_token, evaluation.add_bos_token)
         folder = self.settings.root
         data_root = folder
         if evaluation.data_root:
@@ -268,7 +269,8 @@ class _Builder:
             batch_size=evaluation.batch_size,
             search_evaluator=beside,
             cache=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
-            backend=_backend(evaluation.backend),
+            backend=_backend(evaluation.backend, options),
+            options=options,
         )
 
     def evaluator(self, harness: HarnessEvaluator | None) -> Evaluator:
@@ -276,7 +278,7 @@ class _Builder:
         parts: list[Evaluator] = [harness] if harness else []
         for measure in self.settings.measures:
             if not isinstance(measure, Task):
-                parts.append(_evaluator_of(measure, self.settings.root))
+                parts.append(_evaluator_of(measure, self.settings))
         return CombinedEvaluator(tuple(parts))
 
     def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
@@ -448,7 +450,8 @@ class _Builder:
         return ""
 
 
-def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
+def _evaluator_of(measure: Measure, settings: StudySettings) -> Evaluator:
+    folder = settings.root
     match measure:
         case Function():
             if callable(measure.function):
@@ -456,7 +459,10 @@ def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
             return FunctionEvaluator.load(measure.name, measure.function, folder)
         case Perplexity():
             return PerplexityEvaluator(
-                measure.name, folder / measure.path, measure.metric
+                measure.name,
+                folder / measure.path,
+                measure.metric,
+                settings.evaluation.add_bos_token,
             )
         case Judge():
             return JudgeEvaluator(
@@ -477,14 +483,16 @@ def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
             raise TypeError(f"{measure!r} has no evaluator")
 
 
-def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
+def _backend(
+    setting: str | Mapping[str, Any] | None, options: ModelOptions
+) -> Backend | None:
     if not setting:
         return None
     if isinstance(setting, str):
-        return Backend(setting)
+        return Backend(setting, options.arguments)
     arguments = dict(setting)
     name = arguments.pop("name")
-    return Backend(name, arguments)
+    return Backend(name, options.arguments | arguments)
 
 
 def _check_names(sampler: BaseSampler, space: SearchSpace) -> None:

@@ -14,7 +14,9 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
+from transformers import AutoTokenizer
 
+from paretomerge.evaluate.backend import DEFAULT_OPTIONS, ModelOptions
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
@@ -44,6 +46,10 @@ class ResidentLM(ReplaceableHFLM):
         model: The model; `set_model` replaces it.
         tokenizer: Its tokenizer.
         batch_size: Rows of a forward pass.
+        options: How text goes into the model and comes out of it.
+
+    Attributes:
+        given_tokenizer: The tokenizer that was given. The options may need another one.
     """
 
     def __init__(
@@ -51,8 +57,20 @@ class ResidentLM(ReplaceableHFLM):
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         batch_size: int,
+        options: ModelOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.given_tokenizer = tokenizer
+        if options.add_bos_token is not None:
+            # As the harness does it: not every tokenizer can change its mind later.
+            tokenizer = AutoTokenizer.from_pretrained(
+                tokenizer.name_or_path, add_bos_token=options.add_bos_token
+            )
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            **options.arguments,
+        )
         self._batcher = AdaptiveBatcher(batch_size)
         self._encoded: dict[EncodingKey, list[int]] = {}
 
