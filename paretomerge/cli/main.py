@@ -173,12 +173,13 @@ def search(
             help="Set a key of the file, such as evaluate.batch_size=32; may be given again.",
         ),
     ] = None,
+    allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
     A search that was interrupted continues.
     """
-    study = session.open_study(study_yaml, override)
+    study = session.open_study(study_yaml, override, allow_mismatch)
     session.search(study, trials, quiet or as_json)
     if as_json:
         _print_front(study)
@@ -389,6 +390,7 @@ def kinship(
 
         study = session.open_study(Path(base))
         pool = study_pool(study.settings)
+        allow_mismatch = allow_mismatch or pool.allow_mismatch
         base = pool.base
         sources = dict(pool.sources)
     if not sources:

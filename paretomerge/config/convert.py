@@ -99,6 +99,9 @@ def settings_of(
         storage_url=config.storage,
         study_name=config.study_name,
         dtype=config.dtype,
+        tokenizer_source=config.tokenizer_source,
+        chat_template=config.chat_template,
+        allow_mismatch=config.allow_mismatch,
         device=config.device,
         threads=config.threads,
     )
@@ -149,6 +152,9 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "storage": settings.storage_url,
         "study_name": settings.study_name,
         "dtype": settings.dtype,
+        "tokenizer_source": settings.tokenizer_source,
+        "chat_template": settings.chat_template,
+        "allow_mismatch": settings.allow_mismatch,
         "device": settings.device,
         "threads": settings.threads or 1,
     }

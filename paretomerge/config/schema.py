@@ -184,6 +184,9 @@ class StudyConfig(Section):
     storage: str | None = None
     study_name: str = Field(default=DEFAULT_STUDY_NAME, min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer_source: str | None = Field(default=None, min_length=1)
+    chat_template: str | None = Field(default=None, min_length=1)
+    allow_mismatch: bool = False
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
 

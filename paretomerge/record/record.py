@@ -26,6 +26,7 @@ from paretomerge.search.observations import STDERR
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
 # because Optuna refuses to change a finished trial.
 _HELD_OUT = "held_out"
+_ALLOW_MISMATCH = "allow_mismatch"
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,14 @@ class Record:
         if self.note(key) != value:
             with self.storage.readable_errors():
                 self._study.set_user_attr(key, value)
+
+    def allow_mismatch(self) -> None:
+        """Note that the study merges models that may not belong together."""
+        self.set_note(_ALLOW_MISMATCH, True)
+
+    def allows_mismatch(self) -> bool:
+        """Whether the study merges models that may not belong together."""
+        return bool(self.note(_ALLOW_MISMATCH))
 
     def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
         """Write held-out scores of a trial.

@@ -82,6 +82,10 @@ class Study:
         study_name: The study's name in that storage.
         dtype: The dtype that merges are scored and written in: `float32`, `float16` or
             `bfloat16`. By default the base's.
+        tokenizer_source: The vocabulary of merges: `union`, `base`, or one of the models. By
+            default the base's, and models with another one are refused.
+        chat_template: The chat template of merges: a template, its name, or `auto`.
+        allow_mismatch: Merge models that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -122,6 +126,9 @@ class Study:
         storage: str | Path | None = None,
         study_name: str = DEFAULT_STUDY_NAME,
         dtype: str | None = None,
+        tokenizer_source: str | Path | None = None,
+        chat_template: str | None = None,
+        allow_mismatch: bool = False,
         device: str = "cpu",
     ) -> None:
         # Unconverted: the settings check and convert what they are given.
@@ -144,6 +151,9 @@ class Study:
             "storage_url": storage,
             "study_name": study_name,
             "dtype": dtype,
+            "tokenizer_source": tokenizer_source,
+            "chat_template": chat_template,
+            "allow_mismatch": allow_mismatch,
             "device": device,
         }
         self.settings = StudySettings(**arguments)
@@ -232,9 +242,13 @@ class Study:
         Raises:
             ParetoMergeError: Something is missing or does not fit.
         """
+        if "_search" not in self.__dict__:
+            from paretomerge.study.build import build_search
+
+            # With the models, so that their errors are reported with all others.
+            self.__dict__["_search"] = build_search(self.settings, with_models=True)
         search = self._search
-        search.check_models()
-        notes = [*search.space.notes, *search.warm_start.notes]
+        notes = [*search.check_models(), *search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
         return notes
@@ -452,7 +466,10 @@ class Study:
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
-        return write_pick(results, chosen, out, picked_by, overwrite)
+        allow_mismatch = (
+            self.settings.allow_mismatch or self._record().allows_mismatch()
+        )
+        return write_pick(results, chosen, out, picked_by, overwrite, allow_mismatch)
 
     def evaluate(
         self, model: str | Path | Trial | int, split: Split = "held_out"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paretomerge.checkpoint.operand import read_tensor
 from paretomerge.errors import RecipeError
 from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.engine import run
@@ -12,8 +13,12 @@ from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.live.quiet import without_progress_bars
+from paretomerge.merging.live.result_tokenizer import (
+    load_result_tokenizer,
+    resize_to_vocabulary,
+)
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Plan, TensorJob
+from paretomerge.merging.plan.plan import Plan, TensorJob, TensorRef
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +38,7 @@ class ResidentModel:
         dtype: The dtype of the loaded weights; by default the base's, so that scores equal those of
             the written checkpoint.
         device: cpu, cuda or cuda:N.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class ResidentModel:
         sources: Sequence[str],
         dtype: str | None = None,
         device: str = "cpu",
+        allow_mismatch: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,14 +69,48 @@ class ResidentModel:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             template.folder
         )
-        state = self.model.state_dict(keep_vars=False)
-        names = names_in_model(self.model, template.headers)
+        self.allow_mismatch = allow_mismatch
         # The model's own tensors: what is written here is what the model computes with.
-        self._tensors: dict[str, torch.Tensor] = {}
-        for name, name_in_model in names.items():
-            self._tensors[name] = state[name_in_model]
+        self._tensors = self._own_tensors()
         self._check_untied()
         self._max_distance: float | None = None
+        self._tokenizer_key: tuple[object, ...] = (None, None, None)
+        # A plan with the merged vocabulary, and the tensors that were brought into it.
+        self._resized: Plan | None = None
+        self._resized_tensors: dict[TensorRef, torch.Tensor] = {}
+
+    def use_tokenizer_of(self, recipe: Recipe) -> None:
+        """Give the model the vocabulary, the tokenizer and the chat template of a recipe.
+
+        `load` does the same. Recipes with the same tokenizer share it.
+
+        Args:
+            recipe: A recipe with the base's architecture.
+        """
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
+
+    def _use_tokenizer(self, plan: Plan) -> None:
+        recipe = plan.recipe
+        key = (recipe.tokenizer_source, recipe.tokenizer, recipe.chat_template)
+        if key == self._tokenizer_key:
+            return
+        self.tokenizer = load_result_tokenizer(plan)
+        resize_to_vocabulary(self.model, plan)
+        self._tensors = self._own_tensors()
+        self._resized = plan if plan.vocabulary else None
+        self._resized_tensors.clear()
+        self._max_distance = None
+        self._tokenizer_key = key
+
+    def _own_tensors(self) -> dict[str, torch.Tensor]:
+        """Name in the base's checkpoint -> tensor of the loaded model."""
+        state = self.model.state_dict(keep_vars=False)
+        names = names_in_model(self.model, self.checkpoints[self.base].headers)
+        tensors = {}
+        for name, name_in_model in names.items():
+            tensors[name] = state[name_in_model]
+        return tensors
 
     def load(self, recipe: Recipe) -> LoadedMerge:
         """Overwrite every weight by the recipe's.
@@ -88,7 +129,8 @@ class ResidentModel:
             RecipeError: If the result would have other tensors than the base.
             CheckpointError: If the recipe does not fit its models.
         """
-        plan = make_plan(recipe, self.checkpoints)
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
         self._check_same_tensors(plan)
         # One sum per tensor, so that its order does not depend on the order of the threads.
         names = [job.name for job in plan.jobs]
@@ -193,4 +235,16 @@ class ResidentModel:
         return total
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:
-        return self.checkpoints[model].operand(name).tensor
+        """A model's tensor, in the merged vocabulary where there is one."""
+        operand = self.checkpoints[model].operand(name)
+        if self._resized is None:
+            return operand.tensor
+        architecture = self.checkpoints[model].architecture
+        if architecture.vocabulary_axis(name, operand.shape) is None:
+            return operand.tensor
+        ref = TensorRef(model, name)
+        if ref not in self._resized_tensors:
+            dtype = getattr(torch, operand.dtype)
+            resized = read_tensor(self._resized.operand(ref))
+            self._resized_tensors[ref] = resized.to(self.device, dtype)
+        return self._resized_tensors[ref]
