@@ -78,6 +78,11 @@ class JudgeEvaluator:
         """
         return Endpoint(self.base_url, self.model)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of search examples and of held-out examples."""
+        return len(self._examples["search"]), len(self._examples["held_out"])
+
     def evaluate(self, live: Candidate, split: Split) -> Scores:
         """Let the model answer the prompts of a split and the judge grade the answers.
 

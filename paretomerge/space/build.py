@@ -114,7 +114,7 @@ def build_route_space(
     """
     # Only headers are read here: layers, widths and names.
     models = (pool.base, *pool.sources.values())
-    opened = open_weights(models)
+    opened = open_weights(models, download=False)
     depths: dict[str, int] = {}
     for name, path in pool.sources.items():
         depths[name] = opened[path].architecture.depth
@@ -189,7 +189,8 @@ def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
 def _build_weight_space(
     spec: WeightSpace, pool: Pool, seed: int, cache_folder: Path
 ) -> WeightSearchSpace:
-    architecture: Architecture = Checkpoint(pool.base).architecture
+    # Headers suffice: checking a study must not download gigabytes.
+    architecture: Architecture = Checkpoint(pool.base, download=False).architecture
     deltas: DeltaProfile | None = None
     notes: list[str] = []
     if spec.needs_profile:

@@ -60,11 +60,11 @@ def plan_first_baseline(space: SearchSpace, placement: Placement) -> Plan:
         placement: What all merges have in common.
 
     Returns:
-        The plan of the first baseline.
+        The plan of the first baseline, from headers alone.
 
     Raises:
         ParetoMergeError: The models cannot be read or merged.
     """
     params = next(iter(space.baselines().values()))
     recipe = placement.apply(space.recipe(params))
-    return make_plan(recipe, allow_mismatch=placement.allow_mismatch)
+    return make_plan(recipe, download=False, allow_mismatch=placement.allow_mismatch)

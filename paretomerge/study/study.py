@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.arguments import (
-    as_integer,
     function,
     integer,
     optional,
@@ -26,7 +25,7 @@ from paretomerge.config.settings import (
 )
 from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
-from paretomerge.errors import ConfigError, shorten
+from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure
 from paretomerge.record.record import Record
@@ -37,12 +36,14 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.study.same_study import check_same_study
 from paretomerge.study.stopping import End
+from paretomerge.study.trial_number import choice_of, number_of
 
 if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
     from paretomerge.study.event import Event, HeldOutEvent
+    from paretomerge.study.preview import StudyPreview
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
@@ -253,6 +254,26 @@ class Study:
             notes += search.then.notes
         return notes
 
+    def preview(self, *, measure: bool = True) -> "StudyPreview":
+        """Check the study as a search does before its first trial, and estimate its time.
+
+        Nothing is recorded, and nothing is left behind.
+
+        Args:
+            measure: Whether a study without trials is measured on one merge in memory, which loads
+                its models.
+
+        Returns:
+            The models, the scores, the trials, the disk space and the estimated times.
+
+        Raises:
+            ParetoMergeError: Something is missing or does not fit. All problems are reported at
+                once.
+        """
+        from paretomerge.study.preview import preview_study
+
+        return preview_study(self.settings, measure)
+
     def optimize(
         self,
         n_trials: int | None = None,
@@ -429,7 +450,7 @@ class Study:
             StudyError: There is no record yet.
         """
         results = self.results()
-        return choose(results, _choice(results, prefer, trial))
+        return choose(results, choice_of(results, prefer, trial))
 
     def save(
         self,
@@ -457,7 +478,7 @@ class Study:
             CheckpointError: The folder exists, or cannot be written.
         """
         results = self.results()
-        number = _number_of(trial, results.trials)
+        number = number_of(trial, results.trials)
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         out = Path(out).expanduser()
         check_out(out, overwrite)
@@ -540,7 +561,7 @@ class Study:
         if path is not None:
             out = Path(path).expanduser()
         results = self.results()
-        return write_report(results, out, _choice(results, prefer, trial))
+        return write_report(results, out, choice_of(results, prefer, trial))
 
     def plot_front(self, picked: Trial | int | None = None) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -556,7 +577,7 @@ class Study:
         results = self.results()
         marked = None
         if picked is not None:
-            number = _number_of(picked, results.trials)
+            number = number_of(picked, results.trials)
             marked = choose(results, Choice(trial=number))
         return plot_front(results, marked)
 
@@ -653,7 +674,7 @@ class Study:
         """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
         trials = self.get_trials()
         if not isinstance(model, str | Path):
-            model = str(_number_of(model, trials))
+            model = str(number_of(model, trials))
         name = str(model)
         for trial in trials:
             # Digits are a number, also where a model's folder is named by a number.
@@ -703,45 +724,6 @@ class Study:
         for number, trial in missing.items():
             self._search.hold_out([trial], scored.append, watched=number in numbers)
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
-
-
-def _choice(
-    results: Results, prefer: Mapping[str, float] | None, trial: Trial | int | None
-) -> Choice:
-    if prefer is not None and trial is not None:
-        raise ConfigError("pick by one of `prefer` and `trial`, not both")
-    number = None if trial is None else _number_of(trial, results.trials)
-    return Choice(prefer, number)
-
-
-def _number_of(trial: Trial | int, trials: Sequence[Trial]) -> int:
-    """The number of one of a study's trials.
-
-    Raises:
-        ConfigError: It is no trial, or one of another study.
-    """
-    if isinstance(trial, Trial):
-        if not any(_is_same(recorded, trial) for recorded in trials):
-            raise ConfigError(
-                f"{trial!r} is not a trial of this study, or was changed. Merge its recipe "
-                "with `merge`, and pass the checkpoint."
-            )
-        return trial.number
-    # NumPy's integers, such as those of a data frame, are no `int`.
-    number = as_integer(trial)
-    if number is None:
-        raise ConfigError(f"trial: a trial or its number, not {shorten(trial)}")
-    return number
-
-
-def _is_same(one: Trial, other: Trial) -> bool:
-    """Whether two snapshots of one trial; held-out scores may have been added in between."""
-    return (
-        one.number == other.number
-        and one.params == other.params
-        and one.scores == other.scores
-        and one.recipe_yaml == other.recipe_yaml
-    )
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
