@@ -353,25 +353,24 @@ def plan(
     from paretomerge.cli.plan import is_study_file, print_study_plan
 
     if is_study_file(file):
-        study = session.open_study(file, override, allow_mismatch)
-        print_study_plan(study, as_json, measure=not no_measure)
+        print_study_plan(
+            file, override or (), allow_mismatch, as_json, measure=not no_measure
+        )
         return
     if override or no_measure:
         raise ConfigError(
             f"{file}: --set and --no-measure are for studies, not recipes"
         )
-    _plan_recipe(file, as_json, allow_mismatch)
+    _print_recipe_plan(file, as_json, allow_mismatch)
 
 
-def _plan_recipe(file: Path, as_json: bool, allow_mismatch: bool) -> None:
+def _print_recipe_plan(file: Path, as_json: bool, allow_mismatch: bool) -> None:
+    """Check a recipe and print what its merge will read, write and need."""
+    from paretomerge.cli.plan import plan_recipe
     from paretomerge.merging.plan.cost import estimate_cost
-    from paretomerge.merging.plan.make import make_plan
-    from paretomerge.recipe import Recipe
     from paretomerge.report.recipes import PlanFacts, plan_table
 
-    # A check must not download gigabytes from the Hub.
-    recipe = Recipe.load(file)
-    merge_plan = make_plan(recipe, download=False, allow_mismatch=allow_mismatch)
+    merge_plan = plan_recipe(file, allow_mismatch)
     session.print_notes(merge_plan.notes)
     cost = estimate_cost(merge_plan)
     facts: PlanFacts = {

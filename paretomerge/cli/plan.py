@@ -1,6 +1,7 @@
-"""`paretomerge plan` of a study."""
+"""`paretomerge plan` of a recipe or a study."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,14 @@ from typing import TYPE_CHECKING
 import yaml
 
 from paretomerge.cli import session
+from paretomerge.errors import ConfigError, ErrorCollector, RecipeError
 from paretomerge.report.recipes import readable_duration, readable_size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from paretomerge.merging.plan.plan import Plan
+    from paretomerge.recipe import Recipe
     from paretomerge.study.preview import ScorePreview, StudyPreview, Times
     from paretomerge.study.study import Study
 
@@ -43,14 +47,72 @@ def is_study_file(path: Path) -> bool:
     return bool(keys & _STUDY_KEYS) and not keys & _RECIPE_KEYS
 
 
-def print_study_plan(study: "Study", as_json: bool, measure: bool) -> None:
+def plan_recipe(path: Path, allow_mismatch: bool) -> "Plan":
+    """Check a recipe from headers alone.
+
+    Args:
+        path: The recipe.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ParetoMergeError: All that is wrong. With a wrong dtype, all else is checked, too.
+    """
+    from paretomerge.merging.plan.make import make_plan
+    from paretomerge.recipe import Recipe
+
+    problems = ErrorCollector()
+    recipe: Recipe | None = None
+    with problems.collect():
+        recipe = Recipe.load(path)
+    if recipe is None:
+        recipe = _without_dtypes(path)
+    with problems.collect():
+        if recipe is not None:
+            # A check must not download gigabytes from the Hub.
+            plan = make_plan(recipe, download=False, allow_mismatch=allow_mismatch)
+    problems.raise_if_any()
+    return plan
+
+
+def _without_dtypes(path: Path) -> "Recipe | None":
+    """A recipe whose only fault is a dtype, without it; None for all others."""
+    from paretomerge.recipe import Recipe
+    from paretomerge.recipe.text import dump, parse
+
+    try:
+        documents = parse(path.read_text(encoding="utf-8"), str(path))
+        texts = []
+        for document in documents:
+            content = dict(document) if isinstance(document, dict) else {}
+            for key in ("dtype", "out_dtype"):
+                content.pop(key, None)
+            texts.append(dump(content))
+        recipe = Recipe.from_yaml("---\n".join(texts), str(path))
+    except (OSError, UnicodeDecodeError, RecipeError):
+        return None
+    return recipe.resolve_paths(path.parent)
+
+
+def print_study_plan(
+    path: Path,
+    overrides: Sequence[str],
+    allow_mismatch: bool,
+    as_json: bool,
+    measure: bool,
+) -> None:
     """Check a study and print what it will do.
 
     Args:
-        study: The study.
+        path: The study.yaml.
+        overrides: Keys to set in place of the file's.
+        allow_mismatch: True to set the key of that name.
         as_json: Whether to print JSON.
         measure: Whether one merge may be made in memory, to measure the time.
     """
+    study = _open(path, overrides, allow_mismatch)
     session.set_up_process(study)
     preview = study.preview(measure=measure)
     session.print_notes(preview.notes)
@@ -58,6 +120,37 @@ def print_study_plan(study: "Study", as_json: bool, measure: bool) -> None:
         print(json.dumps(asdict(preview), indent=2))
         return
     session.console().print(_table(preview))
+
+
+def _open(path: Path, overrides: Sequence[str], allow_mismatch: bool) -> "Study":
+    """Open a study. If its file has wrong keys, what the others say is checked, too."""
+    problems = ErrorCollector()
+    with problems.collect():
+        return session.open_study(path, overrides, allow_mismatch)
+    with problems.collect():
+        rest = _rest_of_study(path, overrides)
+        if rest is not None:
+            session.set_up_process(rest)
+            rest.preview(measure=False)
+    problems.raise_if_any()
+    raise AssertionError("a study that cannot be opened has a problem")
+
+
+def _rest_of_study(path: Path, overrides: Sequence[str]) -> "Study | None":
+    """The study without its wrong keys; None where they leave no study."""
+    from paretomerge.config.schema import config_file
+    from paretomerge.config.tolerant import load_right_keys
+    from paretomerge.study.study import Study
+
+    file = config_file(path)
+    try:
+        config = load_right_keys(file, overrides)
+        if config is None:
+            return None
+        return Study.from_config(config, file.resolve().parent)
+    except ConfigError:
+        # Reported by the first attempt.
+        return None
 
 
 def _table(preview: "StudyPreview") -> "Table":
@@ -97,18 +190,22 @@ def _score_text(score: "ScorePreview") -> str:
 
 
 def _time_lines(times: "Times") -> list[str]:
+    if times.trial is None or times.search is None:
+        return [f"not estimated: {times.basis}"]
     lines = []
-    if times.trial is not None and times.search is not None:
-        one = f"{_duration(times.trial)} for one trial"
-        parts = []
-        if times.merge is not None:
-            parts.append(f"merge {_duration(times.merge)}")
-        for name, seconds in times.scores.items():
-            parts.append(f"{name} {_duration(seconds)}")
-        if parts:
-            one += f" ({', '.join(parts)})"
-        lines.append(one)
+    one = f"{_duration(times.trial)} for one trial"
+    parts = []
+    if times.merge is not None:
+        parts.append(f"merge {_duration(times.merge)}")
+    for name, seconds in times.scores.items():
+        parts.append(f"{name} {_duration(seconds)}")
+    if parts:
+        one += f" ({', '.join(parts)})"
+    lines.append(one)
+    if times.search:
         lines.append(f"{_duration(times.search)} for the trials that are left")
+    else:
+        lines.append("no trial is left")
     if times.held_out is not None:
         lines.append(
             f"{_duration(times.held_out)} for each baseline and each merge of the front on "

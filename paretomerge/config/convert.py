@@ -186,7 +186,13 @@ def _objective(config: ObjectiveConfig) -> Measure:
 def _measure(config: MeasureConfig) -> Measure:
     name = config.name or ""  # an empty name becomes the measure's default
     if config.task is not None:
-        return Task(config.task, config.metric, name, num_fewshot=config.num_fewshot)
+        return Task(
+            config.task,
+            config.metric,
+            name,
+            num_fewshot=config.num_fewshot,
+            search_items=config.search_items,
+        )
     if config.function is not None:
         return Function(config.function, name)
     if config.perplexity is not None:
@@ -254,6 +260,7 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
                 "task": measure.task,
                 "metric": measure.metric,
                 "num_fewshot": measure.num_fewshot,
+                "search_items": measure.search_items,
             }
         case Function():
             config = {"function": measure.path}

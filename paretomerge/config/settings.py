@@ -25,7 +25,7 @@ from paretomerge.arguments import (
     sequence_of,
     word,
 )
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
 from paretomerge.evaluate.measures import (
     Constraint,
     Measure,
@@ -269,18 +269,21 @@ class StudySettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        # Types first: the checks below rest on them.
         read_fields(self, _STUDY_READERS)
-        if len(self.models) < 2:
-            raise ConfigError(f"models: name two or more, not {len(self.models)}")
-        if not self.objectives:
-            raise ConfigError("objectives: name one or more")
-        if self.dtype not in (None, *DTYPES):
-            raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
-        self._check_base()
-        self._check_out()
-        self._check_names()
-        self._check_levels()
-        self._check_tokenizer()
+        errors = ErrorCollector()
+        for check in (
+            self._check_counts,
+            self._check_dtype,
+            self._check_base,
+            self._check_out,
+            self._check_names,
+            self._check_levels,
+            self._check_tokenizer,
+        ):
+            with errors.collect():
+                check()
+        errors.raise_if_any()
 
     @property
     def out_folder(self) -> Path:
@@ -319,6 +322,16 @@ class StudySettings:
             if not isinstance(constraint.measure, str):
                 measures.setdefault(constraint.score, constraint.measure)
         return tuple(measures.values())
+
+    def _check_counts(self) -> None:
+        if len(self.models) < 2:
+            raise ConfigError(f"models: name two or more, not {len(self.models)}")
+        if not self.objectives:
+            raise ConfigError("objectives: name one or more")
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
 
     def _check_base(self) -> None:
         # As paths, so that two spellings of one folder are equal; names on the Hub stay different.

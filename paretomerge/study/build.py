@@ -49,7 +49,9 @@ from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.result_tokenizer import write_result_tokenizer
+from paretomerge.merging.plan.make import open_weights
 from paretomerge.recipe import Recipe
+from paretomerge.record.folder import check_writable
 from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
@@ -151,6 +153,8 @@ class _Builder:
         # Each part is made in a block of its own, so that one error reports what is wrong in all
         # of them. Parts that need the space wait for it.
         errors = ErrorCollector()
+        if with_models:
+            self._check_places(errors)
         with errors.collect():
             self._check_space(with_models, errors)
         goals: Goals | None = None
@@ -174,12 +178,24 @@ class _Builder:
             ),
         )
 
+    def _check_places(self, errors: ErrorCollector) -> None:
+        """Check what a search writes to and computes on."""
+        settings = self.settings
+        with errors.collect():
+            usable_device(settings.device)
+        with errors.collect():
+            check_writable(settings.out_folder)
+        if settings.storage_url and settings.storage.file:
+            with errors.collect():
+                check_writable(settings.storage.file.parent)
+
     def _check_space(self, with_models: bool, errors: ErrorCollector) -> None:
         """Make what depends on the space, to report all that is wrong with it."""
         if with_models:
-            # Besides the space: with a missing device the space is still checked.
+            # Before the space, which may fail at the first model that cannot be read.
+            models = (self.pool.base, *self.pool.sources.values())
             with errors.collect():
-                usable_device(self.settings.device)
+                open_weights(models, download=False)
         space = self.space
         with errors.collect():
             self.sampler(space)
@@ -224,7 +240,10 @@ class _Builder:
         for measure in settings.measures:
             if isinstance(measure, Task):
                 tasks[measure.name] = HarnessTask(
-                    measure.task, measure.metric, measure.num_fewshot
+                    measure.task,
+                    measure.metric,
+                    measure.num_fewshot,
+                    measure.search_items,
                 )
         watched_tasks = {name: HarnessTask(name) for name in settings.watch}
         errors = ErrorCollector()

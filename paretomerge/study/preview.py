@@ -83,7 +83,7 @@ class Times:
     """Estimated seconds.
 
     Attributes:
-        basis: What the estimate rests on, in words.
+        basis: What the estimate rests on, in words, or why there is none.
         merge: One merge in memory; None where it is not known.
         scores: Score -> seconds on its search examples, as far as they were measured.
         trial: One trial; None where nothing was measured.
@@ -244,15 +244,15 @@ def _times(
         basis = f"the median time of {len(seconds)} trials in the record"
         return Times(basis, trial=usual, search=usual * remaining)
     if not measure:
-        return Times("nothing: --no-measure leaves the measurement out")
+        return Times("no merge was made to measure it")
     if settings.evaluation.backend:
         return Times(
-            "nothing: a `backend` loads each merge in a program of its own, which is not measured"
+            "a `backend` loads each merge in a program of its own, which is not measured"
         )
     missing = _not_here(opened)
     if missing:
         return Times(
-            f"nothing: {', '.join(missing)} would have to be downloaded for a measurement"
+            f"{', '.join(missing)} would have to be downloaded for a measurement"
         )
     sample = max(settings.evaluation.batch_size, _LEAST_EXAMPLES)
     return _Measurement(search, scores, sample).times(remaining)

@@ -24,6 +24,7 @@ from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe
+from paretomerge.record.folder import make_folder
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
@@ -415,7 +416,7 @@ def _locked(folder: Path) -> Iterator[None]:
     Two processes would give their trials the same numbers, and neither sampler would see the
     other's trials.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The operating system frees the lock of a killed process, so no stale file blocks a resume.
     # No waiting: the other search may take hours, and the user should hear of it now.
     lock = FileLock(folder / "study.lock", timeout=0)

@@ -649,11 +649,6 @@ class Study:
     def _has_begun(self) -> bool:
         return "_search" in self.__dict__ and self._search.has_record
 
-    def _numbered(self, number: int) -> Trial:
-        trial = self.results().trial(number)
-        assert trial is not None
-        return trial
-
     def _scores(
         self, model: str | Path | Trial | int, split: Split, watched: bool
     ) -> dict[str, Score]:
@@ -668,7 +663,9 @@ class Study:
         if split == "search":
             return dict(trial.scores)
         self._hold_out([trial], watched=[trial] if watched else [])
-        return dict(self._numbered(trial.number).held_out or {})
+        trial = self.results().trial(trial.number)
+        assert trial is not None
+        return dict(trial.held_out or {})
 
     def _trial_of(self, model: str | Path | Trial | int) -> Trial | None:
         """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
@@ -688,6 +685,11 @@ class Study:
         may_be_checkpoint = Path(name).exists() or "/" in name
         if name.isdigit() or not may_be_checkpoint:
             labels = [trial.label for trial in trials if trial.is_baseline]
+            if not trials:
+                raise ConfigError(
+                    f"{name}: there is no such checkpoint, and no trial has finished; run the "
+                    "search first"
+                )
             raise ConfigError(
                 f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: "
                 f"{', '.join(labels)}"
@@ -748,5 +750,6 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     try:
         settings = settings_of(config, path.resolve().parent, path.stem)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        parts = tuple(f"{path}: {part}" for part in error.parts)
+        raise ConfigError(f"{path}: {error}", parts) from error
     return Study.from_settings(settings)
