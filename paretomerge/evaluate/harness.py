@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
-from paretomerge.errors import EvaluationError
+from paretomerge.errors import ErrorCollector, EvaluationError
 from paretomerge.evaluate import _lm_eval
 from paretomerge.evaluate.backend import DEFAULT_OPTIONS, Backend, ModelOptions
 from paretomerge.evaluate.evaluator import (
@@ -129,8 +129,11 @@ class HarnessEvaluator:
         """Name of the score -> its examples of the split; no example is in both splits."""
         if split not in self._loaded:
             loaded = {}
+            errors = ErrorCollector()
             for name, spec in self.tasks.items():
-                loaded[name] = self._loader.load(name, spec, split)
+                with errors.collect():
+                    loaded[name] = self._loader.load(name, spec, split)
+            errors.raise_if_any()
             # the search keeps an example of both splits: a held-out score must not include it
             if split == "held_out":
                 loaded = self._without_search_examples(loaded)

@@ -79,6 +79,11 @@ class JudgeEvaluator:
         """
         return Endpoint(self.base_url, self.model)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of search examples and of held-out examples."""
+        return len(self._examples["search"]), len(self._examples["held_out"])
+
     def check_model_kind(self, kind: ModelKind) -> None:
         """Check that models of a kind have this score; see `Evaluator`."""
         kind.check_is_decoder(self.name)

@@ -7,6 +7,7 @@ the batch do.
 """
 
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lm_eval.models.utils import (
@@ -14,7 +15,6 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
-from transformers import AutoTokenizer
 
 from paretomerge.evaluate.backend import DEFAULT_OPTIONS, ModelOptions
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
@@ -61,10 +61,7 @@ class ResidentLM(ReplaceableHFLM):
     ) -> None:
         self.given_tokenizer = tokenizer
         if options.add_bos_token is not None:
-            # As the harness does it: not every tokenizer can change its mind later.
-            tokenizer = AutoTokenizer.from_pretrained(
-                tokenizer.name_or_path, add_bos_token=options.add_bos_token
-            )
+            tokenizer = _with_bos_setting(tokenizer, options.add_bos_token)
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -166,3 +163,18 @@ class ResidentLM(ReplaceableHFLM):
             text = self.tok_decode(generated[i])
             texts.append(postprocess_generated_text(text, stop, None))
         return texts
+
+
+def _with_bos_setting(
+    tokenizer: "PreTrainedTokenizerBase", adds_bos: bool
+) -> "PreTrainedTokenizerBase":
+    """A tokenizer that does, or does not, put the token that begins a sequence before texts."""
+    # Loaded anew, as the harness does it: not every tokenizer can change its mind later. The files
+    # are written for it, since the tokenizer of a merge may be in no folder.
+    with TemporaryDirectory(prefix="paretomerge-") as folder:
+        tokenizer.save_pretrained(folder)
+        changed: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(
+            folder, add_bos_token=adds_bos
+        )
+    changed.name_or_path = tokenizer.name_or_path
+    return changed

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paretomerge.checkpoint.operand import read_tensor
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.block import CPU_BLOCK
@@ -13,8 +14,12 @@ from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.loaded_tensors import LoadedTensors, StagedTensors
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.model_class import load_model, load_tokenizer
+from paretomerge.merging.live.result_tokenizer import (
+    load_result_tokenizer,
+    resize_to_vocabulary,
+)
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Plan, TensorJob
+from paretomerge.merging.plan.plan import Plan, TensorJob, TensorRef
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,6 +39,7 @@ class ResidentModel:
         dtype: The dtype of the loaded weights; by default the base's, so that scores equal those of
             the written checkpoint.
         device: cpu, cuda or cuda:N.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class ResidentModel:
         sources: Sequence[str],
         dtype: str | None = None,
         device: str = "cpu",
+        allow_mismatch: bool = False,
     ) -> None:
         opened = open_weights((base, *sources))
         self.checkpoints: dict[str, CachedWeights] = {}
@@ -55,6 +62,7 @@ class ResidentModel:
         model = load_model(template.folder, getattr(torch, self.dtype))
         self.model: PreTrainedModel = model.to(device).eval()
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(template.folder)
+        self.allow_mismatch = allow_mismatch
         self._tensors = LoadedTensors(self.model, template.headers)
         self._check_untied()
         # A base may be a model with an adapter, which transformers has not loaded.
@@ -64,6 +72,35 @@ class ResidentModel:
         except CheckpointError as error:
             raise CheckpointError(f"{base}: {error}") from error
         self._max_distance: float | None = None
+        self._tokenizer_key: tuple[object, ...] = (None, None, None)
+        # A plan with the merged vocabulary, and the tensors that were brought into it.
+        self._resized: Plan | None = None
+        self._resized_tensors: dict[TensorRef, torch.Tensor] = {}
+
+    def use_tokenizer_of(self, recipe: Recipe) -> None:
+        """Give the model the vocabulary, the tokenizer and the chat template of a recipe.
+
+        `load` does the same. Recipes with the same tokenizer share it.
+
+        Args:
+            recipe: A recipe with the base's architecture.
+        """
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
+
+    def _use_tokenizer(self, plan: Plan) -> None:
+        recipe = plan.recipe
+        key = (recipe.tokenizer_source, recipe.tokenizer, recipe.chat_template)
+        if key == self._tokenizer_key:
+            return
+        self.tokenizer = load_result_tokenizer(plan)
+        resize_to_vocabulary(self.model, plan)
+        # Resizing makes new tensors.
+        self._tensors = LoadedTensors(self.model, self.checkpoints[self.base].headers)
+        self._resized = plan if plan.vocabulary else None
+        self._resized_tensors.clear()
+        self._max_distance = None
+        self._tokenizer_key = key
 
     def load(self, recipe: Recipe) -> LoadedMerge:
         """Overwrite every weight by the recipe's.
@@ -82,12 +119,12 @@ class ResidentModel:
             RecipeError: If the result would have other tensors than the base.
             CheckpointError: If the recipe does not fit its models.
         """
-        plan = make_plan(recipe, self.checkpoints)
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
         self._check_same_tensors(plan)
         # One sum per tensor, so that its order does not depend on the order of the threads.
         names = [job.name for job in plan.jobs]
         distances = dict.fromkeys(names, 0.0)
-
         staged = StagedTensors(self._tensors)
 
         def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
@@ -115,10 +152,8 @@ class ResidentModel:
             raise RecipeError(
                 f"The recipe gives {layers} layers, but the base has {depth}; {_WRITE_IT_OUT}"
             )
-        headers = self.checkpoints[self.base].headers
         for job in plan.jobs:
-            header = headers.get(job.name)
-            if header is None or tuple(header.shape) != tuple(job.shape):
+            if self._expected_shape(job.name) != tuple(job.shape):
                 shape = list(job.shape)
                 raise RecipeError(
                     f"{job.name}: the base has no such tensor of shape {shape}; {_WRITE_IT_OUT}"
@@ -136,6 +171,15 @@ class ResidentModel:
                 "The recipe gives an LM head of its own, but the base ties it to the embedding; "
                 f"{_WRITE_IT_OUT}"
             )
+
+    def _expected_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape that a merged tensor must have; None if there is no such tensor."""
+        # The model's own tensor has the rows of a merged vocabulary, the base's file has not.
+        tensor = self._tensors.find(name)
+        if tensor is not None:
+            return tuple(tensor.shape)
+        header = self.checkpoints[self.base].headers.get(name)
+        return None if header is None else tuple(header.shape)
 
     def _check_untied(self) -> None:
         """Raise RecipeError if the base needs two tensors where the loaded model has one."""
@@ -210,4 +254,16 @@ class ResidentModel:
         return total
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:
-        return self.checkpoints[model].operand(name).tensor
+        """A model's tensor, in the merged vocabulary where there is one."""
+        operand = self.checkpoints[model].operand(name)
+        if self._resized is None:
+            return operand.tensor
+        architecture = self.checkpoints[model].architecture
+        if architecture.vocabulary_axis(name, operand.shape) is None:
+            return operand.tensor
+        ref = TensorRef(model, name)
+        if ref not in self._resized_tensors:
+            dtype = getattr(torch, operand.dtype)
+            resized = read_tensor(self._resized.operand(ref))
+            self._resized_tensors[ref] = resized.to(self.device, dtype)
+        return self._resized_tensors[ref]

@@ -24,6 +24,7 @@ from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
 from paretomerge.merging.live.model_class import empty_model, load_tokenizer
 from paretomerge.merging.live.names import names_in_model
+from paretomerge.merging.live.result_tokenizer import load_result_tokenizer
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import (
     ModelConfig,
@@ -55,6 +56,7 @@ class RoutedModel:
         recipes: Merges whose layers routes use, too, by the names that routes have for them. Each
             is merged once.
         already: Models that are open already, by name.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
     """
 
     def __init__(
@@ -64,14 +66,16 @@ class RoutedModel:
         device: str = "cpu",
         recipes: Mapping[str, Recipe] = MappingProxyType({}),
         already: Mapping[str, Weights] = MappingProxyType({}),
+        allow_mismatch: bool = False,
     ) -> None:
+        self.allow_mismatch = allow_mismatch
         opened = open_weights(sources, already)
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
             self.checkpoints[name] = _cached(weights, device)
         self._steps: dict[str | None, Recipe] = {}
         for name, recipe in recipes.items():
-            plan = make_plan(recipe, self.checkpoints)
+            plan = make_plan(recipe, self.checkpoints, allow_mismatch=allow_mismatch)
             self.checkpoints[name] = CachedWeights(RecipeStep(plan), device)
             for step in recipe.as_steps(name):
                 self._steps[step.name] = step
@@ -84,6 +88,7 @@ class RoutedModel:
         self._computed: list[nn.Parameter] = []
         self._skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
         self._loaded: _Skeleton | None = None
+        self._chat_template: str | None = None
         # An architecture whose routes cannot be loaded is an error before the first of them.
         skeleton = self._skeleton_for(first.config)
         skeleton.find(first.headers)
@@ -127,7 +132,12 @@ class RoutedModel:
                 )
         # The steps are in memory as models, so the plan need not merge them again.
         without_steps = replace(recipe, steps=())
-        plan = make_plan(without_steps, self.checkpoints)
+        plan = make_plan(
+            without_steps, self.checkpoints, allow_mismatch=self.allow_mismatch
+        )
+        if recipe.chat_template != self._chat_template:
+            self.tokenizer = load_result_tokenizer(plan)
+            self._chat_template = recipe.chat_template
         skeleton = self._skeleton_for(plan.config)
         if self._loaded is not None:
             # The tensors that were computed for the last route are overwritten now.
