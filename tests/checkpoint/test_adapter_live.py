@@ -240,3 +240,59 @@ def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text(json.dumps({**config, "new_option": {"scale": 2}}))
     with pytest.raises(CheckpointError, match="new_option"):
         make_plan(passthrough(f"{base}+{lora}"))
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+ON_PARAMETERS = [
+    ("mixtral", {"target_parameters": EXPERTS}),
+    ("mixtral", {"target_parameters": ["mlp.experts.down_proj"], "use_rslora": True}),
+    (
+        "qwen3_moe",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "target_parameters": [*EXPERTS, "mlp.gate.weight"],
+            "rank_pattern": {"experts.gate_up_proj": 3},
+            "alpha_pattern": {"experts.down_proj": 5},
+        },
+    ),
+    ("qwen3_moe", {"target_parameters": EXPERTS, "modules_to_save": ["lm_head"]}),
+    ("qwen3_moe", {"target_modules": ["q_proj"], "modules_to_save": ["experts"]}),
+    ("deepseek_v3", {"target_modules": ["q_b_proj"], "target_parameters": EXPERTS}),
+    # These experts are (experts, input, output).
+    ("gpt_oss", {"target_parameters": EXPERTS}),
+]
+
+
+@pytest.mark.parametrize("in_memory_names", [False, True])
+@pytest.mark.parametrize(("name", "options"), ON_PARAMETERS)
+def test_experts_that_are_stacked_in_memory(
+    name: str, options: dict[str, Any], in_memory_names: bool, tmp_path: Path
+) -> None:
+    model = build(name)
+    kind = type(model)
+    base, lora, stored = tmp_path / "base", tmp_path / "lora", tmp_path / "stored"
+    model.save_pretrained(base)
+    kind.from_pretrained(base).save_pretrained(
+        stored, save_original_format=not in_memory_names
+    )
+    wanted = train(stored, lora, kind, **{"target_modules": [], **options})
+    out = merge(passthrough(f"{stored}+{lora}"), tmp_path / "alone")
+    got = run(kind.from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    # A model with the other names as base.
+    out = merge(on_base(base, f"{stored}+{lora}"), tmp_path / "out")
+    got = run(kind.from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3_vl", "llava", "qwen2_vl"])
+def test_the_language_part_of_a_model_that_sees(name: str, tmp_path: Path) -> None:
+    """peft has the names in memory, which differ from those on disk."""
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    options = {"target_modules": ["q_proj", "down_proj"]}
+    wanted = train(base, lora, type(model), **options)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
