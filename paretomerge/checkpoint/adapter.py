@@ -14,7 +14,7 @@ from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.gathered import GatheredTensor
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson, read_json
-from paretomerge.checkpoint.model_config import untied_config
+from paretomerge.checkpoint.model_config import untied_config, with_vocab_size
 from paretomerge.checkpoint.operand import Operand, StoredTensor, matrix_shape
 from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
 from paretomerge.checkpoint.reference import resolve_folder
@@ -29,6 +29,7 @@ _FACTOR_NAME = re.compile(
     r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$"
 )
 _WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+_ORIGINAL = ".original_module."
 _BASE_LAYER = ".base_layer."
 _WRAPPED = ".base_layer"
 # Elements of a product that are computed together. The chunks are fixed, whatever rows are read:
@@ -235,6 +236,7 @@ class AdaptedCheckpoint:
         for group in matcher.tied_groups():
             if self._differ(group):
                 self._separated |= group
+        self._resized = self._find_resized()
 
     @property
     def folder(self) -> Path:
@@ -251,10 +253,21 @@ class AdaptedCheckpoint:
 
     @cached_property
     def config(self) -> JsonObject:
-        """config.json of the model, without tied embeddings if the adapter unties them."""
+        """config.json of the model, without tied embeddings if the adapter unties them.
+
+        `vocab_size` is that of the adapter if it brings embeddings of more or fewer tokens.
+        """
+        config = self.checkpoint.config
         if self._separated:
-            return untied_config(self.checkpoint.config)
-        return self.checkpoint.config
+            config = untied_config(config)
+        if self.resized is not None:
+            config = with_vocab_size(config, self.resized)
+        return config
+
+    @property
+    def resized(self) -> int | None:
+        """The number of tokens if the adapter changes it; else None."""
+        return next(iter(self._resized.values()), None)
 
     @cached_property
     def headers(self) -> Mapping[str, Header]:
@@ -263,12 +276,16 @@ class AdaptedCheckpoint:
         headers = dict(own_headers)
         for name, stored_name in self._separated.items():
             headers.setdefault(name, own_headers[stored_name])
+        for name, n_rows in self._resized.items():
+            if name in headers:
+                shape = (n_rows, *headers[name].shape[1:])
+                headers[name] = replace(headers[name], shape=shape)
         return headers
 
     @cached_property
     def architecture(self) -> Architecture:
         """What the names of the tensors say about the network."""
-        if not self._separated:
+        if not self._separated and not self._resized:
             return self.checkpoint.architecture
         architecture = Architecture.infer(self.headers, self.config)
         return replace(architecture, separated=frozenset(self._separated))
@@ -317,6 +334,35 @@ class AdaptedCheckpoint:
         if name in self._factors:
             return AdaptedTensor(stored, self._factors[name])
         return stored
+
+    def _find_resized(self) -> dict[str, int]:
+        """Embeddings and heads whose number of tokens the adapter changes: name -> rows.
+
+        Raises:
+            CheckpointError: If it changes some of them only.
+        """
+        stored = self.checkpoint.headers
+        resized = {}
+        for name, key in self._replacements.items():
+            shape = self._shards.headers[key].shape
+            old = stored.get(self._separated.get(name, name))
+            if old is not None and old.shape != shape:
+                resized[name] = shape[0]
+        architecture = self.checkpoint.architecture
+        for name in (*stored, *self._separated):
+            header = stored[self._separated.get(name, name)]
+            axis = architecture.vocabulary_axis(name, header.shape)
+            if axis is None or not resized:
+                continue
+            n_rows = resized.get(name, header.shape[axis])
+            if n_rows != next(iter(resized.values())):
+                other = next(iter(resized))
+                raise CheckpointError(
+                    f"{self.name}: the adapter brings {resized[other]} tokens for {other}, but "
+                    f"{name} has {n_rows}, and peft does not store those that were added to it; "
+                    "merge it into the resized model with peft first"
+                )
+        return resized
 
     def _differ(self, group: Mapping[str, str]) -> bool:
         """Whether the adapter gives tied tensors values that are not the same for all."""
@@ -393,18 +439,24 @@ class _AdapterMatcher:
         factor_keys: dict[str, _FactorKeys] = {}
         replacements: dict[str, str] = {}
         problems = ErrorCollector()
-        for key in self.shards.headers:
+        for key in self._keys:
             with problems.collect():
                 self._assign(key, factor_keys, replacements)
         factors: dict[str, _Factors | _ExpertFactors] = {}
         for target, keys in factor_keys.items():
             with problems.collect():
-                factors[target] = self._make_factors(target, keys)
+                shape = self._shape(target, replacements)
+                factors[target] = self._make_factors(target, keys, shape)
         for target, key in replacements.items():
             with problems.collect():
                 self._check_replacement(target, key)
         problems.raise_if_any()
         return factors, self._shared_among_tied(replacements)
+
+    @property
+    def _keys(self) -> list[str]:
+        """The keys that count: peft also stores what a saved module was before the training."""
+        return [key for key in self.shards.headers if _ORIGINAL not in key]
 
     def _assign(
         self,
@@ -453,7 +505,7 @@ class _AdapterMatcher:
     def tied_groups(self) -> list[dict[str, str]]:
         """The groups of tied tensors that the adapter touches; see `ModelNames.tied_group`."""
         groups: dict[tuple[str, ...], dict[str, str]] = {}
-        for key in self.shards.headers:
+        for key in self._keys:
             group = self.names.tied_group(self._target(key))
             if group:
                 groups[tuple(group)] = group
@@ -481,7 +533,7 @@ class _AdapterMatcher:
         return any(module == name or module.endswith(f".{name}") for name in saved)
 
     def _make_factors(
-        self, target: str, keys: _FactorKeys
+        self, target: str, keys: _FactorKeys, wanted: tuple[int, ...]
     ) -> _Factors | _ExpertFactors:
         where = f"{self.shards.name}: {target}"
         if not {"A", "B"} <= set(keys.sides):
@@ -494,7 +546,6 @@ class _AdapterMatcher:
             raise CheckpointError(
                 f"{where}: expected two matrices, got B {list(b.shape)} and A {list(a.shape)}"
             )
-        wanted = self.names.shape(target)
         is_stacked = keys.is_parameter and len(wanted) > 2
         n_matrices = max(1, wanted[0]) if is_stacked else 1
         scale = self._scale(where, keys.module, a.shape[0] / n_matrices)
@@ -538,13 +589,29 @@ class _AdapterMatcher:
             factor_shape=(b.shape[0], a.shape[1]),
         )
 
+    def _shape(self, target: str, replacements: Mapping[str, str]) -> tuple[int, ...]:
+        """Shape of a tensor, with the rows that the adapter gives it."""
+        shape = self.names.shape(target)
+        if target not in replacements:
+            return shape
+        saved = self.shards.headers[replacements[target]].shape
+        return saved if self._is_resized(target, saved, shape) else shape
+
+    def _is_resized(
+        self, target: str, saved: tuple[int, ...], stored: tuple[int, ...]
+    ) -> bool:
+        """Whether the adapter's tensor is the model's with another number of tokens."""
+        architecture = self.names.checkpoint.architecture
+        has_tokens = architecture.vocabulary_axis(target, stored) == 0
+        return has_tokens and saved[1:] == stored[1:]
+
     def _check_replacement(self, target: str, key: str) -> None:
         wanted = self.names.shape(target)
         actual = self.shards.headers[key].shape
-        if actual != wanted:
+        if actual != wanted and not self._is_resized(target, actual, wanted):
             raise CheckpointError(
-                f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; if "
-                "tokens were added to its model, merge it into the resized model with peft first"
+                f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; was the "
+                "adapter trained on this model?"
             )
 
     def _number(

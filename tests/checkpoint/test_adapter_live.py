@@ -33,7 +33,11 @@ def build(name: str) -> PreTrainedModel:
 
 def train(base: Path, folder: Path, kind: type, **options: Any) -> torch.Tensor:
     """Save an adapter with random values; returns the logits of the live model."""
-    model = kind.from_pretrained(base)
+    return train_live(kind.from_pretrained(base), folder, **options)
+
+
+def train_live(model: PreTrainedModel, folder: Path, **options: Any) -> torch.Tensor:
+    """`train` for a model that is loaded."""
     live = get_peft_model(model, LoraConfig(**{"r": 2, "lora_alpha": 6, **options}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -296,3 +300,63 @@ def test_the_language_part_of_a_model_that_sees(name: str, tmp_path: Path) -> No
     out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
     got = run(type(model).from_pretrained(out).eval())
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+RESIZED: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    {"target_modules": ["q_proj"]},
+    {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+]
+
+
+@pytest.mark.parametrize("n_tokens", [40, 53])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("llama", options) for options in RESIZED),
+        *(("tied_llama", options) for options in RESIZED),
+        # peft does not see that the vocabulary of such a model was resized.
+        ("gemma3_vl", RESIZED[0]),
+        ("gemma3_vl", RESIZED[-1]),
+    ],
+)
+def test_an_adapter_with_another_number_of_tokens(
+    name: str, options: dict[str, Any], n_tokens: int, tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    kind = type(model)
+    live = kind.from_pretrained(base)
+    live.resize_token_embeddings(n_tokens)
+    wanted = train_live(live, lora, **options)
+    plan = make_plan(passthrough(f"{base}+{lora}"))
+    assert any(f"number of tokens to {n_tokens}" in note for note in plan.notes)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    merged = kind.from_pretrained(out).eval()
+    assert merged.config.get_text_config().vocab_size == n_tokens
+    torch.testing.assert_close(run(merged), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("gemma3_vl", RESIZED[1]),
+    ],
+)
+def test_a_head_that_peft_does_not_store_is_named(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    live = type(model).from_pretrained(base)
+    live.resize_token_embeddings(53)
+    train_live(live, lora, **options)
+    with pytest.raises(
+        CheckpointError, match=r"53 tokens.*lm_head.weight has 48.*peft"
+    ):
+        make_plan(passthrough(f"{base}+{lora}"))
