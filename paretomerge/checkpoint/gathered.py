@@ -61,6 +61,10 @@ class GatheredTensor:
         width = columns if self.moves.by_row else 1
         per_row = columns // width if width else 0
         positions = self._positions[first * per_row : end * per_row]
+        run = self._find_run(positions)
+        if run is not None:
+            part, start = run
+            return part.rows(start, start + len(positions), device)
         # Sorted, so that each part is read once and from its beginning to its end.
         order = np.argsort(positions, kind="stable")
         ordered = positions[order]
@@ -76,6 +80,19 @@ class GatheredTensor:
             target = torch.from_numpy(order[low:high]).to(device)
             result[target] = block
         return result.view(end - first, columns)
+
+    def _find_run(self, positions: "Positions") -> tuple[Operand, int] | None:
+        """The part that holds some rows one after the other, and the first of them there.
+
+        Such as one expert's rows in a tensor of all experts.
+        """
+        if not self.moves.by_row or not len(positions):
+            return None
+        low, high = positions[0], positions[-1]
+        k = int(np.searchsorted(self._starts, low, side="right")) - 1
+        if high >= self._starts[k + 1] or (np.diff(positions) != 1).any():
+            return None
+        return self.parts[k], int(low - self._starts[k])
 
     @cached_property
     def _starts(self) -> "Positions":

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import _build_checkpoint_conversion_mapping
 
 from paretomerge.errors import CheckpointError
+from paretomerge.merging.delta_profile import profile
 from paretomerge.merging.engine import merge
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
@@ -259,6 +261,67 @@ def test_other_numbers_of_experts_are_refused(tmp_path: Path) -> None:
     other = save(more, tmp_path / "other", save_original_format=False)
     with pytest.raises(CheckpointError, match=r"experts.*expected \[4, 16, 8\].*got"):
         make_plan(halfway(base, other))
+
+
+def test_kinship_of_models_in_both_layouts(experts: dict[str, Path]) -> None:
+    """The measured differences are those of models in one layout."""
+    results = []
+    for layout in ("disk", "memory"):
+        sources = {
+            "tuned": str(experts[f"tuned-{layout}"]),
+            "other": str(experts["other-disk"]),
+        }
+        results.append(profile(str(experts["base-disk"]), sources))
+    one, other = results
+    assert one.mass == other.mass
+    assert one.products == other.products
+
+
+def test_a_step_in_the_other_layout(experts: dict[str, Path], tmp_path: Path) -> None:
+    """A later step merges the result of an earlier one, which has the names in memory."""
+    step = {
+        "name": "first",
+        "merge_method": "linear",
+        "models": [
+            {"model": str(experts[f"{name}-{layout}"]), "parameters": {"weight": 0.5}}
+            for name, layout in (("tuned", "memory"), ("other", "disk"))
+        ],
+    }
+    last = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(experts["base-disk"]),
+        "models": [{"model": "first", "parameters": {"weight": 1}}],
+        "dtype": "float32",
+    }
+    text = yaml.safe_dump_all([step, last])
+    got = values(merge(Recipe.from_yaml(text), tmp_path / "out"))
+    first, second = (values(experts[f"{name}-disk"]) for name in ("tuned", "other"))
+    assert got.keys() == first.keys()
+    for name, tensor in got.items():
+        wanted = (first[name] + second[name]) / 2
+        torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_base", [False, True])
+def test_experts_that_are_transposed_on_disk(is_base: bool, tmp_path: Path) -> None:
+    """The Hub's experts of Qwen3-VL have their names in memory, but are transposed."""
+    settings = {"text_config": {"moe_intermediate_size": 12}}
+    first = build_pico("qwen3_vl_moe", settings)
+    second = moved(build_pico("qwen3_vl_moe", settings))
+    models = {"first": first, "second": second}
+    folders = {name: save(model, tmp_path / name) for name, model in models.items()}
+    changed = folders["first" if is_base else "second"]
+    file = changed / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            tensors[name] = tensor.transpose(1, 2).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    out = merge(halfway(folders["first"], folders["second"]), tmp_path / "out")
+    middle(first, second)
+    merged = type(first).from_pretrained(out).state_dict()
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 PARTS = [
