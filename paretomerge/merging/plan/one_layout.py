@@ -186,9 +186,15 @@ def _covers(weights: Weights, other: Weights) -> bool:
         if kind in shapes:
             if shapes[kind].isdisjoint(other_shapes):
                 return False
-        elif weights.architecture.find_equivalent(kind) is None:
+        elif not _has_equivalent(weights.architecture, kind):
             return False
     return True
+
+
+def _has_equivalent(architecture: Architecture, name: str) -> bool:
+    # The embedding stands for a head that is not stored, but the head may have another name.
+    is_other_head = architecture.is_tied_head(name) and architecture.has_head
+    return architecture.find_equivalent(name) is not None and not is_other_head
 
 
 def _shapes_of_kinds(weights: Weights) -> dict[str, set[Shape]]:
@@ -209,9 +215,9 @@ def _find_layout(
     template_name: str, template: Weights, model: str, weights: Weights
 ) -> _Layout | None:
     template_names = loaded_names(template.config)
-    names = _names_like(template, weights)
-    if template_names is None or names is None:
+    if template_names is None:
         return None
+    names = _names_like(template, weights) or template_names
     renamed = _common_names(template_names, names)
     if renamed is None:
         return None
