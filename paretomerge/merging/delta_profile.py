@@ -19,6 +19,7 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES, Operand, matrix_shape
 from paretomerge.errors import CheckpointError, ConfigError, ErrorCollector
 from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.make import open_weights
+from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.types import Array
 
@@ -190,6 +191,9 @@ def profile(
             model does not seem to come from the base.
     """
     weights = open_weights((base, *sources.values()), opened)
+    for path in sources.values():
+        if path != base:
+            weights[path] = arrange_like(base, weights[base], path, weights[path])
     source_weights = [weights[path] for path in sources.values()]
     operands_by_tensor = _common_operands(
         weights[base], source_weights, same_vocabulary

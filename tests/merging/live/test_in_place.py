@@ -1,6 +1,7 @@
 """A merge in memory is the merge on disk, as transformers loads it, for models of all families."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,22 @@ def test_a_model_that_transformers_does_not_know_is_an_error(tmp_path):
         edit_config(folder, model_type="unheard-of")
     with pytest.raises(CheckpointError, match=r"base: transformers cannot read config"):
         ResidentModel(str(base), [str(tuned)])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gemma3_vl", "llava"])
+@pytest.mark.parametrize("in_memory", ["base", "tuned"])
+def test_models_under_their_names_in_memory(family, in_memory, tmp_path):
+    """Trainers write transformers' own layout, such as packed experts."""
+    base, tuned = base_and_tuned(family, tmp_path)
+    recipe = halfway(base, tuned)
+    expected = merge(recipe, tmp_path / "expected")
+    kind = type(ARCHITECTURES[family]())
+    folder = tmp_path / in_memory
+    model = kind.from_pretrained(folder)
+    shutil.rmtree(folder)
+    model.save_pretrained(folder, save_original_format=False)
+    save_tokenizer(folder)
+    live = ResidentModel(str(base), [str(tuned)], "float32").load(recipe).model
+    written = kind.from_pretrained(expected, dtype=torch.float32).state_dict()
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, written[name]), name
