@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paretomerge.errors import ConfigError, shorten
+from paretomerge.errors import ConfigError, ErrorCollector, shorten
 
 Reader = Callable[[str, Any], Any]
 """Takes an argument's name and value; returns the value to store."""
@@ -30,12 +30,15 @@ def read_fields(
         prefix: Stands before the fields' names in messages, such as `budget.`.
 
     Raises:
-        ConfigError: A reader refuses its value.
+        ConfigError: Readers refuse their values; all of them are reported at once.
     """
+    errors = ErrorCollector()
     for field, read in readers.items():
-        value = read(f"{prefix}{field}", getattr(instance, field))
-        # The class is frozen, so its fields cannot be assigned.
-        object.__setattr__(instance, field, value)
+        with errors.collect():
+            value = read(f"{prefix}{field}", getattr(instance, field))
+            # The class is frozen, so its fields cannot be assigned.
+            object.__setattr__(instance, field, value)
+    errors.raise_if_any()
 
 
 def optional(read: Reader) -> Reader:

@@ -99,6 +99,13 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": _decoder(
         "Qwen3Moe", **_MOE, mlp_only_layers=[0], decoder_sparse_step=1, head_dim=8
     ),
+    "gpt_oss": _decoder(
+        "GptOss",
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+    ),
     "deepseek_v3": _decoder(
         "DeepseekV3",
         num_key_value_heads=2,
@@ -144,6 +151,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
         d_ff=24,
         num_layers=3,
         num_heads=2,
+        decoder_start_token_id=0,
     ),
     "bart": _build(
         "Bart",

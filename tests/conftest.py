@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     import lm_eval.tasks  # noqa: F401
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -58,16 +58,24 @@ def save_pico(
     model = LlamaForCausalLM(pico_config(layers, width))
     model.load_state_dict(state)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    save_tokenizer(folder)
+
+
+def save_tokenizer(folder: Path, adds_bos: bool = False) -> None:
+    """A tokenizer of single letters; if it adds one, `~` begins a sequence."""
     tokens = ["<pad>", ".", *list("abcdefghijklmnopqrstuvwxyz"), *list("=:~ ")]
     tokenizer = Tokenizer(
         models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    special = {"pad_token": "<pad>", "eos_token": "."}
+    if adds_bos:
+        special["bos_token"] = "~"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="~ $A", special_tokens=[("~", tokens.index("~"))]
+        )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token=".",
-        padding_side="left",
+        tokenizer_object=tokenizer, padding_side="left", **special
     ).save_pretrained(folder)
 
 

@@ -1,5 +1,6 @@
 """A model with a LoRA adapter in peft's format added to it, tensor by tensor, in memory only."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paretomerge.checkpoint.adapter_names import ModelNames, Packed
 from paretomerge.checkpoint.adapter_options import check_plain_lora, stores_transposed
 from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.checkpoint.gathered import GatheredTensor
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson, read_json
-from paretomerge.checkpoint.loaded_names import LoadedNames, loaded_names
-from paretomerge.checkpoint.model_config import text_config, ties_always, untied_config
+from paretomerge.checkpoint.model_config import untied_config, with_vocab_size
 from paretomerge.checkpoint.operand import Operand, StoredTensor, matrix_shape
 from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
 from paretomerge.checkpoint.reference import resolve_folder
@@ -27,7 +29,9 @@ _FACTOR_NAME = re.compile(
     r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?$"
 )
 _WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+_ORIGINAL = ".original_module."
 _BASE_LAYER = ".base_layer."
+_WRAPPED = ".base_layer"
 # Elements of a product that are computed together. The chunks are fixed, whatever rows are read:
 # products of other shapes round differently, and a merge must not depend on its blocks.
 _CHUNK_ELEMENTS = 1 << 16
@@ -73,18 +77,64 @@ class _Factors:
             return a.T.contiguous(), b.T.contiguous()
         return b, a
 
+    def pairs(self) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Read the factors of all matrices that W consists of: there is one."""
+        return [self.read()]
+
+
+@dataclass(frozen=True)
+class _ExpertFactors:
+    """Low-rank factors of an update of stacked experts, as peft's `ParamWrapper` has them.
+
+    Attributes:
+        b: (output, rank x experts), the experts next to each other.
+        a: (experts x rank, input), the ranks next to each other.
+        scale: See `_Factors`.
+        n_experts: Number of experts.
+        transposed: Whether W is (experts, input, output) instead of (experts, output, input).
+    """
+
+    b: StoredTensor
+    a: StoredTensor
+    scale: float
+    n_experts: int
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of W."""
+        rows = self.b.shape[0]
+        columns = self.a.shape[1]
+        size = (columns, rows) if self.transposed else (rows, columns)
+        return (self.n_experts, *size)
+
+    def pairs(self) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Read the factors (left, right) of each expert, in float32."""
+        b = self.b.rows(0, self.b.shape[0])
+        a = self.a.rows(0, self.a.shape[0])
+        all_b = b.view(b.shape[0], -1, self.n_experts)
+        all_a = a.view(self.n_experts, -1, a.shape[1])
+        pairs = []
+        for expert in range(self.n_experts):
+            left = all_b[:, :, expert].contiguous()
+            right = all_a[expert]
+            if self.transposed:
+                left, right = right.T.contiguous(), left.T.contiguous()
+            pairs.append((left, right))
+        return pairs
+
 
 @dataclass(frozen=True)
 class AdaptedTensor:
-    """A stored tensor plus the product of its adapter's factors.
+    """A tensor of a model plus the products of its adapter's factors.
 
     Attributes:
         stored: The model's own tensor.
         factors: The factors of the update.
     """
 
-    stored: StoredTensor
-    factors: _Factors
+    stored: Operand
+    factors: _Factors | _ExpertFactors
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,8 +147,8 @@ class AdaptedTensor:
         return self.stored.dtype
 
     @cached_property
-    def _left_and_right(self) -> "tuple[torch.Tensor, torch.Tensor]":
-        return self.factors.read()
+    def _pairs(self) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        return self.factors.pairs()
 
     def rows(
         self,
@@ -107,10 +157,24 @@ class AdaptedTensor:
         device: str = "cpu",
     ) -> "torch.Tensor":
         """Read rows [first, end) in float32; see `Operand.rows`."""
-        left, right = self._left_and_right
-        n_rows, n_columns = matrix_shape(self.shape)
-        chunk = max(1, _CHUNK_ELEMENTS // max(1, n_columns))
         merged = self.stored.rows(first, end, device)
+        n_rows = matrix_shape(self.shape)[0] // len(self._pairs)
+        if not n_rows:
+            return merged
+        for k in range(first // n_rows, math.ceil(end / n_rows)):
+            # The rows of matrix k.
+            start = k * n_rows
+            low = max(first, start)
+            high = min(end, start + n_rows)
+            self._add_product(k, merged[low - first : high - first], low - start)
+        return merged
+
+    def _add_product(self, k: int, target: "torch.Tensor", first: int) -> None:
+        """Add the update of matrix k to some of its rows, which begin at row `first` of it."""
+        left, right = self._pairs[k]
+        n_rows, n_columns = left.shape[0], right.shape[1]
+        end = first + len(target)
+        chunk = max(1, _CHUNK_ELEMENTS // max(1, n_columns))
         chunk_of_first = first // chunk * chunk
         for start in range(chunk_of_first, end, chunk):
             stop = min(start + chunk, n_rows)
@@ -120,9 +184,7 @@ class AdaptedTensor:
             low = max(first, start)
             high = min(end, stop)
             update = product[low - start : high - start]
-            target = merged[low - first : high - first]
-            target.add_(update.to(device))
-        return merged
+            target[low - first : high - first].add_(update.to(target.device))
 
 
 class AdaptedCheckpoint:
@@ -158,15 +220,23 @@ class AdaptedCheckpoint:
         matcher = _AdapterMatcher(
             config=config,
             shards=self._shards,
-            names=_ModelNames(checkpoint, adapter),
+            names=ModelNames(checkpoint, adapter),
         )
         self._factors, self._replacements = matcher.match()
+        # Stored tensor -> the stored tensors that the adapter changes together with it, because
+        # in memory they are other tensors.
+        self._packed: dict[str, Packed] = {}
+        for name in (*self._factors, *self._replacements):
+            packed = matcher.names.packed(name)
+            if packed is not None:
+                self._packed |= dict.fromkeys(packed.stored, packed)
         # Tensors that the model ties, once the adapter makes them differ: name -> the stored
         # tensor whose values they have without the adapter.
         self._separated: dict[str, str] = {}
         for group in matcher.tied_groups():
             if self._differ(group):
                 self._separated |= group
+        self._resized = self._find_resized()
 
     @property
     def folder(self) -> Path:
@@ -183,10 +253,21 @@ class AdaptedCheckpoint:
 
     @cached_property
     def config(self) -> JsonObject:
-        """config.json of the model, without tied embeddings if the adapter unties them."""
+        """config.json of the model, without tied embeddings if the adapter unties them.
+
+        `vocab_size` is that of the adapter if it brings embeddings of more or fewer tokens.
+        """
+        config = self.checkpoint.config
         if self._separated:
-            return untied_config(self.checkpoint.config)
-        return self.checkpoint.config
+            config = untied_config(config)
+        if self.resized is not None:
+            config = with_vocab_size(config, self.resized)
+        return config
+
+    @property
+    def resized(self) -> int | None:
+        """The number of tokens if the adapter changes it; else None."""
+        return next(iter(self._resized.values()), None)
 
     @cached_property
     def headers(self) -> Mapping[str, Header]:
@@ -195,12 +276,16 @@ class AdaptedCheckpoint:
         headers = dict(own_headers)
         for name, stored_name in self._separated.items():
             headers.setdefault(name, own_headers[stored_name])
+        for name, n_rows in self._resized.items():
+            if name in headers:
+                shape = (n_rows, *headers[name].shape[1:])
+                headers[name] = replace(headers[name], shape=shape)
         return headers
 
     @cached_property
     def architecture(self) -> Architecture:
         """What the names of the tensors say about the network."""
-        if not self._separated:
+        if not self._separated and not self._resized:
             return self.checkpoint.architecture
         architecture = Architecture.infer(self.headers, self.config)
         return replace(architecture, separated=frozenset(self._separated))
@@ -212,13 +297,72 @@ class AdaptedCheckpoint:
 
     def operand(self, name: str) -> Operand:
         """Return the tensor, to be read a few rows at a time."""
+        packed = self._packed.get(name)
+        if packed is None:
+            stored = self.checkpoint.operand(self._separated.get(name, name))
+            return self._adapted(name, stored)
+        index = packed.stored.index(name)
+        return GatheredTensor(
+            shape=packed.moves.stored_shapes[index],
+            dtype=self.checkpoint.headers[name].dtype,
+            parts=self._loaded_operands(packed),
+            moves=packed.moves,
+            index=index,
+            is_loaded=False,
+        )
+
+    def _loaded_operands(self, packed: Packed) -> tuple[Operand, ...]:
+        """Tensors as they are in memory, with the adapter."""
+        stored = tuple(self.checkpoint.operand(name) for name in packed.stored)
+        operands = []
+        for index, name in enumerate(packed.loaded):
+            loaded = GatheredTensor(
+                shape=packed.moves.loaded_shapes[index],
+                dtype=stored[0].dtype,
+                parts=stored,
+                moves=packed.moves,
+                index=index,
+                is_loaded=True,
+            )
+            operands.append(self._adapted(name, loaded))
+        return tuple(operands)
+
+    def _adapted(self, name: str, stored: Operand) -> Operand:
+        """A tensor of the model as the adapter changes it."""
         if name in self._replacements:
             stored = self._shards.operand(self._replacements[name])
-        else:
-            stored = self.checkpoint.operand(self._separated.get(name, name))
         if name in self._factors:
             return AdaptedTensor(stored, self._factors[name])
         return stored
+
+    def _find_resized(self) -> dict[str, int]:
+        """Embeddings and heads whose number of tokens the adapter changes: name -> rows.
+
+        Raises:
+            CheckpointError: If it changes some of them only.
+        """
+        stored = self.checkpoint.headers
+        resized = {}
+        for name, key in self._replacements.items():
+            shape = self._shards.headers[key].shape
+            old = stored.get(self._separated.get(name, name))
+            if old is not None and old.shape != shape:
+                resized[name] = shape[0]
+        architecture = self.checkpoint.architecture
+        for name in (*stored, *self._separated):
+            header = stored[self._separated.get(name, name)]
+            axis = architecture.vocabulary_axis(name, header.shape)
+            if axis is None or not resized:
+                continue
+            n_rows = resized.get(name, header.shape[axis])
+            if n_rows != next(iter(resized.values())):
+                other = next(iter(resized))
+                raise CheckpointError(
+                    f"{self.name}: the adapter brings {resized[other]} tokens for {other}, but "
+                    f"{name} has {n_rows}, and peft does not store those that were added to it; "
+                    "merge it into the resized model with peft first"
+                )
+        return resized
 
     def _differ(self, group: Mapping[str, str]) -> bool:
         """Whether the adapter gives tied tensors values that are not the same for all."""
@@ -233,7 +377,8 @@ class AdaptedCheckpoint:
         if (factors is None) != (other_factors is None):
             return False
         has_same_factors = True
-        if factors is not None and other_factors is not None:
+        # Embeddings and heads, which are all that models tie, are single matrices.
+        if isinstance(factors, _Factors) and isinstance(other_factors, _Factors):
             has_same_factors = factors.is_equal(other_factors)
         if key is None or other_key is None:
             return has_same_factors
@@ -258,112 +403,19 @@ class AdaptedCheckpoint:
 
 @dataclass
 class _FactorKeys:
-    """The keys of an adapter's file that belong to one tensor of the model."""
+    """The keys of an adapter's file that belong to one tensor of the model.
+
+    Attributes:
+        module: The name that peft's patterns match: of the module, or of the parameter.
+        sides: A and B -> the key.
+        is_parameter: Whether the adapter is on a parameter instead of a module.
+        is_embedding: Whether the module is an embedding.
+    """
 
     module: str
     sides: dict[str, str]
+    is_parameter: bool
     is_embedding: bool = False
-
-
-@dataclass(frozen=True)
-class _ModelNames:
-    """Finds the tensors of a model by the names that peft has for them.
-
-    Attributes:
-        checkpoint: The model.
-        adapter: Name of the adapter, for error messages.
-    """
-
-    checkpoint: Checkpoint
-    adapter: str
-
-    def find(self, name: str) -> str:
-        """Return the model's own name of a tensor.
-
-        A model that was saved without its head has names without the prefix of the base model, and
-        some models have other names in memory, which are those of peft. A tied tensor that is not
-        stored keeps its name in memory.
-        """
-        candidates = (
-            name,
-            name.removeprefix("model."),
-            f"model.{name}",
-            name.removeprefix("transformer."),
-        )
-        for candidate in candidates:
-            if candidate in self.checkpoint.headers:
-                return candidate
-        if self._loaded is not None:
-            loaded = self._loaded.find(name)
-            if loaded is not None and loaded in self._stored_by_loaded:
-                return self._stored_by_loaded[loaded]
-            if loaded is not None and self._loaded.tied_group(loaded):
-                return loaded
-        elif self.checkpoint.architecture.is_tied_head(name):
-            raise self._untold_ties(name)
-        raise CheckpointError(
-            f"{self.adapter}: {name}: the model has no such tensor; "
-            "was the adapter trained on this model?"
-        )
-
-    def tied_group(self, name: str) -> dict[str, str]:
-        """Return the tensors that share their values with a tensor, and where these are stored.
-
-        Args:
-            name: The model's own name of a tensor.
-
-        Returns:
-            Name -> name of a stored tensor with its values; {} if the tensor is not tied.
-        """
-        if not self.checkpoint.architecture.can_be_tied(name):
-            return {}
-        if self._stores_heads:
-            return {}
-        if self._loaded is None:
-            raise self._untold_ties(name)
-        loaded = self._loaded.find(name)
-        members = self._loaded.tied_group(loaded) if loaded else ()
-        stored = [self._stored_by_loaded.get(member) for member in members]
-        stored_name = next((entry for entry in stored if entry), None)
-        if stored_name is None:
-            return {}
-        group = {}
-        for member, own_name in zip(members, stored, strict=True):
-            group[own_name or member] = own_name or stored_name
-        return group
-
-    def stored_name(self, name: str) -> str:
-        """Return the name of the stored tensor with the values of a tensor."""
-        if name in self.checkpoint.headers:
-            return name
-        return self.tied_group(name)[name]
-
-    @property
-    def _stores_heads(self) -> bool:
-        """Whether the config says that nothing is tied, or nothing else is known of the model."""
-        config = self.checkpoint.config
-        # The T5 family ties its embeddings whatever its config says.
-        if config.get("tie_word_embeddings") is False and not ties_always(config):
-            return True
-        is_tied = text_config(config).get("tie_word_embeddings")
-        has_head = self.checkpoint.architecture.has_head
-        return self._loaded is None and has_head and not is_tied
-
-    @cached_property
-    def _loaded(self) -> LoadedNames | None:
-        return loaded_names(self.checkpoint.config)
-
-    @cached_property
-    def _stored_by_loaded(self) -> Mapping[str, str]:
-        assert self._loaded is not None
-        return self._loaded.by_loaded_name(self.checkpoint.headers)
-
-    def _untold_ties(self, name: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.adapter}: {name}: the adapter changes an embedding that the model may share "
-            "with others, and transformers has no class that tells with which; merge it into its "
-            "model with peft first, and save the model with tie_word_embeddings: false"
-        )
 
 
 @dataclass(frozen=True)
@@ -378,25 +430,33 @@ class _AdapterMatcher:
 
     config: ReadOnlyJson
     shards: Shards
-    names: _ModelNames
+    names: ModelNames
 
-    def match(self) -> tuple[dict[str, _Factors], dict[str, str]]:
+    def match(
+        self,
+    ) -> tuple[dict[str, _Factors | _ExpertFactors], dict[str, str]]:
         """Return (tensor of the model -> factors, tensor of the model -> key that replaces it)."""
         factor_keys: dict[str, _FactorKeys] = {}
         replacements: dict[str, str] = {}
         problems = ErrorCollector()
-        for key in self.shards.headers:
+        for key in self._keys:
             with problems.collect():
                 self._assign(key, factor_keys, replacements)
-        factors = {}
+        factors: dict[str, _Factors | _ExpertFactors] = {}
         for target, keys in factor_keys.items():
             with problems.collect():
-                factors[target] = self._make_factors(target, keys)
+                shape = self._shape(target, replacements)
+                factors[target] = self._make_factors(target, keys, shape)
         for target, key in replacements.items():
             with problems.collect():
                 self._check_replacement(target, key)
         problems.raise_if_any()
         return factors, self._shared_among_tied(replacements)
+
+    @property
+    def _keys(self) -> list[str]:
+        """The keys that count: peft also stores what a saved module was before the training."""
+        return [key for key in self.shards.headers if _ORIGINAL not in key]
 
     def _assign(
         self,
@@ -411,7 +471,9 @@ class _AdapterMatcher:
             replacements[target] = key
             return
         module = match["module"].removeprefix(_PREFIX)
-        keys = factor_keys.setdefault(target, _FactorKeys(module, {}))
+        parameter = self._parameter(module)
+        new_keys = _FactorKeys(parameter or module, {}, parameter is not None)
+        keys = factor_keys.setdefault(target, new_keys)
         keys.sides[match["side"]] = key
         keys.is_embedding |= bool(match["embedding"])
 
@@ -421,12 +483,29 @@ class _AdapterMatcher:
         if match is None:
             return self.names.find(_WRAPPER.sub("", key.removeprefix(_PREFIX)))
         module = match["module"].removeprefix(_PREFIX)
-        return self.names.find(f"{module}.weight")
+        parameter = self._parameter(module)
+        if parameter is None:
+            return self.names.find(f"{module}.weight")
+        if self.names.packed(parameter) is not None:
+            return parameter
+        return self.names.find(parameter)
+
+    def _parameter(self, wrapped: str) -> str | None:
+        """The parameter that a module's factors change; None if that is the module's weight."""
+        targets = self.config.get("target_parameters")
+        if not targets:
+            return None
+        # peft wraps several parameters of one module one around the other.
+        module = wrapped
+        while module.endswith(_WRAPPED):
+            module = module.removesuffix(_WRAPPED)
+        n_wrappers = (len(wrapped) - len(module)) // len(_WRAPPED)
+        return self.names.find_parameter(module, n_wrappers, targets)
 
     def tied_groups(self) -> list[dict[str, str]]:
-        """The groups of tied tensors that the adapter touches; see `_ModelNames.tied_group`."""
+        """The groups of tied tensors that the adapter touches; see `ModelNames.tied_group`."""
         groups: dict[tuple[str, ...], dict[str, str]] = {}
-        for key in self.shards.headers:
+        for key in self._keys:
             group = self.names.tied_group(self._target(key))
             if group:
                 groups[tuple(group)] = group
@@ -453,7 +532,9 @@ class _AdapterMatcher:
         saved = self.config.get("modules_to_save") or ()
         return any(module == name or module.endswith(f".{name}") for name in saved)
 
-    def _make_factors(self, target: str, keys: _FactorKeys) -> _Factors:
+    def _make_factors(
+        self, target: str, keys: _FactorKeys, wanted: tuple[int, ...]
+    ) -> _Factors | _ExpertFactors:
         where = f"{self.shards.name}: {target}"
         if not {"A", "B"} <= set(keys.sides):
             raise CheckpointError(
@@ -465,32 +546,17 @@ class _AdapterMatcher:
             raise CheckpointError(
                 f"{where}: expected two matrices, got B {list(b.shape)} and A {list(a.shape)}"
             )
-        actual_rank = a.shape[0]
-        rank = self._number("r", "rank_pattern", keys.module, default=actual_rank)
-        alpha = self._number("lora_alpha", "alpha_pattern", keys.module, default=rank)
-        if rank != actual_rank:
-            raise CheckpointError(
-                f"{where}: adapter_config.json says rank {rank}, "
-                f"the factors have rank {actual_rank}"
-            )
-        # rsLoRA divides by the root of the rank, so that the updates of high ranks do not shrink.
-        divisor = rank**0.5 if self.config.get("use_rslora") else rank
-        scale = alpha / divisor
-        wanted = self._stored_shape(target)
-        product_shape = (b.shape[0], a.shape[1])
-        transposed = keys.is_embedding or stores_transposed(
-            model_config=self.names.checkpoint.config,
-            config=self.config,
-            shape=wanted,
-            factor_shape=product_shape,
-        )
-        factors = _Factors(
-            b=b,
-            a=a,
-            scale=float(scale),
-            transposed=transposed,
-        )
-        if b.shape[1] != actual_rank or factors.shape != wanted:
+        is_stacked = keys.is_parameter and len(wanted) > 2
+        n_matrices = max(1, wanted[0]) if is_stacked else 1
+        scale = self._scale(where, keys.module, a.shape[0] / n_matrices)
+        factors: _Factors | _ExpertFactors
+        if is_stacked:
+            transposed = self.names.stores_input_first(keys.module)
+            factors = _ExpertFactors(b, a, scale, n_matrices, transposed)
+        else:
+            transposed = keys.is_embedding or self._stores_transposed(keys, wanted)
+            factors = _Factors(b, a, scale, transposed)
+        if b.shape[1] != a.shape[0] or factors.shape != wanted:
             raise CheckpointError(
                 f"{where}: expected factors for {list(wanted)}, "
                 f"got B {list(b.shape)} and A {list(a.shape)}; "
@@ -498,17 +564,54 @@ class _AdapterMatcher:
             )
         return factors
 
-    def _stored_shape(self, target: str) -> tuple[int, ...]:
-        stored_name = self.names.stored_name(target)
-        return self.names.checkpoint.headers[stored_name].shape
+    def _scale(self, where: str, module: str, actual_rank: float) -> float:
+        rank = self._number("r", "rank_pattern", module, default=actual_rank)
+        alpha = self._number("lora_alpha", "alpha_pattern", module, default=rank)
+        if rank != actual_rank:
+            raise CheckpointError(
+                f"{where}: adapter_config.json says rank {rank}, "
+                f"the factors have rank {actual_rank:g}"
+            )
+        # rsLoRA divides by the root of the rank, so that the updates of high ranks do not shrink.
+        divisor = rank**0.5 if self.config.get("use_rslora") else rank
+        return float(alpha / divisor)
+
+    def _stores_transposed(self, keys: _FactorKeys, shape: tuple[int, ...]) -> bool:
+        # A parameter is taken as it is, whatever its module does with it.
+        if keys.is_parameter:
+            return False
+        b = self.shards.headers[keys.sides["B"]]
+        a = self.shards.headers[keys.sides["A"]]
+        return stores_transposed(
+            model_config=self.names.checkpoint.config,
+            config=self.config,
+            shape=shape,
+            factor_shape=(b.shape[0], a.shape[1]),
+        )
+
+    def _shape(self, target: str, replacements: Mapping[str, str]) -> tuple[int, ...]:
+        """Shape of a tensor, with the rows that the adapter gives it."""
+        shape = self.names.shape(target)
+        if target not in replacements:
+            return shape
+        saved = self.shards.headers[replacements[target]].shape
+        return saved if self._is_resized(target, saved, shape) else shape
+
+    def _is_resized(
+        self, target: str, saved: tuple[int, ...], stored: tuple[int, ...]
+    ) -> bool:
+        """Whether the adapter's tensor is the model's with another number of tokens."""
+        architecture = self.names.checkpoint.architecture
+        has_tokens = architecture.vocabulary_axis(target, stored) == 0
+        return has_tokens and saved[1:] == stored[1:]
 
     def _check_replacement(self, target: str, key: str) -> None:
-        wanted = self._stored_shape(target)
+        wanted = self.names.shape(target)
         actual = self.shards.headers[key].shape
-        if actual != wanted:
+        if actual != wanted and not self._is_resized(target, actual, wanted):
             raise CheckpointError(
-                f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; if "
-                "tokens were added to its model, merge it into the resized model with peft first"
+                f"{self.shards.name}: {key}: expected {list(wanted)}, got {list(actual)}; was the "
+                "adapter trained on this model?"
             )
 
     def _number(

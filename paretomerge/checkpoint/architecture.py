@@ -299,7 +299,9 @@ class Architecture:
         for candidate in candidates:
             if candidate in self._name_set:
                 return candidate
-        return self._input_embedding if _TIED.search(name) else None
+        # Fuyu's `vision_embed_tokens` is no embedding of tokens.
+        is_tied = _TIED.search(name) and not _OTHER_MODALITY.search(name)
+        return self._input_embedding if is_tied else None
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a head of that name is the input embedding in this checkpoint."""

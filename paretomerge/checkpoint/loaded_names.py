@@ -8,7 +8,9 @@ change.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,68 @@ from typing import TYPE_CHECKING, Any
 from paretomerge.checkpoint.json_file import ReadOnlyJson
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
+Shape = tuple[int, ...]
+
 _MAX_MODELS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensors:
+    """Tensors of a checkpoint that transformers turns into others while it loads them.
+
+    For example, it stacks the matrices of all experts, or cuts a matrix into three.
+
+    Attributes:
+        names: The names in the checkpoint, in the order that transformers reads them.
+        patterns: For each name, the pattern of the conversion that it matches.
+        first_loaded: Name in memory of the first tensor that comes out.
+        converter: transformers' own conversion.
+        model: The model, whose weights may have no memory.
+    """
+
+    names: tuple[str, ...]
+    patterns: tuple[str, ...]
+    first_loaded: str
+    converter: Any
+    model: "PreTrainedModel"
+
+    def convert(self, tensors: "Sequence[torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """Convert tensors as transformers does.
+
+        Args:
+            tensors: One tensor for each of `names`.
+
+        Returns:
+            Name in memory -> tensor.
+        """
+        converter = deepcopy(self.converter)
+        entries = zip(self.names, self.patterns, tensors, strict=True)
+        for name, pattern, tensor in entries:
+            converter.add_tensor(self.first_loaded, name, pattern, tensor)
+        config = self.model.config
+        converted = converter.convert(
+            self.first_loaded, model=self.model, config=config
+        )
+        result = {}
+        for loaded, tensor in converted.items():
+            result[loaded] = tensor[0] if isinstance(tensor, list) else tensor
+        return result
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What transformers makes of the tensors of a checkpoint. Others it does not use.
+
+    Attributes:
+        plain: Name in memory -> name in the checkpoint, for tensors that are loaded as they are.
+        packed: Tensors that are loaded in another form.
+    """
+
+    plain: Mapping[str, str]
+    packed: tuple[PackedTensors, ...]
 
 
 @dataclass(frozen=True)
@@ -26,14 +87,16 @@ class LoadedNames:
     """The names of a model's tensors once transformers has loaded it.
 
     Attributes:
-        state: The names in the model's `state_dict`.
+        model: The model.
+        state: Name in the model's `state_dict` -> shape.
         tied: Name of a tied tensor -> name of the tensor whose memory it shares.
         renamings: transformers' own changes of names, in their order.
         packings: transformers' changes that pack several tensors into one.
         base_prefix: Name of the model without its head, which checkpoints leave out or add.
     """
 
-    state: frozenset[str]
+    model: "PreTrainedModel"
+    state: Mapping[str, Shape]
     tied: Mapping[str, str]
     renamings: Sequence[Any]
     packings: Sequence[Any]
@@ -50,8 +113,10 @@ class LoadedNames:
         for change in get_model_conversion_mapping(model):
             kind = renamings if isinstance(change, WeightRenaming) else packings
             kind.append(change)
+        tensors = model.state_dict(keep_vars=True)
         return cls(
-            state=frozenset(model.state_dict(keep_vars=True)),
+            model=model,
+            state={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             tied=dict(model.get_expanded_tied_weights_keys(all_submodels=True)),
             renamings=renamings,
             packings=packings,
@@ -92,6 +157,55 @@ class LoadedNames:
             if loaded is not None:
                 result[loaded] = name
         return result
+
+    def arrange(self, names: Iterable[str]) -> "Arrangement":
+        """Find out what transformers makes of the tensors of a checkpoint, as its loader does.
+
+        Args:
+            names: Names of all tensors in a checkpoint of the model.
+        """
+        from transformers.core_model_loading import dot_natural_key
+
+        # Some changes of names remember the names before, so each checkpoint needs new ones.
+        changes = (deepcopy(list(self.renamings)), deepcopy(list(self.packings)))
+        pattern_owners = {}
+        for packing in self.packings:
+            for pattern in packing.source_patterns:
+                pattern_owners[pattern] = packing
+        plain: dict[str, str] = {}
+        members: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for name in sorted(names, key=dot_natural_key):
+            loaded, pattern = self._place(name, *changes)
+            if loaded not in self.state:
+                continue
+            if pattern is None:
+                plain.setdefault(loaded, name)
+            else:
+                members[loaded].append((name, pattern))
+        packed = []
+        for loaded, entries in members.items():
+            converter = pattern_owners[entries[0][1]]
+            entry = PackedTensors(
+                names=tuple(name for name, _ in entries),
+                patterns=tuple(pattern for _, pattern in entries),
+                first_loaded=loaded,
+                converter=converter,
+                model=self.model,
+            )
+            packed.append(entry)
+        return Arrangement(plain, tuple(packed))
+
+    def _place(
+        self, name: str, renamings: list[Any], packings: list[Any]
+    ) -> tuple[str, str | None]:
+        """Name in memory of a checkpoint's tensor, and the pattern of its packing if it has one."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = {"base_model_prefix": self.base_prefix, "meta_state_dict": self.state}
+        loaded, pattern = rename_source_key(name, renamings, packings, **prefix)
+        if loaded not in self.state and name in self.state:
+            loaded, pattern = rename_source_key(name, [], [], **prefix)
+        return loaded, pattern
 
     def tied_group(self, loaded: str) -> tuple[str, ...]:
         """Return the loaded names that share one tensor, the owner first; () if not tied."""

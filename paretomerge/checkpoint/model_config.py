@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paretomerge.checkpoint.json_file import JsonObject, ReadOnlyJson
@@ -102,6 +103,15 @@ def untied_config(config: ReadOnlyJson) -> JsonObject:
         return dict(config)
     result = _with_changed_text(config, untied_config)
     result["tie_word_embeddings"] = False
+    return result
+
+
+def with_vocab_size(config: ReadOnlyJson, vocab_size: int) -> JsonObject:
+    """Return the config of a model with another number of tokens."""
+    result = _with_changed_text(config, partial(with_vocab_size, vocab_size=vocab_size))
+    # The whole of a multimodal config need not repeat it.
+    if text_config(config) is config or "vocab_size" in result:
+        result["vocab_size"] = vocab_size
     return result
 
 

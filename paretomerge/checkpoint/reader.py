@@ -164,7 +164,7 @@ class Checkpoint:
         if download or Path(name).expanduser().is_dir():
             headers = _local_headers(self.folder, name, self.config)
         else:
-            headers = fetch_headers(*split_revision(name), self.folder)
+            headers = _downloaded_or_fetched(self.folder, name, self.config)
         _check_full_precision(name, headers)
         # Left over from an earlier state of the weights, which are not quantised.
         for part in (self.config, text_config(self.config)):
@@ -270,6 +270,16 @@ def _local_headers(folder: Path, name: str, config: JsonObject) -> dict[str, Hea
     if (folder / INDEX_FILE).is_file():
         return _indexed_headers(folder, name, INDEX_FILE)
     raise _missing_weights_error(folder, name)
+
+
+def _downloaded_or_fetched(
+    folder: Path, name: str, config: JsonObject
+) -> dict[str, Header]:
+    """The headers of an earlier download, which needs no network, or else those of the Hub."""
+    try:
+        return _local_headers(folder, name, config)
+    except CheckpointError:
+        return fetch_headers(*split_revision(name), folder)
 
 
 def _single_file_headers(folder: Path, name: str, file: str) -> dict[str, Header]:

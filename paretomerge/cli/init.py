@@ -11,6 +11,7 @@ from paretomerge.space.sources import named_sources
 
 _TEMPLATE = """\
 # A study of paretomerge. Every key: docs/study.md. Relative paths start from this file's folder.
+#   paretomerge plan {name}        # checks it and estimates its time
 #   paretomerge search {name}      # runs it; run it again to resume
 base: {base}
 models:
@@ -19,6 +20,8 @@ models:
 # `lm_eval ls tasks` lists them.
 objectives:
 {tasks}
+  # - task: mmlu
+  #   search_items: 50                 # its own number, in place of evaluate.search_items
   # - function: my_metrics:brevity     # in my_metrics.py: def brevity(model, tokenizer) -> float
   #   direction: minimize
   # - sparsity: true                   # closeness to the base
@@ -37,6 +40,8 @@ evaluate:
 #   - task: hellaswag
 #     at_least: 0.4
 
+# tokenizer_source: base               # base or union, where the models have other tokens
+# chat_template: auto
 device: {device}
 trials: 60
 out: runs/study

@@ -48,6 +48,13 @@ AllowMismatch = Annotated[
         "--allow-mismatch", help="Take models that do not seem to belong together."
     ),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Set a key of the file, such as evaluate.batch_size=32; may be given again.",
+    ),
+]
 Prefer = Annotated[
     str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")
 ]
@@ -170,19 +177,14 @@ def search(
     trials: Trials = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Set a key of the file, such as evaluate.batch_size=32; may be given again.",
-        ),
-    ] = None,
+    override: Overrides = None,
+    allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
     A search that was interrupted continues.
     """
-    study = session.open_study(study_yaml, override)
+    study = session.open_study(study_yaml, override, allow_mismatch)
     session.search(study, trials, quiet or as_json)
     if as_json:
         _print_front(study)
@@ -327,19 +329,52 @@ def merge(
     )
 
 
-@app.command(short_help="Check a recipe without reading weights.")
-def plan(recipe: RecipeFile, as_json: AsJson = False) -> None:
-    """Check a recipe from the headers of its models alone.
+@app.command(short_help="Check a recipe or a study, and estimate its cost.")
+def plan(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe in mergekit's YAML, or a study.yaml.", show_default=False
+        ),
+    ],
+    as_json: AsJson = False,
+    override: Overrides = None,
+    allow_mismatch: AllowMismatch = False,
+    no_measure: Annotated[
+        bool,
+        typer.Option(
+            "--no-measure",
+            help="Of a study: make no merge in memory to estimate the time.",
+        ),
+    ] = False,
+) -> None:
+    """Check a recipe or a study without writing anything.
 
-    Shows every error at once, or what the merge will read, write and need.
+    Shows every error at once. Of a recipe, it reads the headers of the models alone, and shows what
+    the merge will read, write and need. Of a study, it checks all that a search checks before its
+    first trial, and shows what the search will do and how long it will take.
     """
+    from paretomerge.cli.plan import is_study_file, print_study_plan
+
+    if is_study_file(file):
+        print_study_plan(
+            file, override or (), allow_mismatch, as_json, measure=not no_measure
+        )
+        return
+    if override or no_measure:
+        raise ConfigError(
+            f"{file}: --set and --no-measure are for studies, not recipes"
+        )
+    _print_recipe_plan(file, as_json, allow_mismatch)
+
+
+def _print_recipe_plan(file: Path, as_json: bool, allow_mismatch: bool) -> None:
+    """Check a recipe and print what its merge will read, write and need."""
+    from paretomerge.cli.plan import plan_recipe
     from paretomerge.merging.plan.cost import estimate_cost
-    from paretomerge.merging.plan.make import make_plan
-    from paretomerge.recipe import Recipe
     from paretomerge.report.recipes import PlanFacts, plan_table
 
-    # A check must not download gigabytes from the Hub.
-    merge_plan = make_plan(Recipe.load(recipe), download=False)
+    merge_plan = plan_recipe(file, allow_mismatch)
     session.print_notes(merge_plan.notes)
     cost = estimate_cost(merge_plan)
     facts: PlanFacts = {
@@ -393,6 +428,7 @@ def kinship(
 
         study = session.open_study(Path(base))
         pool = study_pool(study.settings)
+        allow_mismatch = allow_mismatch or pool.allow_mismatch
         base = pool.base
         sources = dict(pool.sources)
     if not sources:

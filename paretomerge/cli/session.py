@@ -22,11 +22,22 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 _INTERRUPTED = 130  # the shell's exit status of Ctrl-C
 
 
-def open_study(path: Path, overrides: Sequence[str] | None = None) -> "Study":
-    """Read a study.yaml; nothing is loaded yet."""
+def open_study(
+    path: Path, overrides: Sequence[str] | None = None, allow_mismatch: bool = False
+) -> "Study":
+    """Read a study.yaml; nothing is loaded yet.
+
+    Args:
+        path: The file.
+        overrides: Keys to set in place of the file's.
+        allow_mismatch: True to set the key of that name.
+    """
     from paretomerge.study.study import load_study
 
-    return load_study(path, overrides or ())
+    keys = list(overrides or ())
+    if allow_mismatch:
+        keys.append("allow_mismatch=true")
+    return load_study(path, keys)
 
 
 def set_up_process(study: "Study") -> None:

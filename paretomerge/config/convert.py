@@ -99,6 +99,9 @@ def settings_of(
         storage_url=config.storage,
         study_name=config.study_name,
         dtype=config.dtype,
+        tokenizer_source=config.tokenizer_source,
+        chat_template=config.chat_template,
+        allow_mismatch=config.allow_mismatch,
         device=config.device,
         threads=config.threads,
     )
@@ -149,6 +152,9 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "storage": settings.storage_url,
         "study_name": settings.study_name,
         "dtype": settings.dtype,
+        "tokenizer_source": settings.tokenizer_source,
+        "chat_template": settings.chat_template,
+        "allow_mismatch": settings.allow_mismatch,
         "device": settings.device,
         "threads": settings.threads or 1,
     }
@@ -180,7 +186,13 @@ def _objective(config: ObjectiveConfig) -> Measure:
 def _measure(config: MeasureConfig) -> Measure:
     name = config.name or ""  # an empty name becomes the measure's default
     if config.task is not None:
-        return Task(config.task, config.metric, name, num_fewshot=config.num_fewshot)
+        return Task(
+            config.task,
+            config.metric,
+            name,
+            num_fewshot=config.num_fewshot,
+            search_items=config.search_items,
+        )
     if config.function is not None:
         return Function(config.function, name)
     if config.perplexity is not None:
@@ -248,6 +260,7 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
                 "task": measure.task,
                 "metric": measure.metric,
                 "num_fewshot": measure.num_fewshot,
+                "search_items": measure.search_items,
             }
         case Function():
             config = {"function": measure.path}
@@ -354,6 +367,8 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "fewshot_as_multiturn",
         "system_instruction",
         "gen_kwargs",
+        "think_end_token",
+        "add_bos_token",
     )
     config: dict[str, Any] = {}
     for key in keys:

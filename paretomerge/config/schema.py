@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from paretomerge.arguments import path as read_path
 from paretomerge.config.overrides import with_overrides
@@ -38,6 +44,7 @@ class MeasureConfig(Section):
     task: str | None = None
     metric: str | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
+    search_items: int | None = Field(default=None, ge=1)
     function: str | None = None
     perplexity: str | None = None
     judge: JudgeConfig | None = None
@@ -54,6 +61,8 @@ class MeasureConfig(Section):
             raise ValueError(f"set exactly one of {names} and `sparsity: true`")
         if self.num_fewshot is not None and self.task is None:
             raise ValueError("num_fewshot: only a `task` has few-shot examples")
+        if self.search_items is not None and self.task is None:
+            raise ValueError("search_items: only a `task` has examples to choose from")
         if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
             raise ValueError(
                 f"metric: use perplexity or bits_per_byte, not {self.metric!r}"
@@ -129,6 +138,8 @@ class EvaluateConfig(Section):
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     gen_kwargs: dict[str, Any] | None = None
+    think_end_token: str | StrictInt | None = None
+    add_bos_token: bool | None = None
 
     @field_validator("race", mode="before")
     @classmethod
@@ -184,6 +195,9 @@ class StudyConfig(Section):
     storage: str | None = None
     study_name: str = Field(default=DEFAULT_STUDY_NAME, min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer_source: str | None = Field(default=None, min_length=1)
+    chat_template: str | None = Field(default=None, min_length=1)
+    allow_mismatch: bool = False
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
 
@@ -233,21 +247,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
             and values are reported at once.
     """
     path = config_file(path)
+    data = read_content(path, overrides)
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        parts = tuple(f"{path}: {message_of(detail)}" for detail in error.errors())
+        raise ConfigError(f"{path}: {messages_of(error)}", parts) from error
+
+
+def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a study.yaml without a look at its keys.
+
+    Args:
+        path: The file, or a folder that holds a study.yaml.
+        overrides: Keys to set in its content; see `with_overrides`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds no keys.
+    """
+    path = config_file(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; name a study.yaml") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(data, dict):
+    if data is None:
+        raise ConfigError(
+            f"{path}: the file is empty; write a study, or let `paretomerge init` begin one"
+        )
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(
             f"{path}: expected keys such as `base` and `models`, got {_brief(data)}"
         )
-    data = with_overrides(data, overrides)
-    try:
-        return StudyConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {messages_of(error)}") from error
+    return with_overrides(data, overrides)
 
 
 def config_file(path: str | Path) -> Path:
@@ -311,6 +347,8 @@ def message_of(detail: Any) -> str:
         return f"{section}: {problem}"
     if detail["type"] == "missing":
         return f"{place}: required key is missing"
+    if detail["type"] == "literal_error":
+        return f"{place}: {_unknown_value(keys[-1], detail)}"
     message = detail["msg"].removeprefix("Value error, ")
     for pattern, replacement in _REWORDING:
         message = re.sub(pattern, replacement, message)
@@ -323,12 +361,22 @@ def message_of(detail: Any) -> str:
     return f"{place}: {message}, got {value}"
 
 
+def _unknown_value(key: str, detail: Any) -> str:
+    """What is wrong with a value that is none of the few that a key takes."""
+    # pydantic gives them as "'a', 'b' or 'c'".
+    known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+    value = detail["input"]
+    if not known or not isinstance(value, str):
+        return f"expected {detail['ctx']['expected']}, got {_brief(value)}"
+    return unknown_name(key, value, known)
+
+
 _REWORDING = (
     (r"^Input should be (a|an) valid", r"expected \1"),
     (r"^Input should be (greater|less)", r"expected a number \1"),
     (r"^Input should be", "expected"),
     (r"^List should have (.*) after validation, not \d+", r"expected \1"),
-    (r", unable to parse string as an? \w+", ""),
+    (r", unable to (parse string as an? \w+|interpret input)", ""),
     (r"\b(expected) a (integer)", r"\1 an \2"),
 )
 """Patterns in pydantic's messages -> our wording."""

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.arguments import (
     Reader,
+    as_integer,
     describe,
     flag,
     instance_of,
@@ -25,7 +26,7 @@ from paretomerge.arguments import (
     sequence_of,
     word,
 )
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
 from paretomerge.evaluate.measures import (
     Constraint,
     Measure,
@@ -33,8 +34,10 @@ from paretomerge.evaluate.measures import (
     not_a_measure,
 )
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
+from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
@@ -99,6 +102,10 @@ class Evaluation:
         fewshot_as_multiturn: Make examples turns of the chat. By default with a chat template.
         system_instruction: The chat's system message, or text before each question.
         gen_kwargs: Settings of generation, such as `{"max_gen_toks": 64}`.
+        think_end_token: Where a model's thoughts end, such as `</think>`. Only what it writes
+            behind it is its answer. A text, or the number of a token.
+        add_bos_token: Whether prompts begin with the token that begins a sequence. By default as
+            the base's tokenizer does it.
 
     Raises:
         ConfigError: Two settings exclude each other, a number is out of range, or an argument has
@@ -123,6 +130,8 @@ class Evaluation:
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     gen_kwargs: Mapping[str, Any] | None = None
+    think_end_token: str | int | None = None
+    add_bos_token: bool | None = None
 
     def __post_init__(self) -> None:
         read_fields(self, _EVALUATION_READERS, "evaluate.")
@@ -230,6 +239,11 @@ class StudySettings:
             `out`.
         study_name: The study's name in that database.
         dtype: The dtype that merges are scored and written in. By default the base's.
+        tokenizer_source: The vocabulary of merges: `union`, `base`, or one of the models. By
+            default the base's, and models with another one are refused.
+        chat_template: The chat template of merges: a template, its name, or `auto`. By default the
+            tokenizer's own.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of the command line's process; None to leave them alone.
 
@@ -255,26 +269,42 @@ class StudySettings:
     storage_url: str | None = None
     study_name: str = DEFAULT_STUDY_NAME
     dtype: str | None = None
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
+    allow_mismatch: bool = False
     device: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        # Types first: the checks below rest on them.
         read_fields(self, _STUDY_READERS)
-        if len(self.models) < 2:
-            raise ConfigError(f"models: name two or more, not {len(self.models)}")
-        if not self.objectives:
-            raise ConfigError("objectives: name one or more")
-        if self.dtype not in (None, *DTYPES):
-            raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
-        self._check_base()
-        self._check_out()
-        self._check_names()
-        self._check_levels()
+        errors = ErrorCollector()
+        for check in (
+            self._check_counts,
+            self._check_dtype,
+            self._check_base,
+            self._check_out,
+            self._check_names,
+            self._check_levels,
+            self._check_tokenizer,
+        ):
+            with errors.collect():
+                check()
+        errors.raise_if_any()
 
     @property
     def out_folder(self) -> Path:
         """The study's folder, absolute."""
         return (self.root / self.out).resolve()
+
+    @property
+    def result_tokenizer_source(self) -> str | None:
+        """The source of the tokenizer as recipes name it: local paths are absolute."""
+        source = self.tokenizer_source
+        if source in (None, "union", "base"):
+            return source
+        path = model_path(self.root, source)
+        return "base" if path == model_path(self.root, self.base) else path
 
     @property
     def storage(self) -> Storage:
@@ -299,6 +329,16 @@ class StudySettings:
             if not isinstance(constraint.measure, str):
                 measures.setdefault(constraint.score, constraint.measure)
         return tuple(measures.values())
+
+    def _check_counts(self) -> None:
+        if len(self.models) < 2:
+            raise ConfigError(f"models: name two or more, not {len(self.models)}")
+        if not self.objectives:
+            raise ConfigError("objectives: name one or more")
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
 
     def _check_base(self) -> None:
         # As paths, so that two spellings of one folder are equal; names on the Hub stay different.
@@ -362,6 +402,30 @@ class StudySettings:
                 scored.append(measure)
                 names.append(measure.name)
         return names
+
+    def _check_tokenizer(self) -> None:
+        source = self.tokenizer_source
+        if source is None:
+            return
+        known = ("union", "base", self.base, *self.models)
+        if source not in known:
+            problem = unknown_name("source", source, known)
+            raise ConfigError(f"tokenizer_source: {problem}")
+        # A route takes the embedding of one model as it is, and a step of a recipe keeps the
+        # vocabulary of the base.
+        if self.then is not None or isinstance(self.space, RouteSpace):
+            place = "space.routes" if self.then is None else "then"
+            raise ConfigError(
+                f"tokenizer_source: routes (`{place}`) keep the tokenizer of their models; leave "
+                "one of the two out"
+            )
+        if isinstance(self.space, WeightSpace):
+            groups = Grouping.parse(self.space.method_groups)
+            if groups != SINGLE_GROUP and len(self.space.methods) > 1:
+                raise ConfigError(
+                    "tokenizer_source: does not work with several `space.method_groups`, which "
+                    "merge in steps that keep the base's vocabulary; leave one of the two out"
+                )
 
     def _check_levels(self) -> None:
         if self.then is None:
@@ -446,6 +510,18 @@ def _backend(name: str, value: object) -> str | dict[str, Any]:
 def _setting(name: str, value: object) -> object:
     """Read one setting of generation: whatever a YAML file can hold."""
     return plain_data(value)
+
+
+def _token(name: str, value: object) -> str | int:
+    number = as_integer(value)
+    if number is not None and number >= 0:
+        return number
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(
+        f"{name}: expected a text such as '</think>', or the number of a token, got "
+        f"{describe(value)}"
+    )
 
 
 def _sampler(name: str, value: object) -> SamplerSetting:
@@ -538,6 +614,8 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     "fewshot_as_multiturn": optional(flag),
     "system_instruction": optional(word),
     "gen_kwargs": optional(mapping_of(_setting, "{'temperature': 0.7}")),
+    "think_end_token": optional(_token),
+    "add_bos_token": optional(flag),
 }
 _SECOND_LEVEL_READERS: Mapping[str, Reader] = {
     "routes": instance_of(RouteSpace, "RouteSpace(...)"),
@@ -570,6 +648,9 @@ _STUDY_READERS: Mapping[str, Reader] = {
     "storage_url": optional(_database),
     "study_name": word,
     "dtype": optional(label),
+    "tokenizer_source": optional(model),
+    "chat_template": optional(word),
+    "allow_mismatch": flag,
     "device": _device,
     "threads": optional(integer(1)),
 }

@@ -129,7 +129,12 @@ def check_out(out: Path, overwrite: bool = False) -> None:
 
 
 def write_pick(
-    results: Results, trial: Trial, out: Path, picked_by: str, overwrite: bool = False
+    results: Results,
+    trial: Trial,
+    out: Path,
+    picked_by: str,
+    overwrite: bool = False,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Write a trial's merge as a checkpoint, with its scores in the model card.
 
@@ -139,6 +144,7 @@ def write_pick(
         out: A new folder.
         picked_by: How it was picked, for the model card; see `Choice.text`.
         overwrite: Whether an existing folder is replaced.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
 
     Returns:
         The folder.
@@ -149,7 +155,13 @@ def write_pick(
     from paretomerge.merging.engine import merge
 
     card = scores_table(results.score_names, trial, picked_by)
-    return merge(trial.recipe, out, overwrite=overwrite, card=card)
+    return merge(
+        trial.recipe,
+        out,
+        overwrite=overwrite,
+        card=card,
+        allow_mismatch=allow_mismatch,
+    )
 
 
 def scores_table(names: Sequence[str], trial: Trial, picked_by: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate
@@ -20,6 +20,34 @@ if TYPE_CHECKING:
 
 # Linux only; elsewhere the folder for temporary files is used.
 _SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How text goes into a model and comes out of it, as in `lm_eval --model_args`.
+
+    Attributes:
+        think_end_token: Where a model's thoughts end. Only what it writes behind the last one is
+            its answer. A text, or the number of a token.
+        add_bos_token: Whether texts begin with the token that begins a sequence; None for the
+            tokenizer's own setting.
+    """
+
+    think_end_token: str | int | None = None
+    add_bos_token: bool | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options that are set, as arguments of the harness's models."""
+        arguments = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                arguments[name] = value
+        return arguments
+
+
+DEFAULT_OPTIONS = ModelOptions()
+"""Text as the tokenizer and the model have it."""
 
 
 @dataclass(frozen=True)

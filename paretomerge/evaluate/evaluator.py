@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 
 from paretomerge.arguments import as_float, as_integer
 from paretomerge.errors import EvaluationError, shorten
+from paretomerge.evaluate.model_kind import ModelKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,7 +180,8 @@ class Candidate:
     """A merged model, loaded and ready to be scored.
 
     Attributes:
-        model: The causal language model. Evaluators must not change it.
+        model: The model, of the class that the base's config names. Evaluators must not change
+            it.
         tokenizer: Its tokenizer.
         facts: Numbers that the merge itself measured, by name (see `MergeFact`).
         key: Identifies the merge in every study, for a `ScoreCache`; "" where it is unknown.
@@ -194,7 +196,8 @@ class Candidate:
 class Evaluator(Protocol):
     """Turns a candidate into scores by name. It must not change the model.
 
-    An evaluator with a list of strings `notes` reports them to the user.
+    An evaluator with a list of strings `notes` reports them to the user. One with a method
+    `check_model_kind(kind)` may refuse a `ModelKind` before the first trial.
 
     Example:
         >>> class LayerCount:
@@ -289,6 +292,14 @@ class CombinedEvaluator:
             # Notes are optional, so they are no part of the protocol.
             notes += getattr(evaluator, "notes", ())
         return notes
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have all scores; see `Evaluator`."""
+        for evaluator in self.evaluators:
+            # Checks are optional, so they are no part of the protocol.
+            check = getattr(evaluator, "check_model_kind", None)
+            if check is not None:
+                check(kind)
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score with each evaluator in turn; see `Evaluator.evaluate`."""

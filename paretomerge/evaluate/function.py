@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from paretomerge.arguments import as_float
-from paretomerge.errors import EvaluationError
+from paretomerge.errors import EvaluationError, shorten
 from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 from paretomerge.evaluate.measures import has_signature, no_signature
 
@@ -100,25 +100,30 @@ class FunctionEvaluator:
                 f"{self.name}: the scoring function raised {cause}"
             ) from error
         if not isinstance(returned, Mapping):
-            return {self.name: self._score(returned)}
+            return {self.name: self._score(self.name, returned)}
         scores = {}
         for key, value in returned.items():
             name = f"{self.name}/{key}"
-            scores[name] = self._score(value)
+            scores[name] = self._score(name, value)
         return scores
 
-    def _score(self, value: object) -> Score:
+    def _score(self, name: str, value: object) -> Score:
         if isinstance(value, Score):
             return value
         if as_float(value) is None:
             raise EvaluationError(
-                f"{self.name}: the scoring function must return a number, a Score or a dict of "
+                f"{name}: the scoring function must return a number, a Score or a dict of "
                 f"them, got {type(value).__name__}"
             )
         try:
             return Score(value)  # type: ignore[arg-type]  # `Score` converts any number
         except EvaluationError as error:
-            raise EvaluationError(f"{self.name}: {error}") from error
+            called = getattr(self.function, "__qualname__", repr(self.function))
+            module = getattr(self.function, "__module__", "").partition("@")[0]
+            raise EvaluationError(
+                f"{name}: the scoring function {module}:{called} returned {shorten(value)}, but "
+                "a score must be finite"
+            ) from error
 
 
 def _import_module(name: str, folder: Path | None) -> ModuleType:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
-from paretomerge.errors import EvaluationError
+from paretomerge.errors import ErrorCollector, EvaluationError
 from paretomerge.evaluate import _lm_eval
-from paretomerge.evaluate.backend import Backend
+from paretomerge.evaluate.backend import DEFAULT_OPTIONS, Backend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     Candidate,
     ExampleIndices,
@@ -25,6 +25,7 @@ from paretomerge.evaluate.evaluator import (
     Split,
 )
 from paretomerge.evaluate.examples import Examples, GroupExamples
+from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.tasks import HarnessTask, TaskLoader
 
@@ -58,6 +59,7 @@ class HarnessEvaluator:
         search_evaluator: What this other evaluator searches on is not held out here either.
         cache: Per-example scores of merges that were scored before, in any study.
         backend: Another model of the harness, in place of the live one.
+        options: How text goes into the live model and comes out of it.
 
     Attributes:
         tasks: As given.
@@ -77,6 +79,7 @@ class HarnessEvaluator:
         search_evaluator: "HarnessEvaluator | None" = None,
         cache: ScoreCache | None = None,
         backend: Backend | None = None,
+        options: ModelOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.tasks = dict(tasks)
         self.batch_size = batch_size
@@ -87,6 +90,7 @@ class HarnessEvaluator:
         self._search_evaluator = search_evaluator
         self._cache = cache
         self._backend = backend
+        self._options = options
         self._loaded: dict[Split, ExamplesByName] = {}
         self._resident: ResidentLM | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -108,6 +112,12 @@ class HarnessEvaluator:
             contents.update(examples.content_digests)
         return frozenset(contents)
 
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind can do tasks; see `Evaluator`."""
+        # Another backend knows itself what it can load.
+        if self._backend is None:
+            kind.check_writes_text(", ".join(self.tasks))
+
     def directions(self) -> dict[str, bool]:
         """Name of the score -> whether higher is better, as the tasks declare it."""
         directions = {}
@@ -119,8 +129,11 @@ class HarnessEvaluator:
         """Name of the score -> its examples of the split; no example is in both splits."""
         if split not in self._loaded:
             loaded = {}
+            errors = ErrorCollector()
             for name, spec in self.tasks.items():
-                loaded[name] = self._loader.load(name, spec, split)
+                with errors.collect():
+                    loaded[name] = self._loader.load(name, spec, split)
+            errors.raise_if_any()
             # the search keeps an example of both splits: a held-out score must not include it
             if split == "held_out":
                 loaded = self._without_search_examples(loaded)
@@ -199,8 +212,14 @@ class HarnessEvaluator:
         self, candidate: Candidate, examples: TaskExamples
     ) -> MetricValues:
         if self._cache and candidate.key:
-            return self._cache.get(candidate.key, examples.scoring_digest)
+            key = self._cache_key(candidate)
+            return self._cache.get(key, examples.scoring_digest)
         return {}
+
+    def _cache_key(self, candidate: Candidate) -> str:
+        # Without options the key is that of earlier versions.
+        options = self._options.arguments
+        return f"{candidate.key} {options}" if options else candidate.key
 
     def _compute_scores(
         self, candidate: Candidate, examples: TaskExamples, indices: Sequence[int]
@@ -210,7 +229,8 @@ class HarnessEvaluator:
         values = examples.example_scores(indices, self._count_tokens)
         scores = dict(zip(digests, values, strict=True))
         if self._cache and candidate.key and scores:
-            self._cache.add(candidate.key, examples.scoring_digest, scores)
+            key = self._cache_key(candidate)
+            self._cache.add(key, examples.scoring_digest, scores)
         return scores
 
     def _respond(self, candidate: Candidate, instances: "Instances") -> None:
@@ -235,11 +255,13 @@ class HarnessEvaluator:
             return self._backend.load(candidate, self.batch_size)
         resident = self._resident
         # The encoded requests belong to one tokenizer.
-        if resident is None or resident.tokenizer is not candidate.tokenizer:
+        if resident is None or resident.given_tokenizer is not candidate.tokenizer:
             # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM
 
-            resident = ResidentLM(candidate.model, candidate.tokenizer, self.batch_size)
+            resident = ResidentLM(
+                candidate.model, candidate.tokenizer, self.batch_size, self._options
+            )
             self._resident = resident
         resident.set_model(candidate.model)
         return nullcontext(resident)

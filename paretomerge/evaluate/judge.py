@@ -14,6 +14,7 @@ from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator
 from paretomerge.evaluate.inference.prefill import supports_cache
+from paretomerge.evaluate.model_kind import ModelKind
 
 Prompt = Mapping[str, str]
 """A line of the file of prompts: `prompt`, and `reference` where there is a right answer."""
@@ -77,6 +78,15 @@ class JudgeEvaluator:
             ConfigError: The server or the model is not configured.
         """
         return Endpoint(self.base_url, self.model)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of search examples and of held-out examples."""
+        return len(self._examples["search"]), len(self._examples["held_out"])
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have this score; see `Evaluator`."""
+        kind.check_is_decoder(self.name)
 
     def evaluate(self, live: Candidate, split: Split) -> Scores:
         """Let the model answer the prompts of a split and the judge grade the answers.

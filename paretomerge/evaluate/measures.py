@@ -42,6 +42,8 @@ class Task:
         direction: `maximize` or `minimize`. By default the task's direction for the metric.
         num_fewshot: Examples before each question. By default the study's number
             (`Evaluation.num_fewshot`), or the task's own.
+        search_items: Examples to search on. By default the study's number
+            (`Evaluation.search_items`).
 
     Raises:
         ConfigError: The direction is not one of the two, or another argument has a wrong type.
@@ -56,12 +58,14 @@ class Task:
     name: str = ""
     direction: Direction | None = None
     num_fewshot: int | None = None
+    search_items: int | None = None
 
     def __post_init__(self) -> None:
         readers = {
             "task": word,
             "metric": optional(word),
             "num_fewshot": optional(integer(least=0)),
+            "search_items": optional(integer(least=1)),
         }
         _read_arguments(self, readers)
         _set_name(self, self.task)

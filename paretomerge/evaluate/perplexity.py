@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
+from paretomerge.evaluate.model_kind import ModelKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,22 +33,32 @@ class PerplexityEvaluator:
     `perplexity` is exp of the mean negative log-likelihood of a token. `bits_per_byte` is the
     negative log-likelihood in bits, per byte of text; it compares models with different tokenizers.
 
-    The text is cut into windows of 512 tokens, each read without the ones before it. The first
-    token of a window has no context and is not counted. The standard error is that of a mean over
-    windows.
+    The text is cut into windows of 512 tokens, each read without the ones before it. A window
+    begins with the token that begins a sequence, if the tokenizer puts it before texts: models such
+    as Llama and Gemma are not trained to read without it. The first token of a window has no
+    context and is not counted. The standard error is that of a mean over windows.
 
     Args:
         name: The score's name.
         path: A text file in UTF-8, of four windows or more.
         metric: `perplexity` or `bits_per_byte`.
+        add_bos_token: Whether windows begin with the token that begins a sequence; None to do what
+            the tokenizer does.
 
     Raises:
         EvaluationError: The file cannot be read. `evaluate` raises it where the text is too short.
     """
 
-    def __init__(self, name: str, path: Path, metric: str = "perplexity") -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        metric: str = "perplexity",
+        add_bos_token: bool | None = None,
+    ) -> None:
         self.name = name
         self.metric = metric
+        self._add_bos_token = add_bos_token
         try:
             self._text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -57,6 +68,10 @@ class PerplexityEvaluator:
         self._windows: dict[Split, list[_Window]] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._batcher: AdaptiveBatcher | None = None
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have this score; see `Evaluator`."""
+        kind.check_is_decoder(self.name)
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""
@@ -91,9 +106,11 @@ class PerplexityEvaluator:
         config = candidate.model.config.get_text_config()
         max_positions = getattr(config, "max_position_embeddings", _WINDOW)
         size = min(_WINDOW, max_positions)
+        first = self._first_tokens(tokenizer)
+        step = size - len(first)
         windows = []
-        for start in range(0, len(tokens), size):
-            part = tokens[start : start + size]
+        for start in range(0, len(tokens), step):
+            part = first + tokens[start : start + step]
             # the first token has no context, so a single one has no loss
             if len(part) > 1:
                 counted = part[1:]
@@ -105,10 +122,24 @@ class PerplexityEvaluator:
                 windows.append(window)
         if len(windows) < _MIN_WINDOWS:
             raise EvaluationError(
-                f"{self.name}: the text must have at least {_MIN_WINDOWS * size} tokens, "
+                f"{self.name}: the text must have at least {_MIN_WINDOWS * step} tokens, "
                 f"got {len(tokens)}"
             )
         return {"search": windows[::2], "held_out": windows[1::2]}
+
+    def _first_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """What every window begins with: the token that begins a sequence, or nothing."""
+        bos = tokenizer.bos_token_id
+        adds_bos = self._add_bos_token
+        if adds_bos is None:
+            adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
+        if not adds_bos:
+            return []
+        if bos is None:
+            raise EvaluationError(
+                f"{self.name}: add_bos_token: the tokenizer has no token that begins a sequence"
+            )
+        return [bos]
 
     def _losses(
         self, model: "PreTrainedModel", windows: Sequence[Sequence[int]]

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from paretomerge.evaluate.evaluator import Candidate, Score, Scores, Split
+from paretomerge.evaluate.model_kind import ModelKind
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,10 @@ class SpeedEvaluator:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have this score; see `Evaluator`."""
+        kind.check_is_decoder(self.name)
 
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Time the generation; see `Evaluator.evaluate`. The split makes no difference."""

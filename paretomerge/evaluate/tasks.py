@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretomerge.errors import EvaluationError, unknown_name
+from paretomerge.errors import ErrorCollector, EvaluationError, unknown_name
 from paretomerge.evaluate import _lm_eval
 from paretomerge.evaluate.evaluator import Split
 from paretomerge.evaluate.examples import (
@@ -41,11 +41,13 @@ class HarnessTask:
             `exact_match,flexible-extract`. Where it is None, the task's first metric; without a
             filter, the task's first filter.
         num_fewshot: Examples before each question; None for the study's number, or the task's.
+        search_items: The number of its search examples; None for the study's number.
     """
 
     task: str
     metric: str | None = None
     num_fewshot: int | None = None
+    search_items: int | None = None
 
     @property
     def metric_name(self) -> str:
@@ -142,16 +144,19 @@ class TaskLoader:
         with _lm_eval.quiet():
             names = [spec.task for spec in tasks.values()]
             self._manager = _lm_eval.index_tasks(names, self.include_path)
+        errors = ErrorCollector()
         available = {*self._manager.all_subtasks, *self._manager.all_groups}
         for name, spec in tasks.items():
-            if spec.task in self._manager.all_tags:
-                raise EvaluationError(
-                    f"{name}: {spec.task!r} is a tag, for which the harness has no score; name the "
-                    "tasks that you mean"
-                )
-            if spec.task not in available:
-                message = unknown_name("task", spec.task, available)
-                raise EvaluationError(f"{name}: {message}")
+            with errors.collect():
+                if spec.task in self._manager.all_tags:
+                    raise EvaluationError(
+                        f"{name}: {spec.task!r} is a tag, for which the harness has no score; "
+                        "name the tasks that you mean"
+                    )
+                if spec.task not in available:
+                    message = unknown_name("task", spec.task, available)
+                    raise EvaluationError(f"{name}: {message}")
+        errors.raise_if_any()
 
     def load(
         self, name: str, spec: HarnessTask, split: Split
@@ -171,12 +176,15 @@ class TaskLoader:
         """
         with _lm_eval.quiet(), _working_directory(self.data_root):
             tasks, group = self._load_tasks(name, spec)
+            search_items = self.search_items
+            if spec.search_items is not None:
+                search_items = spec.search_items
             if group is None:
-                return self._examples(name, spec, tasks[0], split, self.search_items)
+                return self._examples(name, spec, tasks[0], split, search_items)
             spec = replace(spec, metric=spec.metric or group.metric)
             members = []
             for task in tasks:
-                share = self._share(task, len(tasks))
+                share = self._share(task, len(tasks), search_items)
                 examples = self._examples(name, spec, task, split, share)
                 if not examples.is_mean:
                     raise EvaluationError(
@@ -186,11 +194,13 @@ class TaskLoader:
                 members.append(examples)
         return GroupExamples(tuple(members), group.weight_by_size)
 
-    def _share(self, task: "Task", n_tasks: int) -> int | None:
+    def _share(
+        self, task: "Task", n_tasks: int, search_items: int | None
+    ) -> int | None:
         """The number of search examples of one of a group's tasks; None for all of its split."""
-        if self.splits is not None and self.search_items is None:
+        if self.splits is not None and search_items is None:
             return None
-        total = self.search_items or _MOST_SEARCH_ITEMS
+        total = search_items or _MOST_SEARCH_ITEMS
         share = max(total // n_tasks, 1)
         if self.splits is None:
             # Small tasks keep half of their examples for the report.
@@ -220,7 +230,12 @@ class TaskLoader:
         _lm_eval.configure(task, num_fewshot, self.prompts.gen_kwargs)
         task.set_fewshot_seed(self.seed)
         n = len(task.eval_docs)
-        documents = self._select_documents(n, split, search_items)
+        if not n:
+            raise EvaluationError(
+                f"{name}: task {task.task_name!r} has no examples; check its data files and its "
+                "split"
+            )
+        documents = self._select_documents(name, n, split, search_items)
         task.build_all_requests(
             samples=documents, rank=0, world_size=1, **self.prompts.request_arguments
         )
@@ -274,19 +289,24 @@ class TaskLoader:
             )
 
     def _select_documents(
-        self, n: int, split: Split, search_items: int | None
+        self, name: str, n: int, split: Split, search_items: int | None
     ) -> list[int]:
         """Which of the n documents belong to the split, in the order of the data."""
         if self.splits is not None:
             if split == "search" and search_items:
                 n = min(n, search_items)
             return list(range(n))
+        if n < 2:
+            raise EvaluationError(
+                f"{name}: one example cannot be searched on and held out; add examples, or name "
+                "two `splits`"
+            )
         if search_items is None:
             search_items = min(n // 2, _MOST_SEARCH_ITEMS)
         if not 0 < search_items < n:
             raise EvaluationError(
-                f"search_items: must be between 1 and {n - 1}, so that some of the {n} examples "
-                f"are held out, got {search_items}"
+                f"{name}: search_items must be between 1 and {n - 1}, so that some of the {n} "
+                f"examples are held out, not {search_items}"
             )
         rng = random.Random(self.seed)
         shuffled = rng.sample(range(n), n)

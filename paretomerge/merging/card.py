@@ -9,6 +9,7 @@ import yaml
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import CheckpointError
+from paretomerge.merging.plan.one_layout import ArrangedWeights
 from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.merging.plan.steps import RecipeStep
 
@@ -116,6 +117,8 @@ def _licences(plan: Plan) -> dict[str, str | None]:
     """Model -> licence, with those of earlier steps; None where one of its parts states none."""
     licences: dict[str, str | None] = {}
     for model, weights in plan.weights.items():
+        if isinstance(weights, ArrangedWeights):
+            weights = weights.weights
         if isinstance(weights, RecipeStep):
             licences |= _licences(weights.plan)
         else:

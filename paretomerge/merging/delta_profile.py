@@ -19,6 +19,7 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES, Operand, matrix_shape
 from paretomerge.errors import CheckpointError, ConfigError, ErrorCollector
 from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.make import open_weights
+from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.types import Array
 
@@ -167,6 +168,7 @@ def profile(
     sources: Mapping[str, str],
     opened: Mapping[str, Weights] | None = None,
     allow_mismatch: bool = False,
+    same_vocabulary: bool = True,
 ) -> DeltaProfile:
     """Compare fine-tunes with their base and with each other, reading each once.
 
@@ -178,6 +180,8 @@ def profile(
         sources: Name -> path, or path+adapter.
         opened: Models that are open already, by path.
         allow_mismatch: Whether to compare models that do not seem to come from the base.
+        same_vocabulary: Whether all models have one vocabulary. Without one, rows of embeddings
+            and heads are other tokens in other models, so these tensors are left out.
 
     Returns:
         The profile. Tensors that a source lacks, and tensors of integers, are left out for all.
@@ -187,8 +191,13 @@ def profile(
             model does not seem to come from the base.
     """
     weights = open_weights((base, *sources.values()), opened)
+    for path in sources.values():
+        if path != base:
+            weights[path] = arrange_like(base, weights[base], path, weights[path])
     source_weights = [weights[path] for path in sources.values()]
-    operands_by_tensor = _common_operands(weights[base], source_weights)
+    operands_by_tensor = _common_operands(
+        weights[base], source_weights, same_vocabulary
+    )
     if not operands_by_tensor:
         raise CheckpointError(
             f"expected tensors that {base} and every model have, got none; "
@@ -198,7 +207,7 @@ def profile(
         _check_one_shape(name, operands, (base, *sources))
     # Other shapes say more plainly what is wrong, so they come first.
     if not allow_mismatch:
-        _check_belonging(base, sources, weights)
+        _check_belonging(base, sources, weights, same_vocabulary)
     k = len(sources)
     products = np.zeros((k, k))
     sums = np.zeros(k)
@@ -225,12 +234,17 @@ def profile(
 
 
 def _check_belonging(
-    base: str, sources: Mapping[str, str], weights: Mapping[str, Weights]
+    base: str,
+    sources: Mapping[str, str],
+    weights: Mapping[str, Weights],
+    same_vocabulary: bool,
 ) -> None:
     problems = ErrorCollector()
     for path in sources.values():
         with problems.collect():
-            mismatch = find_mismatch(base, weights[base], path, weights[path])
+            mismatch = find_mismatch(
+                base, weights[base], path, weights[path], same_vocabulary
+            )
             mismatch.raise_if_any()
     problems.raise_if_any()
 
@@ -238,11 +252,16 @@ def _check_belonging(
 def _common_operands(
     base: Weights,
     sources: Sequence[Weights],
+    same_vocabulary: bool,
 ) -> dict[str, list[Operand]]:
     """Tensor of the base -> its operand and those of all sources; floats that all models have."""
     operands_by_tensor: dict[str, list[Operand]] = {}
     for name in sorted(base.headers):
-        if base.headers[name].dtype not in FLOAT_DTYPES:
+        header = base.headers[name]
+        if header.dtype not in FLOAT_DTYPES:
+            continue
+        is_per_token = base.architecture.vocabulary_axis(name, header.shape) is not None
+        if is_per_token and not same_vocabulary:
             continue
         operands = [base.operand(name)]
         for source in sources:

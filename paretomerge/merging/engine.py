@@ -172,7 +172,7 @@ def write(
         for weights in plan.weights.values():
             weights.check_unchanged()
         write_json(folder / "config.json", with_tagged_floats(plan.config))
-        _write_companions(plan, folder)
+        write_companions(plan, folder)
         recipe = plan.recipe.resolve_paths(Path.cwd())
         (folder / "mergekit_config.yml").write_text(recipe.to_yaml(), encoding="utf-8")
         readme = model_card(plan, out.name, card, checksums)
@@ -372,8 +372,13 @@ def _single_threaded() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _write_companions(plan: Plan, folder: Path) -> None:
-    """Write the tokenizer and the other files that belong to the template's model."""
+def write_companions(plan: Plan, folder: Path) -> None:
+    """Write the tokenizer and the other files that belong to the template's model.
+
+    Args:
+        plan: What is merged.
+        folder: An existing folder.
+    """
     source = plan.template.folder
     if plan.vocabulary:
         # A merged vocabulary has its own tokenizer files.

@@ -58,6 +58,10 @@ def read_document(data: object, where: str) -> dict[str, Any]:
     # Only now, since data that contains itself would never end. Programs may have numpy's numbers,
     # tuples and paths, which YAML has not.
     data = plain_data(data)
+    if data is None:
+        raise RecipeError(
+            f"{where}: the recipe is empty; write `merge_method`, `base_model` and `models`"
+        )
     if not isinstance(data, Mapping):
         _reject_keys(data, DOCUMENT_KEYS, where)
     problems = ErrorCollector()
@@ -388,6 +392,10 @@ def _check_keys(
     where: str,
 ) -> Mapping[str, object]:
     """Return `data` if it is a mapping that has only known keys; report all unknown ones."""
+    if data is None:
+        raise RecipeError(
+            f"{where}: the recipe is empty; write `merge_method`, `base_model` and `models`"
+        )
     if not isinstance(data, Mapping):
         _reject_keys(data, known, where)
     problems = ErrorCollector()

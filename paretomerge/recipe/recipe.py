@@ -147,6 +147,10 @@ class Recipe:
             with path.open(encoding="utf-8") as stream:
                 # One character more than allowed shows that a file is too long, unread.
                 text = stream.read(MAX_CHARACTERS + 1)
+        except FileNotFoundError as error:
+            raise RecipeError(
+                f"{path}: no such file; name a recipe's YAML file"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
         recipe = cls.from_yaml(text, str(path))

@@ -18,6 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.record.changes import describe_changes
+from paretomerge.record.folder import make_folder
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
@@ -26,6 +28,7 @@ from paretomerge.search.observations import STDERR
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
 # because Optuna refuses to change a finished trial.
 _HELD_OUT = "held_out"
+_ALLOW_MISMATCH = "allow_mismatch"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Record:
             StudyError: The record holds trials of another study, or cannot be read or written.
         """
         if storage.file:
-            storage.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(storage.file.parent)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         identity = _plain(header.identity)
         with storage.connect() as database:
@@ -255,6 +258,14 @@ class Record:
             with self.storage.readable_errors():
                 self._study.set_user_attr(key, value)
 
+    def allow_mismatch(self) -> None:
+        """Note that the study merges models that may not belong together."""
+        self.set_note(_ALLOW_MISMATCH, True)
+
+    def allows_mismatch(self) -> bool:
+        """Whether the study merges models that may not belong together."""
+        return bool(self.note(_ALLOW_MISMATCH))
+
     def add_held_out(self, number: int, kind: str, scores: Scores) -> None:
         """Write held-out scores of a trial.
 
@@ -364,13 +375,8 @@ def _read_objectives(study: optuna.Study) -> tuple[Objective, ...]:
 def _changed_message(
     storage: Storage, recorded: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> str:
-    keys = sorted({*recorded, *identity})
-    changed = []
-    for key in keys:
-        if recorded.get(key) != identity.get(key):
-            changed.append(key)
     return (
-        f"{storage}: holds trials of another study: {', '.join(changed)} changed since. "
+        f"{storage}: holds trials of another study: {describe_changes(recorded, identity)}. "
         "Set another `out` (another `study_name` where `storage` is set), "
         "or put the old settings back."
     )

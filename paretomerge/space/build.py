@@ -46,14 +46,23 @@ class Pool:
     Attributes:
         base: The base: a folder or a name on the Hub.
         sources: Name -> path of the fine-tunes.
+        allow_mismatch: Whether they are merged even if they do not seem to belong together.
+        same_vocabulary: Whether they must have the base's vocabulary. Without, recipes bring
+            their vocabularies together.
     """
 
     base: str
     sources: Mapping[str, str]
+    allow_mismatch: bool = False
+    same_vocabulary: bool = True
 
 
 def build_space(
-    spec: WeightSpace | RouteSpace, pool: Pool, seed: int, cache_folder: Path
+    spec: WeightSpace | RouteSpace,
+    pool: Pool,
+    seed: int,
+    cache_folder: Path,
+    root: Path | None = None,
 ) -> WeightSearchSpace | RouteSearchSpace:
     """Make the search space that a description names.
 
@@ -61,8 +70,9 @@ def build_space(
         spec: The description.
         pool: The models.
         seed: The seed of the random masks in its recipes.
-        cache_folder: Where the profile of the deltas is stored, if one is needed. The path of a
-            text to `match` starts from this folder's parent.
+        cache_folder: Where the profile of the deltas is stored, if one is needed.
+        root: The folder that the path of a text to `match` starts from; by default that of the
+            cache.
 
     Returns:
         The space.
@@ -75,7 +85,9 @@ def build_space(
         space = build_route_space(spec, pool, seed)
         if spec.match is None:
             return space
-        return replace(space, matched=_cached_scales(cache_folder, spec.match, space))
+        text = (root or cache_folder.parent) / spec.match
+        lines = _lines(text, spec.match)
+        return replace(space, matched=_cached_scales(cache_folder, lines, space))
     return _build_weight_space(spec, pool, seed, cache_folder)
 
 
@@ -102,7 +114,7 @@ def build_route_space(
     """
     # Only headers are read here: layers, widths and names.
     models = (pool.base, *pool.sources.values())
-    opened = open_weights(models)
+    opened = open_weights(models, download=False)
     depths: dict[str, int] = {}
     for name, path in pool.sources.items():
         depths[name] = opened[path].architecture.depth
@@ -154,14 +166,22 @@ def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
     models = (pool.base, *pool.sources.values())
     # The key contains the files' digests: a model that was trained again is measured again.
     files = [digest(model) for model in models]
-    key = _hash([pool.base, dict(pool.sources), files])
+    content = [pool.base, dict(pool.sources), files]
+    if not pool.same_vocabulary:
+        content.append("without embeddings")
+    key = _hash(content)
     file = folder / f"deltas-{key}.json"
     if file.is_file():
         try:
             return DeltaProfile.from_json(file.read_text(encoding="utf-8"))
         except (ConfigError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from error
-    measured = profile(pool.base, pool.sources)
+    measured = profile(
+        pool.base,
+        pool.sources,
+        allow_mismatch=pool.allow_mismatch,
+        same_vocabulary=pool.same_vocabulary,
+    )
     _write_whole(file, measured.to_json())
     return measured
 
@@ -169,7 +189,8 @@ def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
 def _build_weight_space(
     spec: WeightSpace, pool: Pool, seed: int, cache_folder: Path
 ) -> WeightSearchSpace:
-    architecture: Architecture = Checkpoint(pool.base).architecture
+    # Headers suffice: checking a study must not download gigabytes.
+    architecture: Architecture = Checkpoint(pool.base, download=False).architecture
     deltas: DeltaProfile | None = None
     notes: list[str] = []
     if spec.needs_profile:
@@ -245,14 +266,13 @@ def _common_fold(
 
 
 def _cached_scales(
-    folder: Path, text: str, space: RouteSearchSpace
+    folder: Path, lines: Sequence[str], space: RouteSearchSpace
 ) -> dict[str, float]:
     """Match the residual streams of each pair of models on a text, or read the cached scales."""
     # Imported here: this runs the models, and needs torch and transformers.
     from paretomerge.merging.live.matching import matching_scale, measure_streams
     from paretomerge.merging.live.routed import RoutedModel
 
-    lines = _lines(folder.parent / text, text)
     if space.fold is None:
         raise ConfigError(
             "space.routes.match: the models' scales cannot be folded; leave it out"

@@ -3,22 +3,27 @@
 This makes spaces, evaluators and samplers, and reads the headers of models.
 """
 
-import hashlib
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from optuna.samplers import BaseSampler
-from pydantic import ValidationError
 
-from paretomerge.config.convert import config_of, settings_of
-from paretomerge.config.schema import StudyConfig, load_config, message_of
+from paretomerge.config.convert import settings_of
+from paretomerge.config.schema import load_config
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
-from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.evaluate.backend import Backend
+from paretomerge.errors import (
+    ConfigError,
+    ErrorCollector,
+    StudyError,
+    shorten,
+    unknown_name,
+)
+from paretomerge.evaluate.backend import Backend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     CombinedEvaluator,
     Evaluator,
@@ -26,7 +31,6 @@ from paretomerge.evaluate.evaluator import (
     Objective,
 )
 from paretomerge.evaluate.function import FunctionEvaluator
-from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
 from paretomerge.evaluate.measures import (
@@ -43,67 +47,60 @@ from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
+from paretomerge.merging.engine import usable_device
+from paretomerge.merging.live.result_tokenizer import write_result_tokenizer
+from paretomerge.merging.plan.make import open_weights
 from paretomerge.recipe import Recipe
+from paretomerge.record.folder import check_writable
+from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.registry import SearchProblem, make
 from paretomerge.space.build import Pool, build_route_space, build_space
 from paretomerge.space.routes.space import RouteSearchSpace
-from paretomerge.space.sources import digest, model_path, named_sources
+from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
 from paretomerge.study.goals import Goals, RaceSettings
-from paretomerge.study.search import Placement, Search
+from paretomerge.study.identity import (
+    question_of,
+    question_of_record,
+    study_identity,
+)
+from paretomerge.study.model_check import check_models, plan_first_baseline
+from paretomerge.study.placement import Placement
+from paretomerge.study.search import Search
 from paretomerge.study.second_level import SecondLevelPlan
 from paretomerge.study.stopping import StoppingRule
-from paretomerge.study.warm_start import EarlierStudies, Question
-
-# How fast a score comes and when scoring stops may change; what the score means may not.
-_CHANGEABLE_EVALUATION = {"batch_size", "cache", "time_limit", "race"}
-_CHANGEABLE: dict[str, Any] = {
-    **dict.fromkeys(
-        (
-            "trials",
-            "budget",
-            "threads",
-            "out",
-            "storage",
-            "study_name",
-            "watch",
-            "device",
-            "sampler",
-            "starts",
-            "warm_start",
-        ),
-        True,
-    ),
-    "evaluate": _CHANGEABLE_EVALUATION,
-    "then": {"trials", "sampler"},
-}
-"""Keys that may change between two runs of a study.
-
-They change neither what a point means nor what its scores mean.
-"""
+from paretomerge.study.warm_start import EarlierStudies
 
 
-def build_search(settings: StudySettings) -> Search:
+def build_search(
+    settings: StudySettings,
+    with_models: bool = False,
+    cache_folder: Path | None = None,
+) -> Search:
     """Build the search that settings describe. Nothing is merged or scored yet.
 
     Args:
         settings: The settings.
+        with_models: Whether to check the device, and that the models can be merged.
+        cache_folder: Where measurements of the models are stored; by default `runs` beside the
+            study.yaml.
 
     Returns:
-        The search, with its record open.
+        The search. Its record is created when it is first used.
 
     Raises:
+        ParetoMergeError: Something is wrong; all problems are reported at once. Their classes:
         ConfigError: A setting cannot be applied.
         CheckpointError: A model cannot be read.
         EvaluationError: A task, a metric or a function is missing.
         StudyError: The record holds trials of another study.
     """
-    return _Builder(settings).search()
+    return _Builder(_as_recorded(settings), cache_folder).search(with_models)
 
 
 def build_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
@@ -136,41 +133,12 @@ def study_pool(settings: StudySettings) -> Pool:
     """
     models = [model_path(settings.root, model) for model in settings.models]
     base = model_path(settings.root, settings.base)
-    return Pool(base, named_sources(models))
-
-
-def task_digest(folder: Path, task: str) -> str:
-    """Digest the YAML and Python files that a task may depend on.
-
-    These are all such files of the folder, except those that define another task.
-
-    Args:
-        folder: The folder.
-        task: The task's name.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    content_digest = hashlib.sha256()
-    files = []
-    for file in folder.rglob("*"):
-        if file.suffix in (".yaml", ".yml", ".py"):
-            files.append(file)
-    # Sorted, since the order of a directory differs between file systems.
-    for file in sorted(files):
-        content = file.read_bytes()
-        # A search in the text and not a YAML parser: the harness's files have tags such as
-        # `!function`, which a safe loader refuses.
-        definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
-        # A file that defines no task may be included by any of them.
-        defines_another = False
-        if definition is not None:
-            defines_another = definition[1].strip(b"\"'") != task.encode()
-        if not defines_another:
-            # With the length, so that text cannot move from one file to the next unnoticed.
-            header = f"{file.relative_to(folder)} {len(content)} "
-            content_digest.update(header.encode() + content)
-    return content_digest.hexdigest()[:16]
+    return Pool(
+        base,
+        named_sources(models),
+        settings.allow_mismatch,
+        same_vocabulary=settings.tokenizer_source is None,
+    )
 
 
 @dataclass(frozen=True)
@@ -178,30 +146,80 @@ class _Builder:
     """Makes the parts of a search of one study's settings."""
 
     settings: StudySettings
+    cache_folder: Path | None = None
 
-    def search(self) -> Search:
+    def search(self, with_models: bool) -> Search:
         settings = self.settings
-        space = self.space
-        goals = self.goals()
+        # Each part is made in a block of its own, so that one error reports what is wrong in all
+        # of them. Parts that need the space wait for it.
+        errors = ErrorCollector()
+        if with_models:
+            self._check_places(errors)
+        with errors.collect():
+            self._check_space(with_models, errors)
+        goals: Goals | None = None
+        with errors.collect():
+            goals = self.goals()
+        errors.raise_if_any()
+        assert goals is not None
         return Search(
             settings.out_folder,
-            space,
+            self.space,
             goals,
-            self.sampler(space),
+            self.sampler(self.space),
             warm_start=self.warm_start,
             storage=settings.storage,
             root=str(settings.root),
-            identity=self.identity,
-            placement=Placement(settings.dtype, settings.device),
+            identity=study_identity(settings, self.pool),
+            placement=self.placement,
             then=self.second_level(settings.then) if settings.then else None,
             rule=StoppingRule(
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
 
+    def _check_places(self, errors: ErrorCollector) -> None:
+        """Check what a search writes to and computes on."""
+        settings = self.settings
+        with errors.collect():
+            usable_device(settings.device)
+        with errors.collect():
+            check_writable(settings.out_folder)
+        if settings.storage_url and settings.storage.file:
+            with errors.collect():
+                check_writable(settings.storage.file.parent)
+
+    def _check_space(self, with_models: bool, errors: ErrorCollector) -> None:
+        """Make what depends on the space, to report all that is wrong with it."""
+        if with_models:
+            # Before the space, which may fail at the first model that cannot be read.
+            models = (self.pool.base, *self.pool.sources.values())
+            with errors.collect():
+                open_weights(models, download=False)
+        space = self.space
+        with errors.collect():
+            self.sampler(space)
+        if self.settings.then:
+            with errors.collect():
+                self.second_level(self.settings.then)
+        if with_models:
+            with errors.collect():
+                check_models(space, self.placement)
+
     @cached_property
     def pool(self) -> Pool:
         return study_pool(self.settings)
+
+    @cached_property
+    def placement(self) -> Placement:
+        settings = self.settings
+        return Placement(
+            settings.dtype,
+            settings.device,
+            settings.result_tokenizer_source,
+            settings.chat_template,
+            settings.allow_mismatch,
+        )
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -209,7 +227,11 @@ class _Builder:
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             return settings.space
         return build_space(
-            settings.space, self.pool, settings.seed, settings.root / "runs"
+            settings.space,
+            self.pool,
+            settings.seed,
+            self.cache_folder or settings.root / "runs",
+            settings.root,
         )
 
     def goals(self) -> Goals:
@@ -218,18 +240,32 @@ class _Builder:
         for measure in settings.measures:
             if isinstance(measure, Task):
                 tasks[measure.name] = HarnessTask(
-                    measure.task, measure.metric, measure.num_fewshot
+                    measure.task,
+                    measure.metric,
+                    measure.num_fewshot,
+                    measure.search_items,
                 )
         watched_tasks = {name: HarnessTask(name) for name in settings.watch}
-        # The watched evaluator gets the search evaluator, so that no example that the search has
-        # seen is ever held out.
-        harness = self.harness(tasks)
-        watched = self.harness(watched_tasks, harness)
+        errors = ErrorCollector()
+        harness: HarnessEvaluator | None = None
+        watched: HarnessEvaluator | None = None
+        evaluator: Evaluator | None = None
+        with self._prompts_tokenizer() as tokenizer:
+            with errors.collect():
+                harness = self.harness(tasks, tokenizer)
+            with errors.collect():
+                # It gets the search evaluator, so that no example that the search has seen is ever
+                # held out.
+                watched = self.harness(watched_tasks, tokenizer, harness)
+        with errors.collect():
+            evaluator = self.evaluator(harness)
+        errors.raise_if_any()
+        assert evaluator is not None
         race = None
         if settings.evaluation.race is not None:
             race = RaceSettings(settings.evaluation.race, seed=settings.seed)
         return Goals(
-            self.evaluator(harness),
+            evaluator,
             self.objectives(harness),
             settings.constraints,
             watched,
@@ -237,12 +273,30 @@ class _Builder:
             race,
         )
 
+    @contextmanager
+    def _prompts_tokenizer(self) -> Iterator[str]:
+        """A folder with the tokenizer whose chat template prompts are written with."""
+        settings = self.settings
+        has_own = settings.tokenizer_source or settings.chat_template
+        if not (has_own and settings.evaluation.apply_chat_template):
+            yield self.pool.base
+            return
+        # The result's tokenizer, which no folder has yet. Requests are built before any merge.
+        with TemporaryDirectory(prefix="paretomerge-") as folder:
+            plan = plan_first_baseline(self.space, self.placement)
+            write_result_tokenizer(plan, Path(folder))
+            yield folder
+
     def harness(
-        self, tasks: Mapping[str, HarnessTask], beside: HarnessEvaluator | None = None
+        self,
+        tasks: Mapping[str, HarnessTask],
+        tokenizer: str,
+        beside: HarnessEvaluator | None = None,
     ) -> HarnessEvaluator | None:
         if not tasks:
             return None
         evaluation = self.settings.evaluation
+        options = ModelOptions(evaluation.think_end_token, evaluation.add_bos_token)
         folder = self.settings.root
         data_root = folder
         if evaluation.data_root:
@@ -259,7 +313,7 @@ class _Builder:
                 evaluation.fewshot_as_multiturn,
                 evaluation.system_instruction,
                 evaluation.gen_kwargs,
-                self.pool.base,
+                tokenizer,
             ),
         )
         return HarnessEvaluator(
@@ -268,15 +322,19 @@ class _Builder:
             batch_size=evaluation.batch_size,
             search_evaluator=beside,
             cache=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
-            backend=_backend(evaluation.backend),
+            backend=_backend(evaluation.backend, options),
+            options=options,
         )
 
     def evaluator(self, harness: HarnessEvaluator | None) -> Evaluator:
         """Everything that a trial is scored with, as one evaluator."""
         parts: list[Evaluator] = [harness] if harness else []
+        errors = ErrorCollector()
         for measure in self.settings.measures:
             if not isinstance(measure, Task):
-                parts.append(_evaluator_of(measure, self.settings.root))
+                with errors.collect():
+                    parts.append(_evaluator_of(measure, self.settings))
+        errors.raise_if_any()
         return CombinedEvaluator(tuple(parts))
 
     def objectives(self, harness: HarnessEvaluator | None) -> tuple[Objective, ...]:
@@ -372,83 +430,19 @@ class _Builder:
         settings = self.settings
         if not settings.starts and not settings.warm_start:
             return WarmStart()
-        files: dict[str, Any] = {}
-        for key, value in self.identity.items():
-            if key.startswith("files of"):
-                files[key] = value
+        identity = study_identity(settings, self.pool)
         earlier = EarlierStudies(
             settings.root,
             self.space,
-            _question(settings, files),
+            question_of(settings, identity),
             storage_of_file,
-            _question_of_record,
+            question_of_record,
         )
         return earlier.read(settings.starts, settings.warm_start)
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What makes trials comparable: settings, and digests of the files behind them."""
-        settings = self.settings
-        # A study.yaml cannot describe samplers and spaces that are the user's objects. The sampler
-        # may change anyway; of a space its class and its parameters are compared.
-        then = _without_sampler(settings.then)
-        described = replace(
-            settings,
-            # The same question, however it is written.
-            base=self._neutral_path(settings.base),
-            models=tuple(map(self._neutral_path, settings.models)),
-            sampler="mmmo",
-            then=then,
-        )
-        own_space = {}
-        if not isinstance(settings.space, WeightSpace | RouteSpace):
-            described = replace(described, space=WeightSpace())
-            parameters = sorted(settings.space.distributions)
-            own_space = {"own space": [type(settings.space).__qualname__, parameters]}
-        config = config_of(described).model_dump(mode="json", exclude=_CHANGEABLE)
-        return config | own_space | self._file_digests()
 
-    def _neutral_path(self, model: str) -> str:
-        """A model's path from the study's root, where it is below it."""
-        root = self.settings.root.resolve()
-        path = model_path(root, model)
-        return "+".join(part.removeprefix(f"{root}/") for part in path.split("+"))
-
-    def _file_digests(self) -> dict[str, Any]:
-        scores = {}
-        for measure in self.settings.measures:
-            measure_digest = self._measure_digest(measure)
-            if measure_digest:
-                scores[measure.name] = measure_digest
-        # Sorted like the models in `_question`: their order does not change what scores mean.
-        digests = [digest(model) for model in self.pool.sources.values()]
-        models = sorted(digests)
-        return {
-            "files of base": digest(self.pool.base),
-            "files of models": models,
-            "files of scores": scores,
-        }
-
-    def _measure_digest(self, measure: Measure) -> str:
-        """Digest what decides a score: a function's source, a task's files, or a text.
-
-        The digest is empty where no local file decides it.
-        """
-        folder = self.settings.root
-        include_path = self.settings.evaluation.include_path
-        if isinstance(measure, Task):
-            if not include_path:
-                return ""
-            return task_digest(folder / include_path, measure.task)
-        if isinstance(measure, Function):
-            return function_digest(measure.function, folder)
-        if isinstance(measure, Perplexity | Judge):
-            path = measure.path if isinstance(measure, Perplexity) else measure.prompts
-            return file_digest(folder / path)
-        return ""
-
-
-def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
+def _evaluator_of(measure: Measure, settings: StudySettings) -> Evaluator:
+    folder = settings.root
     match measure:
         case Function():
             if callable(measure.function):
@@ -456,7 +450,10 @@ def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
             return FunctionEvaluator.load(measure.name, measure.function, folder)
         case Perplexity():
             return PerplexityEvaluator(
-                measure.name, folder / measure.path, measure.metric
+                measure.name,
+                folder / measure.path,
+                measure.metric,
+                settings.evaluation.add_bos_token,
             )
         case Judge():
             return JudgeEvaluator(
@@ -477,14 +474,16 @@ def _evaluator_of(measure: Measure, folder: Path) -> Evaluator:
             raise TypeError(f"{measure!r} has no evaluator")
 
 
-def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
+def _backend(
+    setting: str | Mapping[str, Any] | None, options: ModelOptions
+) -> Backend | None:
     if not setting:
         return None
     if isinstance(setting, str):
-        return Backend(setting)
+        return Backend(setting, options.arguments)
     arguments = dict(setting)
     name = arguments.pop("name")
-    return Backend(name, arguments)
+    return Backend(name, options.arguments | arguments)
 
 
 def _check_names(sampler: BaseSampler, space: SearchSpace) -> None:
@@ -517,70 +516,19 @@ def _sampler_description(setting: SamplerSetting) -> tuple[str, dict[str, Any]] 
     return name, options
 
 
-def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
-    return replace(then, sampler=None) if then else None
-
-
-def _question(settings: StudySettings, files: Mapping[str, Any]) -> Question:
-    """What a study's scores mean, with absolute paths of models and data."""
-    # Sorted: the same models in another order give the same scores.
-    models = [model_path(settings.root, model) for model in settings.models]
-    pool_models = sorted(models)
-    evaluation = asdict(settings.evaluation)
-    # Batch sizes, caches and races change how fast scores come, not what they mean.
-    for key in _CHANGEABLE_EVALUATION:
-        del evaluation[key]
-    if settings.evaluation.include_path:  # other tasks name no files
-        for key in ("include_path", "data_root"):
-            setting = getattr(settings.evaluation, key) or "."
-            path = settings.root / setting
-            evaluation[key] = str(path.resolve())
-    file_digests = files.get("files of scores", {})
-    scores = {}
-    for measure in settings.measures:
-        # Its name and its direction do not change what is measured.
-        neutral = replace(measure, name=measure.default_name, direction=None)
-        described = asdict(neutral)
-        if isinstance(measure, Function):
-            described["function"] = measure.path
-        # Options that nobody set are left out, so that a later version may add one.
-        answer: dict[str, str | None] = {}
-        for key, value in described.items():
-            if value is not None:
-                answer[key] = str(value)
-        answer["kind"] = type(measure).__name__
-        answer["files"] = file_digests.get(measure.name)
-        scores[measure.name] = answer
-    return Question(
-        {
-            "base": model_path(settings.root, settings.base),
-            "models": pool_models,
-            "files of base": files.get("files of base"),
-            "files of models": files.get("files of models"),
-            "items": evaluation,
-            "seed": settings.seed,
-            "dtype": settings.dtype,
-        },
-        scores,
-    )
-
-
-def _question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
-    """What the scores of an earlier study mean, from its record."""
-    # The identity also holds digests of files, which are no keys of a study.yaml.
-    content: dict[str, Any] = {}
-    for key, value in identity.items():
-        if key in StudyConfig.model_fields:
-            content[key] = value
-    try:
-        config = StudyConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(
-            f"this version cannot read it: {message_of(error.errors()[0])}"
-        ) from error
-    return _question(settings_of(config, folder), identity)
-
-
 def storage_of_file(path: Path) -> Storage:
     """Where the study of a study.yaml keeps its record."""
     return settings_of(load_config(path), path.parent, path.stem).storage
+
+
+def _as_recorded(settings: StudySettings) -> StudySettings:
+    """Settings that allow a mismatch if the search that made the record did."""
+    # The flag of one command: resuming, scoring and writing must do the same.
+    if settings.allow_mismatch:
+        return settings
+    try:
+        recorded = Record.read(settings.storage).allows_mismatch()
+    except StudyError:
+        # There is no record yet, or it cannot be read, which the search itself reports.
+        recorded = False
+    return replace(settings, allow_mismatch=recorded)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
-from paretomerge.errors import ParetoMergeError
+from paretomerge.errors import ParetoMergeError, StudyError
 from paretomerge.evaluate.evaluator import Candidate, Score
 from paretomerge.evaluate.time_limit import enforce_time_limit
 from paretomerge.record.trial import Trial
@@ -41,6 +41,22 @@ class Executor:
         self._race: Race | None = None
         if goals.race:
             self._race = Race(goals, goals.race, n_sources)
+
+    def prepare(self, level: Level) -> None:
+        """Load the live model of a level, unless it is loaded.
+
+        Args:
+            level: The level that is searched now.
+
+        Raises:
+            ParetoMergeError: The models cannot be loaded together. Then every trial would fail.
+        """
+        try:
+            with self._lock:
+                _ = level.model
+        except (RuntimeError, MemoryError) as error:
+            self._interrupts.raise_if_pressed()
+            raise StudyError(f"the models cannot be loaded: {error}") from error
 
     def evaluate(
         self,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import (
     Candidate,
+    CombinedEvaluator,
     Evaluator,
     MergeFact,
     Objective,
@@ -17,6 +18,7 @@ from paretomerge.evaluate.evaluator import (
     evaluators_in,
 )
 from paretomerge.evaluate.measures import Constraint
+from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.evaluate.speed import SpeedEvaluator
 
 
@@ -86,6 +88,20 @@ class Goals:
             elif isinstance(part, SpeedEvaluator):
                 sizes.add(part.name)
         return not sizes.isdisjoint(self.score_names)
+
+    def check_model_kind(self, kind: ModelKind) -> None:
+        """Check that models of a kind have all scores.
+
+        Args:
+            kind: The class of the merges.
+
+        Raises:
+            EvaluationError: They lack one of them.
+        """
+        evaluators = [self.evaluator]
+        if self.watched is not None:
+            evaluators.append(self.watched)
+        CombinedEvaluator(tuple(evaluators)).check_model_kind(kind)
 
     def violations(self, scores: Mapping[str, Score]) -> dict[str, float]:
         """Measure by how much scores break the constraints.

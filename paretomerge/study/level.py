@@ -1,7 +1,7 @@
 """One level of a study: where it searches, with which live model and which sampler."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from optuna.samplers import BaseSampler
@@ -12,6 +12,7 @@ from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
 from paretomerge.space.space import SearchSpace
+from paretomerge.study.placement import DEFAULT_PLACEMENT, Placement
 from paretomerge.types import Params
 
 LiveModel = ResidentModel | RoutedModel
@@ -32,7 +33,7 @@ class Level:
         sampler: The sampler.
         load_model: Loads the live model; called once, when the first candidate is merged.
         weights_key: Identifies the content of the models' files.
-        dtype: The dtype of the merges; None for the base's.
+        placement: The dtype and the tokenizer of the merges.
         agenda: Finished trials -> what is evaluated before the sampler proposes. Trials with scores
             are taken over.
         shown_first: Trials of another level that the sampler sees as if they belonged to this one.
@@ -43,7 +44,7 @@ class Level:
     sampler: BaseSampler
     load_model: Callable[[], LiveModel]
     weights_key: str = ""
-    dtype: str | None = None
+    placement: Placement = DEFAULT_PLACEMENT
     agenda: Agenda = field(default=_empty_agenda)
     shown_first: tuple[Trial, ...] = ()
 
@@ -54,8 +55,8 @@ class Level:
         return self.load_model()
 
     def recipe(self, params: Params) -> Recipe:
-        """The recipe of a point, in the dtype that is scored."""
-        return replace(self.space.recipe(params), dtype=self.dtype)
+        """The recipe of a point, with the dtype and the tokenizer that are scored."""
+        return self.placement.apply(self.space.recipe(params))
 
     def load(self, recipe: Recipe) -> Candidate:
         """Merge a recipe into the live model.

@@ -80,6 +80,7 @@ class Loop:
                 end = rule.before_asking(finished, heeded_end, begun)
                 if end:
                     return end
+                self._executor.prepare(level)
                 with stopwatch(seconds, "ask"):
                     asked = optimiser.ask(start)
                 end = rule.after_asking(asked.gain, finished, last_end, level.number)

@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import (
-    ErrorCollector,
     EvaluationError,
     ParetoMergeError,
     StudyError,
@@ -24,9 +23,8 @@ from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
-from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
+from paretomerge.record.folder import make_folder
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
@@ -40,6 +38,8 @@ from paretomerge.study.goals import Goals
 from paretomerge.study.interrupt import Interrupts
 from paretomerge.study.level import Level, LiveModel
 from paretomerge.study.loop import Loop
+from paretomerge.study.model_check import check_models, model_kind
+from paretomerge.study.placement import DEFAULT_PLACEMENT, Placement
 from paretomerge.study.second_level import (
     POOL,
     SecondLevelPlan,
@@ -48,19 +48,6 @@ from paretomerge.study.second_level import (
     second_agenda,
 )
 from paretomerge.study.stopping import End, StoppingRule
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The dtype and device that merges have while they are scored.
-
-    Attributes:
-        dtype: The dtype of the live weights and of written checkpoints; None for the base's.
-        device: `cpu`, `cuda` or `cuda:N`.
-    """
-
-    dtype: str | None = None
-    device: str = "cpu"
 
 
 class Search:
@@ -76,7 +63,7 @@ class Search:
         storage: Where the record is. It is created when it is first needed.
         root: The folder that the settings' relative paths start from, for the record.
         identity: What makes trials comparable; by default the models, the parameters and the goals.
-        placement: The dtype and device of merges.
+        placement: The dtype, the device and the tokenizer of merges.
         then: A second level.
         rule: When the search ends by default.
 
@@ -95,7 +82,7 @@ class Search:
         storage: Storage | None = None,
         root: str = "",
         identity: Mapping[str, Any] | None = None,
-        placement: Placement = Placement(),
+        placement: Placement = DEFAULT_PLACEMENT,
         then: SecondLevelPlan | None = None,
         rule: StoppingRule | None = None,
     ) -> None:
@@ -133,6 +120,8 @@ class Search:
         # A later study that starts from this record needs to know where its relative paths start.
         if self._root:
             record.set_note("root", self._root)
+        if self.placement.allow_mismatch:
+            record.allow_mismatch()
         return record
 
     @cached_property
@@ -149,7 +138,7 @@ class Search:
             self.sampler,
             self._load_first_model,
             self._weights_key,
-            self.placement.dtype,
+            self.placement,
             self._first_agenda,
         )
 
@@ -169,7 +158,8 @@ class Search:
         recipes: dict[str, Recipe] = {}
         for number in numbers:
             recipe = self.first_level.recipe(trials[number].params)
-            recipes[pool_name(number)] = recipe
+            # It becomes a step of other recipes, and only a result has a chat template.
+            recipes[pool_name(number)] = replace(recipe, chat_template=None)
         return recipes
 
     @cached_property
@@ -192,7 +182,7 @@ class Search:
             self.then.sampler(space),
             self._load_second_model,
             self._weights_key,
-            self.placement.dtype,
+            self.placement,
             agenda,
             tuple(scored.values()),
         )
@@ -213,26 +203,23 @@ class Search:
         """Read the trials that no other dominates."""
         return self.results().front
 
-    def check_models(self) -> None:
+    def check_models(self) -> list[str]:
         """Check the device, and that the models can be merged, from their headers alone.
 
+        Returns:
+            Where mismatches are allowed, what does not fit and what becomes of it.
+
         Raises:
-            ParetoMergeError: The device is not there, or models are missing, cannot be read, or do
-                not belong together.
+            ParetoMergeError: The device is not there, models are missing, cannot be read, or do
+                not belong together, or they lack a score.
         """
-        errors = ErrorCollector()
-        with errors.collect():
-            usable_device(self.placement.device)
-        weights: Mapping[str, Weights] = {}
-        with errors.collect():
-            models = (self.space.base, *self.space.sources.values())
-            weights = open_weights(models, download=False)
-        # Every baseline is planned as the merge would plan it, so the check and the merge agree.
-        baselines = self.space.baselines().values() if weights else ()
-        for params in baselines:
-            with errors.collect():
-                make_plan(self.space.recipe(params), weights, download=False)
-        errors.raise_if_any()
+        notes = check_models(self.space, self.placement)
+        # Routes are loaded as the first source is.
+        template = self.space.base
+        if self.space.routed:
+            template = next(iter(self.space.sources.values()))
+        self.goals.check_model_kind(model_kind(template))
+        return notes
 
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial, in the dtype that is scored."""
@@ -371,10 +358,17 @@ class Search:
 
     def _load_first_model(self) -> LiveModel:
         sources = tuple(self.space.sources.values())
-        dtype, device = self.placement.dtype, self.placement.device
+        placement = self.placement
+        dtype, device = placement.dtype, placement.device
+        allow_mismatch = placement.allow_mismatch
         if self.space.routed:
-            return RoutedModel(sources, dtype, device)
-        return ResidentModel(self.space.base, sources, dtype, device)
+            return RoutedModel(sources, dtype, device, allow_mismatch=allow_mismatch)
+        model = ResidentModel(self.space.base, sources, dtype, device, allow_mismatch)
+        if placement.tokenizer_source or placement.chat_template:
+            # All recipes of a study have one tokenizer.
+            first = next(iter(self.space.baselines().values()))
+            model.use_tokenizer_of(self.first_level.recipe(first))
+        return model
 
     def _load_second_model(self) -> LiveModel:
         """Load the second level's model.
@@ -388,6 +382,7 @@ class Search:
             self.placement.device,
             self.pool,
             self.first_level.model.checkpoints,
+            self.placement.allow_mismatch,
         )
 
     @cached_property
@@ -415,6 +410,8 @@ def _default_identity(
         "objectives": [asdict(objective) for objective in goals.objectives],
         "constraints": [constraint.text for constraint in goals.constraints],
         "dtype": placement.dtype,
+        "tokenizer_source": placement.tokenizer_source,
+        "chat_template": placement.chat_template,
     }
 
 
@@ -425,7 +422,7 @@ def _locked(folder: Path) -> Iterator[None]:
     Two processes would give their trials the same numbers, and neither sampler would see the
     other's trials.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The operating system frees the lock of a killed process, so no stale file blocks a resume.
     # No waiting: the other search may take hours, and the user should hear of it now.
     lock = FileLock(folder / "study.lock", timeout=0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.arguments import (
-    as_integer,
     function,
     integer,
     optional,
@@ -26,7 +25,7 @@ from paretomerge.config.settings import (
 )
 from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
-from paretomerge.errors import ConfigError, shorten
+from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure
 from paretomerge.record.record import Record
@@ -37,12 +36,14 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.study.same_study import check_same_study
 from paretomerge.study.stopping import End
+from paretomerge.study.trial_number import choice_of, number_of
 
 if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
     from paretomerge.study.event import Event, HeldOutEvent
+    from paretomerge.study.preview import StudyPreview
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
@@ -82,6 +83,10 @@ class Study:
         study_name: The study's name in that storage.
         dtype: The dtype that merges are scored and written in: `float32`, `float16` or
             `bfloat16`. By default the base's.
+        tokenizer_source: The vocabulary of merges: `union`, `base`, or one of the models. By
+            default the base's, and models with another one are refused.
+        chat_template: The chat template of merges: a template, its name, or `auto`.
+        allow_mismatch: Merge models that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -122,6 +127,9 @@ class Study:
         storage: str | Path | None = None,
         study_name: str = DEFAULT_STUDY_NAME,
         dtype: str | None = None,
+        tokenizer_source: str | Path | None = None,
+        chat_template: str | None = None,
+        allow_mismatch: bool = False,
         device: str = "cpu",
     ) -> None:
         # Unconverted: the settings check and convert what they are given.
@@ -144,6 +152,9 @@ class Study:
             "storage_url": storage,
             "study_name": study_name,
             "dtype": dtype,
+            "tokenizer_source": tokenizer_source,
+            "chat_template": chat_template,
+            "allow_mismatch": allow_mismatch,
             "device": device,
         }
         self.settings = StudySettings(**arguments)
@@ -232,12 +243,36 @@ class Study:
         Raises:
             ParetoMergeError: Something is missing or does not fit.
         """
+        if "_search" not in self.__dict__:
+            from paretomerge.study.build import build_search
+
+            # With the models, so that their errors are reported with all others.
+            self.__dict__["_search"] = build_search(self.settings, with_models=True)
         search = self._search
-        search.check_models()
-        notes = [*search.space.notes, *search.warm_start.notes]
+        notes = [*search.check_models(), *search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
         return notes
+
+    def preview(self, *, measure: bool = True) -> "StudyPreview":
+        """Check the study as a search does before its first trial, and estimate its time.
+
+        Nothing is recorded, and nothing is left behind.
+
+        Args:
+            measure: Whether a study without trials is measured on one merge in memory, which loads
+                its models.
+
+        Returns:
+            The models, the scores, the trials, the disk space and the estimated times.
+
+        Raises:
+            ParetoMergeError: Something is missing or does not fit. All problems are reported at
+                once.
+        """
+        from paretomerge.study.preview import preview_study
+
+        return preview_study(self.settings, measure)
 
     def optimize(
         self,
@@ -415,7 +450,7 @@ class Study:
             StudyError: There is no record yet.
         """
         results = self.results()
-        return choose(results, _choice(results, prefer, trial))
+        return choose(results, choice_of(results, prefer, trial))
 
     def save(
         self,
@@ -443,7 +478,7 @@ class Study:
             CheckpointError: The folder exists, or cannot be written.
         """
         results = self.results()
-        number = _number_of(trial, results.trials)
+        number = number_of(trial, results.trials)
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         out = Path(out).expanduser()
         check_out(out, overwrite)
@@ -452,7 +487,10 @@ class Study:
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
-        return write_pick(results, chosen, out, picked_by, overwrite)
+        allow_mismatch = (
+            self.settings.allow_mismatch or self._record().allows_mismatch()
+        )
+        return write_pick(results, chosen, out, picked_by, overwrite, allow_mismatch)
 
     def evaluate(
         self, model: str | Path | Trial | int, split: Split = "held_out"
@@ -523,7 +561,7 @@ class Study:
         if path is not None:
             out = Path(path).expanduser()
         results = self.results()
-        return write_report(results, out, _choice(results, prefer, trial))
+        return write_report(results, out, choice_of(results, prefer, trial))
 
     def plot_front(self, picked: Trial | int | None = None) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -539,7 +577,7 @@ class Study:
         results = self.results()
         marked = None
         if picked is not None:
-            number = _number_of(picked, results.trials)
+            number = number_of(picked, results.trials)
             marked = choose(results, Choice(trial=number))
         return plot_front(results, marked)
 
@@ -611,11 +649,6 @@ class Study:
     def _has_begun(self) -> bool:
         return "_search" in self.__dict__ and self._search.has_record
 
-    def _numbered(self, number: int) -> Trial:
-        trial = self.results().trial(number)
-        assert trial is not None
-        return trial
-
     def _scores(
         self, model: str | Path | Trial | int, split: Split, watched: bool
     ) -> dict[str, Score]:
@@ -630,13 +663,15 @@ class Study:
         if split == "search":
             return dict(trial.scores)
         self._hold_out([trial], watched=[trial] if watched else [])
-        return dict(self._numbered(trial.number).held_out or {})
+        trial = self.results().trial(trial.number)
+        assert trial is not None
+        return dict(trial.held_out or {})
 
     def _trial_of(self, model: str | Path | Trial | int) -> Trial | None:
         """The trial of a number or a baseline's name; None for what can only be a checkpoint."""
         trials = self.get_trials()
         if not isinstance(model, str | Path):
-            model = str(_number_of(model, trials))
+            model = str(number_of(model, trials))
         name = str(model)
         for trial in trials:
             # Digits are a number, also where a model's folder is named by a number.
@@ -650,6 +685,11 @@ class Study:
         may_be_checkpoint = Path(name).exists() or "/" in name
         if name.isdigit() or not may_be_checkpoint:
             labels = [trial.label for trial in trials if trial.is_baseline]
+            if not trials:
+                raise ConfigError(
+                    f"{name}: there is no such checkpoint, and no trial has finished; run the "
+                    "search first"
+                )
             raise ConfigError(
                 f"{name}: name a trial below {len(trials)}, a checkpoint, or one of: "
                 f"{', '.join(labels)}"
@@ -688,45 +728,6 @@ class Study:
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
 
 
-def _choice(
-    results: Results, prefer: Mapping[str, float] | None, trial: Trial | int | None
-) -> Choice:
-    if prefer is not None and trial is not None:
-        raise ConfigError("pick by one of `prefer` and `trial`, not both")
-    number = None if trial is None else _number_of(trial, results.trials)
-    return Choice(prefer, number)
-
-
-def _number_of(trial: Trial | int, trials: Sequence[Trial]) -> int:
-    """The number of one of a study's trials.
-
-    Raises:
-        ConfigError: It is no trial, or one of another study.
-    """
-    if isinstance(trial, Trial):
-        if not any(_is_same(recorded, trial) for recorded in trials):
-            raise ConfigError(
-                f"{trial!r} is not a trial of this study, or was changed. Merge its recipe "
-                "with `merge`, and pass the checkpoint."
-            )
-        return trial.number
-    # NumPy's integers, such as those of a data frame, are no `int`.
-    number = as_integer(trial)
-    if number is None:
-        raise ConfigError(f"trial: a trial or its number, not {shorten(trial)}")
-    return number
-
-
-def _is_same(one: Trial, other: Trial) -> bool:
-    """Whether two snapshots of one trial; held-out scores may have been added in between."""
-    return (
-        one.number == other.number
-        and one.params == other.params
-        and one.scores == other.scores
-        and one.recipe_yaml == other.recipe_yaml
-    )
-
-
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study from a study.yaml. Nothing is loaded yet.
 
@@ -749,5 +750,6 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     try:
         settings = settings_of(config, path.resolve().parent, path.stem)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        parts = tuple(f"{path}: {part}" for part in error.parts)
+        raise ConfigError(f"{path}: {error}", parts) from error
     return Study.from_settings(settings)

@@ -33,7 +33,11 @@ def build(name: str) -> PreTrainedModel:
 
 def train(base: Path, folder: Path, kind: type, **options: Any) -> torch.Tensor:
     """Save an adapter with random values; returns the logits of the live model."""
-    model = kind.from_pretrained(base)
+    return train_live(kind.from_pretrained(base), folder, **options)
+
+
+def train_live(model: PreTrainedModel, folder: Path, **options: Any) -> torch.Tensor:
+    """`train` for a model that is loaded."""
     live = get_peft_model(model, LoraConfig(**{"r": 2, "lora_alpha": 6, **options}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -239,4 +243,120 @@ def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
     make_plan(passthrough(f"{base}+{lora}"))
     path.write_text(json.dumps({**config, "new_option": {"scale": 2}}))
     with pytest.raises(CheckpointError, match="new_option"):
+        make_plan(passthrough(f"{base}+{lora}"))
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+ON_PARAMETERS = [
+    ("mixtral", {"target_parameters": EXPERTS}),
+    ("mixtral", {"target_parameters": ["mlp.experts.down_proj"], "use_rslora": True}),
+    (
+        "qwen3_moe",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "target_parameters": [*EXPERTS, "mlp.gate.weight"],
+            "rank_pattern": {"experts.gate_up_proj": 3},
+            "alpha_pattern": {"experts.down_proj": 5},
+        },
+    ),
+    ("qwen3_moe", {"target_parameters": EXPERTS, "modules_to_save": ["lm_head"]}),
+    ("qwen3_moe", {"target_modules": ["q_proj"], "modules_to_save": ["experts"]}),
+    ("deepseek_v3", {"target_modules": ["q_b_proj"], "target_parameters": EXPERTS}),
+    # These experts are (experts, input, output).
+    ("gpt_oss", {"target_parameters": EXPERTS}),
+]
+
+
+@pytest.mark.parametrize("in_memory_names", [False, True])
+@pytest.mark.parametrize(("name", "options"), ON_PARAMETERS)
+def test_experts_that_are_stacked_in_memory(
+    name: str, options: dict[str, Any], in_memory_names: bool, tmp_path: Path
+) -> None:
+    model = build(name)
+    kind = type(model)
+    base, lora, stored = tmp_path / "base", tmp_path / "lora", tmp_path / "stored"
+    model.save_pretrained(base)
+    kind.from_pretrained(base).save_pretrained(
+        stored, save_original_format=not in_memory_names
+    )
+    wanted = train(stored, lora, kind, **{"target_modules": [], **options})
+    out = merge(passthrough(f"{stored}+{lora}"), tmp_path / "alone")
+    got = run(kind.from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    # A model with the other names as base.
+    out = merge(on_base(base, f"{stored}+{lora}"), tmp_path / "out")
+    got = run(kind.from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3_vl", "llava", "qwen2_vl"])
+def test_the_language_part_of_a_model_that_sees(name: str, tmp_path: Path) -> None:
+    """peft has the names in memory, which differ from those on disk."""
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    options = {"target_modules": ["q_proj", "down_proj"]}
+    wanted = train(base, lora, type(model), **options)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+RESIZED: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    {"target_modules": ["q_proj"]},
+    {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+]
+
+
+@pytest.mark.parametrize("n_tokens", [40, 53])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("llama", options) for options in RESIZED),
+        *(("tied_llama", options) for options in RESIZED),
+        # peft does not see that the vocabulary of such a model was resized.
+        ("gemma3_vl", RESIZED[0]),
+        ("gemma3_vl", RESIZED[-1]),
+    ],
+)
+def test_an_adapter_with_another_number_of_tokens(
+    name: str, options: dict[str, Any], n_tokens: int, tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    kind = type(model)
+    live = kind.from_pretrained(base)
+    live.resize_token_embeddings(n_tokens)
+    wanted = train_live(live, lora, **options)
+    plan = make_plan(passthrough(f"{base}+{lora}"))
+    assert any(f"number of tokens to {n_tokens}" in note for note in plan.notes)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    merged = kind.from_pretrained(out).eval()
+    assert merged.config.get_text_config().vocab_size == n_tokens
+    torch.testing.assert_close(run(merged), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("gemma3_vl", RESIZED[1]),
+    ],
+)
+def test_a_head_that_peft_does_not_store_is_named(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build(name)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    live = type(model).from_pretrained(base)
+    live.resize_token_embeddings(53)
+    train_live(live, lora, **options)
+    with pytest.raises(
+        CheckpointError, match=r"53 tokens.*lm_head.weight has 48.*peft"
+    ):
         make_plan(passthrough(f"{base}+{lora}"))

@@ -1,6 +1,7 @@
 """Wrong arguments of measures and of `Score`, and what a user's function returns."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,9 @@ def test_a_score_holds_numbers_of_python(half):
         ("0.5", "^mine: .* got str"),
         (None, "^mine: .* got NoneType"),
         (torch.zeros(2), "^mine: .* got Tensor"),
-        (10**400, "^mine: a score must be finite"),
-        ({"a": "x"}, "^mine: .* got str"),
+        (10**400, "^mine: .* returned 1000.*, but a score must be finite"),
+        ({"a": "x"}, "^mine/a: .* got str"),
+        ({"a": math.nan}, "^mine/a: .* returned nan, but a score must be finite"),
     ],
 )
 def test_what_a_function_must_not_return(value, message):

@@ -27,7 +27,8 @@ from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
 from paretomerge.study.event import HeldOutEvent
 from paretomerge.study.goals import Goals
-from paretomerge.study.search import Placement, Search
+from paretomerge.study.placement import Placement
+from paretomerge.study.search import Search
 
 
 def norms(model, tokenizer):

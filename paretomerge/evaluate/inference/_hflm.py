@@ -36,6 +36,12 @@ class ReplaceableHFLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[LogLikelihood]:
+        if self.backend == "seq2seq":
+            # The encoder reads the context, so there is no prefix to share.
+            computed: list[LogLikelihood] = super()._loglikelihood_tokens(
+                requests, disable_tqdm, override_bs
+            )
+            return computed
         # the harness's `loglikelihood` and `loglikelihood_rolling` both end here
         pairs = [(context, continuation) for _, context, continuation in requests]
         return self.token_log_likelihoods(pairs)

@@ -7,6 +7,7 @@ the batch do.
 """
 
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lm_eval.models.utils import (
@@ -15,6 +16,7 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
+from paretomerge.evaluate.backend import DEFAULT_OPTIONS, ModelOptions
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
 from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
@@ -44,6 +46,10 @@ class ResidentLM(ReplaceableHFLM):
         model: The model; `set_model` replaces it.
         tokenizer: Its tokenizer.
         batch_size: Rows of a forward pass.
+        options: How text goes into the model and comes out of it.
+
+    Attributes:
+        given_tokenizer: The tokenizer that was given. The options may need another one.
     """
 
     def __init__(
@@ -51,8 +57,17 @@ class ResidentLM(ReplaceableHFLM):
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         batch_size: int,
+        options: ModelOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.given_tokenizer = tokenizer
+        if options.add_bos_token is not None:
+            tokenizer = _with_bos_setting(tokenizer, options.add_bos_token)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            **options.arguments,
+        )
         self._batcher = AdaptiveBatcher(batch_size)
         self._encoded: dict[EncodingKey, list[int]] = {}
 
@@ -117,7 +132,7 @@ class ResidentLM(ReplaceableHFLM):
 
     def _generates_itself(self, settings: Sequence[GenerationSettings]) -> bool:
         """Whether `GreedyGenerator` can do it; transformers does sampling, beams and penalties."""
-        if self.think_end_token is not None:
+        if self.think_end_token is not None or self.backend == "seq2seq":
             return False
         if not all(is_plain_greedy(self.model, setting) for setting in settings):
             return False
@@ -148,3 +163,18 @@ class ResidentLM(ReplaceableHFLM):
             text = self.tok_decode(generated[i])
             texts.append(postprocess_generated_text(text, stop, None))
         return texts
+
+
+def _with_bos_setting(
+    tokenizer: "PreTrainedTokenizerBase", adds_bos: bool
+) -> "PreTrainedTokenizerBase":
+    """A tokenizer that does, or does not, put the token that begins a sequence before texts."""
+    # Loaded anew, as the harness does it: not every tokenizer can change its mind later. The files
+    # are written for it, since the tokenizer of a merge may be in no folder.
+    with TemporaryDirectory(prefix="paretomerge-") as folder:
+        tokenizer.save_pretrained(folder)
+        changed: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(
+            folder, add_bos_token=adds_bos
+        )
+    changed.name_or_path = tokenizer.name_or_path
+    return changed

@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paretomerge.errors import RecipeError
+from paretomerge.checkpoint.operand import read_tensor
+from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
+from paretomerge.merging.live.loaded_tensors import LoadedTensors, StagedTensors
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
-from paretomerge.merging.live.names import names_in_model
-from paretomerge.merging.live.quiet import without_progress_bars
+from paretomerge.merging.live.model_class import load_model, load_tokenizer
+from paretomerge.merging.live.result_tokenizer import (
+    load_result_tokenizer,
+    resize_to_vocabulary,
+)
 from paretomerge.merging.plan.make import make_plan, open_weights
-from paretomerge.merging.plan.plan import Plan, TensorJob
+from paretomerge.merging.plan.plan import Plan, TensorJob, TensorRef
 from paretomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ class ResidentModel:
         dtype: The dtype of the loaded weights; by default the base's, so that scores equal those of
             the written checkpoint.
         device: cpu, cuda or cuda:N.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
     """
 
     def __init__(
@@ -41,9 +48,8 @@ class ResidentModel:
         sources: Sequence[str],
         dtype: str | None = None,
         device: str = "cpu",
+        allow_mismatch: bool = False,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         opened = open_weights((base, *sources))
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
@@ -53,23 +59,48 @@ class ResidentModel:
         self.device = device
         template = self.checkpoints[base]
         self.dtype = dtype or template.dtype
-        torch_dtype = getattr(torch, self.dtype)
-        with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                template.folder, dtype=torch_dtype
-            )
+        model = load_model(template.folder, getattr(torch, self.dtype))
         self.model: PreTrainedModel = model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            template.folder
-        )
-        state = self.model.state_dict(keep_vars=False)
-        names = names_in_model(self.model, template.headers)
-        # The model's own tensors: what is written here is what the model computes with.
-        self._tensors: dict[str, torch.Tensor] = {}
-        for name, name_in_model in names.items():
-            self._tensors[name] = state[name_in_model]
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(template.folder)
+        self.allow_mismatch = allow_mismatch
+        self._tensors = LoadedTensors(self.model, template.headers)
         self._check_untied()
+        # A base may be a model with an adapter, which transformers has not loaded.
+        plain = Checkpoint(str(template.folder))
+        try:
+            LoadedTensors(self.model, plain.headers).check_loaded(plain.tensor)
+        except CheckpointError as error:
+            raise CheckpointError(f"{base}: {error}") from error
         self._max_distance: float | None = None
+        self._tokenizer_key: tuple[object, ...] = (None, None, None)
+        # A plan with the merged vocabulary, and the tensors that were brought into it.
+        self._resized: Plan | None = None
+        self._resized_tensors: dict[TensorRef, torch.Tensor] = {}
+
+    def use_tokenizer_of(self, recipe: Recipe) -> None:
+        """Give the model the vocabulary, the tokenizer and the chat template of a recipe.
+
+        `load` does the same. Recipes with the same tokenizer share it.
+
+        Args:
+            recipe: A recipe with the base's architecture.
+        """
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
+
+    def _use_tokenizer(self, plan: Plan) -> None:
+        recipe = plan.recipe
+        key = (recipe.tokenizer_source, recipe.tokenizer, recipe.chat_template)
+        if key == self._tokenizer_key:
+            return
+        self.tokenizer = load_result_tokenizer(plan)
+        resize_to_vocabulary(self.model, plan)
+        # Resizing makes new tensors.
+        self._tensors = LoadedTensors(self.model, self.checkpoints[self.base].headers)
+        self._resized = plan if plan.vocabulary else None
+        self._resized_tensors.clear()
+        self._max_distance = None
+        self._tokenizer_key = key
 
     def load(self, recipe: Recipe) -> LoadedMerge:
         """Overwrite every weight by the recipe's.
@@ -88,19 +119,25 @@ class ResidentModel:
             RecipeError: If the result would have other tensors than the base.
             CheckpointError: If the recipe does not fit its models.
         """
-        plan = make_plan(recipe, self.checkpoints)
+        plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
+        self._use_tokenizer(plan)
         self._check_same_tensors(plan)
         # One sum per tensor, so that its order does not depend on the order of the threads.
         names = [job.name for job in plan.jobs]
         distances = dict.fromkeys(names, 0.0)
+        staged = StagedTensors(self._tensors)
 
         def write(job: TensorJob, start: int, block: torch.Tensor) -> None:
-            flat = self._tensors[job.name].view(-1)
-            end = start + block.numel()
-            out = flat[start:end]
-            merged = cast_block(plan, job, block, out)
+            is_staged = self._tensors.conversion(job.name) is not None
+            out = None
+            if job.name not in self._tensors.unused:
+                flat = self._memory(job, staged)
+                out = flat[start : start + block.numel()]
+            merged = cast_block(plan, job, block, out).reshape(-1)
             distance = self._distance(merged, job.name, start)
             distances[job.name] += distance
+            if is_staged:
+                staged.written(job, block.numel())
 
         run(plan, write, device=self.device)
         total = sum(distances.values())
@@ -116,12 +153,18 @@ class ResidentModel:
                 f"The recipe gives {layers} layers, but the base has {depth}; {_WRITE_IT_OUT}"
             )
         for job in plan.jobs:
-            tensor = self._tensors.get(job.name)
-            if tensor is None or tensor.shape != job.shape:
+            if self._expected_shape(job.name) != tuple(job.shape):
                 shape = list(job.shape)
                 raise RecipeError(
                     f"{job.name}: the base has no such tensor of shape {shape}; {_WRITE_IT_OUT}"
                 )
+        left_out = self._tensors.not_written(job.name for job in plan.jobs)
+        if left_out:
+            # It would keep the values of an earlier merge.
+            raise RecipeError(
+                f"{left_out[0]}: the recipe gives no such tensor, but the base has one; "
+                f"{_WRITE_IT_OUT}"
+            )
         # A tied head is the embedding's memory, so it cannot hold other values.
         if plan.untied:
             raise RecipeError(
@@ -129,18 +172,36 @@ class ResidentModel:
                 f"{_WRITE_IT_OUT}"
             )
 
+    def _expected_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape that a merged tensor must have; None if there is no such tensor."""
+        # The model's own tensor has the rows of a merged vocabulary, the base's file has not.
+        tensor = self._tensors.find(name)
+        if tensor is not None:
+            return tuple(tensor.shape)
+        header = self.checkpoints[self.base].headers.get(name)
+        return None if header is None else tuple(header.shape)
+
     def _check_untied(self) -> None:
         """Raise RecipeError if the base needs two tensors where the loaded model has one."""
-        for name in self.checkpoints[self.base].architecture.separated:
-            for other, tensor in self._tensors.items():
-                if (
-                    other != name
-                    and tensor.data_ptr() == self._tensors[name].data_ptr()
-                ):
+        template = self.checkpoints[self.base]
+        for name in template.architecture.separated:
+            tensor = self._tensors.find(name)
+            for other_name in template.headers:
+                other = self._tensors.find(other_name)
+                if tensor is None or other is None or other_name == name:
+                    continue
+                if other.data_ptr() == tensor.data_ptr():
                     raise RecipeError(
-                        f"{self.base}: {name} differs from {other}, but the loaded model ties "
-                        f"them; {_WRITE_IT_OUT}"
+                        f"{self.base}: {name} differs from {other_name}, but the loaded model "
+                        f"ties them; {_WRITE_IT_OUT}"
                     )
+
+    def _memory(self, job: TensorJob, staged: StagedTensors) -> torch.Tensor:
+        """Flat memory for a merged tensor: the model's own, or that of tensors that wait."""
+        tensor = self._tensors.find(job.name)
+        if tensor is None:
+            return staged.memory(job, self.device)
+        return tensor.view(-1)
 
     @property
     def max_distance(self) -> float:
@@ -193,4 +254,16 @@ class ResidentModel:
         return total
 
     def _tensor(self, model: str, name: str) -> torch.Tensor:
-        return self.checkpoints[model].operand(name).tensor
+        """A model's tensor, in the merged vocabulary where there is one."""
+        operand = self.checkpoints[model].operand(name)
+        if self._resized is None:
+            return operand.tensor
+        architecture = self.checkpoints[model].architecture
+        if architecture.vocabulary_axis(name, operand.shape) is None:
+            return operand.tensor
+        ref = TensorRef(model, name)
+        if ref not in self._resized_tensors:
+            dtype = getattr(torch, operand.dtype)
+            resized = read_tensor(self._resized.operand(ref))
+            self._resized_tensors[ref] = resized.to(self.device, dtype)
+        return self._resized_tensors[ref]

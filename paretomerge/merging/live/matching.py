@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe, Slice, Source
 from paretomerge.types import Array
@@ -117,7 +119,7 @@ def measure_streams(
         recipe = Recipe("passthrough", (whole_model,))
         model = live.load(recipe).model
         architecture = live.checkpoints[path].architecture
-        stack = model.get_submodule(architecture.prefix.rstrip("."))
+        stack = model.get_submodule(_stack_path(model, architecture))
         batches = _token_ids(live.tokenizer, text)
         inputs = _layer_inputs(model, list(stack.children()), batches)
         statistics[name] = []
@@ -125,6 +127,14 @@ def measure_streams(
             measured = StreamStatistics.from_states(states)
             statistics[name].append(measured)
     return statistics
+
+
+def _stack_path(model: "PreTrainedModel", architecture: Architecture) -> str:
+    """Where the layers are in a loaded model, which may have other names than the checkpoint."""
+    first = f"{architecture.prefix}0."
+    names = [name for name in architecture.names if name.startswith(first)]
+    loaded = next(iter(names_in_model(model, names).values()))
+    return loaded.partition(".0.")[0]
 
 
 def _squared_norm(array: Array) -> float:

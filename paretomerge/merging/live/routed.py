@@ -7,7 +7,7 @@ scale changes are computed, into memory that earlier candidates used.
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,9 @@ from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.engine import run
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.live.model import CachedWeights, LoadedMerge
+from paretomerge.merging.live.model_class import empty_model, load_tokenizer
 from paretomerge.merging.live.names import names_in_model
+from paretomerge.merging.live.result_tokenizer import load_result_tokenizer
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import (
     ModelConfig,
@@ -54,6 +56,7 @@ class RoutedModel:
         recipes: Merges whose layers routes use, too, by the names that routes have for them. Each
             is merged once.
         already: Models that are open already, by name.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
     """
 
     def __init__(
@@ -63,14 +66,16 @@ class RoutedModel:
         device: str = "cpu",
         recipes: Mapping[str, Recipe] = MappingProxyType({}),
         already: Mapping[str, Weights] = MappingProxyType({}),
+        allow_mismatch: bool = False,
     ) -> None:
+        self.allow_mismatch = allow_mismatch
         opened = open_weights(sources, already)
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
             self.checkpoints[name] = _cached(weights, device)
         self._steps: dict[str | None, Recipe] = {}
         for name, recipe in recipes.items():
-            plan = make_plan(recipe, self.checkpoints)
+            plan = make_plan(recipe, self.checkpoints, allow_mismatch=allow_mismatch)
             self.checkpoints[name] = CachedWeights(RecipeStep(plan), device)
             for step in recipe.as_steps(name):
                 self._steps[step.name] = step
@@ -83,14 +88,21 @@ class RoutedModel:
         self._computed: list[nn.Parameter] = []
         self._skeletons: OrderedDict[str, _Skeleton] = OrderedDict()
         self._loaded: _Skeleton | None = None
+        self._chat_template: str | None = None
+        # An architecture whose routes cannot be loaded is an error before the first of them.
+        skeleton = self._skeleton_for(first.config)
+        skeleton.find(first.headers)
+        self._first_model = skeleton.model
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """A model of the class of every route. It may be without weights."""
+        return self._first_model
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the first source."""
-        from transformers import AutoTokenizer
-
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._folder)
-        return tokenizer
+        return load_tokenizer(self._folder)
 
     def load(self, recipe: Recipe) -> LoadedMerge:
         """Load the layers of a route.
@@ -120,8 +132,13 @@ class RoutedModel:
                 )
         # The steps are in memory as models, so the plan need not merge them again.
         without_steps = replace(recipe, steps=())
-        plan = make_plan(without_steps, self.checkpoints)
-        skeleton = self._skeleton_for(plan)
+        plan = make_plan(
+            without_steps, self.checkpoints, allow_mismatch=self.allow_mismatch
+        )
+        if recipe.chat_template != self._chat_template:
+            self.tokenizer = load_result_tokenizer(plan)
+            self._chat_template = recipe.chat_template
+        skeleton = self._skeleton_for(plan.config)
         if self._loaded is not None:
             # The tensors that were computed for the last route are overwritten now.
             self._loaded.clear()
@@ -177,10 +194,10 @@ class RoutedModel:
         placed = tensor.to(self.device, dtype)
         return nn.Parameter(placed, requires_grad=False)
 
-    def _skeleton_for(self, plan: Plan) -> "_Skeleton":
-        """The model of a plan's config. The least recently used ones are dropped."""
+    def _skeleton_for(self, config: ModelConfig) -> "_Skeleton":
+        """The model of a config. The least recently used ones are dropped."""
         # Routes of one depth can differ in their kinds of layers, so the key is the whole config.
-        config = {**plan.config, "dtype": self.dtype}
+        config = {**config, "dtype": self.dtype}
         key = json.dumps(config, sort_keys=True)
         if key not in self._skeletons:
             skeleton = _Skeleton(config, self._folder, self.device)
@@ -242,14 +259,9 @@ class _Skeleton:
     """
 
     def __init__(self, config: ModelConfig, folder: Path, device: str) -> None:
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
-        # Buffers, such as rotary frequencies, are computed from the config: no checkpoint has them.
-        model_config = AutoConfig.for_model(**config)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(model_config)
-        model.tie_weights()
+        model = empty_model(config)
         self.model: PreTrainedModel = model.eval()
         if (folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -267,8 +279,31 @@ class _Skeleton:
                 full_name = f"{path}.{name}" if path else name
                 self._slots[full_name] = slots
         self._names: dict[str, str] = {}
+        self._looked_up: set[str] = set()
         # Parameters on torch's meta device: they have a shape and no memory.
         self._empty = dict(self.model.named_parameters(remove_duplicate=False))
+
+    def find(self, names: Iterable[str]) -> dict[str, str]:
+        """Find the parameters of a checkpoint.
+
+        Args:
+            names: Names in the checkpoint.
+
+        Returns:
+            Name in the checkpoint -> name of the parameter, without what the model does not use.
+
+        Raises:
+            CheckpointError: If a tensor cannot be put into the model as it is.
+        """
+        found = names_in_model(self.model, names)
+        for name, name_in_model in found.items():
+            if name_in_model not in self._empty:
+                raise CheckpointError(
+                    f"{name} is no parameter of the model, so routes through the layers of this "
+                    "architecture cannot be searched in memory; leave `space.routes` out to search "
+                    "its weights, or write routes with `paretomerge merge`"
+                )
+        return found
 
     def fill(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Put parameters into the model, also where they are tied.
@@ -280,10 +315,11 @@ class _Skeleton:
             CheckpointError: If a parameter is missing or has another shape than the model's.
         """
         # Routes of one config have the same tensors, so their names are looked up once.
-        if not self._names.keys() >= parameters.keys():
-            self._names = names_in_model(self.model, parameters)
-        for name, parameter in parameters.items():
-            name_in_model = self._names[name]
+        if self._looked_up != parameters.keys():
+            self._names = self.find(parameters)
+            self._looked_up = set(parameters)
+        for name, name_in_model in self._names.items():
+            parameter = parameters[name]
             expected = list(self._empty[name_in_model].shape)
             shape = list(parameter.shape)
             if shape != expected:

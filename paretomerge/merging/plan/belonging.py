@@ -5,6 +5,7 @@ ids, the same shapes hold something else, and their mean is noise.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,6 +69,9 @@ _FOLLOWED = (
     "scale_decoder_outputs",
     "id2label",
 )
+# Words in the type of a language model that tell that it is part of another one, and the 5 of
+# Qwen2.5, whose language models are of the type `qwen2`.
+_PART_WORDS = ("text", "vl", "omni", "model", "5")
 _MAX_TOKENS_IN_MESSAGE = 3
 _MAX_VOCABULARIES = 16
 
@@ -134,15 +138,27 @@ def _model_types(
 ) -> tuple[str, str] | None:
     """The kinds of two models if they differ; None if they agree or cannot be compared."""
     text, other_text = text_config(config), text_config(other_config)
+    pairs = [(config, other_config), (text, other_text)]
     # A language model may be merged into one that also sees.
-    has_parts = text is not config
-    if has_parts != (other_text is not other_config):
-        return None
-    for part, other in ((config, other_config), (text, other_text)):
+    if (text is not config) != (other_text is not other_config):
+        pairs = [(text, other_text)]
+    for part, other in pairs:
         kind, other_kind = part.get("model_type"), other.get("model_type")
-        if kind and other_kind and kind != other_kind:
-            return str(kind), str(other_kind)
+        if not kind or not other_kind or kind == other_kind:
+            continue
+        if len(pairs) == 1 and _family(str(kind)) == _family(str(other_kind)):
+            continue
+        return str(kind), str(other_kind)
     return None
+
+
+def _family(model_type: str) -> str:
+    """What the types of a language model and of the same as a part of another one share.
+
+    `qwen2` is `qwen2_5_vl_text` in Qwen2.5-VL, and `glm4` is `glm4v_text` in GLM-4V.
+    """
+    words = re.sub(r"(?<=\d)v(?=_|$)", "", model_type).split("_")
+    return "_".join(word for word in words if word not in _PART_WORDS)
 
 
 def _differences(

@@ -5,6 +5,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from paretomerge.checkpoint.adapter import AdaptedCheckpoint
 from paretomerge.checkpoint.architecture import (
     DEFAULT_MODULE,
     LANGUAGE_MODULE,
@@ -96,6 +97,7 @@ def lay_out(
         notes=(
             *notes,
             *mismatch_notes,
+            *_notes_of_resized_vocabulary(opened),
             *_notes_of_lacking_tensors(opened, lacking),
             *_notes_of_left_out_tensors(opened, left_out),
             *_notes_of_copied_weights(opened, copied),
@@ -358,6 +360,20 @@ def _notes_of_left_out_tensors(
             lacking = f"{len(names)} kinds of tensors that {opened.template_name} lacks"
             notes.append(f"{model}: {lacking} are left out: {_shown(names)}")
     return notes
+
+
+def _notes_of_resized_vocabulary(opened: OpenedRecipe) -> list[str]:
+    """A note on tokens that only the template's adapter has, where no tokenizer is merged."""
+    template, recipe = opened.template, opened.recipe
+    if not isinstance(template, AdaptedCheckpoint) or template.resized is None:
+        return []
+    if recipe.tokenizer or recipe.tokenizer_source:
+        return []
+    name = opened.template_name
+    return [
+        f"{name}: the adapter changes the number of tokens to {template.resized}; "
+        f"`tokenizer_source: {name}` writes the tokenizer in its folder, not the model's"
+    ]
 
 
 def _notes_of_lacking_tensors(

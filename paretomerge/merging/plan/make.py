@@ -16,6 +16,7 @@ from paretomerge.errors import (
 )
 from paretomerge.merging.methods import METHODS
 from paretomerge.merging.plan.layout import lay_out
+from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open
 from paretomerge.merging.plan.parameters import check_parameters
 from paretomerge.merging.plan.plan import Plan, Weights
@@ -119,8 +120,27 @@ def make_plan(
     problems.raise_if_any()
     # An unknown method is one of the problems.
     assert method is not None
+    with problems.collect():
+        opened = _arrange_alike(recipe, opened)
+    problems.raise_if_any()
     opened_recipe = OpenedRecipe(recipe, method, opened, allow_mismatch)
     return lay_out(opened_recipe, notes, allow_nan)
+
+
+def _arrange_alike(recipe: Recipe, opened: Mapping[str, Weights]) -> dict[str, Weights]:
+    """The opened models, all under the names of the model that the result follows."""
+    template_name = recipe.base_model or recipe.models[0]
+    template = opened[template_name]
+    result = dict(opened)
+    problems = ErrorCollector()
+    for model in recipe.models:
+        weights = opened[model]
+        if weights is template:
+            continue
+        with problems.collect():
+            result[model] = arrange_like(template_name, template, model, weights)
+    problems.raise_if_any()
+    return result
 
 
 def open_weights(

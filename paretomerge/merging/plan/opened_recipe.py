@@ -11,7 +11,7 @@ from paretomerge.checkpoint.architecture import (
     Architecture,
 )
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.loaded_names import LoadedNames, loaded_names
+from paretomerge.checkpoint.loaded_names import loaded_names
 from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merging.methods import Method
@@ -109,29 +109,17 @@ class OpenedRecipe:
         # A model may tie its head, or have been saved without the prefix of its base model.
         wanted = self.name_at(name, layer)
         match = architecture.find_equivalent(wanted)
-        # The embedding stands for a head that is not stored, but the head may have another name.
-        is_other_head = architecture.is_tied_head(wanted) and architecture.has_head
-        if match is None or is_other_head:
-            match = self._find_by_loaded_name(model, wanted) or match
         if match is None:
             return None
         return TensorRef(model, match)
 
     def find_in_template(self, name: str) -> str | None:
         """Find the template's tensor that corresponds to one of a model; None if there is none."""
-        match = self.architecture.find_equivalent(name)
-        if match is not None:
-            return match
-        return self._find_by_loaded_name(self.template_name, name)
+        return self.architecture.find_equivalent(name)
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a head of that name is the input embedding in the template."""
-        if not self.architecture.is_tied_head(name):
-            return False
-        if not self.architecture.has_head:
-            return True
-        # The template's own head may have another name.
-        return self._find_by_loaded_name(self.template_name, name) is None
+        return self.architecture.is_tied_head(name)
 
     def may_lack(self, model: str, name: str) -> bool:
         """Whether a model may lack a tensor of the template, which then stays as it is there.
@@ -159,30 +147,6 @@ class OpenedRecipe:
             return False
         loaded = loaded_names(weights.config)
         return loaded is None or loaded.is_used(name)
-
-    def _find_by_loaded_name(self, model: str, wanted: str) -> str | None:
-        """Find the tensor that transformers loads into the same place as one of the template."""
-        loaded = self._loaded.find(wanted) if self._loaded is not None else None
-        if loaded is None:
-            return None
-        return self._names_by_loaded(model).get(loaded)
-
-    @cached_property
-    def _loaded(self) -> LoadedNames | None:
-        """The names of the template in memory; None if transformers does not know its class."""
-        return loaded_names(self.template.config)
-
-    def _names_by_loaded(self, model: str) -> Mapping[str, str]:
-        """Name in memory -> name in a model, as the template's class renames it."""
-        if model not in self._by_loaded:
-            assert self._loaded is not None
-            headers = self.weights[model].headers
-            self._by_loaded[model] = self._loaded.by_loaded_name(headers)
-        return self._by_loaded[model]
-
-    @cached_property
-    def _by_loaded(self) -> dict[str, Mapping[str, str]]:
-        return {}
 
     def merged_shape(self, ref: TensorRef, vocabulary: Vocabulary | None) -> Shape:
         """Return the shape of a tensor, with the rows of the merged vocabulary if there is one."""

@@ -11,7 +11,7 @@ from paretomerge.merging.engine import merge
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe
 from paretomerge.space.routes.passthrough import RouteLayer, route_to_recipe
-from tests.architectures import run
+from tests.architectures import ARCHITECTURES, run
 from tests.conftest import pico_states, save_pico
 from tests.space.routes.test_passthrough import FAMILIES, ROUTE, sources
 
@@ -214,3 +214,22 @@ def test_a_step_that_is_not_resident_is_told(llamas):
         match="The step 'one' is not one that this model has in memory: one",
     ):
         live.load(other)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3_vl", "qwen2_vl"])
+def test_routes_through_the_language_part_of_a_multimodal_model(family, tmp_path):
+    models = sources(family, tmp_path)
+    route = [RouteLayer(models[model], layer) for model, layer, _ in SHORT]
+    recipe = route_to_recipe(route, None)
+    live = RoutedModel(list(models.values()))
+    merged = live.load(recipe).model
+    kind = type(ARCHITECTURES[family]())
+    assert type(live.model) is type(merged) is kind
+    written = kind.from_pretrained(merge(recipe, tmp_path / "out")).eval()
+    assert torch.equal(run(merged), run(written))
+
+
+def test_packed_experts_are_an_error_before_the_first_route(tmp_path):
+    models = sources("mixtral", tmp_path)
+    with pytest.raises(CheckpointError, match=r"experts.*leave `space\.routes` out"):
+        RoutedModel(list(models.values()))

@@ -1,0 +1,229 @@
+"""`paretomerge plan` of a recipe or a study."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from paretomerge.cli import session
+from paretomerge.errors import ConfigError, ErrorCollector, RecipeError
+from paretomerge.report.recipes import readable_duration, readable_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from paretomerge.merging.plan.plan import Plan
+    from paretomerge.recipe import Recipe
+    from paretomerge.study.preview import ScorePreview, StudyPreview, Times
+    from paretomerge.study.study import Study
+
+_RECIPE_KEYS = {"merge_method", "slices", "modules"}
+_STUDY_KEYS = {"objectives", "space", "sampler", "trials", "evaluate", "base"}
+
+
+def is_study_file(path: Path) -> bool:
+    """Whether a file describes a study, and not a recipe.
+
+    Args:
+        path: The file, or a folder with a study.yaml.
+
+    Returns:
+        True for a study. False for all else, of which the reader of recipes says what is wrong.
+    """
+    if path.is_dir():
+        return True
+    try:
+        # The first of several documents: a study has one.
+        with path.open(encoding="utf-8") as stream:
+            content = next(yaml.safe_load_all(stream), None)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return path.name in ("study.yaml", "study.yml")
+    if not isinstance(content, dict):
+        return path.name in ("study.yaml", "study.yml")
+    keys = {str(key) for key in content}
+    return bool(keys & _STUDY_KEYS) and not keys & _RECIPE_KEYS
+
+
+def plan_recipe(path: Path, allow_mismatch: bool) -> "Plan":
+    """Check a recipe from headers alone.
+
+    Args:
+        path: The recipe.
+        allow_mismatch: Whether models are merged that do not seem to belong together.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ParetoMergeError: All that is wrong. With a wrong dtype, all else is checked, too.
+    """
+    from paretomerge.merging.plan.make import make_plan
+    from paretomerge.recipe import Recipe
+
+    problems = ErrorCollector()
+    recipe: Recipe | None = None
+    with problems.collect():
+        recipe = Recipe.load(path)
+    if recipe is None:
+        recipe = _without_dtypes(path)
+    with problems.collect():
+        if recipe is not None:
+            # A check must not download gigabytes from the Hub.
+            plan = make_plan(recipe, download=False, allow_mismatch=allow_mismatch)
+    problems.raise_if_any()
+    return plan
+
+
+def _without_dtypes(path: Path) -> "Recipe | None":
+    """A recipe whose only fault is a dtype, without it; None for all others."""
+    from paretomerge.recipe import Recipe
+    from paretomerge.recipe.text import dump, parse
+
+    try:
+        documents = parse(path.read_text(encoding="utf-8"), str(path))
+        texts = []
+        for document in documents:
+            content = dict(document) if isinstance(document, dict) else {}
+            for key in ("dtype", "out_dtype"):
+                content.pop(key, None)
+            texts.append(dump(content))
+        recipe = Recipe.from_yaml("---\n".join(texts), str(path))
+    except (OSError, UnicodeDecodeError, RecipeError):
+        return None
+    return recipe.resolve_paths(path.parent)
+
+
+def print_study_plan(
+    path: Path,
+    overrides: Sequence[str],
+    allow_mismatch: bool,
+    as_json: bool,
+    measure: bool,
+) -> None:
+    """Check a study and print what it will do.
+
+    Args:
+        path: The study.yaml.
+        overrides: Keys to set in place of the file's.
+        allow_mismatch: True to set the key of that name.
+        as_json: Whether to print JSON.
+        measure: Whether one merge may be made in memory, to measure the time.
+    """
+    study = _open(path, overrides, allow_mismatch)
+    session.set_up_process(study)
+    preview = study.preview(measure=measure)
+    session.print_notes(preview.notes)
+    if as_json:
+        print(json.dumps(asdict(preview), indent=2))
+        return
+    session.console().print(_table(preview))
+
+
+def _open(path: Path, overrides: Sequence[str], allow_mismatch: bool) -> "Study":
+    """Open a study. If its file has wrong keys, what the others say is checked, too."""
+    problems = ErrorCollector()
+    with problems.collect():
+        return session.open_study(path, overrides, allow_mismatch)
+    with problems.collect():
+        rest = _rest_of_study(path, overrides)
+        if rest is not None:
+            session.set_up_process(rest)
+            rest.preview(measure=False)
+    problems.raise_if_any()
+    raise AssertionError("a study that cannot be opened has a problem")
+
+
+def _rest_of_study(path: Path, overrides: Sequence[str]) -> "Study | None":
+    """The study without its wrong keys; None where they leave no study."""
+    from paretomerge.config.schema import config_file
+    from paretomerge.config.tolerant import load_right_keys
+    from paretomerge.study.study import Study
+
+    file = config_file(path)
+    try:
+        config = load_right_keys(file, overrides)
+        if config is None:
+            return None
+        return Study.from_config(config, file.resolve().parent)
+    except ConfigError:
+        # Reported by the first attempt.
+        return None
+
+
+def _table(preview: "StudyPreview") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for i, model in enumerate(preview.models):
+        heading = ("base", "models", *[""] * i)[i]
+        size = f"{_count(model.parameters)} parameters, {readable_size(model.bytes)}"
+        table.add_row(heading, f"{model.path} ({size})")
+    for i, score in enumerate(preview.scores):
+        table.add_row("scores" if i == 0 else "", _score_text(score))
+    if preview.watch:
+        table.add_row("watch", ", ".join(preview.watch))
+    table.add_row("space", f"{preview.parameters} parameters")
+    trials = f"{preview.trials}, of which {preview.baselines} are baselines"
+    if preview.done:
+        trials += f"; {preview.done} are done"
+    table.add_row("trials", trials)
+    size = readable_size(preview.checkpoint_bytes)
+    table.add_row("disk", f"{size} for each merge of the front that is written")
+    table.add_row("out", preview.out)
+    for i, line in enumerate(_time_lines(preview.times)):
+        table.add_row("time" if i == 0 else "", line)
+    return table
+
+
+def _score_text(score: "ScorePreview") -> str:
+    direction = score.direction or "constraint only"
+    text = f"{score.name} ({direction})"
+    if score.search_examples is None:
+        return text
+    held_out = score.held_out_examples
+    return f"{text}: {score.search_examples} search and {held_out} held-out examples"
+
+
+def _time_lines(times: "Times") -> list[str]:
+    if times.trial is None or times.search is None:
+        return [f"not estimated: {times.basis}"]
+    lines = []
+    one = f"{_duration(times.trial)} for one trial"
+    parts = []
+    if times.merge is not None:
+        parts.append(f"merge {_duration(times.merge)}")
+    for name, seconds in times.scores.items():
+        parts.append(f"{name} {_duration(seconds)}")
+    if parts:
+        one += f" ({', '.join(parts)})"
+    lines.append(one)
+    if times.search:
+        lines.append(f"{_duration(times.search)} for the trials that are left")
+    else:
+        lines.append("no trial is left")
+    if times.held_out is not None:
+        lines.append(
+            f"{_duration(times.held_out)} for each baseline and each merge of the front on "
+            "held-out examples, at the end"
+        )
+    lines.append(f"The estimate rests on {times.basis}.")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    # `readable_duration` has no fractions, which one trial of a small model needs.
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    return readable_duration(seconds)
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

@@ -1,0 +1,160 @@
+"""Load a model as the class that its config names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretomerge.checkpoint.json_file import ReadOnlyJson
+from paretomerge.errors import CheckpointError
+from paretomerge.merging.live.quiet import without_progress_bars
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+
+# In the order in which they are asked where a config names no class.
+_AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+
+
+def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+    """Load a model as the class that its config names.
+
+    Args:
+        folder: The model's folder.
+        dtype: The dtype of the loaded weights.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        CheckpointError: If transformers cannot load it, or has no class for it.
+    """
+    config = read_config(folder)
+    # Left over from an earlier state of the weights; only full-precision weights can be merged.
+    # With it, transformers would ask for the quantiser, or quantise what it loads.
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    chosen = model_class(config)
+    try:
+        with without_progress_bars():
+            model: PreTrainedModel = chosen.from_pretrained(
+                folder, config=config, dtype=dtype
+            )
+    # Model classes raise exceptions of any class for files that they do not know.
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it as {chosen.__name__}: {cause}"
+        ) from error
+    return model
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """Read a model's config as transformers does.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The config.
+
+    Raises:
+        CheckpointError: If transformers does not know such a model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # config classes raise exceptions of any class
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: transformers cannot read config.json: {cause}"
+        ) from error
+    return config
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: If the folder has none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raise exceptions of any class
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder}: transformers cannot load a tokenizer, which every search needs: {cause}"
+        ) from error
+    return tokenizer
+
+
+def model_class(config: "PretrainedConfig") -> "type[PreTrainedModel]":
+    """Choose the class of a model: the one that its config names, else one that writes text.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        A class of transformers.
+
+    Raises:
+        CheckpointError: If transformers has no class for the config.
+    """
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+    for name in _AUTO_CLASSES:
+        mapping = getattr(transformers, name)._model_mapping
+        if type(config) in mapping:
+            found: Any = mapping[type(config)]
+            # Some configs have several classes.
+            return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+    raise CheckpointError(
+        f"transformers has no class of its own for models of type {config.model_type}, so they "
+        "cannot be searched in memory; merge them with `paretomerge merge`"
+    )
+
+
+def empty_model(content: ReadOnlyJson) -> "PreTrainedModel":
+    """Build a model without memory for its parameters.
+
+    Args:
+        content: The content of a config.json, which may describe another depth than any file.
+
+    Returns:
+        The model. Its buffers, such as rotary frequencies, are computed from the config: no
+        checkpoint has them.
+
+    Raises:
+        CheckpointError: If transformers has no class for the config.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**content)
+    chosen = model_class(config)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = chosen._from_config(config)
+    model.tie_weights()
+    return model

@@ -1,0 +1,245 @@
+"""What makes the trials of a study comparable: settings, and digests of the files behind them."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from paretomerge.config.convert import config_of, settings_of
+from paretomerge.config.schema import StudyConfig, message_of
+from paretomerge.config.settings import SecondLevel, StudySettings
+from paretomerge.errors import ConfigError
+from paretomerge.evaluate.function_digest import file_digest, function_digest
+from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
+from paretomerge.space.build import Pool
+from paretomerge.space.sources import digest, model_path
+from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.study.warm_start import Question
+
+# How fast a score comes and when scoring stops may change; what the score means may not.
+_CHANGEABLE_EVALUATION = {"batch_size", "cache", "time_limit", "race"}
+_CHANGEABLE_KEYS = (
+    "trials",
+    "budget",
+    "threads",
+    "out",
+    "storage",
+    "study_name",
+    "watch",
+    "device",
+    "sampler",
+    "starts",
+    "warm_start",
+    # It decides whether a merge is made, not what comes out.
+    "allow_mismatch",
+)
+_CHANGEABLE: dict[str, Any] = {
+    **dict.fromkeys(_CHANGEABLE_KEYS, True),
+    "evaluate": _CHANGEABLE_EVALUATION,
+    "then": {"trials", "sampler"},
+}
+"""Keys that may change between two runs of a study.
+
+They change neither what a point means nor what its scores mean.
+"""
+
+
+def task_digest(folder: Path, task: str) -> str:
+    """Digest the YAML and Python files that a task may depend on.
+
+    These are all such files of the folder, except those that define another task.
+
+    Args:
+        folder: The folder.
+        task: The task's name.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    content_digest = hashlib.sha256()
+    files = []
+    for file in folder.rglob("*"):
+        if file.suffix in (".yaml", ".yml", ".py"):
+            files.append(file)
+    # Sorted, since the order of a directory differs between file systems.
+    for file in sorted(files):
+        content = file.read_bytes()
+        # A search in the text and not a YAML parser: the harness's files have tags such as
+        # `!function`, which a safe loader refuses.
+        definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
+        # A file that defines no task may be included by any of them.
+        defines_another = False
+        if definition is not None:
+            defines_another = definition[1].strip(b"\"'") != task.encode()
+        if not defines_another:
+            # With the length, so that text cannot move from one file to the next unnoticed.
+            header = f"{file.relative_to(folder)} {len(content)} "
+            content_digest.update(header.encode() + content)
+    return content_digest.hexdigest()[:16]
+
+
+def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
+    """Describe what must stay as it is for new trials to be comparable with recorded ones.
+
+    Args:
+        settings: The study.
+        pool: Its models.
+
+    Returns:
+        The keys of a study.yaml that may not change, and digests of files.
+    """
+    # A study.yaml cannot describe samplers and spaces that are the user's objects. The sampler may
+    # change anyway; of a space its class and its parameters are compared.
+    described = replace(
+        settings,
+        # The same question, however it is written.
+        base=_neutral_path(settings, settings.base),
+        models=tuple(_neutral_path(settings, model) for model in settings.models),
+        tokenizer_source=_neutral_source(settings),
+        sampler="mmmo",
+        then=_without_sampler(settings.then),
+    )
+    own_space = {}
+    if not isinstance(settings.space, WeightSpace | RouteSpace):
+        described = replace(described, space=WeightSpace())
+        parameters = sorted(settings.space.distributions)
+        own_space = {"own space": [type(settings.space).__qualname__, parameters]}
+    config = config_of(described).model_dump(mode="json", exclude=_CHANGEABLE)
+    return config | own_space | _file_digests(settings, pool)
+
+
+def question_of(settings: StudySettings, identity: Mapping[str, Any]) -> Question:
+    """What a study's scores mean, with absolute paths of models and data.
+
+    Args:
+        settings: The study.
+        identity: Its identity, of which the digests of files are used.
+
+    Returns:
+        The question, which another study may have asked, too.
+    """
+    # Sorted: the same models in another order give the same scores.
+    models = [model_path(settings.root, model) for model in settings.models]
+    pool_models = sorted(models)
+    evaluation = asdict(settings.evaluation)
+    # Batch sizes, caches and races change how fast scores come, not what they mean.
+    for key in _CHANGEABLE_EVALUATION:
+        del evaluation[key]
+    if settings.evaluation.include_path:  # other tasks name no files
+        for key in ("include_path", "data_root"):
+            setting = getattr(settings.evaluation, key) or "."
+            path = settings.root / setting
+            evaluation[key] = str(path.resolve())
+    file_digests = identity.get("files of scores", {})
+    scores = {}
+    for measure in settings.measures:
+        # Its name and its direction do not change what is measured.
+        neutral = replace(measure, name=measure.default_name, direction=None)
+        described = asdict(neutral)
+        if isinstance(measure, Function):
+            described["function"] = measure.path
+        # Options that nobody set are left out, so that a later version may add one.
+        answer: dict[str, str | None] = {}
+        for key, value in described.items():
+            if value is not None:
+                answer[key] = str(value)
+        answer["kind"] = type(measure).__name__
+        answer["files"] = file_digests.get(measure.name)
+        scores[measure.name] = answer
+    return Question(
+        {
+            "base": model_path(settings.root, settings.base),
+            "models": pool_models,
+            "files of base": identity.get("files of base"),
+            "files of models": identity.get("files of models"),
+            "items": evaluation,
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+            "tokenizer_source": settings.result_tokenizer_source,
+            "chat_template": settings.chat_template,
+        },
+        scores,
+    )
+
+
+def question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
+    """What the scores of an earlier study mean, from its record.
+
+    Args:
+        identity: The identity in the record.
+        folder: Where its relative paths start.
+
+    Returns:
+        The question.
+
+    Raises:
+        ConfigError: This version cannot read it.
+    """
+    # The identity also holds digests of files, which are no keys of a study.yaml.
+    content: dict[str, Any] = {}
+    for key, value in identity.items():
+        if key in StudyConfig.model_fields:
+            content[key] = value
+    try:
+        config = StudyConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            f"this version cannot read it: {message_of(error.errors()[0])}"
+        ) from error
+    return question_of(settings_of(config, folder), identity)
+
+
+def _neutral_path(settings: StudySettings, model: str) -> str:
+    """A model's path from the study's root, where it is below it."""
+    root = settings.root.resolve()
+    path = model_path(root, model)
+    return "+".join(part.removeprefix(f"{root}/") for part in path.split("+"))
+
+
+def _neutral_source(settings: StudySettings) -> str | None:
+    source = settings.tokenizer_source
+    if source in (None, "union", "base"):
+        return source
+    return _neutral_path(settings, source)
+
+
+def _file_digests(settings: StudySettings, pool: Pool) -> dict[str, Any]:
+    scores = {}
+    for measure in settings.measures:
+        measure_digest = _measure_digest(settings, measure)
+        if measure_digest:
+            scores[measure.name] = measure_digest
+    # Sorted like the models in `question_of`: their order does not change what scores mean.
+    digests = [digest(model) for model in pool.sources.values()]
+    return {
+        "files of base": digest(pool.base),
+        "files of models": sorted(digests),
+        "files of scores": scores,
+    }
+
+
+def _measure_digest(settings: StudySettings, measure: Measure) -> str:
+    """Digest what decides a score: a function's source, a task's files, or a text.
+
+    The digest is empty where no local file decides it.
+    """
+    folder = settings.root
+    include_path = settings.evaluation.include_path
+    if isinstance(measure, Task):
+        if not include_path:
+            return ""
+        return task_digest(folder / include_path, measure.task)
+    if isinstance(measure, Function):
+        return function_digest(measure.function, folder)
+    if isinstance(measure, Perplexity | Judge):
+        path = measure.path if isinstance(measure, Perplexity) else measure.prompts
+        return file_digest(folder / path)
+    return ""
+
+
+def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:
+    return replace(then, sampler=None) if then else None

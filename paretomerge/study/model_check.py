@@ -1,0 +1,89 @@
+"""Check the models of a study before anything is merged."""
+
+from collections.abc import Mapping
+
+from paretomerge.errors import ErrorCollector
+from paretomerge.evaluate.model_kind import ModelKind
+from paretomerge.merging.engine import usable_device
+from paretomerge.merging.live.model_class import model_class, read_config
+from paretomerge.merging.plan.make import make_plan, open_weights
+from paretomerge.merging.plan.plan import Plan, Weights
+from paretomerge.space.space import SearchSpace
+from paretomerge.study.placement import Placement
+from paretomerge.types import Params
+
+
+def check_models(space: SearchSpace, placement: Placement) -> list[str]:
+    """Check the device, and that the models can be merged, from their headers alone.
+
+    Args:
+        space: The space, whose baselines are planned.
+        placement: The device, and what all merges have in common.
+
+    Returns:
+        Where mismatches are allowed, what does not fit and what becomes of it.
+
+    Raises:
+        ParetoMergeError: The device is not there, or models are missing, cannot be read, or do not
+            belong together. All problems are reported at once.
+    """
+    errors = ErrorCollector()
+    with errors.collect():
+        usable_device(placement.device)
+    weights: Mapping[str, Weights] = {}
+    with errors.collect():
+        models = (space.base, *space.sources.values())
+        weights = open_weights(models, download=False)
+    # Every baseline is planned as the merge would plan it, so the check and the merge agree.
+    baselines: Mapping[str, Params] = {}
+    with errors.collect():
+        baselines = space.baselines() if weights else {}
+    notes: dict[str, None] = {}
+    for params in baselines.values():
+        with errors.collect():
+            plan = make_plan(
+                placement.apply(space.recipe(params)),
+                weights,
+                download=False,
+                allow_mismatch=placement.allow_mismatch,
+            )
+            if placement.allow_mismatch:
+                # The plans of all baselines have the same notes on the models.
+                notes.update(dict.fromkeys(plan.notes))
+    errors.raise_if_any()
+    return list(notes)
+
+
+def model_kind(template: str) -> ModelKind:
+    """Read what a model can do from its config.
+
+    Args:
+        template: The model whose class the merges have.
+
+    Returns:
+        What it can do.
+
+    Raises:
+        CheckpointError: transformers does not know such a model.
+    """
+    weights = open_weights((template,), download=False)
+    config = read_config(weights[template].folder)
+    return ModelKind.of(model_class(config), config)
+
+
+def plan_first_baseline(space: SearchSpace, placement: Placement) -> Plan:
+    """Plan one merge of a space, for what all its merges have in common.
+
+    Args:
+        space: The space.
+        placement: What all merges have in common.
+
+    Returns:
+        The plan of the first baseline, from headers alone.
+
+    Raises:
+        ParetoMergeError: The models cannot be read or merged.
+    """
+    params = next(iter(space.baselines().values()))
+    recipe = placement.apply(space.recipe(params))
+    return make_plan(recipe, download=False, allow_mismatch=placement.allow_mismatch)
