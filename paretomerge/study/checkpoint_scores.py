@@ -8,7 +8,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
 from paretomerge.merging.live.in_place import ResidentModel
-from paretomerge.merging.live.quiet import without_progress_bars
+from paretomerge.merging.live.model_class import load_model, load_tokenizer
 from paretomerge.study.search import Search
 
 
@@ -29,15 +29,12 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
         CheckpointError: It cannot be read.
         EvaluationError: It cannot be scored.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     # With transformers and not into a live model: this shows that the written files score what the
     # study recorded.
     checkpoint = Checkpoint(model)
-    with without_progress_bars():
-        loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder)
+    loaded = load_model(checkpoint.folder, dtype=None)
     loaded = loaded.to(search.placement.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = load_tokenizer(checkpoint.folder)
     facts = _Facts(search, checkpoint)
     return search.score(Candidate(loaded, tokenizer, facts), split)
 

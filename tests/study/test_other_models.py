@@ -160,6 +160,9 @@ def test_encoders_are_searched_by_functions(family, root, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(out)
     expected = hidden_size(written, tokenizer)
     assert trials[-1].scores["hidden_size"].value == expected
+    again = study.evaluate(str(out), split="search")
+    assert again["hidden_size"].value == expected
+    assert again["sparsity"] == trials[-1].scores["sparsity"]
 
 
 @pytest.mark.parametrize(

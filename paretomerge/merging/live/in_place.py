@@ -19,6 +19,7 @@ from paretomerge.merging.live.result_tokenizer import (
     resize_to_vocabulary,
 )
 from paretomerge.merging.plan.make import make_plan, open_weights
+from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Plan, TensorJob, TensorRef
 from paretomerge.recipe import Recipe
 
@@ -53,7 +54,9 @@ class ResidentModel:
         opened = open_weights((base, *sources))
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
-            self.checkpoints[name] = CachedWeights(weights, device)
+            # Once, and not for every merge: a model may store packed experts one by one.
+            arranged = arrange_like(base, opened[base], name, weights)
+            self.checkpoints[name] = CachedWeights(arranged, device)
         self.base = base
         self.sources = tuple(source for source in sources if source != base)
         self.device = device

@@ -24,12 +24,12 @@ _AUTO_CLASSES = (
 )
 
 
-def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+def load_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """Load a model as the class that its config names.
 
     Args:
         folder: The model's folder.
-        dtype: The dtype of the loaded weights.
+        dtype: The dtype of the loaded weights; None for the one that config.json states.
 
     Returns:
         The model, on the CPU.
@@ -47,7 +47,7 @@ def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
     try:
         with without_progress_bars():
             model: PreTrainedModel = chosen.from_pretrained(
-                folder, config=config, dtype=dtype
+                folder, config=config, dtype=dtype or "auto"
             )
     # Model classes raise exceptions of any class for files that they do not know.
     except Exception as error:

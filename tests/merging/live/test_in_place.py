@@ -168,7 +168,8 @@ def test_models_under_their_names_in_memory(family, in_memory, tmp_path):
     shutil.rmtree(folder)
     model.save_pretrained(folder, save_original_format=False)
     save_tokenizer(folder)
-    live = ResidentModel(str(base), [str(tuned)], "float32").load(recipe).model
+    merged = ResidentModel(str(base), [str(tuned)], "float32").load(recipe)
+    assert merged.facts["sparsity"] == pytest.approx(-0.5, abs=1e-6)
     written = kind.from_pretrained(expected, dtype=torch.float32).state_dict()
-    for name, tensor in live.state_dict().items():
+    for name, tensor in merged.model.state_dict().items():
         assert torch.equal(tensor, written[name]), name
