@@ -187,7 +187,11 @@ class _Builder:
             check_writable(settings.out_folder)
         if settings.storage_url and settings.storage.file:
             with errors.collect():
-                check_writable(settings.storage.file.parent)
+                check_writable(settings.storage.file.parent, "storage")
+        if settings.evaluation.cache:
+            cache = settings.root / settings.evaluation.cache
+            with errors.collect():
+                check_writable(cache.parent, "evaluate.cache")
 
     def _check_space(self, with_models: bool, errors: ErrorCollector) -> None:
         """Make what depends on the space, to report all that is wrong with it."""

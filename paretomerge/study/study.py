@@ -617,19 +617,11 @@ class Study:
         Raises:
             ConfigError: A file cannot describe the study, or it would be in another folder.
         """
-        from paretomerge.config.dump import dump_config
+        from paretomerge.config.dump import dump_config, write_config
 
         text = dump_config(self.to_config())
         if path is not None:
-            path = Path(path).expanduser()
-            # A study.yaml's relative paths start from its own folder, so elsewhere the same text
-            # would name other files.
-            if path.resolve().parent != self.settings.root.resolve():
-                raise ConfigError(
-                    f"{path}: the study's paths start from {self.settings.root}; write the "
-                    "file there"
-                )
-            path.write_text(text, encoding="utf-8")
+            write_config(text, Path(path).expanduser(), self.settings.root)
         return text
 
     def _record(self) -> Record:
