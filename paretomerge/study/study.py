@@ -243,13 +243,18 @@ class Study:
         Raises:
             ParetoMergeError: Something is missing or does not fit.
         """
-        if "_search" not in self.__dict__:
+        is_loaded = "_search" in self.__dict__
+        if not is_loaded:
             from paretomerge.study.build import build_search
 
             # With the models, so that their errors are reported with all others.
             self.__dict__["_search"] = build_search(self.settings, with_models=True)
         search = self._search
-        notes = [*search.check_models(), *search.space.notes, *search.warm_start.notes]
+        notes = []
+        # The models of a search that was just loaded are checked, but their mismatches not noted.
+        if is_loaded or search.placement.allow_mismatch:
+            notes += search.check_models()
+        notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
         return notes
