@@ -1,8 +1,9 @@
 """Check the models of a study before anything is merged."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from paretomerge.errors import ErrorCollector
+from paretomerge.errors import CheckpointError, ErrorCollector
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, Weights
@@ -32,6 +33,11 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
     with errors.collect():
         models = (space.base, *space.sources.values())
         weights = open_weights(models, download=False)
+    # The live model begins as this one.
+    template = next(iter(space.sources.values())) if space.routed else space.base
+    if weights:
+        with errors.collect():
+            _check_loadable(template, weights[template].folder)
     # Every baseline is planned as the merge would plan it, so the check and the merge agree.
     baselines: Mapping[str, Params] = {}
     with errors.collect():
@@ -50,6 +56,36 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
                 notes.update(dict.fromkeys(plan.notes))
     errors.raise_if_any()
     return list(notes)
+
+
+def _check_loadable(model: str, folder: Path) -> None:
+    """Raise CheckpointError if transformers cannot load a model to score it, or its tokenizer."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+
+    # Both raise many classes, with advice for developers in further lines.
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{model}: transformers cannot read its config: {_first_line(error)}"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{model}: transformers has no causal language model of the type "
+            f"{config.model_type!r}, so its merges cannot be scored"
+        )
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{model}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of "
+            f"the tokenizer, such as tokenizer.json, into {folder}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
 
 
 def plan_first_baseline(space: SearchSpace, placement: Placement) -> Plan:
