@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from paretomerge.config.settings import check_device
 from paretomerge.errors import ConfigError
 from paretomerge.space.sources import named_sources
 
@@ -62,12 +63,14 @@ def write_study_file(
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: The file exists, or there are fewer than two models.
+        ConfigError: The file exists or cannot be written, there are fewer than two models, or the
+            device has another form.
     """
     if file.exists():
         raise ConfigError(f"{file}: exists; remove it, or name another with --file")
     if len(models) < 2:
         raise ConfigError("init: name the base and two or more fine-tunes of it")
+    check_device("--device", device)
     names = [_from_folder(file.parent, model) for model in models]
     # Refused here and not at the first search: two models of one name.
     named_sources(names)
@@ -78,8 +81,13 @@ def write_study_file(
         tasks="\n".join(f"  - task: {_quoted(task)}" for task in tasks or _TASKS),
         device=device,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be written: {error.strerror}; name another file with --file"
+        ) from error
 
 
 def _from_folder(folder: Path, model: str) -> str:

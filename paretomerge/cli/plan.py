@@ -169,6 +169,10 @@ def _table(preview: "StudyPreview") -> "Table":
         table.add_row("watch", ", ".join(preview.watch))
     table.add_row("space", f"{preview.parameters} parameters")
     trials = f"{preview.trials}, of which {preview.baselines} are baselines"
+    if preview.baselines >= preview.trials:
+        trials = (
+            f"{preview.trials}, all of them among the {preview.baselines} baselines"
+        )
     if preview.done:
         trials += f"; {preview.done} are done"
     table.add_row("trials", trials)
@@ -217,6 +221,8 @@ def _time_lines(times: "Times") -> list[str]:
 
 def _duration(seconds: float) -> str:
     # `readable_duration` has no fractions, which one trial of a small model needs.
+    if seconds < 0.001:
+        return "under 1 ms"
     if seconds < 10:
         return f"{seconds:.2g} s"
     return readable_duration(seconds)

@@ -585,7 +585,19 @@ def _database(name: str, value: object) -> str:
     )
 
 
-def _device(name: str, value: object) -> str:
+def check_device(name: str, value: object) -> str:
+    """Check the form of a device's name.
+
+    Args:
+        name: The argument, for the message.
+        value: The device.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: It is not `cpu`, `cuda` or `cuda:N`.
+    """
     if isinstance(value, str) and _DEVICE.fullmatch(value):
         return value
     raise ConfigError(
@@ -651,7 +663,7 @@ _STUDY_READERS: Mapping[str, Reader] = {
     "tokenizer_source": optional(model),
     "chat_template": optional(word),
     "allow_mismatch": flag,
-    "device": _device,
+    "device": check_device,
     "threads": optional(integer(1)),
 }
 """Field of `StudySettings` -> its reader."""

@@ -75,11 +75,12 @@ class FunctionEvaluator:
             module = _import_module(module_name, folder)
             function = getattr(module, attribute)
         except Exception as error:  # the module is the user's, and may raise anything
-            cause = f"{type(error).__name__}: {error}"
-            raise EvaluationError(
-                f"function {path!r} cannot be imported: {cause}. "
-                "Put its module beside study.yaml, or install it"
-            ) from error
+            message = (
+                f"{name}: {path} cannot be imported: {type(error).__name__}: {error}"
+            )
+            if isinstance(error, ModuleNotFoundError) and error.name == module_name:
+                message += ". Put the module beside study.yaml, or install it"
+            raise EvaluationError(message) from error
         if not callable(function):
             kind = type(function).__name__
             raise EvaluationError(f"function {path!r}: {kind} objects cannot be called")

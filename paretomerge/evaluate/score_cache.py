@@ -27,7 +27,7 @@ class ScoreCache:
     `Examples.scoring_digest` and `Examples.request_digests`.
 
     Args:
-        path: The SQLite file; it and its folder are created.
+        path: The SQLite file; it and its folder are created when a score is added.
 
     Raises:
         EvaluationError: The file is something else, or stays locked for a minute. Every method
@@ -36,12 +36,15 @@ class ScoreCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as database:
-            database.execute(_CREATE)
+        # Not created yet: a study that is only checked must leave nothing behind.
+        if path.exists():
+            with self._open() as database:
+                database.execute(_CREATE)
 
     def get(self, merge: str, task: str) -> MetricValues:
         """All cached scores of a merge on a task: example -> score."""
+        if not self._path.exists():
+            return {}
         with self._open() as database:
             return self._read(database, merge, task)
 
@@ -61,6 +64,7 @@ class ScoreCache:
         except TypeError:
             return
         with self._open() as database:
+            database.execute(_CREATE)
             # takes the write lock now, so that no other process writes between read and write
             database.execute("BEGIN IMMEDIATE")
             scores = self._read(database, merge, task)
@@ -81,10 +85,11 @@ class ScoreCache:
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT)
             with contextlib.closing(connection) as database, database:
                 yield database
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise EvaluationError(
                 f"cache {self._path} cannot be used as a file of scores: {error}. "
                 "Move it away to start a new one"

@@ -231,10 +231,7 @@ class TaskLoader:
         task.set_fewshot_seed(self.seed)
         n = len(task.eval_docs)
         if not n:
-            raise EvaluationError(
-                f"{name}: task {task.task_name!r} has no examples; check its data files and its "
-                "split"
-            )
+            raise EvaluationError(_no_examples(name, task.task_name))
         documents = self._select_documents(name, n, split, search_items)
         task.build_all_requests(
             samples=documents, rank=0, world_size=1, **self.prompts.request_arguments
@@ -262,11 +259,7 @@ class TaskLoader:
             loaded = self._manager.load([spec.task])
         # Data sets fail in as many ways as there are hosts and formats.
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise EvaluationError(
-                f"{name}: task {spec.task!r} cannot be loaded: {cause}; "
-                f"relative data_files start from {Path.cwd()}"
-            ) from error
+            raise EvaluationError(_loading_problem(name, spec.task, error)) from error
         tasks: list[Task] = list(loaded["tasks"].values())
         group = None
         if spec.task in loaded["groups"]:
@@ -314,6 +307,28 @@ class TaskLoader:
         if split == "search":
             return sorted(shuffled[:search_items])
         return sorted(shuffled[search_items:])
+
+
+def _loading_problem(name: str, task: str, error: Exception) -> str:
+    """Say why a task cannot be loaded, and what to look at."""
+    # What datasets and the harness raise for an empty file, and for a split without a document.
+    has_none = isinstance(error, IndexError) and "size 0" in str(error)
+    if has_none or isinstance(error, StopIteration):
+        return _no_examples(name, task)
+    # The class that datasets raises says only that something failed.
+    reason = error.__cause__ or error
+    first_line = (str(reason).splitlines() or [""])[0]
+    return (
+        f"{name}: task {task!r} cannot be loaded: {type(reason).__name__}: {first_line}; "
+        f"relative data_files start from {Path.cwd()}"
+    )
+
+
+def _no_examples(name: str, task: str) -> str:
+    return (
+        f"{name}: task {task!r} has no examples; check its data files, which must not be empty, "
+        "and its split"
+    )
 
 
 def _choose_metric(name: str, spec: HarnessTask, task: "Task") -> str:

@@ -61,4 +61,13 @@ def _text(value: object) -> str:
         return "not set"
     if isinstance(value, bool):
         return str(value).lower()
-    return shorten(value)
+    if isinstance(value, list):
+        return shorten([_as_written(entry) for entry in value])
+    return shorten(_as_written(value))
+
+
+def _as_written(value: object) -> object:
+    """A section as a user would write it: without what is not set."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: entry for key, entry in value.items() if entry is not False}

@@ -6,11 +6,12 @@ from tempfile import TemporaryDirectory
 from paretomerge.errors import StudyError
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, key: str = "out") -> None:
     """Check that a folder can be made and written. Nothing is left behind.
 
     Args:
         folder: The folder, which need not exist.
+        key: The key of a study.yaml that names it, for the message.
 
     Raises:
         StudyError: It cannot.
@@ -23,7 +24,7 @@ def check_writable(folder: Path) -> None:
         with TemporaryDirectory(dir=place, prefix=".paretomerge-"):
             pass
     except OSError as error:
-        raise _error(folder, place, error) from error
+        raise _error(key, folder, place, error) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -38,12 +39,13 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _error(folder, folder, error) from error
+        raise _error("out", folder, folder, error) from error
 
 
-def _error(folder: Path, place: Path, error: OSError) -> StudyError:
+def _error(key: str, folder: Path, place: Path, error: OSError) -> StudyError:
     reason = error.strerror or str(error)
     where = "" if place == folder else f" in {place}"
     return StudyError(
-        f"out: {folder}: cannot write{where}: {reason}. Set another `out`, or change the rights."
+        f"{key}: {folder}: cannot write{where}: {reason}. "
+        f"Set another `{key}`, or change the rights."
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from paretomerge.decide.optimism import optimism
 from paretomerge.decide.pick import Choice, choose
+from paretomerge.errors import ConfigError
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 from paretomerge.report import plots
@@ -29,7 +30,8 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
         The file.
 
     Raises:
-        ConfigError: Nothing has finished yet, or the choice names no trial.
+        ConfigError: Nothing has finished yet, the choice names no trial, or the file cannot be
+            written.
     """
     # Imported late, as plotly below: no other command needs them.
     import jinja2
@@ -64,8 +66,13 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
         versions={name: version(name) for name in _PACKAGES},
         plots=_plots(results, picked),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: the report cannot be written: {error.strerror}; name another file"
+        ) from error
     return out
 
 

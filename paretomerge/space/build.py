@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -323,9 +324,13 @@ def _hash(content: Sequence[object]) -> str:
 
 
 def _write_whole(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; its folder is created."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that appears whole or not at all; its folder is created.
+
+    Where it cannot be written, it is left out: what it holds is measured again the next time.
+    """
     # Named by process: two studies over the same models may measure the same profile at once.
     unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(file)

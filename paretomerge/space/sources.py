@@ -32,10 +32,11 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
         name = last_part
         if last_parts.count(last_part) > 1:
             name = model.replace("/", "_")
+        if name in sources and sources[name] == model:
+            raise ConfigError(f"models: {model} is listed twice; list each model once")
         if name in sources:
             raise ConfigError(
-                "models: expected each once, under a name of its own, "
-                f"got {sources[name]} and {model}, both {name}"
+                f"models: {sources[name]} and {model} would both be named {name}; rename a folder"
             )
         sources[name] = model
     return sources

@@ -69,7 +69,11 @@ from paretomerge.study.identity import (
     question_of_record,
     study_identity,
 )
-from paretomerge.study.model_check import check_models, plan_first_baseline
+from paretomerge.study.model_check import (
+    check_models,
+    model_kind,
+    plan_first_baseline,
+)
 from paretomerge.study.placement import Placement
 from paretomerge.study.search import Search
 from paretomerge.study.second_level import SecondLevelPlan
@@ -162,6 +166,8 @@ class _Builder:
             goals = self.goals()
         errors.raise_if_any()
         assert goals is not None
+        if with_models:
+            goals.check_model_kind(model_kind(self.space))
         return Search(
             settings.out_folder,
             self.space,
@@ -187,7 +193,11 @@ class _Builder:
             check_writable(settings.out_folder)
         if settings.storage_url and settings.storage.file:
             with errors.collect():
-                check_writable(settings.storage.file.parent)
+                check_writable(settings.storage.file.parent, "storage")
+        if settings.evaluation.cache:
+            cache = settings.root / settings.evaluation.cache
+            with errors.collect():
+                check_writable(cache.parent, "evaluate.cache")
 
     def _check_space(self, with_models: bool, errors: ErrorCollector) -> None:
         """Make what depends on the space, to report all that is wrong with it."""

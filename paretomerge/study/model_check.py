@@ -1,11 +1,16 @@
 """Check the models of a study before anything is merged."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from paretomerge.errors import ErrorCollector
 from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.merging.engine import usable_device
-from paretomerge.merging.live.model_class import model_class, read_config
+from paretomerge.merging.live.model_class import (
+    load_tokenizer,
+    model_class,
+    read_config,
+)
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.space.space import SearchSpace
@@ -34,6 +39,9 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
     with errors.collect():
         models = (space.base, *space.sources.values())
         weights = open_weights(models, download=False)
+    if weights:
+        with errors.collect():
+            _check_loadable(weights[_template(space)].folder)
     # Every baseline is planned as the merge would plan it, so the check and the merge agree.
     baselines: Mapping[str, Params] = {}
     with errors.collect():
@@ -54,18 +62,34 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
     return list(notes)
 
 
-def model_kind(template: str) -> ModelKind:
-    """Read what a model can do from its config.
+def _template(space: SearchSpace) -> str:
+    """The model that the live model is loaded as."""
+    return next(iter(space.sources.values())) if space.routed else space.base
+
+
+def _check_loadable(folder: Path) -> None:
+    """Raise CheckpointError if transformers has no class for a model, or cannot read it."""
+    errors = ErrorCollector()
+    with errors.collect():
+        model_class(read_config(folder))
+    with errors.collect():
+        load_tokenizer(folder)
+    errors.raise_if_any()
+
+
+def model_kind(space: SearchSpace) -> ModelKind:
+    """Read from a config what the merges of a space can do.
 
     Args:
-        template: The model whose class the merges have.
+        space: The space.
 
     Returns:
-        What it can do.
+        What its merges can do.
 
     Raises:
         CheckpointError: transformers does not know such a model.
     """
+    template = _template(space)
     weights = open_weights((template,), download=False)
     config = read_config(weights[template].folder)
     return ModelKind.of(model_class(config), config)

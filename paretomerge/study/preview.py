@@ -152,7 +152,10 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
     settings = replace(settings, evaluation=evaluation)
     with _no_bytecode(), TemporaryDirectory(prefix="paretomerge-") as folder:
         search = build_search(settings, with_models=True, cache_folder=Path(folder))
-        notes = [*search.check_models(), *search.space.notes, *search.warm_start.notes]
+        notes = []
+        if search.placement.allow_mismatch:
+            notes += search.check_models()
+        notes += [*search.space.notes, *search.warm_start.notes]
         trials = _recorded(settings)
         scores = _scores(search, settings)
         models = (search.space.base, *search.space.sources.values())
@@ -352,10 +355,11 @@ class _Measurement:
 
     def _basis(self, label: str) -> str:
         placement = self._search.placement
-        text = (
-            f"one merge ({label}) that was made in memory on {placement.device} and scored on up "
-            f"to {self._sample} examples of each task"
-        )
+        text = f"one merge ({label}) that was made in memory on {placement.device} and scored"
+        if any(self._held_out.values()):
+            text += f", on up to {self._sample} examples of each task"
+        if self._search.then is not None:
+            text += "; trials of the second level are taken to last as long"
         if self._unmeasured:
             text += f"; without {', '.join(self._unmeasured)}, where a judge is asked"
         return f"{text}; without the time that the sampler takes to propose"

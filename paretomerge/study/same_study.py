@@ -5,6 +5,7 @@ from pathlib import Path
 
 from paretomerge.config.settings import StudySettings
 from paretomerge.errors import StudyError
+from paretomerge.record.changes import describe_changes
 from paretomerge.record.record import Record
 from paretomerge.space.sources import model_path
 
@@ -27,23 +28,26 @@ def check_same_study(settings: StudySettings, record: Record) -> None:
         return  # a `Search` that was made without settings
     mine = [model_path(settings.root, model) for model in settings.models]
     theirs = [model_path(Path(root), model) for model in identity["models"]]
-    changed = []
+    recorded: dict[str, object] = {}
+    now: dict[str, object] = {}
     if sorted(mine) != sorted(theirs) and not _have_moved(mine, theirs):
-        changed.append("models")
+        recorded["models"], now["models"] = theirs, mine
     names = [measure.name for measure in settings.objectives]
     recorded_names = [objective.name for objective in record.objectives]
     if names != recorded_names:
-        changed.append("objectives")
+        recorded["objectives"], now["objectives"] = recorded_names, names
     # Not strict: with other objectives there may be fewer.
     for measure, objective in zip(settings.objectives, record.objectives, strict=False):
         maximise = measure.direction == "maximize"
         # Without a direction it is the task's own, which only the harness knows.
         if measure.direction is not None and maximise != objective.maximise:
-            changed.append(f"the direction of {measure.name}")
-    if changed:
+            key = f"the direction of {measure.name}"
+            recorded[key] = "maximize" if objective.maximise else "minimize"
+            now[key] = measure.direction
+    if now:
         raise StudyError(
-            f"{record.storage}: holds trials of another study: {', '.join(changed)} changed "
-            "since. Set another `out`, or put the old settings back."
+            f"{record.storage}: holds trials of another study: {describe_changes(recorded, now)}. "
+            "Set another `out`, or put the old settings back."
         )
 
 

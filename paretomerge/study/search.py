@@ -214,11 +214,7 @@ class Search:
                 not belong together, or they lack a score.
         """
         notes = check_models(self.space, self.placement)
-        # Routes are loaded as the first source is.
-        template = self.space.base
-        if self.space.routed:
-            template = next(iter(self.space.sources.values()))
-        self.goals.check_model_kind(model_kind(template))
+        self.goals.check_model_kind(model_kind(self.space))
         return notes
 
     def recipe(self, trial: Trial) -> Recipe:

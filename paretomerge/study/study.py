@@ -243,13 +243,18 @@ class Study:
         Raises:
             ParetoMergeError: Something is missing or does not fit.
         """
-        if "_search" not in self.__dict__:
+        is_loaded = "_search" in self.__dict__
+        if not is_loaded:
             from paretomerge.study.build import build_search
 
             # With the models, so that their errors are reported with all others.
             self.__dict__["_search"] = build_search(self.settings, with_models=True)
         search = self._search
-        notes = [*search.check_models(), *search.space.notes, *search.warm_start.notes]
+        notes = []
+        # The models of a search that was just loaded are checked, but their mismatches not noted.
+        if is_loaded or search.placement.allow_mismatch:
+            notes += search.check_models()
+        notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
         return notes
@@ -617,19 +622,11 @@ class Study:
         Raises:
             ConfigError: A file cannot describe the study, or it would be in another folder.
         """
-        from paretomerge.config.dump import dump_config
+        from paretomerge.config.dump import dump_config, write_config
 
         text = dump_config(self.to_config())
         if path is not None:
-            path = Path(path).expanduser()
-            # A study.yaml's relative paths start from its own folder, so elsewhere the same text
-            # would name other files.
-            if path.resolve().parent != self.settings.root.resolve():
-                raise ConfigError(
-                    f"{path}: the study's paths start from {self.settings.root}; write the "
-                    "file there"
-                )
-            path.write_text(text, encoding="utf-8")
+            write_config(text, Path(path).expanduser(), self.settings.root)
         return text
 
     def _record(self) -> Record:

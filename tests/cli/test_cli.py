@@ -257,7 +257,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_done(small, tmp_path):
     ("arguments", "told"),
     [
         (["search", "nowhere.yaml"], "no such file"),
-        (["merge", "nowhere.yml", "out"], "cannot read the recipe"),
+        (["merge", "nowhere.yml", "out"], "no such file; name a recipe"),
         (["merge", "bad.yml", "out"], "did you mean 'ties'"),
         (["merge", "missing.yml", "out"], "there is no such folder"),
         (["status", "typo.yaml"], "did you mean 'models'"),

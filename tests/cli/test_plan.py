@@ -185,3 +185,44 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
     assert "none.yml: no such file" in missing.stderr
     refused = paretomerge("plan", tmp_path / "recipe.yml", "--no-measure", ok=False)
     assert "are for studies, not recipes" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["init", "b", "m", "n", "--file", "/proc/x.yaml"], "name another file with"),
+        (
+            ["init", "b", "m", "n", "--file", "new.yaml", "--device", "gpu"],
+            "expected cpu",
+        ),
+        (["compare", "a", "b", "--study", "study.yaml"], "no trial has finished"),
+        (["report", "study.yaml", "--out", "/proc/x.html"], "no record here yet"),
+        (["status", "study.yaml"], "no record here yet"),
+        (["status", "folder"], "is a folder without a study.yaml"),
+        (
+            ["search", "study.yaml", "--set", "evaluate.cache=/proc/no/x.db"],
+            "Set another `evaluate.cache`",
+        ),
+        (
+            ["search", "study.yaml", "--set", "storage=sqlite:////proc/no/x.db"],
+            "Set another `storage`",
+        ),
+    ],
+)
+def test_other_commands_leave_nothing(
+    tmp_path: Path, pico: Path, arguments: list[str], message: str
+) -> None:
+    write(tmp_path, pico)
+    (tmp_path / "folder").mkdir()
+    before = files_in(tmp_path)
+    failed = paretomerge(*arguments, cwd=tmp_path, ok=False)
+    assert failed.returncode == 1 and message in failed.stderr
+    after = [name for name in files_in(tmp_path) if "__pycache__" not in name]
+    assert after == before
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path, pico: Path) -> None:
+    file = write(tmp_path, pico)
+    paretomerge("search", file, "--trials", "2", "--quiet")
+    failed = paretomerge("report", file, "--out", "/proc/x.html", ok=False)
+    assert "/proc/x.html: the report cannot be written" in failed.stderr

@@ -622,7 +622,7 @@ def test_functions_that_fail_are_named(pico, tmp_path):
     )
     (tmp_path / "half.py").write_text("def score(")
     with pytest.raises(
-        EvaluationError, match="half:score' cannot be imported: SyntaxError"
+        EvaluationError, match="half:score cannot be imported: SyntaxError"
     ):
         FunctionEvaluator.load("f", "half:score", tmp_path)
 

@@ -51,9 +51,8 @@ def load_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
             )
     # Model classes raise exceptions of any class for files that they do not know.
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{folder}: transformers cannot load it as {chosen.__name__}: {cause}"
+            f"{folder}: transformers cannot load it as {chosen.__name__}: {_cause(error)}"
         ) from error
     return model
 
@@ -75,9 +74,8 @@ def read_config(folder: Path) -> "PretrainedConfig":
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except Exception as error:  # config classes raise exceptions of any class
-        cause = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{folder}: transformers cannot read config.json: {cause}"
+            f"{folder}: transformers cannot read config.json: {_cause(error)}"
         ) from error
     return config
 
@@ -99,11 +97,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raise exceptions of any class
-        cause = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{folder}: transformers cannot load a tokenizer, which every search needs: {cause}"
+            f"{folder}: its tokenizer, which every search needs, cannot be loaded "
+            f"({_cause(error)}); copy the files of the tokenizer, such as tokenizer.json, into "
+            "the folder"
         ) from error
     return tokenizer
+
+
+def _cause(error: Exception) -> str:
+    """The first line of an error: transformers adds advice for developers in further lines."""
+    lines = str(error).strip().splitlines()
+    first_line = lines[0].rstrip(".: ") if lines else ""
+    return f"{type(error).__name__}: {first_line}"
 
 
 def model_class(config: "PretrainedConfig") -> "type[PreTrainedModel]":
