@@ -223,8 +223,15 @@ def _find_layout(
         return None
     loaded = _loaded_origins(model, weights, names)
     own = {renamed.get(name, name): origin for name, origin in loaded.items()}
-    places = _Places(template_name, template, template_names)
-    arranger = _Arranger(model, weights, places, own)
+    # The names of all tensors: a model may lack some.
+    names_in_memory = [renamed.get(name, name) for name in names.state]
+    arranger = _Arranger(
+        model=model,
+        weights=weights,
+        places=_Places(template_name, template, template_names),
+        architecture=Architecture.infer(names_in_memory, weights.config),
+        loaded=own,
+    )
     return arranger.layout()
 
 
@@ -361,21 +368,22 @@ class _Arranger:
         model: The model, for error messages.
         weights: The model.
         places: Where the template stores its tensors.
+        architecture: What the names in memory, in the template's words, say about the model.
         loaded: Name in memory, in the template's words -> where the model has the tensor.
     """
 
     model: str
     weights: Weights
     places: _Places
+    architecture: Architecture
     loaded: Mapping[str, _Origin]
 
     def layout(self) -> _Layout:
         """Arrange all tensors. Those without a place in the template keep their names."""
         origins: dict[str, _Origin] = {}
-        architecture = Architecture.infer(self.loaded, self.weights.config)
         for name in self.loaded:
-            kind = name_at_layer_0(name, architecture)
-            place = self.places.find(kind, architecture.layer(name))
+            kind = name_at_layer_0(name, self.architecture)
+            place = self.places.find(kind, self.architecture.layer(name))
             # Of several tensors that are packed together, the first one stands for all.
             if place is not None and place.loaded[0] == name:
                 origins |= self._arrange(place)
