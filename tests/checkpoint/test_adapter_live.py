@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from paretomerge.errors import CheckpointError, RecipeError
@@ -428,4 +429,41 @@ def test_a_head_that_peft_does_not_store_is_named(
     with pytest.raises(
         CheckpointError, match=r"53 tokens.*lm_head.weight has 48.*peft"
     ):
+        make_plan(passthrough(f"{base}+{lora}"))
+
+
+def test_an_adapter_of_a_model_without_its_head(tmp_path: Path) -> None:
+    model = build("mixtral")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    body = transformers.AutoModel.from_pretrained(base)
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    options = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=names)
+    trained = get_peft_model(body, options)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.ones(parameter.shape))
+    trained.save_pretrained(lora)
+    wanted = trained.merge_and_unload().state_dict()
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = transformers.AutoModel.from_pretrained(out).state_dict()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_single_experts_on_stacked_ones(tmp_path: Path) -> None:
+    """Adapters of transformers 4 name each expert."""
+    model = build("qwen3_moe")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base, save_original_format=False)
+    train(base, lora, type(model), target_modules=["q_proj"])
+    file = lora / "adapter_model.safetensors"
+    module = "base_model.model.model.layers.1.mlp.experts.0.gate_proj"
+    tensors = {
+        f"{module}.lora_A.weight": torch.ones(2, 16),
+        f"{module}.lora_B.weight": torch.ones(8, 2),
+    }
+    save_file({**load_file(file), **tensors}, file)
+    with pytest.raises(CheckpointError, match=r"0.gate_proj.*save_pretrained"):
         make_plan(passthrough(f"{base}+{lora}"))
