@@ -225,14 +225,18 @@ def _find_layout(
     own = {renamed.get(name, name): origin for name, origin in loaded.items()}
     # The names of all tensors: a model may lack some.
     names_in_memory = [renamed.get(name, name) for name in names.state]
-    arranger = _Arranger(
-        model=model,
-        weights=weights,
-        places=_Places(template_name, template, template_names),
-        architecture=Architecture.infer(names_in_memory, weights.config),
-        loaded=own,
-    )
-    return arranger.layout()
+    try:
+        architecture = Architecture.infer(names_in_memory, weights.config)
+        places = _Places(
+            name=template_name,
+            architecture=Architecture.infer(template_names.state, template.config),
+            stored_architecture=template.architecture,
+        )
+    except CheckpointError:
+        # Layers cannot be told apart in memory, so the names are matched as they are.
+        return None
+    places.add_all(template, template_names)
+    return _Arranger(model, weights, places, architecture, own).layout()
 
 
 def _names_like(template: Weights, weights: Weights) -> LoadedNames | None:
@@ -315,21 +319,31 @@ class _Places:
 
     Args:
         name: The template, for error messages.
-        template: The template.
-        names: The names of its tensors in memory.
+        architecture: What its names in memory say about it.
+        stored_architecture: What its names in the checkpoint say about it.
     """
 
-    def __init__(self, name: str, template: Weights, names: LoadedNames) -> None:
+    def __init__(
+        self, name: str, architecture: Architecture, stored_architecture: Architecture
+    ) -> None:
         self.name = name
-        self.stored_architecture = template.architecture
-        self.architecture = Architecture.infer(names.state, template.config)
+        self.architecture = architecture
+        self.stored_architecture = stored_architecture
         self._by_kind: dict[str, dict[int | None, _Place]] = defaultdict(dict)
+
+    def add_all(self, template: Weights, names: LoadedNames) -> None:
+        """Add the places of all tensors of the template.
+
+        Args:
+            template: The template.
+            names: The names of its tensors in memory.
+        """
         arrangement = names.arrange(template.headers)
         for loaded, stored in arrangement.plain.items():
             self._add(_Place((stored,), (loaded,), None))
         for packed in arrangement.packed:
             shapes = [template.headers[stored].shape for stored in packed.names]
-            loaded_names, moves = find_moves(packed, shapes, name)
+            loaded_names, moves = find_moves(packed, shapes, self.name)
             self._add(_Place(packed.names, loaded_names, moves))
 
     def _add(self, place: _Place) -> None:
