@@ -4,8 +4,10 @@ Public names, by module:
 
 - `reader`: `Checkpoint`, a model folder or Hub model opened for reading.
 - `adapter`: `AdaptedCheckpoint`, a checkpoint with a LoRA adapter added to it;
-  `adapter_options`: what its config may say.
-- `loaded_names`: `LoadedNames`, the names of tensors in a model that transformers has loaded.
+  `adapter_options`: what its config may say; `adapter_names`, `adapter_match`,
+  `adapter_factors`: which tensors it changes, and how.
+- `loaded_names`: `LoadedNames`, the names of tensors in a model that transformers has loaded, and
+  what it makes of the stored ones; `gathered`: `GatheredTensor`, such a tensor or the reverse.
 - `operand`: `Operand`, one tensor that a merge reads a few rows at a time; `StoredTensor`,
   `CachedTensor` and `InMemoryTensor` are the kinds of it.
 - `architecture`: `Architecture`, the place of each tensor in the network.

@@ -66,6 +66,11 @@ class ModelNames:
                 return loaded
         elif self.checkpoint.architecture.is_tied_head(name):
             raise self._untold_ties(name)
+        if self._loaded is not None and self._loaded.is_used(name):
+            raise CheckpointError(
+                f"{self.adapter}: {name}: the model stores the tensor in one with others; load the "
+                "model with transformers and save it with save_pretrained, which takes them apart"
+            )
         raise CheckpointError(
             f"{self.adapter}: {name}: the model has no such tensor; "
             "was the adapter trained on this model?"
@@ -88,9 +93,8 @@ class ModelNames:
         """
         wrapped = []
         for name in self._parameters_of(module):
-            full = f"{module}.{name}"
-            if any(full == target or full.endswith(f".{target}") for target in targets):
-                wrapped.append(full)
+            if any(f".{name}".endswith(f".{target}") for target in targets):
+                wrapped.append(name)
         if n_wrappers < len(wrapped):
             return wrapped[-1 - n_wrappers]
         if not n_wrappers:
@@ -106,11 +110,13 @@ class ModelNames:
                 f"{self.adapter}: {module}: transformers has no class that tells which parameters "
                 "`target_parameters` mean; merge it into its model with peft first"
             )
+        # Adapters of a model without its head have names without the prefix of the base model.
+        prefix = f"{self._loaded.base_prefix}."
+        modules = (module, f"{prefix}{module}", module.removeprefix(prefix))
         parameters = []
         for name, _ in self._loaded.model.named_parameters():
-            parent, _, last = name.rpartition(".")
-            if parent == module:
-                parameters.append(last)
+            if name.rpartition(".")[0] in modules:
+                parameters.append(name)
         return parameters
 
     def stores_input_first(self, parameter: str) -> bool:

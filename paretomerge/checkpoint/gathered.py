@@ -6,7 +6,7 @@ elements instead of the elements, with transformers' own code; what is read late
 asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Positions = NDArray[np.int64]
 
-# Layers have the same conversions, so few differ. Those of single elements can take gigabytes.
+# Layers have the same conversions, so few differ. Those of single elements take more memory.
 _MAX_ROW_MOVES = 64
-_MAX_ELEMENT_MOVES = 1
+_MAX_ELEMENT_MOVES = 4
+_STACKED = 3  # dimensions of stacked experts
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,27 @@ class GatheredTensor:
         """Read rows [first, end) in float32; see `Operand.rows`."""
         import torch
 
+        n_rows, columns = matrix_shape(self.shape)
+        if first == end or not columns:
+            return torch.empty((end - first, columns), device=device)
+        per_slab = n_rows // self.moves.n_slabs
+        blocks = []
+        while first < end:
+            slab = first // per_slab
+            start = slab * per_slab
+            stop = min(end, start + per_slab)
+            blocks.append(self._slab_rows(slab, first - start, stop - start, device))
+            first = stop
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _slab_rows(
+        self, slab: int, first: int, end: int, device: str
+    ) -> "torch.Tensor":
+        """Read rows [first, end) of a slab."""
+        import torch
+
+        if self.moves.n_slabs > 1:
+            return self._whole_slab(slab, device)[first:end].clone()
         columns = matrix_shape(self.shape)[1]
         width = columns if self.moves.by_row else 1
         per_row = columns // width if width else 0
@@ -81,6 +103,25 @@ class GatheredTensor:
             result[target] = block
         return result.view(end - first, columns)
 
+    def _whole_slab(self, slab: int, device: str) -> "torch.Tensor":
+        """Read a slab. The last one stays in memory: its rows may be all over the stored one."""
+        import torch
+
+        known = self._slabs.get((slab, device))
+        if known is None:
+            (part,) = self.parts
+            per_slab = matrix_shape(part.shape)[0] // self.moves.n_slabs
+            stored = part.rows(slab * per_slab, (slab + 1) * per_slab, device)
+            order = torch.from_numpy(self._positions).to(device)
+            known = stored.view(-1)[order].view(-1, matrix_shape(self.shape)[1])
+            self._slabs.clear()
+            self._slabs[slab, device] = known
+        return known
+
+    @cached_property
+    def _slabs(self) -> "dict[tuple[int, str], torch.Tensor]":
+        return {}
+
     def _find_run(self, positions: "Positions") -> tuple[Operand, int] | None:
         """The part that holds some rows one after the other, and the first of them there.
 
@@ -96,6 +137,7 @@ class GatheredTensor:
 
     @cached_property
     def _starts(self) -> "Positions":
+        """Where the rows or elements of each part begin."""
         sizes = [0]
         for part in self.parts:
             rows, columns = matrix_shape(part.shape)
@@ -137,6 +179,9 @@ class Moves:
         stored_shapes: Shapes of the tensors in the checkpoint.
         loaded_shapes: Shapes of the tensors in memory.
         by_row: Whether whole rows are moved.
+        n_slabs: Number of equal slabs along the first axis that each move alike, such as experts
+            that are transposed; positions are those in one slab.
+        is_identity: Whether nothing is moved.
         packed: One group of tensors that is converted in this way.
     """
 
@@ -144,6 +189,8 @@ class Moves:
     stored_shapes: tuple[Shape, ...]
     loaded_shapes: tuple[Shape, ...]
     by_row: bool
+    n_slabs: int
+    is_identity: bool
     packed: "_Unhashed"
 
     def forward(self, index: int) -> "Positions":
@@ -184,7 +231,13 @@ def _element_moves(moves: Moves) -> "tuple[list[Positions], list[Positions]]":
 
 def _trace(moves: Moves) -> "tuple[list[Positions], list[Positions]]":
     """Convert the positions instead of the elements."""
-    units = _unit_shapes(moves.stored_shapes, moves.by_row)
+    shapes = moves.stored_shapes
+    if moves.n_slabs > 1:
+        shapes = tuple((1, *shape[1:]) for shape in shapes)
+    units = _unit_shapes(shapes, moves.by_row)
+    if moves.is_identity:
+        unmoved = np.arange(int(np.prod(units[0])))
+        return [unmoved], [unmoved]
     converted = moves.packed.value.convert(_positions_of(units))
     forward = [tensor.reshape(-1).numpy() for tensor in converted.values()]
     together = np.concatenate(forward)
@@ -231,25 +284,6 @@ def find_moves(
     Raises:
         CheckpointError: If transformers cannot convert tensors of such shapes, or loses elements.
     """
-    loaded = _loaded_shapes(packed, shapes, model)
-    loaded_shapes = tuple(loaded.values())
-    moves = Moves(
-        patterns=(*packed.patterns, repr(packed.converter)),
-        stored_shapes=tuple(shapes),
-        loaded_shapes=loaded_shapes,
-        by_row=_moves_rows(packed, shapes, loaded_shapes),
-        packed=_Unhashed(packed),
-    )
-    n_stored = sum(int(np.prod(shape)) for shape in shapes)
-    n_loaded = sum(int(np.prod(shape)) for shape in loaded_shapes)
-    if n_stored != n_loaded:
-        raise _cannot_convert(packed, model, f"{n_stored} weights become {n_loaded}")
-    return tuple(loaded), moves
-
-
-def _loaded_shapes(
-    packed: PackedTensors, shapes: Sequence[Shape], model: str
-) -> Mapping[str, Shape]:
     import torch
 
     tensors = [torch.empty(shape, device="meta") for shape in shapes]
@@ -258,7 +292,46 @@ def _loaded_shapes(
         converted = packed.convert(tensors)
     except Exception as error:
         raise _cannot_convert(packed, model, str(error)) from error
-    return {name: tuple(tensor.shape) for name, tensor in converted.items()}
+    loaded_shapes = tuple(tuple(tensor.shape) for tensor in converted.values())
+    n_stored = sum(int(np.prod(shape)) for shape in shapes)
+    n_loaded = sum(int(np.prod(shape)) for shape in loaded_shapes)
+    if n_stored != n_loaded:
+        raise _cannot_convert(packed, model, f"{n_stored} weights become {n_loaded}")
+    # Experts that are transposed in some checkpoints only.
+    is_identity = len(tensors) == 1 and next(iter(converted.values())) is tensors[0]
+    by_row = is_identity or _moves_rows(packed, shapes, loaded_shapes)
+    moves = Moves(
+        patterns=(*packed.patterns, repr(packed.converter)),
+        stored_shapes=tuple(shapes),
+        loaded_shapes=loaded_shapes,
+        by_row=by_row,
+        n_slabs=1 if by_row else _count_slabs(packed, shapes, loaded_shapes),
+        is_identity=is_identity,
+        packed=_Unhashed(packed),
+    )
+    return tuple(converted), moves
+
+
+def _count_slabs(
+    packed: PackedTensors, shapes: Sequence[Shape], loaded_shapes: Sequence[Shape]
+) -> int:
+    """Number of slabs along the first axis of one tensor that each move alike; else 1.
+
+    The positions of all elements of a large model's experts would take gigabytes.
+    """
+    if len(shapes) != 1 or len(loaded_shapes) != 1 or len(shapes[0]) != _STACKED:
+        return 1
+    n_slabs, *size = shapes[0]
+    if loaded_shapes[0][0] != n_slabs or not np.prod(shapes[0]):
+        return 1
+    # What two slabs show holds for all, for no conversion treats later slabs differently.
+    (converted,) = packed.convert(_positions_of([(2, *size)])).values()
+    if tuple(converted.shape) != (2, *loaded_shapes[0][1:]):
+        return 1
+    first, second = converted
+    n_elements = int(np.prod(size))
+    is_alike = bool((second - n_elements == first).all()) and first.max() < n_elements
+    return n_slabs if is_alike else 1
 
 
 def _moves_rows(

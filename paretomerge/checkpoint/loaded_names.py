@@ -2,8 +2,8 @@
 
 transformers renames some tensors of a checkpoint while it loads it, such as the head of GPT-NeoX,
 and ties some to others. It has no public interface for these names.
-`tests/checkpoint/test_adapter_live.py` and `tests/merging/live/test_names.py` fail if the internals
-change.
+`tests/checkpoint/test_adapter_live.py`, `tests/merging/test_layouts.py` and
+`tests/merging/live/test_names.py` fail if the internals change.
 """
 
 import json

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from paretomerge.errors import CheckpointError, RecipeError
@@ -17,6 +18,7 @@ from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 from tests.architectures import ARCHITECTURES, run
+from tests.pico import build_pico
 
 # peft warns of tied embeddings, of options that it corrects, and of what it saves.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -302,6 +304,74 @@ def test_the_language_part_of_a_model_that_sees(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+FAMILIES = [
+    "deepseek_v4",
+    "ernie4_5_vl_moe",
+    "granitemoe",
+    "internvl",
+    "jamba",
+    "kimi_k25",
+    "lfm2_moe",
+    "longcat_flash",
+    "minimax_m3_vl",
+    "molmo2",
+    "nomic_bert",
+    "olmo_hybrid",
+    "phimoe",
+    "qwen2_5_vl",
+    "qwen3_omni_moe_thinker",
+    "qwen3_vl_moe",
+    "step3p7",
+]
+
+
+@pytest.mark.parametrize("is_disk", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_layer_and_expert_of_a_family(
+    family: str, is_disk: bool, tmp_path: Path
+) -> None:
+    """On disk, some are packed together, or stored one by one, in another order or transposed."""
+    model = build_pico(family)
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base, save_original_format=is_disk)
+    live = type(model).from_pretrained(base)
+    modules = []
+    for name, module in live.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
+            modules.append(name)
+    experts = []
+    for name, parameter in live.named_parameters():
+        if "experts" in name and parameter.ndim == 3:
+            experts.append(name)
+    options = LoraConfig(
+        r=2, lora_alpha=6, target_modules=modules, target_parameters=experts or None
+    )
+    trained = get_peft_model(live, options)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    trained.save_pretrained(lora)
+    wanted = trained.merge_and_unload().state_dict()
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = type(model).from_pretrained(out).state_dict()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_that_the_model_lacks_are_named(tmp_path: Path) -> None:
+    model = build("mixtral")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    train(base, lora, type(model), target_modules=[], target_parameters=EXPERTS)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["target_parameters"] = EXPERTS[:1]
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"mlp.experts: .*`target_parameters`"):
+        make_plan(passthrough(f"{base}+{lora}"))
+
+
 RESIZED: list[dict[str, Any]] = [
     {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
@@ -359,4 +429,41 @@ def test_a_head_that_peft_does_not_store_is_named(
     with pytest.raises(
         CheckpointError, match=r"53 tokens.*lm_head.weight has 48.*peft"
     ):
+        make_plan(passthrough(f"{base}+{lora}"))
+
+
+def test_an_adapter_of_a_model_without_its_head(tmp_path: Path) -> None:
+    model = build("mixtral")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    body = transformers.AutoModel.from_pretrained(base)
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    options = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=names)
+    trained = get_peft_model(body, options)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.ones(parameter.shape))
+    trained.save_pretrained(lora)
+    wanted = trained.merge_and_unload().state_dict()
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = transformers.AutoModel.from_pretrained(out).state_dict()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_single_experts_on_stacked_ones(tmp_path: Path) -> None:
+    """Adapters of transformers 4 name each expert."""
+    model = build("qwen3_moe")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base, save_original_format=False)
+    train(base, lora, type(model), target_modules=["q_proj"])
+    file = lora / "adapter_model.safetensors"
+    module = "base_model.model.model.layers.1.mlp.experts.0.gate_proj"
+    tensors = {
+        f"{module}.lora_A.weight": torch.ones(2, 16),
+        f"{module}.lora_B.weight": torch.ones(8, 2),
+    }
+    save_file({**load_file(file), **tensors}, file)
+    with pytest.raises(CheckpointError, match=r"0.gate_proj.*save_pretrained"):
         make_plan(passthrough(f"{base}+{lora}"))

@@ -392,3 +392,39 @@ def test_a_language_model_of_another_family_is_refused(tmp_path: Path) -> None:
     other = save(language_model_like(model, "mistral"), tmp_path / "other")
     with pytest.raises(CheckpointError, match="model_type is 'mistral', 'llama' in"):
         make_plan(halfway(base, other))
+
+
+def test_a_step_of_language_models_inside_another_model(tmp_path: Path) -> None:
+    """Akiba et al. 2024: task vectors to a language model, written into one that sees."""
+    whole = build_pico("gemma3")
+    parts = [language_model_like(whole, "gemma3_text") for _ in range(2)]
+    moved(parts[1], seed=4)
+    seeing = save(whole, tmp_path / "seeing")
+    base = save(parts[0], tmp_path / "base")
+    tuned = save(parts[1], tmp_path / "tuned")
+    listed = [
+        {"model": str(model), "parameters": {"weight": 0.5}}
+        for model in (tuned, seeing)
+    ]
+    step = {
+        "name": "text",
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": listed,
+    }
+    last = {
+        "merge_method": "passthrough",
+        "base_model": str(seeing),
+        "modules": {"text_decoder": {"models": [{"model": "text"}]}},
+        "dtype": "float32",
+    }
+    recipe = Recipe.from_yaml(yaml.safe_dump_all([step, last]))
+    got = values(merge(recipe, tmp_path / "out"))
+    before, first, second = (values(folder) for folder in (seeing, base, tuned))
+    for name, tensor in got.items():
+        wanted = before[name]
+        own = name.removeprefix("language_model.")
+        if own != name:
+            deltas = wanted + second[own] - 2 * first[own]
+            wanted = first[own] + 0.5 * deltas
+        torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-6)

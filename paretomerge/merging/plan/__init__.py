@@ -3,7 +3,8 @@
 How a recipe becomes a plan (`make.make_plan`):
 
 1. `parameters` checks the recipe's parameters against those of its method.
-2. `make` opens the models; `steps` opens earlier steps of the recipe as models.
+2. `make` opens the models; `steps` opens earlier steps of the recipe as models; `one_layout`
+   gives all of them the names that the result has.
 3. `layout` walks over modules and slices (`slices`): which layers make each layer of the result.
 4. `tensor_jobs` makes the job of one tensor: inputs, parameters, shape and dtype.
 5. `plan` holds the jobs and makes the result's config; `cost` estimates what they cost.

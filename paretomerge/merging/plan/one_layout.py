@@ -223,9 +223,20 @@ def _find_layout(
         return None
     loaded = _loaded_origins(model, weights, names)
     own = {renamed.get(name, name): origin for name, origin in loaded.items()}
-    places = _Places(template_name, template, template_names)
-    arranger = _Arranger(model, weights, places, own)
-    return arranger.layout()
+    # The names of all tensors: a model may lack some.
+    names_in_memory = [renamed.get(name, name) for name in names.state]
+    try:
+        architecture = Architecture.infer(names_in_memory, weights.config)
+        places = _Places(
+            name=template_name,
+            architecture=Architecture.infer(template_names.state, template.config),
+            stored_architecture=template.architecture,
+        )
+    except CheckpointError:
+        # Layers cannot be told apart in memory, so the names are matched as they are.
+        return None
+    places.add_all(template, template_names)
+    return _Arranger(model, weights, places, architecture, own).layout()
 
 
 def _names_like(template: Weights, weights: Weights) -> LoadedNames | None:
@@ -308,21 +319,31 @@ class _Places:
 
     Args:
         name: The template, for error messages.
-        template: The template.
-        names: The names of its tensors in memory.
+        architecture: What its names in memory say about it.
+        stored_architecture: What its names in the checkpoint say about it.
     """
 
-    def __init__(self, name: str, template: Weights, names: LoadedNames) -> None:
+    def __init__(
+        self, name: str, architecture: Architecture, stored_architecture: Architecture
+    ) -> None:
         self.name = name
-        self.stored_architecture = template.architecture
-        self.architecture = Architecture.infer(names.state, template.config)
+        self.architecture = architecture
+        self.stored_architecture = stored_architecture
         self._by_kind: dict[str, dict[int | None, _Place]] = defaultdict(dict)
+
+    def add_all(self, template: Weights, names: LoadedNames) -> None:
+        """Add the places of all tensors of the template.
+
+        Args:
+            template: The template.
+            names: The names of its tensors in memory.
+        """
         arrangement = names.arrange(template.headers)
         for loaded, stored in arrangement.plain.items():
             self._add(_Place((stored,), (loaded,), None))
         for packed in arrangement.packed:
             shapes = [template.headers[stored].shape for stored in packed.names]
-            loaded_names, moves = find_moves(packed, shapes, name)
+            loaded_names, moves = find_moves(packed, shapes, self.name)
             self._add(_Place(packed.names, loaded_names, moves))
 
     def _add(self, place: _Place) -> None:
@@ -361,21 +382,22 @@ class _Arranger:
         model: The model, for error messages.
         weights: The model.
         places: Where the template stores its tensors.
+        architecture: What the names in memory, in the template's words, say about the model.
         loaded: Name in memory, in the template's words -> where the model has the tensor.
     """
 
     model: str
     weights: Weights
     places: _Places
+    architecture: Architecture
     loaded: Mapping[str, _Origin]
 
     def layout(self) -> _Layout:
         """Arrange all tensors. Those without a place in the template keep their names."""
         origins: dict[str, _Origin] = {}
-        architecture = Architecture.infer(self.loaded, self.weights.config)
         for name in self.loaded:
-            kind = name_at_layer_0(name, architecture)
-            place = self.places.find(kind, architecture.layer(name))
+            kind = name_at_layer_0(name, self.architecture)
+            place = self.places.find(kind, self.architecture.layer(name))
             # Of several tensors that are packed together, the first one stands for all.
             if place is not None and place.loaded[0] == name:
                 origins |= self._arrange(place)
