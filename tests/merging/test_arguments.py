@@ -49,8 +49,8 @@ def test_a_wrong_argument_is_named_before_a_model_is_opened(
         ("", "^recipe: expected a Recipe, a mapping, the path"),
         (3, "^recipe: expected a Recipe, a mapping, the path"),
         (pm.Recipe("linear"), "^recipe: names no models to merge"),
-        ("missing.yml", "cannot read the recipe: .*No such file"),
-        ("merge_method.yml", "cannot read the recipe: .*No such file"),
+        ("missing.yml", "no such file; name a recipe"),
+        ("merge_method.yml", "no such file; name a recipe"),
         ("{merge_method: linear}", "exactly one of `models`, `slices` and `modules`"),
     ],
 )

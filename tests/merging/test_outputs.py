@@ -311,7 +311,7 @@ def test_a_large_file_is_no_recipe(tmp_path: Path) -> None:
         ("big.yml", "at most 1,000,000"),
         ("binary.yml", "cannot read the recipe"),
         (".", "cannot read the recipe"),
-        ("no.yml", "No such"),
+        ("no.yml", "no such file"),
     ):
         with pytest.raises(RecipeError, match=told):
             Recipe.load(tmp_path / name)

@@ -219,9 +219,15 @@ def test_sources_of_one_name_keep_their_paths():
     }
 
 
-@pytest.mark.parametrize("models", [["a/x", "a/x"], ["a/b/x", "a_b/x"]])
-def test_no_source_is_lost_under_another_s_name(models):
-    with pytest.raises(ConfigError, match="models: expected each once"):
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (["a/x", "a/x"], "models: a/x is listed twice"),
+        (["a/b/x", "a_b/x"], "models: a/b/x and a_b/x would both be named a_b_x"),
+    ],
+)
+def test_no_source_is_lost_under_another_s_name(models, message):
+    with pytest.raises(ConfigError, match=message):
         named_sources(models)
 
 
