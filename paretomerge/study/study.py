@@ -27,7 +27,7 @@ from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
-from paretomerge.evaluate.measures import Constraint, Measure
+from paretomerge.evaluate.measures import Constraint, Measure, Task
 from paretomerge.record.record import Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
@@ -65,7 +65,8 @@ class Study:
         models: Two or more fine-tunes of it; `model+adapter` for a PEFT adapter.
         objectives: What to improve: `Task`, `Function`, `Perplexity`, `Judge`, `Sparsity`, `Size`.
         constraints: Bounds that a merge must satisfy to be on the front.
-        watch: lm-evaluation-harness tasks that are scored on held-out examples only.
+        watch: lm-evaluation-harness tasks that are scored on held-out examples only: names, or
+            `Task` objects with settings of their own.
         space: What may vary: a `WeightSpace` or a `RouteSpace`.
         then: A second level, which searches routes through the models and the best merges.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
@@ -114,7 +115,7 @@ class Study:
         objectives: Sequence[Measure],
         *,
         constraints: Sequence[Constraint] = (),
-        watch: Sequence[str] = (),
+        watch: Sequence[str | Task] = (),
         space: WeightSpace | RouteSpace | SearchSpace | None = None,
         then: SecondLevel | None = None,
         sampler: SamplerSetting = "mmmo",
