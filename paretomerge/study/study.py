@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from paretomerge.decide.pick import Choice, check_out, choose, write_pick
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure, Task
-from paretomerge.record.record import Record
+from paretomerge.record.record import WATCHED, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
@@ -712,6 +712,8 @@ class Study:
         numbers = set()
         if self.settings.watch:
             numbers = {trial.number for trial in watched}
+        if numbers:
+            record.forget_other_watched(_watched_settings(self.settings))
         missing: dict[int, Trial] = {}
         for trial in trials:
             kinds = {"objectives"}
@@ -720,10 +722,23 @@ class Study:
             recorded = record.held_out(trial.number)
             if not kinds <= set(recorded):
                 missing[trial.number] = trial
+        if numbers & set(missing):
+            record.set_note(WATCHED, _watched_settings(self.settings))
         scored: list[Trial] = []
         for number, trial in missing.items():
             self._search.hold_out([trial], scored.append, watched=number in numbers)
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+
+
+def _watched_settings(settings: StudySettings) -> dict[str, Any]:
+    """What is watched, as the record notes it: name of each score -> what is set of its task."""
+    watched: dict[str, Any] = {}
+    for task in settings.watch:
+        is_set = {
+            key: value for key, value in asdict(task).items() if value is not None
+        }
+        watched[task.name] = is_set
+    return watched
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
