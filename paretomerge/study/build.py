@@ -57,6 +57,7 @@ from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.registry import SearchProblem, make
 from paretomerge.space.build import Pool, build_route_space, build_space
+from paretomerge.space.measurements import Measurements
 from paretomerge.space.routes.space import RouteSearchSpace
 from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.space import SearchSpace
@@ -71,6 +72,7 @@ from paretomerge.study.identity import (
 )
 from paretomerge.study.model_check import (
     check_models,
+    check_routes,
     model_kind,
     plan_first_baseline,
 )
@@ -168,7 +170,7 @@ class _Builder:
         assert goals is not None
         if with_models:
             goals.check_model_kind(model_kind(self.space))
-        return Search(
+        search = Search(
             settings.out_folder,
             self.space,
             goals,
@@ -183,6 +185,9 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
+        # Last: a study that is refused leaves nothing behind.
+        self.measurements.write()
+        return search
 
     def _check_places(self, errors: ErrorCollector) -> None:
         """Check what a search writes to and computes on."""
@@ -215,10 +220,17 @@ class _Builder:
         if with_models:
             with errors.collect():
                 check_models(space, self.placement)
+            if space.routed or self.settings.then:
+                with errors.collect():
+                    check_routes(space)
 
     @cached_property
     def pool(self) -> Pool:
         return study_pool(self.settings)
+
+    @cached_property
+    def measurements(self) -> Measurements:
+        return Measurements(self.cache_folder or self.settings.root / "runs")
 
     @cached_property
     def placement(self) -> Placement:
@@ -240,7 +252,7 @@ class _Builder:
             settings.space,
             self.pool,
             settings.seed,
-            self.cache_folder or settings.root / "runs",
+            self.measurements,
             settings.root,
         )
 

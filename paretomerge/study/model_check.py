@@ -11,6 +11,7 @@ from paretomerge.merging.live.model_class import (
     model_class,
     read_config,
 )
+from paretomerge.merging.live.routed import check_routable
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.space.space import SearchSpace
@@ -60,6 +61,20 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
                 notes.update(dict.fromkeys(plan.notes))
     errors.raise_if_any()
     return list(notes)
+
+
+def check_routes(space: SearchSpace) -> None:
+    """Check that routes through the layers of a space's sources can be loaded in memory.
+
+    Args:
+        space: A space of routes, or the first level before one.
+
+    Raises:
+        CheckpointError: The architecture does not allow it.
+    """
+    first = next(iter(space.sources.values()))
+    opened = open_weights((first,), download=False)
+    check_routable(opened[first])
 
 
 def _template(space: SearchSpace) -> str:

@@ -215,3 +215,31 @@ def test_models_that_cannot_be_loaded_end_the_search_at_once(root, tmp_path):
     with pytest.raises(CheckpointError, match=r"the checkpoint has no score\.weight"):
         study.optimize(n_trials=4, show_progress_bar=False)
     assert not study.get_trials()
+
+
+@pytest.mark.parametrize("then", [False, True])
+def test_routes_over_packed_experts_are_refused_by_the_check(root, tmp_path, then):
+    options = {"space": pm.RouteSpace(form="edits")}
+    if then:
+        options = {"then": pm.SecondLevel(trials=2)}
+    study = study_of("mixtral", root, tmp_path, [pm.Size("layers")], **options)
+    with pytest.raises(
+        CheckpointError, match="so routes through the layers of this"
+    ):
+        study.check()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_that_is_refused_leaves_no_measurements(root, tmp_path, monkeypatch):
+    """The deltas are measured before the tasks are looked for."""
+    monkeypatch.chdir(tmp_path)
+    space = pm.WeightSpace(groups={"by": "profile", "count": 2})
+    objectives = [pm.Size("layers"), pm.Task("no_such_task")]
+    study = study_of("llama", root, tmp_path, objectives, space=space)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EvaluationError, match="no_such_task"):
+        study.optimize(n_trials=1, show_progress_bar=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    study = study_of("llama", root, tmp_path / "right", objectives[:1], space=space)
+    study.check()
+    assert len(list(tmp_path.glob("runs/deltas-*.json"))) == 1
