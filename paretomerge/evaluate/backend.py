@@ -96,7 +96,7 @@ class Backend:
         parent = _checkpoint_parent(size)
         with tempfile.TemporaryDirectory(prefix="paretomerge-", dir=parent) as folder:
             candidate.model.save_pretrained(folder, state_dict=state)
-            candidate.tokenizer.save_pretrained(folder)
+            candidate.text_tokenizer.save_pretrained(folder)
             del state
             arguments = {**self.arguments, **options.arguments}
             model = build(pretrained=folder, batch_size=batch_size, **arguments)

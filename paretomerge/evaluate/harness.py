@@ -267,7 +267,7 @@ class HarnessEvaluator:
                 for equal, response in zip(equal_requests, responses, strict=True):
                     for instance in equal:
                         instance.resps.append(response)
-        self._tokenizer = candidate.tokenizer
+        self._tokenizer = candidate.text_tokenizer
 
     def _language_model(
         self, candidate: Candidate, options: ModelOptions
@@ -277,12 +277,12 @@ class HarnessEvaluator:
             return self._backend.load(candidate, self.batch_size, options)
         resident = self._residents.get(options)
         # The encoded requests belong to one tokenizer.
-        if resident is None or resident.given_tokenizer is not candidate.tokenizer:
+        if resident is None or resident.given_tokenizer is not candidate.text_tokenizer:
             # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM
 
             resident = ResidentLM(
-                candidate.model, candidate.tokenizer, self.batch_size, options
+                candidate.model, candidate.text_tokenizer, self.batch_size, options
             )
             self._residents[options] = resident
         resident.set_model(candidate.model)

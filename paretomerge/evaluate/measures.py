@@ -133,10 +133,10 @@ class Task:
 class Function:
     """A Python function of yours that scores the loaded model.
 
-    It is called as `function(model, tokenizer)`. If it has an argument `split`, it also gets
-    `split="search"` or `split="held_out"`. It returns a number or a `Score`. A number counts as
-    exact. For a mean over examples return `Score.mean_of(values)`, whose standard error the search
-    and the comparisons use.
+    It is called as `function(model, tokenizer)`, with None where the base has no tokenizer. If it
+    has an argument `split`, it also gets `split="search"` or `split="held_out"`. It returns a
+    number or a `Score`. A number counts as exact. For a mean over examples return
+    `Score.mean_of(values)`, whose standard error the search and the comparisons use.
 
     Attributes:
         function: The function, or `module:function`. A study.yaml can hold only the second form.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from paretomerge.errors import ErrorCollector
+from paretomerge.errors import CheckpointError, ErrorCollector
 from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.model_class import (
@@ -85,10 +85,16 @@ def _template(space: SearchSpace) -> str:
 def _check_loadable(folder: Path) -> None:
     """Raise CheckpointError if transformers has no class for a model, or cannot read it."""
     errors = ErrorCollector()
+    writes_text = False
     with errors.collect():
-        model_class(read_config(folder))
+        writes_text = model_class(read_config(folder)).can_generate()
     with errors.collect():
-        load_tokenizer(folder)
+        # Image classifiers have none. From a model that writes text it is missing.
+        if load_tokenizer(folder) is None and writes_text:
+            raise CheckpointError(
+                f"{folder}: has no tokenizer, which a model that writes text needs; copy the "
+                "files of the tokenizer, such as tokenizer.json, into the folder"
+            )
     errors.raise_if_any()
 
 

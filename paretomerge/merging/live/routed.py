@@ -100,8 +100,8 @@ class RoutedModel:
         return self._first_model
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of the first source."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer of the first source; None for models that read no text."""
         return load_tokenizer(self._folder)
 
     def load(self, recipe: Recipe) -> LoadedMerge:
