@@ -116,7 +116,7 @@ class RecipeScorer:
     @property
     def watched(self) -> list[str]:
         """Names of the tasks that are scored but not searched for."""
-        return list(self._settings.watch)
+        return [task.name for task in self._settings.watch]
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

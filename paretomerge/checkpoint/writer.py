@@ -178,7 +178,7 @@ def _advice(error: OSError) -> str:
         return "another program created it meanwhile; choose another folder"
     if error.errno in _DISK_FULL:
         return "free some space or choose another disk"
-    return "is the folder writable?"
+    return "check whether the folder is writable"
 
 
 def _replace(

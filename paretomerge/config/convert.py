@@ -14,7 +14,9 @@ from paretomerge.config.schema import (
     MeasureConfig,
     ObjectiveConfig,
     StudyConfig,
+    TaskConfig,
     ThenConfig,
+    WatchConfig,
     messages_of,
     percentage_of,
     share,
@@ -34,6 +36,7 @@ from paretomerge.config.space_schema import (
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.function_digest import is_importable
 from paretomerge.evaluate.measures import (
+    PROMPT_READERS,
     Constraint,
     Function,
     Judge,
@@ -85,7 +88,7 @@ def settings_of(
         models=tuple(config.models),
         objectives=objectives,
         constraints=tuple(constraints),
-        watch=tuple(config.watch),
+        watch=tuple(_watched(entry) for entry in config.watch),
         space=_space(config.space),
         then=_second_level(config.then) if config.then else None,
         sampler=config.sampler,
@@ -139,7 +142,7 @@ def _content(settings: StudySettings) -> dict[str, Any]:
             _constraint_config(constraint, settings)
             for constraint in settings.constraints
         ],
-        "watch": list(settings.watch),
+        "watch": [_watch_config(task) for task in settings.watch],
         "starts": list(settings.starts),
         "warm_start": list(settings.warm_start),
         "evaluate": _evaluate_config(settings.evaluation),
@@ -186,13 +189,7 @@ def _objective(config: ObjectiveConfig) -> Measure:
 def _measure(config: MeasureConfig) -> Measure:
     name = config.name or ""  # an empty name becomes the measure's default
     if config.task is not None:
-        return Task(
-            config.task,
-            config.metric,
-            name,
-            num_fewshot=config.num_fewshot,
-            search_items=config.search_items,
-        )
+        return _task(config.task, config, name)
     if config.function is not None:
         return Function(config.function, name)
     if config.perplexity is not None:
@@ -202,6 +199,17 @@ def _measure(config: MeasureConfig) -> Measure:
     if config.size is not None:
         return Size(config.size, name)
     return Sparsity(config.name or "sparsity")
+
+
+def _task(task: str, config: TaskConfig, name: str) -> Task:
+    prompts = {key: getattr(config, key) for key in PROMPT_READERS}
+    return Task(task, config.metric, name, search_items=config.search_items, **prompts)
+
+
+def _watched(config: str | WatchConfig) -> Task:
+    if isinstance(config, str):
+        return Task(config)
+    return _task(config.task, config, config.name or "")
 
 
 def _constraint(
@@ -256,12 +264,8 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
     config: dict[str, Any]
     match measure:
         case Task():
-            config = {
-                "task": measure.task,
-                "metric": measure.metric,
-                "num_fewshot": measure.num_fewshot,
-                "search_items": measure.search_items,
-            }
+            keys = ("task", "metric", "search_items", *PROMPT_READERS)
+            config = {key: getattr(measure, key) for key in keys}
         case Function():
             config = {"function": measure.path}
         case Perplexity():
@@ -278,6 +282,12 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
     if measure.name != measure.default_name:
         config["name"] = measure.name
     return config
+
+
+def _watch_config(task: Task) -> str | WatchConfig:
+    if task == Task(task.task):
+        return task.task
+    return WatchConfig(**_measure_config(task))
 
 
 def _objective_config(measure: Measure) -> ObjectiveConfig:
@@ -362,13 +372,7 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "cache",
         "backend",
         "time_limit",
-        "num_fewshot",
-        "apply_chat_template",
-        "fewshot_as_multiturn",
-        "system_instruction",
-        "gen_kwargs",
-        "think_end_token",
-        "add_bos_token",
+        *PROMPT_READERS,
     )
     config: dict[str, Any] = {}
     for key in keys:

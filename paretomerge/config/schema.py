@@ -4,12 +4,14 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    Discriminator,
     Field,
     StrictInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -19,9 +21,12 @@ from paretomerge.arguments import path as read_path
 from paretomerge.config.overrides import with_overrides
 from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
 from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.evaluate.measures import PROMPT_READERS
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 
 _KINDS = ("task", "function", "perplexity", "judge", "size")
+# pydantic puts it into the places of errors, and `_keys_of` takes it out again.
+_WATCHED_KEYS = "dict[watched task]"
 _PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 
 
@@ -38,13 +43,24 @@ class JudgeConfig(Section):
     max_tokens: int = Field(default=256, ge=1)
 
 
-class MeasureConfig(Section):
-    """One of `task`, `function`, `perplexity`, `judge`, `sparsity` and `size`."""
+class TaskConfig(Section):
+    """A task of lm-evaluation-harness. Most keys take the place of a key under `evaluate`."""
 
     task: str | None = None
     metric: str | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
     search_items: int | None = Field(default=None, ge=1)
+    apply_chat_template: bool | None = None
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] | None = None
+    think_end_token: str | StrictInt | None = None
+    add_bos_token: bool | None = None
+
+
+class MeasureConfig(TaskConfig):
+    """One of `task`, `function`, `perplexity`, `judge`, `sparsity` and `size`."""
+
     function: str | None = None
     perplexity: str | None = None
     judge: JudgeConfig | None = None
@@ -59,15 +75,27 @@ class MeasureConfig(Section):
         if len(kinds) + self.sparsity != 1:
             names = ", ".join(f"`{kind}`" for kind in _KINDS)
             raise ValueError(f"set exactly one of {names} and `sparsity: true`")
-        if self.num_fewshot is not None and self.task is None:
-            raise ValueError("num_fewshot: only a `task` has few-shot examples")
-        if self.search_items is not None and self.task is None:
-            raise ValueError("search_items: only a `task` has examples to choose from")
+        if self.task is None:
+            self._check_keys_of_tasks()
         if self.perplexity and self.metric not in (None, "perplexity", "bits_per_byte"):
             raise ValueError(
                 f"metric: use perplexity or bits_per_byte, not {self.metric!r}"
             )
         return self
+
+    def _check_keys_of_tasks(self) -> None:
+        if self.search_items is not None:
+            raise ValueError("search_items: only a `task` has examples to choose from")
+        for key in PROMPT_READERS:
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: only a `task` takes this key")
+
+
+class WatchConfig(TaskConfig):
+    """A task that is scored on held-out examples and never searched on."""
+
+    task: str
+    name: str | None = None
 
 
 class ObjectiveConfig(MeasureConfig):
@@ -87,6 +115,18 @@ class ConstraintConfig(MeasureConfig):
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("set exactly one of `at_least` and `at_most`")
         return self
+
+
+def _kind_of_watched(value: Any) -> str:
+    return "str" if isinstance(value, str) else _WATCHED_KEYS
+
+
+_Watched = Annotated[
+    Annotated[str, Tag("str")] | Annotated[WatchConfig, Tag(_WATCHED_KEYS)],
+    # Decided before validation, so that a wrong key is not reported of both.
+    Discriminator(_kind_of_watched),
+]
+"""The name of a task, or its keys."""
 
 
 class BudgetConfig(Section):
@@ -182,7 +222,7 @@ class StudyConfig(Section):
     space: SpaceConfig = SpaceConfig()
     objectives: list[ObjectiveConfig] = Field(min_length=1)
     constraints: list[ConstraintConfig] = Field(default=[])
-    watch: list[str] = Field(default=[])
+    watch: list[_Watched] = Field(default=[])
     starts: list[str] = Field(default=[])
     warm_start: list[str] = Field(default=[])
     evaluate: EvaluateConfig = EvaluateConfig()

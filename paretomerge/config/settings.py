@@ -10,7 +10,6 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.arguments import (
     Reader,
-    as_integer,
     describe,
     flag,
     instance_of,
@@ -28,9 +27,11 @@ from paretomerge.arguments import (
 )
 from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
 from paretomerge.evaluate.measures import (
+    PROMPT_READERS,
     Constraint,
     Measure,
     Sparsity,
+    Task,
     not_a_measure,
 )
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
@@ -157,6 +158,31 @@ class Evaluation:
             if value is not None and value <= 0:
                 raise ConfigError(f"evaluate.{name}: must be above 0, not {value}")
 
+    def prompt_settings(self, task: Task) -> dict[str, Any]:
+        """How a task's questions are put: its own settings, and the study's where it has none.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Each name of `PROMPT_READERS` -> the value.
+
+        Raises:
+            ConfigError: The task has turns of a chat, and no chat.
+        """
+        settings = {}
+        for key in PROMPT_READERS:
+            own = getattr(task, key)
+            settings[key] = getattr(self, key) if own is None else own
+        if settings["fewshot_as_multiturn"] and not settings["apply_chat_template"]:
+            if task.fewshot_as_multiturn:
+                raise ConfigError(
+                    f"{task.name}: fewshot_as_multiturn: needs `apply_chat_template`"
+                )
+            # The study's, which means its chats.
+            settings["fewshot_as_multiturn"] = None
+        return settings
+
 
 @dataclass(frozen=True)
 class SecondLevel:
@@ -222,7 +248,8 @@ class StudySettings:
         models: The fine-tunes, two or more; `model+adapter` for a PEFT adapter.
         objectives: What to improve.
         constraints: Bounds that a merge must satisfy.
-        watch: Tasks that are scored on held-out examples and never searched on.
+        watch: Tasks that are scored on held-out examples and never searched on; a name alone
+            becomes a `Task`.
         space: What may vary.
         then: A second level.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
@@ -255,7 +282,7 @@ class StudySettings:
     models: tuple[str, ...]
     objectives: tuple[Measure, ...]
     constraints: tuple[Constraint, ...] = ()
-    watch: tuple[str, ...] = ()
+    watch: tuple[Task, ...] = ()
     space: WeightSpace | RouteSpace | SearchSpace = field(default_factory=WeightSpace)
     then: SecondLevel | None = None
     sampler: SamplerSetting = "mmmo"
@@ -285,6 +312,7 @@ class StudySettings:
             self._check_base,
             self._check_out,
             self._check_names,
+            self._check_prompts,
             self._check_levels,
             self._check_tokenizer,
         ):
@@ -373,7 +401,8 @@ class StudySettings:
                     f"constraints: {unknown_name('objective', constraint.measure, names)}"
                 )
         constraint_names = self._constraint_names()
-        all_names = [*names, *constraint_names, *self.watch]
+        watched = [task.name for task in self.watch]
+        all_names = [*names, *constraint_names, *watched]
         for name in all_names:
             if all_names.count(name) > 1:
                 raise ConfigError(
@@ -387,6 +416,11 @@ class StudySettings:
                     f"standard error of {name!r} and another score; set another `name` for one "
                     "of them"
                 )
+
+    def _check_prompts(self) -> None:
+        for measure in (*self.measures, *self.watch):
+            if isinstance(measure, Task):
+                self.evaluation.prompt_settings(measure)
 
     def _constraint_names(self) -> list[str]:
         """Names of the scores that only constraints use, once for each measure."""
@@ -507,23 +541,6 @@ def _backend(name: str, value: object) -> str | dict[str, Any]:
     )
 
 
-def _setting(name: str, value: object) -> object:
-    """Read one setting of generation: whatever a YAML file can hold."""
-    return plain_data(value)
-
-
-def _token(name: str, value: object) -> str | int:
-    number = as_integer(value)
-    if number is not None and number >= 0:
-        return number
-    if isinstance(value, str) and value:
-        return value
-    raise ConfigError(
-        f"{name}: expected a text such as '</think>', or the number of a token, got "
-        f"{describe(value)}"
-    )
-
-
 def _sampler(name: str, value: object) -> SamplerSetting:
     if isinstance(value, BaseSampler):
         return value
@@ -567,6 +584,16 @@ def _objective(name: str, value: object) -> object:
     if isinstance(value, Measure):
         return value
     raise ConfigError(f"{name}: {not_a_measure(value)}")
+
+
+def _watched_task(name: str, value: object) -> Task:
+    if not isinstance(value, Task):
+        return Task(word(name, value))
+    if value.direction is not None:
+        raise ConfigError(
+            f"{name}: {value.name}: a watched task is only reported; leave `direction` out"
+        )
+    return value
 
 
 def _folder(name: str, value: object) -> Path:
@@ -621,13 +648,8 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     "backend": optional(_backend),
     "race": optional(_fraction("a confidence such as 0.95")),
     "time_limit": optional(number),
-    "num_fewshot": optional(integer(least=0)),
+    **PROMPT_READERS,
     "apply_chat_template": flag,
-    "fewshot_as_multiturn": optional(flag),
-    "system_instruction": optional(word),
-    "gen_kwargs": optional(mapping_of(_setting, "{'temperature': 0.7}")),
-    "think_end_token": optional(_token),
-    "add_bos_token": optional(flag),
 }
 _SECOND_LEVEL_READERS: Mapping[str, Reader] = {
     "routes": instance_of(RouteSpace, "RouteSpace(...)"),
@@ -644,7 +666,7 @@ _STUDY_READERS: Mapping[str, Reader] = {
         instance_of(Constraint, "Constraint(Task('gsm8k'), at_least=0.5)"),
         "[Constraint(Task('gsm8k'), at_least=0.5)]",
     ),
-    "watch": sequence_of(word, "['hellaswag']"),
+    "watch": sequence_of(_watched_task, "['hellaswag']"),
     "space": _space,
     "then": optional(
         instance_of(SecondLevel, "SecondLevel(RouteSpace(...), trials=20)")

@@ -84,7 +84,9 @@ def configure(
         generation: What `--gen_kwargs` sets, for tasks with written answers.
     """
     if generation and task.OUTPUT_TYPE == "generate_until":
-        task.set_config(key="generation_kwargs", value=dict(generation), update=True)
+        # Not `update=True`, which would change the dict of the file for the same task elsewhere.
+        settings = {**task.get_config("generation_kwargs"), **generation}
+        task.set_config(key="generation_kwargs", value=settings)
     if num_fewshot is not None and task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=num_fewshot)
 

@@ -63,12 +63,18 @@ class Backend:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     @contextmanager
-    def load(self, candidate: Candidate, batch_size: int) -> "Iterator[LM]":
+    def load(
+        self,
+        candidate: Candidate,
+        batch_size: int,
+        options: ModelOptions = DEFAULT_OPTIONS,
+    ) -> "Iterator[LM]":
         """Write the candidate to a temporary checkpoint and load it into the backend.
 
         Args:
             candidate: The merge.
             batch_size: Passed to the backend.
+            options: Passed to the backend, before its own `arguments` of the same name.
 
         Yields:
             The backend's model. Its memory is freed and the checkpoint deleted at the end.
@@ -90,9 +96,10 @@ class Backend:
         parent = _checkpoint_parent(size)
         with tempfile.TemporaryDirectory(prefix="paretomerge-", dir=parent) as folder:
             candidate.model.save_pretrained(folder, state_dict=state)
-            candidate.tokenizer.save_pretrained(folder)
+            candidate.text_tokenizer.save_pretrained(folder)
             del state
-            model = build(pretrained=folder, batch_size=batch_size, **self.arguments)
+            arguments = {**self.arguments, **options.arguments}
+            model = build(pretrained=folder, batch_size=batch_size, **arguments)
             try:
                 yield model
             finally:

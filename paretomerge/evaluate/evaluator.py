@@ -182,15 +182,26 @@ class Candidate:
     Attributes:
         model: The model, of the class that the base's config names. Evaluators must not change
             it.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None for models that read no text.
         facts: Numbers that the merge itself measured, by name (see `MergeFact`).
         key: Identifies the merge in every study, for a `ScoreCache`; "" where it is unknown.
     """
 
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
     facts: Mapping[str, float]
     key: str = ""
+
+    @property
+    def text_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, for evaluators that need one."""
+        # A search has checked it before its first trial; a single checkpoint may lack one.
+        if self.tokenizer is None:
+            raise EvaluationError(
+                "the model has no tokenizer; copy the files of a tokenizer, such as "
+                "tokenizer.json, into its folder"
+            )
+        return self.tokenizer
 
 
 class Evaluator(Protocol):

@@ -292,7 +292,7 @@ def requests_by_document(task: "Task") -> "Requests":
 
 
 def _content(task: "Task", requests: Sequence["Instance"]) -> list[object]:
-    """The question, target and choices of an example, or its requests if it has no question."""
+    """The question, target and choices of an example, or its document if it has no question."""
     doc = requests[0].doc
     question = task.doc_to_text(doc)
     choices = None
@@ -301,7 +301,8 @@ def _content(task: "Task", requests: Sequence["Instance"]) -> list[object]:
     target = task.doc_to_target(doc)
     if question or choices:
         return [question, target, choices]
-    return [requests[0].args, target]
+    # Not the request, in which few-shot examples and a chat template may stand, too.
+    return [doc, target]
 
 
 def _digest(value: object) -> str:

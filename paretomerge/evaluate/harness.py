@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from paretomerge.errors import ErrorCollector, EvaluationError
 from paretomerge.evaluate import _lm_eval
-from paretomerge.evaluate.backend import DEFAULT_OPTIONS, Backend, ModelOptions
+from paretomerge.evaluate.backend import Backend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     Candidate,
     ExampleIndices,
@@ -58,8 +58,8 @@ class HarnessEvaluator:
         batch_size: Rows of a forward pass. It is halved where memory runs out.
         search_evaluator: What this other evaluator searches on is not held out here either.
         cache: Per-example scores of merges that were scored before, in any study.
-        backend: Another model of the harness, in place of the live one.
-        options: How text goes into the live model and comes out of it.
+        backend: Another model of the harness, in place of the live one. It loads a merge once for
+            each `ModelOptions` among the tasks.
 
     Attributes:
         tasks: As given.
@@ -79,7 +79,6 @@ class HarnessEvaluator:
         search_evaluator: "HarnessEvaluator | None" = None,
         cache: ScoreCache | None = None,
         backend: Backend | None = None,
-        options: ModelOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.tasks = dict(tasks)
         self.batch_size = batch_size
@@ -90,9 +89,9 @@ class HarnessEvaluator:
         self._search_evaluator = search_evaluator
         self._cache = cache
         self._backend = backend
-        self._options = options
         self._loaded: dict[Split, ExamplesByName] = {}
-        self._resident: ResidentLM | None = None
+        # Each has a tokenizer of its own, and all have the same model.
+        self._residents: dict[ModelOptions, ResidentLM] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         for name, examples in self.examples("search").items():
             if examples.ignored_filters:
@@ -160,7 +159,7 @@ class HarnessEvaluator:
         scores: dict[str, MetricValues] = {}  # by request digest
         missing: dict[str, list[int]] = {}
         for name, task_examples in examples.items():
-            cached = self._cached_scores(candidate, task_examples)
+            cached = self._cached_scores(candidate, name, task_examples)
             digests = task_examples.request_digests
             missing[name] = []
             for i in indices[name]:
@@ -168,10 +167,13 @@ class HarnessEvaluator:
                     missing[name].append(i)
             scores[name] = cached
         try:
-            requests = _requests_of(examples, missing)
-            self._respond(candidate, requests)
-            for name, task_examples in examples.items():
-                computed = self._compute_scores(candidate, task_examples, missing[name])
+            requests = self._requests_of(examples, missing)
+            for options, instances in requests.items():
+                self._respond(candidate, instances, options)
+            for name, indices_left in missing.items():
+                computed = self._compute_scores(
+                    candidate, name, examples[name], indices_left
+                )
                 scores[name] |= computed
         except EvaluationError:
             # Its message already says what is wrong.
@@ -208,37 +210,55 @@ class HarnessEvaluator:
         stderr = _bootstrap_stderr(examples, example_scores)
         return Score(aggregated, stderr, len(example_scores))
 
+    def _requests_of(
+        self, examples: ExamplesByName, indices: ExampleIndices
+    ) -> "dict[ModelOptions, list[Instance]]":
+        """The requests of some examples, by how their text goes into the model."""
+        requests: dict[ModelOptions, list[Instance]] = defaultdict(list)
+        for name, task_examples in examples.items():
+            of_options = requests[self.tasks[name].options]
+            for i in indices[name]:
+                of_options += task_examples.requests[i]
+        return requests
+
     def _cached_scores(
-        self, candidate: Candidate, examples: TaskExamples
+        self, candidate: Candidate, name: str, examples: TaskExamples
     ) -> MetricValues:
         if self._cache and candidate.key:
-            key = self._cache_key(candidate)
+            key = self._cache_key(candidate, name)
             return self._cache.get(key, examples.scoring_digest)
         return {}
 
-    def _cache_key(self, candidate: Candidate) -> str:
+    def _cache_key(self, candidate: Candidate, name: str) -> str:
+        # Prompts and settings of generation are in the digests of requests; options are not.
         # Without options the key is that of earlier versions.
-        options = self._options.arguments
+        options = self.tasks[name].options.arguments
         return f"{candidate.key} {options}" if options else candidate.key
 
     def _compute_scores(
-        self, candidate: Candidate, examples: TaskExamples, indices: Sequence[int]
+        self,
+        candidate: Candidate,
+        name: str,
+        examples: TaskExamples,
+        indices: Sequence[int],
     ) -> MetricValues:
         """Scores by request digest, from the responses on the requests; adds them to the cache."""
         digests = [examples.request_digests[i] for i in indices]
         values = examples.example_scores(indices, self._count_tokens)
         scores = dict(zip(digests, values, strict=True))
         if self._cache and candidate.key and scores:
-            key = self._cache_key(candidate)
+            key = self._cache_key(candidate, name)
             self._cache.add(key, examples.scoring_digest, scores)
         return scores
 
-    def _respond(self, candidate: Candidate, instances: "Instances") -> None:
+    def _respond(
+        self, candidate: Candidate, instances: "Instances", options: ModelOptions
+    ) -> None:
         """Put the model's responses on the instances."""
         if not instances:
             return
         groups = _group_equal_requests(instances)
-        with _lm_eval.quiet(), self._language_model(candidate) as model:
+        with _lm_eval.quiet(), self._language_model(candidate, options) as model:
             for request_type, equal_requests in groups.items():
                 distinct = [equal[0] for equal in equal_requests]
                 # The type of a request is the name of the method that answers it.
@@ -247,22 +267,24 @@ class HarnessEvaluator:
                 for equal, response in zip(equal_requests, responses, strict=True):
                     for instance in equal:
                         instance.resps.append(response)
-        self._tokenizer = candidate.tokenizer
+        self._tokenizer = candidate.text_tokenizer
 
-    def _language_model(self, candidate: Candidate) -> "AbstractContextManager[LM]":
+    def _language_model(
+        self, candidate: Candidate, options: ModelOptions
+    ) -> "AbstractContextManager[LM]":
         """The candidate as a model of the harness."""
         if self._backend:
-            return self._backend.load(candidate, self.batch_size)
-        resident = self._resident
+            return self._backend.load(candidate, self.batch_size, options)
+        resident = self._residents.get(options)
         # The encoded requests belong to one tokenizer.
-        if resident is None or resident.given_tokenizer is not candidate.tokenizer:
+        if resident is None or resident.given_tokenizer is not candidate.text_tokenizer:
             # importing the harness and torch takes seconds, and `status` and `report` need neither
             from paretomerge.evaluate.inference.language_model import ResidentLM
 
             resident = ResidentLM(
-                candidate.model, candidate.tokenizer, self.batch_size, self._options
+                candidate.model, candidate.text_tokenizer, self.batch_size, options
             )
-            self._resident = resident
+            self._residents[options] = resident
         resident.set_model(candidate.model)
         return nullcontext(resident)
 
@@ -293,19 +315,12 @@ class HarnessEvaluator:
         return disjoint
 
 
-def _requests_of(examples: ExamplesByName, indices: ExampleIndices) -> list["Instance"]:
-    requests: list[Instance] = []
-    for name, task_examples in examples.items():
-        for i in indices[name]:
-            requests += task_examples.requests[i]
-    return requests
-
-
 def _group_equal_requests(instances: "Instances") -> "dict[str, list[list[Instance]]]":
     """Type of request -> groups of equal requests, and clear old responses.
 
-    Each group needs one response. The requests of all tasks are in one list, so that a batch has
-    requests of similar lengths. Each repeat of a request gets a response of its own.
+    Each group needs one response. The requests of all tasks with the same options are in one list,
+    so that a batch has requests of similar lengths. Each repeat of a request gets a response of its
+    own.
     """
     by_type: dict[str, Groups] = defaultdict(dict)
     for instance in instances:

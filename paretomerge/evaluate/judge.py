@@ -116,7 +116,7 @@ class JudgeEvaluator:
                 f"{self.name}: the judge needs a model with a key-value cache; "
                 f"{live.model.config.model_type} has none"
             )
-        tokenizer = live.tokenizer
+        tokenizer = live.text_tokenizer
         if getattr(tokenizer, "chat_template", None):
             encoded = [_encode_chat(live, prompt) for prompt in prompts]
         else:
@@ -186,11 +186,11 @@ def _read_prompts(name: str, path: Path) -> list[Prompt]:
 
 def _encode_chat(live: Candidate, prompt: str) -> tuple[int, ...]:
     chat = [{"role": "user", "content": prompt}]
-    text = live.tokenizer.apply_chat_template(
+    text = live.text_tokenizer.apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
     )
     # The template has written the special tokens already.
-    tokens = live.tokenizer.encode(text, add_special_tokens=False)
+    tokens = live.text_tokenizer.encode(text, add_special_tokens=False)
     return tuple(tokens)
 
 

@@ -12,12 +12,16 @@ from typing import Any, Literal
 
 from paretomerge.arguments import (
     Reader,
+    as_integer,
     describe,
+    flag,
     integer,
     label,
+    mapping_of,
     number,
     optional,
     path,
+    plain_data,
     read_fields,
     word,
 )
@@ -27,6 +31,39 @@ from paretomerge.errors import ConfigError, shorten
 Direction = Literal["maximize", "minimize"]
 SIZES = ("layers", "parameters", "seconds_per_token")
 PERPLEXITY_METRICS = ("perplexity", "bits_per_byte")
+
+
+def _token(name: str, value: object) -> str | int:
+    number = as_integer(value)
+    if number is not None and number >= 0:
+        return number
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(
+        f"{name}: expected a text such as '</think>', or the number of a token, got "
+        f"{describe(value)}"
+    )
+
+
+def _generation_setting(name: str, value: object) -> object:
+    """Read one setting of generation: whatever a YAML file can hold."""
+    return plain_data(value)
+
+
+PROMPT_READERS: Mapping[str, Reader] = {
+    "num_fewshot": optional(integer(least=0)),
+    "apply_chat_template": optional(flag),
+    "fewshot_as_multiturn": optional(flag),
+    "system_instruction": optional(word),
+    "gen_kwargs": optional(mapping_of(_generation_setting, "{'temperature': 0.7}")),
+    "think_end_token": optional(_token),
+    "add_bos_token": optional(flag),
+}
+"""How questions are put, and where answers begin: of a study, or of one task; and their readers.
+
+The names are those of lm-evaluation-harness's command line. A `Task`, an `Evaluation` and their
+sections of a study.yaml have a field of each name.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,13 @@ class Task:
             (`Evaluation.num_fewshot`), or the task's own.
         search_items: Examples to search on. By default the study's number
             (`Evaluation.search_items`).
+        apply_chat_template: Whether questions are put as chats. By default the study's setting, as
+            of all settings below.
+        fewshot_as_multiturn: Whether examples are turns of the chat.
+        system_instruction: The chat's system message, or text before each question.
+        gen_kwargs: Settings of generation, in place of all of the study's.
+        think_end_token: Where a model's thoughts end; a text, or the number of a token.
+        add_bos_token: Whether prompts begin with the token that begins a sequence.
 
     Raises:
         ConfigError: The direction is not one of the two, or another argument has a wrong type.
@@ -51,6 +95,8 @@ class Task:
     Example:
         >>> Task("gsm8k", metric="exact_match").name
         'gsm8k'
+        >>> Task("gsm8k", name="gsm8k_chat", apply_chat_template=True, num_fewshot=8).name
+        'gsm8k_chat'
     """
 
     task: str
@@ -59,13 +105,19 @@ class Task:
     direction: Direction | None = None
     num_fewshot: int | None = None
     search_items: int | None = None
+    apply_chat_template: bool | None = None
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+    think_end_token: str | int | None = None
+    add_bos_token: bool | None = None
 
     def __post_init__(self) -> None:
         readers = {
             "task": word,
             "metric": optional(word),
-            "num_fewshot": optional(integer(least=0)),
             "search_items": optional(integer(least=1)),
+            **PROMPT_READERS,
         }
         _read_arguments(self, readers)
         _set_name(self, self.task)
@@ -81,10 +133,10 @@ class Task:
 class Function:
     """A Python function of yours that scores the loaded model.
 
-    It is called as `function(model, tokenizer)`. If it has an argument `split`, it also gets
-    `split="search"` or `split="held_out"`. It returns a number or a `Score`. A number counts as
-    exact. For a mean over examples return `Score.mean_of(values)`, whose standard error the search
-    and the comparisons use.
+    It is called as `function(model, tokenizer)`, with None where the base has no tokenizer. If it
+    has an argument `split`, it also gets `split="search"` or `split="held_out"`. It returns a
+    number or a `Score`. A number counts as exact. For a mean over examples return
+    `Score.mean_of(values)`, whose standard error the search and the comparisons use.
 
     Attributes:
         function: The function, or `module:function`. A study.yaml can hold only the second form.

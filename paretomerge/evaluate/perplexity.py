@@ -76,9 +76,9 @@ class PerplexityEvaluator:
     def evaluate(self, candidate: Candidate, split: Split) -> Scores:
         """Score the text; see `Evaluator.evaluate`."""
         # All merges of a study have one tokenizer, so the text is cut once.
-        if self._tokenizer is not candidate.tokenizer:
+        if self._tokenizer is not candidate.text_tokenizer:
             self._windows = self._cut_text(candidate)
-            self._tokenizer = candidate.tokenizer
+            self._tokenizer = candidate.text_tokenizer
         windows = self._windows[split]
         n = len(windows)
         tokens = [window.tokens for window in windows]
@@ -101,7 +101,7 @@ class PerplexityEvaluator:
         return window.n_bytes * math.log(2)
 
     def _cut_text(self, candidate: Candidate) -> dict[Split, list[_Window]]:
-        tokenizer = candidate.tokenizer
+        tokenizer = candidate.text_tokenizer
         tokens = tokenizer.encode(self._text, add_special_tokens=False)
         config = candidate.model.config.get_text_config()
         max_positions = getattr(config, "max_position_embeddings", _WINDOW)

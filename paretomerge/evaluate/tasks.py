@@ -3,7 +3,7 @@
 import contextlib
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import ErrorCollector, EvaluationError, unknown_name
 from paretomerge.evaluate import _lm_eval
+from paretomerge.evaluate.backend import DEFAULT_OPTIONS, ModelOptions
 from paretomerge.evaluate.evaluator import Split
 from paretomerge.evaluate.examples import (
     OUTPUT_LENGTH,
@@ -32,6 +33,44 @@ _MOST_SEARCH_ITEMS = 200
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """How questions are put to the model, as on the harness's command line.
+
+    Attributes:
+        num_fewshot: Examples before each question; None for the task's own number.
+        apply_chat_template: Whether questions are put as chats.
+        fewshot_as_multiturn: Whether examples are turns of the chat. By default they are where
+            the chat template is applied.
+        system_instruction: The chat's system message, or text before each question.
+        gen_kwargs: Settings of generation, such as `{"temperature": 0.7}`.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+
+    def request_arguments(
+        self, chat_template: Callable[..., str] | None
+    ) -> dict[str, Any]:
+        """Arguments of the harness's `build_all_requests`.
+
+        Args:
+            chat_template: What turns a chat into a prompt, where questions are put as chats.
+        """
+        arguments: dict[str, Any] = {"system_instruction": self.system_instruction}
+        if not self.apply_chat_template:
+            return arguments
+        multiturn = self.fewshot_as_multiturn
+        return arguments | {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True if multiturn is None else multiturn,
+            "chat_template": chat_template,
+        }
+
+
+@dataclass(frozen=True)
 class HarnessTask:
     """A task of the harness and one of its metrics.
 
@@ -40,14 +79,16 @@ class HarnessTask:
         metric: The metric's name, also `metric,filter` as the harness reports it, such as
             `exact_match,flexible-extract`. Where it is None, the task's first metric; without a
             filter, the task's first filter.
-        num_fewshot: Examples before each question; None for the study's number, or the task's.
         search_items: The number of its search examples; None for the study's number.
+        prompts: How its questions are put.
+        options: How its text goes into the model and comes out of it.
     """
 
     task: str
     metric: str | None = None
-    num_fewshot: int | None = None
     search_items: int | None = None
+    prompts: Prompts = Prompts()
+    options: ModelOptions = DEFAULT_OPTIONS
 
     @property
     def metric_name(self) -> str:
@@ -58,50 +99,6 @@ class HarnessTask:
     def filter_name(self) -> str:
         """The filter; "" for the default."""
         return (self.metric or "").partition(",")[2]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """How questions are put to the model, as on the harness's command line.
-
-    Attributes:
-        num_fewshot: Examples before each question; None for each task's own number.
-        apply_chat_template: Whether questions are put as chats.
-        fewshot_as_multiturn: Whether examples are turns of the chat. By default they are where
-            the chat template is applied.
-        system_instruction: The chat's system message, or text before each question.
-        gen_kwargs: Settings of generation, such as `{"temperature": 0.7}`.
-        tokenizer: The model whose chat template is applied.
-    """
-
-    num_fewshot: int | None = None
-    apply_chat_template: bool = False
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    gen_kwargs: Mapping[str, Any] | None = None
-    tokenizer: str = ""
-
-    @cached_property
-    def request_arguments(self) -> dict[str, Any]:
-        """Arguments of the harness's `build_all_requests`.
-
-        Raises:
-            EvaluationError: The tokenizer has no chat template.
-        """
-        arguments: dict[str, Any] = {"system_instruction": self.system_instruction}
-        if not self.apply_chat_template:
-            return arguments
-        template = _lm_eval.chat_template(self.tokenizer)
-        if template is None:
-            raise EvaluationError(
-                f"apply_chat_template: the tokenizer of {self.tokenizer} has no chat template"
-            )
-        multiturn = self.fewshot_as_multiturn
-        return arguments | {
-            "apply_chat_template": True,
-            "fewshot_as_multiturn": True if multiturn is None else multiturn,
-            "chat_template": template,
-        }
 
 
 @dataclass
@@ -117,7 +114,7 @@ class TaskLoader:
         search_items: The number of search examples; by default half of them, at most 200. With
             `splits`, their greatest number; by default all. The tasks of a group share it.
         seed: Draws the search examples and the few-shot examples.
-        prompts: How questions are put.
+        tokenizer: The model whose chat template is applied.
     """
 
     include_path: Path | None = None
@@ -125,7 +122,7 @@ class TaskLoader:
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
     seed: int = 0
-    prompts: Prompts = Prompts()
+    tokenizer: str = ""
     _manager: "TaskManager | None" = field(default=None, repr=False)
 
     def check(self, tasks: Mapping[str, HarnessTask]) -> None:
@@ -223,19 +220,17 @@ class TaskLoader:
                 message = unknown_name("split", dataset_split, task.dataset)
                 raise EvaluationError(f"{name}: {message}")
             task.config.test_split = dataset_split
+        prompts = spec.prompts
         # Few-shot examples are drawn when requests are built, so these come before.
-        num_fewshot = spec.num_fewshot
-        if num_fewshot is None:
-            num_fewshot = self.prompts.num_fewshot
-        _lm_eval.configure(task, num_fewshot, self.prompts.gen_kwargs)
+        _lm_eval.configure(task, prompts.num_fewshot, prompts.gen_kwargs)
         task.set_fewshot_seed(self.seed)
         n = len(task.eval_docs)
         if not n:
             raise EvaluationError(_no_examples(name, task.task_name))
         documents = self._select_documents(name, n, split, search_items)
-        task.build_all_requests(
-            samples=documents, rank=0, world_size=1, **self.prompts.request_arguments
-        )
+        template = self._chat_template if prompts.apply_chat_template else None
+        arguments = prompts.request_arguments(template)
+        task.build_all_requests(samples=documents, rank=0, world_size=1, **arguments)
         metric = _choose_metric(name, spec, task)
         pipelines = _lm_eval.filters(task)
         if spec.filter_name and spec.filter_name not in pipelines:
@@ -249,6 +244,17 @@ class TaskLoader:
             ignored = tuple(other for other in pipelines if other != chosen)
         requests = requests_by_document(task)
         return Examples(task, metric, pipelines[chosen], requests, ignored)
+
+    @cached_property
+    def _chat_template(self) -> Callable[..., str]:
+        # Loaded once: tasks share it, and the tokenizer's folder may be gone when held-out
+        # examples are loaded.
+        template = _lm_eval.chat_template(self.tokenizer)
+        if template is None:
+            raise EvaluationError(
+                f"apply_chat_template: the tokenizer of {self.tokenizer} has no chat template"
+            )
+        return template
 
     def _load_tasks(
         self, name: str, spec: HarnessTask

@@ -29,6 +29,8 @@ from paretomerge.search.observations import STDERR
 # because Optuna refuses to change a finished trial.
 _HELD_OUT = "held_out"
 _ALLOW_MISMATCH = "allow_mismatch"
+WATCHED = "watched"
+"""The note of what is watched: name of each score -> what is set of its task."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,22 @@ class Record:
         with self.storage.readable_errors():
             self._study.set_user_attr(key, packed)
 
+    def forget_other_watched(self, watched: Mapping[str, Any]) -> None:
+        """Forget held-out scores of watched tasks that were other ones, or had other settings.
+
+        Args:
+            watched: What is watched now, as the note `WATCHED` has it.
+        """
+        noted = self.note(WATCHED)
+        # Records of earlier versions have no note; tasks had no settings then.
+        if noted in (None, watched):
+            return
+        for key in list(self._study.user_attrs):
+            if key.startswith(f"{_HELD_OUT}/") and key.endswith("/watched"):
+                with self.storage.readable_errors():
+                    self._study.set_user_attr(key, None)
+        self.set_note(WATCHED, dict(watched))
+
     def held_out(self, number: int) -> dict[str, Scores]:
         """Read the held-out scores of a trial, by kind."""
         return _held_out_scores(self._study.user_attrs, number)
@@ -425,7 +443,8 @@ def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Sc
     prefix = f"{_HELD_OUT}/{number}/"
     held_out: dict[str, Scores] = {}
     for key, packed in attributes.items():
-        if key.startswith(prefix):
+        # Without those that were forgotten; Optuna deletes no attribute.
+        if key.startswith(prefix) and packed is not None:
             kind = key.removeprefix(prefix)
             held_out[kind] = _unpack(packed)
     return held_out

@@ -5,9 +5,7 @@ This reads the headers of the models, and measures their deltas if the descripti
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -27,6 +25,7 @@ from paretomerge.merging.delta_profile import (
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
+from paretomerge.space.measurements import Measurements
 from paretomerge.space.routes.edits import EditSearchSpace
 from paretomerge.space.routes.indicators import IndicatorSearchSpace
 from paretomerge.space.routes.space import RouteSearchSpace, handover_label
@@ -62,7 +61,7 @@ def build_space(
     spec: WeightSpace | RouteSpace,
     pool: Pool,
     seed: int,
-    cache_folder: Path,
+    measurements: Measurements,
     root: Path | None = None,
 ) -> WeightSearchSpace | RouteSearchSpace:
     """Make the search space that a description names.
@@ -71,9 +70,9 @@ def build_space(
         spec: The description.
         pool: The models.
         seed: The seed of the random masks in its recipes.
-        cache_folder: Where the profile of the deltas is stored, if one is needed.
+        measurements: Has the profile of the deltas, if one is needed, or gets it.
         root: The folder that the path of a text to `match` starts from; by default that of the
-            cache.
+            measurements.
 
     Returns:
         The space.
@@ -86,10 +85,10 @@ def build_space(
         space = build_route_space(spec, pool, seed)
         if spec.match is None:
             return space
-        text = (root or cache_folder.parent) / spec.match
+        text = (root or measurements.folder.parent) / spec.match
         lines = _lines(text, spec.match)
-        return replace(space, matched=_cached_scales(cache_folder, lines, space))
-    return _build_weight_space(spec, pool, seed, cache_folder)
+        return replace(space, matched=_cached_scales(measurements, lines, space))
+    return _build_weight_space(spec, pool, seed, measurements)
 
 
 def build_route_space(
@@ -150,11 +149,11 @@ def build_route_space(
         raise ConfigError(message) from error
 
 
-def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
+def cached_profile(measurements: Measurements, pool: Pool) -> DeltaProfile:
     """Measure the deltas of the models, or read what an earlier call measured.
 
     Args:
-        folder: Where the profile is stored.
+        measurements: Has the profile, or gets it.
         pool: The models. The profile is measured again when their files change.
 
     Returns:
@@ -171,31 +170,32 @@ def cached_profile(folder: Path, pool: Pool) -> DeltaProfile:
     if not pool.same_vocabulary:
         content.append("without embeddings")
     key = _hash(content)
-    file = folder / f"deltas-{key}.json"
-    if file.is_file():
-        try:
-            return DeltaProfile.from_json(file.read_text(encoding="utf-8"))
-        except (ConfigError, OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: {error}") from error
+    name = f"deltas-{key}.json"
+    try:
+        cached = measurements.read(name)
+        if cached is not None:
+            return DeltaProfile.from_json(cached)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{measurements.path(name)}: {error}") from error
     measured = profile(
         pool.base,
         pool.sources,
         allow_mismatch=pool.allow_mismatch,
         same_vocabulary=pool.same_vocabulary,
     )
-    _write_whole(file, measured.to_json())
+    measurements.add(name, measured.to_json())
     return measured
 
 
 def _build_weight_space(
-    spec: WeightSpace, pool: Pool, seed: int, cache_folder: Path
+    spec: WeightSpace, pool: Pool, seed: int, measurements: Measurements
 ) -> WeightSearchSpace:
     # Headers suffice: checking a study must not download gigabytes.
     architecture: Architecture = Checkpoint(pool.base, download=False).architecture
     deltas: DeltaProfile | None = None
     notes: list[str] = []
     if spec.needs_profile:
-        deltas = cached_profile(cache_folder, pool)
+        deltas = cached_profile(measurements, pool)
         deltas, notes = _selected_sources(spec, deltas)
     # With a profile, its sources are used: near-duplicates are gone, and the order is the one
     # asked for.
@@ -267,7 +267,7 @@ def _common_fold(
 
 
 def _cached_scales(
-    folder: Path, lines: Sequence[str], space: RouteSearchSpace
+    measurements: Measurements, lines: Sequence[str], space: RouteSearchSpace
 ) -> dict[str, float]:
     """Match the residual streams of each pair of models on a text, or read the cached scales."""
     # Imported here: this runs the models, and needs torch and transformers.
@@ -282,9 +282,9 @@ def _cached_scales(
     digests = [digest(path) for path in space.sources.values()]
     sources = dict(space.sources)
     key = _hash([sources, space.half, space.blocks, digests, lines])
-    file = folder / f"scales-{key}.json"
-    if file.is_file():
-        text_of_cache = file.read_text(encoding="utf-8")
+    file = f"scales-{key}.json"
+    text_of_cache = measurements.read(file)
+    if text_of_cache is not None:
         cached: dict[str, float] = json.loads(text_of_cache)
         return cached
     model = RoutedModel(tuple(space.sources.values()), "float32")
@@ -300,7 +300,7 @@ def _cached_scales(
             scale = matching_scale(middle[first], middle[second])
             scales[handover_label(first, second)] = scale
     content = json.dumps(scales, indent=1)
-    _write_whole(file, content + "\n")
+    measurements.add(file, content + "\n")
     return scales
 
 
@@ -321,16 +321,3 @@ def _hash(content: Sequence[object]) -> str:
     text = json.dumps(content)
     content_digest = hashlib.sha256(text.encode())
     return content_digest.hexdigest()[:12]
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; its folder is created.
-
-    Where it cannot be written, it is left out: what it holds is measured again the next time.
-    """
-    # Named by process: two studies over the same models may measure the same profile at once.
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)

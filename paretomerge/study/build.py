@@ -57,6 +57,7 @@ from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.registry import SearchProblem, make
 from paretomerge.space.build import Pool, build_route_space, build_space
+from paretomerge.space.measurements import Measurements
 from paretomerge.space.routes.space import RouteSearchSpace
 from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.space import SearchSpace
@@ -71,6 +72,7 @@ from paretomerge.study.identity import (
 )
 from paretomerge.study.model_check import (
     check_models,
+    check_routes,
     model_kind,
     plan_first_baseline,
 )
@@ -168,7 +170,7 @@ class _Builder:
         assert goals is not None
         if with_models:
             goals.check_model_kind(model_kind(self.space))
-        return Search(
+        search = Search(
             settings.out_folder,
             self.space,
             goals,
@@ -183,6 +185,9 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
         )
+        # Last: a study that is refused leaves nothing behind.
+        self.measurements.write()
+        return search
 
     def _check_places(self, errors: ErrorCollector) -> None:
         """Check what a search writes to and computes on."""
@@ -215,10 +220,17 @@ class _Builder:
         if with_models:
             with errors.collect():
                 check_models(space, self.placement)
+            if space.routed or self.settings.then:
+                with errors.collect():
+                    check_routes(space)
 
     @cached_property
     def pool(self) -> Pool:
         return study_pool(self.settings)
+
+    @cached_property
+    def measurements(self) -> Measurements:
+        return Measurements(self.cache_folder or self.settings.root / "runs")
 
     @cached_property
     def placement(self) -> Placement:
@@ -240,7 +252,7 @@ class _Builder:
             settings.space,
             self.pool,
             settings.seed,
-            self.cache_folder or settings.root / "runs",
+            self.measurements,
             settings.root,
         )
 
@@ -249,13 +261,8 @@ class _Builder:
         tasks: dict[str, HarnessTask] = {}
         for measure in settings.measures:
             if isinstance(measure, Task):
-                tasks[measure.name] = HarnessTask(
-                    measure.task,
-                    measure.metric,
-                    measure.num_fewshot,
-                    measure.search_items,
-                )
-        watched_tasks = {name: HarnessTask(name) for name in settings.watch}
+                tasks[measure.name] = self._harness_task(measure)
+        watched_tasks = {task.name: self._harness_task(task) for task in settings.watch}
         errors = ErrorCollector()
         harness: HarnessEvaluator | None = None
         watched: HarnessEvaluator | None = None
@@ -287,8 +294,14 @@ class _Builder:
     def _prompts_tokenizer(self) -> Iterator[str]:
         """A folder with the tokenizer whose chat template prompts are written with."""
         settings = self.settings
+        # Without chats no tokenizer is read, so it need not be made.
+        has_chats = False
+        for measure in (*settings.measures, *settings.watch):
+            if isinstance(measure, Task):
+                prompts = settings.evaluation.prompt_settings(measure)
+                has_chats = has_chats or prompts["apply_chat_template"]
         has_own = settings.tokenizer_source or settings.chat_template
-        if not (has_own and settings.evaluation.apply_chat_template):
+        if not (has_own and has_chats):
             yield self.pool.base
             return
         # The result's tokenizer, which no folder has yet. Requests are built before any merge.
@@ -296,6 +309,15 @@ class _Builder:
             plan = plan_first_baseline(self.space, self.placement)
             write_result_tokenizer(plan, Path(folder))
             yield folder
+
+    def _harness_task(self, task: Task) -> HarnessTask:
+        prompts = self.settings.evaluation.prompt_settings(task)
+        options = ModelOptions(
+            prompts.pop("think_end_token"), prompts.pop("add_bos_token")
+        )
+        return HarnessTask(
+            task.task, task.metric, task.search_items, Prompts(**prompts), options
+        )
 
     def harness(
         self,
@@ -306,7 +328,6 @@ class _Builder:
         if not tasks:
             return None
         evaluation = self.settings.evaluation
-        options = ModelOptions(evaluation.think_end_token, evaluation.add_bos_token)
         folder = self.settings.root
         data_root = folder
         if evaluation.data_root:
@@ -317,14 +338,7 @@ class _Builder:
             evaluation.splits,
             evaluation.search_items,
             self.settings.seed,
-            Prompts(
-                evaluation.num_fewshot,
-                evaluation.apply_chat_template,
-                evaluation.fewshot_as_multiturn,
-                evaluation.system_instruction,
-                evaluation.gen_kwargs,
-                tokenizer,
-            ),
+            tokenizer,
         )
         return HarnessEvaluator(
             tasks,
@@ -332,8 +346,7 @@ class _Builder:
             batch_size=evaluation.batch_size,
             search_evaluator=beside,
             cache=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
-            backend=_backend(evaluation.backend, options),
-            options=options,
+            backend=_backend(evaluation.backend),
         )
 
     def evaluator(self, harness: HarnessEvaluator | None) -> Evaluator:
@@ -484,16 +497,14 @@ def _evaluator_of(measure: Measure, settings: StudySettings) -> Evaluator:
             raise TypeError(f"{measure!r} has no evaluator")
 
 
-def _backend(
-    setting: str | Mapping[str, Any] | None, options: ModelOptions
-) -> Backend | None:
+def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
     if not setting:
         return None
     if isinstance(setting, str):
-        return Backend(setting, options.arguments)
+        return Backend(setting)
     arguments = dict(setting)
     name = arguments.pop("name")
-    return Backend(name, options.arguments | arguments)
+    return Backend(name, arguments)
 
 
 def _check_names(sampler: BaseSampler, space: SearchSpace) -> None:

@@ -145,6 +145,9 @@ def question_of(settings: StudySettings, identity: Mapping[str, Any]) -> Questio
         # Options that nobody set are left out, so that a later version may add one.
         answer: dict[str, str | None] = {}
         for key, value in described.items():
+            # Keys of generation settings mean the same in any order.
+            if isinstance(value, dict):
+                value = dict(sorted(value.items()))
             if value is not None:
                 answer[key] = str(value)
         answer["kind"] = type(measure).__name__

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from paretomerge.errors import ErrorCollector
+from paretomerge.errors import CheckpointError, ErrorCollector
 from paretomerge.evaluate.model_kind import ModelKind
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.model_class import (
@@ -11,6 +11,7 @@ from paretomerge.merging.live.model_class import (
     model_class,
     read_config,
 )
+from paretomerge.merging.live.routed import check_routable
 from paretomerge.merging.plan.make import make_plan, open_weights
 from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.space.space import SearchSpace
@@ -62,6 +63,20 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
     return list(notes)
 
 
+def check_routes(space: SearchSpace) -> None:
+    """Check that routes through the layers of a space's sources can be loaded in memory.
+
+    Args:
+        space: A space of routes, or the first level before one.
+
+    Raises:
+        CheckpointError: The architecture does not allow it.
+    """
+    first = next(iter(space.sources.values()))
+    opened = open_weights((first,), download=False)
+    check_routable(opened[first])
+
+
 def _template(space: SearchSpace) -> str:
     """The model that the live model is loaded as."""
     return next(iter(space.sources.values())) if space.routed else space.base
@@ -70,10 +85,16 @@ def _template(space: SearchSpace) -> str:
 def _check_loadable(folder: Path) -> None:
     """Raise CheckpointError if transformers has no class for a model, or cannot read it."""
     errors = ErrorCollector()
+    writes_text = False
     with errors.collect():
-        model_class(read_config(folder))
+        writes_text = model_class(read_config(folder)).can_generate()
     with errors.collect():
-        load_tokenizer(folder)
+        # Image classifiers have none. From a model that writes text it is missing.
+        if load_tokenizer(folder) is None and writes_text:
+            raise CheckpointError(
+                f"{folder}: has no tokenizer, which a model that writes text needs; copy the "
+                "files of the tokenizer, such as tokenizer.json, into the folder"
+            )
     errors.raise_if_any()
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.pick import Choice, check_out, choose, write_pick
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
-from paretomerge.evaluate.measures import Constraint, Measure
-from paretomerge.record.record import Record
+from paretomerge.evaluate.measures import Constraint, Measure, Task
+from paretomerge.record.record import WATCHED, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
@@ -65,7 +65,8 @@ class Study:
         models: Two or more fine-tunes of it; `model+adapter` for a PEFT adapter.
         objectives: What to improve: `Task`, `Function`, `Perplexity`, `Judge`, `Sparsity`, `Size`.
         constraints: Bounds that a merge must satisfy to be on the front.
-        watch: lm-evaluation-harness tasks that are scored on held-out examples only.
+        watch: lm-evaluation-harness tasks that are scored on held-out examples only: names, or
+            `Task` objects with settings of their own.
         space: What may vary: a `WeightSpace` or a `RouteSpace`.
         then: A second level, which searches routes through the models and the best merges.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
@@ -114,7 +115,7 @@ class Study:
         objectives: Sequence[Measure],
         *,
         constraints: Sequence[Constraint] = (),
-        watch: Sequence[str] = (),
+        watch: Sequence[str | Task] = (),
         space: WeightSpace | RouteSpace | SearchSpace | None = None,
         then: SecondLevel | None = None,
         sampler: SamplerSetting = "mmmo",
@@ -711,6 +712,8 @@ class Study:
         numbers = set()
         if self.settings.watch:
             numbers = {trial.number for trial in watched}
+        if numbers:
+            record.forget_other_watched(_watched_settings(self.settings))
         missing: dict[int, Trial] = {}
         for trial in trials:
             kinds = {"objectives"}
@@ -719,10 +722,23 @@ class Study:
             recorded = record.held_out(trial.number)
             if not kinds <= set(recorded):
                 missing[trial.number] = trial
+        if numbers & set(missing):
+            record.set_note(WATCHED, _watched_settings(self.settings))
         scored: list[Trial] = []
         for number, trial in missing.items():
             self._search.hold_out([trial], scored.append, watched=number in numbers)
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+
+
+def _watched_settings(settings: StudySettings) -> dict[str, Any]:
+    """What is watched, as the record notes it: name of each score -> what is set of its task."""
+    watched: dict[str, Any] = {}
+    for task in settings.watch:
+        is_set = {
+            key: value for key, value in asdict(task).items() if value is not None
+        }
+        watched[task.name] = is_set
+    return watched
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

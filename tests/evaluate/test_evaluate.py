@@ -458,14 +458,14 @@ def test_prompts_are_those_of_the_harness(specialists, tmp_path, options, task):
     shutil.copy(specialists / "tasks" / "reverse.yaml", tasks)
     written_task(specialists, tasks, "reverse_written", "fewshot_split: search\n")
     evaluator = HarnessEvaluator(
-        {"one": HarnessTask(task)},
+        {"one": HarnessTask(task, prompts=Prompts(**options))},
         TaskLoader(
             tasks,
             specialists,
             {"search": "held_out", "held_out": "search"},
             search_items=12,
             seed=5,
-            prompts=Prompts(**options, tokenizer=str(folder)),
+            tokenizer=str(folder),
         ),
     )
     candidate = live(folder)
@@ -493,18 +493,20 @@ def test_prompts_are_those_of_the_harness(specialists, tmp_path, options, task):
 
 
 def test_a_chat_template_must_be_there(specialists):
-    prompts = Prompts(
-        apply_chat_template=True, tokenizer=str(specialists / "models" / "base")
+    loader = TaskLoader(
+        specialists / "tasks", specialists, tokenizer=str(specialists / "models/base")
     )
+    tasks = {"sort": HarnessTask("sort", prompts=Prompts(apply_chat_template=True))}
     with pytest.raises(EvaluationError, match="base has no chat template"):
-        harness(specialists, "sort", prompts=prompts)
+        HarnessEvaluator(tasks, loader)
 
 
 def test_a_task_has_few_shot_examples_of_its_own(specialists):
-    loader = TaskLoader(
-        specialists / "tasks", specialists, SPLITS, 5, prompts=Prompts(num_fewshot=2)
-    )
-    tasks = {"two": HarnessTask("sort"), "none": HarnessTask("sort", num_fewshot=0)}
+    loader = TaskLoader(specialists / "tasks", specialists, SPLITS, 5)
+    tasks = {
+        "two": HarnessTask("sort", prompts=Prompts(num_fewshot=2)),
+        "none": HarnessTask("sort", prompts=Prompts(num_fewshot=0)),
+    }
     examples = HarnessEvaluator(tasks, loader).examples("search")
     lengths = [len(examples[name].requests[0][0].args[0]) for name in tasks]
     assert lengths[0] > 2 * lengths[1]

@@ -69,7 +69,7 @@ def root(tmp_path_factory):
 def evaluator(root, task, options, **more):
     splits = {"search": "search", "held_out": "held_out"}
     loader = TaskLoader(root / "tasks", root, splits)
-    return HarnessEvaluator({"one": HarnessTask(task)}, loader, options=options, **more)
+    return HarnessEvaluator({"one": HarnessTask(task, options=options)}, loader, **more)
 
 
 def scores_and_responses(root, model, task, options):

@@ -22,6 +22,7 @@ from transformers import (
 
 from paretomerge.errors import CheckpointError, ParetoMergeError
 from paretomerge.merging.engine import merge, merged_tensors
+from paretomerge.merging.plan import layout
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.recipe import Recipe
 from tests.checkpoint.test_tokenizer import save, special
@@ -354,3 +355,40 @@ def test_a_folder_without_a_tokenizer_is_named(models: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"bob.tokenizer\.json: not valid JSON"):
         merge(recipe(tmp_path / "m", tokenizer_source="union"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_is_merged_once_until_a_tokenizer_changes(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search plans thousands of merges of the same models."""
+    calls = []
+    merge_once = layout.merge_vocabularies
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return merge_once(*arguments, **options)
+
+    monkeypatch.setattr(layout, "merge_vocabularies", count)
+    for name in ("base", "ada", "bob"):
+        shutil.copytree(pico / name, tmp_path / name)
+    sources = [{"model": str(tmp_path / name)} for name in ("ada", "bob")]
+
+    def size(weight: float) -> int:
+        recipe = {
+            "merge_method": "task_arithmetic",
+            "base_model": str(tmp_path / "base"),
+            "tokenizer_source": "union",
+            "models": [{**one, "parameters": {"weight": weight}} for one in sources],
+        }
+        vocabulary = make_plan(recipe).vocabulary
+        assert vocabulary is not None
+        return vocabulary.size
+
+    first = size(0.1)
+    assert size(0.2) == first and len(calls) == 1
+    file = tmp_path / "ada" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"].pop(max(content["model"]["vocab"]))
+    file.write_text(json.dumps(content))
+    size(0.2)
+    assert len(calls) == 2

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from paretomerge.config.space_schema import SpaceConfig
 from paretomerge.errors import ConfigError
 from paretomerge.space.build import Pool, build_space
+from paretomerge.space.measurements import Measurements
 from paretomerge.space.sources import digest
 from paretomerge.space.specs import WeightSpace
 from tests.conftest import EXPERTS
@@ -15,7 +16,10 @@ from tests.conftest import EXPERTS
 def build(pico, folder, sources=EXPERTS, **settings):
     base = str(pico / "base")
     named = {name: str(pico / name) for name in sources}
-    return build_space(WeightSpace(**settings), Pool(base, named), 0, folder)
+    measurements = Measurements(folder)
+    space = build_space(WeightSpace(**settings), Pool(base, named), 0, measurements)
+    measurements.write()
+    return space
 
 
 def test_the_defaults(pico, tmp_path):
@@ -74,7 +78,7 @@ def test_near_duplicates_are_left_out_and_told(pico, tmp_path):
     }
     base = str(pico / "base")
     spec = WeightSpace(near_duplicates=0.98, order="kinship")
-    space = build_space(spec, Pool(base, doubled), 0, tmp_path)
+    space = build_space(spec, Pool(base, doubled), 0, Measurements(tmp_path))
     assert sorted(space.sources) == ["ada", "bob"] == sorted(space.profile.names)
     assert space.notes == (
         "again is left out: the cosine of its delta to that of ada is 1.000, above 0.98",

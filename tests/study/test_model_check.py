@@ -31,7 +31,15 @@ def refused(tmp_path: Path, models: Path, message: str) -> None:
 def test_a_base_without_a_tokenizer(tmp_path: Path, models: Path) -> None:
     for file in (models / "base").glob("tokenizer*"):
         file.unlink()
-    message = r"models/base: its tokenizer, .*, cannot be loaded \(.*\); copy the files"
+    message = (
+        "models/base: has no tokenizer, which a model that writes .*; copy the files"
+    )
+    refused(tmp_path, models, message)
+
+
+def test_a_base_with_a_damaged_tokenizer(tmp_path: Path, models: Path) -> None:
+    (models / "base" / "tokenizer.json").write_text("{")
+    message = r"models/base: its tokenizer cannot be loaded \(.*\); copy the files"
     refused(tmp_path, models, message)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
 
 import paretomerge as pm
 from paretomerge.errors import CheckpointError, EvaluationError
@@ -215,3 +215,69 @@ def test_models_that_cannot_be_loaded_end_the_search_at_once(root, tmp_path):
     with pytest.raises(CheckpointError, match=r"the checkpoint has no score\.weight"):
         study.optimize(n_trials=4, show_progress_bar=False)
     assert not study.get_trials()
+
+
+@pytest.mark.parametrize("then", [False, True])
+def test_routes_over_packed_experts_are_refused_by_the_check(root, tmp_path, then):
+    options = {"space": pm.RouteSpace(form="edits")}
+    if then:
+        options = {"then": pm.SecondLevel(trials=2)}
+    study = study_of("mixtral", root, tmp_path, [pm.Size("layers")], **options)
+    with pytest.raises(CheckpointError, match="so routes through the layers of this"):
+        study.check()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_that_is_refused_leaves_no_measurements(root, tmp_path, monkeypatch):
+    """The deltas are measured before the tasks are looked for."""
+    monkeypatch.chdir(tmp_path)
+    space = pm.WeightSpace(groups={"by": "profile", "count": 2})
+    objectives = [pm.Size("layers"), pm.Task("no_such_task")]
+    study = study_of("llama", root, tmp_path, objectives, space=space)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EvaluationError, match="no_such_task"):
+        study.optimize(n_trials=1, show_progress_bar=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    study = study_of("llama", root, tmp_path / "right", objectives[:1], space=space)
+    study.check()
+    assert len(list(tmp_path.glob("runs/deltas-*.json"))) == 1
+
+
+def head_norm(model, tokenizer):
+    assert tokenizer is None
+    return model.classifier.weight.float().norm().item()
+
+
+def image_classifiers(folder: Path) -> list[str]:
+    config = ViTConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    torch.manual_seed(0)
+    model = ViTForImageClassification(config)
+    folders = []
+    for seed, name in enumerate(("base", "one", "two")):
+        model = moved(model, seed) if seed else model
+        model.save_pretrained(folder / name)
+        (folder / name / "preprocessor_config.json").write_text("{}")
+        folders.append(str(folder / name))
+    return folders
+
+
+def test_image_classifiers_are_searched_by_functions(tmp_path):
+    base, *models = image_classifiers(tmp_path)
+    objectives = [pm.Function(head_norm), pm.Sparsity()]
+    out = tmp_path / "run"
+    study = pm.Study(base, models, objectives, sampler="random", out=out)
+    study.optimize(n_trials=4, show_progress_bar=False)
+    trials = study.get_trials()
+    assert not any(trial.failure for trial in trials)
+    saved = study.save(trials[-1], tmp_path / "out")
+    written = ViTForImageClassification.from_pretrained(saved)
+    score = trials[-1].scores["head_norm"]
+    assert head_norm(written, None) == pytest.approx(score.value)
+    assert study.evaluate(str(saved), split="search")["head_norm"] == score

@@ -161,10 +161,9 @@ def test_a_chat_template_along_routes(tmp_path: Path, pico: Path) -> None:
     assert len(tokenizer.chat_template) == trial.scores["template"].value
 
 
-def test_the_template_of_the_study_writes_the_prompts(
-    tmp_path: Path, pico: Path
-) -> None:
-    tasks = tmp_path / "tasks"
+def write_letters(folder: Path) -> None:
+    """A task of the harness, in `folder/tasks`."""
+    tasks = folder / "tasks"
     tasks.mkdir()
     lines = [json.dumps({"q": "a" * n, "a": "b"}) for n in range(1, 9)]
     (tasks / "data.jsonl").write_text("\n".join(lines))
@@ -175,11 +174,20 @@ def test_the_template_of_the_study_writes_the_prompts(
         "generation_kwargs: {until: ['.'], max_gen_toks: 2}\n"
         "metric_list: [{metric: exact_match}]\n"
     )
+
+
+@pytest.mark.parametrize("of_task", [False, True])
+def test_the_template_of_the_study_writes_the_prompts(
+    tmp_path: Path, pico: Path, of_task: bool
+) -> None:
+    write_letters(tmp_path)
+    chat = {"apply_chat_template": True}
+    letters = {"task": "letters", **(chat if of_task else {})}
     file = write_study(
         tmp_path,
         pico,
-        objectives=[{"task": "letters"}, {"function": "mine:rows"}],
-        evaluate={"include_path": "tasks", "apply_chat_template": True},
+        objectives=[letters, {"function": "mine:rows"}],
+        evaluate={"include_path": "tasks", **({} if of_task else chat)},
     )
     with pytest.raises(ParetoMergeError, match="has no chat template"):
         load_study(file).check()
@@ -188,6 +196,35 @@ def test_the_template_of_the_study_writes_the_prompts(
     (harness, _) = search.goals.evaluator.evaluators
     first = harness.examples("search")["letters"].requests[0][0]
     assert first.args[0].startswith("<|im_start|>user\na")
+
+
+def test_what_is_watched_may_change(tmp_path: Path, pico: Path) -> None:
+    """Scores of a watched task with other settings are not mistaken for those of now."""
+    write_letters(tmp_path)
+    short = {"task": "letters", "metric": "output_length", "name": "length"}
+
+    def watched(*watch: object) -> dict[str, float]:
+        file = write_study(
+            tmp_path,
+            pico,
+            objectives=[{"function": "mine:rows"}, {"function": "mine:mass"}],
+            evaluate={"include_path": "tasks"},
+            trials=3,
+            watch=list(watch),
+        )
+        study = load_study(file)
+        study.optimize(show_progress_bar=False)
+        scores = study.get_trials()[0].held_out
+        assert scores is not None
+        names = ("letters", "length")
+        return {name: scores[name].value for name in names if name in scores}
+
+    first = watched(short)
+    assert watched(short) == first
+    longer = watched({**short, "gen_kwargs": {"max_gen_toks": 1}})
+    assert longer["length"] < first["length"]
+    assert set(watched("letters", short)) == {"letters", "length"}
+    assert set(watched("letters")) == {"letters"}
 
 
 def test_a_mismatch_is_allowed_once_for_the_whole_study(

@@ -64,7 +64,8 @@ class ResidentModel:
         self.dtype = dtype or template.dtype
         model = load_model(template.folder, getattr(torch, self.dtype))
         self.model: PreTrainedModel = model.to(device).eval()
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(template.folder)
+        # None for models that read no text.
+        self.tokenizer: PreTrainedTokenizerBase | None = load_tokenizer(template.folder)
         self.allow_mismatch = allow_mismatch
         self._tensors = LoadedTensors(self.model, template.headers)
         self._check_untied()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from paretomerge.checkpoint.architecture import Architecture
+from paretomerge.errors import CheckpointError
 from paretomerge.merging.live.names import names_in_model
 from paretomerge.merging.live.routed import RoutedModel
 from paretomerge.recipe import Recipe, Slice, Source
@@ -111,6 +112,13 @@ def measure_streams(
     Returns:
         Name of a source -> statistics of the stream into each of its layers.
     """
+    tokenizer = live.tokenizer
+    if tokenizer is None:
+        first = next(iter(sources.values()))
+        raise CheckpointError(
+            f"{first}: has no tokenizer, which matching on a text needs; copy its files, such as "
+            "tokenizer.json, into the folder"
+        )
     statistics: dict[str, list[StreamStatistics]] = {}
     for name, path in sources.items():
         # A route through the source as it is: its layers then get what they were trained on.
@@ -120,7 +128,7 @@ def measure_streams(
         model = live.load(recipe).model
         architecture = live.checkpoints[path].architecture
         stack = model.get_submodule(_stack_path(model, architecture))
-        batches = _token_ids(live.tokenizer, text)
+        batches = _token_ids(tokenizer, text)
         inputs = _layer_inputs(model, list(stack.children()), batches)
         statistics[name] = []
         for states in inputs:

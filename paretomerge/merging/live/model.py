@@ -27,8 +27,8 @@ class LiveModel(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of every merge."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer of every merge; None for models that read no text."""
         ...
 
     def load(self, recipe: Recipe) -> "LoadedMerge":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretomerge.checkpoint.companions import tokenizer_files
 from paretomerge.checkpoint.json_file import ReadOnlyJson
 from paretomerge.errors import CheckpointError
 from paretomerge.merging.live.quiet import without_progress_bars
@@ -80,27 +81,28 @@ def read_config(folder: Path) -> "PretrainedConfig":
     return config
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
     """Load the tokenizer of a model.
 
     Args:
         folder: The model's folder.
 
     Returns:
-        The tokenizer.
+        The tokenizer; None where the folder has no file of one, such as an image classifier's.
 
     Raises:
-        CheckpointError: If the folder has none that transformers can load.
+        CheckpointError: If transformers cannot load it.
     """
+    if not tokenizer_files(folder):
+        return None
     from transformers import AutoTokenizer
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raise exceptions of any class
         raise CheckpointError(
-            f"{folder}: its tokenizer, which every search needs, cannot be loaded "
-            f"({_cause(error)}); copy the files of the tokenizer, such as tokenizer.json, into "
-            "the folder"
+            f"{folder}: its tokenizer cannot be loaded ({_cause(error)}); copy the files of the "
+            "tokenizer, such as tokenizer.json, into the folder"
         ) from error
     return tokenizer
 

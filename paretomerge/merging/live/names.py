@@ -138,7 +138,7 @@ def names_in_model(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, 
         name = next(iter(conversion.members))
         raise CheckpointError(
             f"transformers packs or permutes {name} when it loads it, so routes through the layers "
-            "of this architecture cannot be searched in memory; leave `space.routes` out to search "
-            "its weights, or write routes with `paretomerge merge`"
+            "of this architecture cannot be searched in memory; leave `space.routes` or `then` "
+            "out to search its weights, or write routes with `paretomerge merge`"
         )
     return dict(layout.renamed)

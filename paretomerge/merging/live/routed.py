@@ -100,8 +100,8 @@ class RoutedModel:
         return self._first_model
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of the first source."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer of the first source; None for models that read no text."""
         return load_tokenizer(self._folder)
 
     def load(self, recipe: Recipe) -> LoadedMerge:
@@ -208,6 +208,20 @@ class RoutedModel:
         return self._skeletons[key]
 
 
+def check_routable(weights: Weights) -> None:
+    """Check that routes through the layers of a model can be loaded, from its headers alone.
+
+    Args:
+        weights: The model.
+
+    Raises:
+        CheckpointError: If a tensor of the checkpoint is no parameter of the loaded model, such as
+            an expert that transformers packs.
+    """
+    skeleton = _Skeleton(weights.config, weights.folder, "cpu")
+    skeleton.find(weights.headers)
+
+
 def _cached(weights: Weights, device: str) -> CachedWeights:
     # Models that another live model has in memory are shared, not loaded twice.
     if isinstance(weights, CachedWeights):
@@ -300,8 +314,8 @@ class _Skeleton:
             if name_in_model not in self._empty:
                 raise CheckpointError(
                     f"{name} is no parameter of the model, so routes through the layers of this "
-                    "architecture cannot be searched in memory; leave `space.routes` out to search "
-                    "its weights, or write routes with `paretomerge merge`"
+                    "architecture cannot be searched in memory; leave `space.routes` or `then` out "
+                    "to search its weights, or write routes with `paretomerge merge`"
                 )
         return found
 
