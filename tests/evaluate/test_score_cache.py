@@ -36,8 +36,8 @@ class Asked:
         monkeypatch.setattr(
             evaluator,
             "_respond",
-            lambda live, instances: (
-                self.numbers.append(len(instances)) or respond(live, instances)
+            lambda live, instances, options: (
+                self.numbers.append(len(instances)) or respond(live, instances, options)
             ),
         )
 

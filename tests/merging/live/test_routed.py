@@ -231,5 +231,7 @@ def test_routes_through_the_language_part_of_a_multimodal_model(family, tmp_path
 
 def test_packed_experts_are_an_error_before_the_first_route(tmp_path):
     models = sources("mixtral", tmp_path)
-    with pytest.raises(CheckpointError, match=r"experts.*leave `space\.routes` or `then` out"):
+    with pytest.raises(
+        CheckpointError, match=r"experts.*leave `space\.routes` or `then` out"
+    ):
         RoutedModel(list(models.values()))
