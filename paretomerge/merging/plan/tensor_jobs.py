@@ -47,6 +47,15 @@ class _SourceTensor(NamedTuple):
     parameters: Params
 
 
+class _MissingTensorError(Exception):
+    """A model has no tensor in place of one of the template."""
+
+    def __init__(self, model: str, name: str) -> None:
+        super().__init__(model, name)
+        self.model = model
+        self.name = name
+
+
 @dataclass
 class TensorJobBuilder:
     """Makes the jobs of one module and collects what is wrong with them.
@@ -60,6 +69,7 @@ class TensorJobBuilder:
         problems: Collects the errors, so that one error does not hide those of later tensors.
         jobs: The jobs made so far.
         lacking: Model -> names, at layer 0, of the tensors that it lacks and that are copied.
+        missing: Model -> names of the tensors that it lacks and must have.
     """
 
     opened: OpenedRecipe
@@ -69,6 +79,7 @@ class TensorJobBuilder:
     problems: ErrorCollector
     jobs: list[TensorJob] = field(default_factory=list)
     lacking: dict[str, set[str]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
 
     def add(
         self,
@@ -86,8 +97,23 @@ class TensorJobBuilder:
             layers: The layers of the models that are merged.
         """
         with self.problems.collect():
-            job = self._make_job(piece, result_name, name, layers)
+            try:
+                job = self._make_job(piece, result_name, name, layers)
+            except _MissingTensorError as error:
+                self.missing.setdefault(error.model, []).append(error.name)
+                return
             self.jobs.append(job)
+
+    def raise_if_any(self) -> None:
+        """Raise what has been collected, with one error for all tensors that a model lacks.
+
+        Raises:
+            ParetoMergeError: If a job could not be made.
+        """
+        for model, names in self.missing.items():
+            with self.problems.collect():
+                raise _missing_tensors(self.opened, model, names)
+        self.problems.raise_if_any()
 
     def _make_job(
         self,
@@ -167,7 +193,7 @@ class TensorJobBuilder:
                 self.lacking.setdefault(source.model, set()).add(name)
                 return None
             if ref is None:
-                raise _missing_tensor(opened, source.model, name_in_source)
+                raise _MissingTensorError(source.model, name_in_source)
             parameters = self._source_parameters(
                 piece, source, name_in_source, layers.depth
             )
@@ -200,7 +226,7 @@ class TensorJobBuilder:
     def _require_tensor(self, model: str, name: str, layer: int | None) -> TensorRef:
         ref = self.opened.find_tensor(model, name, layer)
         if ref is None:
-            raise _missing_tensor(self.opened, model, name)
+            raise _MissingTensorError(model, self.opened.name_at(name, layer))
         return ref
 
     def _check_shapes(
@@ -274,10 +300,17 @@ def copy_job(
     )
 
 
-def _missing_tensor(opened: OpenedRecipe, model: str, name: str) -> CheckpointError:
-    lacking = f"{model} has no tensor {name!r}"
+def _missing_tensors(
+    opened: OpenedRecipe, model: str, names: Sequence[str]
+) -> CheckpointError:
+    # A tensor may be looked for once for each slice.
+    distinct = tuple(dict.fromkeys(names))
+    lacking = f"{model} has no tensor {distinct[0]!r}"
+    if len(distinct) > 1:
+        lacking += f" and {len(distinct) - 1} others of {opened.template_name}"
     if opened.architecture.multimodal:
-        lacking += f" (module {opened.architecture.module(name)!r})"
+        modules = dict.fromkeys(opened.architecture.module(name) for name in distinct)
+        lacking += f" (module {', '.join(map(repr, modules))})"
     return CheckpointError(
         f"{lacking}; do the models come from one base? --allow-mismatch takes what sources lack "
         f"from {opened.template_name}"

@@ -95,7 +95,7 @@ def test_a_plan_reads_no_weight(pico, monkeypatch):
         plan(pico, f"merge_method: {method}\n" + TWO + "parameters: {weight: 1}")
 
 
-def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
+def test_hub_headers_are_enough_for_a_plan(pico, tmp_path, monkeypatch):
     """A repository whose weights are not here.
 
     The Hub tells their headers (its answer is simulated: no network in tests).
@@ -122,7 +122,7 @@ def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
     )
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
-        lambda *_, allow_patterns, **__: _no_weights(pico, allow_patterns),
+        lambda *_, allow_patterns, **__: _no_weights(pico, tmp_path, allow_patterns),
     )
     text = (
         "merge_method: task_arithmetic\nbase_model: PICO/base\nmodels: [{model: "
@@ -134,9 +134,10 @@ def test_hub_headers_are_enough_for_a_plan(pico, monkeypatch):
     )
 
 
-def _no_weights(pico, patterns):
+def _no_weights(pico, folder, patterns):
     assert not any("safetensors" in pattern for pattern in patterns)
-    return str(pico / "ada")
+    shutil.copy(pico / "ada" / "config.json", folder)
+    return str(folder)
 
 
 def test_each_tensor_keeps_the_dtype_it_has_in_the_base(pico, tmp_path):
