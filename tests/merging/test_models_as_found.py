@@ -339,6 +339,16 @@ def test_all_that_a_model_lacks_is_one_sentence(
     assert len(told.value.parts) == 1
 
 
+def test_models_of_another_width_are_one_sentence(base: Path, tmp_path: Path) -> None:
+    config = ARCHITECTURES["llama"]().config
+    config.hidden_size *= 2
+    wide = save(LlamaForCausalLM(config), tmp_path / "wide")
+    with pytest.raises(CheckpointError) as told:
+        make_plan(halfway(base, wide), allow_mismatch=True)
+    assert len(told.value.parts) == 1
+    assert "others differ; do the models come from one base?" in str(told.value)
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear", "slerp"])
 def test_a_fine_tune_with_fewer_layers_is_refused(
     method: str, base: Path, tuned: Path, tmp_path: Path
