@@ -15,7 +15,12 @@ from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.json_file import JsonObject, read_json
 from paretomerge.checkpoint.model_config import untied_config, with_vocab_size
 from paretomerge.checkpoint.operand import Operand
-from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
+from paretomerge.checkpoint.reader import (
+    ADAPTER_CONFIG_FILE,
+    Checkpoint,
+    Shards,
+    shard_path,
+)
 from paretomerge.checkpoint.reference import resolve_folder
 from paretomerge.errors import CheckpointError
 
@@ -43,7 +48,7 @@ class AdaptedCheckpoint:
         self.name = f"{checkpoint.name}+{adapter}"
         self.adapter = resolve_folder(adapter)
         config = read_json(
-            self.adapter / "adapter_config.json", f"{adapter}: adapter_config.json"
+            self.adapter / ADAPTER_CONFIG_FILE, f"{adapter}: {ADAPTER_CONFIG_FILE}"
         )
         check_plain_lora(config, adapter)
         if not (self.adapter / _WEIGHTS_FILE).is_file():
@@ -71,6 +76,8 @@ class AdaptedCheckpoint:
         for group in matcher.tied_groups():
             if self._differ(group):
                 self._separated |= group
+        if self._separated:
+            self._separated |= matcher.names.all_tied()
         self._resized = self._find_resized()
 
     @property

@@ -150,8 +150,11 @@ class AdapterMatcher:
         if _BASE_LAYER in key:
             return False
         module = _WRAPPER.sub("", key).rpartition(".")[0]
-        saved = self.config.get("modules_to_save") or ()
-        return any(module == name or module.endswith(f".{name}") for name in saved)
+        saved = tuple(self.config.get("modules_to_save") or ())
+        # A whole head may be saved (`cls`), with the modules in it. peft compares ends of names.
+        parts = module.split(".")
+        outer = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        return any(name.endswith(saved) for name in outer)
 
     def _make_factors(
         self, target: str, keys: _FactorKeys, wanted: tuple[int, ...]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from paretomerge.checkpoint.gathered import Moves, find_moves
 from paretomerge.checkpoint.loaded_names import LoadedNames, Shape, loaded_names
-from paretomerge.checkpoint.model_config import text_config, ties_always
+from paretomerge.checkpoint.model_config import declares_own_head, text_config
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError
 
@@ -180,6 +180,17 @@ class ModelNames:
             group[own_name or member] = own_name or stored_name
         return group
 
+    def all_tied(self) -> dict[str, str]:
+        """Return all tied tensors of the model, and where these are stored, as `tied_group`.
+
+        Once one of them has values of its own, the config says that nothing is tied.
+        """
+        result: dict[str, str] = {}
+        if self._loaded is not None:
+            for name in self._loaded.tied:
+                result |= self.tied_group(self._stored_by_loaded.get(name, name))
+        return result
+
     def stored_name(self, name: str) -> str:
         """Return the name of the stored tensor with the values of a tensor."""
         if name in self.checkpoint.headers:
@@ -190,8 +201,7 @@ class ModelNames:
     def _stores_heads(self) -> bool:
         """Whether the config says that nothing is tied, or nothing else is known of the model."""
         config = self.checkpoint.config
-        # The T5 family ties its embeddings whatever its config says.
-        if config.get("tie_word_embeddings") is False and not ties_always(config):
+        if declares_own_head(config):
             return True
         is_tied = text_config(config).get("tie_word_embeddings")
         has_head = self.checkpoint.architecture.has_head

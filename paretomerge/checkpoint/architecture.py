@@ -12,7 +12,11 @@ from functools import cached_property
 from typing import TypeVar
 
 from paretomerge.checkpoint.json_file import ReadOnlyJson
-from paretomerge.checkpoint.model_config import depths, text_config
+from paretomerge.checkpoint.model_config import (
+    declares_own_head,
+    depths,
+    text_config,
+)
 from paretomerge.errors import CheckpointError, unknown_name
 
 ROLES = ("attention", "mlp", "other")
@@ -57,6 +61,8 @@ _TIED = re.compile(
     + r"|(lm_head|embed_out|proj_out|vocab_projector|(^|\.)output"
     r"|(predictions|lm_head)\.decoder)\.weight$"
 )
+# Masked language models keep the bias of the head twice: in the head, and in its last layer.
+_TIED_BIAS = re.compile(r"(predictions|lm_head)(\.decoder)?\.bias$")
 # Embeddings of positions and token types, and layers between the last block and the head.
 _NOT_TOKENS = re.compile(
     r"posit|wpe|type|norm|dense|transform(?!er)|per_layer", re.IGNORECASE
@@ -114,6 +120,7 @@ class Architecture:
         vocab_size: Number of tokens that the config gives.
         multimodal: Whether the model has parts for other modalities than text.
         separated: Tensors that the config ties and an adapter made differ.
+        own_head: Whether the config says that the head is a tensor of its own.
     """
 
     names: tuple[str, ...]
@@ -121,6 +128,7 @@ class Architecture:
     vocab_size: int | None = None
     multimodal: bool = False
     separated: frozenset[str] = frozenset()
+    own_head: bool = False
 
     @classmethod
     def infer(cls, names: Iterable[str], config: ReadOnlyJson) -> "Architecture":
@@ -164,6 +172,7 @@ class Architecture:
             stacks=tuple(stacks),
             vocab_size=vocab_size if isinstance(vocab_size, int) else None,
             multimodal=bool(main) and (has_nested_text or has_other_modality),
+            own_head=declares_own_head(config),
         )
 
     @cached_property
@@ -301,7 +310,20 @@ class Architecture:
                 return candidate
         # Fuyu's `vision_embed_tokens` is no embedding of tokens.
         is_tied = _TIED.search(name) and not _OTHER_MODALITY.search(name)
-        return self._input_embedding if is_tied else None
+        if not is_tied or self._is_lost_head(name):
+            return None
+        return self._input_embedding
+
+    def lacks_head(self, name: str) -> bool:
+        """Whether a name is that of a head that the config declares and the checkpoint lacks.
+
+        Many tools save a model without its head: transformers would give it random values.
+        """
+        return self._is_lost_head(name) and self.find_equivalent(name) is None
+
+    def _is_lost_head(self, name: str) -> bool:
+        is_head = _TIED.search(name) and not _INPUT_EMBEDDING.search(name)
+        return self.own_head and bool(is_head)
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a head of that name is the input embedding in this checkpoint."""
@@ -313,14 +335,14 @@ class Architecture:
         return self.find_equivalent(name) == self._input_embedding
 
     def can_be_tied(self, name: str) -> bool:
-        """Whether a tensor of that name is an embedding or a head, which models may tie."""
-        return bool(_TIED.search(name))
+        """Whether a tensor of that name is of an embedding or a head, which models may tie."""
+        return bool(_TIED.search(name) or _TIED_BIAS.search(name))
 
     @property
     def has_head(self) -> bool:
         """Whether there is a head or a second embedding besides the input embedding."""
         candidates = self.by_layer.get(None, ())
-        tieable = [name for name in candidates if self.can_be_tied(name)]
+        tieable = [name for name in candidates if _TIED.search(name)]
         return any(name != self._input_embedding for name in tieable)
 
     def module(self, name: str) -> str:

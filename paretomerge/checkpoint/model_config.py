@@ -95,6 +95,19 @@ def ties_always(config: ReadOnlyJson) -> bool:
     return config.get("model_type") in _SCALED_IF_TIED
 
 
+def declares_own_head(config: ReadOnlyJson) -> bool:
+    """Whether a config says that the head is a tensor of its own.
+
+    transformers always writes the key where a class ties by default and the model does not, or the
+    other way round, so a config without it says nothing.
+    """
+    if ties_always(config):
+        return False
+    text = text_config(config)
+    is_tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return is_tied is False
+
+
 def untied_config(config: ReadOnlyJson) -> JsonObject:
     """Return the config of a model whose head is no longer the input embedding."""
     # Here the key says something else: transformers keeps the tensors apart all the same, as all

@@ -250,5 +250,5 @@ def check_finite(tensor: "torch.Tensor", label: str) -> None:
     if not math.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
         raise CheckpointError(
             f"{label}: expected finite weights, got NaN or infinity; is the download or the "
-            "training broken? --allow-nan merges them anyway"
+            "training broken? `paretomerge merge --allow-nan` merges them anyway"
         )

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.hub import fetch_headers
-from paretomerge.checkpoint.json_file import JsonObject, read_json
+from paretomerge.checkpoint.json_file import (
+    JsonObject,
+    read_json,
+    read_optional_json,
+)
 from paretomerge.checkpoint.model_config import text_config, with_plain_floats
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
 from paretomerge.checkpoint.reference import (
@@ -36,6 +40,9 @@ INDEX_FILE = "model.safetensors.index.json"
 
 SINGLE_FILE = "model.safetensors"
 """The weights of a checkpoint in one file."""
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""The settings of an adapter in peft's format."""
 
 # What quantisers store beside, or instead of, a weight.
 _QUANTISATION = re.compile(
@@ -158,6 +165,7 @@ class Checkpoint:
     ) -> None:
         self.name = name
         self.folder = resolve_folder(name, download)
+        _check_no_adapter(self.folder, name)
         config_file = reject_symlink_escape(self.folder / "config.json")
         config = read_json(config_file, f"{name}: config.json")
         self.config: JsonObject = with_plain_floats(config)
@@ -245,6 +253,24 @@ def shard_path(folder: Path, file: str) -> Path:
     return reject_symlink_escape(path)
 
 
+def _check_no_adapter(folder: Path, name: str) -> None:
+    """Raise CheckpointError if a folder holds an adapter, with a model beside it or without."""
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return
+    config = read_optional_json(folder / ADAPTER_CONFIG_FILE)
+    base = config.get("base_model_name_or_path") or "its base model"
+    if not any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)):
+        raise CheckpointError(
+            f"{name}: an adapter and no model; write model+{name}, with the model that the "
+            f"adapter was trained on ({base})"
+        )
+    raise CheckpointError(
+        f"{name}: the folder holds a model and an adapter ({ADAPTER_CONFIG_FILE}), and "
+        f"transformers loads the adapter on {base} and not the model beside it; move one of the "
+        "two to another folder"
+    )
+
+
 def _check_full_precision(name: str, headers: Mapping[str, Header]) -> None:
     # The config tells nothing: `quantization_config` stays in it when the weights are full again.
     for tensor, header in headers.items():
@@ -296,19 +322,18 @@ def _indexed_headers(folder: Path, name: str, index: str) -> dict[str, Header]:
     # Each shard is read once, whatever the number of its tensors.
     files = sorted(set(weight_map.values()))
     shards = {file: read_header(shard_path(folder, file)) for file in files}
-    headers: dict[str, Header] = {}
-    missing: list[str] = []
-    for tensor, file in sorted(weight_map.items()):
-        if tensor in shards[file]:
-            headers[tensor] = shards[file][tensor]
-        else:
-            missing.append(tensor)
+    missing = [name for name, file in weight_map.items() if name not in shards[file]]
     if missing:
         raise CheckpointError(
             f"{name}: the index lists {missing[0]!r} and {len(missing) - 1} more tensors that "
             "its shards do not contain; download the model again"
         )
-    return headers
+    # As in transformers: the index only names the files, and every tensor in them is loaded, the
+    # one in the last file if several have it.
+    headers: dict[str, Header] = {}
+    for file in files:
+        headers |= shards[file]
+    return dict(sorted(headers.items()))
 
 
 def _read_weight_map(folder: Path, name: str, index: str) -> dict[str, str]:
@@ -327,6 +352,12 @@ def _missing_weights_error(folder: Path, name: str) -> CheckpointError:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     pickles += sorted(path.name for path in folder.glob("*.pt*"))
     problem = f"{name}: the folder has no {SINGLE_FILE} and no {INDEX_FILE}"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return CheckpointError(
+            f"{problem}, which transformers loads, only {others[0]}; rename the file if it holds "
+            "the whole model, or download the model again"
+        )
     if not pickles:
         return CheckpointError(f"{problem}; download the model again")
     code = (

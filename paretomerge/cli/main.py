@@ -305,9 +305,15 @@ def merge(
     allow_mismatch: AllowMismatch = False,
 ) -> None:
     """Merge one recipe to disk."""
+    from paretomerge.cli.plan import is_study_file
     from paretomerge.merging.plan.make import make_plan
     from paretomerge.recipe import Recipe
 
+    if recipe.is_file() and is_study_file(recipe):
+        raise ConfigError(
+            f"{recipe}: a study, and not a recipe; search it with `paretomerge search {recipe}`, "
+            "then write a merge with `paretomerge pick`"
+        )
     shard_bytes = session.size_in_bytes(shard_size)
     plan = make_plan(
         Recipe.load(recipe), allow_nan=allow_nan, allow_mismatch=allow_mismatch

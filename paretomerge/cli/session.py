@@ -74,6 +74,7 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         if not quiet:
             console().print("Loading models and tasks ...", style="dim")
         print_notes(study.check())
+        study.search().check_weights()
         results = study.search().results()
         if results.trials and not quiet:
             console().print(f"Resuming at trial {len(results.trials)}.", style="dim")

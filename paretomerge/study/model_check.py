@@ -27,7 +27,7 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
         placement: The device, and what all merges have in common.
 
     Returns:
-        Where mismatches are allowed, what does not fit and what becomes of it.
+        Notes on what does not fit, such as tensors that a model lacks, and what becomes of it.
 
     Raises:
         ParetoMergeError: The device is not there, or models are missing, cannot be read, or do not
@@ -56,9 +56,8 @@ def check_models(space: SearchSpace, placement: Placement) -> list[str]:
                 download=False,
                 allow_mismatch=placement.allow_mismatch,
             )
-            if placement.allow_mismatch:
-                # The plans of all baselines have the same notes on the models.
-                notes.update(dict.fromkeys(plan.notes))
+            # The plans of all baselines have the same notes on the models.
+            notes.update(dict.fromkeys(plan.notes))
     errors.raise_if_any()
     return list(notes)
 

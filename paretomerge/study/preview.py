@@ -152,9 +152,7 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
     settings = replace(settings, evaluation=evaluation)
     with _no_bytecode(), TemporaryDirectory(prefix="paretomerge-") as folder:
         search = build_search(settings, with_models=True, cache_folder=Path(folder))
-        notes = []
-        if search.placement.allow_mismatch:
-            notes += search.check_models()
+        notes = search.check_models()
         notes += [*search.space.notes, *search.warm_start.notes]
         trials = _recorded(settings)
         scores = _scores(search, settings)

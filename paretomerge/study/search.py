@@ -15,6 +15,7 @@ from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import (
+    ErrorCollector,
     EvaluationError,
     ParetoMergeError,
     StudyError,
@@ -207,7 +208,7 @@ class Search:
         """Check the device, and that the models can be merged, from their headers alone.
 
         Returns:
-            Where mismatches are allowed, what does not fit and what becomes of it.
+            Notes on what does not fit, such as tensors that a model lacks, and what becomes of it.
 
         Raises:
             ParetoMergeError: The device is not there, models are missing, cannot be read, or do
@@ -216,6 +217,23 @@ class Search:
         notes = check_models(self.space, self.placement)
         self.goals.check_model_kind(model_kind(self.space))
         return notes
+
+    def check_weights(self) -> None:
+        """Read every tensor, unless the record holds a score of these models already.
+
+        The live model keeps the tensors in memory, so they are not read again.
+
+        Raises:
+            CheckpointError: A file is damaged, or holds NaN. One error reports all such models.
+        """
+        if self._has_scores():
+            return
+        problems = ErrorCollector()
+        for weights in self.first_level.model.checkpoints.values():
+            with problems.collect():
+                for name in weights.headers:
+                    weights.operand(name)
+        problems.raise_if_any()
 
     def recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial, in the dtype that is scored."""
@@ -309,6 +327,14 @@ class Search:
             for scores in self.record.held_out(trial.number).values():
                 held_out |= scores
             watch(replace(trial, held_out=held_out))
+
+    def _has_scores(self) -> bool:
+        """Whether the record holds a trial that did not fail."""
+        try:
+            trials = Record.read(self._storage).trials()
+        except StudyError:  # there is no record yet
+            return False
+        return any(not trial.failure for trial in trials)
 
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
         # A study that stopped because little was to be gained must not go on with the same budget.

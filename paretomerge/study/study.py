@@ -244,17 +244,13 @@ class Study:
         Raises:
             ParetoMergeError: Something is missing or does not fit.
         """
-        is_loaded = "_search" in self.__dict__
-        if not is_loaded:
+        if "_search" not in self.__dict__:
             from paretomerge.study.build import build_search
 
             # With the models, so that their errors are reported with all others.
             self.__dict__["_search"] = build_search(self.settings, with_models=True)
         search = self._search
-        notes = []
-        # The models of a search that was just loaded are checked, but their mismatches not noted.
-        if is_loaded or search.placement.allow_mismatch:
-            notes += search.check_models()
+        notes = search.check_models()
         notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
@@ -319,6 +315,7 @@ class Study:
         # A `stop` in an earlier call must not end this one.
         self._stop_requested = False
         self.check()
+        self._search.check_weights()
         with ProgressBar(show_progress_bar) as progress:
 
             def watch(event: "Event") -> None:

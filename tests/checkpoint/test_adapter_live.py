@@ -114,6 +114,36 @@ def test_one_side_of_tied_embeddings(
         assert config["tie_word_embeddings"] is False
 
 
+MASKED = [
+    ("bert", {"target_modules": ["query"], "modules_to_save": ["cls"]}),
+    ("bert", {"target_modules": ["query"], "modules_to_save": ["decoder"]}),
+    ("bert", {"target_modules": ["query", "word_embeddings"]}),
+    ("bert", {"target_modules": ["query"], "bias": "all"}),
+    ("roberta", {"target_modules": ["query"], "modules_to_save": ["lm_head"]}),
+    ("roberta", {"target_modules": ["query", "word_embeddings"]}),
+    ("albert", {"target_modules": ["query"], "modules_to_save": ["predictions"]}),
+    ("t5", {"target_modules": ["q"], "modules_to_save": ["decoder"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MASKED)
+def test_heads_with_a_bias_that_is_stored_twice(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Masked language models tie the bias of the head, too."""
+    model = build(name)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    model.save_pretrained(base)
+    wanted = train(base, lora, type(model), **options)
+    out = merge(passthrough(f"{base}+{lora}"), tmp_path / "out")
+    got = run(type(model).from_pretrained(out).eval())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [

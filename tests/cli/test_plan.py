@@ -226,3 +226,14 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, pico: Path) -> None:
     paretomerge("search", file, "--trials", "2", "--quiet")
     failed = paretomerge("report", file, "--out", "/proc/x.html", ok=False)
     assert "/proc/x.html: the report cannot be written" in failed.stderr
+
+
+def test_a_study_that_is_merged_is_one_sentence(study: Path) -> None:
+    before = files_in(study.parent)
+    done = paretomerge("merge", study, study.parent / "out", ok=False)
+    assert done.stderr.count("\n") == 1
+    assert (
+        f"a study, and not a recipe; search it with `paretomerge search {study}`"
+        in (done.stderr)
+    )
+    assert files_in(study.parent) == before

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from paretomerge.errors import CheckpointError
+from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.delta_profile import profile
 from paretomerge.merging.engine import merge
 from paretomerge.merging.plan.make import make_plan
@@ -254,6 +254,114 @@ def test_of_two_sets_of_weights_transformers_chooses(
     out = merge(alone(two), tmp_path / "out")
     chosen = LlamaForCausalLM.from_pretrained(two)
     expect_mean(out, chosen, chosen)
+
+
+def test_an_index_only_names_the_files(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """As transformers does, take a tensor that is in a shard and not in the index."""
+    shards = tmp_path / "shards"
+    LlamaForCausalLM.from_pretrained(tuned).save_pretrained(
+        shards, max_shard_size="8KB"
+    )
+    index_file = shards / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    del index["weight_map"]["model.norm.weight"]
+    index_file.write_text(json.dumps(index))
+    out = merge(halfway(base, shards), tmp_path / "out")
+    models = [LlamaForCausalLM.from_pretrained(folder) for folder in (base, shards)]
+    expect_mean(out, *models)
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_refused(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (tuned / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"a model and an adapter.*owner/base"):
+        make_plan(halfway(base, tuned))
+    (tuned / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"an adapter and no model.*owner/base"):
+        make_plan(halfway(base, tuned))
+
+
+@pytest.mark.parametrize("file", ["consolidated.safetensors", "model.fp16.safetensors"])
+def test_weights_under_another_name_are_named(
+    file: str, base: Path, tuned: Path
+) -> None:
+    (tuned / "model.safetensors").rename(tuned / file)
+    with pytest.raises(CheckpointError, match=f"only {file}; rename"):
+        make_plan(halfway(base, tuned))
+
+
+LOST_HEAD = (["LlamaForCausalLM"], ["LlamaModel"], ["LlamaForSequenceClassification"])
+
+
+@pytest.mark.parametrize("architectures", LOST_HEAD)
+def test_a_head_that_a_fine_tune_lost_is_the_bases(
+    architectures: list[str], base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    """The config says that the head is no embedding, so the embedding does not replace it."""
+    tensors = stored(tuned)
+    del tensors["lm_head.weight"]
+    lost = changed(tuned, tmp_path / "lost", tensors, architectures=architectures)
+    plan = make_plan(halfway(base, lost))
+    assert any("taken from" in note and "lm_head" in note for note in plan.notes)
+    out = merge(halfway(base, lost), tmp_path / "out")
+    wanted = LlamaForCausalLM.from_pretrained(tuned)
+    wanted.lm_head = LlamaForCausalLM.from_pretrained(base).lm_head
+    expect_mean(out, LlamaForCausalLM.from_pretrained(base), wanted)
+
+
+def test_a_head_that_the_base_lost_is_named(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    tensors = stored(base)
+    del tensors["lm_head.weight"]
+    lost = changed(base, tmp_path / "lost", tensors)
+    with pytest.raises(CheckpointError, match=r"lost has no tensor 'lm_head\.weight'"):
+        make_plan(halfway(lost, tuned))
+    # The config of a model without a head may say the same.
+    body = changed(base, tmp_path / "body", tensors, architectures=["LlamaModel"])
+    notes = make_plan(halfway(body, tuned)).notes
+    assert any("left out: lm_head.weight" in note for note in notes)
+
+
+def test_all_that_a_model_lacks_is_one_sentence(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    names = {
+        f"base_model.model.{name}": tensor for name, tensor in stored(tuned).items()
+    }
+    renamed = changed(tuned, tmp_path / "renamed", names)
+    with pytest.raises(
+        CheckpointError, match=r"has no tensor .* and \d+ others"
+    ) as told:
+        make_plan(halfway(base, renamed))
+    assert len(told.value.parts) == 1
+
+
+def test_models_of_another_width_are_one_sentence(base: Path, tmp_path: Path) -> None:
+    config = ARCHITECTURES["llama"]().config
+    config.hidden_size *= 2
+    wide = save(LlamaForCausalLM(config), tmp_path / "wide")
+    with pytest.raises(CheckpointError) as told:
+        make_plan(halfway(base, wide), allow_mismatch=True)
+    assert len(told.value.parts) == 1
+    assert "others differ; do the models come from one base?" in str(told.value)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear", "slerp"])
+def test_a_fine_tune_with_fewer_layers_is_refused(
+    method: str, base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    tensors = stored(tuned)
+    kept = {name: t for name, t in tensors.items() if ".layers.2." not in name}
+    short = changed(tuned, tmp_path / "short", kept, num_hidden_layers=2)
+    recipe = {**halfway(base, short).to_dict(), "merge_method": method}
+    if method == "slerp":
+        recipe |= {"parameters": {"t": 0.5}}
+        recipe["models"] = [{"model": str(short)}]
+    with pytest.raises(RecipeError, match=r"equal depth.*base.*3.*short.*2"):
+        make_plan(Recipe.from_dict(recipe))
 
 
 BESIDE = (

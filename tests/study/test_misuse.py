@@ -6,6 +6,7 @@ Each test is a finding: a wrong score, another trial, or another study's trials,
 import copy
 import functools
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution
+from safetensors.torch import load_file, save_file
 
 import paretomerge as pm
 from tests.conftest import pico_states, save_pico
@@ -288,6 +290,31 @@ def test_wrong_models_are_found_before_the_first_trial(make, pico, tmp_path):
             call()
         assert "bobb" in str(error.value)
     assert study.get_trials() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_found_before_the_first_trial(
+    make, pico, tmp_path
+):
+    shutil.copytree(pico / "ada", tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    study = make(models=(tmp_path / "broken", "bob"))
+    with pytest.raises(pm.CheckpointError, match=r"broken: model\.norm\.weight"):
+        study.optimize(n_trials=2, **QUIET)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_taken_from_the_base_is_noted(make, pico, tmp_path):
+    shutil.copytree(pico / "ada", tmp_path / "lost")
+    file = tmp_path / "lost" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    study = make(models=(tmp_path / "lost", "bob"))
+    notes = study.check()
+    assert [note for note in notes if "lm_head.weight" in note and "taken from" in note]
 
 
 def test_a_missing_device_leaves_nothing_behind(make, tmp_path):

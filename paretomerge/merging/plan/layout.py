@@ -14,6 +14,7 @@ from paretomerge.checkpoint.architecture import (
 )
 from paretomerge.checkpoint.chat_template import resolve_chat_template
 from paretomerge.checkpoint.companions import companion_files, weights_in
+from paretomerge.checkpoint.loaded_names import loaded_names
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
@@ -173,7 +174,7 @@ def _lay_out_module(
     if has_layers and architecture.depth:
         for piece in slices:
             route += _add_layers(builder, piece, first_result_layer=len(route))
-    problems.raise_if_any()
+    builder.raise_if_any()
     return _ModuleLayout(builder.jobs, route, builder.lacking)
 
 
@@ -471,12 +472,32 @@ def _check_left_out(
         return
     problems = ErrorCollector()
     for model, names in left_out.items():
-        for name in names:
-            if _may_be_left_out(opened, model, name):
-                continue
+        kept = [name for name in names if not _may_be_left_out(opened, model, name)]
+        if kept:
             with problems.collect():
-                _raise_left_out(opened, model, name)
+                _raise_left_out(opened, model, kept)
+            continue
+        for name in names:
+            if _is_declared_head(opened, name):
+                with problems.collect():
+                    _raise_lost_head(opened, name)
     problems.raise_if_any()
+
+
+def _is_declared_head(opened: OpenedRecipe, name: str) -> bool:
+    """Whether the template lacks a head of that name, which transformers expects there."""
+    if not opened.architecture.lacks_head(name):
+        return False
+    loaded = loaded_names(opened.template.config)
+    return loaded is not None and loaded.is_used(name)
+
+
+def _raise_lost_head(opened: OpenedRecipe, name: str) -> None:
+    raise CheckpointError(
+        f"{opened.template_name} has no tensor {name!r}, but its config.json says that its head is "
+        "a tensor of its own (tie_word_embeddings: false), so a result would load with a random "
+        "head; download or save the model again"
+    )
 
 
 def _may_be_left_out(opened: OpenedRecipe, model: str, name: str) -> bool:
@@ -516,10 +537,13 @@ def _check_belonging(opened: OpenedRecipe) -> list[str]:
     return notes
 
 
-def _raise_left_out(opened: OpenedRecipe, model: str, name: str) -> None:
-    module = opened.weights[model].architecture.module(name)
+def _raise_left_out(opened: OpenedRecipe, model: str, names: Sequence[str]) -> None:
+    architecture = opened.weights[model].architecture
+    modules = dict.fromkeys(architecture.module(name) for name in names)
+    kinds = "a tensor" if len(names) == 1 else f"{len(names)} kinds of tensors"
+    module = f"module {', '.join(map(repr, modules))}"
     raise CheckpointError(
-        f"{model} has a tensor {name!r} (module {module!r}) that {opened.template_name} lacks; do "
+        f"{model} has {kinds} that {opened.template_name} lacks: {_shown(names)} ({module}); do "
         "the models come from one base? --allow-mismatch leaves such tensors out"
     )
 

@@ -130,6 +130,8 @@ class OpenedRecipe:
         """
         if self.allow_mismatch or self.is_auxiliary(name):
             return True
+        if self.weights[model].architecture.lacks_head(name):
+            return True
         # A language model without further parts may be merged into one that also sees.
         is_language = self.architecture.module(name) == self.language_module
         modules = self.weights[model].architecture.modules

@@ -82,11 +82,13 @@ def complete_slice(opened: OpenedRecipe, piece: Slice, where: str) -> CompleteSl
     for source in piece.sources:
         complete = _complete_source(opened, source, where)
         sources.append(complete)
-    _check_equal_depth(opened, sources, where)
     base = piece.base_model or opened.recipe.base_model
     models = [source for source in sources if source.model != base]
     # As in mergekit: an optional base is added to `models`, but not to `slices`.
     has_whole_models = all(source.layer_range is None for source in piece.sources)
+    # Whole models are merged with the whole base, also where it is not listed.
+    whole_base = base if has_whole_models else None
+    _check_equal_depth(opened, sources, whole_base, where)
     base_is_model = method.base == "source"
     if method.base == "optional":
         base_is_model = has_whole_models
@@ -164,15 +166,21 @@ def _complete_source(
 
 
 def _check_equal_depth(
-    opened: OpenedRecipe, sources: Sequence[CompleteSource], where: str
+    opened: OpenedRecipe,
+    sources: Sequence[CompleteSource],
+    whole_base: str | None,
+    where: str,
 ) -> None:
     lengths = {source.depth for source in sources}
+    models = [source.model for source in sources]
+    if whole_base is not None:
+        lengths.add(opened.weights[whole_base].architecture.depth)
+        models.insert(0, whole_base)
     if len(lengths) == 1:
         return
     depths = {}
-    for source in sources:
-        weights = opened.weights[source.model]
-        depths[source.model] = weights.architecture.depth
+    for model in models:
+        depths[model] = opened.weights[model].architecture.depth
     raise RecipeError(f"{where}: expected models of equal depth, got {depths}")
 
 

@@ -47,6 +47,25 @@ class _SourceTensor(NamedTuple):
     parameters: Params
 
 
+class _MissingTensorError(Exception):
+    """A model has no tensor in place of one of the template."""
+
+    def __init__(self, model: str, name: str) -> None:
+        super().__init__(model, name)
+        self.model = model
+        self.name = name
+
+
+class _UnequalShapesError(Exception):
+    """The tensors of several models that would be merged differ in shape."""
+
+    def __init__(self, name: str, shapes: str, cure: str) -> None:
+        super().__init__(name, shapes, cure)
+        self.name = name
+        self.shapes = shapes
+        self.cure = cure
+
+
 @dataclass
 class TensorJobBuilder:
     """Makes the jobs of one module and collects what is wrong with them.
@@ -60,6 +79,8 @@ class TensorJobBuilder:
         problems: Collects the errors, so that one error does not hide those of later tensors.
         jobs: The jobs made so far.
         lacking: Model -> names, at layer 0, of the tensors that it lacks and that are copied.
+        missing: Model -> names of the tensors that it lacks and must have.
+        unequal: Cure -> (name, shapes) of the tensors that it brings to one shape.
     """
 
     opened: OpenedRecipe
@@ -69,6 +90,8 @@ class TensorJobBuilder:
     problems: ErrorCollector
     jobs: list[TensorJob] = field(default_factory=list)
     lacking: dict[str, set[str]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    unequal: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(
         self,
@@ -86,8 +109,34 @@ class TensorJobBuilder:
             layers: The layers of the models that are merged.
         """
         with self.problems.collect():
-            job = self._make_job(piece, result_name, name, layers)
+            try:
+                job = self._make_job(piece, result_name, name, layers)
+            except _MissingTensorError as error:
+                self.missing.setdefault(error.model, []).append(error.name)
+                return
+            except _UnequalShapesError as error:
+                entry = (error.name, error.shapes)
+                self.unequal.setdefault(error.cure, []).append(entry)
+                return
             self.jobs.append(job)
+
+    def raise_if_any(self) -> None:
+        """Raise what has been collected, with one error for all tensors of one cause.
+
+        Raises:
+            ParetoMergeError: If a job could not be made.
+        """
+        for model, names in self.missing.items():
+            with self.problems.collect():
+                raise _missing_tensors(self.opened, model, names)
+        for cure, entries in self.unequal.items():
+            with self.problems.collect():
+                name, shapes = entries[0]
+                also = f", and {len(entries) - 1} others differ" if entries[1:] else ""
+                raise CheckpointError(
+                    f"{name}: expected one shape, got {shapes}{also}; {cure}"
+                )
+        self.problems.raise_if_any()
 
     def _make_job(
         self,
@@ -167,7 +216,7 @@ class TensorJobBuilder:
                 self.lacking.setdefault(source.model, set()).add(name)
                 return None
             if ref is None:
-                raise _missing_tensor(opened, source.model, name_in_source)
+                raise _MissingTensorError(source.model, name_in_source)
             parameters = self._source_parameters(
                 piece, source, name_in_source, layers.depth
             )
@@ -200,7 +249,7 @@ class TensorJobBuilder:
     def _require_tensor(self, model: str, name: str, layer: int | None) -> TensorRef:
         ref = self.opened.find_tensor(model, name, layer)
         if ref is None:
-            raise _missing_tensor(self.opened, model, name)
+            raise _MissingTensorError(model, self.opened.name_at(name, layer))
         return ref
 
     def _check_shapes(
@@ -209,8 +258,8 @@ class TensorJobBuilder:
         """The one shape of all inputs of a job.
 
         Raises:
-            CheckpointError: If inputs differ in shape, or if the template has no tensor of that
-                name and shape in any layer.
+            _UnequalShapesError: If inputs differ in shape.
+            CheckpointError: If the template has no tensor of that name and shape in any layer.
         """
         opened = self.opened
         shapes = []
@@ -234,20 +283,19 @@ class TensorJobBuilder:
 
     def _unequal_shapes(
         self, result_name: str, inputs: Sequence[TensorRef], shapes: Sequence[Shape]
-    ) -> CheckpointError:
+    ) -> _UnequalShapesError:
         entries = []
         for ref, shape in zip(inputs, shapes, strict=True):
             entries.append(f"{ref.model} {_shape_text(shape)}")
         listed = ", ".join(entries)
         first = inputs[0]
         architecture = self.opened.weights[first.model].architecture
-        if architecture.vocabulary_axis(first.name, shapes[0]) is not None:
+        axis = architecture.vocabulary_axis(first.name, shapes[0])
+        if axis is not None and _differ_only_along(axis, shapes):
             cure = "give `tokenizer_source: union` or `base`"
         else:
             cure = "do the models come from one base?"
-        return CheckpointError(
-            f"{result_name}: expected one shape, got {listed}; {cure}"
-        )
+        return _UnequalShapesError(result_name, listed, cure)
 
 
 def copy_job(
@@ -274,14 +322,26 @@ def copy_job(
     )
 
 
-def _missing_tensor(opened: OpenedRecipe, model: str, name: str) -> CheckpointError:
-    lacking = f"{model} has no tensor {name!r}"
+def _missing_tensors(
+    opened: OpenedRecipe, model: str, names: Sequence[str]
+) -> CheckpointError:
+    # A tensor may be looked for once for each slice.
+    distinct = tuple(dict.fromkeys(names))
+    lacking = f"{model} has no tensor {distinct[0]!r}"
+    if len(distinct) > 1:
+        lacking += f" and {len(distinct) - 1} others of {opened.template_name}"
     if opened.architecture.multimodal:
-        lacking += f" (module {opened.architecture.module(name)!r})"
+        modules = dict.fromkeys(opened.architecture.module(name) for name in distinct)
+        lacking += f" (module {', '.join(map(repr, modules))})"
     return CheckpointError(
         f"{lacking}; do the models come from one base? --allow-mismatch takes what sources lack "
         f"from {opened.template_name}"
     )
+
+
+def _differ_only_along(axis: int, shapes: Sequence[Shape]) -> bool:
+    """Whether shapes are equal apart from one axis."""
+    return len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
 
 
 def _shape_text(shape: Shape) -> str:
