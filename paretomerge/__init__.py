@@ -7,11 +7,11 @@ It takes several fine-tunes of one base model and returns a Pareto front of chec
     study = pm.Study(
         base="Qwen/Qwen2.5-0.5B",
         models=["./math", "./code", "./chat"],
-        objectives=[pm.Task("gsm8k"), pm.Sparsity()],
+        objectives=[pm.Task("arc_easy"), pm.Sparsity()],
         out="runs/first",
     )
     study.optimize(n_trials=60)
-    study.save(study.pick(prefer={"gsm8k": 0.7}), "merged")
+    study.save(study.pick(prefer={"arc_easy": 0.7}), "merged")
 
 A name is loaded when it is first used: torch and botorch take seconds to import.
 """

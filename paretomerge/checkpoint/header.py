@@ -26,6 +26,23 @@ SAFETENSORS_DTYPES = {
 }
 """Name of a dtype in the format -> its name in torch."""
 
+
+class UnsupportedDtypeError(CheckpointError):
+    """A tensor has a dtype that is none of weights, such as the codes of a quantiser.
+
+    Args:
+        where: The file or model, and the tensor.
+        code: The dtype in the format's own code.
+    """
+
+    def __init__(self, where: str, code: object) -> None:
+        known = ", ".join(SAFETENSORS_DTYPES)
+        super().__init__(
+            f"{where}: the dtype must be one of {known}, got {shorten(code)}; quantised models "
+            "cannot be merged, use the full model"
+        )
+
+
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS = 64  # torch's own limit
@@ -136,10 +153,7 @@ def _read_entry(
         )
     code, shape, first, end = fields
     if not isinstance(code, str) or code not in SAFETENSORS_DTYPES:
-        raise CheckpointError(
-            f"{file}: {name}: the dtype must be one of {', '.join(SAFETENSORS_DTYPES)}, "
-            f"got {shorten(code)}; quantised models cannot be merged, use the full model"
-        )
+        raise UnsupportedDtypeError(f"{file}: {name}", code)
     # `data_offsets` count from the end of the header.
     header = Header(
         file=file,

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from paretomerge.checkpoint.header import SAFETENSORS_DTYPES, Header
+from paretomerge.checkpoint.header import (
+    SAFETENSORS_DTYPES,
+    Header,
+    UnsupportedDtypeError,
+)
 from paretomerge.errors import CheckpointError
 
 _TEXT_FILES = [
@@ -85,10 +89,7 @@ def fetch_headers(
     for name, file in sorted(metadata.weight_map.items()):
         entry = metadata.files_metadata[file].tensors[name]
         if entry.dtype not in SAFETENSORS_DTYPES:
-            raise CheckpointError(
-                f"{repository}: {name}: the dtype must be one of "
-                f"{', '.join(SAFETENSORS_DTYPES)}, got {entry.dtype}; use the full model"
-            )
+            raise UnsupportedDtypeError(f"{repository}: {name}", entry.dtype)
         # The file is not here, so its header's length and the true offset do not matter.
         headers[name] = Header(
             file=folder / file,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretomerge.checkpoint.architecture import Architecture
-from paretomerge.checkpoint.header import Header, read_header
+from paretomerge.checkpoint.header import Header, UnsupportedDtypeError, read_header
 from paretomerge.checkpoint.hub import fetch_headers
 from paretomerge.checkpoint.json_file import (
     JsonObject,
@@ -43,6 +43,16 @@ SINGLE_FILE = "model.safetensors"
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 """The settings of an adapter in peft's format."""
+
+# `quant_method` of a config -> how transformers loads the model with float weights.
+_DEQUANTISING_CALLS = {
+    "fp8": (
+        "T.AutoModelForCausalLM.from_pretrained({}, "
+        "quantization_config=T.FineGrainedFP8Config(dequantize=True))"
+    ),
+    # It needs the package of the same name.
+    "bitsandbytes": "T.AutoModelForCausalLM.from_pretrained({}).dequantize()",
+}
 
 # What quantisers store beside, or instead of, a weight.
 _QUANTISATION = re.compile(
@@ -169,11 +179,14 @@ class Checkpoint:
         config_file = reject_symlink_escape(self.folder / "config.json")
         config = read_json(config_file, f"{name}: config.json")
         self.config: JsonObject = with_plain_floats(config)
-        if download or Path(name).expanduser().is_dir():
-            headers = _local_headers(self.folder, name, self.config)
-        else:
-            headers = _downloaded_or_fetched(self.folder, name, self.config)
-        _check_full_precision(name, headers)
+        is_here = download or Path(name).expanduser().is_dir()
+        read_headers = _local_headers if is_here else _downloaded_or_fetched
+        try:
+            headers = read_headers(self.folder, name, self.config)
+        except UnsupportedDtypeError as error:
+            hint = _dequantising_hint(name, self.config)
+            raise CheckpointError(f"{error}{hint}") from error
+        _check_full_precision(name, headers, self.config)
         # Left over from an earlier state of the weights, which are not quantised.
         for part in (self.config, text_config(self.config)):
             assert isinstance(part, dict)
@@ -271,7 +284,9 @@ def _check_no_adapter(folder: Path, name: str) -> None:
     )
 
 
-def _check_full_precision(name: str, headers: Mapping[str, Header]) -> None:
+def _check_full_precision(
+    name: str, headers: Mapping[str, Header], config: JsonObject
+) -> None:
     # The config tells nothing: `quantization_config` stays in it when the weights are full again.
     for tensor, header in headers.items():
         is_integer = header.dtype not in FLOAT_DTYPES
@@ -279,8 +294,22 @@ def _check_full_precision(name: str, headers: Mapping[str, Header]) -> None:
         if is_code or _QUANTISATION.search(tensor):
             raise CheckpointError(
                 f"{name}: {tensor}: the weights are quantised; merge the full-precision model that "
-                "they were made from"
+                f"they were made from{_dequantising_hint(name, config)}"
             )
+
+
+def _dequantising_hint(name: str, config: JsonObject) -> str:
+    """The command that makes float weights, for the quantisers that it was tried with."""
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    load = _DEQUANTISING_CALLS.get(str(method))
+    if load is None:
+        return ""
+    out = f"{Path(name).name}-full"
+    # With the original format transformers would quantise the weights again.
+    save = f"save_pretrained({out!r}, save_original_format=False)"
+    code = f"import transformers as T; {load.format(repr(name))}.{save}"
+    return f", or dequantise them: python -c {shlex.quote(code)}"
 
 
 def _local_headers(folder: Path, name: str, config: JsonObject) -> dict[str, Header]:

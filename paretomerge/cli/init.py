@@ -47,7 +47,7 @@ device: {device}
 trials: 60
 out: runs/study
 """
-_TASKS = ("gsm8k", "arc_easy")
+_TASKS = ("arc_easy", "piqa")
 
 
 def write_study_file(

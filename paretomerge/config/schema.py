@@ -22,6 +22,7 @@ from paretomerge.config.overrides import with_overrides
 from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
 from paretomerge.errors import ConfigError, unknown_name
 from paretomerge.evaluate.measures import PROMPT_READERS
+from paretomerge.recipe.text import UniqueKeyLoader
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 
 _KINDS = ("task", "function", "perplexity", "judge", "size")
@@ -310,7 +311,7 @@ def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     """
     path = config_file(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; name a study.yaml") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -42,14 +42,12 @@ class Examples:
         metric: Which of its metrics is computed.
         filter: The pipeline that turns a model's responses into what the metric sees.
         requests: The requests (`Instance`s) of each example, `tuple[tuple[Instance, ...], ...]`.
-        ignored_filters: Other pipelines of the task, where the user has chosen none.
     """
 
     task: "Task"
     metric: str
     filter: "FilterEnsemble"
     requests: "Requests"
-    ignored_filters: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -199,11 +197,6 @@ class GroupExamples:
     def filter(self) -> "FilterEnsemble":
         """The first task's filter pipeline, for messages."""
         return self.members[0].filter
-
-    @property
-    def ignored_filters(self) -> tuple[str, ...]:
-        """Other pipelines of the first task, where the user has chosen none."""
-        return self.members[0].ignored_filters
 
     @property
     def higher_is_better(self) -> bool:

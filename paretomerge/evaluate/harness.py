@@ -93,13 +93,8 @@ class HarnessEvaluator:
         # Each has a tokenizer of its own, and all have the same model.
         self._residents: dict[ModelOptions, ResidentLM] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        for name, examples in self.examples("search").items():
-            if examples.ignored_filters:
-                others = ", ".join(examples.ignored_filters)
-                self.notes.append(
-                    f"{name}: the filter {examples.filter.name} is used; the task also has "
-                    f"{others} (choose by `metric: {examples.metric},FILTER`)"
-                )
+        # Loaded now, so that their errors come before the first trial.
+        self.examples("search")
 
     @property
     def search_contents(self) -> frozenset[str]:

@@ -93,7 +93,7 @@ class Task:
         ConfigError: The direction is not one of the two, or another argument has a wrong type.
 
     Example:
-        >>> Task("gsm8k", metric="exact_match").name
+        >>> Task("gsm8k", metric="exact_match,flexible-extract").name
         'gsm8k'
         >>> Task("gsm8k", name="gsm8k_chat", apply_chat_template=True, num_fewshot=8).name
         'gsm8k_chat'

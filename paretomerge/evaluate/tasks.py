@@ -78,7 +78,7 @@ class HarnessTask:
         task: The name of a task or of a group of tasks, as in `lm_eval --tasks`.
         metric: The metric's name, also `metric,filter` as the harness reports it, such as
             `exact_match,flexible-extract`. Where it is None, the task's first metric; without a
-            filter, the task's first filter.
+            filter, the only filter that the task has.
         search_items: The number of its search examples; None for the study's number.
         prompts: How its questions are put.
         options: How its text goes into the model and comes out of it.
@@ -230,7 +230,16 @@ class TaskLoader:
         documents = self._select_documents(name, n, split, search_items)
         template = self._chat_template if prompts.apply_chat_template else None
         arguments = prompts.request_arguments(template)
-        task.build_all_requests(samples=documents, rank=0, world_size=1, **arguments)
+        try:
+            task.build_all_requests(
+                samples=documents, rank=0, world_size=1, **arguments
+            )
+        # The harness draws few-shot examples with `random.sample`.
+        except ValueError as error:
+            raise EvaluationError(
+                f"{name}: the prompts of task {task.task_name!r} cannot be written with "
+                f"num_fewshot {task.get_config('num_fewshot')}: {error}"
+            ) from error
         metric = _choose_metric(name, spec, task)
         pipelines = _lm_eval.filters(task)
         if spec.filter_name and spec.filter_name not in pipelines:
@@ -238,12 +247,15 @@ class TaskLoader:
                 f"filter of task {spec.task}", spec.filter_name, pipelines
             )
             raise EvaluationError(f"{name}: {message}")
+        if not spec.filter_name and len(pipelines) > 1:
+            choices = [f"`metric: {metric},{choice}`" for choice in pipelines]
+            raise EvaluationError(
+                f"{name}: task {task.task_name!r} scores answers in several ways; choose one: "
+                + " or ".join(choices)
+            )
         chosen = spec.filter_name or next(iter(pipelines))
-        ignored: tuple[str, ...] = ()
-        if not spec.filter_name:
-            ignored = tuple(other for other in pipelines if other != chosen)
         requests = requests_by_document(task)
-        return Examples(task, metric, pipelines[chosen], requests, ignored)
+        return Examples(task, metric, pipelines[chosen], requests)
 
     @cached_property
     def _chat_template(self) -> Callable[..., str]:

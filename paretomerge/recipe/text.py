@@ -7,6 +7,7 @@ that contains itself, so every structure is checked before the grammar reads it.
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
@@ -27,7 +28,27 @@ _STRING_TAG = "tag:yaml.org,2002:str"
 _EXPONENT_WITHOUT_POINT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key that is there twice, of which PyYAML would take the last."""
+
+    # Any: the published type of `anchor` is wrong, it is the anchor's name or None.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Check the keys as they are written, before `<<` adds those of others."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            if key.value in seen:
+                message = f"the key {key.value!r} is there twice; remove one"
+                raise yaml.constructor.ConstructorError(
+                    None, None, message, key.start_mark
+                )
+            seen.add(key.value)
+        return node
+
+
+class _Loader(UniqueKeyLoader):
     """Safe YAML that reads `1e-5` as a number, as YAML 1.2 does, and bounds the work of `<<`."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:

@@ -98,13 +98,13 @@ class Study:
         >>> study = pm.Study(
         ...     base="Qwen/Qwen2.5-0.5B",
         ...     models=["./math", "./code", "./chat"],
-        ...     objectives=[pm.Task("gsm8k"), pm.Sparsity()],
+        ...     objectives=[pm.Task("arc_easy"), pm.Sparsity()],
         ...     space=pm.WeightSpace(methods=["task_arithmetic", "ties"], groups=2),
         ...     sampler=pm.MMMOSampler(seed=0),
         ...     out="runs/first",
         ... )
         >>> study.optimize(n_trials=60)  # doctest: +SKIP
-        >>> trial = study.pick(prefer={"gsm8k": 0.7})  # doctest: +SKIP
+        >>> trial = study.pick(prefer={"arc_easy": 0.7})  # doctest: +SKIP
         >>> study.save(trial, "merged")  # doctest: +SKIP
     """
 

@@ -341,17 +341,28 @@ def test_one_of_several_filters_is_chosen_by_name(specialists, tmp_path):
         model = live(specialists / "models" / "mirror")
         return evaluator.evaluate(model, "search")["two_ways"].value, evaluator.notes
 
-    first, notes = score("exact_match")
-    assert (
-        first > 0.5 and "the filter first is used" in notes[0] and "upper" in notes[0]
-    )
-    assert score("exact_match,first") == (first, [])
+    question = "choose one: `metric: exact_match,first` or `metric: exact_match,upper`"
+    for undecided in ("exact_match", ""):
+        with pytest.raises(EvaluationError, match=f"two_ways: .*{question}"):
+            score(undecided)
+    first, notes = score("exact_match,first")
+    assert first > 0.5 and notes == []
     # The answers are in lower case, so in upper case none is right.
     assert score("exact_match,upper") == (0.0, [])
     with pytest.raises(
         EvaluationError, match="unknown filter of task two_ways 'lower'"
     ):
         score("exact_match,lower")
+
+
+def test_more_few_shot_examples_than_there_are(specialists, tmp_path):
+    sort = (specialists / "tasks" / "sort.yaml").read_text()
+    (tmp_path / "sort.yaml").write_text(f"{sort}\nfewshot_split: held_out\n")
+    with pytest.raises(EvaluationError, match=r"sort: .* num_fewshot 5000: Sample"):
+        HarnessEvaluator(
+            {"sort": HarnessTask("sort", prompts=Prompts(num_fewshot=5000))},
+            TaskLoader(tmp_path, specialists, SPLITS, search_items=4),
+        )
 
 
 def small_group(specialists, folder, weight_by_size):

@@ -1,7 +1,10 @@
 """Models as they are found: odd configs, names and files. transformers gives the right values."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,37 @@ def test_quantised_weights_show_by_their_tensors(
     folder = changed(base, tmp_path / "quantised", {**stored(base), **extra})
     with pytest.raises(CheckpointError, match=r"up_proj.*quantised"):
         make_plan(alone(folder))
+
+
+def test_the_command_that_dequantises_a_source(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP8 blocks of 128 x 128 with one scale each, as DeepSeek and Qwen publish them."""
+    tensors = stored(base)
+    expected = dict(tensors)
+    for name, weight in tensors.items():
+        if "proj" in name:
+            scale = weight.abs().max() / 448
+            codes = (weight / scale).to(torch.float8_e4m3fn)
+            expected[name] = codes.float() * scale
+            tensors = {**tensors, name: codes, f"{name}_scale_inv": scale.reshape(1, 1)}
+    settings = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
+    folder = changed(
+        base, tmp_path / "quantised", tensors, quantization_config=settings
+    )
+    with pytest.raises(CheckpointError, match=r"python -c '.*'$") as refused:
+        make_plan(alone(folder))
+    _, code = shlex.split(str(refused.value).partition("python ")[2])
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    merged = stored(merge(alone(tmp_path / "quantised-full"), tmp_path / "out"))
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name].float(), tensor, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("named", [None, "model.safetensors.index.json"])

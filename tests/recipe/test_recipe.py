@@ -137,3 +137,17 @@ def test_load_takes_models_beside_the_file(tmp_path):
         "merge_method: linear\nmodels: [{model: a}, {model: owner/b}]"
     )
     assert Recipe.load(tmp_path / "r.yml").models == (str(tmp_path / "a"), "owner/b")
+
+
+def test_a_key_that_is_there_twice():
+    text = (
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1, weight: 2}}]"
+    )
+    with pytest.raises(RecipeError, match="the key 'weight' is there twice"):
+        Recipe.from_yaml(text)
+    # An anchor that is merged into a mapping may be overridden.
+    merged = (
+        "merge_method: linear\nmodels:\n- {model: a, parameters: &w {weight: 1}}\n"
+        "- {model: b, parameters: {<<: *w, weight: 2}}"
+    )
+    assert Recipe.from_yaml(merged).slices[0].sources[1].parameters == {"weight": 2}

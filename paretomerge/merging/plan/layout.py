@@ -19,6 +19,7 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
 from paretomerge.merging.plan.belonging import find_mismatch
+from paretomerge.merging.plan.layer_places import check_layer_places
 from paretomerge.merging.plan.opened_recipe import (
     OpenedRecipe,
     models_to_open,
@@ -112,6 +113,7 @@ def lay_out(
         # only add consequences of errors that are known already.
         if not problems:
             _ = plan.config
+            check_layer_places(plan)
     problems.raise_if_any()
     return plan
 
