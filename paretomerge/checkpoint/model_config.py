@@ -21,6 +21,9 @@ Route = Sequence[tuple[ReadOnlyJson, int]]
 Facts = Sequence[object]
 """What a rule says of each layer."""
 
+DEQUANTIZED_FROM = "dequantized_from"
+"""Our own key of config.json: the quantised weights that a checkpoint was made from."""
+
 _KeyPath = tuple[str, ...]
 _Values = tuple[object, ...]
 

@@ -26,6 +26,8 @@ from paretomerge.checkpoint.json_file import (
 from paretomerge.checkpoint.model_config import text_config, with_plain_floats
 from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
 from paretomerge.checkpoint.reference import (
+    GGUF_SUFFIX,
+    conversion_hint,
     reject_symlink_escape,
     resolve_folder,
     split_revision,
@@ -176,6 +178,7 @@ class Checkpoint:
         self.name = name
         self.folder = resolve_folder(name, download)
         _check_no_adapter(self.folder, name)
+        _check_no_gguf(self.folder, name)
         config_file = reject_symlink_escape(self.folder / "config.json")
         config = read_json(config_file, f"{name}: config.json")
         self.config: JsonObject = with_plain_floats(config)
@@ -282,6 +285,13 @@ def _check_no_adapter(folder: Path, name: str) -> None:
         f"transformers loads the adapter on {base} and not the model beside it; move one of the "
         "two to another folder"
     )
+
+
+def _check_no_gguf(folder: Path, name: str) -> None:
+    """Raise CheckpointError if a folder holds GGUF files and no model beside them."""
+    files = sorted(folder.glob(f"*{GGUF_SUFFIX}"))
+    if files and not (folder / "config.json").exists():
+        raise CheckpointError(f"{name}: holds {conversion_hint(files[0])}")
 
 
 def _check_full_precision(

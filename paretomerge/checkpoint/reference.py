@@ -6,6 +6,9 @@ from pathlib import Path
 from paretomerge.checkpoint.hub import download_snapshot
 from paretomerge.errors import CheckpointError
 
+GGUF_SUFFIX = ".gguf"
+"""Ending of the files of llama.cpp."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -49,6 +52,8 @@ def resolve_folder(name: str, weights: bool = True) -> Path:
     path = _existing_path(name)
     if path is not None and path.is_dir():
         return path
+    if path is not None and path.suffix == GGUF_SUFFIX:
+        raise CheckpointError(f"{name}: {conversion_hint(path)}")
     # An "@" in the name of an existing folder was handled above.
     repository, revision = split_revision(name)
     if revision and _existing_path(repository) is not None:
@@ -61,6 +66,18 @@ def resolve_folder(name: str, weights: bool = True) -> Path:
             "there is no such folder"
         )
     return download_snapshot(repository, revision, weights)
+
+
+def conversion_hint(path: Path) -> str:
+    """The sentence that says how a GGUF file becomes a source.
+
+    Args:
+        path: The file.
+    """
+    return (
+        "a GGUF file, which is not merged as it is; convert it with "
+        f"`paretomerge convert {path} {path.stem}`, and name the folder {path.stem}"
+    )
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -335,6 +335,33 @@ def merge(
     )
 
 
+@app.command(short_help="Write a GGUF file as a checkpoint.")
+def convert(
+    file: Annotated[Path, typer.Argument(help="model.gguf", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    overwrite: Overwrite = False,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Convert it although the scaling of rotary positions is lost.",
+        ),
+    ] = False,
+) -> None:
+    """Write a GGUF file as a checkpoint that can be merged.
+
+    Quantised weights are dequantised to bfloat16, which does not bring back what the quantisation
+    lost. It needs the extra `paretomerge[gguf]`.
+    """
+    from paretomerge.checkpoint.gguf import convert as convert_gguf
+
+    session.hide_progress_bars()
+    convert_gguf(file, out, overwrite, allow_mismatch)
+    session.console().print(
+        f"wrote {session.short(out)}", highlight=False, soft_wrap=True
+    )
+
+
 @app.command(short_help="Check a recipe or a study, and estimate its cost.")
 def plan(
     file: Annotated[

@@ -48,11 +48,17 @@ def set_up_process(study: "Study") -> None:
     # Tokenizers fork badly after their thread pool has started, and warn about it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
+
+    hide_progress_bars()
+    if study.settings.threads is not None:
+        torch.set_num_threads(study.settings.threads)
+
+
+def hide_progress_bars() -> None:
+    """Turn off the progress bars of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if study.settings.threads is not None:
-        torch.set_num_threads(study.settings.threads)
 
 
 def search(study: "Study", trials: int | None, quiet: bool) -> None:

@@ -142,7 +142,7 @@ def _content(settings: StudySettings) -> dict[str, Any]:
             _constraint_config(constraint, settings)
             for constraint in settings.constraints
         ],
-        "watch": [_watch_config(task) for task in settings.watch],
+        "watch": [_watch_config(measure) for measure in settings.watch],
         "starts": list(settings.starts),
         "warm_start": list(settings.warm_start),
         "evaluate": _evaluate_config(settings.evaluation),
@@ -206,10 +206,8 @@ def _task(task: str, config: TaskConfig, name: str) -> Task:
     return Task(task, config.metric, name, search_items=config.search_items, **prompts)
 
 
-def _watched(config: str | WatchConfig) -> Task:
-    if isinstance(config, str):
-        return Task(config)
-    return _task(config.task, config, config.name or "")
+def _watched(config: str | WatchConfig) -> Measure:
+    return Task(config) if isinstance(config, str) else _measure(config)
 
 
 def _constraint(
@@ -284,10 +282,10 @@ def _measure_config(measure: Measure) -> dict[str, Any]:
     return config
 
 
-def _watch_config(task: Task) -> str | WatchConfig:
-    if task == Task(task.task):
-        return task.task
-    return WatchConfig(**_measure_config(task))
+def _watch_config(measure: Measure) -> str | WatchConfig:
+    if isinstance(measure, Task) and measure == Task(measure.task):
+        return measure.task
+    return WatchConfig(**_measure_config(measure))
 
 
 def _objective_config(measure: Measure) -> ObjectiveConfig:

@@ -27,7 +27,7 @@ from paretomerge.record.storage import DEFAULT_STUDY_NAME
 
 _KINDS = ("task", "function", "perplexity", "judge", "size")
 # pydantic puts it into the places of errors, and `_keys_of` takes it out again.
-_WATCHED_KEYS = "dict[watched task]"
+_WATCHED_KEYS = "dict[watched]"
 _PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 
 
@@ -92,11 +92,8 @@ class MeasureConfig(TaskConfig):
                 raise ValueError(f"{key}: only a `task` takes this key")
 
 
-class WatchConfig(TaskConfig):
-    """A task that is scored on held-out examples and never searched on."""
-
-    task: str
-    name: str | None = None
+class WatchConfig(MeasureConfig):
+    """A score that is measured on held-out examples and never searched on."""
 
 
 class ObjectiveConfig(MeasureConfig):

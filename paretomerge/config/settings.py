@@ -248,8 +248,8 @@ class StudySettings:
         models: The fine-tunes, two or more; `model+adapter` for a PEFT adapter.
         objectives: What to improve.
         constraints: Bounds that a merge must satisfy.
-        watch: Tasks that are scored on held-out examples and never searched on; a name alone
-            becomes a `Task`.
+        watch: What is scored on held-out examples and never searched on; a name alone becomes a
+            `Task`.
         space: What may vary.
         then: A second level.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
@@ -282,7 +282,7 @@ class StudySettings:
     models: tuple[str, ...]
     objectives: tuple[Measure, ...]
     constraints: tuple[Constraint, ...] = ()
-    watch: tuple[Task, ...] = ()
+    watch: tuple[Measure, ...] = ()
     space: WeightSpace | RouteSpace | SearchSpace = field(default_factory=WeightSpace)
     then: SecondLevel | None = None
     sampler: SamplerSetting = "mmmo"
@@ -401,7 +401,7 @@ class StudySettings:
                     f"constraints: {unknown_name('objective', constraint.measure, names)}"
                 )
         constraint_names = self._constraint_names()
-        watched = [task.name for task in self.watch]
+        watched = [measure.name for measure in self.watch]
         all_names = [*names, *constraint_names, *watched]
         for name in all_names:
             if all_names.count(name) > 1:
@@ -586,12 +586,12 @@ def _objective(name: str, value: object) -> object:
     raise ConfigError(f"{name}: {not_a_measure(value)}")
 
 
-def _watched_task(name: str, value: object) -> Task:
-    if not isinstance(value, Task):
+def _watched(name: str, value: object) -> Measure:
+    if not isinstance(value, Measure):
         return Task(word(name, value))
     if value.direction is not None:
         raise ConfigError(
-            f"{name}: {value.name}: a watched task is only reported; leave `direction` out"
+            f"{name}: {value.name}: what is watched is only reported; leave `direction` out"
         )
     return value
 
@@ -666,7 +666,7 @@ _STUDY_READERS: Mapping[str, Reader] = {
         instance_of(Constraint, "Constraint(Task('gsm8k'), at_least=0.5)"),
         "[Constraint(Task('gsm8k'), at_least=0.5)]",
     ),
-    "watch": sequence_of(_watched_task, "['hellaswag']"),
+    "watch": sequence_of(_watched, "['hellaswag']"),
     "space": _space,
     "then": optional(
         instance_of(SecondLevel, "SecondLevel(RouteSpace(...), trials=20)")

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from paretomerge.checkpoint.adapter import AdaptedCheckpoint
+from paretomerge.checkpoint.model_config import DEQUANTIZED_FROM
 from paretomerge.checkpoint.reference import reject_symlink_escape
 from paretomerge.errors import CheckpointError
 from paretomerge.merging.plan.one_layout import ArrangedWeights
@@ -30,7 +31,7 @@ Merged with paretomerge by `{method}` ({paper}) from:
 
 A merge is bound by the licences of all its sources.
 
-{text}
+{notes}
 
 Rebuild it with `paretomerge merge mergekit_config.yml OUT`:
 
@@ -77,7 +78,7 @@ def model_card(
         method=plan.recipe.merge_method,
         paper=plan.method.paper,
         sources="\n".join(sources),
-        text=text,
+        notes="\n\n".join(note for note in (_dequantised(plan), text) if note),
         recipe=plan.recipe.rename_models(_public_name).to_yaml(),
         checksums="\n".join(lines_of_checksums),
     )
@@ -115,15 +116,33 @@ def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
 
 def _licences(plan: Plan) -> dict[str, str | None]:
     """Model -> licence, with those of earlier steps; None where one of its parts states none."""
-    licences: dict[str, str | None] = {}
+    return {model: _licence_of(weights) for model, weights in _sources(plan).items()}
+
+
+def _sources(plan: Plan) -> dict[str, Weights]:
+    """Model -> its weights, with the models of earlier steps in place of their results."""
+    sources: dict[str, Weights] = {}
     for model, weights in plan.weights.items():
         if isinstance(weights, ArrangedWeights):
             weights = weights.weights
         if isinstance(weights, RecipeStep):
-            licences |= _licences(weights.plan)
+            sources |= _sources(weights.plan)
         else:
-            licences[model] = _licence_of(weights)
-    return licences
+            sources[model] = weights
+    return sources
+
+
+def _dequantised(plan: Plan) -> str:
+    """A paragraph on sources that were quantised; nothing without such a source."""
+    lines = []
+    for model, weights in _sources(plan).items():
+        origin = weights.config.get(DEQUANTIZED_FROM)
+        if origin:
+            lines.append(
+                f"The weights of {_public_name(model)} were dequantised from {origin}, and keep "
+                "the error of that quantisation."
+            )
+    return "\n".join(lines)
 
 
 def _licence_of(weights: Weights) -> str | None:

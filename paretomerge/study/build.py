@@ -3,7 +3,7 @@
 This makes spaces, evaluators and samplers, and reads the headers of models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -258,24 +258,23 @@ class _Builder:
 
     def goals(self) -> Goals:
         settings = self.settings
-        tasks: dict[str, HarnessTask] = {}
-        for measure in settings.measures:
-            if isinstance(measure, Task):
-                tasks[measure.name] = self._harness_task(measure)
-        watched_tasks = {task.name: self._harness_task(task) for task in settings.watch}
         errors = ErrorCollector()
         harness: HarnessEvaluator | None = None
-        watched: HarnessEvaluator | None = None
+        watched_harness: HarnessEvaluator | None = None
         evaluator: Evaluator | None = None
+        watched: Evaluator | None = None
         with self._prompts_tokenizer() as tokenizer:
             with errors.collect():
-                harness = self.harness(tasks, tokenizer)
+                harness = self.harness(settings.measures, tokenizer)
             with errors.collect():
                 # It gets the search evaluator, so that no example that the search has seen is ever
                 # held out.
-                watched = self.harness(watched_tasks, tokenizer, harness)
+                watched_harness = self.harness(settings.watch, tokenizer, harness)
         with errors.collect():
-            evaluator = self.evaluator(harness)
+            evaluator = self.evaluator(harness, settings.measures)
+        with errors.collect():
+            if settings.watch:
+                watched = self.evaluator(watched_harness, settings.watch)
         errors.raise_if_any()
         assert evaluator is not None
         race = None
@@ -321,10 +320,15 @@ class _Builder:
 
     def harness(
         self,
-        tasks: Mapping[str, HarnessTask],
+        measures: Sequence[Measure],
         tokenizer: str,
         beside: HarnessEvaluator | None = None,
     ) -> HarnessEvaluator | None:
+        """The evaluator of those measures that are tasks; None if none is."""
+        tasks: dict[str, HarnessTask] = {}
+        for measure in measures:
+            if isinstance(measure, Task):
+                tasks[measure.name] = self._harness_task(measure)
         if not tasks:
             return None
         evaluation = self.settings.evaluation
@@ -349,11 +353,13 @@ class _Builder:
             backend=_backend(evaluation.backend),
         )
 
-    def evaluator(self, harness: HarnessEvaluator | None) -> Evaluator:
-        """Everything that a trial is scored with, as one evaluator."""
+    def evaluator(
+        self, harness: HarnessEvaluator | None, measures: Sequence[Measure]
+    ) -> Evaluator:
+        """All measures as one evaluator; `harness` has those that are tasks."""
         parts: list[Evaluator] = [harness] if harness else []
         errors = ErrorCollector()
-        for measure in self.settings.measures:
+        for measure in measures:
             if not isinstance(measure, Task):
                 with errors.collect():
                     parts.append(_evaluator_of(measure, self.settings))

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.checkpoint.reference import Reference
 from paretomerge.errors import CheckpointError
 from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.merging.engine import merge
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.model_class import load_model, load_tokenizer
 from paretomerge.study.search import Search
@@ -19,7 +23,7 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
 
     Args:
         search: The study.
-        model: A folder, or a name on the Hub.
+        model: A folder, or a name on the Hub; `model+adapter` is written to a temporary folder.
         split: `search` or `held_out`.
 
     Returns:
@@ -29,6 +33,15 @@ def score_checkpoint(search: Search, model: str, split: Split) -> Mapping[str, S
         CheckpointError: It cannot be read.
         EvaluationError: It cannot be scored.
     """
+    if Reference.parse(model).adapter is None:
+        return _score(search, model, split)
+    recipe = {"merge_method": "passthrough", "models": [{"model": model}]}
+    with TemporaryDirectory(prefix="paretomerge-") as folder:
+        whole = merge(recipe, Path(folder) / "model")
+        return _score(search, str(whole), split)
+
+
+def _score(search: Search, model: str, split: Split) -> Mapping[str, Score]:
     # With transformers and not into a live model: this shows that the written files score what the
     # study recorded.
     checkpoint = Checkpoint(model)

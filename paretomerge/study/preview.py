@@ -108,7 +108,7 @@ class StudyPreview:
         models: The base and the sources.
         parameters: Number of parameters of the search space.
         scores: The objectives, then what only constraints use.
-        watch: Tasks that are only watched.
+        watch: Scores that are only watched.
         trials: Evaluations in all.
         done: Evaluations that are in the record.
         baselines: Number of baseline recipes, which come first.
@@ -169,7 +169,7 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
             models=tuple(model_previews),
             parameters=len(search.space.distributions),
             scores=scores,
-            watch=tuple(task.name for task in settings.watch),
+            watch=tuple(measure.name for measure in settings.watch),
             trials=settings.total_trials,
             done=count_evaluated(trials),
             baselines=len(search.space.baselines()),

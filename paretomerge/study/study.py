@@ -728,13 +728,13 @@ class Study:
 
 
 def _watched_settings(settings: StudySettings) -> dict[str, Any]:
-    """What is watched, as the record notes it: name of each score -> what is set of its task."""
+    """What is watched, as the record notes it: name of each score -> what is set of it."""
     watched: dict[str, Any] = {}
-    for task in settings.watch:
+    for measure in settings.watch:
         is_set = {
-            key: value for key, value in asdict(task).items() if value is not None
+            key: value for key, value in asdict(measure).items() if value is not None
         }
-        watched[task.name] = is_set
+        watched[measure.name] = is_set
     return watched
 
 

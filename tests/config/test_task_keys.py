@@ -25,7 +25,11 @@ def content(**changes):
         "models": ["a", "b"],
         "objectives": [{"task": "gsm8k"}, {"task": "gsm8k", "name": "chat", **KEYS}],
         "constraints": [{"task": "arc_easy", "add_bos_token": True, "at_least": 0.5}],
-        "watch": ["piqa", {"task": "arc_easy", "name": "arc_chat", **CHAT}],
+        "watch": [
+            "piqa",
+            {"task": "arc_easy", "name": "arc_chat", **CHAT},
+            {"perplexity": "wiki.txt", "metric": "bits_per_byte"},
+        ],
         **changes,
     }
 
@@ -43,6 +47,7 @@ def test_a_file_says_it_as_python_does(tmp_path):
     assert settings.watch == (
         pm.Task("piqa"),
         pm.Task("arc_easy", name="arc_chat", **CHAT),
+        pm.Perplexity("wiki.txt", "bits_per_byte"),
     )
     text = pm.load_study(tmp_path).to_yaml()
     written = yaml.safe_load(text)
@@ -73,7 +78,7 @@ def test_the_schema_has_the_keys():
             {"watch": [{"task": "piqa", "nmu_fewshot": 2}]},
             "watch.0: unknown key 'nmu_fewshot'; did you mean 'num_fewshot'?",
         ),
-        ({"watch": [{"name": "x"}]}, "watch.0.task: required key is missing"),
+        ({"watch": [{"name": "x"}]}, "watch.0: set exactly one of `task`"),
         ({"watch": [{"task": "piqa", "num_fewshot": -1}]}, "watch.0.num_fewshot: "),
         ({"watch": ["gsm8k"]}, "'gsm8k' is the name of two scores; set another `name`"),
         (
@@ -94,7 +99,7 @@ def test_what_is_wrong_is_named_by_its_key(tmp_path, changes, message):
 
 def test_a_direction_of_a_watched_task_is_refused():
     watch = [pm.Task("piqa", direction="maximize")]
-    with pytest.raises(pm.ConfigError, match="watch: piqa: a watched task is only"):
+    with pytest.raises(pm.ConfigError, match="watch: piqa: what is watched is only"):
         pm.Study("base", ["a", "b"], [pm.Task("gsm8k")], watch=watch)
 
 

@@ -183,12 +183,13 @@ def test_each_task_of_a_study_is_scored_as_if_alone(root):
     )
     candidate = live(root / "base")
     (evaluator,) = evaluators_in(goals.evaluator)
+    (watching,) = evaluators_in(goals.watched)
     scores = evaluator.evaluate(candidate, "held_out")
-    watched = goals.watched.evaluate(candidate, "held_out")
+    watched = watching.evaluate(candidate, "held_out")
     assert len(scores) == 6 and list(watched) == ["begins"]
     seen = set()
     for task in TASKS:
-        of_task = goals.watched if task.name in watched else evaluator
+        of_task = watching if task.name in watched else evaluator
         score = (scores | watched)[task.name]
         samples = alone(root, task)
         check_equal(task, of_task, score, samples)

@@ -54,7 +54,7 @@ def make(folder: Path, **changes) -> pm.Study:
         ),
         ("constraints", ["w0>0"], r"^constraints: expected Constraint\("),
         ("watch", "hellaswag", r"^watch: expected a list, such as \['hellaswag'\]"),
-        ("watch", [pm.Sparsity()], "^watch: expected text"),
+        ("watch", [0.5], "^watch: expected text"),
         ("space", {"methods": ["ties"]}, r"^space: expected WeightSpace\("),
         ("space", "ties", r"^space: expected WeightSpace\("),
         ("space", pm.WeightSpace, r"^space: .*class WeightSpace; write WeightSpace\("),
