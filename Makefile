@@ -4,10 +4,16 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart smollm test lint clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/paretomerge quickstart
+
+# A real language model: SmolLM2-135M-Instruct and three adapters. About 20 minutes on two cores.
+smollm: $(VENV)/installed
+	$(BIN)/python -m examples.smollm.build examples/smollm/models/base
+	$(BIN)/paretomerge plan examples/smollm/study.yaml
+	$(BIN)/paretomerge search examples/smollm/study.yaml
 
 test: lint
 	$(BIN)/python -m pytest -n 2
