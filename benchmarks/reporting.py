@@ -118,11 +118,16 @@ def documented_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def search_arguments(
-    description: str | None, searches: Iterable[str], *, folder: bool = True
+    description: str | None,
+    searches: Iterable[str],
+    *,
+    folder: bool = True,
+    others: Iterable[str] = (),
 ) -> argparse.Namespace:
     """Arguments of a script that runs searches on several seeds: `run` or `table`.
 
-    folder: whether `run` takes the folder for models and studies.
+    folder: whether `run` takes the folder for models and studies. others: commands without
+    arguments.
     """
     names = list(searches)
     parser = documented_parser(description)
@@ -132,5 +137,6 @@ def search_arguments(
         run.add_argument("folder", type=Path)
     run.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     run.add_argument("--searches", nargs="+", choices=names, default=names)
-    commands.add_parser("table")
+    for command in ("table", *others):
+        commands.add_parser(command)
     return parser.parse_args()

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
-from paretomerge.evaluate.evaluator import Score, Split
+from paretomerge.evaluate.evaluator import PerExample, Score, Split, evaluators_in
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
@@ -93,8 +93,8 @@ class RecipeScorer:
     Each recipe is scored once per split.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._settings = load_study(path).settings
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        self._settings = load_study(path, overrides).settings
         self._study = build_search(self._settings)
         self._scores: dict[tuple[str, str], dict[str, Score]] = {}
 
@@ -151,6 +151,29 @@ class RecipeScorer:
             self._scores[key] = dict(evaluator.evaluate(candidate, examples))
         return self._scores[key]
 
+    def held_out_objectives(
+        self, recipe: Recipe, n_examples: int | None = None
+    ) -> dict[str, float]:
+        """Objectives on held-out examples: name -> score.
+
+        n_examples: Only the first so many of each objective, which must all be tasks.
+        """
+        if n_examples is None:
+            return plain_scores(self(recipe, "held_out"))
+        recipe = replace(recipe, dtype=self._settings.dtype)
+        (harness,) = evaluators_in(self._study.goals.evaluator)
+        assert isinstance(harness, PerExample)
+        indices = {name: range(n_examples) for name in self.objectives}
+        candidate = self._study.first_level.load(recipe)
+        scores = {}
+        of_examples = harness.example_scores(candidate, "held_out", indices)
+        for name, values in of_examples.items():
+            scores[name] = harness.aggregate("held_out", name, values).value
+        return scores
+
     def held_out(self, recipe: Recipe) -> dict[str, float]:
         """Objectives and watched tasks on held-out examples: name -> score."""
-        return plain_scores(self(recipe, "held_out") | self(recipe, "watched"))
+        scores = self(recipe, "held_out")
+        if self.watched:
+            scores = scores | self(recipe, "watched")
+        return plain_scores(scores)

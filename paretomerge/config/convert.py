@@ -366,6 +366,7 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "data_root",
         "splits",
         "search_items",
+        "held_out_items",
         "batch_size",
         "cache",
         "backend",

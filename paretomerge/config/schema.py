@@ -166,6 +166,7 @@ class EvaluateConfig(Section):
     data_root: str | None = None
     splits: dict[str, str] | None = None
     search_items: int | None = Field(default=None, ge=1)
+    held_out_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     cache: str | None = None
     backend: str | dict[str, Any] | None = None

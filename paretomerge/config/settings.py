@@ -90,6 +90,7 @@ class Evaluation:
         splits: The data set's splits to use: `{"search": ..., "held_out": ...}`.
         search_items: Examples of each task to search on; the rest are held out. By default half of
             them, at most 200. With `splits`: the most examples of the search split, by default all.
+        held_out_items: The most held-out examples of each task; by default all.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
         backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or
@@ -121,6 +122,7 @@ class Evaluation:
     data_root: str | None = None
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
+    held_out_items: int | None = None
     batch_size: int = 16
     cache: str | None = None
     backend: str | Mapping[str, Any] | None = None
@@ -153,7 +155,7 @@ class Evaluation:
                 "evaluate.race: does not work with a `backend`, which would load each merge "
                 "again for every few examples"
             )
-        for name in ("search_items", "batch_size", "time_limit"):
+        for name in ("search_items", "held_out_items", "batch_size", "time_limit"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"evaluate.{name}: must be above 0, not {value}")
@@ -643,6 +645,7 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
         mapping_of(word, "{'search': 'train', 'held_out': 'test'}"),
     ),
     "search_items": optional(integer()),
+    "held_out_items": optional(integer()),
     "batch_size": integer(),
     "cache": optional(path),
     "backend": optional(_backend),

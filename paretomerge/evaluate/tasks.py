@@ -113,6 +113,8 @@ class TaskLoader:
             examples of the task's test split are searched on and the rest are held out.
         search_items: The number of search examples; by default half of them, at most 200. With
             `splits`, their greatest number; by default all. The tasks of a group share it.
+        held_out_items: The greatest number of held-out examples; by default all. The tasks of a
+            group share it.
         seed: Draws the search examples and the few-shot examples.
         tokenizer: The model whose chat template is applied.
     """
@@ -121,6 +123,7 @@ class TaskLoader:
     data_root: Path | None = None
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
+    held_out_items: int | None = None
     seed: int = 0
     tokenizer: str = ""
     _manager: "TaskManager | None" = field(default=None, repr=False)
@@ -177,12 +180,16 @@ class TaskLoader:
             if spec.search_items is not None:
                 search_items = spec.search_items
             if group is None:
-                return self._examples(name, spec, tasks[0], split, search_items)
+                most = search_items, self.held_out_items
+                return self._examples(name, spec, tasks[0], split, most)
             spec = replace(spec, metric=spec.metric or group.metric)
             members = []
             for task in tasks:
                 share = self._share(task, len(tasks), search_items)
-                examples = self._examples(name, spec, task, split, share)
+                held_out = self.held_out_items
+                if held_out is not None:
+                    held_out = max(held_out // len(tasks), 1)
+                examples = self._examples(name, spec, task, split, (share, held_out))
                 if not examples.is_mean:
                     raise EvaluationError(
                         f"{name}: {task.task_name}: {examples.metric} is no mean over examples, "
@@ -210,9 +217,9 @@ class TaskLoader:
         spec: HarnessTask,
         task: "Task",
         split: Split,
-        search_items: int | None,
+        most: tuple[int | None, int | None],
     ) -> Examples:
-        """The examples of one task; see `load`."""
+        """The examples of one task; see `load`. `most`: how many to search on, and to hold out."""
         if self.splits is not None:
             # the harness asks the documents of the test split
             dataset_split = self.splits[split]
@@ -227,7 +234,7 @@ class TaskLoader:
         n = len(task.eval_docs)
         if not n:
             raise EvaluationError(_no_examples(name, task.task_name))
-        documents = self._select_documents(name, n, split, search_items)
+        documents = self._select_documents(name, n, split, *most)
         template = self._chat_template if prompts.apply_chat_template else None
         arguments = prompts.request_arguments(template)
         try:
@@ -300,13 +307,17 @@ class TaskLoader:
             )
 
     def _select_documents(
-        self, name: str, n: int, split: Split, search_items: int | None
+        self,
+        name: str,
+        n: int,
+        split: Split,
+        search_items: int | None,
+        held_out_items: int | None,
     ) -> list[int]:
         """Which of the n documents belong to the split, in the order of the data."""
         if self.splits is not None:
-            if split == "search" and search_items:
-                n = min(n, search_items)
-            return list(range(n))
+            most = search_items if split == "search" else held_out_items
+            return list(range(n)[:most])
         if n < 2:
             raise EvaluationError(
                 f"{name}: one example cannot be searched on and held out; add examples, or name "
@@ -324,7 +335,7 @@ class TaskLoader:
         # The same permutation for both splits: they have no example in common.
         if split == "search":
             return sorted(shuffled[:search_items])
-        return sorted(shuffled[search_items:])
+        return sorted(shuffled[search_items:][:held_out_items])
 
 
 def _loading_problem(name: str, task: str, error: Exception) -> str:

@@ -341,6 +341,7 @@ class _Builder:
             data_root,
             evaluation.splits,
             evaluation.search_items,
+            evaluation.held_out_items,
             self.settings.seed,
             tokenizer,
         )

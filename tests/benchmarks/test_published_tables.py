@@ -2,7 +2,17 @@
 
 import pytest
 
-from benchmarks import dataflow, merge, peers, racing, search, specialists, standings
+from benchmarks import (
+    candidate,
+    dataflow,
+    family,
+    merge,
+    peers,
+    racing,
+    search,
+    specialists,
+    standings,
+)
 from benchmarks.reporting import append_entry, read_entries, rounded
 from tests.conftest import REPOSITORY
 
@@ -12,17 +22,13 @@ def published():
     return "\n".join(page.read_text() for page in pages)
 
 
-def specialists_table():
-    untuned = read_entries(specialists.UNTUNED_FILE)
-    return specialists.table(untuned, read_entries(specialists.FILE))
-
-
 SCRIPTS = {
     "search": lambda: standings.results(search.measured_problems(), peers.names()),
     "ablation": lambda: standings.ablation(search.measured_problems()),
-    "specialists": specialists_table,
+    "specialists": lambda: family.table(specialists.FAMILY),
     "racing": lambda: racing.table(read_entries(racing.FILE)),
     "dataflow": lambda: dataflow.tables(read_entries(dataflow.FILE)),
+    "candidate": lambda: candidate.tables(read_entries(candidate.FILE)[-1]),
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 

@@ -416,6 +416,11 @@ def test_a_groups_search_examples_are_shared_by_its_tasks(specialists, tmp_path)
     assert [len(member) for member in search.members] == [15, 20]
     assert [len(member) for member in held_out.members] == [15, 580]
     assert not set(search.content_digests) & set(held_out.content_digests)
+    fewer = harness(
+        specialists, "both", include_path=tmp_path, search_items=9, held_out_items=40
+    )
+    held_out = fewer.examples("held_out")["both"]
+    assert [len(member) for member in held_out.members] == [20, 20]
 
 
 def test_what_a_group_cannot_score_is_told(specialists, tmp_path):

@@ -41,6 +41,20 @@ def test_a_task_has_its_own_number_of_search_examples(tmp_path: Path) -> None:
         assert len(tasks.load("mine", spec, "held_out")) == 10 - expected
 
 
+def test_held_out_examples_have_a_greatest_number(tmp_path: Path) -> None:
+    spec = HarnessTask("letters")
+    everything = loader(tmp_path, 10, search_items=4)
+    all_held_out = everything.load("mine", spec, "held_out").content_digests
+    for most, expected in ((3, 3), (6, 6), (100, 6)):
+        tasks = loader(tmp_path, 10, search_items=4, held_out_items=most)
+        held_out = tasks.load("mine", spec, "held_out")
+        assert len(held_out) == expected
+        assert set(held_out.content_digests) <= set(all_held_out)
+        search = tasks.load("mine", spec, "search")
+        assert len(search) == 4
+        assert not set(search.content_digests) & set(held_out.content_digests)
+
+
 def test_an_error_names_the_score(tmp_path: Path) -> None:
     tasks = loader(tmp_path, 10)
     spec = HarnessTask("letters", search_items=10)

@@ -11,7 +11,11 @@ import torch
 from paretomerge.errors import EvaluationError
 from paretomerge.evaluate.inference._transformers import GENERATION_CONFIG_METADATA
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher, Tokens
-from paretomerge.evaluate.inference.prefill import group_by_prefix, prefill
+from paretomerge.evaluate.inference.prefill import (
+    group_by_prefix,
+    join_groups,
+    prefill,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +25,9 @@ NumberedPrompt = tuple[int, Tokens]
 
 Generated = dict[int, list[int]]
 """Number of the prompt -> the tokens written."""
+
+_STEP_COST = 16
+"""What a step costs beside its rows, in tokens that are read: weights have to be fetched."""
 
 # what a generation_config may contain without changing what greedy decoding writes
 _HARMLESS_DEFAULTS = {
@@ -117,7 +124,9 @@ class GreedyGenerator:
             generated.update(self.generate(batch))
 
         token_ids = [tokens for _, tokens in prompts]
-        for group in group_by_prefix(token_ids):
+        batch_cost = _STEP_COST * self._max_new_tokens // 2
+        groups = group_by_prefix(token_ids)
+        for group in join_groups(groups, token_ids, batcher.max_rows, batch_cost):
             members = [prompts[i] for i in group]
             batcher.run(process, members)
         return generated
@@ -145,8 +154,8 @@ class GreedyGenerator:
             unfinished -= self._finished(answers)
             if not unfinished:
                 break
-            # selecting rows copies the cache, which pays once half of them are finished
-            if 2 * len(unfinished) <= len(rows):
+            # selecting rows copies the cache, which pays once a quarter of them are finished
+            if 4 * len(unfinished) <= 3 * len(rows):
                 kept = []
                 for row, number in enumerate(rows):
                     if number in unfinished:

@@ -7,6 +7,7 @@ row and repeated for all others.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -185,6 +186,61 @@ def group_by_prefix(prompts: Sequence[Tokens]) -> list[list[int]]:
     joined = _join_small(groups)
     merged = [sorted(group, key=longest_first) for group in joined]
     return sorted(merged, key=lambda group: longest_first(group[0]))
+
+
+def join_groups(
+    groups: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens],
+    max_rows: int,
+    batch_cost: int,
+) -> list[list[int]]:
+    """Join groups whose prompts share less than their batches cost.
+
+    Answers are written a token at a time, and a step of few rows costs almost as much as one of
+    many. So a group of a few prompts is better read with its neighbours.
+
+    Args:
+        groups: Indices of each group's prompts, as `group_by_prefix` returns them.
+        prompts: Token ids.
+        max_rows: The most rows of a batch.
+        batch_cost: What one more batch costs, in tokens that are read.
+
+    Returns:
+        Fewer groups; in each, the longest prompt comes first.
+    """
+    # In sorted order, the groups with the longest common prefix are neighbours.
+    joined = [sorted(group, key=prompts.__getitem__) for group in groups]
+    joined.sort(key=lambda group: prompts[group[0]])
+    while len(joined) > 1:
+        gains = []
+        for left, right in pairwise(joined):
+            both = [*left, *right]
+            saved = _n_batches(left, max_rows) + _n_batches(right, max_rows)
+            saved -= _n_batches(both, max_rows)
+            more_tokens = _n_read(both, prompts)
+            more_tokens -= _n_read(left, prompts) + _n_read(right, prompts)
+            gains.append(saved * batch_cost - more_tokens)
+        best = max(range(len(gains)), key=gains.__getitem__)
+        if gains[best] <= 0:
+            break
+        joined[best : best + 2] = [joined[best] + joined[best + 1]]
+
+    def longest_first(i: int) -> tuple[int, Tokens]:
+        return -len(prompts[i]), prompts[i]
+
+    by_length = [sorted(group, key=longest_first) for group in joined]
+    return sorted(by_length, key=lambda group: longest_first(group[0]))
+
+
+def _n_batches(group: Sequence[int], max_rows: int) -> int:
+    return -(-len(group) // max_rows)
+
+
+def _n_read(group: Sequence[int], prompts: Sequence[Tokens]) -> int:
+    """Tokens that are read for a group in sorted order, its prefix once."""
+    # What the first and the last have in common, all between them have.
+    common = _common_length(prompts[group[0]], prompts[group[-1]])
+    return sum(len(prompts[i]) for i in group) - common * (len(group) - 1)
 
 
 def _join_small(groups: Sequence[list[int]]) -> list[list[int]]:

@@ -226,9 +226,10 @@ def test_finished_answers_leave_the_batch(scribe, lines):
     model.shapes.clear()
     stop = [tokenizer.decode(tokens[1:2]) for tokens in free.values()]
     written = GreedyGenerator(model, tokenizer, stop, 10).generate(prompts)
-    assert [shape for shape in model.shapes if shape[1] == 1] == [(8, 1)] and {
-        len(tokens) for tokens in written.values()
-    } <= {1, 2}
+    lengths = [len(tokens) for tokens in written.values()]
+    assert set(lengths) == {1, 2} and 4 * lengths.count(2) <= 3 * 8
+    steps = [shape for shape in model.shapes if shape[1] == 1]
+    assert steps == [(lengths.count(2), 1)]
     assert all(tokens == free[i][: len(tokens)] for i, tokens in written.items())
 
 

@@ -1,3 +1,5 @@
+from itertools import takewhile
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import (
 from paretomerge.evaluate.inference.generate import GreedyGenerator
 from paretomerge.evaluate.inference.prefill import (
     group_by_prefix,
+    join_groups,
     prefill,
     shared_prefix,
     supports_cache,
@@ -217,3 +220,45 @@ def test_groups_have_every_prompt_once_the_longest_first(prompts):
     assert [one[0] for one in lengths] == sorted(
         (one[0] for one in lengths), reverse=True
     )
+
+
+def test_small_groups_are_joined_where_their_batches_cost_more_than_their_prefix_saves():
+    one = [HEAD + tail for tail in tails()]
+    other = [(*HEAD[:6], 90, *tail) for tail in tails(1)]
+    prompts = [*one, *other]
+    groups = [list(range(6)), list(range(6, 12))]
+    joined = join_groups(groups, prompts, 16, batch_cost=1000)
+    assert [sorted(group) for group in joined] == [list(range(12))]
+    assert join_groups(groups, prompts, 16, batch_cost=0) == join_groups(
+        groups, prompts, 6, batch_cost=1000
+    )  # full batches are not fewer together
+    assert len(join_groups(groups, prompts, 16, batch_cost=0)) == 2
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=30
+    ),
+    st.integers(1, 8),
+    st.integers(0, 60),
+)
+def test_joined_groups_read_and_step_no_more(prompts, max_rows, batch_cost):
+    groups = group_by_prefix(prompts)
+    joined = join_groups(groups, prompts, max_rows, batch_cost)
+    assert sorted(i for group in joined for i in group) == list(range(len(prompts)))
+    for group in joined:
+        lengths = [len(prompts[i]) for i in group]
+        assert lengths == sorted(lengths, reverse=True)
+
+    def cost(groups):
+        batches = sum(-(-len(group) // max_rows) for group in groups)
+        return batches * batch_cost + sum(map(read, groups))
+
+    def read(group):
+        members = [prompts[i] for i in group]
+        columns = zip(*members, strict=False)
+        same = takewhile(lambda column: len(set(column)) == 1, columns)
+        common = len(list(same))
+        return sum(map(len, members)) - common * (len(members) - 1)
+
+    assert cost(joined) <= cost(groups)

@@ -1,0 +1,237 @@
+"""Searches over the merges of one family of models, beside its sources and untuned merges.
+
+`benchmarks.specialists` and `benchmarks.smollm` are such families. Every search has the same
+budget, the same space and the same baseline recipes, which count. Search scores choose the front
+and the picks; tables show scores on held-out examples. The hypervolume is that of the front's
+held-out scores, above the worst source per objective less a tenth of the range.
+"""
+
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+
+from benchmarks.reporting import (
+    Entry,
+    append_entry,
+    markdown_table,
+    mean_and_deviation,
+    missing_runs,
+    read_entries,
+)
+from benchmarks.study_api import RecipeScorer
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.ranking import knee
+from paretomerge.recipe import Recipe
+from paretomerge.types import Array
+
+SearchMaker = str | Callable[[int], BaseSampler]
+"""A preset, set up as `sampler: NAME` in a study.yaml sets it up; or seed -> sampler."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a table is made of.
+
+    Attributes:
+        study: The study.yaml with models, tasks and space.
+        results: The file of the searches' results.
+        untuned_results: That of the sources and the untuned merges.
+        searches: Row of the table -> the sampler.
+        sources: Names of the sources.
+        objectives: Names of the scores that are searched on.
+        watched: Names of the scores that are only reported.
+        trials: Evaluations of a search.
+        front_examples: Held-out examples of each objective that the front is scored on; None for
+            all. The picks are always scored on all.
+        overrides: Keys of the study.yaml that are set here.
+    """
+
+    study: Path
+    results: Path
+    untuned_results: Path
+    searches: Mapping[str, SearchMaker]
+    sources: tuple[str, ...]
+    objectives: tuple[str, ...]
+    watched: tuple[str, ...]
+    trials: int
+    front_examples: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def run(family: Family, seeds: Sequence[int], searches: Sequence[str]) -> None:
+    """Score the untuned merges and run the searches that are not in the result files."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    scorer = RecipeScorer(family.study, family.overrides)
+    finished = {entry["name"] for entry in read_entries(family.untuned_results)}
+    for name, recipe in untuned(scorer).items():
+        if name not in finished:
+            scores = scorer.held_out(recipe)
+            append_entry(family.untuned_results, {"name": name, "scores": scores})
+    for seed, name in missing_runs(family.results, seeds, searches):
+        entry = {"search": name, "seed": seed} | search(family, name, seed, scorer)
+        append_entry(family.results, entry)
+        print(f"seed {seed}  {name}: knee {entry['knee']}", flush=True)
+
+
+def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
+    """Recipes that need no search, at the defaults of their papers."""
+    sources = scorer.sources
+
+    def recipe(
+        method: str,
+        each: Mapping[str, Any],
+        models: Iterable[str] = sources,
+        **options: Any,
+    ) -> Recipe:
+        content: dict[str, Any] = {"merge_method": method}
+        if method != "linear":
+            content["base_model"] = scorer.base
+        listed = [{"model": sources[name], "parameters": dict(each)} for name in models]
+        return Recipe.from_dict(content | {"models": listed, "parameters": options})
+
+    recipes = {name: recipe("linear", {"weight": 1.0}, [name]) for name in sources}
+    recipes["uniform soup"] = recipe("linear", {"weight": 1.0})
+    recipes["task arithmetic, 0.4"] = recipe("task_arithmetic", {"weight": 0.4})
+    recipes["TIES, top 20 %, lambda 1"] = recipe(
+        "ties", {"weight": 1.0, "density": 0.2}
+    )
+    recipes["DARE-TIES, drop 90 %, 0.4"] = recipe(
+        "dare_ties", {"weight": 0.4, "density": 0.1}, rescale="inverse_density"
+    )
+    for first, second in combinations(sources, 2):
+        content = {
+            "merge_method": "slerp",
+            "base_model": sources[first],
+            "models": [{"model": sources[first]}, {"model": sources[second]}],
+            "parameters": {"t": 0.5},
+        }
+        recipes[f"SLERP {first} + {second}, 0.5"] = Recipe.from_dict(content)
+    recipes["Model Stock"] = recipe("model_stock", {})
+    recipes["TSV"] = recipe("tsv", {})
+    return recipes
+
+
+def search(family: Family, name: str, seed: int, scorer: RecipeScorer) -> Entry:
+    """One search; the held-out scores of its front and of its picks."""
+    recipes, values = sampled(family, name, seed, scorer)
+    front = np.flatnonzero(nondominated(values))
+    front_scores = []
+    for i in front:
+        scores = scorer.held_out_objectives(recipes[i], family.front_examples)
+        front_scores.append([scores[objective] for objective in scorer.objectives])
+    at_knee = front[knee(values[front])]
+    best_mean = int(np.argmax(np.mean(values, axis=1)))
+    return {
+        "front": front_scores,
+        "knee": scorer.held_out(recipes[at_knee]),
+        "best mean": scorer.held_out(recipes[best_mean]),
+    }
+
+
+def make_sampler(
+    family: Family, name: str, seed: int, scorer: RecipeScorer
+) -> BaseSampler:
+    """The sampler of one search."""
+    maker = family.searches[name]
+    if isinstance(maker, str):
+        return scorer.sampler(maker, seed, family.trials)
+    return maker(seed)
+
+
+def sampled(
+    family: Family, name: str, seed: int, scorer: RecipeScorer
+) -> tuple[list[Recipe], Array]:
+    """The recipes of one search, and their search scores `(n, m)`."""
+    sampler = make_sampler(family, name, seed, scorer)
+    directions = [StudyDirection.MAXIMIZE] * len(scorer.objectives)
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    for params in scorer.baselines:
+        study.enqueue_trial(dict(params))
+    recipes, values = [], []
+    for _ in range(family.trials):
+        trial = study.ask(scorer.distributions)
+        recipe = scorer.recipe(trial.params)
+        scores = scorer(recipe, "search")
+        trial_values = [scores[objective].value for objective in scorer.objectives]
+        stderr = [scores[objective].stderr for objective in scorer.objectives]
+        trial.set_user_attr("stderr", stderr)
+        study.tell(trial, trial_values)
+        recipes.append(recipe)
+        values.append(trial_values)
+    return recipes, np.asarray(values)
+
+
+# ----- the table
+
+
+def table(family: Family) -> str:
+    """Sources, untuned merges and searches: a row each."""
+    untuned_scores = {}
+    for entry in read_entries(family.untuned_results):
+        untuned_scores[entry["name"]] = entry["scores"]
+    entries = read_entries(family.results)
+    sources = [untuned_scores[source] for source in family.sources]
+    reference = reference_point([objectives_of(family, source) for source in sources])
+    n_seeds = len({entry["seed"] for entry in entries})
+    rows = []
+    for name, scores in untuned_scores.items():
+        rows.append(untuned_row(family, name, scores, reference))
+    for name in family.searches:
+        seeds = [entry for entry in entries if entry["search"] == name]
+        if len(seeds) == n_seeds:
+            rows.append(search_row(family, name, seeds, reference))
+    header = ["", *family.objectives, "mean", "mean of the best mean", "hypervolume"]
+    return markdown_table([*header, *family.watched], rows)
+
+
+def untuned_row(
+    family: Family, name: str, scores: Mapping[str, float], reference: Array
+) -> list[str]:
+    """One merge without a search."""
+    values = objectives_of(family, scores)
+    volume = hypervolume_share([values], reference)
+    numbers = [*values, statistics.mean(values)]
+    cells = [name, *(f"{number:.3f}" for number in numbers)]
+    cells += ["", f"{volume:.3f}"]  # there is one merge, and no other pick
+    cells += [f"{scores[task]:.3f}" for task in family.watched]
+    return cells
+
+
+def search_row(
+    family: Family, name: str, entries: Sequence[Entry], reference: Array
+) -> list[str]:
+    """One search over all seeds, at the knee."""
+    knee_means, best_means, volumes = [], [], []
+    for entry in entries:
+        knee_means.append(statistics.mean(objectives_of(family, entry["knee"])))
+        best_means.append(statistics.mean(objectives_of(family, entry["best mean"])))
+        volumes.append(hypervolume_share(entry["front"], reference))
+    columns = [knee_scores(entries, task) for task in family.objectives]
+    columns += [knee_means, best_means, volumes]
+    columns += [knee_scores(entries, task) for task in family.watched]
+    return [f"{name}, knee", *(mean_and_deviation(column) for column in columns)]
+
+
+def knee_scores(entries: Sequence[Entry], task: str) -> list[float]:
+    """The score of each seed's knee on one task."""
+    return [entry["knee"][task] for entry in entries]
+
+
+def objectives_of(family: Family, scores: Mapping[str, float]) -> list[float]:
+    """Scores of the objectives, in their order."""
+    return [scores[objective] for objective in family.objectives]
+
+
+def hypervolume_share(values: Sequence[Sequence[float]], reference: Array) -> float:
+    """The hypervolume, as a share of what perfect scores would have."""
+    perfect = hypervolume([[1.0] * len(reference)], reference)
+    return hypervolume(values, reference) / perfect
