@@ -110,7 +110,7 @@ def main() -> None:
         print(table(COMPOSED))
         return
     torch.set_num_threads(1)  # one search to a core
-    for family in (COMPOSED, FAMILY):
+    for family in (FAMILY, COMPOSED):
         searches = [name for name in arguments.searches if name in family.searches]
         run(family, arguments.seeds, searches)
 
