@@ -85,6 +85,11 @@ def convert(
         CheckpointError: If the file cannot be read or converted, or `out` cannot be written.
     """
     check_not_current(out)
+    if source.resolve().is_relative_to(out.resolve()):
+        raise CheckpointError(
+            f"{out}: holds {source.name}, and cannot be replaced by what is made of it; name a "
+            "new folder"
+        )
     if overwrite:
         check_replaceable(out)
     contents = _read_contents(source)

@@ -217,6 +217,18 @@ def test_a_weight_that_is_not_in_the_file_is_not_made_up(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_of_the_file_is_not_replaced(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    path = write_gguf(
+        folder / "x.gguf", TYPES.F32, model().state_dict(), model().config
+    )
+    with pytest.raises(CheckpointError, match=r"holds x\.gguf"):
+        convert(path, folder, overwrite=True)
+    assert path.exists()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         convert(tmp_path / "x.gguf", tmp_path / "out")
