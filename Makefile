@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 quickstart: $(VENV)/installed
 	$(BIN)/paretomerge quickstart
 
-# A real language model: SmolLM2-135M-Instruct and three adapters. About 20 minutes on two cores.
+# A real language model: SmolLM2-135M-Instruct and three adapters. About half an hour on two cores.
 smollm: $(VENV)/installed
 	$(BIN)/python -m examples.smollm.build examples/smollm/models/base
 	$(BIN)/paretomerge plan examples/smollm/study.yaml
