@@ -1,7 +1,7 @@
 """Train the experts of the SmolLM2 family: LoRA adapters of the base that build.py writes.
 
-    python -m examples.smollm.train runs/smollm/base arithmetic      # one core, an hour or less
-    python -m examples.smollm.train runs/smollm/base arithmetic --device cuda
+    python -m examples.smollm.train examples/smollm/models/base arithmetic   # an hour on one core
+    python -m examples.smollm.train examples/smollm/models/base arithmetic --device cuda
 
 Seeded, in float32 and on one thread, so a run can be repeated. The adapters are committed.
 """

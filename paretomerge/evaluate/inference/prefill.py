@@ -5,9 +5,9 @@ row and repeated for all others.
 """
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -178,14 +178,7 @@ def group_by_prefix(prompts: Sequence[Tokens]) -> list[list[int]]:
             prefix = prompt
             longest = len(prompt)
 
-    def longest_first(i: int) -> tuple[int, Tokens]:
-        # and by tokens, so that the groups do not depend on the order of the requests
-        prompt = prompts[i]
-        return -len(prompt), prompt
-
-    joined = _join_small(groups)
-    merged = [sorted(group, key=longest_first) for group in joined]
-    return sorted(merged, key=lambda group: longest_first(group[0]))
+    return _longest_first(_join_small(groups), prompts)
 
 
 def join_groups(
@@ -209,38 +202,83 @@ def join_groups(
         Fewer groups; in each, the longest prompt comes first.
     """
     # In sorted order, the groups with the longest common prefix are neighbours.
-    joined = [sorted(group, key=prompts.__getitem__) for group in groups]
-    joined.sort(key=lambda group: prompts[group[0]])
-    while len(joined) > 1:
-        gains = []
-        for left, right in pairwise(joined):
-            both = [*left, *right]
-            saved = _n_batches(left, max_rows) + _n_batches(right, max_rows)
-            saved -= _n_batches(both, max_rows)
-            more_tokens = _n_read(both, prompts)
-            more_tokens -= _n_read(left, prompts) + _n_read(right, prompts)
-            gains.append(saved * batch_cost - more_tokens)
-        best = max(range(len(gains)), key=gains.__getitem__)
-        if gains[best] <= 0:
-            break
-        joined[best : best + 2] = [joined[best] + joined[best + 1]]
+    joined = sorted(
+        (_PromptGroup.of(group, prompts) for group in groups),
+        key=lambda group: group.first,
+    )
 
-    def longest_first(i: int) -> tuple[int, Tokens]:
+    def gain(i: int) -> int:
+        """Tokens that are saved where a group is joined with the next one."""
+        left, right = joined[i], joined[i + 1]
+        both = left.join(right)
+        batches = left.n_batches(max_rows) + right.n_batches(max_rows)
+        batches_saved = batches - both.n_batches(max_rows)
+        more_read = both.n_read - left.n_read - right.n_read
+        return batches_saved * batch_cost - more_read
+
+    gains = [gain(i) for i in range(len(joined) - 1)]
+    while gains and max(gains) > 0:
+        best = gains.index(max(gains))
+        joined[best : best + 2] = [joined[best].join(joined[best + 1])]
+        del gains[best]
+        # Only the gains beside the new group have changed.
+        for i in (best - 1, best):
+            if 0 <= i < len(gains):
+                gains[i] = gain(i)
+    return _longest_first([group.indices for group in joined], prompts)
+
+
+@dataclass(frozen=True)
+class _PromptGroup:
+    """Prompts that are read behind the prefix that all of them share.
+
+    Attributes:
+        indices: Of its prompts.
+        n_tokens: Of all its prompts.
+        first: The first prompt in sorted order.
+        last: The last one. What the two have in common, all between them have.
+    """
+
+    indices: list[int]
+    n_tokens: int
+    first: Tokens
+    last: Tokens
+
+    @classmethod
+    def of(cls, indices: Sequence[int], prompts: Sequence[Tokens]) -> "_PromptGroup":
+        members = [prompts[i] for i in indices]
+        n_tokens = sum(len(prompt) for prompt in members)
+        return cls(list(indices), n_tokens, min(members), max(members))
+
+    def join(self, other: "_PromptGroup") -> "_PromptGroup":
+        return _PromptGroup(
+            self.indices + other.indices,
+            self.n_tokens + other.n_tokens,
+            min(self.first, other.first),
+            max(self.last, other.last),
+        )
+
+    def n_batches(self, max_rows: int) -> int:
+        return math.ceil(len(self.indices) / max_rows)
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that are read, the shared prefix once."""
+        n_repeats = len(self.indices) - 1
+        return self.n_tokens - n_repeats * _common_length(self.first, self.last)
+
+
+def _longest_first(
+    groups: Sequence[Sequence[int]], prompts: Sequence[Tokens]
+) -> list[list[int]]:
+    """Groups and their prompts, the longest first."""
+
+    def key(i: int) -> tuple[int, Tokens]:
+        # and by tokens, so that the groups do not depend on the order of the requests
         return -len(prompts[i]), prompts[i]
 
-    by_length = [sorted(group, key=longest_first) for group in joined]
-    return sorted(by_length, key=lambda group: longest_first(group[0]))
-
-
-def _n_batches(group: Sequence[int], max_rows: int) -> int:
-    return -(-len(group) // max_rows)
-
-
-def _n_read(group: Sequence[int], prompts: Sequence[Tokens]) -> int:
-    """Tokens that are read for a group in sorted order, its prefix once."""
-    # What the first and the last have in common, all between them have.
-    common = _common_length(prompts[group[0]], prompts[group[-1]])
-    return sum(len(prompts[i]) for i in group) - common * (len(group) - 1)
+    by_length = [sorted(group, key=key) for group in groups]
+    return sorted(by_length, key=lambda group: key(group[0]))
 
 
 def _join_small(groups: Sequence[list[int]]) -> list[list[int]]:
