@@ -10,6 +10,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -82,22 +83,27 @@ def run(family: Family, seeds: Sequence[int], searches: Sequence[str]) -> None:
         print(f"seed {seed}  {name}: knee {entry['knee']}", flush=True)
 
 
+def same_for_all(
+    scorer: RecipeScorer,
+    method: str,
+    each: Mapping[str, Any],
+    models: Iterable[str] | None = None,
+    **options: Any,
+) -> Recipe:
+    """A recipe with the same parameters for all sources, or for some."""
+    content: dict[str, Any] = {"merge_method": method}
+    if method != "linear":
+        content["base_model"] = scorer.base
+    sources = scorer.sources
+    names = sources if models is None else models
+    listed = [{"model": sources[name], "parameters": dict(each)} for name in names]
+    return Recipe.from_dict(content | {"models": listed, "parameters": options})
+
+
 def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
     """Recipes that need no search, at the defaults of their papers."""
     sources = scorer.sources
-
-    def recipe(
-        method: str,
-        each: Mapping[str, Any],
-        models: Iterable[str] = sources,
-        **options: Any,
-    ) -> Recipe:
-        content: dict[str, Any] = {"merge_method": method}
-        if method != "linear":
-            content["base_model"] = scorer.base
-        listed = [{"model": sources[name], "parameters": dict(each)} for name in models]
-        return Recipe.from_dict(content | {"models": listed, "parameters": options})
-
+    recipe = partial(same_for_all, scorer)
     recipes = {name: recipe("linear", {"weight": 1.0}, [name]) for name in sources}
     recipes["uniform soup"] = recipe("linear", {"weight": 1.0})
     recipes["task arithmetic, 0.4"] = recipe("task_arithmetic", {"weight": 0.4})

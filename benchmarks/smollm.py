@@ -11,7 +11,7 @@ knee, and the trial with the best mean of the search scores) and the untuned mer
 
 import torch
 
-from benchmarks.family import Family, run, table, untuned
+from benchmarks.family import Family, run, same_for_all, table, untuned
 from benchmarks.reporting import (
     REPOSITORY,
     RESULTS,
@@ -69,7 +69,9 @@ def experts() -> str:
     recipes = {
         "base": single(scorer.base),
         **{name: merges[name] for name in (*FAMILY.sources, "uniform soup")},
-        "task arithmetic, 0.7": task_arithmetic(scorer, 0.7),
+        "task arithmetic, 0.7": same_for_all(
+            scorer, "task_arithmetic", {"weight": 0.7}
+        ),
     }
     rows = []
     for name, recipe in recipes.items():
@@ -82,18 +84,6 @@ def single(model: str) -> Recipe:
     """A model as it is."""
     content = {"merge_method": "passthrough", "models": [{"model": model}]}
     return Recipe.from_dict(content)
-
-
-def task_arithmetic(scorer: RecipeScorer, weight: float) -> Recipe:
-    """All experts with one weight."""
-    return Recipe.from_dict(
-        {
-            "merge_method": "task_arithmetic",
-            "base_model": scorer.base,
-            "models": [{"model": model} for model in scorer.sources.values()],
-            "parameters": {"weight": weight},
-        }
-    )
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paretomerge.errors import ErrorCollector, EvaluationError, unknown_name
 from paretomerge.evaluate import _lm_eval
@@ -101,6 +101,13 @@ class HarnessTask:
         return (self.metric or "").partition(",")[2]
 
 
+class _MostItems(NamedTuple):
+    """The greatest numbers of examples of one task; None for all, or for the default."""
+
+    search: int | None
+    held_out: int | None
+
+
 @dataclass
 class TaskLoader:
     """Finds tasks by name and loads their examples.
@@ -180,7 +187,7 @@ class TaskLoader:
             if spec.search_items is not None:
                 search_items = spec.search_items
             if group is None:
-                most = search_items, self.held_out_items
+                most = _MostItems(search_items, self.held_out_items)
                 return self._examples(name, spec, tasks[0], split, most)
             spec = replace(spec, metric=spec.metric or group.metric)
             members = []
@@ -189,7 +196,8 @@ class TaskLoader:
                 held_out = self.held_out_items
                 if held_out is not None:
                     held_out = max(held_out // len(tasks), 1)
-                examples = self._examples(name, spec, task, split, (share, held_out))
+                most = _MostItems(share, held_out)
+                examples = self._examples(name, spec, task, split, most)
                 if not examples.is_mean:
                     raise EvaluationError(
                         f"{name}: {task.task_name}: {examples.metric} is no mean over examples, "
@@ -217,9 +225,9 @@ class TaskLoader:
         spec: HarnessTask,
         task: "Task",
         split: Split,
-        most: tuple[int | None, int | None],
+        most: _MostItems,
     ) -> Examples:
-        """The examples of one task; see `load`. `most`: how many to search on, and to hold out."""
+        """The examples of one task; see `load`."""
         if self.splits is not None:
             # the harness asks the documents of the test split
             dataset_split = self.splits[split]
@@ -234,7 +242,7 @@ class TaskLoader:
         n = len(task.eval_docs)
         if not n:
             raise EvaluationError(_no_examples(name, task.task_name))
-        documents = self._select_documents(name, n, split, *most)
+        documents = self._select_documents(name, n, split, most)
         template = self._chat_template if prompts.apply_chat_template else None
         arguments = prompts.request_arguments(template)
         try:
@@ -311,13 +319,13 @@ class TaskLoader:
         name: str,
         n: int,
         split: Split,
-        search_items: int | None,
-        held_out_items: int | None,
+        most: _MostItems,
     ) -> list[int]:
         """Which of the n documents belong to the split, in the order of the data."""
+        search_items, held_out_items = most
         if self.splits is not None:
-            most = search_items if split == "search" else held_out_items
-            return list(range(n)[:most])
+            limit = search_items if split == "search" else held_out_items
+            return list(range(n)[:limit])
         if n < 2:
             raise EvaluationError(
                 f"{name}: one example cannot be searched on and held out; add examples, or name "
