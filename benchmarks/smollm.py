@@ -47,18 +47,6 @@ FAMILY = Family(
     front_examples=100,
     overrides=OVERRIDES,
 )
-COMPOSED = Family(
-    study=EXAMPLE / "composed.yaml",
-    results=RESULTS / "smollm-composed.jsonl",
-    untuned_results=RESULTS / "smollm-composed-untuned.jsonl",
-    searches={"MM-MO (ours)": "mmmo", "random search": "random"},
-    sources=("arithmetic", "french"),
-    objectives=("smollm_composed", "smollm_arithmetic", "smollm_french"),
-    watched=(),
-    trials=40,
-    front_examples=100,
-    overrides=OVERRIDES,
-)
 
 
 def experts() -> str:
@@ -96,13 +84,9 @@ def main() -> None:
         return
     if arguments.command == "table":
         print(table(FAMILY))
-        print()
-        print(table(COMPOSED))
         return
     torch.set_num_threads(1)  # one search to a core
-    for family in (FAMILY, COMPOSED):
-        searches = [name for name in arguments.searches if name in family.searches]
-        run(family, arguments.seeds, searches)
+    run(FAMILY, arguments.seeds, arguments.searches)
 
 
 if __name__ == "__main__":

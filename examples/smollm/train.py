@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from examples.smollm.skills import EXPERTS, SKILLS, Item
+from examples.smollm.skills import EXPERTS, SKILLS
+from examples.smollm.skills.splits import Item
 
 ADAPTERS = Path(__file__).parent / "adapters"
 STEPS = {"arithmetic": 240, "french": 150, "extraction": 90, "composed": 150}
@@ -99,7 +100,7 @@ def save(adapted: PeftModel, out: Path) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     adapted.peft_config["default"].base_model_name_or_path = "SmolLM2-135M-Instruct"
-    adapted.save_pretrained(out)
+    adapted.save_pretrained(str(out))
     (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
