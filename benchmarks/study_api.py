@@ -19,9 +19,9 @@ from paretomerge.study.search import Search
 from paretomerge.study.study import load_study
 
 
-def run_study(path: Path) -> Search:
+def run_study(path: Path, overrides: Sequence[str] = ()) -> Search:
     """Run the study of a study.yaml to its end; it continues where it was interrupted."""
-    study = build_search(load_study(path).settings)
+    study = build_search(load_study(path, overrides).settings)
     study.run()
     return study
 

@@ -56,11 +56,17 @@ Overrides = Annotated[
     ),
 ]
 Prefer = Annotated[
-    str | None, typer.Option(help="Weights of the objectives: sort=0.7,reverse=0.3")
+    str | None,
+    typer.Option(
+        help="mean, or weights of the objectives: sort=0.7,reverse=0.3. Default: the study's own."
+    ),
 ]
 Knee = Annotated[
     bool,
-    typer.Option("--knee", help="The trial nearest to the ideal point (the default)."),
+    typer.Option(
+        "--knee",
+        help="The trial nearest to the ideal point (the default without preferences).",
+    ),
 ]
 Trials = Annotated[
     int | None, typer.Option(help="Evaluations in all, baselines included.", min=1)
@@ -115,7 +121,6 @@ def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     Run it again to resume.
     """
     from paretomerge.cli.quickstart import unpack_specialists
-    from paretomerge.decide.pick import Choice
 
     study_file = unpack_specialists(Path.cwd())
     study = session.open_study(study_file)
@@ -123,7 +128,8 @@ def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     trial = session.show(study, MAX_SHOWN)
     # Overwritten, since a second run may pick another trial.
     out = study.folder / "picked"
-    picked = study.save(trial, out, overwrite=True, picked_by=Choice().text)
+    picked_by = study.default_choice.text
+    picked = study.save(trial, out, overwrite=True, picked_by=picked_by)
     report_file = study.report()
     shown = session.short(study_file)
     session.console().print(
@@ -260,16 +266,36 @@ def pick(
     prefer: Prefer = None,
     knee: Knee = False,
     trial: Number = None,
+    refine: Annotated[
+        int,
+        typer.Option(
+            help="First evaluate so many new merges that the preference may prefer.",
+            min=0,
+        ),
+    ] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Choose one merge of the front, and write it as a Hugging Face checkpoint."""
-    from paretomerge.decide.pick import Choice, choose
+    """Choose one merge, say how sure the choice is, and write it as a checkpoint."""
+    from paretomerge.decide.pick import Choice, check_out, choose
     from paretomerge.report.tables import trials_table
 
     study = session.open_study(study_yaml)
     # A wrong choice is reported before anything is loaded or written.
     choice = Choice.parse(prefer, trial, knee)
-    number = choose(study.results(), choice).number
+    if choice == Choice():
+        choice = study.default_choice
+    if refine and choice.trial is not None:
+        raise ConfigError("--refine: needs a preference, not --trial")
+    if out is not None:
+        check_out(out, overwrite)
+    if refine:
+        session.refine(study, choice, refine)
+    decision = None
+    if choice.trial is None:
+        decision = session.decide(study, choice)
+        number = decision.trial.number
+    else:
+        number = choose(study.results(), choice).number
     heading = f"Picked by {choice.text}"
     if out is None:
         heading += " (add --out FOLDER to write it)"
@@ -280,6 +306,8 @@ def pick(
     picked = choose(results, Choice(trial=number))
     table = trials_table(results, [picked], heading, number)
     session.console().print(table)
+    if decision is not None:
+        session.show_decision(decision)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from paretomerge.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from paretomerge.decide.decision import Decision
+    from paretomerge.decide.pick import Choice
     from paretomerge.evaluate.evaluator import Split
     from paretomerge.record.trial import Trial
     from paretomerge.study.study import Study
@@ -114,12 +116,11 @@ def show(study: "Study", most: int | None = None) -> "Trial":
     Returns:
         The trial that `pick` takes by default.
     """
-    from paretomerge.decide.pick import Choice, choose
     from paretomerge.report.tables import best_first, trials_table
 
     results = study.results()
-    choice = Choice()
-    picked = choose(results, choice)
+    choice = study.default_choice
+    picked = study.picked()
     baselines = trials_table(results, results.baselines, "Baselines", picked.number)
     console().print()
     console().print(baselines)
@@ -136,6 +137,47 @@ def show(study: "Study", most: int | None = None) -> "Trial":
     heading = f"Pareto front: {counts}, by {order} (→ {choice.text})"
     console().print(trials_table(results, shown, heading, picked.number))
     return picked
+
+
+def decide(study: "Study", choice: "Choice") -> "Decision":
+    """Pick by a preference; trials that are scored for it are announced.
+
+    Args:
+        study: The study.
+        choice: How to pick, without a number.
+    """
+
+    def announce(trial: "Trial") -> None:
+        line = f"scored {trial.name} on selection examples"
+        console().print(line, style="dim", highlight=False)
+
+    set_up_process(study)
+    return study.decide(choice.prefer, announce)
+
+
+def refine(study: "Study", choice: "Choice", n_trials: int) -> None:
+    """Evaluate new merges that a preference may prefer; print what they were believed to score.
+
+    Args:
+        study: The study.
+        choice: How the user will pick.
+        n_trials: The number of merges.
+    """
+    from paretomerge.report.tables import refinement_table
+
+    set_up_process(study)
+    console().print(f"Evaluating {n_trials} new merges ...", style="dim")
+    found = study.refine(choice.prefer, n_trials)
+    console().print(refinement_table(found, study.results()))
+    console().print()
+
+
+def show_decision(decision: "Decision") -> None:
+    """Print how sure a pick is."""
+    from paretomerge.report.tables import decision_lines
+
+    for line in decision_lines(decision):
+        console().print(line, highlight=False, soft_wrap=True)
 
 
 def split_named(name: str) -> "Split":

@@ -24,6 +24,7 @@ from paretomerge.config.schema import (
 from paretomerge.config.settings import (
     Budget,
     Evaluation,
+    PreferSetting,
     SamplerSetting,
     SecondLevel,
     StudySettings,
@@ -92,6 +93,7 @@ def settings_of(
         space=_space(config.space),
         then=_second_level(config.then) if config.then else None,
         sampler=config.sampler,
+        prefer=config.prefer,
         budget=Budget(config.trials, until, config.budget.patience),
         starts=tuple(config.starts),
         warm_start=tuple(config.warm_start),
@@ -147,6 +149,7 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "warm_start": list(settings.warm_start),
         "evaluate": _evaluate_config(settings.evaluation),
         "sampler": _sampler_config(settings.sampler),
+        "prefer": _prefer_config(settings.prefer),
         "trials": settings.budget.trials,
         "budget": _budget_config(settings.budget),
         "then": _then_config(settings.then) if settings.then else None,
@@ -367,6 +370,7 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "splits",
         "search_items",
         "held_out_items",
+        "selection_items",
         "batch_size",
         "cache",
         "backend",
@@ -397,6 +401,10 @@ def _sampler_config(sampler: SamplerSetting) -> str | dict[str, Any]:
             "`sampler={'name': ..., option: ...}`"
         )
     return description
+
+
+def _prefer_config(prefer: PreferSetting | None) -> str | dict[str, float] | None:
+    return dict(prefer) if isinstance(prefer, Mapping) else prefer
 
 
 def _budget_config(budget: Budget) -> BudgetConfig:

@@ -167,6 +167,7 @@ class EvaluateConfig(Section):
     splits: dict[str, str] | None = None
     search_items: int | None = Field(default=None, ge=1)
     held_out_items: int | None = Field(default=None, ge=1)
+    selection_items: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     cache: str | None = None
     backend: str | dict[str, Any] | None = None
@@ -226,6 +227,7 @@ class StudyConfig(Section):
     warm_start: list[str] = Field(default=[])
     evaluate: EvaluateConfig = EvaluateConfig()
     sampler: str | dict[str, Any] = "mmmo"
+    prefer: Literal["mean"] | dict[str, float] | None = None
     trials: int = Field(default=60, ge=1)
     budget: BudgetConfig = BudgetConfig()
     then: ThenConfig | None = None

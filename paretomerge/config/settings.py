@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.samplers import BaseSampler
 
@@ -30,10 +30,13 @@ from paretomerge.evaluate.measures import (
     PROMPT_READERS,
     Constraint,
     Measure,
+    Perplexity,
+    Size,
     Sparsity,
     Task,
     not_a_measure,
 )
+from paretomerge.pareto.preference import MEAN, Preference
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
@@ -41,9 +44,19 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
+PreferSetting = Mapping[str, float] | Literal["mean"]
+"""Objective -> weight, or the mean of the objectives."""
+
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
 """A sampler's name, its name and options, or an Optuna sampler."""
 
+_ABOVE_ZERO = (
+    "search_items",
+    "held_out_items",
+    "selection_items",
+    "batch_size",
+    "time_limit",
+)
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -91,6 +104,9 @@ class Evaluation:
         search_items: Examples of each task to search on; the rest are held out. By default half of
             them, at most 200. With `splits`: the most examples of the search split, by default all.
         held_out_items: The most held-out examples of each task; by default all.
+        selection_items: Examples of each task that nothing else uses, by which a pick is made among
+            the best trials. With `splits`: examples of the search split beyond `search_items`.
+            By default none.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
         backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or
@@ -123,6 +139,7 @@ class Evaluation:
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
     held_out_items: int | None = None
+    selection_items: int | None = None
     batch_size: int = 16
     cache: str | None = None
     backend: str | Mapping[str, Any] | None = None
@@ -155,10 +172,15 @@ class Evaluation:
                 "evaluate.race: does not work with a `backend`, which would load each merge "
                 "again for every few examples"
             )
-        for name in ("search_items", "held_out_items", "batch_size", "time_limit"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"evaluate.{name}: must be above 0, not {value}")
+        if self.selection_items and self.splits and self.search_items is None:
+            raise ConfigError(
+                "evaluate.selection_items: set `search_items`, too, so that examples of the search "
+                "split are left over"
+            )
 
     def prompt_settings(self, task: Task) -> dict[str, Any]:
         """How a task's questions are put: its own settings, and the study's where it has none.
@@ -256,6 +278,8 @@ class StudySettings:
         then: A second level.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
             sampler.
+        prefer: What the user wants. A share of the proposals improves it, and it is what is picked
+            by default. It may change while a study runs.
         budget: When the search ends.
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models, whose trials are taken over.
@@ -288,6 +312,7 @@ class StudySettings:
     space: WeightSpace | RouteSpace | SearchSpace = field(default_factory=WeightSpace)
     then: SecondLevel | None = None
     sampler: SamplerSetting = "mmmo"
+    prefer: PreferSetting | None = None
     budget: Budget = field(default_factory=Budget)
     starts: tuple[str, ...] = ()
     warm_start: tuple[str, ...] = ()
@@ -316,6 +341,7 @@ class StudySettings:
             self._check_names,
             self._check_prompts,
             self._check_levels,
+            self._check_preference,
             self._check_tokenizer,
         ):
             with errors.collect():
@@ -423,6 +449,20 @@ class StudySettings:
         for measure in (*self.measures, *self.watch):
             if isinstance(measure, Task):
                 self.evaluation.prompt_settings(measure)
+
+    def _check_preference(self) -> None:
+        if self.prefer is None:
+            return
+        Preference.parse(self.prefer, [measure.name for measure in self.objectives])
+        if self.prefer != MEAN:
+            return
+        for measure in self.objectives:
+            has_other_unit = isinstance(measure, Sparsity | Size | Perplexity)
+            if has_other_unit or measure.direction == "minimize":
+                raise ConfigError(
+                    f"prefer: mean: {measure.name!r} has another unit than a share of right "
+                    "answers; write weights, as {gsm8k: 0.7, brevity: 0.3}"
+                )
 
     def _constraint_names(self) -> list[str]:
         """Names of the scores that only constraints use, once for each measure."""
@@ -570,6 +610,15 @@ def _check_sampler_name(name: str, sampler: str) -> None:
         raise ConfigError(f"{name}: {unknown_name('name', sampler, PRESETS)}")
 
 
+def _prefer(name: str, value: object) -> PreferSetting:
+    if value == MEAN:
+        return MEAN
+    weights: dict[str, float] = mapping_of(number, "{'gsm8k': 0.7}, or 'mean'")(
+        name, value
+    )
+    return weights
+
+
 def _space(name: str, value: object) -> object:
     if isinstance(value, WeightSpace | RouteSpace):
         return value
@@ -646,6 +695,7 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     ),
     "search_items": optional(integer()),
     "held_out_items": optional(integer()),
+    "selection_items": optional(integer()),
     "batch_size": integer(),
     "cache": optional(path),
     "backend": optional(_backend),
@@ -675,6 +725,7 @@ _STUDY_READERS: Mapping[str, Reader] = {
         instance_of(SecondLevel, "SecondLevel(RouteSpace(...), trials=20)")
     ),
     "sampler": _sampler,
+    "prefer": optional(_prefer),
     "budget": as_budget,
     "starts": sequence_of(path, "['recipe.yml']"),
     "warm_start": sequence_of(path, "['runs/first']"),

@@ -1,17 +1,21 @@
 """Pick one trial of the front, and write its merge as a checkpoint."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
+from typing import Literal
 
-from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.decide.belief import Belief
+from paretomerge.decide.decision import Decision, decide
+from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score
-from paretomerge.pareto.ranking import knee, preferred
+from paretomerge.pareto.preference import KNEE, MEAN, Preference
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
+
+PickSetting = Mapping[str, float] | Literal["mean", "knee"]
+"""Objective -> weight, the mean of the objectives, or the knee of the front."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,11 @@ class Choice:
     """How to pick. At most one field is set; the knee of the front is the default.
 
     Attributes:
-        prefer: Objective -> weight.
+        prefer: Objective -> weight, `mean` or `knee`.
         trial: A trial's number.
     """
 
-    prefer: Mapping[str, float] | None = None
+    prefer: PickSetting | None = None
     trial: int | None = None
 
     @classmethod
@@ -31,7 +35,7 @@ class Choice:
         """Read the command line's options.
 
         Args:
-            prefer: `sort=0.7,reverse=0.3`.
+            prefer: `sort=0.7,reverse=0.3`, `mean` or `knee`.
             trial: A trial's number.
             at_knee: Whether `--knee` was given.
 
@@ -44,8 +48,14 @@ class Choice:
         given = [prefer is not None, trial is not None, at_knee]
         if sum(given) > 1:
             raise ConfigError("use one of --prefer, --knee and --trial, not several")
+        if at_knee:
+            return cls(KNEE)
         if prefer is None:
             return cls(trial=trial)
+        if prefer == MEAN:
+            return cls(MEAN)
+        if prefer == KNEE:
+            return cls(KNEE)
         # Only the form is checked here: the names of objectives are in the record, which `choose`
         # reads.
         weights = {}
@@ -55,7 +65,7 @@ class Choice:
                 weights[name.strip()] = float(number)
             except ValueError as error:
                 raise ConfigError(
-                    f"--prefer: write objective=weight,..., not {part!r}"
+                    f"--prefer: write mean, knee or objective=weight,..., not {part!r}"
                 ) from error
         return cls(prefer=weights)
 
@@ -64,18 +74,39 @@ class Choice:
         """How the trial is picked, in words."""
         if self.trial is not None:
             return f"its number, {self.trial}"
-        if self.prefer is None:
+        if self.prefer is None or self.prefer == KNEE:
             return "the knee of the front"
+        if isinstance(self.prefer, str):
+            return "the mean of the objectives"
         weights = []
         for name, weight in self.prefer.items():
             weights.append(f"{name}={weight:g}")
         return "the preference " + ", ".join(weights)
 
+    def preference(self, results: Results) -> Preference:
+        """The preference that the choice stands for.
+
+        Args:
+            results: The study's results.
+
+        Returns:
+            The preference.
+
+        Raises:
+            ConfigError: It names no objective of the study, or the objectives have no mean.
+        """
+        names = [objective.name for objective in results.objectives]
+        if self.prefer is None:
+            return Preference.knee(len(names))
+        if self.prefer == MEAN and not results.has_mean:
+            raise ConfigError(
+                "prefer: mean: the objectives have different units; write objective=weight,..."
+            )
+        return Preference.parse(self.prefer, names)
+
 
 def choose(results: Results, choice: Choice) -> Trial:
     """Find the trial that a choice selects.
-
-    Preferences and the knee use the front's search scores only.
 
     Args:
         results: The study's results.
@@ -90,14 +121,30 @@ def choose(results: Results, choice: Choice) -> Trial:
     # A number may select any feasible trial, also one that is not on the front.
     if choice.trial is not None:
         return _numbered(results, choice.trial)
-    # Held-out scores are not looked at: choosing by them would make them optimistic too.
-    front = results.front
-    if not front:
+    return decide_for(results, choice).trial
+
+
+def decide_for(results: Results, choice: Choice) -> Decision:
+    """Pick by a preference or the knee, and say how sure the pick is.
+
+    The pick rests on what is believed of all trials, given the search scores and those on selection
+    examples (`Belief`). Held-out scores are never looked at: choosing by them would make them
+    optimistic, too.
+
+    Args:
+        results: The study's results.
+        choice: How to pick, without a number.
+
+    Returns:
+        The decision.
+
+    Raises:
+        ConfigError: No feasible trial has finished, or the preference does not fit the study.
+    """
+    preference = choice.preference(results)
+    if not results.front:
         raise ConfigError(_why_no_front(results))
-    values = [trial.values(results.objectives) for trial in front]
-    if choice.prefer is None:
-        return front[knee(values)]
-    return front[preferred(values, _weights(results, choice.prefer))]
+    return decide(results, preference, Belief.of(results))
 
 
 class _Undo(Exception):  # noqa: N818 - not an error
@@ -228,27 +275,6 @@ def _total_violation(trial: Trial) -> float:
     # Room to spare in one constraint must not make up for another that is broken.
     excesses = [max(violation, 0) for violation in trial.constraints.values()]
     return sum(excesses)
-
-
-def _weights(results: Results, prefer: Mapping[str, float]) -> list[float]:
-    """The weight of each objective, 0 where the preference does not name it."""
-    names = [objective.name for objective in results.objectives]
-    if not isinstance(prefer, Mapping):
-        raise ConfigError(f"prefer: write {{objective: weight}}, not {shorten(prefer)}")
-    for name, weight in prefer.items():
-        if name not in names:
-            raise ConfigError(f"prefer: {unknown_name('objective', name, names)}")
-        # `not >=`: NaN fails every comparison.
-        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
-            raise ConfigError(
-                f"prefer: weights must be numbers of 0 or more, not {name}={weight}"
-            )
-    weights = [float(prefer.get(name, 0.0)) for name in names]
-    largest = max(weights)
-    if not largest > 0:
-        raise ConfigError("prefer: at least one weight must be above 0")
-    # Only their ratios matter, and huge weights would overflow in sums.
-    return [weight / largest for weight in weights]
 
 
 def _cell(score: Score | None) -> str:

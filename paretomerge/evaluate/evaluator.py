@@ -12,8 +12,12 @@ from paretomerge.evaluate.model_kind import ModelKind
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Split = Literal["search", "held_out"]
-"""Examples that the search may look at, or examples that only the report looks at."""
+Split = Literal["search", "held_out", "selection"]
+"""Which examples.
+
+`search`: those that the search looks at. `held_out`: those that only the report looks at.
+`selection`: those by which a pick is made among the best trials.
+"""
 
 MetricValue: TypeAlias = Any
 """One example's value of a metric: a number, or whatever the metric's aggregation takes (pairs)."""

@@ -106,6 +106,17 @@ class HarnessEvaluator:
             contents.update(examples.content_digests)
         return frozenset(contents)
 
+    @property
+    def selection_contents(self) -> frozenset[str]:
+        """Content digests of all selection examples, those of `search_evaluator` included."""
+        contents: set[str] = set()
+        if self._search_evaluator:
+            contents.update(self._search_evaluator.selection_contents)
+        elif self._loader.selection_items:
+            for examples in self.examples("selection").values():
+                contents.update(examples.content_digests)
+        return frozenset(contents)
+
     def check_model_kind(self, kind: ModelKind) -> None:
         """Check that models of a kind can do tasks; see `Evaluator`."""
         # Another backend knows itself what it can load.
@@ -128,9 +139,9 @@ class HarnessEvaluator:
                 with errors.collect():
                     loaded[name] = self._loader.load(name, spec, split)
             errors.raise_if_any()
-            # the search keeps an example of both splits: a held-out score must not include it
-            if split == "held_out":
-                loaded = self._without_search_examples(loaded)
+            # the search keeps an example of several splits: no other score must include it
+            if split != "search":
+                loaded = self._without_search_examples(loaded, split)
             self._loaded[split] = loaded
         return self._loaded[split]
 
@@ -288,22 +299,30 @@ class HarnessEvaluator:
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         return len(tokens)
 
-    def _without_search_examples(self, held_out: ExamplesByName) -> ExamplesByName:
-        """The held-out examples without the search examples; a note counts those removed."""
-        search_contents = self.search_contents
+    def _without_search_examples(
+        self, loaded: ExamplesByName, split: Split
+    ) -> ExamplesByName:
+        """Examples of a split without the search examples; a note counts those removed.
+
+        Held-out examples are also not those of the selection.
+        """
+        used = self.search_contents
+        if split == "held_out":
+            used |= self.selection_contents
+        kind = split.replace("_", "-")
         disjoint = {}
-        for name, examples in held_out.items():
-            remaining = examples.without(search_contents)
+        for name, examples in loaded.items():
+            remaining = examples.without(used)
             if not len(remaining):
                 raise EvaluationError(
-                    f"{name}: all held-out examples are searched on too. "
+                    f"{name}: all {kind} examples are searched on too. "
                     "Change `splits` or `search_items`"
                 )
             removed = len(examples) - len(remaining)
             if removed:
                 total = len(examples)
                 self.notes.append(
-                    f"{name}: {removed} of {total} held-out examples are searched on too, "
+                    f"{name}: {removed} of {total} {kind} examples are searched on too, "
                     "and left out"
                 )
             disjoint[name] = remaining

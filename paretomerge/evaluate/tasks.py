@@ -106,6 +106,7 @@ class _MostItems(NamedTuple):
 
     search: int | None
     held_out: int | None
+    selection: int | None
 
 
 @dataclass
@@ -122,6 +123,8 @@ class TaskLoader:
             `splits`, their greatest number; by default all. The tasks of a group share it.
         held_out_items: The greatest number of held-out examples; by default all. The tasks of a
             group share it.
+        selection_items: The greatest number of selection examples; by default none. The tasks of a
+            group share it.
         seed: Draws the search examples and the few-shot examples.
         tokenizer: The model whose chat template is applied.
     """
@@ -131,6 +134,7 @@ class TaskLoader:
     splits: Mapping[str, str] | None = None
     search_items: int | None = None
     held_out_items: int | None = None
+    selection_items: int | None = None
     seed: int = 0
     tokenizer: str = ""
     _manager: "TaskManager | None" = field(default=None, repr=False)
@@ -187,16 +191,17 @@ class TaskLoader:
             if spec.search_items is not None:
                 search_items = spec.search_items
             if group is None:
-                most = _MostItems(search_items, self.held_out_items)
+                most = _MostItems(
+                    search_items, self.held_out_items, self.selection_items
+                )
                 return self._examples(name, spec, tasks[0], split, most)
             spec = replace(spec, metric=spec.metric or group.metric)
             members = []
             for task in tasks:
                 share = self._share(task, len(tasks), search_items)
-                held_out = self.held_out_items
-                if held_out is not None:
-                    held_out = max(held_out // len(tasks), 1)
-                most = _MostItems(share, held_out)
+                held_out = _shared(self.held_out_items, len(tasks))
+                selection = _shared(self.selection_items, len(tasks))
+                most = _MostItems(share, held_out, selection)
                 examples = self._examples(name, spec, task, split, most)
                 if not examples.is_mean:
                     raise EvaluationError(
@@ -230,7 +235,8 @@ class TaskLoader:
         """The examples of one task; see `load`."""
         if self.splits is not None:
             # the harness asks the documents of the test split
-            dataset_split = self.splits[split]
+            # Selection examples are those of the search split that the search does not use.
+            dataset_split = self.splits["held_out" if split == "held_out" else "search"]
             if dataset_split not in task.dataset:
                 message = unknown_name("split", dataset_split, task.dataset)
                 raise EvaluationError(f"{name}: {message}")
@@ -243,6 +249,11 @@ class TaskLoader:
         if not n:
             raise EvaluationError(_no_examples(name, task.task_name))
         documents = self._select_documents(name, n, split, most)
+        if not documents:
+            raise EvaluationError(
+                f"{name}: no example is left for `selection_items`: the search uses all {n} of its "
+                "split; set a smaller `search_items`"
+            )
         template = self._chat_template if prompts.apply_chat_template else None
         arguments = prompts.request_arguments(template)
         try:
@@ -322,10 +333,16 @@ class TaskLoader:
         most: _MostItems,
     ) -> list[int]:
         """Which of the n documents belong to the split, in the order of the data."""
-        search_items, held_out_items = most
+        search_items, held_out_items, selection_items = most
+        n_selection = selection_items or 0
         if self.splits is not None:
-            limit = search_items if split == "search" else held_out_items
-            return list(range(n)[:limit])
+            documents = range(n)
+            if split == "held_out":
+                return list(documents[:held_out_items])
+            n_search = n if search_items is None else search_items
+            if split == "search":
+                return list(documents[:n_search])
+            return list(documents[n_search : n_search + n_selection])
         if n < 2:
             raise EvaluationError(
                 f"{name}: one example cannot be searched on and held out; add examples, or name "
@@ -333,17 +350,27 @@ class TaskLoader:
             )
         if search_items is None:
             search_items = min(n // 2, _MOST_SEARCH_ITEMS)
-        if not 0 < search_items < n:
+        most_used = n - 1 - n_selection
+        if not 0 < search_items <= most_used:
+            beside = f" beside {n_selection} selection_items" if n_selection else ""
             raise EvaluationError(
-                f"{name}: search_items must be between 1 and {n - 1}, so that some of the {n} "
-                f"examples are held out, not {search_items}"
+                f"{name}: search_items must be between 1 and {most_used}{beside}, so that some of "
+                f"the {n} examples are held out, not {search_items}"
             )
         rng = random.Random(self.seed)
         shuffled = rng.sample(range(n), n)
-        # The same permutation for both splits: they have no example in common.
+        # The same permutation for all splits: they have no example in common.
         if split == "search":
             return sorted(shuffled[:search_items])
-        return sorted(shuffled[search_items:][:held_out_items])
+        rest = shuffled[search_items:]
+        if split == "selection":
+            return sorted(rest[:n_selection])
+        return sorted(rest[n_selection:][:held_out_items])
+
+
+def _shared(most: int | None, n_tasks: int) -> int | None:
+    """The share of one of a group's tasks; None where there is no limit."""
+    return None if most is None else max(most // n_tasks, 1)
 
 
 def _loading_problem(name: str, task: str, error: Exception) -> str:

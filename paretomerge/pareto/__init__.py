@@ -2,6 +2,7 @@
 
 - `front`: dominance and hypervolume. moocore does the computations.
 - `ranking`: order points, and pick one from a front.
+- `preference`: what a user wants, as one number.
 """
 
 from paretomerge.pareto.front import (
@@ -11,16 +12,18 @@ from paretomerge.pareto.front import (
     nondominated_fronts,
     reference_point,
 )
-from paretomerge.pareto.ranking import knee, normalised, preferred, ranked
+from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.pareto.ranking import knee, normalised, ranked
 
 __all__ = [
+    "Preference",
+    "Scale",
     "hypervolume",
     "hypervolume_contributions",
     "knee",
     "nondominated",
     "nondominated_fronts",
     "normalised",
-    "preferred",
     "ranked",
     "reference_point",
 ]

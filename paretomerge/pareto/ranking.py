@@ -10,9 +10,6 @@ from paretomerge.pareto.front import (
 )
 from paretomerge.types import Array
 
-_AUGMENTATION = 1e-3  # Steuer & Choo's rho: small, so that the sum only breaks ties
-_MIN_EXTENT = 1e-12  # an objective that varies by less is not scaled
-
 
 def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
     """Order points front after front, inside a front by hypervolume contribution.
@@ -32,12 +29,6 @@ def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
         best_first = np.argsort(-contributions, kind="stable")
         order.append(front[best_first])
     return np.concatenate(order)
-
-
-def divisors(extent: ArrayLike) -> Array:
-    """The extents `(m,)` of the objectives, to divide by; 1 for an objective that does not vary."""
-    extents = np.asarray(extent, dtype=float)
-    return np.where(extents > _MIN_EXTENT, extents, 1.0)
 
 
 def normalised(values: ArrayLike) -> Array:
@@ -74,29 +65,4 @@ def knee(values: ArrayLike) -> int:
     # The ideal point is 1 in every objective.
     shortfall = 1 - normalised(values)
     distances = np.linalg.norm(shortfall, axis=1)
-    return int(distances.argmin())
-
-
-def preferred(values: ArrayLike, weights: ArrayLike) -> int:
-    """Pick the point that a preference prefers, by the augmented Tchebycheff function.
-
-    The point minimises max_k lambda_k (1 - f_k) + rho sum_k lambda_k (1 - f_k), with objectives f_k
-    scaled over the front (Steuer & Choo 1983).
-
-    Args:
-        values: Points of a front, `(n, m)`.
-        weights: lambda, `(m,)`, non-negative; scaled to a sum of 1.
-
-    Returns:
-        The index of the point.
-
-    Example:
-        >>> preferred([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]], [1, 0])
-        0
-    """
-    preference = np.asarray(weights, dtype=float)
-    preference = preference / np.sum(weights)
-    shortfall = (1 - normalised(values)) * preference
-    augmentation = _AUGMENTATION * shortfall.sum(1)
-    distances = shortfall.max(1) + augmentation
     return int(distances.argmin())

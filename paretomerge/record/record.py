@@ -20,14 +20,17 @@ from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.record.changes import describe_changes
 from paretomerge.record.folder import make_folder
-from paretomerge.record.results import Results
+from paretomerge.record.results import Parameters, Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
 from paretomerge.search.observations import STDERR
+from paretomerge.types import Conditions
 
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
 # because Optuna refuses to change a finished trial.
 _HELD_OUT = "held_out"
+_SELECTION = "selection"
+_CONDITIONS = "conditions"
 _ALLOW_MISMATCH = "allow_mismatch"
 WATCHED = "watched"
 """The note of what is watched: name of each score -> what is set of its task."""
@@ -167,7 +170,12 @@ class Record:
         if last_end and last_end["total"] == len(trials):
             end_reason = last_end["reason"]
         return Results(
-            self.objectives, self.sources, trials, end_reason, str(self.storage)
+            self.objectives,
+            self.sources,
+            trials,
+            end_reason,
+            str(self.storage),
+            self._parameters(),
         )
 
     def trials(self) -> list[Trial]:
@@ -176,8 +184,20 @@ class Record:
         trials = []
         for frozen in self.frozen_trials():
             held_out = _held_out_scores(attributes, frozen.number)
-            trials.append(_from_frozen(frozen, held_out))
+            selection = attributes.get(f"{_SELECTION}/{frozen.number}")
+            trials.append(_from_frozen(frozen, held_out, selection))
         return trials
+
+    def _parameters(self) -> dict[int, Parameters]:
+        distributions: dict[int, dict[str, BaseDistribution]] = {}
+        for frozen in self.frozen_trials():
+            level = frozen.user_attrs.get("level", 0)
+            distributions.setdefault(level, {}).update(frozen.distributions)
+        parameters = {}
+        for level, of_level in distributions.items():
+            conditions = self.note(f"{_CONDITIONS}/{level}") or {}
+            parameters[level] = Parameters(of_level, conditions)
+        return parameters
 
     def frozen_trials(self) -> list[FrozenTrial]:
         """Read the trials in Optuna's form, in the order of their numbers."""
@@ -259,6 +279,28 @@ class Record:
         if self.note(key) != value:
             with self.storage.readable_errors():
                 self._study.set_user_attr(key, value)
+
+    def set_conditions(self, level: int, conditions: Conditions) -> None:
+        """Write when the parameters of a level are active.
+
+        Args:
+            level: The level's number.
+            conditions: Parameter -> pairs (parent, values).
+        """
+        listed = {}
+        for name, pairs in conditions.items():
+            # Lists, as JSON returns them: equal conditions must not look changed.
+            listed[name] = [[parent, list(values)] for parent, values in pairs]
+        self.set_note(f"{_CONDITIONS}/{level}", listed)
+
+    def add_selection(self, number: int, scores: Scores) -> None:
+        """Write a trial's scores on selection examples, in place of earlier ones.
+
+        Args:
+            number: The trial's number.
+            scores: Its scores on the first selection examples, in the order of the data.
+        """
+        self.set_note(f"{_SELECTION}/{number}", _pack(scores))
 
     def allow_mismatch(self) -> None:
         """Note that the study merges models that may not belong together."""
@@ -413,7 +455,11 @@ def _without_unset(value: Any) -> Any:
     return value
 
 
-def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
+def _from_frozen(
+    frozen: FrozenTrial,
+    held_out: Mapping[str, Scores],
+    selection: Mapping[str, Sequence[Any]] | None,
+) -> Trial:
     # Every attribute has a default: records of earlier versions lack the newer ones.
     attributes = frozen.user_attrs
     all_held_out: dict[str, Score] = {}
@@ -428,6 +474,7 @@ def _from_frozen(frozen: FrozenTrial, held_out: Mapping[str, Scores]) -> Trial:
         failure=attributes.get("failure", ""),
         seconds=dict(attributes.get("seconds", {})),
         held_out=all_held_out or None,
+        selection=_unpack(selection) if selection else None,
         constraints=dict(frozen.constraints),
         warm_start=attributes.get("warm", ""),
         same_as=attributes.get("same_as"),

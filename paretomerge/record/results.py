@@ -1,12 +1,28 @@
 """The results of a study so far, as a snapshot of its record."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from optuna.distributions import BaseDistribution
 
 from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import hypervolume, reference_point
 from paretomerge.record.trial import Scores, Trial, count_evaluated, pareto_front
+from paretomerge.types import Conditions
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of the trials of one level.
+
+    Attributes:
+        distributions: Parameter -> its distribution.
+        conditions: When each is active; see `Conditions`.
+    """
+
+    distributions: Mapping[str, BaseDistribution]
+    conditions: Conditions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,7 @@ class Results:
         trials: Every finished trial in the order of their numbers, failed ones included.
         end_reason: Why the latest run ended; empty if a trial has been added since.
         place: Where the record is, for messages.
+        parameters: Level -> the parameters of its trials.
     """
 
     objectives: tuple[Objective, ...]
@@ -28,6 +45,7 @@ class Results:
     trials: tuple[Trial, ...]
     end_reason: str = ""
     place: str = ""
+    parameters: Mapping[int, Parameters] = field(default_factory=dict)
 
     @cached_property
     def front(self) -> list[Trial]:

@@ -27,6 +27,8 @@ class Trial:
         failure: Why it failed; empty if it did not.
         seconds: Wall-clock seconds by stage: ask, merge, evaluate, record.
         held_out: Scores on the held-out examples; None until they are measured.
+        selection: Scores on the selection examples, by which a pick among the best trials was made;
+            None until they are measured.
         constraints: Each constraint's text -> its violation; 0 or less where it is satisfied.
         warm_start: The study and trial number that the scores were taken from; empty for trials
             of this study.
@@ -53,6 +55,7 @@ class Trial:
     failure: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     held_out: Scores | None = None
+    selection: Scores | None = None
     constraints: Mapping[str, float] = field(default_factory=dict)
     warm_start: str = ""
     same_as: int | None = None

@@ -18,13 +18,19 @@ _STAGES = ("ask", "merge", "evaluate")
 _PACKAGES = ("paretomerge", "torch", "transformers", "lm_eval", "optuna", "botorch")
 
 
-def write_report(results: Results, out: Path, choice: Choice | None = None) -> Path:
+def write_report(
+    results: Results,
+    out: Path,
+    choice: Choice | None = None,
+    picked: Trial | None = None,
+) -> Path:
     """Write the present state of a study as one HTML file.
 
     Args:
         results: The study's results.
         out: The file; its folder is created.
         choice: Which trial to show as picked; by default the knee of the front.
+        picked: The trial that the choice has picked, where that is known.
 
     Returns:
         The file.
@@ -37,7 +43,7 @@ def write_report(results: Results, out: Path, choice: Choice | None = None) -> P
     import jinja2
 
     choice = choice or Choice()
-    picked = choose(results, choice)
+    picked = picked or choose(results, choice)
     scored = [trial for trial in results.trials if not trial.failure]
     on_front = {trial.number for trial in results.front}
     off_front = [trial for trial in results.baselines if trial.number not in on_front]

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from paretomerge.decide.compare import Comparison
+from paretomerge.decide.decision import Decision
+from paretomerge.decide.refinement import Refinement
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.ranking import normalised
 from paretomerge.record.results import Results
@@ -129,6 +131,64 @@ def _watched(results: Results, trials: Sequence[Trial]) -> tuple[str, ...]:
     for trial in trials:
         names |= dict.fromkeys(trial.held_out or {})
     return tuple(name for name in names if name not in objectives)
+
+
+def decision_lines(decision: Decision) -> list[str]:
+    """Say in words how sure a pick is.
+
+    Args:
+        decision: The pick.
+
+    Returns:
+        One or more lines of text.
+    """
+    lines = []
+    expected = []
+    for name, score in decision.expected.items():
+        # An exact score has an interval without a width.
+        if score.high > score.low:
+            expected.append(f"{name} {score.low:.3f} to {score.high:.3f}")
+    if expected:
+        lines.append(f"expected on held-out examples (90 %): {', '.join(expected)}")
+    other = decision.runner_up
+    if other is None:
+        return lines
+    lines.append(
+        f"the best of all trials with a probability of {decision.probability:.0%}"
+    )
+    changes = []
+    for name, change in decision.change.items():
+        changes.append(f"{name} {change:+.3f}")
+    lines.append(f"runner-up {other.name}: {', '.join(changes)}")
+    return lines
+
+
+def refinement_table(found: Sequence[Refinement], results: Results) -> Table:
+    """Make a table of new trials: what was believed of each score, and what was measured.
+
+    Args:
+        found: The new trials.
+        results: The study's results.
+
+    Returns:
+        The table.
+    """
+    table = Table(title="Believed before, then measured", title_justify="left")
+    table.add_column("trial")
+    for objective in results.objectives:
+        table.add_column(f"{objective.name} believed", justify="right")
+        table.add_column("measured", justify="right")
+    for entry in found:
+        cells = [entry.trial.name]
+        for objective in results.objectives:
+            score = entry.trial.scores.get(objective.name)
+            believed = entry.believed.get(objective.name)
+            cells.append(
+                f"{believed.low:.3f} to {believed.high:.3f}" if believed else "-"
+            )
+            cells.append(score.text if score else "failed")
+        table.add_row(*cells)
+    return table
 
 
 def comparison_table(comparisons: Sequence[Comparison], one: str, other: str) -> Table:

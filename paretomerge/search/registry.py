@@ -17,12 +17,13 @@ import warnings
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.pareto.preference import MEAN, Prefer
 from paretomerge.search.baselines.evolver import EvolverProposer
 from paretomerge.search.baselines.m2n2 import M2N2Proposer
 from paretomerge.search.baselines.map import MAPProposer
@@ -32,10 +33,14 @@ from paretomerge.search.baselines.scalarised import cma
 from paretomerge.search.encoding import Space
 from paretomerge.search.options import check_option, resolve_seed
 from paretomerge.search.point_sampler import PointSampler, Proposer
+from paretomerge.search.preferring import PreferringSampler
 from paretomerge.types import Conditions, Params
 
 Options = Mapping[str, Any]
 """Options of a sampler: name -> value, as they stand in a study.yaml."""
+
+SHARE = 0.5
+"""The share of the trials that improve a preference; measured in docs/lab/picks.md."""
 
 # Trials before a sampler is first asked, where there are no baseline recipes.
 _DEFAULT_STARTUP = 10
@@ -63,6 +68,7 @@ class SearchProblem:
         trials: The number of trials of the search, `starts` included.
         start: A good point, if one is known.
         importance: The relative size of what each parameter changes.
+        prefer: What the user wants: weights `(m,)` of the objectives, or `mean`.
     """
 
     space: Space
@@ -74,6 +80,7 @@ class SearchProblem:
     trials: int = 60
     start: Params | None = None
     importance: Mapping[str, float] = field(default_factory=dict)
+    prefer: Prefer | None = None
 
     @property
     def n_startup(self) -> int:
@@ -99,12 +106,16 @@ class Preset:
         build: Builds the sampler.
         rule: How it proposes, in one line.
         paper: Where it comes from.
+        prefers: How a preference changes its proposals. `own`: the sampler takes it itself.
+            `shared`: a share of the trials is proposed by MM-MO on the preference alone. `ignored`:
+            not at all.
     """
 
     name: str
     build: Build
     rule: str
     paper: str
+    prefers: Literal["own", "shared", "ignored"] = "shared"
 
 
 def make(
@@ -134,11 +145,44 @@ def make(
     seed = resolve_seed(problem.seed)
     seeded = replace(problem, seed=seed)
     try:
-        return build(seeded, options)
+        sampler = build(seeded, options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"sampler: {name}: invalid options {shorten(options)}: {error}"
         ) from error
+    if problem.prefer is not None and prefers(name) == "shared":
+        return preferring(sampler, seeded)
+    return sampler
+
+
+def prefers(name: str) -> str:
+    """How a preference changes a sampler's proposals; see `Preset.prefers`.
+
+    Args:
+        name: A preset, or the name of a class in `optuna.samplers`.
+
+    Returns:
+        `own`, `shared` or `ignored`.
+    """
+    if name in ("RandomSampler", "QMCSampler"):
+        return "ignored"
+    if name == "MMMOSampler":
+        return "own"
+    return PRESETS[name].prefers if name in PRESETS else "shared"
+
+
+def preferring(sampler: BaseSampler, problem: SearchProblem) -> BaseSampler:
+    """Let a sampler share its trials with MM-MO on a preference alone.
+
+    Args:
+        sampler: The sampler.
+        problem: What it is set up for, with a preference.
+
+    Returns:
+        A sampler that alternates between both.
+    """
+    toward = _mmmo(problem, {"prefer_share": 1.0})
+    return PreferringSampler(sampler, toward, SHARE)
 
 
 def _find_build(name: str, problem: SearchProblem) -> Build:
@@ -224,7 +268,14 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
     from paretomerge.search.mmmo.sampler import MMMOSampler, Settings
 
     settings = inspect.signature(Settings).parameters
-    accepted = ["seed", "reference", "reference_trials", "importance", *settings]
+    accepted = [
+        "seed",
+        "reference",
+        "reference_trials",
+        "importance",
+        "prefer",
+        *settings,
+    ]
     _check_names("mmmo", options, accepted)
     _check_length("mmmo", "reference", problem, options)
     defaults = {
@@ -235,6 +286,7 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         # The default reference point comes from the sources alone.
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
+        "prefer": problem.prefer,
     }
     return _call("MMMOSampler", MMMOSampler, defaults, options)
 
@@ -250,7 +302,14 @@ def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
 
 def _cma(problem: SearchProblem, options: Options) -> BaseSampler:
     _check_length("cma", "weights", problem, options)
-    defaults = {"seed": problem.seed, "space": problem.space, "start": problem.start}
+    defaults: dict[str, Any] = {
+        "seed": problem.seed,
+        "space": problem.space,
+        "start": problem.start,
+    }
+    # It has one goal anyway: the preference, unless the user has set weights.
+    if problem.prefer is not None and problem.prefer != MEAN:
+        defaults |= {"weights": list(problem.prefer), "kind": "tchebycheff"}
     return _call("cma", cma, defaults, options)
 
 
@@ -376,18 +435,21 @@ _TABLE = (
         name="mmmo",
         build=_mmmo,
         rule="expected hypervolume improvement; MM-MO, mended",
+        prefers="own",
         paper="Li et al. 2024, arXiv 2407.00487",
     ),
     Preset(
         name="random",
         build=_from_optuna("RandomSampler"),
         rule="every parameter uniformly at random",
+        prefers="ignored",
         paper="Bergstra & Bengio 2012, JMLR 13",
     ),
     Preset(
         name="qmc",
         build=_qmc,
         rule="a scrambled Sobol sequence: fills the space evenly",
+        prefers="ignored",
         paper="Sobol 1967; Owen 1998",
     ),
     Preset(
@@ -418,6 +480,7 @@ _TABLE = (
         name="cma",
         build=_cma,
         rule="CMA-ES on a weighted sum or Tchebycheff scalar",
+        prefers="own",
         paper="Hansen & Ostermeier 2001; Akiba et al. 2025, arXiv 2403.13187",
     ),
     Preset(

@@ -50,12 +50,13 @@ from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.result_tokenizer import write_result_tokenizer
 from paretomerge.merging.plan.make import open_weights
+from paretomerge.pareto.preference import MEAN, Prefer, Preference
 from paretomerge.recipe import Recipe
 from paretomerge.record.folder import check_writable
 from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
-from paretomerge.search.registry import SearchProblem, make
+from paretomerge.search.registry import SearchProblem, make, preferring
 from paretomerge.space.build import Pool, build_route_space, build_space
 from paretomerge.space.measurements import Measurements
 from paretomerge.space.routes.space import RouteSearchSpace
@@ -342,6 +343,7 @@ class _Builder:
             evaluation.splits,
             evaluation.search_items,
             evaluation.held_out_items,
+            evaluation.selection_items,
             self.settings.seed,
             tokenizer,
         )
@@ -393,8 +395,17 @@ class _Builder:
         if description is None:
             assert isinstance(setting, BaseSampler)
             _check_names(setting, space)
-            return setting
+            if settings.prefer is None:
+                return setting
+            return preferring(setting, self._problem(space, then))
         name, options = description
+        sampler = make(name, self._problem(space, then), options)
+        _check_names(sampler, space)
+        return sampler
+
+    def _problem(self, space: SearchSpace, then: SecondLevel | None) -> SearchProblem:
+        """What the sampler of a level is set up for."""
+        settings = self.settings
         starts = list(space.baselines().values())
         n_sources = len(space.sources)
         if then is not None:
@@ -408,7 +419,13 @@ class _Builder:
         asked_for = isinstance(spec, WeightSpace) and spec.importance
         if asked_for and isinstance(space, WeightSearchSpace):
             importance = space.importance
-        problem = SearchProblem(
+        prefer: Prefer | None = None
+        if isinstance(settings.prefer, Mapping):
+            names = [measure.name for measure in settings.objectives]
+            prefer = Preference.parse(settings.prefer, names).weights
+        elif settings.prefer is not None:
+            prefer = MEAN
+        return SearchProblem(
             space.distributions,
             len(settings.objectives),
             seed=settings.seed,
@@ -418,10 +435,8 @@ class _Builder:
             trials=then.trials if then else settings.budget.trials,
             start=starts[n_sources] if len(starts) > n_sources else None,
             importance=importance,
+            prefer=prefer,
         )
-        sampler = make(name, problem, options)
-        _check_names(sampler, space)
-        return sampler
 
     def second_level(self, then: SecondLevel) -> SecondLevelPlan:
         """The plan of the second level."""

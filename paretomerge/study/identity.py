@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, message_of
-from paretomerge.config.settings import SecondLevel, StudySettings
+from paretomerge.config.settings import Evaluation, SecondLevel, StudySettings
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
@@ -32,6 +32,7 @@ _CHANGEABLE_KEYS = (
     "watch",
     "device",
     "sampler",
+    "prefer",
     "starts",
     "warm_start",
     # It decides whether a merge is made, not what comes out.
@@ -102,6 +103,7 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         tokenizer_source=_neutral_source(settings),
         sampler="mmmo",
         then=_without_sampler(settings.then),
+        evaluation=_without_selection(settings.evaluation),
     )
     own_space = {}
     if not isinstance(settings.space, WeightSpace | RouteSpace):
@@ -125,7 +127,7 @@ def question_of(settings: StudySettings, identity: Mapping[str, Any]) -> Questio
     # Sorted: the same models in another order give the same scores.
     models = [model_path(settings.root, model) for model in settings.models]
     pool_models = sorted(models)
-    evaluation = asdict(settings.evaluation)
+    evaluation = asdict(_without_selection(settings.evaluation))
     # Batch sizes, caches and races change how fast scores come, not what they mean.
     for key in _CHANGEABLE_EVALUATION:
         del evaluation[key]
@@ -242,6 +244,14 @@ def _measure_digest(settings: StudySettings, measure: Measure) -> str:
         path = measure.path if isinstance(measure, Perplexity) else measure.prompts
         return file_digest(folder / path)
     return ""
+
+
+def _without_selection(evaluation: Evaluation) -> Evaluation:
+    """How merges are scored, without the number of selection examples if it changes no score."""
+    # Without splits of the data, they are taken from the held-out examples.
+    if evaluation.splits is None:
+        return evaluation
+    return replace(evaluation, selection_items=None)
 
 
 def _without_sampler(then: SecondLevel | None) -> SecondLevel | None:

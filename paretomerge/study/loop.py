@@ -58,6 +58,8 @@ class Loop:
         """
         finished = self.finished
         begun = len(finished)
+        # Who reads the record knows from this which parameters of a trial mattered.
+        self._record.set_conditions(level.number, level.space.conditions)
         optimiser = Optimiser(level, self._record)
         agenda = deque(level.agenda(finished))
         if finished or any(trial.warm_start for trial in agenda):

@@ -10,7 +10,8 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import Objective
 from paretomerge.pareto.front import reference_point
-from paretomerge.pareto.ranking import preferred, ranked
+from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.pareto.ranking import ranked
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial, pareto_front
 from paretomerge.space.routes.space import (
@@ -71,7 +72,9 @@ class SecondLevelPlan:
         front = pareto_front(trials, objectives)
         if self.prefer and front:
             values = [trial.values(objectives) for trial in front]
-            front = [front[preferred(values, self.prefer)]]
+            preference = Preference(tuple(self.prefer))
+            best = preference.values(values, Scale.of(values)).argmax()
+            front = [front[best]]
         merges = [trial for trial in front if trial.label not in sources]
         if not merges:
             return []

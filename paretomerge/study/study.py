@@ -19,15 +19,26 @@ from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
     Budget,
     Evaluation,
+    PreferSetting,
     SamplerSetting,
     SecondLevel,
     StudySettings,
 )
 from paretomerge.decide.compare import Comparison, compare_scores
-from paretomerge.decide.pick import Choice, check_out, choose, write_pick
+from paretomerge.decide.decision import ENOUGH, Decision
+from paretomerge.decide.pick import (
+    Choice,
+    PickSetting,
+    check_out,
+    choose,
+    decide_for,
+    write_pick,
+)
+from paretomerge.decide.refinement import Refinement, refinements
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure, Task
+from paretomerge.pareto.preference import KNEE
 from paretomerge.record.record import WATCHED, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
@@ -47,6 +58,9 @@ if TYPE_CHECKING:
     from paretomerge.study.search import Search
 
 Callback = Callable[["Study", Trial], None]
+
+_PICK = "pick"
+"""The record's note of what `pick` picks by default."""
 
 _N_TRIALS = optional(integer(least=0))
 _TIMEOUT = optional(seconds)
@@ -71,6 +85,8 @@ class Study:
         then: A second level, which searches routes through the models and the best merges.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
             sampler such as `MMMOSampler`.
+        prefer: What you want: objective -> weight, or `mean`. A share of the proposals improves it,
+            and `pick` picks it by default. It may change while a study runs.
         budget: When the search ends, or a number of evaluations.
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models (folder, study.yaml or database URL),
@@ -119,6 +135,7 @@ class Study:
         space: WeightSpace | RouteSpace | SearchSpace | None = None,
         then: SecondLevel | None = None,
         sampler: SamplerSetting = "mmmo",
+        prefer: PreferSetting | None = None,
         budget: Budget | int = 60,
         starts: Sequence[str | Path] = (),
         warm_start: Sequence[str | Path] = (),
@@ -143,6 +160,7 @@ class Study:
             "space": WeightSpace() if space is None else space,
             "then": then,
             "sampler": sampler,
+            "prefer": prefer,
             "budget": budget,
             "starts": starts,
             "warm_start": warm_start,
@@ -254,6 +272,10 @@ class Study:
         notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
+        if self.settings.prefer is not None and _ignores_preference(self.settings):
+            notes.append(
+                f"sampler {self.settings.sampler} ignores `prefer`; only the pick follows it"
+            )
         return notes
 
     def preview(self, *, measure: bool = True) -> "StudyPreview":
@@ -381,9 +403,16 @@ class Study:
                 sources.append(trial)
         # Watched tasks are expensive and only reported, so they are run on what the report shows:
         # the sources, and the trial that `pick` takes by default.
-        knee = choose(results, Choice())
-        compared = [*results.baselines, *results.front]
-        self._hold_out(compared, watch, watched=[*sources, knee])
+        picked = self.decide().trial
+        compared = [*results.baselines, *results.front, picked]
+        self._hold_out(compared, watch, watched=[*sources, picked])
+        # Noted, so that `front` and `report` need not form a belief again, which takes seconds.
+        note = {
+            "by": self.default_choice.text,
+            "total": len(results.trials),
+            "trial": picked.number,
+        }
+        self._record().set_note(_PICK, note)
 
     def results(self) -> Results:
         """Read the record.
@@ -435,14 +464,12 @@ class Study:
         return pandas.DataFrame(rows)
 
     def pick(
-        self, prefer: Mapping[str, float] | None = None, *, trial: int | None = None
+        self, prefer: PickSetting | None = None, *, trial: int | None = None
     ) -> Trial:
-        """Choose one trial of the front by its search scores.
+        """Choose one trial; `decide` also says how sure the choice is.
 
         Args:
-            prefer: Objective -> weight. The trial with the least weighted shortfall from the best
-                of each objective is chosen (augmented Tchebycheff). By default it is the knee of
-                the front, the trial nearest to the ideal point.
+            prefer: See `decide`.
             trial: A trial's number, in place of a preference.
 
         Returns:
@@ -452,8 +479,110 @@ class Study:
             ConfigError: There is no such trial or objective.
             StudyError: There is no record yet.
         """
+        if trial is None:
+            return self.decide(prefer).trial
         results = self.results()
         return choose(results, choice_of(results, prefer, trial))
+
+    @property
+    def default_choice(self) -> Choice:
+        """How `pick` picks where nothing is said: by the study's `prefer`, or at the knee."""
+        return Choice(self.settings.prefer)
+
+    def decide(
+        self,
+        prefer: PickSetting | None = None,
+        watch: Callable[[Trial], None] = lambda trial: None,
+    ) -> Decision:
+        """Choose the trial that is best for a preference, and say how sure the choice is.
+
+        Noisy scores are not taken at their word: the choice rests on what is believed of all trials
+        (`Belief`). With `selection_items`, the trials that may be the best are scored on these
+        examples first, until one of them is the best with a probability of 90 %. Held-out scores
+        are never used.
+
+        Args:
+            prefer: Objective -> weight: the trial with the least weighted shortfall from the best
+                of each objective (augmented Tchebycheff). Or `mean`: the best mean of the
+                objectives. Or `knee`: the trial nearest to the best of all objectives. By default
+                the study's own `prefer`, or else the knee.
+            watch: Called with each trial that was scored on selection examples.
+
+        Returns:
+            The decision.
+
+        Raises:
+            ConfigError: There is no such objective, or no feasible trial has finished.
+            StudyError: There is no record yet.
+        """
+        choice = self.default_choice if prefer is None else Choice(prefer)
+        results = self.results()
+        # First of all: an error of the choice must not cost an evaluation.
+        decision = decide_for(results, choice)
+        if self.settings.evaluation.selection_items is None:
+            return decision
+        if decision.probability < ENOUGH:
+            from paretomerge.study.selection import select
+
+            select(self._search, choice.preference(results), watch)
+            decision = decide_for(self.results(), choice)
+        return decision
+
+    def refine(
+        self,
+        prefer: PickSetting | None = None,
+        n_trials: int = 4,
+        watch: Callable[["Event"], None] = lambda event: None,
+    ) -> list[Refinement]:
+        """Evaluate recipes between the points of the front that a preference may prefer.
+
+        The surrogate proposes each where the preference is expected to improve most.
+
+        Args:
+            prefer: As for `decide`. Without a preference, all objectives count alike.
+            n_trials: The number of merges to evaluate.
+            watch: Called after each trial.
+
+        Returns:
+            For each new trial, what was believed of it before it was scored, and the trial.
+
+        Raises:
+            ConfigError: There is no such objective.
+            StudyError: There is no record yet.
+        """
+        wanted = prefer or self.settings.prefer
+        names = [measure.name for measure in self.settings.objectives]
+        if wanted is None or wanted == KNEE:
+            wanted = dict.fromkeys(names, 1.0)
+        n_before = len(self.results().trials)
+        sampler = {"name": "mmmo", "prefer_share": 1.0}
+        settings = replace(self.settings, prefer=wanted, sampler=sampler)
+        refining = Study.from_settings(settings)
+        refining.check()
+        refining.run(watch, n_trials)
+        # The record has grown behind the back of a search that was loaded before.
+        self.__dict__.pop("_search", None)
+        return refinements(self.results(), n_before)
+
+    def picked(self, choice: Choice | None = None) -> Trial:
+        """The trial that a choice picks, by what the record holds: nothing is scored.
+
+        Args:
+            choice: How to pick; by default as `pick`.
+
+        Returns:
+            The trial.
+
+        Raises:
+            ConfigError: There is no such trial, or no feasible trial has finished.
+        """
+        choice = choice or self.default_choice
+        results = self.results()
+        note = self._record().note(_PICK) or {}
+        is_current = note.get("total") == len(results.trials)
+        if is_current and note.get("by") == choice.text:
+            choice = Choice(trial=note["trial"])
+        return choose(results, choice)
 
     def save(
         self,
@@ -544,7 +673,7 @@ class Study:
     def report(
         self,
         path: str | Path | None = None,
-        prefer: Mapping[str, float] | None = None,
+        prefer: PickSetting | None = None,
         *,
         trial: int | None = None,
     ) -> Path:
@@ -564,7 +693,10 @@ class Study:
         if path is not None:
             out = Path(path).expanduser()
         results = self.results()
-        return write_report(results, out, choice_of(results, prefer, trial))
+        choice = choice_of(results, prefer, trial)
+        if choice == Choice():
+            choice = self.default_choice
+        return write_report(results, out, choice, self.picked(choice))
 
     def plot_front(self, picked: Trial | int | None = None) -> "Figure":
         """Plot every pair of objectives on the search examples.
@@ -725,6 +857,14 @@ class Study:
         for number, trial in missing.items():
             self._search.hold_out([trial], scored.append, watched=number in numbers)
             watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+
+
+def _ignores_preference(settings: StudySettings) -> bool:
+    from paretomerge.search.registry import prefers
+
+    sampler = settings.sampler
+    name = sampler.get("name") if isinstance(sampler, Mapping) else sampler
+    return isinstance(name, str) and prefers(name) == "ignored"
 
 
 def _watched_settings(settings: StudySettings) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """Which trial of a study a user means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from paretomerge.arguments import as_integer
-from paretomerge.decide.pick import Choice
+from paretomerge.decide.pick import Choice, PickSetting
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 
 
 def choice_of(
-    results: Results, prefer: Mapping[str, float] | None, trial: Trial | int | None
+    results: Results,
+    prefer: PickSetting | None,
+    trial: Trial | int | None,
 ) -> Choice:
     """Read a preference or a trial.
 
     Args:
         results: The study's results.
-        prefer: Objective -> weight.
+        prefer: Objective -> weight, `mean` or `knee`.
         trial: A trial, or its number.
 
     Returns:

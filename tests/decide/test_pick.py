@@ -8,7 +8,9 @@ from tests.study.test_search import make
 def test_choices_from_the_command_line():
     assert Choice.parse("a=0.7,b=0.3", None, False).prefer == {"a": 0.7, "b": 0.3}
     assert Choice.parse(None, 3, False).text == "its number, 3"
-    assert Choice.parse(None, None, True) == Choice.parse(None, None, False) == Choice()
+    assert Choice.parse(None, None, False) == Choice()
+    assert Choice.parse(None, None, True).text == Choice().text
+    assert Choice.parse("mean", None, False).text == "the mean of the objectives"
     for arguments in ((("a=1"), 3, False), (None, 3, True)):
         with pytest.raises(ConfigError, match="not several"):
             Choice.parse(*arguments)

@@ -12,7 +12,8 @@ from paretomerge.pareto.front import (
     nondominated,
     reference_point,
 )
-from paretomerge.pareto.ranking import knee, normalised, preferred
+from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.pareto.ranking import knee, normalised
 
 POINTS = arrays(
     float,
@@ -68,9 +69,12 @@ def test_reference_point_is_the_worst_less_a_margin():
 def test_knee_and_preferences():
     front = np.array([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]])
     assert knee(front) == 1
-    assert preferred(front, [1, 0]) == 0
-    assert preferred(front, [0, 1]) == 2
-    assert preferred(front, [1, 1]) == 1
+    scale = Scale.of(front)
+    assert Preference((1, 0)).values(front, scale).argmax() == 0
+    assert Preference((0, 1)).values(front, scale).argmax() == 2
+    assert Preference((1, 1)).values(front, scale).argmax() == 1
+    assert Preference.knee(2).values(front, scale).argmax() == 1
+    assert Preference.mean(2).values([[0.2, 0.6]], scale) == pytest.approx(0.4)
 
 
 @given(POINTS, st.floats(0.1, 10), st.floats(-5, 5))
@@ -89,5 +93,6 @@ def test_picks_do_not_depend_on_units(points, scale, shift):
 @settings(max_examples=40, deadline=None)
 def test_a_preferred_point_is_on_the_front(points):
     weights = np.ones(points.shape[1])
-    chosen = points[preferred(points, weights)]
+    value = Preference(tuple(weights)).values(points, Scale.of(points))
+    chosen = points[value.argmax()]
     assert not any((q >= chosen).all() and (q > chosen).any() for q in points)

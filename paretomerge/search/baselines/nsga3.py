@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from paretomerge.pareto.ranking import divisors
+from paretomerge.pareto.preference import divisors
 from paretomerge.search.baselines.columns import numeric_columns, parameter_widths
 from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.types import Array

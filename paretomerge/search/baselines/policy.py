@@ -29,7 +29,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.ranking import divisors
+from paretomerge.pareto.preference import divisors
 from paretomerge.search.baselines.policy_network import (
     DecisionSequence,
     Evaluation,

@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
-from paretomerge.pareto.ranking import divisors
+from paretomerge.pareto.preference import Preference, Scale, divisors
 from paretomerge.search.baselines._optuna import create_silent_study, set_system_attr
 from paretomerge.search.encoding import Space
 from paretomerge.search.observations import Observations
@@ -37,8 +37,6 @@ SamplerFactory = Callable[..., BaseSampler]
 Scalarisation = Literal["sum", "tchebycheff"]
 
 _SCALARISATIONS = ("sum", "tchebycheff")
-# Share of the weighted sum in the Tchebycheff scalar: it ranks weakly dominated points lower.
-_AUGMENTATION = 1e-3
 _SIGMA = 1 / 6  # of the unit cube: Akiba et al. 2025, and Optuna's default
 _MIN_POPULATION = 3
 
@@ -81,9 +79,9 @@ class ScalarisedSampler(BaseSampler):
                 f"scalarised: {unknown_name('kind', kind, _SCALARISATIONS)}"
             )
         self._inner = inner
-        self._weights: Array | None = None
+        self._preference: Preference | None = None
         if weights is not None:
-            self._weights = _normalise_weights(weights)
+            self._preference = Preference(tuple(number_vector(weights)), kind)
         self._kind = kind
         self._ideal: Array | None = None
         if ideal is not None:
@@ -166,29 +164,24 @@ class ScalarisedSampler(BaseSampler):
         m = y.shape[1]
         if signs is None:
             signs = np.ones(m)
-        vectors = {"weights": self._weights, "ideal": self._ideal}
+        weights = self._preference.weights if self._preference else None
+        vectors = {"weights": weights, "ideal": self._ideal}
         for name, vector in vectors.items():
             if vector is not None and len(vector) != m:
                 raise ConfigError(
                     f"scalarised: {name}: expected {m} numbers, one per objective, "
                     f"got {len(vector)}"
                 )
-        weights = self._weights
-        if weights is None:
-            weights = np.full(m, 1 / m)
-        if self._kind == "sum" or not len(y):
-            weighted_sum: Array = y @ weights
-            return weighted_sum
-        ideal = y.max(0)
+        preference = self._preference
+        if preference is None:
+            preference = Preference((1.0,) * m, self._kind)
+        if not len(y):
+            return np.zeros(0)
+        scale = Scale.of(y)
         if self._ideal is not None:
             ideal = self._ideal * signs
-        extent = ideal - y.min(0)
-        scale = divisors(extent)
-        shortfall = weights * (ideal - y) / scale
-        worst = shortfall.max(1)
-        total = shortfall.sum(1)
-        scalar: Array = -worst - _AUGMENTATION * total
-        return scalar
+            scale = Scale(ideal, divisors(ideal - y.min(0)))
+        return preference.values(y, scale)
 
 
 def cma(
@@ -261,20 +254,6 @@ def _copy_with_value(trial: FrozenTrial, value: float | None) -> FrozenTrial:
             user_attrs=trial.user_attrs,
             system_attrs=trial.system_attrs,
         )
-
-
-def _normalise_weights(weights: Sequence[float]) -> Array:
-    """The weights scaled to a sum of 1."""
-    vector = number_vector(weights)
-    is_valid = np.isfinite(vector).all() and (vector >= 0).all()
-    # An invalid list has become an empty vector, whose sum is 0.
-    if not is_valid or not vector.sum() > 0:
-        raise ConfigError(
-            f"weights: expected a list of numbers of 0 or more, one of them above 0, "
-            f"got {shorten(weights)}"
-        )
-    normalised: Array = vector / vector.sum()
-    return normalised
 
 
 def _check_start(space: Space, start: Params) -> None:

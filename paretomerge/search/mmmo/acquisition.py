@@ -1,4 +1,4 @@
-"""Log expected hypervolume improvement, and the probability that a point is feasible.
+"""Log expected improvement: of the hypervolume, and of what a user prefers; and feasibility.
 
 The values are logarithms, so gradients do not vanish where the improvement is small (Ament et al.
 2023). They are closed forms or quadratures over independent normal outcomes, without Monte Carlo
@@ -18,6 +18,7 @@ from botorch.utils.safe_math import log1mexp
 from scipy.stats import qmc
 from torch import Tensor
 
+from paretomerge.pareto.preference import Preference, Scale
 from paretomerge.search.mmmo._botorch import log_standard_normal_ei
 from paretomerge.search.mmmo.surrogate import Surrogate
 from paretomerge.types import Array
@@ -182,6 +183,104 @@ class DirectionalLogEHVI:
         log_improvement: Tensor = (
             log_integrand.flatten(1).logsumexp(1) + log_mean_factor
         )
+        return log_improvement
+
+
+def log_preference_ei(
+    surrogate: Surrogate, preference: Preference, scale: Scale, best: float
+) -> Acquisition:
+    """Log expected improvement of a preference's value.
+
+    Args:
+        surrogate: Predicts the m objectives.
+        preference: What is improved: `sum` or `tchebycheff`.
+        scale: The ranges of the objectives, in units of y.
+        best: The greatest value so far.
+    """
+    if preference.kind == "sum":
+        return WeightedSumLogEI(surrogate, preference, best)
+    return TchebycheffLogEI(surrogate, preference, scale, best)
+
+
+class WeightedSumLogEI:
+    """Log expected improvement of a weighted sum of independent normal outcomes, in closed form.
+
+    Args:
+        surrogate: Predicts the m objectives.
+        preference: The weights.
+        best: The greatest value so far, in units of y.
+    """
+
+    def __init__(
+        self, surrogate: Surrogate, preference: Preference, best: float
+    ) -> None:
+        self._surrogate = surrogate
+        weights = np.asarray(preference.weights)
+        # In standardised units: sum w_k (y_mean_k + y_std_k z_k).
+        self._weights = torch.from_numpy(weights * surrogate.y_std)
+        self._best = best - float(weights @ surrogate.y_mean)
+
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
+        """Log expected improvement `b` of points `b x 1 x d`."""
+        mean, std = self._surrogate.moments(X[:, 0])
+        total = mean @ self._weights
+        deviation = (std * self._weights).norm(dim=-1)
+        deviation = deviation.clamp_min(1e-9)
+        z = (total - self._best) / deviation
+        log_improvement: Tensor = log_standard_normal_ei(z) + deviation.log()
+        return log_improvement
+
+
+class TchebycheffLogEI:
+    """Log expected improvement of the Tchebycheff value, by quadrature.
+
+    The value is min_k w_k (y_k - ideal_k) / extent_k. For independent normal outcomes it exceeds t
+    with probability prod_k Phi((mu_k - ideal_k - t extent_k / w_k) / sigma_k). The improvement is
+    the integral of this probability over t from the best value on. The small weighted sum of the
+    augmented value is left out: it only breaks ties.
+
+    Args:
+        surrogate: Predicts the m objectives.
+        preference: The weights; objectives of weight 0 do not count.
+        scale: The ranges of the objectives, in units of y.
+        best: The greatest value so far.
+    """
+
+    def __init__(
+        self, surrogate: Surrogate, preference: Preference, scale: Scale, best: float
+    ) -> None:
+        self._surrogate = surrogate
+        weights = np.asarray(preference.weights)
+        self._counts = np.flatnonzero(weights)
+        # In standardised units: w_k (y_k - ideal_k) / extent_k = (z_k - offset_k) / unit_k.
+        units = scale.extent[self._counts] / weights[self._counts]
+        self._unit = torch.from_numpy(units / surrogate.y_std[self._counts])
+        ideal = surrogate.standardise(scale.ideal)
+        self._offset = torch.from_numpy(ideal[self._counts])
+        self._best = best
+        nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+        # From [-1, 1] to [0, 1].
+        self._nodes = torch.from_numpy((nodes + 1) / 2)
+        self._log_node_weights = torch.from_numpy(node_weights / 2).log()
+
+    def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
+        """Log expected improvement `b` of points `b x 1 x d`."""
+        mean, std = self._surrogate.moments(X[:, 0])
+        mean = mean[:, self._counts] - self._offset
+        std = std[:, self._counts]
+        # Integration ends where the tightest objective is 5 standard deviations above its mean.
+        optimistic = (mean + 5 * std) / self._unit
+        # Detached: the end of the integration is a choice, not a part of the function.
+        highest = optimistic.amin(1).detach()
+        span = (highest - self._best).clamp_min(1e-6)
+        # t: `b x nodes`; the thresholds of the objectives at t: `b x nodes x m`.
+        t = self._best + span.unsqueeze(1) * self._nodes
+        threshold = t.unsqueeze(2) * self._unit
+        z = (mean.unsqueeze(1) - threshold) / std.unsqueeze(1)
+        # The outcomes are independent, so the logarithms of their probabilities add up.
+        log_probability = torch.special.log_ndtr(z).sum(2)
+        log_integrand = log_probability + self._log_node_weights
+        log_improvement: Tensor = log_integrand.logsumexp(1) + span.log()
         return log_improvement
 
 

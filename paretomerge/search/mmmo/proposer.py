@@ -15,6 +15,7 @@ from numpy.random import Generator
 
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.preference import MEAN, Prefer, Preference, Scale
 from paretomerge.pareto.ranking import ranked
 from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.mmmo import candidates
@@ -23,12 +24,14 @@ from paretomerge.search.mmmo.acquisition import (
     FeasibilityWeighted,
     evaluate,
     log_ehvi,
+    log_preference_ei,
     zero,
 )
 from paretomerge.search.mmmo.surrogate import DEFAULT_KERNEL, KernelSpec, Surrogate
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
+from paretomerge.search.preferring import has_turn
 from paretomerge.types import Array
 
 # The Fisher filter may take a point of half the best one's expected improvement, not of less.
@@ -62,6 +65,8 @@ class Settings:
             same values again, so that repeating it or its surroundings improves nothing.
         quadratic_trend: Whether a process with a quadratic trend is mixed with a smooth one, each
             weighted by how well it predicts left-out trials.
+        prefer_share: The share of the proposals that improve the preference, if there is one; the
+            others improve the front.
 
     Raises:
         ConfigError: A setting has a wrong type or lies outside its range.
@@ -82,6 +87,7 @@ class Settings:
     known_noise: bool = True
     deterministic: bool = True
     quadratic_trend: bool = True
+    prefer_share: float = 0.5
 
     def __post_init__(self) -> None:
         check_options("MMMOSampler", self)
@@ -95,10 +101,12 @@ class Settings:
                 raise ConfigError(
                     f"MMMOSampler: {field.name}: expected {least} or more, got {value}"
                 )
-        if self.crossover > 1:
-            raise ConfigError(
-                f"MMMOSampler: crossover: expected a probability, got {self.crossover}"
-            )
+        for name in ("crossover", "prefer_share"):
+            if getattr(self, name) > 1:
+                raise ConfigError(
+                    f"MMMOSampler: {name}: expected a number from 0 to 1, "
+                    f"got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -107,13 +115,18 @@ class _ObjectiveModel:
 
     Attributes:
         surrogate: Predicts them.
-        front: `(k, m)`, the nondominated predictions at usable and running trials, in units of y.
+        predicted: `(k, m)`, the predictions at usable and running trials, in units of y.
         elites: `(e, d)`, the points of the best trials.
     """
 
     surrogate: Surrogate
-    front: Array
+    predicted: Array
     elites: Array
+
+    @property
+    def front(self) -> Array:
+        """The nondominated predictions `(f, m)`."""
+        return self.predicted[nondominated(self.predicted)]
 
 
 _Fit = tuple[bytes, Surrogate]
@@ -129,6 +142,8 @@ class MMMOProposer:
             values of the first trials.
         reference_trials: Number of those trials.
         importance: Parameter -> relative importance.
+        prefer: What the user wants: weights `(m,)` of the objectives, or `mean`. A share of the
+            proposals improves it.
 
     Attributes:
         expected_gain: The expected hypervolume improvement of the last proposal, as a share of the
@@ -141,12 +156,14 @@ class MMMOProposer:
         reference: Array | None,
         reference_trials: int,
         importance: Mapping[str, float],
+        prefer: Prefer | None = None,
     ) -> None:
         self.expected_gain: float | None = None
         self._settings = settings
         self._reference = reference
         self._reference_trials = reference_trials
         self._importance = importance
+        self._prefer = prefer
         # By the name of the model. A fit is expensive, so it is repeated only for other trials.
         self._fits: dict[str, _Fit] = {}
 
@@ -162,7 +179,11 @@ class MMMOProposer:
         # While no trial is feasible, only the probability of being feasible counts.
         if len(archive.usable):
             improvement = log_ehvi(model.surrogate, model.front, reference)
-        acquisition = self._with_feasibility(improvement, archive)
+        volume_acquisition = self._with_feasibility(improvement, archive)
+        acquisition = volume_acquisition
+        if len(archive.usable) and self._improves_preference(archive.number):
+            target = self._preference_improvement(model)
+            acquisition = self._with_feasibility(target, archive)
         maxima = self._search(archive.encoding, acquisition, model.elites, rng)
         points = archive.encoding.project(maxima)
         is_new = archive.is_new(points)
@@ -174,10 +195,30 @@ class MMMOProposer:
         order: Indices = np.argsort(-values, kind="stable")
         if self._settings.fisher_filter:
             order = self._least_informed(points, values, order, model.surrogate)
-        best_value = values[order[0]]
-        self.expected_gain = _relative_improvement(best_value, model, reference)
         ordered: Array = points[order]
+        best_value = evaluate(volume_acquisition, ordered[:1])[0]
+        self.expected_gain = _relative_improvement(best_value, model, reference)
         return ordered
+
+    def _improves_preference(self, number: int) -> bool:
+        """Whether a trial's proposal improves the preference, by the trial's number."""
+        if self._prefer is None:
+            return False
+        return has_turn(number, self._settings.prefer_share)
+
+    def _preference_improvement(self, model: _ObjectiveModel) -> Acquisition:
+        """Log expected improvement of the preference's value over the predicted ones."""
+        m = model.predicted.shape[1]
+        preference = Preference.mean(m)
+        if self._prefer is not None and self._prefer != MEAN:
+            preference = Preference(tuple(self._prefer))
+        if len(preference.weights) != m:
+            raise ConfigError(
+                f"prefer: expected {m} numbers, one per objective, got {len(preference.weights)}"
+            )
+        scale = Scale.of(model.front)
+        best = float(preference.values(model.predicted, scale).max())
+        return log_preference_ei(model.surrogate, preference, scale, best)
 
     def _model_objectives(self, archive: Archive, reference: Array) -> _ObjectiveModel:
         """Fit the objectives and predict the front.
@@ -210,11 +251,10 @@ class MMMOProposer:
         usable_points = archive.x[usable]
         front_points = np.concatenate([usable_points, archive.pending])
         # None yet, where no trial is feasible.
-        front = predicted[:0]
+        front_predicted = predicted[:0]
         if len(front_points):
-            front, _ = surrogate.predict(front_points)
-        is_nondominated = nondominated(front)
-        return _ObjectiveModel(surrogate, front[is_nondominated], elites)
+            front_predicted, _ = surrogate.predict(front_points)
+        return _ObjectiveModel(surrogate, front_predicted, elites)
 
     def _kernels(self, encoding: Encoding) -> list[KernelSpec]:
         """The kernels that are mixed for the objectives."""

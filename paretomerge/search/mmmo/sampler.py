@@ -14,6 +14,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.pareto.preference import MEAN, Prefer, Preference
 from paretomerge.search._optuna import ConstraintsFunction, store_constraints
 from paretomerge.search.encoding import Space
 from paretomerge.search.mmmo.proposer import MMMOProposer, Settings
@@ -69,6 +70,8 @@ class MMMOSampler(PointSampler):
             `n_startup`. Enqueue trials that you know (`study.enqueue_trial`) to make it meaningful.
         importance: Parameter -> how much it matters, relative to the others. The prior
             length-scale is divided by it.
+        prefer: What you want: a weight for each objective, or `mean`. A share of the proposals
+            (`prefer_share`) then improves it; the others improve the front.
         constraints_func: As in Optuna's samplers: it takes a finished trial and returns numbers
             that are at most 0 where the trial is feasible.
         **settings: Fields of `Settings`, such as `n_startup`, `raw_samples`, `weak_to_strong` or
@@ -92,6 +95,7 @@ class MMMOSampler(PointSampler):
         reference: Sequence[float] | None = None,
         reference_trials: int | None = None,
         importance: Mapping[str, float] | None = None,
+        prefer: Prefer | None = None,
         constraints_func: ConstraintsFunction | None = None,
         **settings: Any,
     ) -> None:
@@ -105,6 +109,7 @@ class MMMOSampler(PointSampler):
             _checked_reference(reference),
             reference_trials,
             _checked_importance(importance or {}),
+            _checked_preference(prefer),
         )
         super().__init__(
             self._mmmo,
@@ -122,6 +127,7 @@ class MMMOSampler(PointSampler):
             "reference": None if reference is None else list(reference),
             "reference_trials": reference_trials_option,
             "importance": dict(importance) if importance else None,
+            "prefer": prefer if prefer is None or prefer == MEAN else list(prefer),
             **settings,
         }
         # A study gives the sampler its own space, and a YAML file cannot hold a function.
@@ -214,6 +220,12 @@ def _checked_importance(importance: Mapping[str, float]) -> dict[str, float]:
                 f"MMMOSampler: importance: expected positive numbers, got {value} for {name}"
             )
     return dict(importance)
+
+
+def _checked_preference(prefer: Prefer | None) -> Prefer | None:
+    if prefer is None or prefer == MEAN:
+        return prefer
+    return Preference(tuple(number_vector(prefer))).weights
 
 
 def _checked_reference(reference: Sequence[float] | None) -> Array | None:

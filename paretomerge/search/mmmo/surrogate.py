@@ -317,6 +317,39 @@ class Surrogate:
         variance = variance.clamp_min(_MIN_VARIANCE)
         return mean, variance.sqrt()
 
+    def prior(self, x: Array) -> tuple[Array, Array]:
+        """The prior of the outcomes at points, with the fitted hyperparameters, in units of y.
+
+        The mixture of several kernels is replaced by the normal distribution with its moments.
+
+        Args:
+            x: `(n, d)`.
+
+        Returns:
+            Mean `(n, m)` and covariance `(m, n, n)`.
+        """
+        n, m = len(x), len(self.y_mean)
+        mean = np.zeros((m, n))
+        second_moment = np.zeros((m, n, n))
+        points = torch.from_numpy(x)
+        for batch in self.batches:
+            k = len(batch.outcomes)
+            # A model of several outcomes is a batch over them.
+            inputs = points.expand(k, *points.shape) if k > 1 else points
+            constants = batch.model.mean_module(inputs).detach()
+            means = constants.reshape(k, n).numpy()
+            kernel = batch.model.covar_module(inputs).to_dense().detach()
+            covariances = kernel.reshape(k, n, n).numpy()
+            for i, outcome in enumerate(batch.outcomes):
+                mean[outcome] += batch.weight[i] * means[i]
+                squares = covariances[i] + np.outer(means[i], means[i])
+                second_moment[outcome] += batch.weight[i] * squares
+        # A mixture's covariance is E[y y^T] - E[y] E[y]^T over its components.
+        covariance = second_moment - mean[:, :, None] * mean[:, None, :]
+        variance = self.y_std**2
+        scaled_mean: Array = mean.T * self.y_std + self.y_mean
+        return scaled_mean, covariance * variance[:, None, None]
+
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Posterior mean and standard deviation, each `(n, m)`, at `x` `(n, d)`, in units of y."""
         with torch.no_grad():

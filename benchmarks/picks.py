@@ -1,0 +1,522 @@
+"""docs/lab/picks.md: what a pick is worth, beside its front's best and single-objective searches.
+
+    python -m benchmarks.picks run landscape FOLDER --seeds 0 1 2 3 4    # hours on one core
+    python -m benchmarks.picks run specialists FOLDER --seeds 0 1 2 3 4
+    python -m benchmarks.picks table
+    python -m benchmarks.picks share FOLDER --seeds 100 101              # half an hour
+
+Ten preferences: the mean of the objectives, and nine sets of weights that were drawn once. Every
+search has 60 evaluations. The value of a merge for a preference is that of its held-out scores,
+scaled by the range of the sources. Searches of one objective see that value of the search scores,
+and pick the best that they saw.
+
+On the landscape an evaluation has 200 examples of its own, and held-out scores are the true ones.
+The specialists are studies in FOLDER, which continue: 300 search examples of each task, 300 others
+for the selection, 600 held out.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+import torch
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.study import StudyDirection
+
+from benchmarks.reporting import (
+    RESULTS,
+    Entry,
+    append_entry,
+    documented_parser,
+    markdown_table,
+    mean_and_deviation,
+    read_entries,
+)
+from paretomerge.decide.decision import Decision
+from paretomerge.decide.pick import Choice, PickSetting, decide_for
+from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.examples import SPECIALISTS
+from paretomerge.pareto.front import hypervolume, nondominated, reference_point
+from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.problems import MergeLandscape
+from paretomerge.record.results import Parameters, Results
+from paretomerge.record.trial import Trial
+from paretomerge.search.baselines.scalarised import ScalarisedSampler, cma
+from paretomerge.search.registry import SearchProblem, make
+from paretomerge.study.study import Study, load_study
+from paretomerge.types import Array
+
+FILE = RESULTS / "picks.jsonl"
+SHARES_FILE = RESULTS / "picks-shares.jsonl"
+BUDGET = 60
+N_EXAMPLES = 200  # of an evaluation on the landscape
+OURS, PREFERRING = "MM-MO", "MM-MO, with `prefer`"
+SINGLE = ("CMA-ES", "TPE", "Optuna's GP")
+SHARES = (0.25, 0.5, 0.75)
+
+
+def wanted(objectives: Sequence[str]) -> list[PickSetting]:
+    """The ten preferences, as users write them."""
+    rng = np.random.default_rng(0)
+    preferences: list[PickSetting] = ["mean"]
+    for weights in rng.dirichlet(np.ones(len(objectives)), 9).tolist():
+        preferences.append(dict(zip(objectives, weights, strict=True)))
+    return preferences
+
+
+class Family(Protocol):
+    """Merges that can be searched."""
+
+    objectives: tuple[str, ...]
+
+    def search(
+        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+    ) -> "Found":
+        """Run a search: of the front, or, if `single` names a sampler, of the preference alone."""
+
+
+class Found(Protocol):
+    """What a search has found."""
+
+    @property
+    def results(self) -> Results:
+        """Its trials; those of the front have held-out scores."""
+
+    def decide(self, prefer: PickSetting) -> Decision:
+        """The pick for a preference, after selection examples were asked where there are any."""
+
+    def held_out(self, number: int) -> dict[str, Score]:
+        """Held-out scores of a trial."""
+
+
+# ----- the merge landscape
+
+
+@dataclass(frozen=True)
+class FoundOnLandscape:
+    """The trials of a search on the landscape, all with their true scores."""
+
+    results: Results
+
+    def decide(self, prefer: PickSetting) -> Decision:
+        """The pick; there are no selection examples."""
+        return decide_for(self.results, Choice(prefer))
+
+    def held_out(self, number: int) -> dict[str, Score]:
+        """The true scores of a trial."""
+        return dict(self.results.trials[number].held_out or {})
+
+
+class Landscape:
+    """The merge landscape, with noise."""
+
+    def __init__(self, folder: Path) -> None:
+        self._landscape = MergeLandscape.load()
+        self.objectives = self._landscape.tasks
+
+    def search(
+        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+    ) -> FoundOnLandscape:
+        """Run a search."""
+        landscape = self._landscape
+        baselines = list(landscape.baselines.values())
+        n_sources = len(self.objectives)
+        sampler: BaseSampler
+        if single:
+            assert prefer is not None
+            preference = Preference.parse(prefer, self.objectives)
+            start = baselines[n_sources]
+            sampler = single_sampler(
+                single, preference, seed, space=landscape.space, start=start
+            )
+        else:
+            weights: Any = prefer
+            if isinstance(prefer, dict):
+                weights = Preference.parse(prefer, self.objectives).weights
+            problem = SearchProblem(
+                landscape.space,
+                n_sources,
+                seed=seed,
+                conditions=landscape.conditions,
+                starts=len(baselines),
+                sources=n_sources,
+                trials=BUDGET,
+                prefer=weights,
+            )
+            options = {} if share is None else {"prefer_share": share}
+            sampler = make("mmmo", problem, options)
+        directions = [StudyDirection.MAXIMIZE] * n_sources
+        study = optuna.create_study(directions=directions, sampler=sampler)
+        for params in baselines:
+            study.enqueue_trial(dict(params))
+        trials = []
+        for number in range(BUDGET):
+            asked = study.ask(dict(landscape.space))
+            rng = np.random.default_rng([seed, number])
+            values, stderr = landscape.evaluate(asked.params, N_EXAMPLES, rng)
+            asked.set_user_attr("stderr", stderr.tolist())
+            study.tell(asked, values.tolist())
+            scores, true_scores = {}, {}
+            truth = landscape.scores([asked.params])[0]
+            for k, name in enumerate(self.objectives):
+                scores[name] = Score(values[k], stderr[k], N_EXAMPLES)
+                true_scores[name] = Score(truth[k])
+            trials.append(Trial(number, asked.params, scores, held_out=true_scores))
+        results = Results(
+            objectives=tuple(Objective(name) for name in self.objectives),
+            sources=tuple(landscape.baselines)[:n_sources],
+            trials=tuple(trials),
+            parameters={0: Parameters(landscape.space, landscape.conditions)},
+        )
+        return FoundOnLandscape(results)
+
+
+# ----- the specialists
+
+
+@dataclass(frozen=True)
+class FoundByStudy:
+    """A study of the specialists that has ended."""
+
+    study: Study
+
+    @property
+    def results(self) -> Results:
+        """The record's."""
+        return self.study.results()
+
+    def decide(self, prefer: PickSetting) -> Decision:
+        """The study's own decision."""
+        return self.study.decide(prefer)
+
+    def held_out(self, number: int) -> dict[str, Score]:
+        """Held-out scores of a trial; measured where they are missing."""
+        return self.study.evaluate(number)
+
+
+class Specialists:
+    """Merges of the shipped specialists."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        overrides = (
+            "evaluate.search_items=300",
+            "evaluate.selection_items=300",
+            "watch=[]",
+            f"evaluate.cache={self._folder / 'scores'}",
+        )
+        self._settings = load_study(SPECIALISTS / "study.yaml", overrides).settings
+        self.objectives = tuple(measure.name for measure in self._settings.objectives)
+
+    def search(
+        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+    ) -> FoundByStudy:
+        """Run a study."""
+        sampler: Any = "mmmo"
+        if share is not None:
+            sampler = {"name": "mmmo", "prefer_share": share}
+        label = f"{seed}-{single or 'ours'}-{share}"
+        settings = replace(self._settings, seed=seed, sampler=sampler)
+        if prefer is not None:
+            label += f"-{wanted(self.objectives).index(prefer)}"
+        if single:
+            assert prefer is not None
+            preference = Preference.parse(prefer, self.objectives)
+            space = Study.from_settings(settings).search().space
+            start = list(space.baselines().values())[len(space.sources)]
+            settings = replace(
+                settings,
+                sampler=single_sampler(
+                    single, preference, seed, space=space.distributions, start=start
+                ),
+            )
+        elif prefer is not None and prefer != "knee":
+            settings = replace(settings, prefer=prefer)
+        study = Study.from_settings(replace(settings, out=self._folder / label))
+        # The seed of a study also draws DARE's masks, which all searches share here.
+        study.run(lambda event: None)
+        if not single:
+            study.score_held_out()
+        return FoundByStudy(study)
+
+
+def single_sampler(
+    name: str, preference: Preference, seed: int, **of_cma: Any
+) -> BaseSampler:
+    """A search of one objective: the preference's value, scaled over its own trials."""
+    weights, kind = list(preference.weights), preference.kind
+    assert kind != "distance"
+    if name == "CMA-ES":
+        return cma(seed, weights=weights, kind=kind, **of_cma)
+    inner: Callable[..., BaseSampler] = GPSampler if name != "TPE" else _tpe
+    return ScalarisedSampler(inner, weights, kind, seed=seed)
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(multivariate=True, group=True, seed=seed)
+
+
+FAMILIES: dict[str, Callable[[Path], Family]] = {
+    "landscape": Landscape,
+    "specialists": Specialists,
+}
+
+# ----- what is measured
+
+
+def value_of(found: Found, prefer: PickSetting, number: int) -> float:
+    """The value of a trial's held-out scores for a preference."""
+    results = found.results
+    preference = Choice(prefer).preference(results)
+    scores = held_out_rows(found, [number])[0]
+    return float(preference.values(scores, held_out_scale(found)))
+
+
+def held_out_rows(found: Found, numbers: Sequence[int]) -> Array:
+    """Held-out scores `(n, m)` of trials, all maximised."""
+    objectives = found.results.objectives
+    rows = []
+    for number in numbers:
+        scores = found.held_out(number)
+        rows.append([o.inside(scores[o.name].value) for o in objectives])
+    return np.array(rows)
+
+
+def held_out_scale(found: Found) -> Scale:
+    """The range of the sources' held-out scores."""
+    return Scale.of(held_out_rows(found, range(len(found.results.sources))))
+
+
+def best_by_search_scores(found: Found, prefer: PickSetting) -> int:
+    """The number of the trial with the best search scores for a preference."""
+    results = found.results
+    preference = Choice(prefer).preference(results)
+    values = np.array([trial.values(results.objectives) for trial in results.trials])
+    scale = Scale.of(values[nondominated(values)])
+    return int(preference.values(values, scale).argmax())
+
+
+def hypervolume_share(found: Found) -> float:
+    """The hypervolume of the front's held-out scores, as a share of what perfect scores have."""
+    results = found.results
+    reference = reference_point(held_out_rows(found, range(len(results.sources))))
+    front = held_out_rows(found, [trial.number for trial in results.front])
+    perfect = hypervolume([[1.0] * len(reference)], reference)
+    return hypervolume(front, reference) / perfect
+
+
+def measure(family: Family, seed: int, name: str, index: int | None) -> Entry:
+    """One search, and what its picks are worth."""
+    preferences = wanted(family.objectives)
+    if index is None:
+        found = family.search(seed, None, None, "")
+        rows = [pick_entry(found, prefer) for prefer in preferences]
+        return {"picks": rows, "hypervolume": hypervolume_share(found)}
+    prefer = preferences[index]
+    if name != PREFERRING:
+        found = family.search(seed, prefer, None, name)
+        return {"value": value_of(found, prefer, best_by_search_scores(found, prefer))}
+    found = family.search(seed, prefer, None, "")
+    picked = found.decide(prefer).trial.number
+    return {
+        "value": value_of(found, prefer, picked),
+        "hypervolume": hypervolume_share(found),
+    }
+
+
+def pick_entry(found: Found, prefer: PickSetting) -> Entry:
+    """What each way of picking gets for one preference, of one front."""
+    believed = decide_for(found.results, Choice(prefer)).trial.number
+    decision = found.decide(prefer)
+    picked = decision.trial.number
+    scores = found.held_out(picked)
+    inside = []
+    for name, expected in decision.expected.items():
+        inside.append(expected.low <= scores[name].value <= expected.high)
+    front = [trial.number for trial in found.results.front]
+    values = [value_of(found, prefer, number) for number in front]
+    return {
+        "best of front": max(values),
+        "search scores": value_of(found, prefer, best_by_search_scores(found, prefer)),
+        "belief": value_of(found, prefer, believed),
+        "selection": value_of(found, prefer, picked),
+        "probability": decision.probability,
+        "inside": inside,
+    }
+
+
+def run(name: str, folder: Path, seeds: Sequence[int]) -> None:
+    """Run what is not in the result file."""
+    family = FAMILIES[name](folder)
+    finished = set()
+    for entry in read_entries(FILE):
+        finished.add((entry["family"], entry["seed"], entry["search"], entry["prefer"]))
+    for seed in seeds:
+        searches: list[tuple[str, int | None]] = [(OURS, None)]
+        for index in range(len(wanted(family.objectives))):
+            searches += [(search, index) for search in (PREFERRING, *SINGLE)]
+        for search, prefer in searches:
+            key = (name, seed, search, prefer)
+            if key in finished:
+                continue
+            names = ("family", "seed", "search", "prefer")
+            entry = dict(zip(names, key, strict=True))
+            append_entry(FILE, entry | measure(family, seed, search, prefer))
+            print(*key, flush=True)
+
+
+def run_shares(folder: Path, seeds: Sequence[int]) -> None:
+    """Searches with several shares of the proposals on the preference, on other seeds."""
+    family = Landscape(folder)
+    finished = set()
+    for entry in read_entries(SHARES_FILE):
+        finished.add((entry["seed"], entry["share"], entry["prefer"]))
+    preferences = wanted(family.objectives)
+    for seed in seeds:
+        for index in range(0, len(preferences), 3):
+            prefer = preferences[index]
+            for share in (0.0, *SHARES):
+                if (seed, share, index) in finished:
+                    continue
+                found = family.search(seed, prefer, share, "")
+                picked = found.decide(prefer).trial.number
+                entry = {
+                    "seed": seed,
+                    "share": share,
+                    "prefer": index,
+                    "value": value_of(found, prefer, picked),
+                    "hypervolume": hypervolume_share(found),
+                }
+                append_entry(SHARES_FILE, entry)
+                print(seed, share, index, flush=True)
+
+
+# ----- tables
+
+
+def regret_table(entries: Sequence[Entry]) -> str:
+    """Regret of each way of picking, against the best member of the same front, in points."""
+    rows = []
+    for family in FAMILIES:
+        picks = []
+        for entry in entries:
+            if entry["family"] == family and entry["search"] == OURS:
+                picks += entry["picks"]
+        if not picks:
+            continue
+        cells = [family]
+        for way in ("search scores", "belief", "selection"):
+            regrets = [100 * (pick["best of front"] - pick[way]) for pick in picks]
+            cells.append(f"{statistics.mean(regrets):.2f}")
+        inside = []
+        for pick in picks:
+            inside += pick["inside"]
+        cells.append(f"{statistics.mean(inside):.0%}")
+        rows.append(cells)
+    header = [
+        "regret of the pick, points",
+        "best search scores",
+        "belief",
+        "belief, selection examples",
+        "held-out score inside the 90 % interval",
+    ]
+    return markdown_table(header, rows)
+
+
+def value_table(entries: Sequence[Entry], family: str) -> str:
+    """The value of the pick by preference, of each search."""
+    rows = []
+    for index in range(10):
+        cells = ["mean" if index == 0 else f"weights {index}"]
+        for search in (PREFERRING, *SINGLE):
+            values = []
+            for entry in entries:
+                key = (entry["family"], entry["search"], entry["prefer"])
+                if key == (family, search, index):
+                    values.append(entry["value"])
+            cells.append(mean_and_deviation(values) if values else "")
+        rows.append(cells)
+    return markdown_table([f"{family}: value", PREFERRING, *SINGLE], rows)
+
+
+def volume_table(entries: Sequence[Entry]) -> str:
+    """Hypervolume without and with a preference."""
+    rows = []
+    for family in FAMILIES:
+        cells = [family]
+        for search in (OURS, PREFERRING):
+            volumes = []
+            for entry in entries:
+                if (entry["family"], entry["search"]) == (family, search):
+                    volumes.append(entry["hypervolume"])
+            if volumes:
+                cells.append(mean_and_deviation(volumes))
+        if len(cells) == 3:
+            rows.append(cells)
+    return markdown_table(["hypervolume", OURS, PREFERRING], rows)
+
+
+def share_table(entries: Sequence[Entry]) -> str:
+    """What the share of proposals on the preference changes."""
+    rows = []
+    for share in (0.0, *SHARES):
+        of_share = [entry for entry in entries if entry["share"] == share]
+        if not of_share:
+            continue
+        values = [entry["value"] for entry in of_share]
+        volumes = [entry["hypervolume"] for entry in of_share]
+        rows.append(
+            [
+                f"{share:.0%}",
+                f"{statistics.mean(values):.4f}",
+                f"{statistics.mean(volumes):.4f}",
+            ]
+        )
+    return markdown_table(["share", "value of the pick", "hypervolume"], rows)
+
+
+def tables() -> str:
+    """The tables of docs/lab/picks.md."""
+    entries = read_entries(FILE)
+    parts = [regret_table(entries)]
+    for family in FAMILIES:
+        if any(entry["family"] == family for entry in entries):
+            parts.append(value_table(entries, family))
+    parts += [volume_table(entries), share_table(read_entries(SHARES_FILE))]
+    return "\n\n".join(parts)
+
+
+def arguments() -> argparse.Namespace:
+    """What to do."""
+    parser = documented_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "share"):
+        command = commands.add_parser(name)
+        if name == "run":
+            command.add_argument("family", choices=list(FAMILIES))
+        command.add_argument("folder", type=Path)
+        command.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    commands.add_parser("table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run searches, or print the tables."""
+    given = arguments()
+    torch.set_num_threads(1)  # one search to a core
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if given.command == "run":
+        run(given.family, given.folder, given.seeds)
+    elif given.command == "share":
+        run_shares(given.folder, given.seeds)
+    else:
+        print(tables())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Let any sampler share its trials with one that improves what the user prefers."""
+
+from collections.abc import Sequence
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from paretomerge.types import ParamValue
+
+
+def has_turn(number: int, share: float) -> bool:
+    """Whether a trial is one of a share of all trials, which are spread evenly.
+
+    Args:
+        number: The trial's number.
+        share: The share, from 0 to 1.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> [number for number in range(8) if has_turn(number, 0.25)]
+        [3, 7]
+    """
+    # The whole part of `number * share` grows at these numbers.
+    return int((number + 1) * share) > int(number * share)
+
+
+class PreferringSampler(BaseSampler):
+    """Takes a share of the proposals from another sampler.
+
+    Both see all trials. Which one proposes depends on the trial's number alone, so a resumed study
+    goes on as if it had not stopped.
+
+    Args:
+        inner: The sampler of the user's choice.
+        toward: A sampler that improves the preference.
+        share: The share of the trials that `toward` proposes.
+    """
+
+    def __init__(self, inner: BaseSampler, toward: BaseSampler, share: float) -> None:
+        self.inner = inner
+        self.toward = toward
+        self._share = share
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what the proposing sampler samples jointly."""
+        return self._proposing(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, ParamValue]:
+        """Return the proposal of the sampler whose turn it is."""
+        params: dict[str, ParamValue]
+        params = self._proposing(trial).sample_relative(study, trial, search_space)
+        return params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> ParamValue:
+        """Return one parameter from the sampler whose turn it is."""
+        value: ParamValue = self._proposing(trial).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+        return value
+
+    def reseed_rng(self) -> None:
+        """Reseed both samplers."""
+        self.inner.reseed_rng()
+        self.toward.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the sampler whose turn it is."""
+        self._proposing(trial).before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Tell the inner sampler, which may store what its next proposals need."""
+        self.inner.after_trial(study, trial, state, values)
+
+    def _proposing(self, trial: FrozenTrial) -> BaseSampler:
+        return self.toward if has_turn(trial.number, self._share) else self.inner

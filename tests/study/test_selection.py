@@ -1,0 +1,144 @@
+"""Finalists are scored on examples of their own, until it is clear which one is picked."""
+
+import json
+
+import pytest
+
+import paretomerge as pm
+from paretomerge.decide.belief import Belief
+from paretomerge.decide.pick import Choice, decide_for
+from paretomerge.errors import ConfigError, EvaluationError
+from paretomerge.evaluate.evaluator import Score
+from paretomerge.pareto.preference import Preference
+from paretomerge.study.selection import _finalists, select
+from paretomerge.study.study import load_study
+from tests.evaluate.test_tasks import HarnessTask, loader
+from tests.study.test_build import write
+from tests.study.test_race import ITEMS, raced
+
+MEAN = Preference.mean(2)
+
+
+@pytest.mark.parametrize("splits", [None, {"search": "train", "held_out": "train"}])
+def test_selection_examples_are_apart_from_all_others(tmp_path, splits) -> None:
+    tasks = loader(
+        tmp_path, 20, search_items=5, selection_items=6, held_out_items=7, splits=splits
+    )
+    spec = HarnessTask("letters")
+    contents = {}
+    for split in ("search", "selection", "held_out"):
+        contents[split] = set(tasks.load("mine", spec, split).content_digests)
+    assert [len(found) for found in contents.values()] == [5, 6, 7]
+    assert not contents["search"] & contents["selection"]
+    if splits is None:
+        assert not contents["held_out"] & (contents["search"] | contents["selection"])
+
+
+def test_without_a_spare_example_nothing_begins(tmp_path) -> None:
+    splits = {"search": "train", "held_out": "train"}
+    tasks = loader(tmp_path, 5, search_items=5, selection_items=2, splits=splits)
+    with pytest.raises(EvaluationError, match="set a smaller `search_items`"):
+        tasks.load("mine", HarnessTask("letters"), "selection")
+    tasks = loader(tmp_path, 5, search_items=3, selection_items=2)
+    with pytest.raises(EvaluationError, match="between 1 and 2 beside 2 selection_"):
+        tasks.load("mine", HarnessTask("letters"), "search")
+
+
+@pytest.fixture
+def searched(pico, tmp_path):
+    search, quiz = raced(pico, tmp_path / "s", race=None)
+    search.run(16)
+    quiz.asked = 0
+    return search, quiz
+
+
+def test_finalists_are_scored_and_the_leader_stays_or_changes(searched) -> None:
+    search, _ = searched
+    scored = []
+    select(search, MEAN, scored.append)
+    finalists = {trial.number for trial in scored}
+    trials = search.trials()
+    assert len(finalists) >= 2
+    for trial in trials:
+        assert (trial.selection is not None) == (trial.number in finalists)
+    decision = decide_for(search.results(), Choice("mean"))
+    left = _finalists(Belief.of(search.results()), MEAN)
+    spent = all(trial.selection["two"].n == ITEMS["two"] for trial in left)
+    assert decision.probability >= 0.9 or spent
+    # `Quiz` gives the same answers for every split: scores on prefixes of them are known.
+    for number in finalists:
+        for name, score in trials[number].selection.items():
+            expected = trials[number].scores[name].example_scores[: score.n]
+            assert score.example_scores == expected
+
+
+def test_nothing_is_measured_twice(searched) -> None:
+    search, quiz = searched
+    select(search, MEAN)
+    first = [trial.selection for trial in search.trials()]
+    asked = quiz.asked
+    assert asked
+    select(search, MEAN)
+    assert quiz.asked == asked
+    assert [trial.selection for trial in search.trials()] == first
+
+
+def test_a_clear_pick_costs_nothing(searched) -> None:
+    search, quiz = searched
+    for trial in search.trials():
+        right = float(trial.number == 3)
+        scores = {name: Score.mean_of([right] * 2000) for name in ITEMS}
+        search.record.add_selection(trial.number, scores)
+    decision = decide_for(search.results(), Choice("mean"))
+    assert (decision.trial.number, decision.probability > 0.9) == (3, True)
+    select(search, MEAN)
+    assert not quiz.asked
+
+
+def test_selection_items_need_spare_examples() -> None:
+    with pytest.raises(ConfigError, match="set `search_items`, too"):
+        pm.Evaluation(splits={"search": "a", "held_out": "b"}, selection_items=5)
+
+
+def test_refining_adds_trials_and_says_what_was_believed(tmp_path, pico) -> None:
+    study = load_study(write(tmp_path, pico, trials=8))
+    with pytest.raises(pm.StudyError):
+        study.refine(n_trials=2)
+    study.optimize(show_progress_bar=False, held_out=False)
+    with pytest.raises(ConfigError, match="'scoer'"):
+        study.refine({"scoer": 1.0}, 2)
+    found = study.refine({"score": 1.0}, 2)
+    assert [entry.trial.number for entry in found] == [8, 9]
+    assert len(study.get_trials()) == 10
+    # Both functions are constant, so nothing else can be believed.
+    for entry in found:
+        assert entry.believed["score"].value == pytest.approx(1.0, abs=1e-3)
+        assert entry.believed["other"].value == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_preference_is_a_setting_that_may_change(tmp_path, pico) -> None:
+    path = write(tmp_path, pico, trials=6, prefer={"score": 1.0})
+    study = load_study(path)
+    assert study.default_choice.text == "the preference score=1"
+    study.optimize(show_progress_bar=False)
+    again = load_study(path, ["prefer={other: 2}", "trials=7"])
+    again.optimize(show_progress_bar=False)
+    assert len(again.get_trials()) == 7
+    assert again.to_config().prefer == {"other": 2.0}
+    with pytest.raises(ConfigError, match="another unit"):
+        load_study(path, ["prefer=mean"])
+    with pytest.raises(ConfigError, match="'scorr'"):
+        load_study(path, ["prefer={scorr: 1}"])
+    random = load_study(path, ["sampler=random", "prefer={score: 1}"])
+    assert any("ignores `prefer`" in note for note in random.check())
+
+
+def test_the_front_is_shown_without_a_new_belief(tmp_path, pico, monkeypatch) -> None:
+    study = load_study(write(tmp_path, pico, trials=6))
+    study.optimize(show_progress_bar=False)
+    number = study.decide().trial.number
+    forbidden = "paretomerge.decide.pick.Belief.of"
+    monkeypatch.setattr(forbidden, lambda results: pytest.fail("a belief was formed"))
+    assert study.picked().number == number
+    report = study.report(tmp_path / "report.html").read_text()
+    assert f"trial {number}" in report or json.dumps(number) in report
