@@ -214,9 +214,9 @@ def _build_weight_space(
     )
     if not space.holds_sources:
         notes.append(
-            "no point of the space is a source alone: that needs weights 0 and 1, density 1 and "
-            "a method that takes one model. The first trials, and the reference point of the "
-            "hypervolume, are only near the sources."
+            "no point of the space is a source alone: that needs weights 0 and 1, a method that "
+            "takes one model, and its density or select_topk at 1. The first trials, and the "
+            "reference point of the hypervolume, are only near the sources."
         )
     return replace(space, notes=tuple(notes))
 

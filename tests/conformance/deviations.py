@@ -185,6 +185,13 @@ DEVIATIONS: dict[str, Deviation] = {
         "in norms that multiply by 1 + weight (Gemma), about -1 the scale is that of the norm; routes with scales need it there",
         "{merge_method: passthrough, models: [{model: $ada, parameters: {scale: 0.5, about: -1}}], dtype: float32}",
     ),
+    "sce-weight": Deviation(
+        "has no `weight` in sce and ignores it",
+        "multiplies the source's delta by it, and says so where it is not 1",
+        "searches need a number per source; without weights, or with weight 1, both merge the same",
+        "{merge_method: sce, base_model: $base, dtype: float32, parameters: {select_topk: 0.5}, "
+        "models: [{model: $ada, parameters: {weight: 0.3}}, {model: $bob, parameters: {weight: 0.7}}]}",
+    ),
     "arithmetic": Deviation(
         "computes in `dtype`, except in linear and slerp: bfloat16 is rounded after each step",
         "computes in float32 and rounds once, at the end",

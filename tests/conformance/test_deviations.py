@@ -1,9 +1,11 @@
 """Each row of the table, shown on both sides."""
 
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from paretomerge.errors import ParetoMergeError
@@ -157,6 +159,25 @@ def test_scale_about(ask, ours, checkpoints):
     )
     torch.testing.assert_close(mine, 0.5 * (source + 1) - 1)
     torch.testing.assert_close(theirs, 0.5 * source)
+
+
+def test_weights_of_sce(ask, ours, checkpoints, tmp_path):
+    """What mergekit makes of models whose deltas were multiplied before."""
+    row = DEVIATIONS["sce-weight"]
+    mine, theirs = ours(row.recipe), ask(row.recipe).out
+    unweighted = re.sub(r", parameters: {weight: [\d.]+}", "", row.recipe)
+    assert differences(ours(unweighted), theirs) == []
+    assert differences(mine, theirs) != []
+    base = weights(checkpoints / "base")
+    for name, weight in (("ada", 0.3), ("bob", 0.7)):
+        folder = shutil.copytree(checkpoints / name, tmp_path / name)
+        for file in folder.glob("*.safetensors"):
+            scaled = {}
+            for key, tensor in load_file(file).items():
+                scaled[key] = base[key] + weight * (tensor - base[key])
+            save_file(scaled, file, metadata={"format": "pt"})
+        unweighted = unweighted.replace(f"${name}", str(folder))
+    assert differences(mine, ask(unweighted).out) == []
 
 
 def test_arithmetic_in_bfloat16(ask, ours, checkpoints):

@@ -23,11 +23,12 @@ DENSE = sorted(
 EXACT = ["ties", "breadcrumbs", "breadcrumbs_ties"]
 SEEDS = st.integers(0, 2**31)
 
-# Copies of one model: the spectral methods and wudi start from the sum of the deltas, pcb drops
-# nine tenths by default.
-NOT_COPIES = {"pcb", "tsv", "iso_c", "iso_cts", "wudi"}
-# One weight of 1: pcb's scores and consensus_ta's votes still count the models of weight 0.
-NOT_ONE_HOT = {"pcb", "consensus_ta"}
+# Copies of one model, with weights that sum to 1: the spectral methods and wudi do not add them up,
+# sce takes the average of the weighted deltas, pcb drops nine tenths by default.
+NOT_COPIES = {"pcb", "tsv", "iso_c", "iso_cts", "wudi", "sce"}
+# One weight of 1: pcb's scores and consensus_ta's votes still count the models of weight 0, and
+# iso_c and iso_cts flatten the spectrum of that model.
+NOT_ONE_HOT = {"pcb", "consensus_ta", "iso_c", "iso_cts"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,6 +60,11 @@ def test_where_those_laws_do_not_hold(name):
 def test_pcb_of_copies_with_all_entries_is_the_model():
     base, (model,) = deltas(6, 9, 11, k=1)
     torch.testing.assert_close(merged("pcb", base, [model] * 3, density=1.0), model)
+
+
+def test_sce_of_copies_is_the_model():
+    base, (model,) = deltas(6, 9, 11, k=1)
+    torch.testing.assert_close(merged("sce", base, [model] * 3), model)
 
 
 def test_iso_c_of_copies_times_one_kth_is_the_model():

@@ -14,8 +14,10 @@ To add a merge method:
    recipes to tests/conformance/method_recipes.py.
 4. A search can use every method on deltas (`base="required"`) that has a `weight`. If it has
    parameters that a search may vary, add their ranges to `SEARCH_RANGES` in
-   `space/weights/method_parameters.py` and to docs/spaces.md. If a source with weight 0 changes
-   the merge, set `zero_weight_counts`.
+   `space/weights/method_parameters.py`, or their names to `SETTABLE` there, and to docs/spaces.md.
+   If a source with weight 0 changes the merge, set `zero_weight_counts`. If `lambda` does not stand
+   for larger weights, unset `scales_with_lambda`. `baseline_weight` and `baseline_density` are what
+   a search tries first.
 
 Importing this package does not import torch: the file of a family is imported when it merges.
 """

@@ -1,7 +1,7 @@
 """What several families of merge methods share: sums, inner products, merging in pieces."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +42,38 @@ def linear_combination(
         return merged
 
     return merge_block
+
+
+def weighted_deltas(block: Block, weights: Sequence[float]) -> Iterator[Tensor]:
+    """Scale the deltas, for methods that work on w_i tau_i in place of tau_i.
+
+    A source with weight 0 is left out and not read, as if the recipe did not list it. A delta of 0
+    would still count among the K sources, and its singular vectors would be arbitrary.
+
+    Args:
+        block: Rows of the tensor.
+        weights: w_1 ... w_K.
+
+    Yields:
+        w_i tau_i of each source that is used, one at a time: a new tensor that the caller may write
+        to.
+    """
+    for i, weight in enumerate(weights):
+        if weight != 0:
+            yield times_(block.delta(i), weight)
+
+
+def count_used(weights: Sequence[float]) -> int:
+    """The number of sources whose weight is not 0."""
+    return sum(weight != 0 for weight in weights)
+
+
+def times_(tensor: Tensor, factor: float) -> Tensor:
+    """Multiply in place."""
+    # Saves a pass over the block where there is nothing to multiply.
+    if factor == 1:
+        return tensor
+    return tensor.mul_(factor)
 
 
 def sum_tensors(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,20 +3,25 @@
 sce, nearswap, arcee_fusion, ram, ramplus_tl, consensus_ta and pcb.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
-from paretomerge.merging.methods.common import merge_whole_tensor, sum_tensors
+from paretomerge.merging.methods.common import (
+    count_used,
+    merge_whole_tensor,
+    sum_tensors,
+    weighted_deltas,
+)
 from paretomerge.merging.methods.sparsify import BlockMask, BoolArray
 from paretomerge.merging.methods.task_vectors import elect_signs
 from paretomerge.merging.methods.top_k import Query, top_k_thresholds
 
 SelectedDeltas = Callable[[Block], list[Tensor]]
-"""A block -> tau_i of every source, zero where the entry is not selected."""
+"""A block -> w_i tau_i of every source that is used, zero where the entry is not selected."""
 
 _MIN_MEAN_SQUARE = 1e-6  # the weights of SCE are divided by no smaller sum
 _MIN_MAGNITUDE = 1e-38  # scores are divided by no smaller maximum
@@ -28,9 +33,12 @@ def sce(inputs: Inputs) -> BlockMerger:
     Wan et al. 2024 (FuseChat), arXiv 2408.07990, sec. 3.3. Select the entries of largest variance
     over the models. Calculate each model's weight: the mean square of its selected tau_i (equal
     weights where these add up to less than 1e-6). Erase entries whose sign is not that of the
-    unweighted sum.
+    sum. The parameter `weight` is not in the paper: it multiplies the source's tau_i first.
     """
-    selected_deltas = _select_by_variance(inputs, inputs.number("select_topk"))
+    scales = inputs.per_source("weight")
+    if count_used(scales) == 0:
+        return _base_block
+    selected_deltas = _select_by_variance(inputs, inputs.number("select_topk"), scales)
     if selected_deltas is None:
         return _base_block
     weights = _mean_square_weights(inputs, selected_deltas)
@@ -60,8 +68,8 @@ def _base_block(block: Block) -> Tensor:
 def _mean_square_weights(
     inputs: Inputs, selected_deltas: SelectedDeltas
 ) -> list[float]:
-    """SCE's weights, which add up to 1."""
-    k = inputs.n_sources
+    """SCE's calculated weights, which add up to 1."""
+    k = count_used(inputs.per_source("weight"))
     squares = [0.0] * k
     for block in inputs.blocks():
         for i, delta in enumerate(selected_deltas(block)):
@@ -74,50 +82,74 @@ def _mean_square_weights(
     return [mean / total for mean in means]
 
 
-def _select_by_variance(inputs: Inputs, share: float) -> SelectedDeltas | None:
+def _select_by_variance(
+    inputs: Inputs,
+    share: float,
+    scales: Sequence[float],
+) -> SelectedDeltas | None:
     """Select the `share` of the varying entries that vary most; None where that is no entry."""
+
+    def scaled_deltas(block: Block) -> list[Tensor]:
+        return list(weighted_deltas(block, scales))
+
+    def variance(block: Block) -> Tensor:
+        return _variance(block, scales)
+
     if share >= 1:
-        return Block.deltas
-    varying = sum(_count_varying(block) for block in inputs.blocks())
+        return scaled_deltas
+    varying = sum(_count_varying(block, scales) for block in inputs.blocks())
     # In float32, as mergekit: 90 * 0.7 is 63 there, and 62.99... in float64.
     exact_count = np.float32(varying) * np.float32(share)
     count = int(exact_count)
     if count <= 0:
         return None
     if count >= inputs.numel:
-        return Block.deltas
-    (threshold,) = top_k_thresholds(inputs, [Query(_variance, count)])
+        return scaled_deltas
+    (threshold,) = top_k_thresholds(inputs, [Query(variance, count)])
 
     def is_selected(_: Tensor, block: Block) -> BoolArray:
-        variances = threshold.keep_(_variance(block), block.start)
+        variances = threshold.keep_(variance(block), block.start)
         selected = (variances > 0).view(-1)
         return np.asarray(selected.cpu().numpy())
 
     mask = BlockMask(inputs, is_selected, cached=True)
 
     def selected_deltas(block: Block) -> list[Tensor]:
-        return mask.apply_(block.deltas(), block)
+        return mask.apply_(scaled_deltas(block), block)
 
     return selected_deltas
 
 
-def _count_varying(block: Block) -> int:
+def _models_less_a_tensor(block: Block, scales: Sequence[float]) -> Iterator[Tensor]:
+    """The models theta_0 + w_i tau_i that are used, all less the same tensor.
+
+    A tensor that is subtracted from all models changes no difference and no variance. Without
+    weights theta_i itself is exact, as mergekit has it; w_i tau_i is rounded.
+    """
+    used = [i for i, scale in enumerate(scales) if scale != 0]
+    if all(scales[i] == 1 for i in used):
+        for i in used:
+            yield block.source(i)
+    else:
+        yield from weighted_deltas(block, scales)
+
+
+def _count_varying(block: Block, scales: Sequence[float]) -> int:
     """The number of entries that are not equal in all models."""
-    first = block.source(0)
+    models = _models_less_a_tensor(block, scales)
+    first = next(models)
     varies = torch.zeros_like(first, dtype=torch.bool)
-    for i in range(1, block.inputs.n_sources):
-        varies |= block.source(i) != first
+    for model in models:
+        varies |= model != first
     return int(np.count_nonzero(varies.cpu().numpy()))
 
 
-def _variance(block: Block) -> Tensor:
+def _variance(block: Block, scales: Sequence[float]) -> Tensor:
     """K times the variance of each entry over the models."""
-    k = block.inputs.n_sources
-    first = block.source(0)
+    first, *others = _models_less_a_tensor(block, scales)
+    k = 1 + len(others)
     # Of differences to the first model, so that equal entries have a variance of exactly 0.
-    differences = []
-    for i in range(1, k):
-        differences.append(block.source(i).sub_(first))
+    differences = [model.sub_(first) for model in others]
     if not differences:
         return torch.zeros_like(first)
     mean = sum_tensors(differences).div_(k)

@@ -31,6 +31,7 @@ class Parameter:
         low: The smallest allowed number.
         high: The largest allowed number.
         choices: The allowed values, if they are not a range of numbers.
+        note: What a plan tells the user of a recipe that sets another value than the default.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Parameter:
     low: float = float("-inf")
     high: float = float("inf")
     choices: tuple[bool | str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Method:
         whole_tensors: Whether the method holds whole tensors in memory instead of blocks.
         zero_weight_counts: Whether a source with weight 0 still changes the merge, so that it is
             not the same as leaving the source out.
-        baseline_density: The density in the baseline recipes of a search.
+        scales_with_lambda: Whether weights times a positive number give the same merge as `lambda`
+            times that number, so that a search needs no `lambda`.
+        baseline_weight: The weight of every source in the method's baseline recipe of a search.
+        baseline_density: The density there.
         check: Finds wrong combinations of parameter values.
     """
 
@@ -79,6 +84,8 @@ class Method:
     ns_per_entry: float | None = 4.0
     whole_tensors: bool = False
     zero_weight_counts: bool = False
+    scales_with_lambda: bool = True
+    baseline_weight: float = 0.7
     baseline_density: float = 0.5
     check: ParameterCheck | None = None
 

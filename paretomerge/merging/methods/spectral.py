@@ -2,27 +2,39 @@
 
 They are for the matrices of layers. Norms, biases and embeddings take the mean of the deltas, as in
 the programs that the papers published.
+
+The papers have one lambda for all sources. Here each source has a weight besides, which multiplies
+its delta first: the methods work on w_i tau_i. K is the number of sources with a weight other than
+0; the others are left out.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
-from paretomerge.merging.methods.common import linear_combination, merge_in_pieces
+from paretomerge.merging.methods.common import (
+    count_used,
+    linear_combination,
+    merge_in_pieces,
+    weighted_deltas,
+)
 
 
 def tsv(inputs: Inputs) -> BlockMerger:
-    """Task singular vectors: theta_0 + lambda U S V^T, from the top 1/K of each tau_i.
+    """Task singular vectors: theta_0 + lambda U S V^T, from the top 1/K of each w_i tau_i.
 
     Gargiulo et al. 2025 arXiv 2412.00081, alg. 1. The singular vectors of the tasks stand side by
     side in U and V, which are made orthogonal by Procrustes, so that tasks do not interfere.
     """
-    k = inputs.n_sources
+    weights = inputs.per_source("weight")
+    k = count_used(weights)
 
     def merged_delta(block: Block) -> Tensor:
         left, values, right = [], [], []
-        for i in range(k):
-            u, s, v = _svd(block.delta(i))
+        for delta in weighted_deltas(block, weights):
+            u, s, v = _svd(delta)
             rank = max(1, len(s) // k)
             left.append(u[:, :rank])
             values.append(s[:rank])
@@ -36,13 +48,14 @@ def tsv(inputs: Inputs) -> BlockMerger:
 
 
 def iso_c(inputs: Inputs) -> BlockMerger:
-    """Isotropic merging: theta_0 + lambda mean(S) U V^T, where sum tau_i = U S V^T.
+    """Isotropic merging: theta_0 + lambda mean(S) U V^T, where sum w_i tau_i = U S V^T.
 
     Marczak et al. 2025, arXiv 2502.04959, sec. 4 (common subspace). The spectrum becomes flat.
     """
+    weights = inputs.per_source("weight")
 
     def merged_delta(block: Block) -> Tensor:
-        u, s, v = _svd(_sum_of_deltas(block))
+        u, s, v = _svd(_sum_of_deltas(block, weights))
         return (u * s.mean()) @ v
 
     return _on_matrices(inputs, merged_delta)
@@ -52,13 +65,14 @@ def iso_cts(inputs: Inputs) -> BlockMerger:
     """Isotropic merging in common and task-specific subspaces.
 
     Marczak et al. 2025, arXiv 2502.04959, sec. 4.2. The top `common_fraction` of the directions of
-    sum tau_i; the others are each task's top directions outside the common ones.
+    sum w_i tau_i; the others are each task's top directions outside the common ones.
     """
-    k = inputs.n_sources
+    weights = inputs.per_source("weight")
+    k = count_used(weights)
     common_fraction = inputs.number("common_fraction")
 
     def merged_delta(block: Block) -> Tensor:
-        u, s, v = _svd(_sum_of_deltas(block))
+        u, s, v = _svd(_sum_of_deltas(block, weights))
         rank = len(s)
         # The tasks share what is left of the rank; the common subspace gets the remainder.
         remaining = rank - int(common_fraction * rank)
@@ -69,9 +83,8 @@ def iso_cts(inputs: Inputs) -> BlockMerger:
         left = [common]
         values = [s[:common_rank]]
         right = [v[:common_rank]]
-        for i in range(k):
-            # One tau_i at a time: matrices are large.
-            delta = block.delta(i)
+        # One w_i tau_i at a time: matrices are large.
+        for delta in weighted_deltas(block, weights):
             # The part of tau_i outside the common subspace: tau_i - U U^T tau_i
             projection = common @ (common.T @ delta)
             specific = delta - projection
@@ -91,13 +104,16 @@ def wudi(inputs: Inputs) -> BlockMerger:
     """Minimise sum_i |(tau - tau_i) tau_i^T|^2 / |tau_i|^2, the interference with the tasks.
 
     Cheng et al. 2025 (Whoever started the interference should end it), arXiv 2503.08099, eq. 9.
-    Adam descends from sum tau_i, `steps` times at the learning rate `lr`.
+    tau_i stands for w_i tau_i. Adam descends from sum tau_i, `steps` times at the learning rate
+    `lr`. Its steps are as large for small deltas as for large ones, so that lambda does not stand
+    for weights.
     """
+    weights = inputs.per_source("weight")
     lr = inputs.number("lr")
     steps = inputs.integer("steps")
 
     def merged_delta(block: Block) -> Tensor:
-        deltas = block.deltas()
+        deltas = list(weighted_deltas(block, weights))
         gram_matrices = []
         for delta in deltas:
             # A tau_i of zero interferes with nothing.
@@ -125,11 +141,15 @@ def _on_matrices(inputs: Inputs, merged_delta: BlockMerger) -> BlockMerger:
     A stack of experts is merged matrix by matrix.
     """
     scale = inputs.number("lambda")
-    k = inputs.n_sources
+    weights = inputs.per_source("weight")
+    k = count_used(weights)
+    if k == 0:
+        return linear_combination(weights, 1.0)
     if not inputs.is_matrix:
-        # theta_0 + lambda / K sum tau_i
-        weights = [scale / k] * k
-        return linear_combination(weights, 1 - scale)
+        # theta_0 + lambda / K sum w_i tau_i
+        coefficients = [scale / k * weight for weight in weights]
+        mean_weight = sum(weights) / k
+        return linear_combination(coefficients, 1 - scale * mean_weight)
 
     def merge_matrix(matrix: Block) -> Tensor:
         delta = merged_delta(matrix)
@@ -139,10 +159,12 @@ def _on_matrices(inputs: Inputs, merged_delta: BlockMerger) -> BlockMerger:
     return merge_in_pieces(inputs, rows_of_matrix, merge_matrix)
 
 
-def _sum_of_deltas(block: Block) -> Tensor:
-    total = block.delta(0)
-    for i in range(1, block.inputs.n_sources):
-        total.add_(block.delta(i))
+def _sum_of_deltas(block: Block, weights: Sequence[float]) -> Tensor:
+    """The sum of w_i tau_i; at least one weight is not 0."""
+    deltas = weighted_deltas(block, weights)
+    total = next(deltas)
+    for delta in deltas:
+        total.add_(delta)
     return total
 
 

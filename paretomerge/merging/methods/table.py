@@ -19,6 +19,12 @@ _MIN_WEIGHT_SUM = 1e-8  # mergekit divides by no smaller sum
 # stand.
 WEIGHT = Parameter("weight", per_source=True)
 EQUAL_WEIGHT = Parameter("weight", default=1.0, per_source=True)
+SCE_WEIGHT = Parameter(
+    "weight",
+    default=1.0,
+    per_source=True,
+    note="sce: `weight` scales a source's delta; mergekit ignores it",
+)
 DENSITY = Parameter("density", default=1.0, per_source=True, low=0.0, high=1.0)
 EPSILON = Parameter("epsilon", default=0.15, per_source=True)
 GAMMA = Parameter("gamma", default=0.01, per_source=True, low=0.0, high=1.0)
@@ -203,9 +209,9 @@ _ROWS = (
     Method(
         "sce",
         "entrywise",
-        (Parameter("select_topk", default=1.0, low=0.0),),
-        zero_weight_counts=True,
+        (SCE_WEIGHT, Parameter("select_topk", default=1.0, low=0.0)),
         ns_per_entry=10.5,
+        baseline_weight=1.0,  # as published: without weights
         rule="keep what varies most over the models, weigh by mean squares, erase minority signs",
         paper="Wan et al. 2024, arXiv 2408.07990",
     ),
@@ -307,30 +313,36 @@ _ROWS = (
     Method(
         "tsv",
         "spectral",
-        (LAMBDA,),
-        models=(2, None),
+        (EQUAL_WEIGHT, LAMBDA),
         whole_tensors=True,
         ns_per_entry=None,
+        baseline_weight=1.0,
         rule="top 1/K singular vectors of each tau, made orthogonal to each other",
         paper="Gargiulo et al. 2025, arXiv 2412.00081",
     ),
     Method(
         "iso_c",
         "spectral",
-        (LAMBDA,),
+        (EQUAL_WEIGHT, LAMBDA),
         models=(2, None),
         whole_tensors=True,
         ns_per_entry=None,
+        baseline_weight=1.0,
         rule="the sum of the taus with a flat spectrum",
         paper="Marczak et al. 2025, arXiv 2502.04959",
     ),
     Method(
         "iso_cts",
         "spectral",
-        (LAMBDA, Parameter("common_fraction", default=0.8, low=0.0, high=1.0)),
+        (
+            EQUAL_WEIGHT,
+            LAMBDA,
+            Parameter("common_fraction", default=0.8, low=0.0, high=1.0),
+        ),
         models=(2, None),
         whole_tensors=True,
         ns_per_entry=None,
+        baseline_weight=1.0,
         rule="iso_c, plus directions of each task's own",
         paper="Marczak et al. 2025, arXiv 2502.04959",
     ),
@@ -338,13 +350,15 @@ _ROWS = (
         "wudi",
         "spectral",
         (
+            EQUAL_WEIGHT,
             LAMBDA,
             Parameter("steps", default=300, low=0),
             Parameter("lr", default=1e-5, low=0.0),
         ),
-        models=(2, None),
         whole_tensors=True,
         ns_per_entry=None,
+        scales_with_lambda=False,
+        baseline_weight=1.0,
         rule="the tau that interferes least with every task, by gradient descent per matrix",
         paper="Cheng et al. 2025, arXiv 2503.08099",
     ),

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from paretomerge.merging.block import Block, BlockMerger, Inputs
-from paretomerge.merging.methods.common import linear_combination, sum_tensors
+from paretomerge.merging.methods.common import (
+    linear_combination,
+    sum_tensors,
+    times_,
+)
 from paretomerge.merging.methods.sparsify import (
     Sparsifier,
     magprune,
@@ -138,9 +142,9 @@ def _elected_sum(
         for i in used:
             sparsify = sparsifiers[i]
             delta = sparsify(block.delta(i), block)
-            deltas.append(_times_(delta, weights[i]))
+            deltas.append(times_(delta, weights[i]))
         merged = _disjoint_merge_(deltas, used_weights, normalize)
-        return _times_(merged, scale).add_(block.base)
+        return times_(merged, scale).add_(block.base)
 
     return merge_block
 
@@ -197,10 +201,3 @@ def _disjoint_merge_(
     is_zero = divisor.abs() < _MIN_WEIGHT_SUM
     divisor = torch.where(is_zero, torch.ones_like(divisor), divisor)
     return merged.div_(divisor)
-
-
-def _times_(tensor: Tensor, factor: float) -> Tensor:
-    # Saves a pass over the block where there is nothing to multiply.
-    if factor == 1:
-        return tensor
-    return tensor.mul_(factor)

@@ -50,7 +50,7 @@ def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
         method: The row of its method in the table of methods.
 
     Returns:
-        Notes on parameters that have no effect.
+        Notes on parameters that have no effect, or another one than in mergekit.
 
     Raises:
         RecipeError: All mistakes, in one error.
@@ -65,7 +65,8 @@ def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
         if needs_base and recipe.base_model is None:
             raise RecipeError(f"{method.name}: expected `base_model`, got none")
     problems.raise_if_any()
-    return tuple(notes)
+    # A note on a parameter is the same for every source.
+    return tuple(dict.fromkeys(notes))
 
 
 def evaluate_source_parameters(
@@ -164,7 +165,7 @@ def _levels(recipe: Recipe) -> Iterator[_Level]:
 
 
 def _check_level(level: _Level, method: Method) -> list[str]:
-    """Check the parameters of one level; returns notes on those that have no effect."""
+    """Check the parameters of one level; returns notes for the user."""
     method_parameters = {parameter.name: parameter for parameter in method.parameters}
     problems = ErrorCollector()
     notes = []
@@ -190,7 +191,9 @@ def _check_level(level: _Level, method: Method) -> list[str]:
                 )
             else:
                 for value in _values_in(setting):
-                    _check_value(parameter, value, level.where)
+                    checked = _check_value(parameter, value, level.where)
+                    if parameter.note and checked != parameter.default:
+                        notes.append(parameter.note)
     problems.raise_if_any()
     return notes
 

@@ -15,7 +15,11 @@ from dataclasses import dataclass, replace
 from paretomerge.merging.methods import METHODS
 from paretomerge.recipe import ParameterSetting, Recipe, Slice, Source
 from paretomerge.space.weights.layers import LayerRange, group_of
-from paretomerge.space.weights.method_parameters import della_epsilon, find_parameter
+from paretomerge.space.weights.method_parameters import (
+    della_epsilon,
+    find_parameter,
+    is_whole_number,
+)
 from paretomerge.space.weights.parameters import TASK_ARITHMETIC, ParameterSpace
 from paretomerge.types import Params
 
@@ -95,7 +99,7 @@ def _method_of_each_group(
         method = str(choice)
         least_sources, _ = METHODS[method].models
         if n_sources < least_sources:
-            # pcb and consensus_ta compare sources, so they need two or more.
+            # Some methods compare sources, such as pcb, so they need two or more.
             method = TASK_ARITHMETIC
         methods.append(method)
     return tuple(methods)
@@ -233,7 +237,8 @@ class _MethodMerge:
             names = space.names(parameter)
             value = self.params.get(names[group], fixed)
             assert value is not None
-            values[parameter] = float(value)
+            number = float(value)
+            values[parameter] = int(number) if is_whole_number(parameter) else number
         return values
 
     def _source_parameters(

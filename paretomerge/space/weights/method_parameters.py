@@ -1,11 +1,13 @@
 """Per-method parameters such as gamma and epsilon: which are searched, and in which range.
 
 What a parameter means, its default and the methods that have it are in the table of methods
-(`paretomerge.merging.methods`). Two parameters are not searched. `lambda` would scale what the
-weights scale already, since they are free to be large and are never normalised. `k` of
-consensus_ta counts models.
+(`paretomerge.merging.methods`). Some have no range and keep their defaults, unless the user sets
+them (`SETTABLE`). Two parameters cannot be set. `lambda` would scale what the weights scale
+already, since they are free to be large and are never normalised. `k` of consensus_ta counts
+models.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +38,16 @@ SEARCH_RANGES: dict[str, SearchRange] = {
     "select_topk": SearchRange(0.05, 1.0, 1.0),
     "mask_lambda": SearchRange(0.2, 0.8, 0.4),
 }
-"""The searched per-method parameters."""
+"""The per-method parameters that are searched by default."""
+
+SETTABLE = ("common_fraction", "steps", "lr")
+"""Per-method parameters that are searched, or fixed at another value, only where the user says so.
+
+Their defaults are those of the papers. Every further parameter makes a space harder to search.
+"""
+
+AVAILABLE = (*SEARCH_RANGES, *SETTABLE)
+"""The names that `method_parameters` can have."""
 
 ParameterBounds = float | tuple[float, float]
 """A per-method parameter in study.yaml: a number fixes it, [low, high] are its bounds."""
@@ -51,6 +62,23 @@ def methods_with(
     return tuple(matches)
 
 
+def search_range(parameter: str) -> SearchRange:
+    """Return the default range of one of `AVAILABLE`; its bounds are equal where it is fixed."""
+    if parameter in SEARCH_RANGES:
+        return SEARCH_RANGES[parameter]
+    method, *_ = methods_with(parameter, tuple(METHODS))
+    row = find_parameter(method, parameter)
+    assert row is not None and row.default is not None
+    default = float(row.default)
+    return SearchRange(default, default, default)
+
+
+def is_whole_number(parameter: str) -> bool:
+    """Return whether a parameter counts something, so that it takes no fractions."""
+    rows = [find_parameter(method, parameter) for method in METHODS]
+    return any(row is not None and type(row.default) is int for row in rows)
+
+
 def find_parameter(method: str, name: str) -> Parameter | None:
     """Return the parameter of a method, None if the method has none of that name."""
     for parameter in METHODS[method].parameters:
@@ -62,14 +90,11 @@ def find_parameter(method: str, name: str) -> Parameter | None:
 def _is_searchable(method: str) -> bool:
     if METHODS[method].base != "required":
         return False
-    if find_parameter(method, "weight"):
-        return True
-    # sce has no weights: it weighs the sources itself.
-    return find_parameter(method, "select_topk") is not None
+    return find_parameter(method, "weight") is not None
 
 
 SEARCHABLE_METHODS = tuple(filter(_is_searchable, METHODS))
-"""Methods on deltas that have a weight per source, and sce."""
+"""Methods on deltas that have a weight per source."""
 
 
 def check_searchable(methods: Sequence[str]) -> None:
@@ -108,7 +133,7 @@ def check_method_parameters(
     Raises:
         ConfigError: No method has the parameter, or a bound is outside what the methods allow.
     """
-    available = [name for name in SEARCH_RANGES if methods_with(name, methods)]
+    available = [name for name in AVAILABLE if methods_with(name, methods)]
     for name, setting in settings.items():
         if name not in available:
             problem = unknown_name(
@@ -117,11 +142,17 @@ def check_method_parameters(
             raise ConfigError(f"space.method_parameters: {problem}")
         low, high = bounds_of(setting)
         lowest, highest = _allowed_bounds(name, methods)
-        is_inside = lowest <= low <= high <= highest
+        is_inside = lowest <= low <= high <= highest and math.isfinite(high)
         # Equal bounds would fix the parameter, for which the user writes a number.
         is_interval = isinstance(setting, (tuple, list))
         is_empty = is_interval and low == high
-        if is_empty or not is_inside:
+        if is_whole_number(name):
+            if is_interval or not is_inside or low != int(low):
+                raise ConfigError(
+                    f"space.method_parameters.{name}: expected a whole number "
+                    f"from {lowest:g} on, got {setting}"
+                )
+        elif is_empty or not is_inside:
             raise ConfigError(
                 f"space.method_parameters.{name}: expected a number, or [low, high], "
                 f"from {lowest:g} to {highest:g}, got {setting}"

@@ -9,7 +9,7 @@ parameters) share. Its parameters, and the places in the recipe where their valu
 | `use/<source>` | whether the source is listed |
 | `weight/<source>/<group>/<role>` | `weight` of the source, under a slice and a filter |
 | `density/<source>/<group>/<role>` | `density` of the source, likewise |
-| `gamma`, `mask_lambda`, `select_topk`, each also `/<group>` | parameter of the same name |
+| `gamma`, `mask_lambda`, `select_topk`, ..., each also `/<group>` | parameter of the same name |
 | `epsilon`, `epsilon/<group>` | `epsilon` as a share of min(density, 1 - density) |
 
 A level with a single element is left out of the name: `weight/<source>` has one group and no roles.
@@ -29,7 +29,7 @@ from optuna.distributions import (
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.space.weights.layers import group_of
 from paretomerge.space.weights.layout import ParameterLayout
-from paretomerge.space.weights.method_parameters import SEARCH_RANGES, methods_with
+from paretomerge.space.weights.method_parameters import methods_with, search_range
 from paretomerge.types import Params, ParamValue
 
 TASK_ARITHMETIC = "task_arithmetic"
@@ -53,7 +53,7 @@ class ParameterSpace:
         methods: Merge methods to choose from.
         method_starts: First layer of each group of layers with its own method.
         method_bounds: Per-method parameter, such as gamma -> (low, high), equal where it is fixed.
-            It has every searched parameter that one of `methods` has.
+            It has every parameter that one of `methods` has and a search may vary.
         layouts: `weight` and `density` -> how they are divided over the model.
         subset: Whether a source can be left out.
         seed: Seed of the recipes' random masks.
@@ -194,7 +194,7 @@ class ParameterSpace:
         values: dict[str, ParamValue] = {}
         values |= dict.fromkeys(self.names("method"), method)
         for parameter, (low, high) in self.method_bounds.items():
-            baseline = SEARCH_RANGES[parameter].baseline
+            baseline = search_range(parameter).baseline
             clipped = min(max(baseline, low), high)
             names = self.names(parameter)
             values |= dict.fromkeys(names, clipped)

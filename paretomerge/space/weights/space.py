@@ -19,12 +19,13 @@ from paretomerge.space.weights.importance import parameter_importance
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 from paretomerge.space.weights.layout import Granularity, ParameterLayout
 from paretomerge.space.weights.method_parameters import (
-    SEARCH_RANGES,
+    AVAILABLE,
     ParameterBounds,
     bounds_of,
     check_method_parameters,
     check_searchable,
     methods_with,
+    search_range,
 )
 from paretomerge.space.weights.parameters import (
     TASK_ARITHMETIC,
@@ -36,8 +37,8 @@ from paretomerge.types import Params, ParamValue
 _BASELINE_SCALES = (0.5, 0.7)
 """Weights of all sources in the task arithmetic baselines."""
 
-_METHOD_SCALE = 0.7
-"""Weight of all sources in the baseline of each other method."""
+_SUMS = "task_vectors"
+"""The family of methods that add up deltas, so that the weights 1 / K average the sources."""
 
 
 def _default_weight() -> Granularity:
@@ -133,10 +134,6 @@ class WeightSearchSpace:
         different = set(self.methods)
         if len(different) < len(self.methods):
             raise ConfigError(f"space.methods: expected each method once, got {listed}")
-        if not methods_with("weight", self.methods):
-            raise ConfigError(
-                f"space.methods: expected one with a weight per source among them, got {listed}"
-            )
 
     @property
     def routed(self) -> bool:
@@ -148,8 +145,9 @@ class WeightSearchSpace:
         """All parameters, their layout over the architecture, and what recipes are made from."""
         method_starts = self._method_starts()
         method_bounds = {}
-        for name, default in SEARCH_RANGES.items():
+        for name in AVAILABLE:
             if methods_with(name, self.methods):
+                default = search_range(name)
                 default_bounds = (default.low, default.high)
                 setting = self.method_parameters.get(name, default_bounds)
                 method_bounds[name] = bounds_of(setting)
@@ -277,7 +275,8 @@ class WeightSearchSpace:
 
         Returns:
             Label -> parameters: each source alone, the uniform average, task arithmetic, and each
-            method at published settings. A source alone has the source's name as its label, or
+            method at published settings. Where no method adds up deltas, there is no uniform
+            average. A source alone has the source's name as its label, or
             `near <name>` where the space does not contain it. Recipes that occur twice are listed
             once.
         """
@@ -310,23 +309,26 @@ class WeightSearchSpace:
     def _merge_baselines(self) -> dict[str, dict[str, ParamValue]]:
         method = self._baseline_method
         baselines = {}
-        # A model soup (Wortsman et al. 2022, arXiv 2203.05482).
-        share = 1 / len(self.sources)
-        weights = dict.fromkeys(self.sources, share)
-        baselines["uniform soup"] = self.uniform_params(method, weights)
+        if METHODS[method].family == _SUMS:
+            # A model soup (Wortsman et al. 2022, arXiv 2203.05482).
+            share = 1 / len(self.sources)
+            weights = dict.fromkeys(self.sources, share)
+            baselines["uniform soup"] = self.uniform_params(method, weights)
         for scale in _BASELINE_SCALES:
             title = method.replace("_", " ")
             label = f"{title} {scale}"
             weights = dict.fromkeys(self.sources, scale)
             baselines[label] = self.uniform_params(method, weights)
         sparse_methods = methods_with("density", self.methods)
-        weights = dict.fromkeys(self.sources, _METHOD_SCALE)
         for method in self.methods:
+            scale = METHODS[method].baseline_weight
+            weights = dict.fromkeys(self.sources, scale)
+            is_listed = method == self._baseline_method and scale in _BASELINE_SCALES
             if method in sparse_methods:
                 density = METHODS[method].baseline_density
                 label = f"{method} at density {density}"
                 baselines[label] = self.uniform_params(method, weights, density)
-            elif method != self._baseline_method:
+            elif not is_listed:
                 baselines[method] = self.uniform_params(method, weights)
         return baselines
 
@@ -334,23 +336,24 @@ class WeightSearchSpace:
     def _baseline_method(self) -> str:
         """The method of the plain baselines.
 
-        If possible, one that gives a single model back, and if possible without needing density 1
-        for that.
+        If possible, one that gives a single model back, and if possible one that adds up deltas,
+        without needing density 1 for that.
         """
         sparse_methods = methods_with("density", self.methods)
 
-        def rank(method: str) -> tuple[bool, bool]:
-            least_sources, _ = METHODS[method].models
-            return least_sources > 1, method in sparse_methods
+        def rank(method: str) -> tuple[bool, bool, bool]:
+            row = METHODS[method]
+            least_sources, _ = row.models
+            return least_sources > 1, row.family != _SUMS, method in sparse_methods
 
-        return min(methods_with("weight", self.methods), key=rank)
+        return min(self.methods, key=rank)
 
     @property
     def holds_sources(self) -> bool:
         """Whether the space contains each source alone.
 
-        This needs weights 0 and 1 (1 with `subset`), density 1 for methods with a density, and a
-        method that merges a single model.
+        This needs weights 0 and 1 (1 with `subset`), a method that merges a single model, and its
+        `density` or `select_topk` at 1.
         """
         method = self._baseline_method
         least_sources, _ = METHODS[method].models
@@ -366,5 +369,9 @@ class WeightSearchSpace:
             if self.weight.clip(weight) != weight:
                 return False
         # A sparse delta is not the source's.
-        is_sparse = bool(methods_with("density", (method,)))
-        return not is_sparse or self.density.clip(1.0) == 1.0
+        if methods_with("density", (method,)):
+            return self.density.clip(1.0) == 1.0
+        if methods_with("select_topk", (method,)):
+            _, largest = self.parameters.method_bounds["select_topk"]
+            return largest >= 1
+        return True

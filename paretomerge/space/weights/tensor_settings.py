@@ -226,6 +226,8 @@ def _check_options(method: str, options: Mapping[str, object]) -> None:
     assert isinstance(scale, int | float)
     if scale < 0 and method != TASK_ARITHMETIC:
         raise ConfigError(f"lambda: expected 0 or more with {method}, got {scale:g}")
+    if not METHODS[method].scales_with_lambda:
+        required["lambda"] = 1.0
     # Weights are free to be large, so normalising them would lose their scale.
     required["normalize"] = False
     for option, value in required.items():

@@ -73,6 +73,16 @@ def test_what_no_method_reads_is_an_error_and_what_others_read_a_note(pico):
     )
 
 
+def test_a_weight_of_sce_that_mergekit_ignores_is_a_note(pico):
+    text = "merge_method: sce\n" + TWO + "parameters: {weight: WEIGHT}"
+    (note,) = plan(pico, text.replace("WEIGHT", "0.5")).notes
+    assert "mergekit ignores it" in note
+    assert not plan(pico, text.replace("WEIGHT", "1.0")).notes
+    gradient = plan(pico, text.replace("WEIGHT", "[1.0, 0.5]"))
+    assert gradient.notes == (note,)
+    assert gradient.jobs[0].parameters[0]["weight"] == 1.0
+
+
 def test_cost_is_read_from_headers(pico):
     made = plan(pico, "merge_method: ties\n" + TWO + "parameters: {weight: 1}")
     size = sum(

@@ -318,7 +318,7 @@ def test_there_and_back_in_any_space(pico, data):
         )
     )
     methods = tuple(dict.fromkeys((*methods, "ties")))
-    smooth = data.draw(flag) and "sce" not in methods
+    smooth = data.draw(flag)
     weight = Granularity(
         (-0.5, 1.5),
         Grouping(data.draw(st.integers(1 + smooth, 4))),
@@ -377,7 +377,7 @@ def test_one_value_for_all_sources(pico):
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("sce", {"select_topk": 0.5}), ("pcb", {"density": 0.5})],
+    [("pcb", {"density": 0.5})],
 )
 def test_methods_in_which_a_missing_source_is_not_one_of_weight_0(
     pico, method, parameters
@@ -390,6 +390,31 @@ def test_methods_in_which_a_missing_source_is_not_one_of_weight_0(
     with_subset = space(pico, methods=methods, subset=True)
     back = with_subset.recipe(with_subset.params_of(two_of_three))
     assert same_tensors(two_of_three, back)
+
+
+@pytest.mark.parametrize("method", ["sce", "tsv", "iso_c", "iso_cts", "wudi"])
+def test_a_missing_source_is_one_of_weight_0(pico, method):
+    steps = {"steps": STEPS} if method == "wudi" else {}
+    models = [model(pico, "ada", weight=0.5), {"model": str(pico / "bob")}]
+    there = recipe(pico, method, models=models, parameters=steps)
+    full = space(pico, methods=(method, "ties"), method_parameters=steps)
+    point = full.params_of(there)
+    assert [point[f"weight/{source}"] for source in EXPERTS] == [0.5, 1.0, 0.0]
+    assert same_tensors(there, full.recipe(point))
+
+
+def test_lambda_stands_for_weights_where_the_method_allows_it(pico):
+    models = [model(pico, "ada", weight=0.5), model(pico, "bob", weight=1.0)]
+    half = {"lambda": 0.5}
+    for method in ("tsv", "iso_c", "iso_cts"):
+        there = recipe(pico, method, models=models, parameters=half)
+        full = space(pico, methods=(method,))
+        point = full.params_of(there)
+        assert (point["weight/ada"], point["weight/bob"]) == (0.25, 0.5)
+        assert same_tensors(there, full.recipe(point))
+    there = recipe(pico, "wudi", models=models, parameters=half)
+    with pytest.raises(ConfigError, match=r"lambda: expected 1\.0"):
+        space(pico, methods=("wudi",)).params_of(there)
 
 
 def test_a_method_of_two_sources_does_not_stand_in_for_one_source(pico):
@@ -412,6 +437,9 @@ def same_tensors(first: Recipe, second: Recipe) -> bool:
 DETERMINISTIC = [
     method for method in SEARCHABLE_METHODS if not method.startswith(("dare", "della"))
 ]
+
+
+STEPS = 3  # of wudi, which takes 300 by default
 
 
 @st.composite
@@ -440,6 +468,8 @@ def written_recipes(draw):
         own = [row.name for row in rows if row.per_source]
         given = [name for name in own if name == "weight" or draw(st.booleans())]
         sources[source] = {name: draw(values[name]) for name in given}
+    if method.name == "wudi":
+        parameters["steps"] = STEPS
     return method.name, sources, parameters
 
 
@@ -460,6 +490,7 @@ def test_a_decoded_recipe_merges_to_the_same_tensors(pico, written, subset):
         weight=Granularity((-3, 3)),
         density=Granularity((0.01, 1)),
         subset=subset,
+        method_parameters={"steps": STEPS} if method == "wudi" else {},
     )
     try:
         params = full.params_of(there)
