@@ -16,6 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -52,6 +53,9 @@ _UNSUITABLE = {
     "GridSampler",
     "PartialFixedSampler",
 }
+# Classes of Optuna -> the library that each imports when it first proposes, in the middle of a
+# search. Without greenlet, GPSampler would only say so and propose more slowly.
+_IMPORTED_LATE = {"GPSampler": "greenlet", "CmaEsSampler": "cmaes"}
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,7 @@ def _from_optuna(name: str, defaults: Defaults = _no_defaults) -> Build:
     """Build the class of that name in `optuna.samplers`."""
 
     def build(problem: SearchProblem, options: Options) -> BaseSampler:
+        _check_library(name)
         sampler = getattr(optuna.samplers, name)
         values = {"seed": problem.seed, **defaults(problem)}
         with warnings.catch_warnings():
@@ -301,6 +306,7 @@ def _nsga3(problem: SearchProblem, options: Options) -> BaseSampler:
 
 
 def _cma(problem: SearchProblem, options: Options) -> BaseSampler:
+    _check_library("CmaEsSampler")
     _check_length("cma", "weights", problem, options)
     defaults: dict[str, Any] = {
         "seed": problem.seed,
@@ -375,7 +381,21 @@ def _policy_defaults(problem: SearchProblem) -> Options:
     return {"n_startup": problem.starts or problem.n_startup}
 
 
-# Checks of the user's options.
+# Checks of the installation and of the user's options.
+
+
+def _check_library(sampler: str) -> None:
+    """Check that the library is installed that a class of Optuna imports late."""
+    library = _IMPORTED_LATE.get(sampler)
+    if library is None:
+        return
+    try:
+        import_module(library)
+    except ImportError as error:
+        raise ConfigError(
+            f"sampler: Optuna's {sampler} needs the library {library}, which is not installed: "
+            "pip install 'paretomerge[search]'"
+        ) from error
 
 
 def _call(

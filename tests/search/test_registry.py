@@ -1,5 +1,8 @@
 import inspect
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import optuna
@@ -13,6 +16,7 @@ from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.point_sampler import PointSampler
 from paretomerge.search.registry import PRESETS, SearchProblem, make
 from paretomerge.testing import CONDITIONS, SPACE, check_define_by_run, check_sampler
+from tests.conftest import REPOSITORY
 from tests.studies import open_search
 
 SMALL = {
@@ -208,6 +212,63 @@ def test_a_language_model_in_front_of_a_preset(monkeypatch):
     monkeypatch.setenv("OPENAI_MODEL", "any")
     sampler = make("llm", problem(), {"inner": "evolver", "share": 0.25})
     assert isinstance(sampler.inner, PointSampler)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("gp", "greenlet"),
+        ("GPSampler", "greenlet"),
+        ("cma", "cmaes"),
+        ("CmaEsSampler", "cmaes"),
+    ],
+)
+def test_a_library_that_is_missing_is_said_when_the_sampler_is_made(
+    monkeypatch, name, library
+):
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    told = f"needs the library {library}, which is not installed: pip install 'paretom"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        make(name, SearchProblem(SPACE, 1))
+
+
+def test_a_study_whose_sampler_lacks_a_library_does_not_begin(
+    monkeypatch, tmp_path, pico
+):
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    with pytest.raises(ConfigError, match="GPSampler needs the library greenlet"):
+        open_search(written(tmp_path, pico, "gp"))
+
+
+@pytest.mark.parametrize("library", ["greenlet", "cmaes"])
+def test_libraries_that_samplers_import_late_are_installed_for_a_search(library):
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    needed = tomllib.loads(text)["project"]["optional-dependencies"]["search"]
+    assert any(requirement.startswith(library) for requirement in needed)
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert any(pin.startswith(f"{library}==") for pin in pins)
+
+
+LATE_IMPORTS = """
+import optuna
+from paretomerge.search.registry import SearchProblem, make
+from paretomerge.testing import SPACE
+
+study = optuna.create_study(
+    directions=["maximize"] * 2, sampler=make("gp", SearchProblem(SPACE, 2))
+)
+for i in range(12):
+    trial = study.ask(SPACE)
+    study.tell(trial, [i % 5, i % 3])
+"""
+
+
+def test_gp_has_all_that_optuna_asks_for():
+    """In a process of its own: Optuna says what it lacks only once, when it first proposes."""
+    command = [sys.executable, "-c", LATE_IMPORTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "unavailable" not in done.stderr
+    assert "[W " not in done.stderr
 
 
 def test_a_seed_may_be_any_integer():
