@@ -339,6 +339,31 @@ def test_the_documentation_has_every_preset():
         assert f"| `{name}` |" in text and f"**`{name}`**" in text
 
 
+def table_rows(text):
+    """The cells of every row of the tables in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip(" *`") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_table_of_what_to_use_when_is_that_of_the_benchmark():
+    docs = REPOSITORY / "docs"
+    benchmark = (docs / "lab" / "search-benchmark.md").read_text(encoding="utf-8")
+    text = (docs / "samplers.md").read_text(encoding="utf-8")
+    section = text.split("## Which sampler, when\n")[1].split("\n## ")[0]
+    header, _, *rows = table_rows(section)
+    assert [row[0] for row in rows] == ["30", "60", "100", "300"]
+    assert set(header[1:]) == set(LOCAL)
+    for row in rows:
+        part = benchmark.split(f"### {row[0]} evaluations\n")[1].split("\n###")[0]
+        names, *measured = table_rows(part)
+        (cells,) = [cells for cells in measured if cells[0] == "landscape-noisy"]
+        means = {
+            name: cell.partition(" ")[0]
+            for name, cell in zip(names, cells, strict=True)
+        }
+        assert row[1:] == [means.get(name, "") for name in header[1:]]
+
+
 def written(folder, pico, sampler):
     (folder / "mine.py").write_text(
         "def score(model, tokenizer):\n    return 1.0\n\n\n"
