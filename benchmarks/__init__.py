@@ -2,6 +2,10 @@
 
 - `search`: docs/lab/search-benchmark.md; samplers on test problems, their ranks, what an ask takes.
 - `specialists`: README.md; sources, untuned merges and searches on held-out examples.
+- `smollm`, `smollm_composed`, `smollm_routes`, `smollm_gsm8k`: docs/lab/smollm.md; searches of the
+  adapters of SmolLM2, the composed skill, routes through its layers, GSM8K.
+- `candidate`: docs/lab/smollm.md; the cost of a candidate beside the loop by hand.
+- `picks`: docs/lab/picks.md; what picks are worth, beside single-objective searches.
 - `racing`: docs/lab/evaluation.md; examples and hypervolume of searches with and without racing.
 - `dataflow`: docs/lab/routes.md; what routes through layers add to a search.
 - `stream`: docs/lab/routes.md; exactness of folded scales, time of a change of route.

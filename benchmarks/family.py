@@ -193,7 +193,7 @@ def table(family: Family) -> str:
         rows.append(untuned_row(family, name, scores, reference))
     for name in family.searches:
         seeds = [entry for entry in entries if entry["search"] == name]
-        if len(seeds) == n_seeds:
+        if seeds and len(seeds) == n_seeds:
             rows.append(search_row(family, name, seeds, reference))
     header = ["", *family.objectives, "mean", "mean of the best mean", "hypervolume"]
     return markdown_table([*header, *family.watched], rows)

@@ -57,7 +57,7 @@ BUDGET = 60
 N_EXAMPLES = 200  # of an evaluation on the landscape
 OURS, PREFERRING = "MM-MO", "MM-MO, with `prefer`"
 SINGLE = ("CMA-ES", "TPE", "Optuna's GP")
-SHARES = (0.25, 0.5, 0.75)
+SHARES = (0.0, 0.1, 0.15, 0.25)
 
 
 def wanted(objectives: Sequence[str]) -> list[PickSetting]:
@@ -148,7 +148,7 @@ class Landscape:
                 trials=BUDGET,
                 prefer=weights,
             )
-            options = {} if share is None else {"prefer_share": share}
+            options = {} if share is None else {"prefer_after": after(share)}
             sampler = make("mmmo", problem, options)
         directions = [StudyDirection.MAXIMIZE] * n_sources
         study = optuna.create_study(directions=directions, sampler=sampler)
@@ -219,7 +219,7 @@ class Specialists:
         """Run a study."""
         sampler: Any = "mmmo"
         if share is not None:
-            sampler = {"name": "mmmo", "prefer_share": share}
+            sampler = {"name": "mmmo", "prefer_after": after(share)}
         label = f"{seed}-{single or 'ours'}-{share}"
         settings = replace(self._settings, seed=seed, sampler=sampler)
         if prefer is not None:
@@ -370,8 +370,13 @@ def run(name: str, folder: Path, seeds: Sequence[int]) -> None:
             print(*key, flush=True)
 
 
+def after(share: float) -> int:
+    """Trials before the last ones, which improve the preference."""
+    return round(BUDGET * (1 - share))
+
+
 def run_shares(folder: Path, seeds: Sequence[int]) -> None:
-    """Searches with several shares of the proposals on the preference, on other seeds."""
+    """Searches whose last trials, several shares of them, improve the preference."""
     family = Landscape(folder)
     finished = set()
     for entry in read_entries(SHARES_FILE):
@@ -380,7 +385,7 @@ def run_shares(folder: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         for index in range(0, len(preferences), 3):
             prefer = preferences[index]
-            for share in (0.0, *SHARES):
+            for share in SHARES:
                 if (seed, share, index) in finished:
                     continue
                 found = family.search(seed, prefer, share, "")
@@ -464,7 +469,7 @@ def volume_table(entries: Sequence[Entry]) -> str:
 def share_table(entries: Sequence[Entry]) -> str:
     """What the share of proposals on the preference changes."""
     rows = []
-    for share in (0.0, *SHARES):
+    for share in SHARES:
         of_share = [entry for entry in entries if entry["share"] == share]
         if not of_share:
             continue
@@ -477,7 +482,12 @@ def share_table(entries: Sequence[Entry]) -> str:
                 f"{statistics.mean(volumes):.4f}",
             ]
         )
-    return markdown_table(["share", "value of the pick", "hypervolume"], rows)
+    header = [
+        "last trials that improve the preference",
+        "value of the pick",
+        "hypervolume",
+    ]
+    return markdown_table(header, rows)
 
 
 def tables() -> str:

@@ -278,8 +278,8 @@ class StudySettings:
         then: A second level.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
             sampler.
-        prefer: What the user wants. A share of the proposals improves it, and it is what is picked
-            by default. It may change while a study runs.
+        prefer: What the user wants. The last trials improve it, and `pick` picks it by default. It
+            may change while a study runs.
         budget: When the search ends.
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models, whose trials are taken over.

@@ -185,12 +185,14 @@ class Noise:
         residual: `(n,)`, the variance of the residual on one example.
         own: `(n,)`, the variance of the search scores' own errors.
         shared: The variance of the error that all search scores share.
+        is_share: Whether every example is right or wrong, so that scores lie between 0 and 1.
     """
 
     common: float
     residual: Array
     own: Array
     shared: float
+    is_share: bool = False
 
     @classmethod
     def of(cls, scores: Sequence[Score]) -> "Noise":
@@ -204,7 +206,8 @@ class Noise:
         of_trials = table.var(1, ddof=1)
         total = float(of_trials.mean())
         residual = 0.0 if n == 1 else _residual_variance(table)
-        if np.isin(table, (0, 1)).all():
+        is_share = bool(np.isin(table, (0, 1)).all())
+        if is_share:
             # A trial without a single right answer is not certain to be always wrong: the share of
             # right answers has one more of either kind (Laplace's rule of succession).
             share = (table.sum(1) + 1) / (n_examples + 2)
@@ -214,7 +217,8 @@ class Noise:
         excess = np.maximum(of_trials / total, 1.0) if total else np.ones(n)
         residuals = residual * excess
         common = max(total - residual, 0.0)
-        return cls(common, residuals, residuals / n_examples, common / n_examples)
+        own = residuals / n_examples
+        return cls(common, residuals, own, common / n_examples, is_share)
 
     @property
     def search(self) -> Array:

@@ -106,7 +106,12 @@ def expected_score(
     """
     mean = float(belief.mean[i, k])
     reach = _REACH * belief.stderr_on(i, k, n_examples)
-    ends = [objective.inside(mean - reach), objective.inside(mean + reach)]
+    low, high = mean - reach, mean + reach
+    if belief.noise[k].is_share:
+        # In the objective's own direction both ends of [0, 1] may have changed their signs.
+        least, most = sorted((objective.inside(0.0), objective.inside(1.0)))
+        low, high = max(low, least), min(high, most)
+    ends = [objective.inside(low), objective.inside(high)]
     return Expected(objective.inside(mean), min(ends), max(ends))
 
 

@@ -173,11 +173,12 @@ def refinement_table(found: Sequence[Refinement], results: Results) -> Table:
     Returns:
         The table.
     """
-    table = Table(title="Believed before, then measured", title_justify="left")
-    table.add_column("trial")
+    heading = "New trials: the score that was believed (90 %), and the one measured"
+    table = _plain_table(heading, 2)
+    table.add_column("")
     for objective in results.objectives:
-        table.add_column(f"{objective.name} believed", justify="right")
-        table.add_column("measured", justify="right")
+        table.add_column(objective.name, justify="right")
+        table.add_column("", justify="right", style="bold")
     for entry in found:
         cells = [entry.trial.name]
         for objective in results.objectives:

@@ -1,4 +1,4 @@
-"""Let any sampler share its trials with one that improves what the user prefers."""
+"""Let any sampler leave its last trials to one that improves what the user prefers."""
 
 from collections.abc import Sequence
 
@@ -10,26 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from paretomerge.types import ParamValue
 
 
-def has_turn(number: int, share: float) -> bool:
-    """Whether a trial is one of a share of all trials, which are spread evenly.
-
-    Args:
-        number: The trial's number.
-        share: The share, from 0 to 1.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> [number for number in range(8) if has_turn(number, 0.25)]
-        [3, 7]
-    """
-    # The whole part of `number * share` grows at these numbers.
-    return int((number + 1) * share) > int(number * share)
-
-
 class PreferringSampler(BaseSampler):
-    """Takes a share of the proposals from another sampler.
+    """Leaves the trials from a number on to another sampler.
 
     Both see all trials. Which one proposes depends on the trial's number alone, so a resumed study
     goes on as if it had not stopped.
@@ -37,13 +19,13 @@ class PreferringSampler(BaseSampler):
     Args:
         inner: The sampler of the user's choice.
         toward: A sampler that improves the preference.
-        share: The share of the trials that `toward` proposes.
+        first: The number of the first trial that `toward` proposes.
     """
 
-    def __init__(self, inner: BaseSampler, toward: BaseSampler, share: float) -> None:
+    def __init__(self, inner: BaseSampler, toward: BaseSampler, first: int) -> None:
         self.inner = inner
         self.toward = toward
-        self._share = share
+        self._first = first
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -95,4 +77,4 @@ class PreferringSampler(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def _proposing(self, trial: FrozenTrial) -> BaseSampler:
-        return self.toward if has_turn(trial.number, self._share) else self.inner
+        return self.toward if trial.number >= self._first else self.inner

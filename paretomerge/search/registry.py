@@ -40,8 +40,8 @@ from paretomerge.types import Conditions, Params
 Options = Mapping[str, Any]
 """Options of a sampler: name -> value, as they stand in a study.yaml."""
 
-SHARE = 0.5
-"""The share of the trials that improve a preference; measured in docs/lab/picks.md."""
+PREFER_SHARE = 0.1
+"""The share of the trials, the last ones, that improve a preference (docs/lab/picks.md)."""
 
 # Trials before a sampler is first asked, where there are no baseline recipes.
 _DEFAULT_STARTUP = 10
@@ -87,6 +87,11 @@ class SearchProblem:
     prefer: Prefer | None = None
 
     @property
+    def prefer_after(self) -> int:
+        """The number of trials before the first one that improves the preference."""
+        return round((1 - PREFER_SHARE) * self.trials)
+
+    @property
     def n_startup(self) -> int:
         """The number of trials before a sampler first relies on a model of the scores."""
         if self.starts:
@@ -111,8 +116,8 @@ class Preset:
         rule: How it proposes, in one line.
         paper: Where it comes from.
         prefers: How a preference changes its proposals. `own`: the sampler takes it itself.
-            `shared`: a share of the trials is proposed by MM-MO on the preference alone. `ignored`:
-            not at all.
+            `shared`: the last trials are proposed by MM-MO on the preference alone. `ignored`: not
+            at all.
     """
 
     name: str
@@ -176,17 +181,17 @@ def prefers(name: str) -> str:
 
 
 def preferring(sampler: BaseSampler, problem: SearchProblem) -> BaseSampler:
-    """Let a sampler share its trials with MM-MO on a preference alone.
+    """Let a sampler leave its last trials to MM-MO on a preference alone.
 
     Args:
         sampler: The sampler.
         problem: What it is set up for, with a preference.
 
     Returns:
-        A sampler that alternates between both.
+        A sampler that asks one, and then the other.
     """
-    toward = _mmmo(problem, {"prefer_share": 1.0})
-    return PreferringSampler(sampler, toward, SHARE)
+    toward = _mmmo(problem, {})
+    return PreferringSampler(sampler, toward, problem.prefer_after)
 
 
 def _find_build(name: str, problem: SearchProblem) -> Build:
@@ -292,6 +297,7 @@ def _mmmo(problem: SearchProblem, options: Options) -> BaseSampler:
         "reference_trials": problem.sources or None,
         "importance": problem.importance,
         "prefer": problem.prefer,
+        "prefer_after": problem.prefer_after,
     }
     return _call("MMMOSampler", MMMOSampler, defaults, options)
 

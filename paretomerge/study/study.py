@@ -85,8 +85,8 @@ class Study:
         then: A second level, which searches routes through the models and the best merges.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
             sampler such as `MMMOSampler`.
-        prefer: What you want: objective -> weight, or `mean`. A share of the proposals improves it,
-            and `pick` picks it by default. It may change while a study runs.
+        prefer: What you want: objective -> weight, or `mean`. The last 10 % of the trials improve
+            it, and `pick` picks it by default. It may change while a study runs.
         budget: When the search ends, or a number of evaluations.
         starts: Recipe files to evaluate right after the sources.
         warm_start: Earlier studies over the same models (folder, study.yaml or database URL),
@@ -555,7 +555,7 @@ class Study:
         if wanted is None or wanted == KNEE:
             wanted = dict.fromkeys(names, 1.0)
         n_before = len(self.results().trials)
-        sampler = {"name": "mmmo", "prefer_share": 1.0}
+        sampler = {"name": "mmmo", "prefer_after": 0}
         settings = replace(self.settings, prefer=wanted, sampler=sampler)
         refining = Study.from_settings(settings)
         refining.check()

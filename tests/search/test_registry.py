@@ -157,7 +157,7 @@ def test_optunas_classes_and_our_own_by_their_names():
             "reference: expected a list of finite numbers",
         ),
         ("mmmo", {"n_startup": "x"}, "n_startup: expected a whole number, got 'x'"),
-        ("mmmo", {"crossover": 7}, "crossover: expected a number from 0 to 1, got 7"),
+        ("mmmo", {"crossover": 7}, "crossover: expected a probability, got 7"),
         ("mmmo", {"refit": float("nan")}, "refit: expected a number, got nan"),
         ("mmmo", {"conditions": 3}, "unknown option of mmmo 'conditions'"),
         (

@@ -31,7 +31,6 @@ from paretomerge.search.mmmo.surrogate import DEFAULT_KERNEL, KernelSpec, Surrog
 from paretomerge.search.observations import Observations
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
-from paretomerge.search.preferring import has_turn
 from paretomerge.types import Array
 
 # The Fisher filter may take a point of half the best one's expected improvement, not of less.
@@ -65,8 +64,8 @@ class Settings:
             same values again, so that repeating it or its surroundings improves nothing.
         quadratic_trend: Whether a process with a quadratic trend is mixed with a smooth one, each
             weighted by how well it predicts left-out trials.
-        prefer_share: The share of the proposals that improve the preference, if there is one; the
-            others improve the front.
+        prefer_after: Trials before the first proposal that improves the preference, if there is
+            one; until then proposals improve the front.
 
     Raises:
         ConfigError: A setting has a wrong type or lies outside its range.
@@ -87,7 +86,7 @@ class Settings:
     known_noise: bool = True
     deterministic: bool = True
     quadratic_trend: bool = True
-    prefer_share: float = 0.5
+    prefer_after: int = 0
 
     def __post_init__(self) -> None:
         check_options("MMMOSampler", self)
@@ -95,18 +94,17 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, bool):
                 continue
-            # Whole numbers are counts.
-            least = 1 if isinstance(field.default, int) else 0
+            # Whole numbers are counts, most of them of something that is needed.
+            is_needed = isinstance(field.default, int) and field.default > 0
+            least = 1 if is_needed else 0
             if value < least:
                 raise ConfigError(
                     f"MMMOSampler: {field.name}: expected {least} or more, got {value}"
                 )
-        for name in ("crossover", "prefer_share"):
-            if getattr(self, name) > 1:
-                raise ConfigError(
-                    f"MMMOSampler: {name}: expected a number from 0 to 1, "
-                    f"got {getattr(self, name)}"
-                )
+        if self.crossover > 1:
+            raise ConfigError(
+                f"MMMOSampler: crossover: expected a probability, got {self.crossover}"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,8 @@ class MMMOProposer:
             values of the first trials.
         reference_trials: Number of those trials.
         importance: Parameter -> relative importance.
-        prefer: What the user wants: weights `(m,)` of the objectives, or `mean`. A share of the
-            proposals improves it.
+        prefer: What the user wants: weights `(m,)` of the objectives, or `mean`. Proposals after
+            `prefer_after` trials improve it.
 
     Attributes:
         expected_gain: The expected hypervolume improvement of the last proposal, as a share of the
@@ -202,9 +200,7 @@ class MMMOProposer:
 
     def _improves_preference(self, number: int) -> bool:
         """Whether a trial's proposal improves the preference, by the trial's number."""
-        if self._prefer is None:
-            return False
-        return has_turn(number, self._settings.prefer_share)
+        return self._prefer is not None and number >= self._settings.prefer_after
 
     def _preference_improvement(self, model: _ObjectiveModel) -> Acquisition:
         """Log expected improvement of the preference's value over the predicted ones."""

@@ -70,8 +70,8 @@ class MMMOSampler(PointSampler):
             `n_startup`. Enqueue trials that you know (`study.enqueue_trial`) to make it meaningful.
         importance: Parameter -> how much it matters, relative to the others. The prior
             length-scale is divided by it.
-        prefer: What you want: a weight for each objective, or `mean`. A share of the proposals
-            (`prefer_share`) then improves it; the others improve the front.
+        prefer: What you want: a weight for each objective, or `mean`. Proposals then improve it,
+            after `prefer_after` trials that improve the front.
         constraints_func: As in Optuna's samplers: it takes a finished trial and returns numbers
             that are at most 0 where the trial is feasible.
         **settings: Fields of `Settings`, such as `n_startup`, `raw_samples`, `weak_to_strong` or
