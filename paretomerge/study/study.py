@@ -1,8 +1,8 @@
 """`Study`: a search over merges, from its settings to the picked checkpoint."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,14 @@ from paretomerge.decide.refinement import Refinement, refinements
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure, Task
-from paretomerge.pareto.preference import KNEE
-from paretomerge.record.record import WATCHED, Record
+from paretomerge.record.record import Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.study.held_out import score_missing
+from paretomerge.study.preferring import preference_notes, refining_settings
 from paretomerge.study.same_study import check_same_study
 from paretomerge.study.stopping import End
 from paretomerge.study.trial_number import choice_of, number_of
@@ -272,11 +273,7 @@ class Study:
         notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
-        if self.settings.prefer is not None and _ignores_preference(self.settings):
-            notes.append(
-                f"sampler {self.settings.sampler} ignores `prefer`; only the pick follows it"
-            )
-        return notes
+        return [*notes, *preference_notes(self.settings)]
 
     def preview(self, *, measure: bool = True) -> "StudyPreview":
         """Check the study as a search does before its first trial, and estimate its time.
@@ -405,7 +402,10 @@ class Study:
         # the sources, and the trial that `pick` takes by default.
         picked = self.decide().trial
         compared = [*results.baselines, *results.front, picked]
-        self._hold_out(compared, watch, watched=[*sources, picked])
+        watched = [*sources, picked]
+        score_missing(
+            self.settings, self._record(), self.search, compared, watched, watch
+        )
         # Noted, so that `front` and `report` need not form a belief again, which takes seconds.
         note = {
             "by": self.default_choice.text,
@@ -550,14 +550,8 @@ class Study:
             ConfigError: There is no such objective.
             StudyError: There is no record yet.
         """
-        wanted = prefer or self.settings.prefer
-        names = [measure.name for measure in self.settings.objectives]
-        if wanted is None or wanted == KNEE:
-            wanted = dict.fromkeys(names, 1.0)
         n_before = len(self.results().trials)
-        sampler = {"name": "mmmo", "prefer_after": 0}
-        settings = replace(self.settings, prefer=wanted, sampler=sampler)
-        refining = Study.from_settings(settings)
+        refining = Study.from_settings(refining_settings(self.settings, prefer))
         refining.check()
         refining.run(watch, n_trials)
         # The record has grown behind the back of a search that was loaded before.
@@ -615,7 +609,7 @@ class Study:
         out = Path(out).expanduser()
         check_out(out, overwrite)
         chosen = choose(results, Choice(trial=number))
-        self._hold_out([chosen], watched=[chosen])
+        score_missing(self.settings, self._record(), self.search, [chosen], [chosen])
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
@@ -789,7 +783,13 @@ class Study:
                 return dict(score_checkpoint(self._search, str(model), split))
         if split == "search":
             return dict(trial.scores)
-        self._hold_out([trial], watched=[trial] if watched else [])
+        score_missing(
+            self.settings,
+            self._record(),
+            self.search,
+            [trial],
+            [trial] if watched else [],
+        )
         trial = self.results().trial(trial.number)
         assert trial is not None
         return dict(trial.held_out or {})
@@ -822,60 +822,6 @@ class Study:
                 f"{', '.join(labels)}"
             )
         return None
-
-    def _hold_out(
-        self,
-        trials: Sequence[Trial],
-        watch: Callable[["HeldOutEvent"], None] = lambda event: None,
-        *,
-        watched: Sequence[Trial] = (),
-    ) -> None:
-        """Score trials on held-out examples where the record has no scores yet.
-
-        Models are loaded only if a score is missing. The trials of `watched` are scored on the
-        watched tasks, too.
-        """
-        from paretomerge.study.event import HeldOutEvent
-
-        record = self._record()
-        numbers = set()
-        if self.settings.watch:
-            numbers = {trial.number for trial in watched}
-        if numbers:
-            record.forget_other_watched(_watched_settings(self.settings))
-        missing: dict[int, Trial] = {}
-        for trial in trials:
-            kinds = {"objectives"}
-            if trial.number in numbers:
-                kinds.add("watched")
-            recorded = record.held_out(trial.number)
-            if not kinds <= set(recorded):
-                missing[trial.number] = trial
-        if numbers & set(missing):
-            record.set_note(WATCHED, _watched_settings(self.settings))
-        scored: list[Trial] = []
-        for number, trial in missing.items():
-            self._search.hold_out([trial], scored.append, watched=number in numbers)
-            watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
-
-
-def _ignores_preference(settings: StudySettings) -> bool:
-    from paretomerge.search.registry import prefers
-
-    sampler = settings.sampler
-    name = sampler.get("name") if isinstance(sampler, Mapping) else sampler
-    return isinstance(name, str) and prefers(name) == "ignored"
-
-
-def _watched_settings(settings: StudySettings) -> dict[str, Any]:
-    """What is watched, as the record notes it: name of each score -> what is set of it."""
-    watched: dict[str, Any] = {}
-    for measure in settings.watch:
-        is_set = {
-            key: value for key, value in asdict(measure).items() if value is not None
-        }
-        watched[measure.name] = is_set
-    return watched
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

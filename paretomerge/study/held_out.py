@@ -1,0 +1,66 @@
+"""Score trials on held-out examples where the record has no scores yet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paretomerge.config.settings import StudySettings
+from paretomerge.record.record import WATCHED, Record
+from paretomerge.record.trial import Trial
+from paretomerge.study.event import HeldOutEvent
+
+if TYPE_CHECKING:
+    from paretomerge.study.search import Search
+
+
+def score_missing(
+    settings: StudySettings,
+    record: Record,
+    search: Callable[[], "Search"],
+    trials: Sequence[Trial],
+    watched: Sequence[Trial] = (),
+    watch: Callable[[HeldOutEvent], None] = lambda event: None,
+) -> None:
+    """Score trials on held-out examples; what is in the record is not scored again.
+
+    Args:
+        settings: The study.
+        record: Its record.
+        search: Loads the study, with its models; called only if a score is missing.
+        trials: The trials.
+        watched: Those of them that are scored on the watched measures, too.
+        watch: Called after each trial that was scored.
+
+    Raises:
+        EvaluationError: A trial cannot be scored; the message names it.
+    """
+    numbers = set()
+    if settings.watch:
+        numbers = {trial.number for trial in watched}
+    if numbers:
+        record.forget_other_watched(_watched_settings(settings))
+    missing: dict[int, Trial] = {}
+    for trial in trials:
+        kinds = {"objectives"}
+        if trial.number in numbers:
+            kinds.add("watched")
+        recorded = record.held_out(trial.number)
+        if not kinds <= set(recorded):
+            missing[trial.number] = trial
+    if numbers & set(missing):
+        record.set_note(WATCHED, _watched_settings(settings))
+    scored: list[Trial] = []
+    for number, trial in missing.items():
+        search().hold_out([trial], scored.append, watched=number in numbers)
+        watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+
+
+def _watched_settings(settings: StudySettings) -> dict[str, Any]:
+    """What is watched, as the record notes it: name of each score -> what is set of it."""
+    watched: dict[str, Any] = {}
+    for measure in settings.watch:
+        is_set = {
+            key: value for key, value in asdict(measure).items() if value is not None
+        }
+        watched[measure.name] = is_set
+    return watched
