@@ -6,6 +6,8 @@ and the picks; tables show scores on held-out examples. The hypervolume is that 
 held-out scores, above the worst source per objective less a tenth of the range.
 """
 
+import hashlib
+import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,6 +56,8 @@ class Family:
         front_examples: Held-out examples of each objective that the front is scored on; None for
             all. The picks are always scored on all.
         overrides: Keys of the study.yaml that are set here.
+        progress: A file of the scores of single merges, from which a search that was interrupted
+            goes on, on any machine; None where a search takes minutes.
     """
 
     study: Path
@@ -66,6 +70,7 @@ class Family:
     trials: int
     front_examples: int | None = None
     overrides: tuple[str, ...] = ()
+    progress: Path | None = None
 
 
 def run(family: Family, seeds: Sequence[int], searches: Sequence[str]) -> None:
@@ -128,19 +133,53 @@ def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
 
 def search(family: Family, name: str, seed: int, scorer: RecipeScorer) -> Entry:
     """One search; the held-out scores of its front and of its picks."""
-    recipes, values = sampled(family, name, seed, scorer)
+    progress = Progress(family, name, seed)
+    recipes, values = sampled(family, name, seed, scorer, progress)
     front = np.flatnonzero(nondominated(values))
     front_scores = []
     for i in front:
-        scores = scorer.held_out_objectives(recipes[i], family.front_examples)
+        scores = progress.scores(
+            "front",
+            int(i),
+            partial(scorer.held_out_objectives, recipes[i], family.front_examples),
+        )
         front_scores.append([scores[objective] for objective in scorer.objectives])
-    at_knee = front[knee(values[front])]
-    best_mean = int(np.argmax(np.mean(values, axis=1)))
-    return {
-        "front": front_scores,
-        "knee": scorer.held_out(recipes[at_knee]),
-        "best mean": scorer.held_out(recipes[best_mean]),
+    picks = {
+        "knee": int(front[knee(values[front])]),
+        "best mean": int(np.argmax(np.mean(values, axis=1))),
     }
+    entry: Entry = {"front": front_scores}
+    for label, number in picks.items():
+        measure = partial(scorer.held_out, recipes[number])
+        entry[label] = progress.scores("pick", number, measure)
+    return entry
+
+
+class Progress:
+    """The scores that a search has measured, by what was scored and the trial's number."""
+
+    def __init__(self, family: Family, name: str, seed: int) -> None:
+        self._file = family.progress
+        self._search = {"search": name, "seed": seed}
+        self._known: dict[tuple[str, int], dict[str, float]] = {}
+        if self._file is None:
+            return
+        for entry in read_entries(self._file):
+            if (entry["search"], entry["seed"]) == (name, seed):
+                self._known[entry["of"], entry["number"]] = entry["scores"]
+
+    def scores(
+        self, of: str, number: int, measure: Callable[[], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Scores from the file, or measured now and written to it."""
+        if (of, number) not in self._known:
+            # Rounded as in the file, so that a search that goes on sees what it saw before.
+            scores = {name: float(f"{value:.6g}") for name, value in measure().items()}
+            self._known[of, number] = scores
+            if self._file is not None:
+                line = {"of": of, "number": number, "scores": scores}
+                append_entry(self._file, self._search | line)
+        return self._known[of, number]
 
 
 def make_sampler(
@@ -154,7 +193,7 @@ def make_sampler(
 
 
 def sampled(
-    family: Family, name: str, seed: int, scorer: RecipeScorer
+    family: Family, name: str, seed: int, scorer: RecipeScorer, progress: "Progress"
 ) -> tuple[list[Recipe], Array]:
     """The recipes of one search, and their search scores `(n, m)`."""
     sampler = make_sampler(family, name, seed, scorer)
@@ -163,17 +202,37 @@ def sampled(
     for params in scorer.baselines:
         study.enqueue_trial(dict(params))
     recipes, values = [], []
-    for _ in range(family.trials):
+    for number in range(family.trials):
         trial = study.ask(scorer.distributions)
         recipe = scorer.recipe(trial.params)
-        scores = scorer(recipe, "search")
-        trial_values = [scores[objective].value for objective in scorer.objectives]
-        stderr = [scores[objective].stderr for objective in scorer.objectives]
+        # Samplers are seeded: a search that starts again proposes the same merges.
+        scores = progress.scores(
+            f"trial {digest_of(trial.params)}",
+            number,
+            partial(search_scores, scorer, recipe),
+        )
+        trial_values = [scores[objective] for objective in scorer.objectives]
+        stderr = [scores[f"{name} stderr"] for name in scorer.objectives]
         trial.set_user_attr("stderr", stderr)
         study.tell(trial, trial_values)
         recipes.append(recipe)
         values.append(trial_values)
     return recipes, np.asarray(values)
+
+
+def digest_of(params: Mapping[str, Any]) -> str:
+    """A digest of a trial's parameters, the same on every machine."""
+    text = json.dumps(dict(params), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def search_scores(scorer: RecipeScorer, recipe: Recipe) -> dict[str, float]:
+    """Name -> search score, and `name stderr` -> its standard error."""
+    numbers = {}
+    for name, score in scorer(recipe, "search").items():
+        numbers[name] = score.value
+        numbers[f"{name} stderr"] = score.stderr
+    return numbers
 
 
 # ----- the table

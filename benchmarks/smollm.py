@@ -46,6 +46,7 @@ FAMILY = Family(
     trials=40,
     front_examples=100,
     overrides=OVERRIDES,
+    progress=RESULTS / "smollm-progress.jsonl",
 )
 
 

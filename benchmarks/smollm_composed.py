@@ -35,6 +35,7 @@ FAMILY = Family(
     trials=40,
     front_examples=100,
     overrides=OVERRIDES,
+    progress=RESULTS / "smollm-composed-progress.jsonl",
 )
 BASE = EXAMPLE / "models" / "base"
 TRAINED = REPOSITORY / "runs" / "smollm" / "adapters" / "composed"

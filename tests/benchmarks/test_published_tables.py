@@ -8,8 +8,11 @@ from benchmarks import (
     family,
     merge,
     peers,
+    picks,
     racing,
     search,
+    smollm,
+    smollm_composed,
     specialists,
     standings,
 )
@@ -29,6 +32,9 @@ SCRIPTS = {
     "racing": lambda: racing.table(read_entries(racing.FILE)),
     "dataflow": lambda: dataflow.tables(read_entries(dataflow.FILE)),
     "candidate": lambda: candidate.tables(read_entries(candidate.FILE)[-1]),
+    "smollm": lambda: family.table(smollm.FAMILY),
+    "smollm_composed": lambda: family.table(smollm_composed.FAMILY),
+    "picks": picks.tables,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 
