@@ -173,12 +173,12 @@ class Progress:
     ) -> dict[str, float]:
         """Scores from the file, or measured now and written to it."""
         if (of, number) not in self._known:
-            # Rounded as in the file, so that a search that goes on sees what it saw before.
-            scores = {name: float(f"{value:.6g}") for name, value in measure().items()}
+            scores = dict(measure())
             self._known[of, number] = scores
             if self._file is not None:
                 line = {"of": of, "number": number, "scores": scores}
-                append_entry(self._file, self._search | line)
+                # All digits: a search that goes on must see exactly what it saw before.
+                append_entry(self._file, self._search | line, exact=True)
         return self._known[of, number]
 
 

@@ -30,8 +30,13 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
-def append_entry(path: Path, entry: Mapping[str, object]) -> None:
-    """Add one line to a result file, its numbers rounded to six significant digits."""
+def append_entry(
+    path: Path, entry: Mapping[str, object], *, exact: bool = False
+) -> None:
+    """Add one line to a result file, its numbers rounded to six significant digits.
+
+    exact: whether they keep all digits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A line that an interrupt cut short must not swallow this one.
     written = path.read_text() if path.exists() else ""
@@ -39,7 +44,7 @@ def append_entry(path: Path, entry: Mapping[str, object]) -> None:
     with path.open("a") as file:
         if cut_short:
             file.write("\n")
-        file.write(json.dumps(rounded(entry)) + "\n")
+        file.write(json.dumps(entry if exact else rounded(entry)) + "\n")
 
 
 def missing_runs(
