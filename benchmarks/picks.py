@@ -55,6 +55,7 @@ FILE = RESULTS / "picks.jsonl"
 SHARES_FILE = RESULTS / "picks-shares.jsonl"
 BUDGET = 60
 N_EXAMPLES = 200  # of an evaluation on the landscape
+VERY_MANY = 10**9  # examples of the landscape's true scores
 OURS, PREFERRING = "MM-MO", "MM-MO, with `prefer`"
 SINGLE = ("CMA-ES", "TPE", "Optuna's GP")
 SHARES = (0.0, 0.1, 0.25)
@@ -167,7 +168,7 @@ class Landscape:
             truth = landscape.scores([asked.params])[0]
             for k, name in enumerate(self.objectives):
                 scores[name] = Score(values[k], stderr[k], N_EXAMPLES)
-                true_scores[name] = Score(truth[k])
+                true_scores[name] = Score(truth[k], 0.0, VERY_MANY)
             trials.append(Trial(number, asked.params, scores, held_out=true_scores))
         results = Results(
             objectives=tuple(Objective(name) for name in self.objectives),

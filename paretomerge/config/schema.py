@@ -227,7 +227,7 @@ class StudyConfig(Section):
     warm_start: list[str] = Field(default=[])
     evaluate: EvaluateConfig = EvaluateConfig()
     sampler: str | dict[str, Any] = "mmmo"
-    prefer: Literal["mean"] | dict[str, float] | None = None
+    prefer: Literal["mean", "knee"] | dict[str, float] | None = None
     trials: int = Field(default=60, ge=1)
     budget: BudgetConfig = BudgetConfig()
     then: ThenConfig | None = None

@@ -36,7 +36,7 @@ from paretomerge.evaluate.measures import (
     Task,
     not_a_measure,
 )
-from paretomerge.pareto.preference import MEAN, Preference
+from paretomerge.pareto.preference import KNEE, MEAN, Preference
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
@@ -44,8 +44,8 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
-PreferSetting = Mapping[str, float] | Literal["mean"]
-"""Objective -> weight, or the mean of the objectives."""
+PreferSetting = Mapping[str, float] | Literal["mean", "knee"]
+"""Objective -> weight, the mean of the objectives, or the knee, which is no preference."""
 
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
 """A sampler's name, its name and options, or an Optuna sampler."""
@@ -610,9 +610,12 @@ def _check_sampler_name(name: str, sampler: str) -> None:
         raise ConfigError(f"{name}: {unknown_name('name', sampler, PRESETS)}")
 
 
-def _prefer(name: str, value: object) -> PreferSetting:
+def _prefer(name: str, value: object) -> PreferSetting | None:
     if value == MEAN:
         return MEAN
+    # The knee is what is picked without a preference.
+    if value == KNEE:
+        return None
     weights: dict[str, float] = mapping_of(number, "{'gsm8k': 0.7}, or 'mean'")(
         name, value
     )

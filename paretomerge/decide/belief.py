@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.front import nondominated
 from paretomerge.pareto.preference import Preference, Scale
 from paretomerge.record.results import Parameters, Results
@@ -50,8 +50,20 @@ class Belief:
     noise: tuple["Noise", ...]
 
     @classmethod
-    def of(cls, results: Results, hidden: Collection[int] = ()) -> "Belief":
+    def of(cls, results: Results) -> "Belief":
         """Form a belief from everything that was measured but held-out scores.
+
+        Args:
+            results: The study's results, with a feasible trial.
+
+        Returns:
+            The belief.
+        """
+        return cls.of_search(results).with_selection(results)
+
+    @classmethod
+    def of_search(cls, results: Results, hidden: Collection[int] = ()) -> "Belief":
+        """Form a belief from the search scores alone.
 
         Args:
             results: The study's results, with a feasible trial.
@@ -77,21 +89,22 @@ class Belief:
         block = np.ix_(measured, measured)
         for k, noise in enumerate(noises):
             belief = belief._given(k, measured, y[measured, k], noise.search[block])
-        return belief.with_selection(objectives)
+        return belief
 
-    def with_selection(self, objectives: Sequence[Objective]) -> "Belief":
-        """The belief with what the trials scored on selection examples.
+    def with_selection(self, results: Results) -> "Belief":
+        """The belief with what its trials scored on selection examples.
 
         Args:
-            objectives: The study's objectives.
+            results: The study's results, with the same search scores.
 
         Returns:
             The belief.
         """
-        belief = self
-        for k, objective in enumerate(objectives):
+        trials = tuple(results.trials[trial.number] for trial in self.trials)
+        belief = replace(self, trials=trials)
+        for k, objective in enumerate(results.objectives):
             measured, values, counts = [], [], []
-            for i, trial in enumerate(self.trials):
+            for i, trial in enumerate(trials):
                 score = (trial.selection or {}).get(objective.name)
                 if score is not None:
                     measured.append(i)
@@ -148,19 +161,22 @@ class Belief:
 
     def values(self, preference: Preference) -> Array:
         """The preference's value of each trial in each draw, `(draws, n)`."""
-        return preference.values(self.draws, self.scale)
+        # The ideal of each draw is its own: against a fixed one, a trial whose score is uncertain
+        # would lose more by being below it than gain by being above.
+        ideals = self.draws.max(1, keepdims=True)
+        scale = Scale(ideals, self.scale.extent)
+        return preference.values(self.draws, scale)
 
-    def stderr_on(self, i: int, k: int, n_examples: int | None) -> float:
+    def stderr_on(self, i: int, k: int, n_examples: int) -> float:
         """Standard deviation of a trial's score on examples that nobody has looked at.
 
         Args:
             i: The trial.
             k: The objective.
-            n_examples: Their number; None: very many.
+            n_examples: Their number.
         """
         variance = self.covariance[k, i, i]
-        if n_examples:
-            variance += self.noise[k].of_means([i], [n_examples])[0, 0]
+        variance += self.noise[k].of_means([i], [n_examples])[0, 0]
         return float(np.sqrt(max(variance, 0.0)))
 
 
@@ -200,8 +216,9 @@ class Noise:
         n = len(scores)
         table = _example_table([score.example_scores for score in scores])
         if table is None:
-            variances = [score.stderr**2 for score in scores]
-            return cls(0.0, np.zeros(n), np.array(variances), 0.0)
+            own = np.array([score.stderr**2 for score in scores])
+            counts = np.array([score.n for score in scores])
+            return cls(0.0, own * counts, own, 0.0)
         n_examples = table.shape[1]
         of_trials = table.var(1, ddof=1)
         total = float(of_trials.mean())

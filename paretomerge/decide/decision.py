@@ -80,7 +80,7 @@ def decide(results: Results, preference: Preference, belief: Belief) -> Decision
             change[objective.name] = objective.inside(difference)
     expected = {}
     for k, objective in enumerate(results.objectives):
-        n_examples = _held_out_examples(results, objective.name)
+        n_examples = _held_out_examples(results, objective.name, belief.trials[best])
         expected[objective.name] = expected_score(
             belief, objective, best, k, n_examples
         )
@@ -90,7 +90,7 @@ def decide(results: Results, preference: Preference, belief: Belief) -> Decision
 
 
 def expected_score(
-    belief: Belief, objective: Objective, i: int, k: int, n_examples: int | None
+    belief: Belief, objective: Objective, i: int, k: int, n_examples: int
 ) -> Expected:
     """The score that a trial is expected to have on new examples.
 
@@ -99,7 +99,7 @@ def expected_score(
         objective: The objective.
         i: The trial's index in the belief.
         k: The objective's index.
-        n_examples: The number of new examples; None: very many.
+        n_examples: The number of new examples.
 
     Returns:
         The expectation and its interval.
@@ -123,10 +123,10 @@ def best_chances(values: Array) -> Array:
     return chances
 
 
-def _held_out_examples(results: Results, name: str) -> int | None:
-    """How many held-out examples an objective has; None where it is not known or not a mean."""
+def _held_out_examples(results: Results, name: str, picked: Trial) -> int:
+    """How many held-out examples an objective has; before any was asked, those of the search."""
     for trial in results.trials:
         score = (trial.held_out or {}).get(name)
         if score is not None:
-            return score.n if score.example_scores else None
-    return None
+            return score.n
+    return picked.scores[name].n

@@ -61,6 +61,8 @@ class Choice:
         weights = {}
         for part in prefer.split(","):
             name, _, number = part.partition("=")
+            if name.strip() in weights:
+                raise ConfigError(f"--prefer: {name.strip()!r} is named twice")
             try:
                 weights[name.strip()] = float(number)
             except ValueError as error:
@@ -98,9 +100,10 @@ class Choice:
         names = [objective.name for objective in results.objectives]
         if self.prefer is None:
             return Preference.knee(len(names))
-        if self.prefer == MEAN and not results.has_mean:
+        minimised = [o.name for o in results.objectives if not o.maximise]
+        if self.prefer == MEAN and minimised:
             raise ConfigError(
-                "prefer: mean: the objectives have different units; write objective=weight,..."
+                f"prefer: mean: {minimised[0]!r} is minimised; write objective=weight,..."
             )
         return Preference.parse(self.prefer, names)
 

@@ -34,7 +34,7 @@ def refinements(results: Results, n_before: int) -> list[Refinement]:
         One entry per new trial.
     """
     new = results.trials[n_before:]
-    belief = Belief.of(results, hidden={trial.number for trial in new})
+    belief = Belief.of_search(results, hidden={trial.number for trial in new})
     numbers = [trial.number for trial in belief.trials]
     found = []
     for trial in new:

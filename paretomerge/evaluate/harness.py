@@ -95,6 +95,8 @@ class HarnessEvaluator:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         # Loaded now, so that their errors come before the first trial.
         self.examples("search")
+        if loader.selection_items:
+            self.examples("selection")
 
     @property
     def search_contents(self) -> frozenset[str]:

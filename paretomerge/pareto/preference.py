@@ -163,11 +163,14 @@ class Preference:
         if self.kind == "sum":
             weighted: Array = outcomes @ weights
             return weighted
-        shortfall = weights * (scale.ideal - outcomes) / scale.extent
+        scaled = (scale.ideal - outcomes) / scale.extent
+        shortfall = weights * scaled
         if self.kind == "distance":
-            distance: Array = np.linalg.norm(shortfall, axis=-1)
-            return -distance
-        worst = shortfall.max(-1)
-        total = shortfall.sum(-1)
+            # A draw of a noisy score may exceed the ideal, which is no loss.
+            worst = np.linalg.norm(shortfall.clip(min=0), axis=-1)
+        else:
+            worst = shortfall.max(-1)
+        # Without the weights, so that objectives of weight 0 break ties, too.
+        total = scaled.sum(-1)
         value: Array = -worst - AUGMENTATION * total
         return value

@@ -23,7 +23,7 @@ from paretomerge.record.folder import make_folder
 from paretomerge.record.results import Parameters, Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
-from paretomerge.search.observations import STDERR
+from paretomerge.search.observations import SAME_AS, STDERR, WARM
 from paretomerge.types import Conditions
 
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
@@ -302,6 +302,18 @@ class Record:
         """
         self.set_note(f"{_SELECTION}/{number}", _pack(scores))
 
+    def forget_other_selection(self, digest: str) -> None:
+        """Forget scores on selection examples that are not the present ones.
+
+        Args:
+            digest: Identifies the present examples and their order.
+        """
+        if self.note(_SELECTION) != digest:
+            for key, packed in self._study.user_attrs.items():
+                if key.startswith(f"{_SELECTION}/") and packed is not None:
+                    self.set_note(key, None)
+        self.set_note(_SELECTION, digest)
+
     def allow_mismatch(self) -> None:
         """Note that the study merges models that may not belong together."""
         self.set_note(_ALLOW_MISMATCH, True)
@@ -353,8 +365,8 @@ class Record:
         # Unset attributes are not written: each is a row of the database.
         optional = {
             "failure": trial.failure,
-            "warm": trial.warm_start,
-            "same_as": trial.same_as,
+            WARM: trial.warm_start,
+            SAME_AS: trial.same_as,
             "gain": trial.gain,
             "level": trial.level or None,
             "final": None if trial.final else False,
@@ -476,8 +488,8 @@ def _from_frozen(
         held_out=all_held_out or None,
         selection=_unpack(selection) if selection else None,
         constraints=dict(frozen.constraints),
-        warm_start=attributes.get("warm", ""),
-        same_as=attributes.get("same_as"),
+        warm_start=attributes.get(WARM, ""),
+        same_as=attributes.get(SAME_AS),
         gain=attributes.get("gain"),
         level=attributes.get("level", 0),
         final=attributes.get("final", True),

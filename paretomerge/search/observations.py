@@ -4,7 +4,7 @@ Standard errors enter here: `reported_stderr` reads those of one trial from its 
 `stderr`, and `Observations.stderr` collects them for the surrogate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
@@ -28,6 +28,12 @@ STDERR = "stderr"
 
 SCORES = "scores"
 """Trial user attribute: objective -> [value, standard error, examples, score of each example]."""
+
+WARM = "warm"
+"""Trial user attribute: where a trial was taken from, if it was not evaluated here."""
+
+SAME_AS = "same_as"
+"""Trial user attribute: the number of the trial with the same recipe, whose scores it has."""
 
 # From here on a value counts as infinite: its square overflows soon.
 _INFINITE = 1e100
@@ -205,6 +211,25 @@ class Observations:
             stored = trial.user_attrs.get(SCORES)
             per_trial.append(_example_scores(stored, m))
         return per_trial
+
+
+def count_own(trials: Iterable[FrozenTrial]) -> int:
+    """Count the trials that were evaluated here, or are running.
+
+    Args:
+        trials: Trials of a study.
+
+    Returns:
+        Their number, without those that were taken over and without repeated recipes.
+    """
+    count = 0
+    for trial in trials:
+        is_waiting = trial.state == TrialState.WAITING
+        was_taken = bool(trial.user_attrs.get(WARM))
+        repeats = trial.user_attrs.get(SAME_AS) is not None
+        if not (is_waiting or was_taken or repeats):
+            count += 1
+    return count
 
 
 def reported_stderr(trial: FrozenTrial, m: int) -> Array | None:

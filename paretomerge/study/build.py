@@ -266,7 +266,7 @@ class _Builder:
         watched: Evaluator | None = None
         with self._prompts_tokenizer() as tokenizer:
             with errors.collect():
-                harness = self.harness(settings.measures, tokenizer)
+                harness = self.harness(settings.measures, tokenizer, selects=True)
             with errors.collect():
                 # It gets the search evaluator, so that no example that the search has seen is ever
                 # held out.
@@ -281,9 +281,16 @@ class _Builder:
         race = None
         if settings.evaluation.race is not None:
             race = RaceSettings(settings.evaluation.race, seed=settings.seed)
+        objectives = self.objectives(harness)
+        minimised = [objective for objective in objectives if not objective.maximise]
+        if settings.prefer == MEAN and minimised:
+            raise ConfigError(
+                f"prefer: mean: {minimised[0].name!r} is minimised; write weights, as "
+                "{gsm8k: 0.7, brevity: 0.3}"
+            )
         return Goals(
             evaluator,
-            self.objectives(harness),
+            objectives,
             settings.constraints,
             watched,
             settings.evaluation.time_limit,
@@ -324,8 +331,13 @@ class _Builder:
         measures: Sequence[Measure],
         tokenizer: str,
         beside: HarnessEvaluator | None = None,
+        *,
+        selects: bool = False,
     ) -> HarnessEvaluator | None:
-        """The evaluator of those measures that are tasks; None if none is."""
+        """The evaluator of those measures that are tasks; None if none is.
+
+        selects: Whether it has selection examples.
+        """
         tasks: dict[str, HarnessTask] = {}
         for measure in measures:
             if isinstance(measure, Task):
@@ -343,7 +355,7 @@ class _Builder:
             evaluation.splits,
             evaluation.search_items,
             evaluation.held_out_items,
-            evaluation.selection_items,
+            evaluation.selection_items if selects else None,
             self.settings.seed,
             tokenizer,
         )

@@ -248,8 +248,9 @@ def _measure_digest(settings: StudySettings, measure: Measure) -> str:
 
 def _without_selection(evaluation: Evaluation) -> Evaluation:
     """How merges are scored, without the number of selection examples if it changes no score."""
-    # Without splits of the data, they are taken from the held-out examples.
-    if evaluation.splits is None:
+    # Without splits, or with equal ones, they are taken from the held-out examples.
+    splits = evaluation.splits
+    if splits is None or splits["search"] == splits["held_out"]:
         return evaluation
     return replace(evaluation, selection_items=None)
 

@@ -5,6 +5,7 @@ Asking does not touch the disk. Telling writes the finished trial in one transac
 
 import math
 import warnings
+from dataclasses import replace
 
 import optuna
 from optuna.study import StudyDirection
@@ -36,7 +37,9 @@ class Optimiser:
         # others, in their order.
         recorded = record.frozen_trials()
         for trial in level.shown_first:
-            self._study.add_trial(record.freeze(trial, self._distributions))
+            # Marked, so that it does not count as a trial of this level.
+            taken = replace(trial, warm_start=trial.warm_start or "the first level")
+            self._study.add_trial(record.freeze(taken, self._distributions))
         for frozen in recorded:
             # Another level has other parameters, which this level's sampler cannot read.
             if frozen.user_attrs.get("level", 0) == level.number:

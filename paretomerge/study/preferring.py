@@ -47,7 +47,7 @@ def refining_settings(
         ConfigError: The preference names no objective.
     """
     names = [measure.name for measure in settings.objectives]
-    wanted = prefer or settings.prefer
+    wanted = settings.prefer if prefer is None else prefer
     if wanted is None or wanted == KNEE:
         wanted = dict.fromkeys(names, 1.0)
     Preference.parse(wanted, names)
@@ -56,4 +56,6 @@ def refining_settings(
             "refine: a study with a second level (`then`) cannot be refined; raise `then.trials`"
         )
     sampler = {"name": "mmmo", "prefer_after": 0}
-    return replace(settings, prefer=wanted, sampler=sampler)
+    # `until` is about the front, which refining does not improve.
+    budget = replace(settings.budget, until=None)
+    return replace(settings, prefer=wanted, sampler=sampler, budget=budget)

@@ -1,6 +1,9 @@
 """Measure the best trials on more examples, until it is clear which one a preference picks."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,8 +15,8 @@ from paretomerge.pareto.preference import Preference
 from paretomerge.record.trial import Trial
 from paretomerge.study.search import Search
 
-# Trials that are less probably the best are not measured.
-_LEAST_CHANCE = 0.02
+# Trials whose chance of being the best is a smaller share of the greatest chance are not measured.
+_LEAST_SHARE = 0.1
 _MOST_FINALISTS = 8
 # The examples are spent in so many rounds, after each of which some trials drop out.
 _ROUNDS = 4
@@ -38,30 +41,74 @@ def select(
     Raises:
         EvaluationError: A trial cannot be scored; the message names it.
     """
-    parts = evaluators_in(search.goals.evaluator)
-    harnesses = [part for part in parts if isinstance(part, PerExample)]
-    totals: dict[str, int] = {}
-    for harness in harnesses:
-        for name, examples in harness.examples("selection").items():
-            totals[name] = len(examples)
-    names = [o.name for o in search.goals.objectives if o.name in totals]
-    if not names:
-        return
-    total = max(totals[name] for name in names)
-    step = max(-(-total // _ROUNDS), 1)
+    questions = _questions(search)
+    # Other examples, or another order of them, could not be added to what was scored before.
+    search.record.forget_other_selection(_digest(questions))
+    results = search.results()
+    # The prior does not change with what is measured here, and takes a second to form.
+    of_search = Belief.of_search(results)
     while True:
-        belief = Belief.of(search.results())
+        belief = of_search.with_selection(results)
         finalists = _finalists(belief, preference)
         if len(finalists) < 2:
             return
-        scored = [_n_scored(trial, names) for trial in finalists]
-        target = min(min(scored) + step, total)
-        if min(scored) >= total:
+        target = _target(finalists, questions)
+        if target is None:
             return
-        for trial, n_scored in zip(finalists, scored, strict=True):
-            if n_scored < target:
-                _score(search, harnesses, trial, target)
+        for trial in finalists:
+            if _score(search, questions, trial, target):
                 watch(trial)
+        results = search.results()
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The selection examples of one objective.
+
+    Attributes:
+        evaluator: What scores them.
+        order: The examples' places in the data, shuffled: the first of them are a sample of all,
+            also where the data is sorted or a group has several tasks.
+    """
+
+    evaluator: PerExample
+    order: Sequence[int]
+
+
+def _questions(search: Search) -> dict[str, _Question]:
+    """Objective -> its selection examples; only objectives that are means over examples."""
+    names = _means_over_examples(search)
+    questions = {}
+    for part in evaluators_in(search.goals.evaluator):
+        if not isinstance(part, PerExample):
+            continue
+        for name, examples in part.examples("selection").items():
+            if name in names:
+                order = list(range(len(examples)))
+                random.Random(0).shuffle(order)
+                questions[name] = _Question(part, order)
+    return questions
+
+
+def _means_over_examples(search: Search) -> set[str]:
+    """The objectives whose search scores are means over examples, in all trials."""
+    names = {objective.name for objective in search.goals.objectives}
+    for trial in search.trials():
+        if trial.can_be_on_front:
+            for name in list(names):
+                if not trial.scores[name].example_scores:
+                    names.discard(name)
+    return names
+
+
+def _digest(questions: Mapping[str, _Question]) -> str:
+    """Identifies the examples of all objectives and their order."""
+    digest = hashlib.sha256()
+    for name, question in sorted(questions.items()):
+        examples = question.evaluator.examples("selection")[name]
+        contents = getattr(examples, "content_digests", ())
+        digest.update(f"{name} {list(question.order)} {list(contents)}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _finalists(belief: Belief, preference: Preference) -> list[Trial]:
@@ -69,44 +116,66 @@ def _finalists(belief: Belief, preference: Preference) -> list[Trial]:
     values = belief.values(preference)
     chances = best_chances(values)
     leader = int(values.mean(0).argmax())
-    if chances[leader] >= ENOUGH:
-        return [belief.trials[leader]]
     finalists = [belief.trials[leader]]
+    if chances[leader] >= ENOUGH:
+        return finalists
+    # Relative to the greatest chance: of a hundred equal trials each has a chance of 1 %.
+    least = _LEAST_SHARE * chances.max()
     for i in np.argsort(-chances, kind="stable")[:_MOST_FINALISTS]:
-        if chances[i] >= _LEAST_CHANCE and i != leader:
+        if chances[i] >= least and i != leader:
             finalists.append(belief.trials[i])
     return finalists
 
 
-def _n_scored(trial: Trial, names: Sequence[str]) -> int:
-    """How many selection examples a trial has been scored on."""
-    scores = trial.selection or {}
-    return max((scores[name].n for name in names if name in scores), default=0)
+def _target(
+    finalists: Sequence[Trial], questions: Mapping[str, _Question]
+) -> dict[str, int] | None:
+    """Objective -> how many examples each finalist is scored on next; None if all are spent."""
+    target = {}
+    is_spent = True
+    for name, question in questions.items():
+        total = len(question.order)
+        fewest = min(_n_scored(trial, name) for trial in finalists)
+        step = max(-(-total // _ROUNDS), 1)
+        target[name] = min(fewest + step, total)
+        is_spent = is_spent and fewest >= total
+    return None if is_spent else target
+
+
+def _n_scored(trial: Trial, name: str) -> int:
+    """How many selection examples of an objective a trial has been scored on."""
+    score = (trial.selection or {}).get(name)
+    return score.n if score else 0
 
 
 def _score(
-    search: Search, harnesses: Sequence[PerExample], trial: Trial, target: int
-) -> None:
-    """Score a trial on the selection examples below `target` that it was not scored on."""
-    names = [objective.name for objective in search.goals.objectives]
+    search: Search,
+    questions: Mapping[str, _Question],
+    trial: Trial,
+    target: Mapping[str, int],
+) -> bool:
+    """Score a trial on the examples that are missing; whether any were."""
+    missing: dict[str, Sequence[int]] = {}
+    for name, question in questions.items():
+        places = question.order[_n_scored(trial, name) : target[name]]
+        if places:
+            missing[name] = places
+    if not missing:
+        return False
     scores = dict(trial.selection or {})
     with search.live:
         candidate = search.load(trial)
-        for harness in harnesses:
-            missing: dict[str, range] = {}
-            for name, examples in harness.examples("selection").items():
-                # Only means over examples can be added up.
-                is_mean = name in names and trial.scores[name].example_scores
-                if is_mean:
-                    first = scores[name].n if name in scores else 0
-                    missing[name] = range(first, min(target, len(examples)))
+        for name, places in missing.items():
+            evaluator = questions[name].evaluator
             try:
-                values = harness.example_scores(candidate, "selection", missing)
+                values = evaluator.example_scores(
+                    candidate, "selection", {name: places}
+                )
             except ParetoMergeError as error:
                 raise EvaluationError(
                     f"{trial.name}, on selection examples: {error}"
                 ) from error
-            for name, new in values.items():
-                earlier = scores[name].example_scores if name in scores else ()
-                scores[name] = Score.mean_of([*(earlier or ()), *new])
+            earlier = scores[name].example_scores if name in scores else ()
+            scores[name] = Score.mean_of([*(earlier or ()), *values[name]])
     search.record.add_selection(trial.number, scores)
+    return True

@@ -64,6 +64,7 @@ _PICK = "pick"
 """The record's note of what `pick` picks by default."""
 
 _N_TRIALS = optional(integer(least=0))
+_N_REFINED = integer(least=1)
 _TIMEOUT = optional(seconds)
 _CALLBACKS = sequence_of(function, "[my_callback]")
 
@@ -406,13 +407,7 @@ class Study:
         score_missing(
             self.settings, self._record(), self.search, compared, watched, watch
         )
-        # Noted, so that `front` and `report` need not form a belief again, which takes seconds.
-        note = {
-            "by": self.default_choice.text,
-            "total": len(results.trials),
-            "trial": picked.number,
-        }
-        self._record().set_note(_PICK, note)
+        self._note_pick(picked)
 
     def results(self) -> Results:
         """Read the record.
@@ -525,7 +520,13 @@ class Study:
             from paretomerge.study.selection import select
 
             select(self._search, choice.preference(results), watch)
-            decision = decide_for(self.results(), choice)
+            results = self.results()
+            decision = decide_for(results, choice)
+            if choice != self.default_choice:
+                # What was measured may change the default pick, too.
+                self._note_pick(decide_for(results, self.default_choice).trial)
+            else:
+                self._note_pick(decision.trial)
         return decision
 
     def refine(
@@ -550,13 +551,16 @@ class Study:
             ConfigError: There is no such objective.
             StudyError: There is no record yet.
         """
+        n_trials = _N_REFINED("n_trials", n_trials)
         n_before = len(self.results().trials)
         refining = Study.from_settings(refining_settings(self.settings, prefer))
         refining.check()
         refining.run(watch, n_trials)
         # The record has grown behind the back of a search that was loaded before.
         self.__dict__.pop("_search", None)
-        return refinements(self.results(), n_before)
+        results = self.results()
+        self._note_pick(decide_for(results, self.default_choice).trial)
+        return refinements(results, n_before)
 
     def picked(self, choice: Choice | None = None) -> Trial:
         """The trial that a choice picks, by what the record holds: nothing is scored.
@@ -573,10 +577,20 @@ class Study:
         choice = choice or self.default_choice
         results = self.results()
         note = self._record().note(_PICK) or {}
-        is_current = note.get("total") == len(results.trials)
+        is_current = note.get("trials") == len(results.trials)
         if is_current and note.get("by") == choice.text:
-            choice = Choice(trial=note["trial"])
+            choice = Choice(trial=note["picked"])
         return choose(results, choice)
+
+    def _note_pick(self, trial: Trial) -> None:
+        """Note the default pick: `front` and `report` then need no belief, which takes seconds."""
+        n_trials = len(self.results().trials)
+        note = {
+            "by": self.default_choice.text,
+            "trials": n_trials,
+            "picked": trial.number,
+        }
+        self._record().set_note(_PICK, note)
 
     def save(
         self,

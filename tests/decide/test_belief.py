@@ -141,6 +141,39 @@ def test_selection_examples_decide() -> None:
     assert decide(after, Preference.mean(1), Belief.of(after)).trial.number == loser
 
 
+def test_scores_without_examples_have_held_out_noise():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(60):
+        x = rng.random(20)
+        trials = []
+        for number in range(20):
+            measured = truth(x[number]) + 0.05 * rng.standard_normal()
+            trials.append(
+                Trial(number, {"x": x[number]}, {"a": Score(measured, 0.05, 50)})
+            )
+        results = Results((Objective("a"),), (), tuple(trials), parameters=SPACE)
+        decision = decide(results, Preference.mean(1), Belief.of(results))
+        # As many held-out examples as search examples: the same noise.
+        held_out = truth(x[decision.trial.number]) + 0.05 * rng.standard_normal()
+        expected = decision.expected["a"]
+        inside.append(expected.low <= held_out <= expected.high)
+    # 54 of 60 are expected; fewer than 48 have a probability of 1 %.
+    assert sum(inside) >= 48
+
+
+def test_the_knee_of_one_objective_is_its_best() -> None:
+    trials = tuple(Trial(i, {}, {"a": Score(0.5)}) for i in range(2))
+    none = Noise(0.0, np.zeros(2), np.zeros(2), 0.0)
+    covariance = np.diag([0.05**2, 0.005**2])
+    belief = Belief(trials, np.array([[0.8], [0.79]]), covariance[None], (none,))
+    results = Results((Objective("a"),), (), trials)
+    decision = decide(results, Preference.knee(1), belief)
+    assert decision.trial.number == 0
+    # Phi(0.01 / sqrt(0.05^2 + 0.005^2)) = 0.579
+    assert decision.probability == pytest.approx(0.579, abs=0.03)
+
+
 def test_minimised_objectives_come_out_in_the_users_direction() -> None:
     trials = []
     for number, x in enumerate(np.linspace(0, 1, 9)):

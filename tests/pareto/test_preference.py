@@ -12,9 +12,21 @@ SCALE = Scale(np.array([1.0, 10.0]), np.array([1.0, 5.0]))
 
 
 def test_the_augmented_tchebycheff_value_by_hand() -> None:
-    # Shortfalls 0.25 x 0.5 and 0.75 x 0.4, and a thousandth of their sum.
+    # Weighted shortfalls 0.25 x 0.5 and 0.75 x 0.4, and a thousandth of the sum without weights.
     value = Preference((1, 3)).values([0.5, 8.0], SCALE)
-    assert float(value) == pytest.approx(-0.3 - 1e-3 * (0.125 + 0.3))
+    assert float(value) == pytest.approx(-0.3 - 1e-3 * (0.5 + 0.4))
+
+
+def test_objectives_without_weight_break_ties() -> None:
+    points = [[0.5, 8.0], [0.5, 9.0], [0.5, 7.0]]
+    assert Preference((1, 0)).values(points, SCALE).argmax() == 1
+
+
+def test_what_exceeds_the_ideal_is_no_loss() -> None:
+    points = [[1.0, 10.0], [1.2, 10.0], [0.8, 10.0]]
+    for preference in (Preference.knee(2), Preference((1, 1))):
+        values = preference.values(points, SCALE)
+        assert values.argsort().tolist() == [2, 0, 1]
 
 
 def test_the_mean_has_the_units_of_the_objectives() -> None:
@@ -25,7 +37,8 @@ def test_the_mean_has_the_units_of_the_objectives() -> None:
 
 def test_the_knee_is_nearest_to_the_ideal() -> None:
     value = Preference.knee(2).values([0.7, 8.0], SCALE)
-    assert float(value) == pytest.approx(-0.5 * math.hypot(0.3, 0.4))
+    nearly = -0.5 * math.hypot(0.3, 0.4)
+    assert float(value) == pytest.approx(nearly - 1e-3 * (0.3 + 0.4))
 
 
 def test_only_the_ratios_of_weights_matter() -> None:

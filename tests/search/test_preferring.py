@@ -61,6 +61,26 @@ def test_a_preference_draws_proposals_to_its_part_of_the_front(name: str) -> Non
     assert [trial.params for trial in trials[:26]] == before
 
 
+def test_trials_that_were_taken_over_do_not_count() -> None:
+    sampler = PreferringSampler(Constant(0.25), Constant(0.75), 2)
+    study = optuna.create_study(sampler=sampler)
+    for attributes in ({"warm": "other study"}, {"same_as": 0}, {}):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={"x": 0.5, "y": 0.5},
+                distributions=SPACE,
+                value=0.0,
+                user_attrs=attributes,
+            )
+        )
+    proposed = []
+    for _ in range(3):
+        trial = study.ask(SPACE)
+        proposed.append(trial.params["x"])
+        study.tell(trial, 0.0)
+    assert proposed == [0.25, 0.75, 0.75]
+
+
 def test_the_mean_is_a_preference() -> None:
     trials = search("mmmo", "mean")
     best = max(trials, key=lambda trial: sum(trial.values))

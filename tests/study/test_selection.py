@@ -1,7 +1,10 @@
 """Finalists are scored on examples of their own, until it is clear which one is picked."""
 
 import json
+import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import paretomerge as pm
@@ -10,11 +13,13 @@ from paretomerge.decide.pick import Choice, decide_for
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.preference import Preference
-from paretomerge.study.selection import _finalists, select
+from paretomerge.study.build import study_pool
+from paretomerge.study.identity import study_identity
+from paretomerge.study.selection import _digest, _finalists, _questions, select
 from paretomerge.study.study import load_study
 from tests.evaluate.test_tasks import HarnessTask, loader
 from tests.study.test_build import write
-from tests.study.test_race import ITEMS, raced
+from tests.study.test_race import ITEMS, Quiz, raced
 
 MEAN = Preference.mean(2)
 
@@ -65,11 +70,76 @@ def test_finalists_are_scored_and_the_leader_stays_or_changes(searched) -> None:
     left = _finalists(Belief.of(search.results()), MEAN)
     spent = all(trial.selection["two"].n == ITEMS["two"] for trial in left)
     assert decision.probability >= 0.9 or spent
-    # `Quiz` gives the same answers for every split: scores on prefixes of them are known.
+    # `Quiz` gives the same answers for every split: the scores in the shuffled order are known.
     for number in finalists:
         for name, score in trials[number].selection.items():
-            expected = trials[number].scores[name].example_scores[: score.n]
+            order = list(range(ITEMS[name]))
+            random.Random(0).shuffle(order)
+            answers = trials[number].scores[name].example_scores
+            expected = tuple(answers[i] for i in order[: score.n])
             assert score.example_scores == expected
+
+
+class Unlike(Quiz):
+    """The second score is no mean over examples."""
+
+    def aggregate(self, split, name, outcomes):
+        score = Score.mean_of(outcomes)
+        if name == "one":
+            return score
+        return Score(score.value**2, score.stderr, score.n)
+
+
+def test_scores_that_are_no_means_do_not_keep_it_busy(pico, tmp_path) -> None:
+    search, _ = raced(pico, tmp_path / "s", race=None)
+    search.goals = replace(search.goals, evaluator=Unlike())
+    search.run(12)
+    scored = []
+    select(search, MEAN, scored.append)
+    for trial in search.trials():
+        assert set(trial.selection or {}) <= {"one"}
+    assert len(scored) <= 4 * 12
+
+
+def test_many_equal_trials_are_measured_too(searched) -> None:
+    search, _ = searched
+    belief = Belief.of(search.results())
+    n = 150
+    equal = replace(
+        belief,
+        trials=belief.trials[:1] * n,
+        mean=np.full((n, 2), 0.5),
+        covariance=np.tile(0.01 * np.eye(n), (2, 1, 1)),
+    )
+    assert len(_finalists(equal, MEAN)) >= 4
+
+
+def test_scores_on_other_selection_examples_are_forgotten(searched) -> None:
+    search, quiz = searched
+    select(search, MEAN)
+    search.record.forget_other_selection("other")
+    assert all(trial.selection is None for trial in search.trials())
+    quiz.asked = 0
+    select(search, MEAN)
+    assert quiz.asked
+
+
+def test_the_default_pick_is_noted_anew(searched, tmp_path, pico) -> None:
+    study = load_study(write(tmp_path, pico, trials=6))
+    study.optimize(show_progress_bar=False)
+    study.refine(n_trials=1)
+    assert study.picked().number == study.decide().trial.number
+
+
+def test_equal_splits_keep_the_selection_in_the_identity(tmp_path, pico) -> None:
+    tasks = {"search_items": 2, "selection_items": 2}
+    same = {"search": "train", "held_out": "train"}
+    other = {"search": "train", "held_out": "test"}
+    for splits, is_part in ((same, True), (other, False), (None, True)):
+        path = write(tmp_path, pico, evaluate={"splits": splits, **tasks})
+        settings = load_study(path).settings
+        identity = study_identity(settings, study_pool(settings))
+        assert (identity["evaluate"]["selection_items"] == 2) is is_part
 
 
 def test_nothing_is_measured_twice(searched) -> None:
@@ -85,6 +155,7 @@ def test_nothing_is_measured_twice(searched) -> None:
 
 def test_a_clear_pick_costs_nothing(searched) -> None:
     search, quiz = searched
+    search.record.forget_other_selection(_digest(_questions(search)))
     for trial in search.trials():
         right = float(trial.number == 3)
         scores = {name: Score.mean_of([right] * 2000) for name in ITEMS}

@@ -28,7 +28,7 @@ from paretomerge.search.mmmo.acquisition import (
     zero,
 )
 from paretomerge.search.mmmo.surrogate import DEFAULT_KERNEL, KernelSpec, Surrogate
-from paretomerge.search.observations import Observations
+from paretomerge.search.observations import Observations, count_own
 from paretomerge.search.options import check_options
 from paretomerge.search.point_sampler import Archive
 from paretomerge.types import Array
@@ -177,11 +177,12 @@ class MMMOProposer:
         # While no trial is feasible, only the probability of being feasible counts.
         if len(archive.usable):
             improvement = log_ehvi(model.surrogate, model.front, reference)
-        volume_acquisition = self._with_feasibility(improvement, archive)
-        acquisition = volume_acquisition
-        if len(archive.usable) and self._improves_preference(archive.number):
+        acquisition = self._with_feasibility(improvement, archive)
+        improves_front = True
+        if len(archive.usable) and self._improves_preference(archive.observations):
             target = self._preference_improvement(model)
             acquisition = self._with_feasibility(target, archive)
+            improves_front = False
         maxima = self._search(archive.encoding, acquisition, model.elites, rng)
         points = archive.encoding.project(maxima)
         is_new = archive.is_new(points)
@@ -194,13 +195,18 @@ class MMMOProposer:
         if self._settings.fisher_filter:
             order = self._least_informed(points, values, order, model.surrogate)
         ordered: Array = points[order]
-        best_value = evaluate(volume_acquisition, ordered[:1])[0]
-        self.expected_gain = _relative_improvement(best_value, model, reference)
+        # A proposal for the preference says nothing of what the front has left to gain.
+        if improves_front:
+            best_value = values[order[0]]
+            self.expected_gain = _relative_improvement(best_value, model, reference)
         return ordered
 
-    def _improves_preference(self, number: int) -> bool:
-        """Whether a trial's proposal improves the preference, by the trial's number."""
-        return self._prefer is not None and number >= self._settings.prefer_after
+    def _improves_preference(self, observations: Observations) -> bool:
+        """Whether the next proposal improves the preference, by the number of trials before it."""
+        if self._prefer is None:
+            return False
+        before = count_own([*observations.trials, *observations.running])
+        return before >= self._settings.prefer_after
 
     def _preference_improvement(self, model: _ObjectiveModel) -> Acquisition:
         """Log expected improvement of the preference's value over the predicted ones."""
