@@ -38,11 +38,11 @@ from benchmarks.reporting import (
     read_entries,
 )
 from paretomerge.decide.decision import Decision
-from paretomerge.decide.pick import Choice, PickSetting, decide_for
+from paretomerge.decide.pick import Choice, decide_for
 from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
-from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.pareto.preference import Preference, PreferSetting, Scale
 from paretomerge.problems import MergeLandscape
 from paretomerge.record.results import Parameters, Results
 from paretomerge.record.trial import Trial
@@ -62,10 +62,10 @@ SHARES = (0.0, 0.1, 0.25)
 N_PREFERENCES = 10
 
 
-def wanted(objectives: Sequence[str]) -> list[PickSetting]:
+def wanted(objectives: Sequence[str]) -> list[PreferSetting]:
     """The ten preferences, as users write them."""
     rng = np.random.default_rng(0)
-    preferences: list[PickSetting] = ["mean"]
+    preferences: list[PreferSetting] = ["mean"]
     drawn = rng.dirichlet(np.ones(len(objectives)), N_PREFERENCES - 1)
     for weights in drawn.tolist():
         preferences.append(dict(zip(objectives, weights, strict=True)))
@@ -78,7 +78,7 @@ class Family(Protocol):
     objectives: tuple[str, ...]
 
     def search(
-        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+        self, seed: int, prefer: PreferSetting | None, share: float | None, single: str
     ) -> "Found":
         """Run a search: of the front, or, if `single` names a sampler, of the preference alone."""
 
@@ -90,7 +90,7 @@ class Found(Protocol):
     def results(self) -> Results:
         """Its trials; those of the front have held-out scores."""
 
-    def decide(self, prefer: PickSetting) -> Decision:
+    def decide(self, prefer: PreferSetting) -> Decision:
         """The pick for a preference, after selection examples were asked where there are any."""
 
     def held_out(self, number: int) -> dict[str, Score]:
@@ -106,7 +106,7 @@ class FoundOnLandscape:
 
     results: Results
 
-    def decide(self, prefer: PickSetting) -> Decision:
+    def decide(self, prefer: PreferSetting) -> Decision:
         """The pick; there are no selection examples."""
         return decide_for(self.results, Choice(prefer))
 
@@ -123,7 +123,7 @@ class Landscape:
         self.objectives = self._landscape.tasks
 
     def search(
-        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+        self, seed: int, prefer: PreferSetting | None, share: float | None, single: str
     ) -> FoundOnLandscape:
         """Run a search."""
         landscape = self._landscape
@@ -193,7 +193,7 @@ class FoundByStudy:
         """The record's."""
         return self.study.results()
 
-    def decide(self, prefer: PickSetting) -> Decision:
+    def decide(self, prefer: PreferSetting) -> Decision:
         """The study's own decision."""
         return self.study.decide(prefer)
 
@@ -217,7 +217,7 @@ class Specialists:
         self.objectives = tuple(measure.name for measure in self._settings.objectives)
 
     def search(
-        self, seed: int, prefer: PickSetting | None, share: float | None, single: str
+        self, seed: int, prefer: PreferSetting | None, share: float | None, single: str
     ) -> FoundByStudy:
         """Run a study."""
         sampler: Any = "mmmo"
@@ -272,7 +272,7 @@ FAMILIES: dict[str, Callable[[Path], Family]] = {
 # ----- what is measured
 
 
-def value_of(found: Found, prefer: PickSetting, number: int) -> float:
+def value_of(found: Found, prefer: PreferSetting, number: int) -> float:
     """The value of a trial's held-out scores for a preference."""
     results = found.results
     preference = Choice(prefer).preference(results)
@@ -295,7 +295,7 @@ def held_out_scale(found: Found) -> Scale:
     return Scale.of(held_out_rows(found, range(len(found.results.sources))))
 
 
-def best_by_search_scores(found: Found, prefer: PickSetting) -> int:
+def best_by_search_scores(found: Found, prefer: PreferSetting) -> int:
     """The number of the trial with the best search scores for a preference."""
     results = found.results
     preference = Choice(prefer).preference(results)
@@ -332,7 +332,7 @@ def measure(family: Family, seed: int, name: str, index: int | None) -> Entry:
     }
 
 
-def pick_entry(found: Found, prefer: PickSetting) -> Entry:
+def pick_entry(found: Found, prefer: PreferSetting) -> Entry:
     """What each way of picking gets for one preference, of one front."""
     believed = decide_for(found.results, Choice(prefer)).trial.number
     decision = found.decide(prefer)

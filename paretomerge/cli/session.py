@@ -166,7 +166,7 @@ def refine(study: "Study", choice: "Choice", n_trials: int) -> None:
     from paretomerge.report.tables import refinement_table
 
     set_up_process(study)
-    console().print(f"Evaluating {n_trials} new merges ...", style="dim")
+    console().print(f"New merges to evaluate: {n_trials} ...", style="dim")
     found = study.refine(choice.prefer, n_trials)
     console().print(refinement_table(found, study.results()))
     console().print()

@@ -24,7 +24,6 @@ from paretomerge.config.schema import (
 from paretomerge.config.settings import (
     Budget,
     Evaluation,
-    PreferSetting,
     SamplerSetting,
     SecondLevel,
     StudySettings,
@@ -48,6 +47,7 @@ from paretomerge.evaluate.measures import (
     Task,
     lower_is_better,
 )
+from paretomerge.pareto.preference import PreferSetting
 from paretomerge.space.specs import (
     DENSITY_BOUNDS,
     WEIGHT_BOUNDS,

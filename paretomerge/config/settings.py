@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from optuna.samplers import BaseSampler
 
@@ -36,7 +36,7 @@ from paretomerge.evaluate.measures import (
     Task,
     not_a_measure,
 )
-from paretomerge.pareto.preference import KNEE, MEAN, Preference
+from paretomerge.pareto.preference import KNEE, MEAN, Preference, PreferSetting
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
@@ -44,9 +44,6 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
-PreferSetting = Mapping[str, float] | Literal["mean", "knee"]
-"""Objective -> weight, the mean of the objectives, or the knee, which is no preference."""
-
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
 """A sampler's name, its name and options, or an Optuna sampler."""
 

@@ -131,7 +131,8 @@ class Belief:
         total = cross[measured] + noise
         spread = np.trace(total) / len(y)
         jitter = _JITTER * max(spread, 1e-12)
-        gain = np.linalg.solve(total + jitter * np.eye(len(y)), cross.T).T
+        total = total + jitter * np.eye(len(y))
+        gain = np.linalg.solve(total, cross.T).T
         mean = self.mean.copy()
         mean[:, k] += gain @ (y - self.mean[measured, k])
         covariances = self.covariance.copy()

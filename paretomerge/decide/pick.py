@@ -1,21 +1,17 @@
 """Pick one trial of the front, and write its merge as a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from paretomerge.decide.belief import Belief
 from paretomerge.decide.decision import Decision, decide
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score
-from paretomerge.pareto.preference import KNEE, MEAN, Preference
+from paretomerge.pareto.preference import KNEE, MEAN, Preference, PreferSetting
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
-
-PickSetting = Mapping[str, float] | Literal["mean", "knee"]
-"""Objective -> weight, the mean of the objectives, or the knee of the front."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Choice:
         trial: A trial's number.
     """
 
-    prefer: PickSetting | None = None
+    prefer: PreferSetting | None = None
     trial: int | None = None
 
     @classmethod

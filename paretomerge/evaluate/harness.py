@@ -143,7 +143,7 @@ class HarnessEvaluator:
             errors.raise_if_any()
             # the search keeps an example of several splits: no other score must include it
             if split != "search":
-                loaded = self._without_search_examples(loaded, split)
+                loaded = self._without_used_examples(loaded, split)
             self._loaded[split] = loaded
         return self._loaded[split]
 
@@ -301,7 +301,7 @@ class HarnessEvaluator:
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         return len(tokens)
 
-    def _without_search_examples(
+    def _without_used_examples(
         self, loaded: ExamplesByName, split: Split
     ) -> ExamplesByName:
         """Examples of a split without the search examples; a note counts those removed.

@@ -20,6 +20,9 @@ MEAN: Literal["mean"] = "mean"
 KNEE: Literal["knee"] = "knee"
 """The choice of the knee, as users write it."""
 
+PreferSetting = Mapping[str, float] | Literal["mean", "knee"]
+"""A preference as users write it: objective -> weight, the mean, or the knee of the front."""
+
 Prefer = Sequence[float] | Literal["mean"]
 """A preference among objectives that have an order and no names: their weights, or `mean`."""
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from paretomerge.config.settings import StudySettings
-from paretomerge.decide.pick import PickSetting
 from paretomerge.errors import ConfigError
-from paretomerge.pareto.preference import KNEE, Preference
+from paretomerge.pareto.preference import KNEE, Preference, PreferSetting
 
 
 def preference_notes(settings: StudySettings) -> list[str]:
@@ -31,7 +30,7 @@ def preference_notes(settings: StudySettings) -> list[str]:
 
 
 def refining_settings(
-    settings: StudySettings, prefer: PickSetting | None
+    settings: StudySettings, prefer: PreferSetting | None
 ) -> StudySettings:
     """The settings of a search whose next proposals improve a preference.
 

@@ -175,7 +175,10 @@ def _score(
                 raise EvaluationError(
                     f"{trial.name}, on selection examples: {error}"
                 ) from error
-            earlier = scores[name].example_scores if name in scores else ()
-            scores[name] = Score.mean_of([*(earlier or ()), *values[name]])
+            example_scores = list(values[name])
+            if name in scores:
+                earlier = scores[name].example_scores or ()
+                example_scores = [*earlier, *example_scores]
+            scores[name] = Score.mean_of(example_scores)
     search.record.add_selection(trial.number, scores)
     return True

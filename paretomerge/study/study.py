@@ -19,7 +19,6 @@ from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
     Budget,
     Evaluation,
-    PreferSetting,
     SamplerSetting,
     SecondLevel,
     StudySettings,
@@ -28,7 +27,6 @@ from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.decision import ENOUGH, Decision
 from paretomerge.decide.pick import (
     Choice,
-    PickSetting,
     check_out,
     choose,
     decide_for,
@@ -38,6 +36,7 @@ from paretomerge.decide.refinement import Refinement, refinements
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score, Split
 from paretomerge.evaluate.measures import Constraint, Measure, Task
+from paretomerge.pareto.preference import PreferSetting
 from paretomerge.record.record import Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
@@ -404,9 +403,7 @@ class Study:
         picked = self.decide().trial
         compared = [*results.baselines, *results.front, picked]
         watched = [*sources, picked]
-        score_missing(
-            self.settings, self._record(), self.search, compared, watched, watch
-        )
+        self._hold_out(compared, watched, watch)
         self._note_pick(picked)
 
     def results(self) -> Results:
@@ -459,7 +456,7 @@ class Study:
         return pandas.DataFrame(rows)
 
     def pick(
-        self, prefer: PickSetting | None = None, *, trial: int | None = None
+        self, prefer: PreferSetting | None = None, *, trial: int | None = None
     ) -> Trial:
         """Choose one trial; `decide` also says how sure the choice is.
 
@@ -486,7 +483,7 @@ class Study:
 
     def decide(
         self,
-        prefer: PickSetting | None = None,
+        prefer: PreferSetting | None = None,
         watch: Callable[[Trial], None] = lambda trial: None,
     ) -> Decision:
         """Choose the trial that is best for a preference, and say how sure the choice is.
@@ -531,7 +528,7 @@ class Study:
 
     def refine(
         self,
-        prefer: PickSetting | None = None,
+        prefer: PreferSetting | None = None,
         n_trials: int = 4,
         watch: Callable[["Event"], None] = lambda event: None,
     ) -> list[Refinement]:
@@ -623,7 +620,7 @@ class Study:
         out = Path(out).expanduser()
         check_out(out, overwrite)
         chosen = choose(results, Choice(trial=number))
-        score_missing(self.settings, self._record(), self.search, [chosen], [chosen])
+        self._hold_out([chosen], [chosen])
         # Trials are frozen: the new held-out scores are in the record, so it is read again.
         results = self.results()
         chosen = choose(results, Choice(trial=number))
@@ -681,7 +678,7 @@ class Study:
     def report(
         self,
         path: str | Path | None = None,
-        prefer: PickSetting | None = None,
+        prefer: PreferSetting | None = None,
         *,
         trial: int | None = None,
     ) -> Path:
@@ -784,6 +781,16 @@ class Study:
     def _has_begun(self) -> bool:
         return "_search" in self.__dict__ and self._search.has_record
 
+    def _hold_out(
+        self,
+        trials: Sequence[Trial],
+        watched: Sequence[Trial],
+        watch: Callable[["HeldOutEvent"], None] = lambda event: None,
+    ) -> None:
+        """Score trials on held-out examples; see `score_missing`."""
+        record = self._record()
+        score_missing(self.settings, record, self.search, trials, watched, watch)
+
     def _scores(
         self, model: str | Path | Trial | int, split: Split, watched: bool
     ) -> dict[str, Score]:
@@ -797,13 +804,7 @@ class Study:
                 return dict(score_checkpoint(self._search, str(model), split))
         if split == "search":
             return dict(trial.scores)
-        score_missing(
-            self.settings,
-            self._record(),
-            self.search,
-            [trial],
-            [trial] if watched else [],
-        )
+        self._hold_out([trial], [trial] if watched else [])
         trial = self.results().trial(trial.number)
         assert trial is not None
         return dict(trial.held_out or {})

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 from paretomerge.arguments import as_integer
-from paretomerge.decide.pick import Choice, PickSetting
+from paretomerge.decide.pick import Choice
 from paretomerge.errors import ConfigError, shorten
+from paretomerge.pareto.preference import PreferSetting
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 
 
 def choice_of(
     results: Results,
-    prefer: PickSetting | None,
+    prefer: PreferSetting | None,
     trial: Trial | int | None,
 ) -> Choice:
     """Read a preference or a trial.

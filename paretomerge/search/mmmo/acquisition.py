@@ -135,11 +135,7 @@ class DirectionalLogEHVI:
         ratio = above_reference / self._directions
         lengths = ratio.amin(2)
         self._front_length = lengths.amax(0)
-        nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
-        # From [-1, 1] to [0, 1].
-        unit_nodes = (nodes + 1) / 2
-        self._nodes = torch.from_numpy(unit_nodes)
-        self._weights = torch.from_numpy(weights / 2)
+        self._nodes, self._weights = _unit_quadrature()
         # c: the volume of the positive part of the unit ball.
         orthants = 2**m
         half_m = m / 2
@@ -258,10 +254,8 @@ class TchebycheffLogEI:
         ideal = surrogate.standardise(scale.ideal)
         self._offset = torch.from_numpy(ideal[self._counts])
         self._best = best
-        nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
-        # From [-1, 1] to [0, 1].
-        self._nodes = torch.from_numpy((nodes + 1) / 2)
-        self._log_node_weights = torch.from_numpy(node_weights / 2).log()
+        self._nodes, node_weights = _unit_quadrature()
+        self._log_node_weights = node_weights.log()
 
     def __call__(self, X: Tensor) -> Tensor:  # noqa: N803
         """Log expected improvement `b` of points `b x 1 x d`."""
@@ -282,6 +276,14 @@ class TchebycheffLogEI:
         log_integrand = log_probability + self._log_node_weights
         log_improvement: Tensor = log_integrand.logsumexp(1) + span.log()
         return log_improvement
+
+
+def _unit_quadrature() -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the Gauss-Legendre quadrature over [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+    # From [-1, 1] to [0, 1].
+    unit_nodes = (nodes + 1) / 2
+    return torch.from_numpy(unit_nodes), torch.from_numpy(weights / 2)
 
 
 def _positive_directions(m: int) -> Tensor:

@@ -94,9 +94,9 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, bool):
                 continue
-            # Whole numbers are counts, most of them of something that is needed.
-            is_needed = isinstance(field.default, int) and field.default > 0
-            least = 1 if is_needed else 0
+            # Whole numbers are counts; only one whose default is 0 may be 0.
+            is_positive_count = isinstance(field.default, int) and field.default > 0
+            least = 1 if is_positive_count else 0
             if value < least:
                 raise ConfigError(
                     f"MMMOSampler: {field.name}: expected {least} or more, got {value}"
