@@ -90,7 +90,10 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         more = None
         if trials is not None:
             more = max(0, trials - count_evaluated(results.trials))
-        with Progress(results, console(), quiet) as progress:
+        with (
+            Progress(results, console(), quiet) as progress,
+            study.search().executing(),
+        ):
             reason = study.run(progress.trial, more)
             if not quiet:
                 counts = tally(study.get_trials())

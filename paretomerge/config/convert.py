@@ -1,7 +1,7 @@
 """Convert between a study.yaml and the settings of a study, both ways."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from paretomerge.config.space_schema import (
     RoutesConfig,
     SpaceConfig,
 )
+from paretomerge.config.workers import RayWorkers, as_workers
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.function_digest import is_importable
 from paretomerge.evaluate.measures import (
@@ -109,6 +110,7 @@ def settings_of(
         allow_mismatch=config.allow_mismatch,
         device=config.device,
         threads=config.threads,
+        workers=as_workers("workers", config.workers or 1),
     )
 
 
@@ -163,7 +165,19 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "allow_mismatch": settings.allow_mismatch,
         "device": settings.device,
         "threads": settings.threads or 1,
+        "workers": _workers_config(settings.workers),
     }
+
+
+def _workers_config(workers: int | RayWorkers) -> int | dict[str, Any] | None:
+    if isinstance(workers, RayWorkers):
+        options = {}
+        for field in fields(workers):
+            value = getattr(workers, field.name)
+            if value != field.default:
+                options[field.name] = value
+        return {"ray": options}
+    return None if workers == 1 else workers
 
 
 def check_functions(settings: StudySettings) -> None:

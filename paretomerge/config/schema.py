@@ -241,6 +241,9 @@ class StudyConfig(Section):
     allow_mismatch: bool = False
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
+    workers: (
+        int | Literal["ray"] | dict[Literal["ray"], dict[str, Any] | None] | None
+    ) = None
 
     def __init__(self, **content: Any) -> None:
         try:

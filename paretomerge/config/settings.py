@@ -25,6 +25,7 @@ from paretomerge.arguments import (
     sequence_of,
     word,
 )
+from paretomerge.config.workers import RayWorkers, as_workers
 from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
 from paretomerge.evaluate.measures import (
     PROMPT_READERS,
@@ -296,6 +297,8 @@ class StudySettings:
         allow_mismatch: Whether models are merged that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of the command line's process; None to leave them alone.
+        workers: How many trials are evaluated at a time, each in a process of its own; 1 for this
+            process. `"ray"`, `RayWorkers(...)` or `{"ray": {...}}` for a cluster.
 
     Raises:
         ConfigError: Settings contradict each other, or an argument has a wrong type.
@@ -325,6 +328,7 @@ class StudySettings:
     allow_mismatch: bool = False
     device: str = "cpu"
     threads: int | None = None
+    workers: int | RayWorkers = 1
 
     def __post_init__(self) -> None:
         # Types first: the checks below rest on them.
@@ -741,5 +745,6 @@ _STUDY_READERS: Mapping[str, Reader] = {
     "allow_mismatch": flag,
     "device": check_device,
     "threads": optional(integer(1)),
+    "workers": as_workers,
 }
 """Field of `StudySettings` -> its reader."""

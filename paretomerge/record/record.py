@@ -63,11 +63,18 @@ class Record:
         sources: Names of the models that are merged.
     """
 
-    def __init__(self, storage: Storage, study: optuna.Study) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        study: optuna.Study,
+        database: optuna.storages.RDBStorage,
+    ) -> None:
         self.storage = storage
         self.objectives = _read_objectives(study)
         self.sources = tuple(study.user_attrs.get("sources", ()))
         self._study = study
+        self._database = database
+        self._study_id = database.get_study_id_from_name(study.study_name)
 
     @classmethod
     def begin(cls, storage: Storage, header: Header) -> "Record":
@@ -100,7 +107,7 @@ class Record:
                 recorded = None
             if recorded is None:
                 _write_header(study, header, identity)
-        return cls(storage, study)
+        return cls(storage, study, database)
 
     @staticmethod
     def check(storage: Storage, header: Header) -> None:
@@ -154,7 +161,7 @@ class Record:
                     f"{storage.redacted_url}: there is no study named {storage.study_name!r}. "
                     f"{others}"
                 ) from error
-        return cls(storage, study)
+        return cls(storage, study, database)
 
     def results(self) -> Results:
         """Read everything that has finished.
@@ -203,28 +210,35 @@ class Record:
         """Read the trials in Optuna's form, in the order of their numbers."""
         return self._study.get_trials(deepcopy=False)
 
-    def add(self, frozen: FrozenTrial, number: int) -> None:
+    def add(self, frozen: FrozenTrial) -> int:
         """Write one finished trial, whole or not at all.
+
+        A database that is away for a while is waited for.
 
         Args:
             frozen: The trial, from `freeze`.
-            number: The number that it must get.
+
+        Returns:
+            The number that it gets.
 
         Raises:
-            StudyError: It was written under another number, since another process searches here
-                too; or it cannot be written.
+            StudyError: It cannot be written.
         """
-        with self.storage.readable_errors():
-            self._study.add_trial(frozen)
-            total = len(self.frozen_trials())
-        # The lock of the study's folder cannot see a process that searches from another folder or
-        # machine in the same database. Its trials show in the count.
-        if total != number + 1:
-            raise StudyError(
-                f"{self.storage}: another process added trials to this study while trial "
-                f"{number} ran ({total} trials now). "
-                "No trial is lost. Stop one of the two searches."
-            )
+        total: int | None = None
+
+        def write(attempt: int) -> int:
+            nonlocal total
+            if total is None:
+                total = self._database.get_n_trials(self._study_id)
+            else:
+                # The answer of an earlier attempt may have been lost after the trial was written.
+                for recorded in self.frozen_trials()[total:]:
+                    if recorded.user_attrs == frozen.user_attrs:
+                        return recorded.number
+            trial_id = self._database.create_new_trial(self._study_id, frozen)
+            return self._database.get_trial_number_from_id(trial_id)
+
+        return self.storage.patiently(write)
 
     def freeze(
         self,
@@ -276,9 +290,11 @@ class Record:
             key: Its name.
             value: Anything that JSON can hold.
         """
+        self.storage.patiently(lambda attempt: self._set_note(key, value))
+
+    def _set_note(self, key: str, value: object) -> None:
         if self.note(key) != value:
-            with self.storage.readable_errors():
-                self._study.set_user_attr(key, value)
+            self._study.set_user_attr(key, value)
 
     def set_conditions(self, level: int, conditions: Conditions) -> None:
         """Write when the parameters of a level are active.
@@ -330,10 +346,7 @@ class Record:
             kind: `objectives` or `watched`: each is scored once.
             scores: The scores.
         """
-        key = f"{_HELD_OUT}/{number}/{kind}"
-        packed = _pack(scores)
-        with self.storage.readable_errors():
-            self._study.set_user_attr(key, packed)
+        self.set_note(f"{_HELD_OUT}/{number}/{kind}", _pack(scores))
 
     def forget_other_watched(self, watched: Mapping[str, Any]) -> None:
         """Forget held-out scores of watched tasks that were other ones, or had other settings.
@@ -347,8 +360,7 @@ class Record:
             return
         for key in list(self._study.user_attrs):
             if key.startswith(f"{_HELD_OUT}/") and key.endswith("/watched"):
-                with self.storage.readable_errors():
-                    self._study.set_user_attr(key, None)
+                self.set_note(key, None)
         self.set_note(WATCHED, dict(watched))
 
     def held_out(self, number: int) -> dict[str, Scores]:
@@ -365,6 +377,7 @@ class Record:
         # Unset attributes are not written: each is a row of the database.
         optional = {
             "failure": trial.failure,
+            "retried": trial.retried,
             WARM: trial.warm_start,
             SAME_AS: trial.same_as,
             "gain": trial.gain,
@@ -494,6 +507,7 @@ def _from_frozen(
         level=attributes.get("level", 0),
         final=attributes.get("final", True),
         recipe_yaml=attributes.get("recipe", ""),
+        retried=attributes.get("retried", ""),
     )
 
 

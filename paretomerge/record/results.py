@@ -1,6 +1,6 @@
 """The results of a study so far, as a snapshot of its record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,7 +33,7 @@ class Results:
 
     Attributes:
         objectives: The study's m objectives, with their directions.
-        sources: Names of the models that are merged. The first trials are these sources, alone.
+        sources: Names of the models that are merged, which are baselines of the first level.
         trials: Every finished trial in the order of their numbers, failed ones included.
         end_reason: Why the latest run ended; empty if a trial has been added since.
         place: Where the record is, for messages.
@@ -74,7 +74,7 @@ class Results:
         """
         # The sources' trials alone: later trials must not move the reference, or hypervolumes of
         # different times could not be compared.
-        sources = self.trials[: len(self.sources)]
+        sources = trials_of_sources(self.trials, self.sources)
         return reference_of(sources, self.objectives)
 
     @property
@@ -136,6 +136,23 @@ class Results:
             if trial.number == number:
                 return trial
         return None
+
+
+def trials_of_sources(trials: Iterable[Trial], sources: Collection[str]) -> list[Trial]:
+    """Select the first level's trials of the sources alone, failed ones included.
+
+    Args:
+        trials: Finished trials. Sources that are scored at a time finish in any order.
+        sources: Names of the models that are merged.
+
+    Returns:
+        Their trials.
+    """
+    found = []
+    for trial in trials:
+        if trial.label in sources and not trial.level:
+            found.append(trial)
+    return found
 
 
 def reference_of(

@@ -1,10 +1,13 @@
 """Where the records of studies are stored: a SQLite file, or any database that Optuna supports."""
 
+import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 import sqlalchemy.exc
@@ -12,9 +15,14 @@ from sqlalchemy.pool import NullPool
 
 from paretomerge.errors import StudyError
 
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
 DEFAULT_STUDY_NAME = "paretomerge"
 _SQLITE = "sqlite:///"
 _LOCK_TIMEOUT = 60  # seconds that a writer waits for others of the same SQLite file
+_PATIENCE = 600  # seconds that a database may be away, or its disk full
+_LONGEST_PAUSE = 15  # seconds between two attempts
 _DATABASE_ERRORS = (
     sqlalchemy.exc.SQLAlchemyError,
     optuna.exceptions.StorageInternalError,
@@ -120,6 +128,37 @@ class Storage:
                 f"{self._cure(error, cause)}"
             ) from error
 
+    def patiently(self, action: Callable[[int], _Result]) -> _Result:
+        """Read or write the database; wait while it is away or its disk is full.
+
+        A search of hours must not end because a server is started anew.
+
+        Args:
+            action: Called with the number of failed attempts. It must not repeat what an earlier
+                attempt has done.
+
+        Returns:
+            What the action returns.
+
+        Raises:
+            StudyError: It has failed for ten minutes, or for a reason that does not pass.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        attempt = 0
+        while True:
+            try:
+                with self.readable_errors():
+                    return action(attempt)
+            except StudyError as error:
+                pause = min(2.0**attempt, _LONGEST_PAUSE)
+                too_late = time.monotonic() + pause > deadline
+                if too_late or not _may_pass(error.__cause__):
+                    raise
+                if not attempt:
+                    _log.warning("%s Trying again for up to 10 minutes.", error)
+                time.sleep(pause)
+                attempt += 1
+
     def _engine_options(self) -> dict[str, object]:
         if self.url.startswith("sqlite"):
             # The default of 5 seconds is too short where a dashboard reads the same file.
@@ -137,3 +176,13 @@ class Storage:
         if self.file:
             return "If the file is damaged, move it away to start again."
         return "Check the URL, and that the database is running."
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error of the database may be gone in a while."""
+    # Optuna wraps what SQLAlchemy raises.
+    while error is not None:
+        if isinstance(error, sqlalchemy.exc.OperationalError):
+            return True
+        error = error.__cause__
+    return False

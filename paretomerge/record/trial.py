@@ -38,6 +38,7 @@ class Trial:
             estimates then.
         level: 1 for trials of a study's second level, else 0.
         recipe_yaml: The recipe that was scored, in mergekit's YAML.
+        retried: Why its first evaluation was lost; empty if it was not.
 
     Example:
         >>> from paretomerge.evaluate.evaluator import Score
@@ -63,6 +64,7 @@ class Trial:
     level: int = 0
     final: bool = True
     recipe_yaml: str = ""
+    retried: str = ""
 
     def __repr__(self) -> str:
         parts = [str(self.number)]

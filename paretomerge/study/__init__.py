@@ -3,7 +3,8 @@
 - `Study` (study.py) is what a user works with. It loads nothing until something must be evaluated.
 - `Search` (search.py) is a study with everything loaded: record, goals and levels.
 - `Level` is one search space with its live model and sampler; a study has one or two.
-- `Loop` explores one level; `Executor` merges and scores one candidate; `Race` may leave a
-  candidate early.
+- `Loop` explores one level. An `Executor` evaluates its trials: `InProcess`, `Processes` or
+  `RayActors`; in each of them a `TrialRunner` merges and scores one candidate at a time, and `Race`
+  may leave a candidate early.
 - build.py makes a `Search` of a study's settings.
 """

@@ -79,9 +79,10 @@ def first_agenda(
         if trial_key not in with_label:
             unlabelled.append(trial)
 
-    # Sources are lined up by position and not by recipe: two of them may be the same merge, and
-    # both need a trial.
-    agenda = sources[len(finished) :]
+    # Sources are found by label and not by recipe: two of them may be the same merge, and both need
+    # a trial.
+    done = {trial.label for trial in finished}
+    agenda = [trial for trial in sources if trial.label not in done]
     seen = {key(trial.params) for trial in (*finished, *sources)}
     # Trials with scores cost nothing: the record has them before anything is evaluated.
     with_scores = [trial for trial in others if trial.scores]

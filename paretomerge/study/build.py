@@ -3,10 +3,10 @@
 This makes spaces, evaluators and samplers, and reads the headers of models.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler
 from paretomerge.config.convert import settings_of
 from paretomerge.config.schema import load_config
 from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
+from paretomerge.config.workers import RayWorkers
 from paretomerge.errors import (
     ConfigError,
     ErrorCollector,
@@ -65,12 +66,14 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
+from paretomerge.study.executor import Executor
 from paretomerge.study.goals import Goals, RaceSettings
 from paretomerge.study.identity import (
     question_of,
     question_of_record,
     study_identity,
 )
+from paretomerge.study.live_models import LiveModels
 from paretomerge.study.model_check import (
     check_models,
     check_routes,
@@ -78,9 +81,12 @@ from paretomerge.study.model_check import (
     plan_first_baseline,
 )
 from paretomerge.study.placement import Placement
+from paretomerge.study.processes import Processes
+from paretomerge.study.ray_actors import RayActors
 from paretomerge.study.search import Search
 from paretomerge.study.second_level import SecondLevelPlan
 from paretomerge.study.stopping import StoppingRule
+from paretomerge.study.trial_runner import TrialRunner
 from paretomerge.study.warm_start import EarlierStudies
 
 
@@ -108,6 +114,32 @@ def build_search(
         StudyError: The record holds trials of another study.
     """
     return _Builder(_as_recorded(settings), cache_folder).search(with_models)
+
+
+def build_runner(
+    settings: StudySettings,
+    lock: AbstractContextManager[object],
+    on_scoring: Callable[[], None],
+) -> tuple[TrialRunner, Goals]:
+    """Build what evaluates the trials of a study in a process without its record.
+
+    Args:
+        settings: The settings.
+        lock: Held while a merge is in a live model.
+        on_scoring: Called when the scoring of a trial begins.
+
+    Returns:
+        The runner, and what it scores.
+
+    Raises:
+        ParetoMergeError: As for `build_search`.
+    """
+    builder = _Builder(settings)
+    goals = builder.goals()
+    models = LiveModels(builder.space, builder.placement)
+    sources = list(builder.space.sources)
+    runner = TrialRunner(goals, models, sources, lock, on_scoring=on_scoring)
+    return runner, goals
 
 
 def build_sampler(settings: StudySettings, space: SearchSpace) -> BaseSampler:
@@ -185,10 +217,31 @@ class _Builder:
             rule=StoppingRule(
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
+            executor=self.executor(goals),
         )
         # Last: a study that is refused leaves nothing behind.
         self.measurements.write()
         return search
+
+    def executor(self, goals: Goals) -> Callable[[], Executor] | None:
+        """Makes what evaluates trials outside this process; None where this process does."""
+        settings = self.settings
+        if settings.workers == 1:
+            return None
+        for measure in settings.measures:
+            is_timed = isinstance(measure, Size) and measure.kind == "seconds_per_token"
+            if is_timed and settings.device == "cpu":
+                raise ConfigError(
+                    f"workers: {measure.name!r} measures time, and other workers would slow it "
+                    "down; set `workers: 1`"
+                )
+        # A worker proposes nothing, and an object of the user's need not be sent to it.
+        for_workers = replace(settings, sampler="mmmo", workers=1)
+        races = goals.race is not None
+        time_limit = goals.time_limit
+        if isinstance(settings.workers, RayWorkers):
+            return partial(RayActors, for_workers, settings.workers, time_limit, races)
+        return partial(Processes, for_workers, settings.workers, time_limit, races)
 
     def _check_places(self, errors: ErrorCollector) -> None:
         """Check what a search writes to and computes on."""

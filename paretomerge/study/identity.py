@@ -26,6 +26,7 @@ _CHANGEABLE_KEYS = (
     "trials",
     "budget",
     "threads",
+    "workers",
     "out",
     "storage",
     "study_name",

@@ -1,22 +1,29 @@
 """The loop over one level: ask, merge, evaluate, tell.
 
-A finished trial is on disk before the next one is asked for.
+As many trials run as the executor takes. A trial that is done is on disk before the next one is
+asked for, and no trial waits for another.
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.record.record import Record
-from paretomerge.record.results import hypervolume_of, reference_of
+from paretomerge.record.results import (
+    hypervolume_of,
+    reference_of,
+    trials_of_sources,
+)
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.study.event import Event
-from paretomerge.study.executor import Executor, stopwatch
+from paretomerge.study.executor import Executor
+from paretomerge.study.goals import Goals
 from paretomerge.study.level import Level
-from paretomerge.study.optimiser import Optimiser
+from paretomerge.study.optimiser import Asked, Optimiser
 from paretomerge.study.stopping import End, StoppingRule
+from paretomerge.study.trial_runner import Job, stopwatch
 
 # So many failures in a row have a cause outside the candidates, such as a broken task.
 _MOST_FAILURES_IN_A_ROW = 10
@@ -27,16 +34,19 @@ class Loop:
 
     Attributes:
         finished: Every finished trial, in the order of their numbers; the loop adds to it.
+        goals: What is scored.
     """
 
     def __init__(
         self,
         record: Record,
         executor: Executor,
+        goals: Goals,
         total: int,
         watch: Callable[[Event], None],
     ) -> None:
         self.finished = record.trials()
+        self.goals = goals
         self._record = record
         self._executor = executor
         self._total = total
@@ -56,90 +66,231 @@ class Loop:
         Raises:
             StudyError: Ten trials failed in a row, or the record cannot be written.
         """
-        finished = self.finished
-        begun = len(finished)
         # Who reads the record knows from this which parameters of a trial mattered.
         self._record.set_conditions(level.number, level.space.conditions)
-        optimiser = Optimiser(level, self._record)
-        agenda = deque(level.agenda(finished))
-        if finished or any(trial.warm_start for trial in agenda):
+        run = _LevelRun(self, level, self._record, self._executor, rule, last_end)
+        while True:
+            end = run.fill()
+            if end:
+                return end
+            for trial, seconds in run.collect():
+                self._report(trial, seconds)
+                _stop_if_all_fail(self.finished)
+
+    def _report(self, trial: Trial, seconds: Mapping[str, float]) -> None:
+        objectives = self._record.objectives
+        sources = trials_of_sources(self.finished, self._record.sources)
+        reference = reference_of(sources, objectives)
+        volume = hypervolume_of(self.finished, objectives, reference)
+        done = count_evaluated(self.finished)
+        event = Event(trial, done, self._total, volume, seconds)
+        self._watch(event)
+
+
+@dataclass
+class _Running:
+    """A trial that is being evaluated.
+
+    Attributes:
+        asked: The trial, without scores.
+        key: The key of its recipe.
+        seconds: The times of its stages so far.
+        repeats: Trials with the same recipe that were asked for meanwhile; they wait for its
+            scores.
+    """
+
+    asked: Asked
+    key: str
+    seconds: dict[str, float]
+    repeats: list["_Running"] = field(default_factory=list)
+
+
+class _LevelRun:
+    """The trials of one level that are lined up, running or done in one run."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        level: Level,
+        record: Record,
+        executor: Executor,
+        rule: StoppingRule,
+        last_end: End | None,
+    ) -> None:
+        self._finished = loop.finished
+        self._goals = loop.goals
+        self._level = level
+        self._record = record
+        self._executor = executor
+        self._rule = rule
+        self._last_end = last_end
+        self._begun = len(loop.finished)
+        self._optimiser = Optimiser(level, record)
+        self._agenda = deque(level.agenda(loop.finished))
+        if loop.finished or any(trial.warm_start for trial in self._agenda):
             # The random state of Optuna's samplers is not in the record. A new process starts from
             # the seed, and without this it would propose its first points again.
             level.sampler.reseed_rng()
         # Recipes are compared across levels and runs: a merge that was scored once is never
         # scored again.
-        by_recipe = self._scored_recipes(level)
-        while True:
-            # The trial refers to this dict, so stages may fill it after the trial is made.
-            seconds: dict[str, float] = {}
-            start = agenda.popleft() if agenda else None
-            if start is not None and start.scores:
-                trial = self._take_over(start, level, optimiser)
-            else:
-                # A start that the user added is tried even after the study stopped because little
-                # was to be gained.
-                heeded_end = None if start else last_end
-                end = rule.before_asking(finished, heeded_end, begun)
-                if end:
-                    return end
-                self._executor.prepare(level)
-                with stopwatch(seconds, "ask"):
-                    asked = optimiser.ask(start)
-                end = rule.after_asking(asked.gain, finished, last_end, level.number)
-                if end:
-                    return end
-                trial = self._executor.evaluate(
-                    asked, level, finished, by_recipe, seconds
-                )
-                # From here on the trial is on disk. A killed process loses at most the trial that
-                # it was scoring.
-                with stopwatch(seconds, "record"):
-                    optimiser.tell(trial)
-            finished.append(trial)
-            # A failed recipe is tried again when it is proposed again: the cause may have gone.
-            if not trial.failure:
-                by_recipe.setdefault(level.recipe(trial.params).key, trial)
-            if not trial.warm_start:
-                self._report(trial, seconds)
-            _stop_if_all_fail(finished)
+        self._by_recipe: dict[str, Trial] = {}
+        for trial in loop.finished:
+            self._note_recipe(trial.recipe.key, trial)
+        self._running: dict[int, _Running] = {}
+        # The proposal that may end the search, while other trials run.
+        self._held: _Running | None = None
+        # Trials that are done and not yet reported, with the seconds of their stages.
+        self._done: list[tuple[Trial, Mapping[str, float]]] = []
 
-    def _scored_recipes(self, level: Level) -> dict[str, Trial]:
-        """Recipe key -> the first trial that scored it, of all levels."""
-        by_recipe: dict[str, Trial] = {}
-        for trial in self.finished:
-            if not trial.failure:
-                by_recipe.setdefault(trial.recipe.key, trial)
-        return by_recipe
+    @property
+    def _n_running(self) -> int:
+        """The number of trials that run, or wait for the scores of one that runs."""
+        return sum(1 + len(running.repeats) for running in self._running.values())
 
-    def _take_over(self, start: Trial, level: Level, optimiser: Optimiser) -> Trial:
+    def fill(self) -> End | None:
+        """Submit trials until the executor takes no more.
+
+        Returns:
+            How the run ends, once nothing runs any more; None while it goes on.
+        """
+        while self._n_running < self._executor.capacity and not self._done:
+            # What runs may still change whether the search ends.
+            end = self._submit_next()
+            if end:
+                return None if self._running else end
+        return None
+
+    def collect(self) -> list[tuple[Trial, Mapping[str, float]]]:
+        """Wait until a trial is done, and record it.
+
+        Returns:
+            The trials that are done, with the seconds of their stages.
+        """
+        if not self._done:
+            self._finish(self._executor.next_done())
+        done = self._done
+        self._done = []
+        return done
+
+    def _submit_next(self) -> End | None:
+        """Ask for the next trial and submit it.
+
+        Returns:
+            How the search ends, if nothing more is to be evaluated.
+        """
+        while self._agenda and self._agenda[0].scores:
+            self._take_over(self._agenda.popleft())
+        start = self._agenda[0] if self._agenda else None
+        # A start that the user added is tried even after the study stopped because little was to be
+        # gained.
+        heeded_end = None if start else self._last_end
+        end = self._rule.before_asking(
+            self._finished, heeded_end, self._begun, self._n_running
+        )
+        if end:
+            return end
+        running = self._held or self._ask(start)
+        self._held = None
+        end = self._rule.after_asking(
+            running.asked.trial.gain, self._finished, self._last_end, self._level.number
+        )
+        if end:
+            self._held = running
+            return end
+        self._begin(running)
+        return None
+
+    def _ask(self, start: Trial | None) -> _Running:
+        if start is not None:
+            self._agenda.popleft()
+        seconds: dict[str, float] = {}
+        with stopwatch(seconds, "ask"):
+            asked = self._optimiser.ask(start)
+        recipe = self._level.recipe(asked.trial.params)
+        return _Running(asked, recipe.key, seconds)
+
+    def _begin(self, running: _Running) -> None:
+        """Evaluate a trial, or take the scores of one with the same recipe."""
+        # Different parameters may give the same recipe: one may be inactive, or a weight may be 0.
+        same = self._by_recipe.get(running.key)
+        if same is not None:
+            self._repeat(running, same)
+            return
+        for other in self._running.values():
+            if other.key == running.key:
+                other.repeats.append(running)
+                return
+        trial = running.asked.trial
+        recipe = self._level.recipe(trial.params)
+        trial = replace(trial, recipe_yaml=recipe.to_yaml())
+        self._executor.submit(Job(trial, recipe, self._level.pool, self._finished))
+        self._running[trial.number] = running
+
+    def _repeat(self, running: _Running, same: Trial) -> None:
+        """Give a trial the scores of another one with the same recipe."""
+        asked = running.asked.trial
+        recipe = self._level.recipe(asked.params)
+        trial = replace(
+            asked,
+            recipe_yaml=recipe.to_yaml(),
+            scores=same.scores,
+            constraints=same.constraints,
+            same_as=same.number,
+            final=same.final,
+        )
+        self._tell(running, trial)
+
+    def _finish(self, trial: Trial) -> None:
+        """Record a trial that is done, and those that waited for its scores."""
+        running = self._running.pop(trial.number)
+        recorded = self._tell(running, trial)
+        waiting = deque(running.repeats)
+        while waiting:
+            repeat = waiting.popleft()
+            if not recorded.failure:
+                self._repeat(repeat, recorded)
+                continue
+            # A failed recipe is tried again: the cause may have gone.
+            self._begin(repeat)
+
+    def _tell(self, running: _Running, trial: Trial) -> Trial:
+        running.seconds.update(trial.seconds)
+        trial = replace(trial, seconds=running.seconds)
+        # From here on the trial is on disk. A killed process loses at most the trials that it was
+        # scoring.
+        with stopwatch(running.seconds, "record"):
+            trial = self._optimiser.tell(running.asked, trial)
+        self._finished.append(trial)
+        self._note_recipe(running.key, trial)
+        self._done.append((trial, running.seconds))
+        return trial
+
+    def _note_recipe(self, key: str, trial: Trial) -> None:
+        # A failed recipe is tried again when it is proposed again: the cause may have gone.
+        if not trial.failure:
+            self._by_recipe.setdefault(key, trial)
+
+    def _take_over(self, start: Trial) -> None:
         """Add another study's trial, with those of its scores that this study needs."""
         # Violations are computed again: this study may have other bounds on the same scores.
-        goals = self._executor.goals
+        goals = self._goals
         scores = {name: start.scores[name] for name in goals.score_names}
         trial = replace(
             start,
-            number=len(self.finished),
+            number=len(self._finished),
             scores=scores,
             constraints=goals.violations(scores),
-            recipe_yaml=level.recipe(start.params).to_yaml(),
+            recipe_yaml=self._level.recipe(start.params).to_yaml(),
         )
-        optimiser.take_over(trial)
+        trial = self._optimiser.take_over(trial)
         held_out: dict[str, Score] = {}
         for name, score in (trial.held_out or {}).items():
             if name in scores:
                 held_out[name] = score
         if held_out:
             self._record.add_held_out(trial.number, "objectives", held_out)
-        return trial
-
-    def _report(self, trial: Trial, seconds: Mapping[str, float]) -> None:
-        objectives = self._record.objectives
-        sources = self.finished[: len(self._record.sources)]
-        reference = reference_of(sources, objectives)
-        volume = hypervolume_of(self.finished, objectives, reference)
-        done = count_evaluated(self.finished)
-        event = Event(trial, done, self._total, volume, seconds)
-        self._watch(event)
+        self._finished.append(trial)
+        self._note_recipe(trial.recipe.key, trial)
 
 
 def _stop_if_all_fail(finished: Sequence[Trial]) -> None:

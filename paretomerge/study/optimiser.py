@@ -5,21 +5,36 @@ Asking does not touch the disk. Telling writes the finished trial in one transac
 
 import math
 import warnings
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.record.record import Record
 from paretomerge.record.trial import Trial
 from paretomerge.study.level import Level
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A point that the sampler proposes, or that was given to it.
+
+    Attributes:
+        trial: The trial without scores. Its number is the one that it gets if nothing else is
+            recorded first.
+        handle: The running trial in Optuna's study.
+    """
+
+    trial: Trial
+    handle: optuna.Trial
+
+
 class Optimiser:
     """Ask and tell for one level.
 
-    The sampler sees in memory exactly what the record holds of that level.
+    The sampler sees in memory what the record holds of that level, and the running trials.
     """
 
     def __init__(self, level: Level, record: Record) -> None:
@@ -35,21 +50,20 @@ class Optimiser:
             self._study.set_metric_names(names)
         # Samplers read their history from the study: it must hold this level's trials and no
         # others, in their order.
-        recorded = record.frozen_trials()
         for trial in level.shown_first:
             # Marked, so that it does not count as a trial of this level.
             taken = replace(trial, warm_start=trial.warm_start or "the first level")
             self._study.add_trial(record.freeze(taken, self._distributions))
-        for frozen in recorded:
+        recorded = record.frozen_trials()
+        for frozen in _sources_first(recorded, record.sources):
             # Another level has other parameters, which this level's sampler cannot read.
             if frozen.user_attrs.get("level", 0) == level.number:
                 self._study.add_trial(frozen)
-        # The difference between a trial's number in the record and its number in memory.
-        in_memory = self._study.get_trials(deepcopy=False)
-        self._offset = len(recorded) - len(in_memory)
-        self._asked: optuna.Trial | None = None
+        # The number of trials in the record.
+        self._recorded = len(recorded)
+        self._running = 0
 
-    def ask(self, start: Trial | None = None) -> Trial:
+    def ask(self, start: Trial | None = None) -> Asked:
         """Ask for the next point.
 
         Args:
@@ -61,50 +75,66 @@ class Optimiser:
         if start is not None:
             # An enqueued trial passes through the sampler, so its bookkeeping includes the point.
             self._study.enqueue_trial(dict(start.params))
-        self._asked = self._study.ask(self._distributions)
-        number = self._asked.number + self._offset
-        params = self._asked.params
+        handle = self._study.ask(self._distributions)
+        number = self._recorded + self._running
+        self._running += 1
         level = self._level.number
         if start is not None:
-            return Trial(number, params, label=start.label, level=level)
-        return Trial(number, params, gain=self._expected_gain(), level=level)
+            trial = Trial(number, handle.params, label=start.label, level=level)
+        else:
+            gain = self._expected_gain()
+            trial = Trial(number, handle.params, gain=gain, level=level)
+        return Asked(trial, handle)
 
-    def tell(self, trial: Trial) -> None:
-        """Report the outcome of the trial that was asked for to the sampler, then to the record.
+    def tell(self, asked: Asked, trial: Trial) -> Trial:
+        """Report the outcome of a point to the sampler, then to the record.
 
         Args:
+            asked: What `ask` returned.
             trial: The trial, with scores or a failure.
+
+        Returns:
+            The trial, with its number in the record.
 
         Raises:
             StudyError: It cannot be written.
         """
-        assert self._asked is not None, "ask first"
+        handle = asked.handle
         frozen = self._record.freeze(trial, self._distributions)
         # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard
         # errors and constraints.
         for name, value in frozen.user_attrs.items():
-            self._asked.set_user_attr(name, value)
+            handle.set_user_attr(name, value)
         for name, violation in frozen.constraints.items():
-            self._asked.set_constraint(name, violation)
+            handle.set_constraint(name, violation)
         values = None if frozen.state == TrialState.FAIL else frozen.values
-        in_memory = self._study.tell(self._asked, values, frozen.state)
+        in_memory = self._study.tell(handle, values, frozen.state)
         # Samplers may store their state on the trial, as NSGA-II stores its generation. Without it
         # in the record, a resumed sampler would lose that state.
         whole = self._record.freeze(trial, self._distributions, in_memory.system_attrs)
-        self._record.add(whole, trial.number)
+        self._running -= 1
+        return self._write(whole, trial)
 
-    def take_over(self, trial: Trial) -> None:
+    def take_over(self, trial: Trial) -> Trial:
         """Add a trial that another study has scored.
 
         Args:
             trial: The trial, with scores.
+
+        Returns:
+            The trial, with its number in the record.
 
         Raises:
             StudyError: It cannot be written.
         """
         frozen = self._record.freeze(trial, self._distributions)
         self._study.add_trial(frozen)
-        self._record.add(frozen, trial.number)
+        return self._write(frozen, trial)
+
+    def _write(self, frozen: FrozenTrial, trial: Trial) -> Trial:
+        number = self._record.add(frozen)
+        self._recorded = number + 1
+        return replace(trial, number=number)
 
     def _expected_gain(self) -> float | None:
         expected_gain = getattr(self._level.sampler, "expected_gain", None)
@@ -115,3 +145,19 @@ class Optimiser:
         if gain is None or not math.isfinite(gain):
             return None
         return float(gain)
+
+
+def _sources_first(
+    trials: Sequence[FrozenTrial], sources: Collection[str]
+) -> list[FrozenTrial]:
+    """Order trials as they were asked for: sources that are scored at a time finish in any order.
+
+    Samplers take their reference point from the first trials.
+    """
+
+    def place(trial: FrozenTrial) -> int:
+        label = trial.user_attrs.get("label")
+        return 0 if label in sources else 1
+
+    # A stable sort: all others stay in the order of their numbers.
+    return sorted(trials, key=place)

@@ -57,10 +57,12 @@ class Race:
     same decisions.
     """
 
-    def __init__(self, goals: Goals, settings: RaceSettings, n_sources: int) -> None:
+    def __init__(
+        self, goals: Goals, settings: RaceSettings, sources: Sequence[str]
+    ) -> None:
         self._goals = goals
         self._settings = settings
-        self._n_sources = n_sources
+        self._sources = sources
         self._models: dict[str, _ScoreModel] = {}
         self._fitted_trials = 0
 
@@ -185,15 +187,15 @@ class Race:
             lengths = {None if row is None else len(row) for row in rows}
             if None not in lengths and len(lengths) == 1:
                 table = np.array(rows, dtype=float)
-                models[name] = self._fit_one(table)
+                # The sources are part of every refit, so the order stays.
+                is_source = [trial.label in self._sources for trial in trials]
+                models[name] = self._fit_one(table, table[is_source])
         return models
 
-    def _fit_one(self, table: Array) -> _ScoreModel:
-        """Fit one score's model to per-example scores `(trials, N)`."""
+    def _fit_one(self, table: Array, of_sources: Array) -> _ScoreModel:
+        """Fit one score's model to per-example scores `(trials, N)`, the sources' among them."""
         estimator = _estimator_of(table)
-        # The first trials are the sources. They are part of every refit, so the order stays.
-        correct_sources = table[: self._n_sources].sum(0)
-        order = stratified_order(correct_sources, self._settings.seed)
+        order = stratified_order(of_sources.sum(0), self._settings.seed)
         # Where all scores are equal, any scale above 0 keeps the next example uncertain.
         scale = float(np.ptp(table)) or 1.0
         return _ScoreModel(estimator, order, scale)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,27 +18,26 @@ from optuna.samplers import BaseSampler
 from paretomerge.errors import (
     ErrorCollector,
     EvaluationError,
-    ParetoMergeError,
     StudyError,
 )
-from paretomerge.evaluate.evaluator import Candidate, Evaluator, Score, Split
+from paretomerge.evaluate.evaluator import Candidate, Score, Split
 from paretomerge.merging.engine import usable_device
-from paretomerge.merging.live.in_place import ResidentModel
-from paretomerge.merging.live.routed import RoutedModel
+from paretomerge.merging.plan.make import open_weights
+from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
 from paretomerge.record.folder import make_folder
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Trial, count_evaluated
-from paretomerge.space.sources import digest
 from paretomerge.space.space import SearchSpace
 from paretomerge.study.agenda import WarmStart, first_agenda
 from paretomerge.study.event import Event
-from paretomerge.study.executor import Executor
+from paretomerge.study.executor import Executor, InProcess, executed
 from paretomerge.study.goals import Goals
 from paretomerge.study.interrupt import Interrupts
-from paretomerge.study.level import Level, LiveModel
+from paretomerge.study.level import Level
+from paretomerge.study.live_models import LiveModels
 from paretomerge.study.loop import Loop
 from paretomerge.study.model_check import check_models, model_kind
 from paretomerge.study.placement import DEFAULT_PLACEMENT, Placement
@@ -49,6 +49,7 @@ from paretomerge.study.second_level import (
     second_agenda,
 )
 from paretomerge.study.stopping import End, StoppingRule
+from paretomerge.study.trial_runner import HeldOutKind, Job, TrialRunner
 
 
 class Search:
@@ -67,6 +68,10 @@ class Search:
         placement: The dtype, the device and the tokenizer of merges.
         then: A second level.
         rule: When the search ends by default.
+        executor: Makes what evaluates trials; by default this process does.
+
+    Attributes:
+        notes: What the user should know about how merges were scored elsewhere.
 
     Raises:
         StudyError: The record holds trials of another study, or cannot be read or written.
@@ -86,17 +91,23 @@ class Search:
         placement: Placement = DEFAULT_PLACEMENT,
         then: SecondLevelPlan | None = None,
         rule: StoppingRule | None = None,
+        executor: Callable[[], Executor] | None = None,
     ) -> None:
         self.folder = Path(folder)
         # A merge is written into the one live model, so a thread that scores holds it until then.
         self.live = threading.RLock()
         self._interrupts = Interrupts()
+        self.notes: list[str] = []
         self.space = space
         self.goals = goals
         self.sampler = sampler
         self.placement = placement
+        self.models = LiveModels(space, placement)
         self.then = then
         self.rule = rule or StoppingRule(60)
+        self._scores_here = executor is None
+        self._executor: Executor | None = None
+        self._make_executor = executor or self._in_process
         self._read_warm_start = warm_start
         self._header = Header(
             goals.objectives,
@@ -137,10 +148,9 @@ class Search:
             0,
             self.space,
             self.sampler,
-            self._load_first_model,
-            self._weights_key,
+            self.models,
             self.placement,
-            self._first_agenda,
+            agenda=self._first_agenda,
         )
 
     @cached_property
@@ -181,9 +191,9 @@ class Search:
             1,
             space,
             self.then.sampler(space),
-            self._load_second_model,
-            self._weights_key,
+            self.models,
             self.placement,
+            self.pool,
             agenda,
             tuple(scored.values()),
         )
@@ -221,7 +231,7 @@ class Search:
     def check_weights(self) -> None:
         """Read every tensor, unless the record holds a score of these models already.
 
-        The live model keeps the tensors in memory, so they are not read again.
+        A live model in this process keeps the tensors in memory, so they are not read again.
 
         Raises:
             CheckpointError: A file is damaged, or holds NaN. One error reports all such models.
@@ -229,7 +239,13 @@ class Search:
         if self._has_scores():
             return
         problems = ErrorCollector()
-        for weights in self.first_level.model.checkpoints.values():
+        checkpoints: Mapping[str, Weights]
+        if self._scores_here:
+            checkpoints = self.first_level.model.checkpoints
+        else:
+            models = (self.space.base, *self.space.sources.values())
+            checkpoints = open_weights(models)
+        for weights in checkpoints.values():
             with problems.collect():
                 for name in weights.headers:
                     weights.operand(name)
@@ -278,10 +294,34 @@ class Search:
             rule.check_sampler(self.then.sampler(sources_alone))
         # Checked before the first trial: a missing device must not fill the record with failures.
         usable_device(self.placement.device)
+        requested = rule.requested
+        rule = replace(rule, requested=lambda: requested() or self._interrupts.pressed)
         with _locked(self.folder), self._interrupts.watched():
             end = self._explore(rule, watch)
-            self.record.set_note("end", asdict(end))
+            # An interrupted search has not come to its end.
+            if not self._interrupts.pressed:
+                self.record.set_note("end", asdict(end))
         return end.reason
+
+    @contextmanager
+    def executing(self) -> Iterator[Executor]:
+        """Start what evaluates trials, such as worker processes, and stop it at the end.
+
+        Inside, `run` and `hold_out` share it: workers load their models once.
+
+        Yields:
+            The executor; inside another `with`, that one's.
+        """
+        if self._executor is not None:
+            yield self._executor
+            return
+        with self._make_executor() as executor:
+            self._executor = executor
+            try:
+                yield executor
+            finally:
+                self._executor = None
+                self.notes += executor.notes
 
     def hold_out(
         self,
@@ -300,33 +340,39 @@ class Search:
         Raises:
             EvaluationError: A trial cannot be scored; the message names it.
         """
-        evaluators = {"objectives": self.goals.evaluator}
+        kinds: list[HeldOutKind] = ["objectives"]
         if watched and self.goals.watched is not None:
-            evaluators["watched"] = self.goals.watched
-        for trial in trials:
+            kinds.append("watched")
+        by_number = {trial.number: trial for trial in trials}
+        missing: list[Job] = []
+        for trial in by_number.values():
             recorded = self.record.held_out(trial.number)
-            missing: dict[str, Evaluator] = {}
-            for kind, evaluator in evaluators.items():
+            for kind in kinds:
                 if kind not in recorded:
-                    missing[kind] = evaluator
-            # Loading a candidate means merging it again, so it is not loaded for nothing.
-            if not missing:
-                continue
-            with self.live:
-                candidate = self.load(trial)
-                for kind, evaluator in missing.items():
-                    try:
-                        scores = evaluator.evaluate(candidate, "held_out")
-                    except ParetoMergeError as error:
-                        raise EvaluationError(
-                            f"{trial.name}, on held-out examples: {error}"
-                        ) from error
-                    # Each kind is written at once: an interrupted run loses one kind of one trial.
-                    self.record.add_held_out(trial.number, kind, scores)
-            held_out: dict[str, Score] = {}
-            for scores in self.record.held_out(trial.number).values():
-                held_out |= scores
-            watch(replace(trial, held_out=held_out))
+                    missing.append(self._held_out_job(trial, kind))
+        # A trial is reported when all of it is scored.
+        parts_left = Counter(job.trial.number for job in missing)
+        with self.executing() as executor:
+            for job, done in executed(executor, missing):
+                number = done.number
+                if done.failure:
+                    name = by_number[number].name
+                    reason = done.failure.removeprefix("EvaluationError: ")
+                    raise EvaluationError(f"{name}, on held-out examples: {reason}")
+                # Each kind is written at once: an interrupted run loses what is being scored.
+                self.record.add_held_out(number, job.held_out, done.held_out or {})
+                parts_left[number] -= 1
+                if not parts_left[number]:
+                    held_out: dict[str, Score] = {}
+                    for scores in self.record.held_out(number).values():
+                        held_out |= scores
+                    watch(replace(by_number[number], held_out=held_out))
+
+    def _held_out_job(self, trial: Trial, kind: HeldOutKind) -> Job:
+        level = self.level_of(trial)
+        # Scores of thousands of examples need not be sent to a worker and back.
+        bare = Trial(trial.number, trial.params, level=trial.level)
+        return Job(bare, self.recipe(trial), level.pool, held_out=kind)
 
     def _has_scores(self) -> bool:
         """Whether the record holds a trial that did not fail."""
@@ -339,10 +385,13 @@ class Search:
     def _explore(self, rule: StoppingRule, watch: Callable[[Event], None]) -> End:
         # A study that stopped because little was to be gained must not go on with the same budget.
         last_end = End.from_note(self.record.note("end"))
-        executor = Executor(
-            self.goals, len(self.space.sources), self.live, self._interrupts
-        )
-        loop = Loop(self.record, executor, rule.trials, watch)
+        with self.executing() as executor:
+            loop = Loop(self.record, executor, self.goals, rule.trials, watch)
+            return self._explore_levels(loop, rule, last_end)
+
+    def _explore_levels(
+        self, loop: Loop, rule: StoppingRule, last_end: End | None
+    ) -> End:
         if self.then is None:
             return loop.explore(self.first_level, rule, last_end)
         if self.record.note(POOL) is None:
@@ -359,6 +408,16 @@ class Search:
                 return end
             self._choose_pool(loop.finished)
         return loop.explore(self.second_level, rule, last_end)
+
+    def _in_process(self) -> Executor:
+        runner = TrialRunner(
+            self.goals,
+            self.models,
+            list(self.space.sources),
+            self.live,
+            on_error=self._interrupts.raise_if_insisted,
+        )
+        return InProcess(runner)
 
     def _choose_pool(self, finished: Sequence[Trial]) -> None:
         assert self.then is not None
@@ -377,43 +436,6 @@ class Search:
             finished,
             lambda params: self.first_level.recipe(params).key,
         )
-
-    def _load_first_model(self) -> LiveModel:
-        sources = tuple(self.space.sources.values())
-        placement = self.placement
-        dtype, device = placement.dtype, placement.device
-        allow_mismatch = placement.allow_mismatch
-        if self.space.routed:
-            return RoutedModel(sources, dtype, device, allow_mismatch=allow_mismatch)
-        model = ResidentModel(self.space.base, sources, dtype, device, allow_mismatch)
-        if placement.tokenizer_source or placement.chat_template:
-            # All recipes of a study have one tokenizer.
-            first = next(iter(self.space.baselines().values()))
-            model.use_tokenizer_of(self.first_level.recipe(first))
-        return model
-
-    def _load_second_model(self) -> LiveModel:
-        """Load the second level's model.
-
-        It shares the tensors of the first level's model, which may be gigabytes.
-        """
-        sources = tuple(self.space.sources.values())
-        return RoutedModel(
-            sources,
-            self.placement.dtype,
-            self.placement.device,
-            self.pool,
-            self.first_level.model.checkpoints,
-            self.placement.allow_mismatch,
-        )
-
-    @cached_property
-    def _weights_key(self) -> str:
-        """Identifies the weights that the names of the models stand for."""
-        models = (self.space.base, *self.space.sources.values())
-        digests = " ".join(digest(model) for model in models)
-        weights_digest = hashlib.sha256(digests.encode())
-        return weights_digest.hexdigest()[:16]
 
 
 def _default_identity(

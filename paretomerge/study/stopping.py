@@ -77,7 +77,11 @@ class StoppingRule:
             )
 
     def before_asking(
-        self, finished: Sequence[Trial], last_end: End | None, begun: int = 0
+        self,
+        finished: Sequence[Trial],
+        last_end: End | None,
+        begun: int = 0,
+        running: int = 0,
     ) -> End | None:
         """Decide whether anything more is evaluated.
 
@@ -87,13 +91,14 @@ class StoppingRule:
             finished: The trials in the record.
             last_end: How the latest run ended.
             begun: How many trials there were when this run, or this level of it, began.
+            running: How many trials run, which count towards the budget.
 
         Returns:
             How the run ends; None where it goes on.
         """
         # The order decides which reason the user reads: the budget before the others.
         evaluated = count_evaluated(finished)
-        if evaluated >= self.trials:
+        if evaluated + running >= self.trials:
             return self._end(f"finished {evaluated} trials", finished)
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return self._end(f"timeout after {evaluated} trials", finished)

@@ -23,6 +23,7 @@ from paretomerge.config.settings import (
     SecondLevel,
     StudySettings,
 )
+from paretomerge.config.workers import RayWorkers
 from paretomerge.decide.compare import Comparison, compare_scores
 from paretomerge.decide.decision import ENOUGH, Decision
 from paretomerge.decide.pick import (
@@ -106,6 +107,9 @@ class Study:
         chat_template: The chat template of merges: a template, its name, or `auto`.
         allow_mismatch: Merge models that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
+        workers: How many merges are evaluated at a time, each in a process of its own; with
+            `device="cuda"` the processes are dealt to the visible GPUs. `"ray"` or
+            `RayWorkers(...)` for a cluster.
 
     Raises:
         ConfigError: Settings contradict each other, or an argument has a wrong type.
@@ -150,6 +154,7 @@ class Study:
         chat_template: str | None = None,
         allow_mismatch: bool = False,
         device: str = "cpu",
+        workers: int | str | RayWorkers = 1,
     ) -> None:
         # Unconverted: the settings check and convert what they are given.
         arguments: dict[str, Any] = {
@@ -176,6 +181,7 @@ class Study:
             "chat_template": chat_template,
             "allow_mismatch": allow_mismatch,
             "device": device,
+            "workers": workers,
         }
         self.settings = StudySettings(**arguments)
         # Set by `stop` in a callback, and read between trials: a running trial is never cut off.
@@ -250,7 +256,11 @@ class Study:
     def evaluation_notes(self) -> list[str]:
         """What users should know about how merges were scored, once something was scored."""
         # Asking for notes must not load a study that has scored nothing in this process.
-        return self._search.goals.notes if "_search" in self.__dict__ else []
+        if "_search" not in self.__dict__:
+            return []
+        notes = [*self._search.goals.notes, *self._search.notes]
+        # Each worker notes the same.
+        return list(dict.fromkeys(notes))
 
     def check(self) -> list[str]:
         """Check everything that can be checked without merging.
@@ -335,7 +345,10 @@ class Study:
         self._stop_requested = False
         self.check()
         self._search.check_weights()
-        with ProgressBar(show_progress_bar) as progress:
+        with (
+            ProgressBar(show_progress_bar) as progress,
+            self._search.executing(),
+        ):
 
             def watch(event: "Event") -> None:
                 progress.trial(event)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import sqlalchemy.exc
 import torch
 from rich.console import Console
 
@@ -346,21 +347,74 @@ def test_a_broken_record_is_told(pico, tmp_path):
         make(pico, tmp_path)
 
 
-def test_a_full_disk_is_told_and_finished_trials_stay(pico, tmp_path, monkeypatch):
-    import sqlalchemy.exc
+@pytest.fixture
+def failing_writes(monkeypatch):
+    """Makes so many attempts to write a trial fail, before or after it is written."""
+    attempts = []
 
+    def begin(study, n, message="database or disk is full", written=False):
+        database = study.record._database
+        write = database.create_new_trial
+
+        def create(*arguments):
+            attempts.append(1)
+            if len(attempts) > n:
+                return write(*arguments)
+            if written:
+                write(*arguments)
+            raise sqlalchemy.exc.OperationalError(
+                "insert", {}, sqlite3.OperationalError(message)
+            )
+
+        monkeypatch.setattr(database, "create_new_trial", create)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        return attempts
+
+    return begin
+
+
+def test_a_full_disk_is_told_and_finished_trials_stay(
+    pico, tmp_path, monkeypatch, failing_writes
+):
     study = make(pico, tmp_path)
     study.run(2)
-
-    def full(*_, **__):
-        raise sqlalchemy.exc.OperationalError(
-            "insert", {}, sqlite3.OperationalError("database or disk is full")
-        )
-
-    monkeypatch.setattr(study.record._study, "add_trial", full)
+    failing_writes(study, 10**6)
+    monkeypatch.setattr("paretomerge.record.storage._PATIENCE", 0)
     with pytest.raises(StudyError, match="Free some disk space"):
         study.run(3)
     assert len(make(pico, tmp_path).trials()) == 2
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_database_that_is_away_for_a_while_is_waited_for(
+    pico, tmp_path, failing_writes, caplog, written
+):
+    study = make(pico, tmp_path)
+    study.run(2)
+    attempts = failing_writes(study, 3 if not written else 1, written=written)
+    study.run(4)
+    trials = make(pico, tmp_path).trials()
+    # None is lost, and none is counted twice where only the answer was lost.
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert len(attempts) == (5 if not written else 2)
+    assert "Trying again for up to 10 minutes" in caplog.text
+    whole = make(pico, tmp_path / "whole")
+    whole.run(4)
+    assert told(whole) == told(study)
+
+
+def test_an_error_that_does_not_pass_is_not_waited_for(pico, tmp_path, monkeypatch):
+    study = make(pico, tmp_path)
+    study.run(2)
+
+    def broken(*_):
+        raise sqlalchemy.exc.DatabaseError(
+            "insert", {}, sqlite3.DatabaseError("database disk image is malformed")
+        )
+
+    monkeypatch.setattr(study.record._database, "create_new_trial", broken)
+    with pytest.raises(StudyError, match="malformed"):
+        study.run(3)
 
 
 @pytest.mark.parametrize(

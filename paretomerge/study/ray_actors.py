@@ -1,0 +1,243 @@
+"""Evaluates trials in actors of a Ray cluster, each with its own live model."""
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from paretomerge.config.settings import StudySettings
+from paretomerge.config.workers import RayWorkers
+from paretomerge.errors import ConfigError, StudyError
+from paretomerge.record.trial import Trial
+from paretomerge.study.trial_runner import Job
+from paretomerge.study.worker import Done, TrialWorker, pack_settings
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+
+@dataclass
+class _Actor:
+    """An actor, and what it does.
+
+    Attributes:
+        handle: Ray's handle.
+        job: What it evaluates; None where it waits.
+        n_finished: The number of finished trials that it knows.
+        started: The `time.monotonic()` at which it got the job.
+    """
+
+    handle: Any
+    job: Job | None = None
+    n_finished: int = 0
+    started: float = 0.0
+
+
+class RayActors:
+    """Actors of a Ray cluster; see `Executor`.
+
+    An actor that dies costs its running trial, which is evaluated again once. Paths are sent to the
+    actors and no tensors: every node needs the models, from a shared folder or from the Hub.
+
+    Args:
+        settings: The study's settings.
+        cluster: The cluster, and what an actor takes of it.
+        time_limit: Seconds that scoring a trial may take; None for no limit.
+        races: Whether jobs need the finished trials.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster has no room for an actor.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        cluster: RayWorkers,
+        time_limit: float | None = None,
+        races: bool = False,
+    ) -> None:
+        self.capacity = cluster.count or 1
+        self.notes: list[str] = []
+        self._settings = settings
+        self._packed_settings = pack_settings(settings)
+        self._cluster = cluster
+        self._time_limit = time_limit
+        self._races = races
+        self._actors: list[_Actor] = []
+        self._pending: dict[ObjectRef[Done], _Actor] = {}
+        self._waiting: deque[Job] = deque()
+        self._lost: dict[int, str] = {}
+        self._started_ray = False
+
+    def __enter__(self) -> Self:
+        ray = _import_ray()
+        if not ray.is_initialized():
+            self._started_ray = True
+            try:
+                ray.init(address=self._cluster.address, include_dashboard=False)
+            except ConnectionError as error:
+                raise StudyError(
+                    f"workers: there is no Ray cluster at {self._cluster.address!r}: {error}. "
+                    "Start one with `ray start --head`, or leave `address` out"
+                ) from error
+        room = self._room(ray.cluster_resources())
+        self.capacity = self._cluster.count or room
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._actors.clear()
+        self._pending.clear()
+        # A cluster that the user's program has joined goes on.
+        if self._started_ray:
+            ray.shutdown()
+
+    def submit(self, job: Job) -> None:
+        """Begin to evaluate a job; see `Executor.submit`."""
+        self._waiting.append(job)
+        self._send_waiting()
+
+    def next_done(self) -> Trial:
+        """Wait for a job; see `Executor.next_done`."""
+        import ray
+
+        while True:
+            self._send_waiting()
+            ready, _ = ray.wait(list(self._pending), num_returns=1)
+            actor = self._pending.pop(ready[0])
+            try:
+                return self._done(actor, ray.get(ready[0]))
+            except ray.exceptions.RayActorError as error:
+                trial = self._bury(actor, error)
+                if trial is not None:
+                    return trial
+
+    @property
+    def _num_gpus(self) -> float:
+        if self._cluster.num_gpus is not None:
+            return self._cluster.num_gpus
+        return 0.0 if self._settings.device == "cpu" else 1.0
+
+    def _room(self, resources: dict[str, float]) -> int:
+        """The number of actors that the cluster has room for."""
+        room = math.inf
+        for name, needed in (("CPU", self._cluster.num_cpus), ("GPU", self._num_gpus)):
+            if needed <= 0:
+                continue
+            there = resources.get(name, 0.0)
+            room = min(room, there // needed)
+            if there < needed:
+                raise ConfigError(
+                    f"workers.ray: an actor needs {needed:g} {name}, and the cluster has "
+                    f"{there:g}; set `num_{name.lower()}s`"
+                )
+        if math.isinf(room):
+            raise ConfigError(
+                "workers.ray: set `count`, since actors without `num_cpus` and `num_gpus` have no "
+                "limit"
+            )
+        return int(room)
+
+    def _send_waiting(self) -> None:
+        """Give the jobs that wait to actors without one; start actors where there are too few."""
+        while self._waiting:
+            idle = [actor for actor in self._actors if actor.job is None]
+            if idle:
+                actor = idle[0]
+            elif len(self._actors) < self.capacity:
+                actor = self._start()
+            else:
+                return
+            self._send(actor, self._waiting.popleft())
+
+    def _start(self) -> _Actor:
+        import ray
+
+        make = ray.remote(TrialWorker).options(
+            num_cpus=self._cluster.num_cpus, num_gpus=self._num_gpus, max_restarts=0
+        )
+        actor = _Actor(make.remote(self._packed_settings, paths=sys.path))
+        self._actors.append(actor)
+        return actor
+
+    def _send(self, actor: _Actor, job: Job) -> None:
+        new_finished: Sequence[Trial] = ()
+        if self._races:
+            new_finished = tuple(job.finished[actor.n_finished :])
+            actor.n_finished += len(new_finished)
+        actor.job = job
+        actor.started = time.monotonic()
+        reference = actor.handle.run.remote(replace(job, finished=()), new_finished)
+        self._pending[reference] = actor
+
+    def _done(self, actor: _Actor, done: Done) -> Trial:
+        for note in done.notes:
+            if note not in self.notes:
+                self.notes.append(note)
+        actor.job = None
+        reason = self._lost.pop(done.trial.number, "")
+        return replace(done.trial, retried=reason)
+
+    def _bury(self, actor: _Actor, error: Exception) -> Trial | None:
+        """Deal with the death of an actor: its job is evaluated again once."""
+        self._actors.remove(actor)
+        job = actor.job
+        assert job is not None
+        # Ray has no class of its own for an error in the making of an actor.
+        if "creation task" in str(error):
+            raise StudyError(
+                f"workers: an actor cannot be made: {_last_line(error)}. Every node needs the "
+                "models, the tasks and the modules of the study's functions"
+            ) from error
+        reason = _first_line(error)
+        elapsed = time.monotonic() - actor.started
+        # The actor ends itself when it does not keep the limit.
+        if self._time_limit is not None and elapsed > self._time_limit:
+            return replace(
+                job.trial,
+                failure="EvaluationError: scoring took longer than "
+                f"{self._time_limit:g} s (`evaluate.time_limit`), and its actor was ended",
+            )
+        number = job.trial.number
+        if number not in self._lost:
+            self._lost[number] = f"the Ray actor died: {reason}"
+            self._waiting.appendleft(job)
+            return None
+        del self._lost[number]
+        return replace(
+            job.trial,
+            failure=f"WorkerDied: two Ray actors died while they evaluated this merge; the latter: "
+            f"{reason}",
+        )
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "workers: ray is not installed; run `pip install 'paretomerge[ray]'`"
+        ) from error
+    return ray
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of a message with a traceback: the error itself."""
+    return str(error).strip().splitlines()[-1]
