@@ -107,7 +107,7 @@ class Evaluation:
             By default none.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
-        backend: Another model of the harness (`vllm`, ...) in place of the model in memory, or
+        backend: `vllm`, or another model of the harness, in place of the model in memory; or
             `{"name": ..., option: ...}`.
         race: The confidence, such as 0.95, at which a candidate is left before all its examples
             are scored; None to score all.
@@ -165,10 +165,11 @@ class Evaluation:
             raise ConfigError(
                 f"evaluate.race: a confidence of 0.5 or more and below 1, not {self.race}"
             )
-        if self.race is not None and self.backend:
+        loads_again = self.backend and self.backend_name != "vllm"
+        if self.race is not None and loads_again:
             raise ConfigError(
-                "evaluate.race: does not work with a `backend`, which would load each merge "
-                "again for every few examples"
+                f"evaluate.race: does not work with the backend {self.backend_name}, which would "
+                "load each merge again for every few examples"
             )
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
@@ -179,6 +180,13 @@ class Evaluation:
                 "evaluate.selection_items: set `search_items`, too, so that examples of the search "
                 "split are left over"
             )
+
+    @property
+    def backend_name(self) -> str | None:
+        """The name of the backend, without its options."""
+        if isinstance(self.backend, Mapping):
+            return str(self.backend["name"])
+        return self.backend
 
     def prompt_settings(self, task: Task) -> dict[str, Any]:
         """How a task's questions are put: its own settings, and the study's where it has none.
@@ -576,12 +584,31 @@ def _backend(name: str, value: object) -> str | dict[str, Any]:
     if isinstance(value, str) and value:
         return value
     options = _named_options(value)
-    if options is not None:
-        return options
-    raise ConfigError(
-        f"{name}: expected the name of a model of lm-evaluation-harness, or "
-        f"{{'name': 'vllm', option: ...}}, got {describe(value)}"
-    )
+    if options is None:
+        raise ConfigError(
+            f"{name}: expected 'vllm', the name of another model of lm-evaluation-harness, or "
+            f"{{'name': 'vllm', option: ...}}, got {describe(value)}"
+        )
+    if options["name"] == "vllm":
+        for option, read in VLLM_OPTIONS.items():
+            if option in options:
+                options[option] = read(f"{name}.{option}", options[option])
+    return options
+
+
+def _above_zero(name: str, value: object) -> float:
+    checked = number(name, value)
+    if checked <= 0:
+        raise ConfigError(f"{name}: must be above 0, not {checked}")
+    return checked
+
+
+VLLM_OPTIONS: Mapping[str, Reader] = {
+    "python": path,
+    "timeout": _above_zero,
+    "tolerance": _above_zero,
+}
+"""Options of `backend: {name: vllm, ...}` that are not vLLM's arguments -> their readers."""
 
 
 def _sampler(name: str, value: object) -> SamplerSetting:

@@ -1,25 +1,26 @@
-"""Score with other models of lm-evaluation-harness (`vllm`, `sglang`, `hf`, ...).
+"""Score with other engines than the model in memory.
 
-Each merge is written as a checkpoint into memory-backed storage, and the backend loads it.
+`Backend` is any model type of lm-evaluation-harness (`sglang`, `hf`, ...): each merge is written as
+a checkpoint into memory-backed storage, and the backend loads it. `vllm` has a backend of its own,
+whose engine stays: `evaluate/vllm`.
 """
 
 import gc
-import shutil
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate.checkpoint_folder import checkpoint_parent, write_checkpoint
 from paretomerge.evaluate.evaluator import Candidate
+from paretomerge.evaluate.model_kind import ModelKind
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
-
-# Linux only; elsewhere the folder for temporary files is used.
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,42 @@ DEFAULT_OPTIONS = ModelOptions()
 """Text as the tokenizer and the model have it."""
 
 
+class EvaluationBackend(Protocol):
+    """Answers the requests of tasks in place of the model in memory."""
+
+    @property
+    def key(self) -> str:
+        """Distinguishes its scores from those of others, for caches."""
+
+    def check(self, kind: ModelKind, scores: str) -> None:
+        """Check, before the first trial, what can be checked without a candidate.
+
+        Args:
+            kind: What the models are.
+            scores: The scores that the backend is needed for, for messages.
+
+        Raises:
+            EvaluationError: It cannot be used.
+        """
+
+    def load(
+        self, candidate: Candidate, batch_size: int, options: ModelOptions
+    ) -> "AbstractContextManager[LM]":
+        """Load a candidate.
+
+        Args:
+            candidate: The merge.
+            batch_size: The most requests that are answered at a time.
+            options: How text goes into the model and comes out of it.
+
+        Returns:
+            A context with a model of lm-evaluation-harness.
+
+        Raises:
+            EvaluationError: It cannot be loaded.
+        """
+
+
 @dataclass(frozen=True)
 class Backend:
     """A model type of lm-evaluation-harness.
@@ -61,6 +98,24 @@ class Backend:
 
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Distinguishes its scores from those of others, for caches."""
+        arguments = json.dumps(dict(self.arguments), sort_keys=True, default=str)
+        return f"{self.name} {arguments}"
+
+    def check(self, kind: ModelKind, scores: str) -> None:
+        """Check that the harness has such a model type; it knows itself what it can load.
+
+        Args:
+            kind: Not used.
+            scores: Not used.
+
+        Raises:
+            EvaluationError: It has none, or cannot import it.
+        """
+        self._model_class()
 
     @contextmanager
     def load(
@@ -82,22 +137,10 @@ class Backend:
         Raises:
             EvaluationError: The harness has no such model type, or cannot import it.
         """
-        from lm_eval.api.registry import get_model
-
-        try:
-            build = get_model(self.name)
-        except (ValueError, KeyError, ImportError) as error:
-            raise EvaluationError(f"evaluate.backend: {error}") from error
-        # copies, since layers that a route repeats share tensors, which safetensors refuses to save
-        state = {}
-        for name, tensor in candidate.model.state_dict().items():
-            state[name] = tensor.detach().clone()
-        size = sum(tensor.nbytes for tensor in state.values())
-        parent = _checkpoint_parent(size)
+        build = self._model_class()
+        parent = checkpoint_parent(candidate)
         with tempfile.TemporaryDirectory(prefix="paretomerge-", dir=parent) as folder:
-            candidate.model.save_pretrained(folder, state_dict=state)
-            candidate.text_tokenizer.save_pretrained(folder)
-            del state
+            write_checkpoint(candidate, Path(folder))
             arguments = {**self.arguments, **options.arguments}
             model = build(pretrained=folder, batch_size=batch_size, **arguments)
             try:
@@ -107,13 +150,11 @@ class Backend:
                 del model
                 gc.collect()
 
+    def _model_class(self) -> "type[LM]":
+        from lm_eval.api.registry import get_model
 
-def _checkpoint_parent(size: int) -> str | None:
-    """Shared memory where it has room for two checkpoints of `size` bytes; None for the default."""
-    if not _SHARED_MEMORY.is_dir():
-        return None
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    # Shared memory is memory of the machine, so it must not be filled up.
-    if free > 2 * size:
-        return str(_SHARED_MEMORY)
-    return None
+        try:
+            model_class: type[LM] = get_model(self.name)
+        except (ValueError, KeyError, ImportError) as error:
+            raise EvaluationError(f"evaluate.backend: {error}") from error
+        return model_class

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from paretomerge.errors import ErrorCollector, EvaluationError
 from paretomerge.evaluate import _lm_eval
-from paretomerge.evaluate.backend import Backend, ModelOptions
+from paretomerge.evaluate.backend import EvaluationBackend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     Candidate,
     ExampleIndices,
@@ -58,8 +58,7 @@ class HarnessEvaluator:
         batch_size: Rows of a forward pass. It is halved where memory runs out.
         search_evaluator: What this other evaluator searches on is not held out here either.
         cache: Per-example scores of merges that were scored before, in any study.
-        backend: Another model of the harness, in place of the live one. It loads a merge once for
-            each `ModelOptions` among the tasks.
+        backend: Another engine, in place of the live model.
 
     Attributes:
         tasks: As given.
@@ -78,7 +77,7 @@ class HarnessEvaluator:
         batch_size: int = 16,
         search_evaluator: "HarnessEvaluator | None" = None,
         cache: ScoreCache | None = None,
-        backend: Backend | None = None,
+        backend: EvaluationBackend | None = None,
     ) -> None:
         self.tasks = dict(tasks)
         self.batch_size = batch_size
@@ -121,9 +120,11 @@ class HarnessEvaluator:
 
     def check_model_kind(self, kind: ModelKind) -> None:
         """Check that models of a kind can do tasks; see `Evaluator`."""
-        # Another backend knows itself what it can load.
+        names = ", ".join(self.tasks)
         if self._backend is None:
-            kind.check_writes_text(", ".join(self.tasks))
+            kind.check_writes_text(names)
+        else:
+            self._backend.check(kind, names)
 
     def directions(self) -> dict[str, bool]:
         """Name of the score -> whether higher is better, as the tasks declare it."""
@@ -239,9 +240,14 @@ class HarnessEvaluator:
 
     def _cache_key(self, candidate: Candidate, name: str) -> str:
         # Prompts and settings of generation are in the digests of requests; options are not.
-        # Without options the key is that of earlier versions.
+        # Without options and backend the key is that of earlier versions.
+        key = candidate.key
         options = self.tasks[name].options.arguments
-        return f"{candidate.key} {options}" if options else candidate.key
+        if options:
+            key += f" {options}"
+        if self._backend:
+            key += f" {self._backend.key}"
+        return key
 
     def _compute_scores(
         self,

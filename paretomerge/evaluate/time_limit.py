@@ -55,3 +55,17 @@ def enforce_time_limit(seconds: float | None) -> Iterator[None]:
         # The alarm first: it must not reach the previous handler.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous_handler)
+
+
+@contextmanager
+def suspended_time_limit() -> Iterator[None]:
+    """Stop the clock of `enforce_time_limit` for the body; without a limit nothing happens."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "setitimer"):
+        yield
+        return
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, remaining)

@@ -15,7 +15,12 @@ from optuna.samplers import BaseSampler
 
 from paretomerge.config.convert import settings_of
 from paretomerge.config.schema import load_config
-from paretomerge.config.settings import SamplerSetting, SecondLevel, StudySettings
+from paretomerge.config.settings import (
+    VLLM_OPTIONS,
+    SamplerSetting,
+    SecondLevel,
+    StudySettings,
+)
 from paretomerge.config.workers import RayWorkers
 from paretomerge.errors import (
     ConfigError,
@@ -24,7 +29,7 @@ from paretomerge.errors import (
     shorten,
     unknown_name,
 )
-from paretomerge.evaluate.backend import Backend, ModelOptions
+from paretomerge.evaluate.backend import Backend, EvaluationBackend, ModelOptions
 from paretomerge.evaluate.evaluator import (
     CombinedEvaluator,
     Evaluator,
@@ -48,6 +53,8 @@ from paretomerge.evaluate.perplexity import PerplexityEvaluator
 from paretomerge.evaluate.score_cache import ScoreCache
 from paretomerge.evaluate.speed import SpeedEvaluator
 from paretomerge.evaluate.tasks import HarnessTask, Prompts, TaskLoader
+from paretomerge.evaluate.vllm.backend import VLLMBackend
+from paretomerge.evaluate.vllm.process import find_interpreter
 from paretomerge.merging.engine import usable_device
 from paretomerge.merging.live.result_tokenizer import write_result_tokenizer
 from paretomerge.merging.plan.make import open_weights
@@ -310,6 +317,11 @@ class _Builder:
             settings.root,
         )
 
+    @cached_property
+    def backend(self) -> EvaluationBackend | None:
+        """What answers the requests of all tasks, the watched ones included."""
+        return _backend(self.settings.evaluation.backend, self.settings.root)
+
     def goals(self) -> Goals:
         settings = self.settings
         errors = ErrorCollector()
@@ -418,7 +430,7 @@ class _Builder:
             batch_size=evaluation.batch_size,
             search_evaluator=beside,
             cache=ScoreCache(folder / evaluation.cache) if evaluation.cache else None,
-            backend=_backend(evaluation.backend),
+            backend=self.backend,
         )
 
     def evaluator(
@@ -584,14 +596,23 @@ def _evaluator_of(measure: Measure, settings: StudySettings) -> Evaluator:
             raise TypeError(f"{measure!r} has no evaluator")
 
 
-def _backend(setting: str | Mapping[str, Any] | None) -> Backend | None:
+def _backend(
+    setting: str | Mapping[str, Any] | None, root: Path
+) -> EvaluationBackend | None:
     if not setting:
         return None
-    if isinstance(setting, str):
-        return Backend(setting)
-    arguments = dict(setting)
-    name = arguments.pop("name")
-    return Backend(name, arguments)
+    arguments = {} if isinstance(setting, str) else dict(setting)
+    name = setting if isinstance(setting, str) else arguments.pop("name")
+    if name != "vllm":
+        return Backend(name, arguments)
+    # Their types are checked with the other settings.
+    own: dict[str, Any] = {}
+    for key in VLLM_OPTIONS:
+        if key in arguments:
+            own[key] = arguments.pop(key)
+    if "python" in own:
+        own["python"] = find_interpreter(own["python"], root)
+    return VLLMBackend(arguments, **own)
 
 
 def _check_names(sampler: BaseSampler, space: SearchSpace) -> None:

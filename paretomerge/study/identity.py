@@ -11,7 +11,12 @@ from pydantic import ValidationError
 
 from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, message_of
-from paretomerge.config.settings import Evaluation, SecondLevel, StudySettings
+from paretomerge.config.settings import (
+    VLLM_OPTIONS,
+    Evaluation,
+    SecondLevel,
+    StudySettings,
+)
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
@@ -104,7 +109,7 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         tokenizer_source=_neutral_source(settings),
         sampler="mmmo",
         then=_without_sampler(settings.then),
-        evaluation=_without_selection(settings.evaluation),
+        evaluation=_comparable(settings.evaluation),
     )
     own_space = {}
     if not isinstance(settings.space, WeightSpace | RouteSpace):
@@ -128,7 +133,7 @@ def question_of(settings: StudySettings, identity: Mapping[str, Any]) -> Questio
     # Sorted: the same models in another order give the same scores.
     models = [model_path(settings.root, model) for model in settings.models]
     pool_models = sorted(models)
-    evaluation = asdict(_without_selection(settings.evaluation))
+    evaluation = asdict(_comparable(settings.evaluation))
     # Batch sizes, caches and races change how fast scores come, not what they mean.
     for key in _CHANGEABLE_EVALUATION:
         del evaluation[key]
@@ -245,6 +250,20 @@ def _measure_digest(settings: StudySettings, measure: Measure) -> str:
         path = measure.path if isinstance(measure, Perplexity) else measure.prompts
         return file_digest(folder / path)
     return ""
+
+
+def _comparable(evaluation: Evaluation) -> Evaluation:
+    """How merges are scored, without what changes no score."""
+    backend = evaluation.backend
+    if isinstance(backend, Mapping) and backend["name"] == "vllm":
+        options = dict(backend)
+        for name in VLLM_OPTIONS:
+            options.pop(name, None)
+        backend = options
+        # Both mean the same, and a study may go on with another interpreter.
+        if options.keys() == {"name"}:
+            backend = options["name"]
+    return replace(_without_selection(evaluation), backend=backend)
 
 
 def _without_selection(evaluation: Evaluation) -> Evaluation:

@@ -32,7 +32,10 @@ def test_a_budget(arguments, message):
         ({"splits": ["search", "held_out"]}, r"^evaluate\.splits: .*\['search', 'h"),
         ({"splits": {"search": 1, "held_out": "b"}}, r"^evaluate\.splits\.search: "),
         ({"splits": {1: "a", 2: "b"}}, r"^evaluate\.splits: .*got the key 1"),
-        ({"backend": 3}, r"^evaluate\.backend: expected the name of a model"),
+        (
+            {"backend": 3},
+            r"^evaluate\.backend: expected 'vllm', the name of another model",
+        ),
         ({"backend": {"nam": "vllm"}}, r"^evaluate\.backend: .*'name': 'vllm'"),
         ({"race": "95%"}, r"^evaluate\.race: expected a confidence such as 0\.95"),
         ({"race": True}, r"^evaluate\.race: expected a finite number"),

@@ -2,7 +2,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from paretomerge.errors import ConfigError, EvaluationError
-from paretomerge.evaluate import backend as module
+from paretomerge.evaluate import checkpoint_folder as module
 from paretomerge.evaluate.backend import Backend
 from tests.evaluate.test_evaluate import harness, live
 from tests.studies import open_search

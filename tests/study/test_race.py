@@ -314,8 +314,10 @@ def test_study_yaml_says_whether_and_how(tmp_path, pico):
     assert open_search(
         write(tmp_path, pico, evaluate={"race": "90%"})
     ).goals.race == RaceSettings(0.9)
-    with pytest.raises(ConfigError, match="race: does not work with a `backend`"):
-        open_search(write(tmp_path, pico, evaluate={"race": True, "backend": "vllm"}))
+    with pytest.raises(
+        ConfigError, match="race: does not work with the backend sglang"
+    ):
+        open_search(write(tmp_path, pico, evaluate={"race": True, "backend": "sglang"}))
     with pytest.raises(
         ConfigError, match="a confidence of 50% or more, such as 95%, not 2%"
     ):

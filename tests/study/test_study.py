@@ -237,7 +237,7 @@ def test_settings_that_contradict_each_other_are_refused_at_once(
         (lambda: pm.Budget(0), "trials"),
         (lambda: pm.Budget(9, until=1.0), "until"),
         (lambda: pm.Evaluation(race=0.4), "race"),
-        (lambda: pm.Evaluation(race=0.9, backend="vllm"), "backend"),
+        (lambda: pm.Evaluation(race=0.9, backend="sglang"), "backend"),
         (lambda: pm.Evaluation(splits={"search": "a"}), "held_out"),
         (lambda: pm.Evaluation(batch_size=0), "batch_size"),
     ],

@@ -7,7 +7,6 @@ the batch do.
 """
 
 from collections.abc import Mapping, Sequence
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lm_eval.models.utils import (
@@ -19,6 +18,7 @@ from lm_eval.models.utils import (
 from paretomerge.evaluate.backend import DEFAULT_OPTIONS, ModelOptions
 from paretomerge.evaluate.inference._hflm import ReplaceableHFLM
 from paretomerge.evaluate.inference.batching import AdaptiveBatcher
+from paretomerge.evaluate.inference.bos_setting import with_bos_setting
 from paretomerge.evaluate.inference.generate import GreedyGenerator, is_plain_greedy
 from paretomerge.evaluate.inference.likelihood import (
     LogLikelihood,
@@ -61,7 +61,7 @@ class ResidentLM(ReplaceableHFLM):
     ) -> None:
         self.given_tokenizer = tokenizer
         if options.add_bos_token is not None:
-            tokenizer = _with_bos_setting(tokenizer, options.add_bos_token)
+            tokenizer = with_bos_setting(tokenizer, options.add_bos_token)
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -163,18 +163,3 @@ class ResidentLM(ReplaceableHFLM):
             text = self.tok_decode(generated[i])
             texts.append(postprocess_generated_text(text, stop, None))
         return texts
-
-
-def _with_bos_setting(
-    tokenizer: "PreTrainedTokenizerBase", adds_bos: bool
-) -> "PreTrainedTokenizerBase":
-    """A tokenizer that does, or does not, put the token that begins a sequence before texts."""
-    # Loaded anew, as the harness does it: not every tokenizer can change its mind later. The files
-    # are written for it, since the tokenizer of a merge may be in no folder.
-    with TemporaryDirectory(prefix="paretomerge-") as folder:
-        tokenizer.save_pretrained(folder)
-        changed: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(
-            folder, add_bos_token=adds_bos
-        )
-    changed.name_or_path = tokenizer.name_or_path
-    return changed
