@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ class VLLMBackend:
         key: Distinguishes scores of this backend from others, for caches.
         n_starts: How many times an engine was started.
         n_swaps: How many times weights were replaced.
+        seconds: What the latest start and the latest swap took, by `start` and `swap`. The writing
+            of the checkpoint and the check of the weights are included.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class VLLMBackend:
         self.key = f"vllm {json.dumps(self._arguments, sort_keys=True, default=str)}"
         self.n_starts = 0
         self.n_swaps = 0
+        self.seconds: dict[str, float] = {}
         self._numbers = itertools.count(1)
         self._worker: Worker | None = None
         self._folder: Path | None = None
@@ -190,8 +194,13 @@ class VLLMBackend:
         if self._current is not None and self._current() is candidate:
             return
         self._current = None
-        if not self._replace(candidate):
+        since = time.perf_counter()
+        if self._replace(candidate):
+            self.seconds["swap"] = time.perf_counter() - since
+        else:
+            since = time.perf_counter()
             self._start(candidate)
+            self.seconds["start"] = time.perf_counter() - since
         self._current = weakref.ref(candidate)
 
     def _replace(self, candidate: Candidate) -> bool:
