@@ -15,6 +15,7 @@ from benchmarks import (
     smollm_composed,
     specialists,
     standings,
+    vllm_backend,
 )
 from benchmarks.reporting import append_entry, read_entries, rounded
 from tests.conftest import REPOSITORY
@@ -35,6 +36,7 @@ SCRIPTS = {
     "smollm": lambda: family.table(smollm.FAMILY),
     "smollm_composed": lambda: family.table(smollm_composed.FAMILY),
     "picks": picks.tables,
+    "vllm": vllm_backend.tables,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 
