@@ -172,7 +172,7 @@ class AdaptedCheckpoint:
     def _adapted(self, name: str, stored: Operand) -> Operand:
         """A tensor of the model as the adapter changes it."""
         if name in self._replacements:
-            stored = self._shards.operand(self._replacements[name])
+            stored = self._shards.stored(self._replacements[name])
         if name in self._factors:
             return AdaptedTensor(stored, self._factors[name])
         return stored
@@ -230,8 +230,8 @@ class AdaptedCheckpoint:
         """Whether two tensors of the adapter hold the same values."""
         if key == other_key:
             return True
-        tensor = self._shards.operand(key).read()
-        return tensor.equal(self._shards.operand(other_key).read())
+        tensor = self._shards.stored(key).read()
+        return tensor.equal(self._shards.stored(other_key).read())
 
     def check_unchanged(self) -> None:
         """Check that every file is still the one whose header was read.

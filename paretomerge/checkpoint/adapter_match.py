@@ -164,8 +164,8 @@ class AdapterMatcher:
             raise CheckpointError(
                 f"{where}: expected lora_A and lora_B, got one of them"
             )
-        b = self.shards.operand(keys.sides["B"])
-        a = self.shards.operand(keys.sides["A"])
+        b = self.shards.stored(keys.sides["B"])
+        a = self.shards.stored(keys.sides["A"])
         if len(b.shape) != 2 or len(a.shape) != 2 or not a.shape[0]:
             raise CheckpointError(
                 f"{where}: expected two matrices, got B {list(b.shape)} and A {list(a.shape)}"

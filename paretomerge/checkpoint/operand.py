@@ -1,8 +1,9 @@
 """One tensor as a merge reads it: a few rows at a time, in float32, wherever the tensor is stored.
 
 A tensor is seen as a matrix (rows, columns): all dimensions but the last are rows; a vector is one
-row. Files are read with `pread` into fresh memory and never memory-mapped: a file that shrinks
-while it is read then gives an error and not a dead process (SIGBUS).
+row. Merges to disk read files with `pread` into fresh memory: a file that shrinks while it is read
+then gives an error and not a dead process (SIGBUS). Live models map them instead, since they read
+the same tensors for every candidate, and all processes of a machine share the mapped pages.
 """
 
 import math
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from paretomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import mmap
+
     import torch
 
 DTYPE_BYTES = {
@@ -135,6 +138,36 @@ class StoredTensor:
         self._read_into(tensor, 0)
         return self._checked(tensor)
 
+    def mapped(self, mapping: "mmap.mmap") -> "torch.Tensor | None":
+        """The whole tensor as a view of a mapped file, without a copy.
+
+        Args:
+            mapping: The tensor's file, mapped from its first byte.
+
+        Returns:
+            The tensor in the stored dtype; None if it begins between two of its elements.
+
+        Raises:
+            CheckpointError: If the tensor holds NaN or infinity.
+        """
+        import torch
+
+        if self.offset % DTYPE_BYTES[self.dtype]:
+            return None
+        n_elements = math.prod(self.shape)
+        if self.offset + size_in_bytes(self.shape, self.dtype) > len(mapping):
+            raise CheckpointError(
+                f"{self.label}: the file is shorter than its header says; download it again"
+            )
+        dtype = getattr(torch, self.dtype)
+        # `frombuffer` takes no empty buffer.
+        if not n_elements:
+            return torch.empty(self.shape, dtype=dtype)
+        flat = torch.frombuffer(
+            mapping, dtype=dtype, count=n_elements, offset=self.offset
+        )
+        return self._checked(flat.view(self.shape))
+
     def _checked(self, tensor: "torch.Tensor") -> "torch.Tensor":
         if not self.allow_nan and self.dtype in FLOAT_DTYPES:
             check_finite(tensor, self.label)
@@ -196,9 +229,13 @@ class InMemoryTensor:
         """Copy rows [first, end) to float32; see `Operand.rows`."""
         import torch
 
-        # `copy`, as the caller may write to what it gets.
         matrix = self.tensor.view(matrix_shape(self.shape))
-        return matrix[first:end].to(device, torch.float32, copy=True)
+        block = matrix[first:end]
+        if torch.device(device).type != block.device.type:
+            # Cast after the move: half of the bytes cross the bus.
+            return block.to(device).to(torch.float32)
+        # `copy`, as the caller may write to what it gets.
+        return block.to(device, torch.float32, copy=True)
 
 
 class CachedTensor:

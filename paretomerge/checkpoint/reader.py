@@ -3,6 +3,7 @@
 Only safetensors files are read; a pickle can run code when it is opened.
 """
 
+import mmap
 import os
 import re
 import shlex
@@ -24,7 +25,11 @@ from paretomerge.checkpoint.json_file import (
     read_optional_json,
 )
 from paretomerge.checkpoint.model_config import text_config, with_plain_floats
-from paretomerge.checkpoint.operand import FLOAT_DTYPES, StoredTensor
+from paretomerge.checkpoint.operand import (
+    FLOAT_DTYPES,
+    InMemoryTensor,
+    StoredTensor,
+)
 from paretomerge.checkpoint.reference import (
     GGUF_SUFFIX,
     conversion_hint,
@@ -87,6 +92,8 @@ class Shards:
         name: Name of the model, for error messages.
         headers: Tensor name -> header entry.
         allow_nan: Whether NaN and infinity are read like other values, or are an error.
+        mapped: Whether tensors are views of the mapped files, which are read on demand and shared
+            by all processes of the machine.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Shards:
         name: str,
         headers: Mapping[str, Header],
         allow_nan: bool = False,
+        mapped: bool = False,
     ) -> None:
         self.name = name
         self.headers = headers
@@ -102,12 +110,33 @@ class Shards:
         files = {header.file for header in headers.values()}
         self._stamps = {file: _FileStamp.of(file) for file in files if file.exists()}
         self._descriptors: dict[Path, int] = {}
+        self._is_mapped = mapped
+        self._mappings: dict[Path, mmap.mmap | None] = {}
+        self._mapped: dict[str, InMemoryTensor] = {}
         self._lock = threading.Lock()
         # Not `__del__`: at the interpreter's end that may run when `os` is gone already.
         weakref.finalize(self, _close, self._descriptors)
 
-    def operand(self, name: str) -> StoredTensor:
-        """Return the tensor, to be read a few rows at a time."""
+    def operand(self, name: str) -> StoredTensor | InMemoryTensor:
+        """Return the tensor, to be read a few rows at a time.
+
+        Raises:
+            CheckpointError: If a mapped tensor holds NaN or infinity, or cannot be read.
+        """
+        if not self._is_mapped:
+            return self.stored(name)
+        if name not in self._mapped:
+            stored = self.stored(name)
+            mapping = self._mapping(self.headers[name].file)
+            tensor = stored.mapped(mapping) if mapping else None
+            # Some file systems map no files, and memory may be limited: then rows are read.
+            if tensor is None:
+                return stored
+            self._mapped[name] = InMemoryTensor(tensor)
+        return self._mapped[name]
+
+    def stored(self, name: str) -> StoredTensor:
+        """Return the tensor in its file, also where files are mapped."""
         header = self.headers[name]
         return StoredTensor(
             descriptor=lambda: self._descriptor(header.file),
@@ -129,6 +158,19 @@ class Shards:
                 raise CheckpointError(
                     f"{file}: the file changed while it was read; merge again when it is complete"
                 )
+
+    def _mapping(self, file: Path) -> mmap.mmap | None:
+        """A file as memory; None where the operating system refuses."""
+        descriptor = self._descriptor(file)
+        with self._lock:
+            if file not in self._mappings:
+                try:
+                    # A private mapping: what is written to it by mistake never reaches the file.
+                    mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+                except OSError:
+                    mapping = None
+                self._mappings[file] = mapping
+            return self._mappings[file]
 
     def _descriptor(self, file: Path) -> int:
         # Several threads of a merge read from the same files.
@@ -158,6 +200,7 @@ class Checkpoint:
             error that names the tensor.
         download: Whether missing weights are downloaded. Without them a merge can be planned, but
             no tensor can be read.
+        mapped: Whether tensors are views of the mapped files; see `Shards`.
 
     Attributes:
         name: The name that was given.
@@ -174,6 +217,7 @@ class Checkpoint:
         name: str,
         allow_nan: bool = False,
         download: bool = True,
+        mapped: bool = False,
     ) -> None:
         self.name = name
         self.folder = resolve_folder(name, download)
@@ -196,7 +240,7 @@ class Checkpoint:
             part.pop("quantization_config", None)
         # A merge is written under the usual name.
         self.config.pop("transformers_weights", None)
-        self.shards = Shards(name, headers, allow_nan)
+        self.shards = Shards(name, headers, allow_nan, mapped)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -228,13 +272,13 @@ class Checkpoint:
         # Sorted, so that a tie does not depend on the order of the tensors.
         return max(sorted(counts), key=counts.__getitem__, default="float32")
 
-    def operand(self, name: str) -> StoredTensor:
+    def operand(self, name: str) -> StoredTensor | InMemoryTensor:
         """Return the tensor, to be read a few rows at a time."""
         return self.shards.operand(name)
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Read the whole tensor in its stored dtype, on the CPU."""
-        return self.operand(name).read()
+        return self.shards.stored(name).read()
 
     def check_unchanged(self) -> None:
         """Check that every file is still the one whose header was read.

@@ -109,6 +109,7 @@ def settings_of(
         chat_template=config.chat_template,
         allow_mismatch=config.allow_mismatch,
         device=config.device,
+        sources=config.sources,
         threads=config.threads,
         workers=as_workers("workers", config.workers or 1),
     )
@@ -164,6 +165,7 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "chat_template": settings.chat_template,
         "allow_mismatch": settings.allow_mismatch,
         "device": settings.device,
+        "sources": settings.sources,
         "threads": settings.threads or 1,
         "workers": _workers_config(settings.workers),
     }

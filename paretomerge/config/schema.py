@@ -240,6 +240,7 @@ class StudyConfig(Section):
     chat_template: str | None = Field(default=None, min_length=1)
     allow_mismatch: bool = False
     device: str = "cpu"
+    sources: Literal["mmap", "device"] | None = None
     threads: int = Field(default=1, ge=1)
     workers: (
         int | Literal["ray"] | dict[Literal["ray"], dict[str, Any] | None] | None

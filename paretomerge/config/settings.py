@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from optuna.samplers import BaseSampler
 
@@ -45,6 +45,10 @@ from paretomerge.space.specs import RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
+SourcesSetting = Literal["mmap", "device"]
+"""Where the base and the sources stay."""
+
+SOURCES: tuple[SourcesSetting, ...] = get_args(SourcesSetting)
 SamplerSetting = str | Mapping[str, Any] | BaseSampler
 """A sampler's name, its name and options, or an Optuna sampler."""
 
@@ -304,6 +308,8 @@ class StudySettings:
             tokenizer's own.
         allow_mismatch: Whether models are merged that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
+        sources: Where the base and the sources stay: `device`, or `mmap` for their files, which
+            merges read block by block. None for `device` where it fits.
         threads: Threads of the command line's process; None to leave them alone.
         workers: How many trials are evaluated at a time, each in a process of its own; 1 for this
             process. `"ray"`, `RayWorkers(...)` or `{"ray": {...}}` for a cluster.
@@ -335,6 +341,7 @@ class StudySettings:
     chat_template: str | None = None
     allow_mismatch: bool = False
     device: str = "cpu"
+    sources: SourcesSetting | None = None
     threads: int | None = None
     workers: int | RayWorkers = 1
 
@@ -714,6 +721,13 @@ def check_device(name: str, value: object) -> str:
     )
 
 
+def _sources(name: str, value: object) -> str:
+    setting = word(name, value)
+    if setting not in SOURCES:
+        raise ConfigError(f"{name}: {unknown_name('place', setting, SOURCES)}")
+    return setting
+
+
 _BUDGET_READERS: Mapping[str, Reader] = {
     "until": optional(_fraction("a share such as 0.01")),
     "patience": integer(1),
@@ -771,6 +785,7 @@ _STUDY_READERS: Mapping[str, Reader] = {
     "chat_template": optional(word),
     "allow_mismatch": flag,
     "device": check_device,
+    "sources": optional(_sources),
     "threads": optional(integer(1)),
     "workers": as_workers,
 }

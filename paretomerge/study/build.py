@@ -6,7 +6,7 @@ This makes spaces, evaluators and samplers, and reads the headers of models.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from paretomerge.config.settings import (
     VLLM_OPTIONS,
     SamplerSetting,
     SecondLevel,
+    SourcesSetting,
     StudySettings,
 )
 from paretomerge.config.workers import RayWorkers
@@ -143,7 +144,8 @@ def build_runner(
     """
     builder = _Builder(settings)
     goals = builder.goals()
-    models = LiveModels(builder.space, builder.placement)
+    where: SourcesSetting = settings.sources or "device"
+    models = LiveModels(builder.space, builder.placement, lambda: where)
     sources = list(builder.space.sources)
     runner = TrialRunner(goals, models, sources, lock, on_scoring=on_scoring)
     return runner, goals
@@ -230,7 +232,7 @@ class _Builder:
         self.measurements.write()
         return search
 
-    def executor(self, goals: Goals) -> Callable[[], Executor] | None:
+    def executor(self, goals: Goals) -> Callable[[SourcesSetting], Executor] | None:
         """Makes what evaluates trials outside this process; None where this process does."""
         settings = self.settings
         if settings.workers == 1:
@@ -242,13 +244,19 @@ class _Builder:
                     f"workers: {measure.name!r} measures time, and other workers would slow it "
                     "down; set `workers: 1`"
                 )
+        workers = settings.workers
         # A worker proposes nothing, and an object of the user's need not be sent to it.
-        for_workers = replace(settings, sampler="mmmo", workers=1)
+        for_worker = replace(settings, sampler="mmmo", workers=1)
         races = goals.race is not None
-        time_limit = goals.time_limit
-        if isinstance(settings.workers, RayWorkers):
-            return partial(RayActors, for_workers, settings.workers, time_limit, races)
-        return partial(Processes, for_workers, settings.workers, time_limit, races)
+
+        def make_executor(sources: SourcesSetting) -> Executor:
+            # Decided once: each worker sees less free memory than the one before it.
+            placed = replace(for_worker, sources=sources)
+            if isinstance(workers, RayWorkers):
+                return RayActors(placed, workers, goals.time_limit, races)
+            return Processes(placed, workers, goals.time_limit, races)
+
+        return make_executor
 
     def _check_places(self, errors: ErrorCollector) -> None:
         """Check what a search writes to and computes on."""
@@ -299,6 +307,7 @@ class _Builder:
         return Placement(
             settings.dtype,
             settings.device,
+            settings.sources,
             settings.result_tokenizer_source,
             settings.chat_template,
             settings.allow_mismatch,

@@ -37,6 +37,7 @@ _CHANGEABLE_KEYS = (
     "study_name",
     "watch",
     "device",
+    "sources",
     "sampler",
     "prefer",
     "starts",

@@ -1,9 +1,10 @@
 """The models that merges are loaded into, one for each level of a study."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
+from paretomerge.config.settings import SourcesSetting
 from paretomerge.evaluate.evaluator import Candidate
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.live.routed import RoutedModel
@@ -21,11 +22,18 @@ class LiveModels:
     Args:
         space: The first level's search space.
         placement: The dtype, the device and the tokenizer of merges.
+        where: Says where the base and the sources stay, when a model is loaded.
     """
 
-    def __init__(self, space: SearchSpace, placement: Placement) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        placement: Placement,
+        where: Callable[[], SourcesSetting],
+    ) -> None:
         self._space = space
         self._placement = placement
+        self._where = where
         self._sources = tuple(space.sources.values())
         self._second: RoutedModel | None = None
 
@@ -52,7 +60,12 @@ class LiveModels:
                 self._sources, dtype, device, allow_mismatch=allow_mismatch
             )
         model = ResidentModel(
-            self._space.base, self._sources, dtype, device, allow_mismatch
+            self._space.base,
+            self._sources,
+            dtype,
+            device,
+            allow_mismatch,
+            sources_on_device=self._where() == "device",
         )
         if placement.tokenizer_source or placement.chat_template:
             # All recipes of a study have one tokenizer.

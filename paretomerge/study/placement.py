@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from paretomerge.config.settings import SourcesSetting
 from paretomerge.recipe import Recipe
 
 
@@ -12,6 +13,8 @@ class Placement:
     Attributes:
         dtype: The dtype of the live weights and of written checkpoints; None for the base's.
         device: `cpu`, `cuda` or `cuda:N`.
+        sources: Where the base and the sources stay: `device`, or `mmap` for their files; None for
+            `device` where it fits.
         tokenizer_source: `union`, `base` or a model, as in recipes; None to keep the base's
             tokenizer without a look at the others.
         chat_template: A template, its name, or `auto`, as in recipes.
@@ -20,6 +23,7 @@ class Placement:
 
     dtype: str | None = None
     device: str = "cpu"
+    sources: SourcesSetting | None = None
     tokenizer_source: str | None = None
     chat_template: str | None = None
     allow_mismatch: bool = False

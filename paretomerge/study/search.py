@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
+from paretomerge.config.settings import SourcesSetting
 from paretomerge.errors import (
     ErrorCollector,
     EvaluationError,
@@ -39,6 +40,12 @@ from paretomerge.study.interrupt import Interrupts
 from paretomerge.study.level import Level
 from paretomerge.study.live_models import LiveModels
 from paretomerge.study.loop import Loop
+from paretomerge.study.memory import (
+    MemoryPlan,
+    models_of,
+    plan_memory,
+    this_machine,
+)
 from paretomerge.study.model_check import check_models, model_kind
 from paretomerge.study.placement import DEFAULT_PLACEMENT, Placement
 from paretomerge.study.second_level import (
@@ -68,7 +75,8 @@ class Search:
         placement: The dtype, the device and the tokenizer of merges.
         then: A second level.
         rule: When the search ends by default.
-        executor: Makes what evaluates trials; by default this process does.
+        executor: Makes what evaluates trials, given where models stay between merges; by default
+            this process does.
 
     Attributes:
         notes: What the user should know about how merges were scored elsewhere.
@@ -91,7 +99,7 @@ class Search:
         placement: Placement = DEFAULT_PLACEMENT,
         then: SecondLevelPlan | None = None,
         rule: StoppingRule | None = None,
-        executor: Callable[[], Executor] | None = None,
+        executor: Callable[[SourcesSetting], Executor] | None = None,
     ) -> None:
         self.folder = Path(folder)
         # A merge is written into the one live model, so a thread that scores holds it until then.
@@ -102,12 +110,11 @@ class Search:
         self.goals = goals
         self.sampler = sampler
         self.placement = placement
-        self.models = LiveModels(space, placement)
+        self.models = LiveModels(space, placement, lambda: self.sources)
         self.then = then
         self.rule = rule or StoppingRule(60)
-        self._scores_here = executor is None
+        self._executor_elsewhere = executor
         self._executor: Executor | None = None
-        self._make_executor = executor or self._in_process
         self._read_warm_start = warm_start
         self._header = Header(
             goals.objectives,
@@ -152,6 +159,34 @@ class Search:
             self.placement,
             agenda=self._first_agenda,
         )
+
+    @cached_property
+    def sources(self) -> SourcesSetting:
+        """Where the base and the sources stay: as the settings say, or where they fit."""
+        if self.placement.sources is not None:
+            return self.placement.sources
+        return self.memory_plan().sources
+
+    def memory_plan(self, batch_size: int = 1, workers: int = 1) -> MemoryPlan:
+        """Plan the peak memory on this machine, from the headers of the models.
+
+        Args:
+            batch_size: Sequences of one forward pass.
+            workers: Number of live models.
+
+        Returns:
+            The plan, with what does not fit.
+
+        Raises:
+            ParetoMergeError: The models cannot be read or merged.
+        """
+        pool = 0
+        if self.then is not None:
+            pool = 1 if self.then.prefer else self.then.front
+        device = self.placement.device
+        models = models_of(self.space, self.placement, batch_size, pool)
+        machine = this_machine(self.folder, device)
+        return plan_memory(models, machine, device, self.placement.sources, workers)
 
     @cached_property
     def pool(self) -> dict[str, Recipe]:
@@ -240,7 +275,7 @@ class Search:
             return
         problems = ErrorCollector()
         checkpoints: Mapping[str, Weights]
-        if self._scores_here:
+        if self._executor_elsewhere is None:
             checkpoints = self.first_level.model.checkpoints
         else:
             models = (self.space.base, *self.space.sources.values())
@@ -409,7 +444,9 @@ class Search:
             self._choose_pool(loop.finished)
         return loop.explore(self.second_level, rule, last_end)
 
-    def _in_process(self) -> Executor:
+    def _make_executor(self) -> Executor:
+        if self._executor_elsewhere is not None:
+            return self._executor_elsewhere(self.sources)
         runner = TrialRunner(
             self.goals,
             self.models,

@@ -107,6 +107,8 @@ class Study:
         chat_template: The chat template of merges: a template, its name, or `auto`.
         allow_mismatch: Merge models that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
+        sources: Where the base and the sources stay: `device`, or `mmap` for their files, which
+            merges read block by block. By default on the device where they fit.
         workers: How many merges are evaluated at a time, each in a process of its own; with
             `device="cuda"` the processes are dealt to the visible GPUs. `"ray"` or
             `RayWorkers(...)` for a cluster.
@@ -154,6 +156,7 @@ class Study:
         chat_template: str | None = None,
         allow_mismatch: bool = False,
         device: str = "cpu",
+        sources: str | None = None,
         workers: int | str | RayWorkers = 1,
     ) -> None:
         # Unconverted: the settings check and convert what they are given.
@@ -181,6 +184,7 @@ class Study:
             "chat_template": chat_template,
             "allow_mismatch": allow_mismatch,
             "device": device,
+            "sources": sources,
             "workers": workers,
         }
         self.settings = StudySettings(**arguments)
@@ -283,6 +287,9 @@ class Study:
         notes += [*search.space.notes, *search.warm_start.notes]
         if search.then is not None:
             notes += search.then.notes
+        batch_size = self.settings.evaluation.batch_size
+        # A plan is an estimate: it warns, and refuses nothing.
+        notes += search.memory_plan(batch_size).problems
         return [*notes, *preference_notes(self.settings)]
 
     def preview(self, *, measure: bool = True) -> "StudyPreview":

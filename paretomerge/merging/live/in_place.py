@@ -1,11 +1,17 @@
 """A live model whose weights are replaced in place by one merge after another."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from paretomerge.checkpoint.operand import read_tensor
+from paretomerge.checkpoint.operand import (
+    InMemoryTensor,
+    Operand,
+    matrix_shape,
+    read_tensor,
+)
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.errors import CheckpointError, RecipeError
 from paretomerge.merging.block import CPU_BLOCK
@@ -26,6 +32,9 @@ from paretomerge.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Elements that are compared with the base's at a time, so that a tensor of the host never lies on
+# the device as a whole. A multiple of CPU_BLOCK, which sums do not depend on then.
+_PART = 1 << 24
 _WRITE_IT_OUT = "write the merge to a folder with `paretomerge merge` instead"
 
 
@@ -41,6 +50,9 @@ class ResidentModel:
             the written checkpoint.
         device: cpu, cuda or cuda:N.
         allow_mismatch: Whether models are merged that do not seem to belong together.
+        sources_on_device: Whether the base and the sources stay on the device. If not, they stay in
+            their files, which are mapped into the memory of the host, and each merge moves them to
+            the device block by block.
     """
 
     def __init__(
@@ -50,14 +62,16 @@ class ResidentModel:
         dtype: str | None = None,
         device: str = "cpu",
         allow_mismatch: bool = False,
+        sources_on_device: bool = True,
     ) -> None:
-        opened = open_weights((base, *sources))
+        opened = open_weights((base, *sources), mapped=True)
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
             # Once, and not for every merge: a model may store packed experts one by one.
             arranged = arrange_like(base, opened[base], name, weights)
-            self.checkpoints[name] = CachedWeights(arranged, device)
+            self.checkpoints[name] = CachedWeights(arranged, device, sources_on_device)
         self.base = base
+        self.sources_on_device = sources_on_device
         self.sources = tuple(source for source in sources if source != base)
         self.device = device
         template = self.checkpoints[base]
@@ -79,7 +93,7 @@ class ResidentModel:
         self._tokenizer_key: tuple[object, ...] = (None, None, None)
         # A plan with the merged vocabulary, and the tensors that were brought into it.
         self._resized: Plan | None = None
-        self._resized_tensors: dict[TensorRef, torch.Tensor] = {}
+        self._resized_tensors: dict[TensorRef, InMemoryTensor] = {}
 
     def use_tokenizer_of(self, recipe: Recipe) -> None:
         """Give the model the vocabulary, the tokenizer and the chat template of a recipe.
@@ -126,6 +140,9 @@ class ResidentModel:
         plan = make_plan(recipe, self.checkpoints, allow_mismatch=self.allow_mismatch)
         self._use_tokenizer(plan)
         self._check_same_tensors(plan)
+        # A file that was written again is another model, and what is mapped would change with it.
+        for weights in self.checkpoints.values():
+            weights.check_unchanged()
         # One sum per tensor, so that its order does not depend on the order of the threads.
         names = [job.name for job in plan.jobs]
         distances = dict.fromkeys(names, 0.0)
@@ -225,15 +242,19 @@ class ResidentModel:
             # What a source lacks stays as it is in the base.
             if source_name is None:
                 continue
-            tensor = self._tensor(source, source_name)
-            total += self.distance(tensor, name)
+            operand = self._operand(source, source_name)
+            n_elements = math.prod(operand.shape)
+            for start in range(0, n_elements, _PART):
+                end = min(start + _PART, n_elements)
+                part = self._flat_part(operand, start, end)
+                total += self._distance(part, name, start)
         return total
 
     def distance(self, tensor: torch.Tensor, name: str) -> float:
         """Measure how far a tensor is from the base's.
 
         Args:
-            tensor: A tensor of the shape of the base's.
+            tensor: A tensor of the shape of the base's, on the device.
             name: The tensor's name in the base.
 
         Returns:
@@ -245,10 +266,10 @@ class ResidentModel:
     def _distance(self, flat: torch.Tensor, name: str, start: int) -> float:
         """L1 distance of a flat part of a tensor, which begins at `start`, to the base's."""
         end = start + flat.numel()
-        flat_base = self._tensor(self.base, name).view(-1)
+        flat_base = self._flat_part(self._operand(self.base, name), start, end)
         # Sums by blocks have the same order for any number of threads, and so the same rounding.
         blocks = torch.split(flat, CPU_BLOCK)
-        base_blocks = torch.split(flat_base[start:end], CPU_BLOCK)
+        base_blocks = torch.split(flat_base, CPU_BLOCK)
         total = 0.0
         for part, base_part in zip(blocks, base_blocks, strict=True):
             # bfloat16 would round the difference.
@@ -257,17 +278,32 @@ class ResidentModel:
             total += l1.item()
         return total
 
-    def _tensor(self, model: str, name: str) -> torch.Tensor:
+    def _flat_part(self, operand: Operand, start: int, end: int) -> torch.Tensor:
+        """Elements [start, end) of a flat tensor on the device, without a copy if they are there.
+
+        A tensor that stays on the host is moved part by part.
+        """
+        if isinstance(operand, InMemoryTensor):
+            return operand.tensor.view(-1)[start:end].to(self.device)
+        columns = max(matrix_shape(operand.shape)[1], 1)
+        first = start // columns
+        rows = operand.rows(first, -(-end // columns), self.device)
+        offset = first * columns
+        return rows.view(-1)[start - offset : end - offset]
+
+    def _operand(self, model: str, name: str) -> Operand:
         """A model's tensor, in the merged vocabulary where there is one."""
         operand = self.checkpoints[model].operand(name)
         if self._resized is None:
-            return operand.tensor
+            return operand
         architecture = self.checkpoints[model].architecture
         if architecture.vocabulary_axis(name, operand.shape) is None:
-            return operand.tensor
+            return operand
         ref = TensorRef(model, name)
         if ref not in self._resized_tensors:
             dtype = getattr(torch, operand.dtype)
             resized = read_tensor(self._resized.operand(ref))
-            self._resized_tensors[ref] = resized.to(self.device, dtype)
+            place = self.device if self.sources_on_device else "cpu"
+            tensor = resized.to(place, dtype)
+            self._resized_tensors[ref] = InMemoryTensor(tensor)
         return self._resized_tensors[ref]

@@ -10,7 +10,7 @@ import torch
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
-from paretomerge.checkpoint.operand import InMemoryTensor, read_tensor
+from paretomerge.checkpoint.operand import InMemoryTensor, Operand, read_tensor
 from paretomerge.merging.plan.plan import ModelConfig, Plan, Weights
 from paretomerge.recipe import Recipe
 
@@ -67,16 +67,24 @@ class LoadedMerge:
 
 
 class CachedWeights:
-    """Opened weights (`Weights`) that keep every tensor in memory once it has been read.
+    """Opened weights (`Weights`) for many merges.
+
+    By default every tensor stays on the device once it has been read. On the CPU, tensors of mapped
+    files are not copied.
 
     Args:
         weights: The weights to read.
         device: The device that keeps the tensors.
+        keep: Whether tensors stay on the device. If not, they stay in their mapped files, and those
+            that are computed, such as a model with an adapter, are computed again by each merge.
     """
 
-    def __init__(self, weights: Weights, device: str = "cpu") -> None:
+    def __init__(
+        self, weights: Weights, device: str = "cpu", keep: bool = True
+    ) -> None:
         self.weights = weights
         self.device = device
+        self.keep = keep
         self._cache: dict[str, InMemoryTensor] = {}
 
     @property
@@ -109,17 +117,29 @@ class CachedWeights:
         """The model's dtype, as torch names it."""
         return self.weights.dtype
 
-    def operand(self, name: str) -> InMemoryTensor:
-        """Return a tensor in its own dtype; the first call reads it."""
-        # One copy in the tensor's own dtype; blocks are cast to float32 as they are read.
+    def operand(self, name: str) -> Operand:
+        """Return a tensor; the first call reads it, if it stays on the device."""
+        if not self.keep:
+            return self.weights.operand(name)
         if name not in self._cache:
             operand = self.weights.operand(name)
             dtype = getattr(torch, operand.dtype)
-            # Adapters and recipe steps give float32: it is stored in the dtype that they round to.
-            tensor = read_tensor(operand).to(self.device, dtype)
-            self._cache[name] = InMemoryTensor(tensor)
+            tensor = _in_fewest_bytes(read_tensor(operand), dtype)
+            self._cache[name] = InMemoryTensor(tensor.to(self.device))
         return self._cache[name]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the files have changed since the model was opened."""
         self.weights.check_unchanged()
+
+
+def _in_fewest_bytes(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in a dtype if that changes no value, else as it is.
+
+    What is computed comes in float32. Recipe steps have rounded it to their dtype; a model with an
+    adapter has not, and a merge to disk reads it unrounded.
+    """
+    cast = tensor.to(dtype)
+    if cast is tensor or torch.equal(cast.to(tensor.dtype), tensor):
+        return cast
+    return tensor

@@ -69,7 +69,7 @@ class RoutedModel:
         allow_mismatch: bool = False,
     ) -> None:
         self.allow_mismatch = allow_mismatch
-        opened = open_weights(sources, already)
+        opened = open_weights(sources, already, mapped=True)
         self.checkpoints: dict[str, CachedWeights] = {}
         for name, weights in opened.items():
             self.checkpoints[name] = _cached(weights, device)
@@ -130,6 +130,8 @@ class RoutedModel:
                 raise RecipeError(
                     f"The step {step.name!r} is not one that this model has in memory: {names}"
                 )
+        for weights in self.checkpoints.values():
+            weights.check_unchanged()
         # The steps are in memory as models, so the plan need not merge them again.
         without_steps = replace(recipe, steps=())
         plan = make_plan(

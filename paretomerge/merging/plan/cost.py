@@ -12,6 +12,11 @@ _BYTES_PER_THREAD = 60_000_000
 # An average NVMe drive, read or written.
 _DISK_BYTES_PER_SECOND = 1.0e9
 _FLOAT32_BYTES = 4
+# Blocks in float32 that are alive at a time, beside one per source: no method has more. Measured
+# for every method by tests/merging/plan/test_working_memory.py, as are the copies of a matrix.
+_BLOCKS_BESIDE_SOURCES = 8
+# Of square matrices, beside two per source: 11 of torch, and 4 that LAPACK asks for.
+_SVD_COPIES = 15
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,7 @@ def estimate_cost(plan: Plan, threads: int = 1) -> Cost:
     written = plan.bytes_written()
     memory_per_thread = _BYTES_PER_THREAD
     if method.whole_tensors:
-        tensor_bytes = [_whole_tensor_bytes(job) for job in plan.jobs]
-        memory_per_thread += max(tensor_bytes, default=0)
+        memory_per_thread += _whole_tensor_bytes(plan)
     # Only methods that read a tensor more than once keep its inputs in memory.
     cached = min(INPUT_CACHE_BYTES, read) if method.multi_pass else 0
     memory = _PROCESS_BYTES + cached + threads * memory_per_thread
@@ -65,7 +69,45 @@ def _input_entries(job: TensorJob) -> int:
     return math.prod(job.shape) * len(job.inputs)
 
 
-def _whole_tensor_bytes(job: TensorJob) -> int:
-    """Bytes of a tensor's inputs and result in float32, and as much again for matrix factors."""
-    copies = 2 * len(job.inputs) + 2
-    return _FLOAT32_BYTES * math.prod(job.shape) * copies
+def working_bytes(plan: Plan, block_elements: int) -> int:
+    """Bound the memory that merging one tensor takes beside its inputs and its result.
+
+    It is on the device where blocks are merged. The selection of thresholds runs on the host, and
+    is not counted.
+
+    Args:
+        plan: The plan.
+        block_elements: Elements of a block on the device.
+
+    Returns:
+        Bytes, for the most demanding tensor of the plan.
+    """
+    most = 0
+    for job in plan.jobs:
+        if job.copy:
+            continue
+        columns = job.shape[-1] if job.shape else 1
+        # A block is at least one row, and at most the tensor.
+        elements = min(math.prod(job.shape), max(block_elements, columns))
+        blocks = len(job.sources) + _BLOCKS_BESIDE_SOURCES
+        most = max(most, _FLOAT32_BYTES * elements * blocks)
+    if plan.method.whole_tensors:
+        most = max(most, _whole_tensor_bytes(plan))
+    return most
+
+
+def _whole_tensor_bytes(plan: Plan) -> int:
+    """Bytes of the factors and copies of the largest matrix that is merged as a whole."""
+    most = 0
+    for job in plan.jobs:
+        k = len(job.sources)
+        elements = math.prod(job.shape)
+        if plan.method.family == "spectral":
+            # Norms and embeddings take a mean, and a stack of experts goes matrix by matrix.
+            role = plan.template.architecture.role(job.name)
+            if len(job.shape) < 2 or role == "other":
+                continue
+            elements = math.prod(job.shape[-2:])
+        copies = max(_SVD_COPIES + 2 * k, 7 + 4 * k)
+        most = max(most, _FLOAT32_BYTES * elements * copies)
+    return most

@@ -148,6 +148,7 @@ def open_weights(
     already: Mapping[str, Weights] | None = None,
     allow_nan: bool = False,
     download: bool = True,
+    mapped: bool = False,
 ) -> dict[str, Weights]:
     """Open models to merge from.
 
@@ -156,6 +157,7 @@ def open_weights(
         already: Models that are open already; they are returned as they are.
         allow_nan: True if NaN and infinite weights are no error.
         download: False to read only the headers of models on the Hub.
+        mapped: Whether their tensors are views of mapped files; see `Shards`.
 
     Returns:
         The opened models by name, in the order of `models`.
@@ -171,15 +173,15 @@ def open_weights(
             if model in already:
                 opened[model] = already[model]
             else:
-                opened[model] = _open(model, allow_nan, download)
+                opened[model] = _open(model, allow_nan, download, mapped)
     problems.raise_if_any()
     return opened
 
 
-def _open(model: str, allow_nan: bool, download: bool) -> Weights:
+def _open(model: str, allow_nan: bool, download: bool, mapped: bool) -> Weights:
     # `model@revision+adapter`
     reference = Reference.parse(model)
-    checkpoint = Checkpoint(reference.model, allow_nan, download)
+    checkpoint = Checkpoint(reference.model, allow_nan, download, mapped)
     if reference.adapter:
         return AdaptedCheckpoint(checkpoint, reference.adapter)
     return checkpoint
