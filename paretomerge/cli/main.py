@@ -408,23 +408,35 @@ def plan(
             help="Of a study: make no merge in memory to estimate the time.",
         ),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of a study: plan memory and time for so many workers."
+        ),
+    ] = 1,
 ) -> None:
     """Check a recipe or a study without writing anything.
 
     Shows every error at once. Of a recipe, it reads the headers of the models alone, and shows what
     the merge will read, write and need. Of a study, it checks all that a search checks before its
-    first trial, and shows what the search will do and how long it will take.
+    first trial, and shows what the search will do, what memory it needs, what does not fit, and how
+    long it will take.
     """
     from paretomerge.cli.plan import is_study_file, print_study_plan
 
     if is_study_file(file):
         print_study_plan(
-            file, override or (), allow_mismatch, as_json, measure=not no_measure
+            file,
+            override or (),
+            allow_mismatch,
+            as_json,
+            measure=not no_measure,
+            workers=workers,
         )
         return
-    if override or no_measure:
+    if override or no_measure or workers > 1:
         raise ConfigError(
-            f"{file}: --set and --no-measure are for studies, not recipes"
+            f"{file}: --set, --no-measure and --workers are for studies, not recipes"
         )
     _print_recipe_plan(file, as_json, allow_mismatch)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from paretomerge.merging.plan.plan import Plan
     from paretomerge.recipe import Recipe
+    from paretomerge.study.memory import MemoryPlan
     from paretomerge.study.preview import ScorePreview, StudyPreview, Times
     from paretomerge.study.study import Study
 
@@ -102,6 +103,7 @@ def print_study_plan(
     allow_mismatch: bool,
     as_json: bool,
     measure: bool,
+    workers: int = 1,
 ) -> None:
     """Check a study and print what it will do.
 
@@ -111,10 +113,11 @@ def print_study_plan(
         allow_mismatch: True to set the key of that name.
         as_json: Whether to print JSON.
         measure: Whether one merge may be made in memory, to measure the time.
+        workers: Number of workers that memory and time are planned for.
     """
     study = _open(path, overrides, allow_mismatch)
     session.set_up_process(study)
-    preview = study.preview(measure=measure)
+    preview = study.preview(measure=measure, workers=workers)
     session.print_notes(preview.notes)
     if as_json:
         print(json.dumps(asdict(preview), indent=2))
@@ -176,12 +179,63 @@ def _table(preview: "StudyPreview") -> "Table":
     if preview.done:
         trials += f"; {preview.done} are done"
     table.add_row("trials", trials)
+    for i, line in enumerate(_memory_lines(preview.memory)):
+        table.add_row("memory" if i == 0 else "", line)
     size = readable_size(preview.checkpoint_bytes)
-    table.add_row("disk", f"{size} for each merge of the front that is written")
+    free = readable_size(preview.memory.machine.disk)
+    table.add_row("disk", f"{size} for each merge that is written; {free} are free")
     table.add_row("out", preview.out)
-    for i, line in enumerate(_time_lines(preview.times)):
+    times = [*_time_lines(preview.times), *_forecast_lines(preview)]
+    for i, line in enumerate(times):
         table.add_row("time" if i == 0 else "", line)
+    for i, problem in enumerate(preview.memory.problems):
+        table.add_row("does not fit" if i == 0 else "", problem)
     return table
+
+
+def _memory_lines(memory: "MemoryPlan") -> list[str]:
+    """What is needed of the host and of the GPU, and what is free."""
+    machine = memory.machine
+    workers = "1 worker"
+    if memory.workers > 1:
+        workers = f"{memory.workers} workers"
+    lines = [
+        f"{readable_size(memory.host)} with {workers}, beside {readable_size(memory.mapped)} of "
+        f"mapped files; {readable_size(machine.host)} are free"
+    ]
+    if memory.gpu is not None:
+        free = "its free memory is not known"
+        if machine.gpu is not None:
+            free = f"{readable_size(machine.gpu)} are free"
+        lines.append(f"{readable_size(memory.gpu)} of each GPU; {free}")
+    parts = {
+        "live model": memory.live,
+        "kept beside it": memory.kept,
+        "a merge": memory.merge,
+        "a batch": memory.score,
+    }
+    sizes = [f"{name} {readable_size(size)}" for name, size in parts.items() if size]
+    lines.append(f"for each worker: {', '.join(sizes)}; `sources: {memory.sources}`")
+    return lines
+
+
+def _forecast_lines(preview: "StudyPreview") -> list[str]:
+    """The trials that are left with one and with more workers."""
+    lines = []
+    for forecast in preview.forecasts:
+        if forecast.workers == 1:
+            continue
+        lines.append(
+            f"{_duration(forecast.wall)} with {forecast.workers} workers, which wait "
+            f"{forecast.idle:.0%} of the time"
+        )
+    costs = preview.times.costs
+    if preview.forecasts and costs is not None:
+        lines.append(
+            f"the sampler takes {_duration(costs.ask)} for a proposal, and can keep "
+            f"{costs.most_workers} workers busy"
+        )
+    return lines
 
 
 def _score_text(score: "ScorePreview") -> str:

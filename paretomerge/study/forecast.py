@@ -14,6 +14,11 @@ from dataclasses import dataclass, replace
 
 from paretomerge.arguments import integer
 
+_ASK_BASE = 0.08
+
+TYPICAL_SPREAD = 0.2
+"""Of the times of trials, where there is no record: answers of merges differ in length."""
+
 
 @dataclass(frozen=True)
 class TrialCosts:
@@ -166,6 +171,25 @@ def _durations(costs: TrialCosts, trials: int, seed: int) -> list[float]:
     # The mean of a log-normal variable is exp(mu + sigma^2 / 2).
     mu = math.log(costs.work) - sigma**2 / 2
     return [rng.lognormvariate(mu, sigma) for _ in range(trials)]
+
+
+def mmmo_ask_seconds(trials: int, parameters: int, objectives: int) -> float:
+    """Estimate the mean time of a proposal of `MMMOSampler` over a study, on one core.
+
+    A fit to the measurements of `benchmarks/scaling.py`, which it meets within a factor of two.
+
+    Args:
+        trials: Number of trials of the study.
+        parameters: Number of parameters of its space.
+        objectives: Number of its objectives.
+
+    Returns:
+        Seconds.
+    """
+    # The fit of the Gaussian processes grows with the square of the trials; the mean of n^2 over
+    # a study is a third of its last value.
+    growth = (trials / 1_000) ** 2 / 3
+    return objectives / 2 * (_ASK_BASE * (1 + parameters / 30) + growth)
 
 
 def shared(costs: TrialCosts, workers: int, places: int) -> TrialCosts:

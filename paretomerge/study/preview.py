@@ -4,6 +4,7 @@ Everything is checked as `search` does it, and nothing is written. The times com
 where the study has trials. Otherwise one merge is made in memory and scored on a few examples.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, pstdev
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
@@ -32,13 +33,26 @@ from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.record.record import Record
 from paretomerge.record.trial import Trial, count_evaluated
+from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.build import build_search
+from paretomerge.study.forecast import (
+    TYPICAL_SPREAD,
+    Forecast,
+    TrialCosts,
+    forecast,
+    mmmo_ask_seconds,
+    shared,
+)
+from paretomerge.study.memory import MemoryPlan
 from paretomerge.study.model_check import plan_first_baseline
 from paretomerge.study.search import Search
 
 _Result = TypeVar("_Result")
 _LEAST_EXAMPLES = 16
 """Examples of each task that one merge is scored on, where a batch has fewer."""
+
+_LEAST_TRIALS = 5
+"""Trials in the record that show how much their times differ."""
 
 _SHORT = 2.0
 """Seconds: a measurement below is made twice, since the first call of anything is slow."""
@@ -90,6 +104,7 @@ class Times:
         search: All trials that are still to do; None likewise.
         held_out: One merge on the held-out examples, of which the baselines and the front are
             scored at the end; None likewise.
+        costs: What the forecasts rest on; None likewise.
     """
 
     basis: str
@@ -98,6 +113,7 @@ class Times:
     trial: float | None = None
     search: float | None = None
     held_out: float | None = None
+    costs: TrialCosts | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,9 @@ class StudyPreview:
         checkpoint_bytes: Size of one written checkpoint.
         out: The study's folder.
         times: The estimated times.
+        memory: The peak of memory and disk, and what does not fit.
+        forecasts: The trials that are left with one worker, and with as many as were asked for;
+            empty where there is no estimate of a trial.
         notes: What users should know about the study.
     """
 
@@ -128,10 +147,14 @@ class StudyPreview:
     checkpoint_bytes: int
     out: str
     times: Times
+    memory: MemoryPlan
+    forecasts: tuple[Forecast, ...]
     notes: tuple[str, ...]
 
 
-def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview:
+def preview_study(
+    settings: StudySettings, measure: bool = True, workers: int = 1
+) -> StudyPreview:
     """Check a study as a search does before its first trial, and estimate its time.
 
     Nothing is recorded, and no file or folder is left behind.
@@ -140,6 +163,7 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
         settings: The study.
         measure: Whether a study without trials is measured on one merge in memory, which loads its
             models. Models that are not on this machine are never downloaded for that.
+        workers: Number of live models that memory and time are planned for.
 
     Returns:
         The preview.
@@ -161,6 +185,7 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
         times = _times(search, settings, scores, trials, opened, measure)
         notes += search.goals.notes
         plan = plan_first_baseline(search.space, search.placement)
+        memory = search.memory_plan(settings.evaluation.batch_size, workers)
         names = ("base", *search.space.sources)
         model_previews = []
         for name, path in zip(names, models, strict=True):
@@ -176,6 +201,8 @@ def preview_study(settings: StudySettings, measure: bool = True) -> StudyPreview
             checkpoint_bytes=plan.bytes_written(),
             out=str(settings.out_folder),
             times=times,
+            memory=memory,
+            forecasts=_forecasts(times, settings, trials, memory),
             notes=tuple(dict.fromkeys(notes)),
         )
 
@@ -243,7 +270,8 @@ def _times(
     if seconds:
         usual = median(seconds)
         basis = f"the median time of {len(seconds)} trials in the record"
-        return Times(basis, trial=usual, search=usual * remaining)
+        costs = _recorded_costs(trials)
+        return Times(basis, trial=usual, search=usual * remaining, costs=costs)
     if not measure:
         return Times("no merge was made to measure it")
     if settings.evaluation.backend:
@@ -256,7 +284,63 @@ def _times(
             f"{', '.join(missing)} would have to be downloaded for a measurement"
         )
     sample = max(settings.evaluation.batch_size, _LEAST_EXAMPLES)
-    return _Measurement(search, scores, sample).times(remaining)
+    times = _Measurement(search, scores, sample).times(remaining)
+    assert times.merge is not None
+    costs = TrialCosts(
+        times.merge,
+        sum(times.scores.values()),
+        _ask_seconds(search, settings),
+        spread=TYPICAL_SPREAD,
+    )
+    return replace(times, costs=costs)
+
+
+def _ask_seconds(search: Search, settings: StudySettings) -> float:
+    """Estimate what a proposal takes. Only the default sampler takes a time that matters."""
+    if not isinstance(search.sampler, MMMOSampler):
+        return 0.0
+    parameters = len(search.space.distributions)
+    return mmmo_ask_seconds(settings.total_trials, parameters, len(settings.objectives))
+
+
+def _recorded_costs(trials: list[Trial]) -> TrialCosts:
+    """What trials took; each has its times in the record."""
+    merges, scores, asks = [], [], []
+    for trial in trials:
+        seconds = trial.seconds
+        if trial.failure or trial.warm_start or "evaluate" not in seconds:
+            continue
+        merges.append(seconds.get("merge", 0.0))
+        scores.append(seconds["evaluate"])
+        # Baselines come from no proposal.
+        if not trial.label:
+            asks.append(seconds.get("ask", 0.0))
+    works = [merge + score for merge, score in zip(merges, scores, strict=True)]
+    if not works:
+        return TrialCosts(0.0, 0.0)
+    spread = TYPICAL_SPREAD
+    if len(works) >= _LEAST_TRIALS and mean(works) > 0:
+        spread = pstdev(works) / mean(works)
+    costs = TrialCosts(median(merges), mean(scores), spread=spread)
+    # Without proposals in the record, the default stands.
+    return replace(costs, ask=median(asks)) if asks else costs
+
+
+def _forecasts(
+    times: Times, settings: StudySettings, trials: list[Trial], memory: MemoryPlan
+) -> tuple[Forecast, ...]:
+    """Forecasts of the trials that are left, for one worker and for those of the memory plan."""
+    if times.costs is None or times.costs.work <= 0:
+        return ()
+    remaining = max(settings.total_trials - count_evaluated(trials), 0)
+    places = memory.machine.gpus
+    if memory.device == "cpu":
+        places = (os.cpu_count() or 1) // (settings.threads or 1)
+    forecasts = []
+    for workers in sorted({1, memory.workers}):
+        costs = shared(times.costs, workers, places)
+        forecasts.append(forecast(costs, remaining, workers))
+    return tuple(forecasts)
 
 
 def _not_here(opened: Mapping[str, Weights]) -> list[str]:

@@ -292,7 +292,7 @@ class Study:
         notes += search.memory_plan(batch_size).problems
         return [*notes, *preference_notes(self.settings)]
 
-    def preview(self, *, measure: bool = True) -> "StudyPreview":
+    def preview(self, *, measure: bool = True, workers: int = 1) -> "StudyPreview":
         """Check the study as a search does before its first trial, and estimate its time.
 
         Nothing is recorded, and nothing is left behind.
@@ -300,9 +300,10 @@ class Study:
         Args:
             measure: Whether a study without trials is measured on one merge in memory, which loads
                 its models.
+            workers: Number of live models that memory and time are planned for.
 
         Returns:
-            The models, the scores, the trials, the disk space and the estimated times.
+            The models, the scores, the trials, the memory, the disk space and the estimated times.
 
         Raises:
             ParetoMergeError: Something is missing or does not fit. All problems are reported at
@@ -310,7 +311,7 @@ class Study:
         """
         from paretomerge.study.preview import preview_study
 
-        return preview_study(self.settings, measure)
+        return preview_study(self.settings, measure, integer(1)("workers", workers))
 
     def optimize(
         self,

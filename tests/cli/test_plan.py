@@ -62,6 +62,10 @@ def test_a_study_is_measured_and_nothing_is_left(study: Path) -> None:
     assert plan["scores"][0]["search_examples"] == 3
     assert plan["times"]["trial"] > 0 and plan["checkpoint_bytes"] > 10_000
     assert plan["times"]["search"] == pytest.approx(7 * plan["times"]["trial"])
+    assert plan["memory"]["workers"] == 1 and plan["memory"]["sources"] == "mmap"
+    assert plan["memory"]["host"] > plan["memory"]["live"] > 10_000
+    (alone,) = plan["forecasts"]
+    assert alone["wall"] > plan["times"]["search"]
     assert files_in(study.parent) == before
 
 
@@ -73,6 +77,10 @@ def test_without_a_measurement_and_with_a_record(study: Path) -> None:
     assert plan["done"] == 5
     assert plan["times"]["basis"] == "the median time of 5 trials in the record"
     assert plan["times"]["search"] == pytest.approx(2 * plan["times"]["trial"])
+    lines = paretomerge("plan", study, "--workers", "4").stdout
+    shown = " ".join(lines.split())
+    assert "with 4 workers, beside" in shown and "of mapped files" in shown
+    assert "with 4 workers, which wait" in shown and "workers busy" in shown
     changed = paretomerge("plan", study, "--set", "seed=4", ok=False)
     assert "seed changed since (seed: 0, now 4)" in changed.stderr
 
