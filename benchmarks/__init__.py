@@ -12,6 +12,7 @@
 - `estimators`: docs/lab/evaluation.md; a merge's score estimated from some of its examples.
 - `evaluation`: docs/lab/evaluation.md; time of scoring, and the ratio to the harness's own model.
 - `merge`: docs/lab/speed.md; time and memory of merges to disk beside mergekit.
+- `scaling`: docs/scaling.md, docs/lab/scaling.md; memory and time of studies by workers and sizes.
 - `overhead`: README.md; where a trial's time goes.
 - `landscape`: docs/lab/landscape.md; makes, fits, checks and verifies the merge landscape.
 - `references`: paretomerge/problems/data/references.json; reference points of the test problems.

@@ -26,6 +26,12 @@ def run_study(path: Path, overrides: Sequence[str] = ()) -> Search:
     return study
 
 
+def open_fresh(path: Path, folder: Path, overrides: Sequence[str] = ()) -> Search:
+    """The study of a study.yaml, from its beginning, with its record in a folder."""
+    settings = load_study(path, overrides).settings
+    return build_search(replace(settings, out=folder))
+
+
 def trial_seconds(path: Path) -> list[Mapping[str, float]]:
     """Run a study from its beginning in a temporary folder; seconds by part of each trial.
 

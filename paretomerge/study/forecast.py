@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from paretomerge.arguments import integer
 
 _ASK_BASE = 0.08
+_ASK_EARLY = 0.3
+_EARLY_TRIALS = 30
 
 TYPICAL_SPREAD = 0.2
 """Of the times of trials, where there is no record: answers of merges differ in length."""
@@ -189,7 +191,9 @@ def mmmo_ask_seconds(trials: int, parameters: int, objectives: int) -> float:
     # The fit of the Gaussian processes grows with the square of the trials; the mean of n^2 over
     # a study is a third of its last value.
     growth = (trials / 1_000) ** 2 / 3
-    return objectives / 2 * (_ASK_BASE * (1 + parameters / 30) + growth)
+    # The first proposals take longer: few observations leave the fit of the processes open.
+    early = _ASK_EARLY * min(1.0, _EARLY_TRIALS / max(trials, 1))
+    return early + objectives / 2 * (_ASK_BASE * (1 + parameters / 30) + growth)
 
 
 def shared(costs: TrialCosts, workers: int, places: int) -> TrialCosts:

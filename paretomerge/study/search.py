@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 
+from paretomerge.checkpoint.operand import read_tensor
 from paretomerge.config.settings import SourcesSetting
 from paretomerge.errors import (
     ErrorCollector,
@@ -266,7 +267,7 @@ class Search:
     def check_weights(self) -> None:
         """Read every tensor, unless the record holds a score of these models already.
 
-        A live model in this process keeps the tensors in memory, so they are not read again.
+        What a live model in this process keeps in memory or maps is not read again.
 
         Raises:
             CheckpointError: A file is damaged, or holds NaN. One error reports all such models.
@@ -283,7 +284,8 @@ class Search:
         for weights in checkpoints.values():
             with problems.collect():
                 for name in weights.headers:
-                    weights.operand(name)
+                    # What is computed at each merge is computed here once more.
+                    read_tensor(weights.operand(name))
         problems.raise_if_any()
 
     def recipe(self, trial: Trial) -> Recipe:

@@ -10,6 +10,7 @@ from benchmarks import (
     peers,
     picks,
     racing,
+    scaling,
     search,
     smollm,
     smollm_composed,
@@ -37,6 +38,7 @@ SCRIPTS = {
     "smollm_composed": lambda: family.table(smollm_composed.FAMILY),
     "picks": picks.tables,
     "vllm": vllm_backend.tables,
+    "scaling": scaling.tables,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 
