@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,13 +109,27 @@ class Shards:
         # Headers from the Hub name files that are not here.
         files = {header.file for header in headers.values()}
         self._stamps = {file: _FileStamp.of(file) for file in files if file.exists()}
-        self._descriptors: dict[Path, int] = {}
         self._is_mapped = mapped
+        self._prepare_to_open()
+
+    def _prepare_to_open(self) -> None:
+        self._descriptors: dict[Path, int] = {}
         self._mappings: dict[Path, mmap.mmap | None] = {}
         self._mapped: dict[str, InMemoryTensor] = {}
         self._lock = threading.Lock()
         # Not `__del__`: at the interpreter's end that may run when `os` is gone already.
         weakref.finalize(self, _close, self._descriptors)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Each process of a merge opens the files for itself.
+        state = dict(self.__dict__)
+        for name in ("_descriptors", "_lock", "_mappings", "_mapped"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state)
+        self._prepare_to_open()
 
     def operand(self, name: str) -> StoredTensor | InMemoryTensor:
         """Return the tensor, to be read a few rows at a time.
@@ -139,7 +153,7 @@ class Shards:
         """Return the tensor in its file, also where files are mapped."""
         header = self.headers[name]
         return StoredTensor(
-            descriptor=lambda: self._descriptor(header.file),
+            descriptor=partial(self._descriptor, header.file),
             offset=header.offset,
             shape=header.shape,
             dtype=header.dtype,

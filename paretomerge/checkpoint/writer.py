@@ -207,23 +207,58 @@ def _replace(
 
 
 @dataclass(frozen=True)
-class _Destination:
-    """Where a tensor is written."""
+class Destination:
+    """Where a tensor is written.
 
-    descriptor: int
+    Attributes:
+        file: The file, which has its full size already.
+        offset: Position of the first byte of the tensor.
+        spec: The tensor.
+    """
+
+    file: Path
     offset: int
     spec: TensorSpec
+
+
+class BlockWriter:
+    """Writes blocks of tensors into files that another process made with a `WeightsWriter`.
+
+    Args:
+        destinations: Tensor name -> where it is written.
+    """
+
+    def __init__(self, destinations: Mapping[str, Destination]) -> None:
+        self._destinations = destinations
+        self._descriptors: dict[Path, int] = {}
+
+    def write(
+        self,
+        name: str,
+        element: int,
+        block: "torch.Tensor",
+    ) -> int:
+        """Write a part of a tensor and return its bytes; see `WeightsWriter.write`."""
+        target = self._destinations[name]
+        if target.file not in self._descriptors:
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            self._descriptors[target.file] = os.open(target.file, flags)
+        return _write_block(self._descriptors[target.file], target, element, block)
 
 
 class WeightsWriter:
     """Writes safetensors files, which get their full size when the object is made.
 
-    Use it as a context manager: the files are closed at its end.
+    Use it as a context manager: the files are closed at its end. Other processes may write a part
+    of the blocks with a `BlockWriter` of the same destinations.
 
     Args:
         folder: Where the files are created.
         specs: The tensors, in the order in which the files hold them.
         shard_bytes: Size of the largest file; a tensor that is larger gets a file of its own.
+
+    Attributes:
+        destinations: Tensor name -> where it is written.
     """
 
     def __init__(
@@ -232,8 +267,8 @@ class WeightsWriter:
         specs: Sequence[TensorSpec],
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self._destinations: dict[str, _Destination] = {}
-        self._open: list[int] = []
+        self.destinations: dict[str, Destination] = {}
+        self._descriptors: dict[Path, int] = {}
         shards = _split_into_shards(specs, shard_bytes)
         files = {}
         try:
@@ -255,8 +290,9 @@ class WeightsWriter:
 
     def close(self) -> None:
         """Close the files."""
-        while self._open:
-            os.close(self._open.pop())
+        while self._descriptors:
+            _, descriptor = self._descriptors.popitem()
+            os.close(descriptor)
 
     def write(
         self,
@@ -271,20 +307,14 @@ class WeightsWriter:
             element: Flat index in the tensor of the block's first element.
             block: The elements, in the tensor's dtype.
         """
-        import torch
+        target = self.destinations[name]
+        n_bytes = _write_block(self._descriptors[target.file], target, element, block)
+        self.add_written(name, n_bytes)
 
-        target = self._destinations[name]
-        dtype = target.spec.dtype
-        if str(block.dtype) != f"torch.{dtype}":
-            raise AssertionError(f"planned {target.spec}, got {block.dtype}")
-        if block.numel() == 0:
-            return
-        # As bytes, because numpy has no bfloat16.
-        flat = block.detach().cpu().contiguous().reshape(-1)
-        raw = memoryview(flat.view(torch.uint8).numpy())
-        position = target.offset + element * DTYPE_BYTES[dtype]
-        _write_all(target.descriptor, raw, position)
-        self._checksums.add_written(name, len(raw))
+    def add_written(self, name: str, n_bytes: int) -> None:
+        """Report that another process has written so many bytes of a tensor."""
+        if n_bytes:
+            self._checksums.add_written(name, n_bytes)
 
     def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of each file; every tensor must have been written."""
@@ -298,7 +328,7 @@ class WeightsWriter:
         # O_RDWR, as `Checksums` reads through the same descriptor.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(file, flags, 0o644)
-        self._open.append(descriptor)
+        self._descriptors[file] = descriptor
         _write_all(descriptor, memoryview(header), 0)
         # The full size at once: blocks are written at their positions, in any order.
         data_size = sum(spec.bytes for spec in specs)
@@ -308,11 +338,7 @@ class WeightsWriter:
             start = ranges[-1].end
             end = start + spec.bytes
             ranges.append(ByteRange(spec.name, start, end))
-            self._destinations[spec.name] = _Destination(
-                descriptor=descriptor,
-                offset=start,
-                spec=spec,
-            )
+            self.destinations[spec.name] = Destination(file, start, spec)
         return descriptor, ranges
 
 
@@ -364,6 +390,28 @@ def _write_index(folder: Path, shards: Mapping[str, Sequence[TensorSpec]]) -> No
         total_size += sum(spec.bytes for spec in specs)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     write_json(folder / INDEX_FILE, index)
+
+
+def _write_block(
+    descriptor: int,
+    target: Destination,
+    element: int,
+    block: "torch.Tensor",
+) -> int:
+    """Write a block, whose first element is `element` of its tensor; return its bytes."""
+    import torch
+
+    dtype = target.spec.dtype
+    if str(block.dtype) != f"torch.{dtype}":
+        raise AssertionError(f"planned {target.spec}, got {block.dtype}")
+    if block.numel() == 0:
+        return 0
+    # As bytes, because numpy has no bfloat16.
+    flat = block.detach().cpu().contiguous().reshape(-1)
+    raw = memoryview(flat.view(torch.uint8).numpy())
+    position = target.offset + element * DTYPE_BYTES[dtype]
+    _write_all(descriptor, raw, position)
+    return len(raw)
 
 
 def _write_all(

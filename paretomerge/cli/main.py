@@ -315,10 +315,11 @@ def merge(
     recipe: RecipeFile,
     out: Path,
     overwrite: Overwrite = False,
-    threads: Annotated[
+    workers: Annotated[
         int | None,
         typer.Option(
-            help="Tensors merged at a time. Default: 2, or fewer by OMP_NUM_THREADS.",
+            help="Processes that merge. Default: 1 for a small merge, else the processors, or "
+            "fewer by OMP_NUM_THREADS.",
             min=1,
         ),
     ] = None,
@@ -355,7 +356,7 @@ def merge(
         out,
         overwrite=overwrite,
         shard_bytes=shard_bytes,
-        threads=threads,
+        workers=workers,
         device=device,
     )
     session.console().print(

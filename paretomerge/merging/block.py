@@ -166,13 +166,18 @@ class Inputs:
         """Rows [first, end) of the tensor."""
         return Block(self, first, end)
 
-    def blocks(self, elements: int | None = None) -> "Iterator[Block]":
+    def blocks(
+        self,
+        elements: int | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> "Iterator[Block]":
         """All blocks of the tensor, from its first row to its last.
 
         Args:
             elements: The most elements of a block, at least one row; by default the size that suits
                 the device. Statistics use the default, because a float sum depends on where blocks
                 end.
+            rows: Rows [first, end) to cut into blocks; by default all.
 
         Yields:
             Consecutive blocks of whole rows.
@@ -180,8 +185,9 @@ class Inputs:
         if not elements:
             elements = CPU_BLOCK if self.device == "cpu" else GPU_BLOCK
         step = max(1, elements // max(1, self.columns))
-        for first in range(0, self.rows, step):
-            end = min(first + step, self.rows)
+        start, stop = rows or (0, self.rows)
+        for first in range(start, stop, step):
+            end = min(first + step, stop)
             yield Block(self, first, end)
 
 

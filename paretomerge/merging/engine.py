@@ -1,10 +1,10 @@
 """The engine: from a recipe, or its plan, to merged tensors in a checkpoint.
 
 Merging is a loop over tensor jobs, and for each over blocks of rows. Arithmetic is in float32 with
-one cast at the end. There is no state between tensors.
+one cast at the end. There is no state between tensors, so that several processes can share them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +25,6 @@ from paretomerge.checkpoint.companions import (
 )
 from paretomerge.checkpoint.json_file import write_json
 from paretomerge.checkpoint.model_config import with_tagged_floats
-from paretomerge.checkpoint.operand import (
-    FLOAT_DTYPES,
-    StoredTensor,
-    matrix_shape,
-    read_tensor,
-)
 from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
@@ -40,24 +34,14 @@ from paretomerge.checkpoint.writer import (
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError
-from paretomerge.merging.block import CPU_BLOCK
 from paretomerge.merging.card import model_card
-from paretomerge.merging.job_io import cast_block, job_inputs
+from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.plan.make import RecipeLike, make_plan
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
-
-# Allocating and freeing this many bytes once makes glibc keep blocks of this size on its heap.
-# Without it, glibc returns them to the kernel after every operation, and fetches and clears them
-# again.
-_WARM_HEAP = 31 << 20
+from paretomerge.merging.processes import default_workers, merge_with_processes
+from paretomerge.merging.tasks import BlockCallback, merge_piece, prepare_process
 
 _THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
-
-BlockCallback = Callable[[TensorJob, int, Tensor], None]
-"""Receives each merged block: (job, flat position of its first element, the block).
-
-The block is (rows, columns) in float32, or for a copied tensor as it is stored.
-"""
 
 
 def merge(  # noqa: PLR0913 - the options of a merge, all with a default
@@ -67,7 +51,7 @@ def merge(  # noqa: PLR0913 - the options of a merge, all with a default
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     card: str = "",
-    threads: int | None = None,
+    workers: int | None = None,
     device: str = "cpu",
     allow_nan: bool = False,
     allow_mismatch: bool = False,
@@ -85,8 +69,9 @@ def merge(  # noqa: PLR0913 - the options of a merge, all with a default
             replaced: a file, or a folder with other content, is never removed.
         shard_bytes: The size of the largest file of weights.
         card: Text to add to the model card.
-        threads: Tensors merged at a time; by default as many as torch would use, but at most two.
-            The bytes do not depend on it.
+        workers: Processes that merge, this one included; by default one for a small merge, and for
+            others as many as torch would use threads. The bytes do not depend on it. On a GPU, one
+            process merges.
         device: `cpu`, `cuda` or `cuda:N`.
         allow_nan: Whether to merge NaN and infinite weights like others.
         allow_mismatch: Whether to merge models that do not seem to belong together.
@@ -119,7 +104,7 @@ def merge(  # noqa: PLR0913 - the options of a merge, all with a default
     overwrite = flag("overwrite", overwrite)
     shard_bytes = integer(1)("shard_bytes", shard_bytes)
     card = label("card", card)
-    threads = optional(integer(1))("threads", threads)
+    workers = optional(integer(1))("workers", workers)
     device = usable_device(device)
     plan = make_plan(
         recipe,
@@ -132,7 +117,7 @@ def merge(  # noqa: PLR0913 - the options of a merge, all with a default
         overwrite=overwrite,
         shard_bytes=shard_bytes,
         card=card,
-        threads=threads,
+        workers=workers,
         device=device,
     )
 
@@ -144,10 +129,12 @@ def write(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     card: str = "",
-    threads: int | None = None,
+    workers: int | None = None,
     device: str = "cpu",
 ) -> Path:
     """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors."""
+    device = usable_device(device)
+    _check_one_gpu_process(workers, device)
     check_not_current(out)
     _check_holds_no_source(plan, out)
     if overwrite:
@@ -157,16 +144,7 @@ def write(
         specs.append(TensorSpec(job.name, job.dtype, job.shape))
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
-
-            def write_block(
-                job: TensorJob,
-                start: int,
-                block: Tensor,
-            ) -> None:
-                result = cast_block(plan, job, block)
-                writer.write(job.name, start, result)
-
-            run(plan, write_block, threads, device)
+            _merge_to_disk(plan, writer, workers, device)
             checksums = writer.checksums()
         # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
@@ -183,22 +161,50 @@ def write(
     return out
 
 
+def _merge_to_disk(
+    plan: Plan,
+    writer: WeightsWriter,
+    workers: int | None,
+    device: str,
+) -> None:
+    """Merge every tensor of a plan into its file."""
+    if device == "cpu":
+        with _single_threaded() as torch_threads:
+            count = workers or default_workers(plan, torch_threads)
+            merge_with_processes(plan, writer, count)
+        return
+
+    def write_block(job: TensorJob, start: int, block: Tensor) -> None:
+        result = cast_block(plan, job, block)
+        writer.write(job.name, start, result)
+
+    run(plan, write_block, threads=1, device=device)
+
+
+def _check_one_gpu_process(workers: int | None, device: str) -> None:
+    """Raise ConfigError if several processes should merge on a GPU."""
+    if device != "cpu" and workers not in (None, 1):
+        raise ConfigError(
+            f"workers: one process merges on a GPU, not {workers}; leave `workers` out"
+        )
+
+
 def run(
     plan: Plan,
     on_block: BlockCallback,
     threads: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Merge every tensor of a plan, in its order.
+    """Merge every tensor of a plan in this process, in the order of the plan.
 
     Args:
         plan: What to merge.
         on_block: Receives each merged block. Several threads may call it.
-        threads: Tensors merged at a time. See `merge`.
+        threads: Tensors merged at a time; by default as many as torch would use, but at most two.
         device: Where to merge. See `merge`.
     """
     device = usable_device(device)
-    torch.empty(_WARM_HEAP, dtype=torch.uint8)
+    prepare_process()
     with _single_threaded() as torch_threads, torch.inference_mode():
         # One thread keeps a GPU busy, and the blocks of more would fill its memory.
         count = 1
@@ -208,13 +214,13 @@ def run(
         cache_bytes = INPUT_CACHE_BYTES // count
         if count == 1:
             for job in plan.jobs:
-                _merge_job(plan, job, on_block, device, cache_bytes)
+                merge_piece(plan, job, on_block, device=device, cache_bytes=cache_bytes)
             return
 
         def merge_one(job: TensorJob) -> None:
             # Inference mode belongs to a thread.
             with torch.inference_mode():
-                _merge_job(plan, job, on_block, device, cache_bytes)
+                merge_piece(plan, job, on_block, device=device, cache_bytes=cache_bytes)
 
         with ThreadPoolExecutor(count, thread_name_prefix="merge") as pool:
             pending = [pool.submit(merge_one, job) for job in plan.jobs]
@@ -273,48 +279,6 @@ def _check_holds_no_source(plan: Plan, out: Path) -> None:
                 )
 
 
-def _merge_job(
-    plan: Plan,
-    job: TensorJob,
-    on_block: BlockCallback,
-    device: str,
-    cache_bytes: int,
-    block_elements: int | None = None,
-) -> None:
-    if job.copy:
-        _copy(plan, job, on_block)
-        return
-    # An empty tensor has nothing to merge, and nothing that a method could measure.
-    if not torch.Size(job.shape).numel():
-        return
-    inputs = job_inputs(plan, job, device, cache_bytes)
-    merge_block = plan.method.function(inputs)
-    for block in inputs.blocks(block_elements):
-        on_block(job, block.start, merge_block(block))
-
-
-def _copy(
-    plan: Plan,
-    job: TensorJob,
-    on_block: BlockCallback,
-) -> None:
-    """Hand over the one source as it is, some rows at a time."""
-    operand = plan.operand(job.sources[0])
-    # Float32 does not hold every whole number, so these are not read by rows.
-    if operand.dtype not in FLOAT_DTYPES:
-        on_block(job, 0, read_tensor(operand))
-        return
-    rows, columns = matrix_shape(job.shape)
-    step = max(1, CPU_BLOCK // max(columns, 1))
-    for first in range(0, rows, step):
-        end = min(first + step, rows)
-        if isinstance(operand, StoredTensor):
-            block = operand.rows_as_stored(first, end)
-        else:
-            block = operand.rows(first, end)
-        on_block(job, first * columns, block)
-
-
 def merged_tensors(
     plan: Plan,
     block: int | None = None,
@@ -354,7 +318,13 @@ def _merged_tensor(
         cast_block(plan, job, block, out=flat[start:end])
 
     with _single_threaded(), torch.inference_mode():
-        _merge_job(plan, job, store_block, "cpu", INPUT_CACHE_BYTES, block_elements)
+        merge_piece(
+            plan,
+            job,
+            store_block,
+            cache_bytes=INPUT_CACHE_BYTES,
+            block_elements=block_elements,
+        )
     return merged
 
 

@@ -368,7 +368,7 @@ def test_plan_tells_what_a_merge_needs_and_merge_does_it(pico, tmp_path):
     assert "note: parameters: `gamma` means nothing to ties" in told.stderr
     plan = json.loads(paretomerge("plan", file, "--json").stdout)
     merged = paretomerge(
-        "merge", file, "out", "--shard-size", "20KB", "--threads", "2", cwd=tmp_path
+        "merge", file, "out", "--shard-size", "20KB", "--workers", "2", cwd=tmp_path
     )
     assert "wrote out" in merged.stdout and "note:" in merged.stderr
     sizes = [f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors")]

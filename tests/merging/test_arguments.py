@@ -20,10 +20,10 @@ def recipe(pico: Path) -> dict:
         ({"overwrite": "no"}, "^overwrite: expected True or False"),
         ({"allow_nan": None}, "^allow_nan: expected True or False"),
         ({"card": None}, "^card: expected text"),
-        ({"threads": -1}, "^threads: must be 1 or more, not -1"),
-        ({"threads": 0}, "^threads: must be 1 or more, not 0"),
-        ({"threads": "2"}, "^threads: expected a whole number, got '2'"),
-        ({"threads": 1.5}, "^threads: expected a whole number, got 1.5"),
+        ({"workers": -1}, "^workers: must be 1 or more, not -1"),
+        ({"workers": 0}, "^workers: must be 1 or more, not 0"),
+        ({"workers": "2"}, "^workers: expected a whole number, got '2'"),
+        ({"workers": 1.5}, "^workers: expected a whole number, got 1.5"),
         ({"shard_bytes": "5GB"}, "^shard_bytes: expected a whole number, got '5GB'"),
         ({"shard_bytes": -1}, "^shard_bytes: must be 1 or more, not -1"),
         ({"shard_bytes": 0}, "^shard_bytes: must be 1 or more, not 0"),
@@ -112,12 +112,12 @@ def test_what_comes_there_while_a_merge_runs_is_not_overwritten(
 ):
     from paretomerge.merging import engine
 
-    def run(*_) -> None:
+    def merge(*_) -> None:
         (tmp_path / "out").write_text("precious")
-        run_as_planned(*_)
+        merge_as_planned(*_)
 
-    run_as_planned = engine.run
-    monkeypatch.setattr(engine, "run", run)
+    merge_as_planned = engine.merge_with_processes
+    monkeypatch.setattr(engine, "merge_with_processes", merge)
     with pytest.raises(pm.CheckpointError, match="is a file"):
         pm.merge(recipe(pico), tmp_path / "out", overwrite=True)
     assert (tmp_path / "out").read_text() == "precious"

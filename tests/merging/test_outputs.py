@@ -69,7 +69,6 @@ def after_first_write(
     monkeypatch.setattr(WeightsWriter, "write", write)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     "harm",
     [
@@ -89,7 +88,6 @@ def test_a_source_that_changes_while_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
     small_blocks: None,
     harm: Callable[[Path], None],
-    threads: int,
 ) -> None:
     folder = copied(pico, tmp_path / "m")
     after_first_write(monkeypatch, lambda: harm(folder / "model.safetensors"))
@@ -97,7 +95,7 @@ def test_a_source_that_changes_while_it_is_read(
         CheckpointError,
         match=r"changed while it was read|ended too early|cannot be opened",
     ):
-        merge(recipe(folder, pico / "bob"), tmp_path / "out", threads=threads)
+        merge(recipe(folder, pico / "bob"), tmp_path / "out")
     assert listed(tmp_path) == ["m"]
 
 
@@ -119,7 +117,6 @@ def test_a_disk_that_fills(
         merge(
             recipe(pico / "ada", pico / "bob"),
             tmp_path / "new" / "parents" / "out",
-            threads=2,
         )
     assert listed(tmp_path) == []
 
@@ -244,7 +241,7 @@ def test_an_interrupt_leaves_nothing(
 
     after_first_write(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
-        merge(recipe(pico / "ada"), tmp_path / "new" / "out", threads=2)
+        merge(recipe(pico / "ada"), tmp_path / "new" / "out")
     assert listed(tmp_path) == []
 
 

@@ -8,10 +8,11 @@ from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
 # The interpreter with torch loaded, measured.
 _PROCESS_BYTES = 350_000_000
 # Blocks in work, and the entries that the selection of a threshold collects.
-_BYTES_PER_THREAD = 60_000_000
+_BYTES_IN_WORK = 60_000_000
 # An average NVMe drive, read or written.
 _DISK_BYTES_PER_SECOND = 1.0e9
 _FLOAT32_BYTES = 4
+_LEAST_NS_OF_WHOLE_MATRICES = 20.0
 # Blocks in float32 that are alive at a time, beside one per source: no method has more. Measured
 # for every method by tests/merging/plan/test_working_memory.py, as are the copies of a matrix.
 _BLOCKS_BESIDE_SOURCES = 8
@@ -26,7 +27,7 @@ class Cost:
     Attributes:
         read: Bytes of the inputs.
         written: Bytes of the result, which is also the free disk space that it needs.
-        memory: Peak bytes of the process.
+        memory: Peak bytes of all processes.
         seconds: Time on one core with a disk of a gigabyte per second; None for methods that work
             on whole matrices.
     """
@@ -37,32 +38,42 @@ class Cost:
     seconds: float | None
 
 
-def estimate_cost(plan: Plan, threads: int = 1) -> Cost:
+def estimate_cost(plan: Plan, workers: int = 1) -> Cost:
     """Estimate the cost of a plan from headers alone.
 
     Args:
         plan: The plan.
-        threads: Number of tensors that are merged at a time.
+        workers: Number of processes that merge.
 
     Returns:
         The estimate.
     """
-    method = plan.method
     read = plan.bytes_read()
     written = plan.bytes_written()
-    memory_per_thread = _BYTES_PER_THREAD
-    if method.whole_tensors:
-        memory_per_thread += _whole_tensor_bytes(plan)
     # Only methods that read a tensor more than once keep its inputs in memory.
-    cached = min(INPUT_CACHE_BYTES, read) if method.multi_pass else 0
-    memory = _PROCESS_BYTES + cached + threads * memory_per_thread
+    cached = min(INPUT_CACHE_BYTES, read) if plan.method.multi_pass else 0
+    memory = cached + workers * worker_bytes(plan)
     seconds = None
-    if method.ns_per_entry is not None:
-        entries = sum(_input_entries(job) for job in plan.jobs)
+    if plan.method.ns_per_entry is not None:
         disk_seconds = (read + written) / _DISK_BYTES_PER_SECOND
-        # The pace is measured in nanoseconds per entry of each input, by benchmarks/merge.py.
-        seconds = entries * method.ns_per_entry * 1e-9 + disk_seconds
+        seconds = processor_seconds(plan) + disk_seconds
     return Cost(read, written, memory, seconds)
+
+
+def processor_seconds(plan: Plan) -> float:
+    """Estimate the time of one core; a lower bound for methods that work on whole matrices."""
+    # The pace is measured in nanoseconds per entry of each input, by benchmarks/merge.py.
+    pace = plan.method.ns_per_entry or _LEAST_NS_OF_WHOLE_MATRICES
+    entries = sum(_input_entries(job) for job in plan.jobs)
+    return entries * pace * 1e-9
+
+
+def worker_bytes(plan: Plan) -> int:
+    """Estimate the peak memory of one process of a merge, without inputs that are cached."""
+    memory = _PROCESS_BYTES + _BYTES_IN_WORK
+    if plan.method.whole_tensors:
+        memory += _whole_tensor_bytes(plan)
+    return memory
 
 
 def _input_entries(job: TensorJob) -> int:

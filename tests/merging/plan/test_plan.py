@@ -90,7 +90,7 @@ def test_cost_is_read_from_headers(pico):
     )
     told = estimate_cost(made)
     assert (told.read, told.written) == (3 * size, size)
-    assert told.seconds > 0 and estimate_cost(made, threads=2).memory > told.memory
+    assert told.seconds > 0 and estimate_cost(made, workers=2).memory > told.memory
     whole = plan(pico, "merge_method: tsv\n" + TWO)
     assert (
         METHODS["tsv"].whole_tensors
@@ -221,7 +221,7 @@ def test_a_head_of_its_own_unties_the_result(pico, tmp_path):
     torch.testing.assert_close(model.lm_head.weight.data, head, rtol=1e-2, atol=1e-3)
 
 
-def test_blocks_threads_and_shards_of_any_size_give_the_same_bytes(pico, tmp_path):
+def test_blocks_of_any_size_give_the_same_bytes(pico, tmp_path):
     for method in (
         "ties",
         "dare_ties",
@@ -240,18 +240,6 @@ def test_blocks_threads_and_shards_of_any_size_give_the_same_bytes(pico, tmp_pat
                 torch.equal(tensor, reference[name])
                 for name, tensor in merged_tensors(made, block=block)
             ), (method, block)
-    recipe = Recipe.from_yaml(
-        (
-            "merge_method: dare_ties\n"
-            + TWO
-            + "parameters: {weight: 0.4, density: 0.5}"
-        ).replace("PICO", str(pico))
-    )
-    for threads in (1, 3):
-        merge(recipe, tmp_path / str(threads), threads=threads)
-    assert (tmp_path / "1" / "model.safetensors").read_bytes() == (
-        tmp_path / "3" / "model.safetensors"
-    ).read_bytes()
 
 
 def test_a_device_that_is_not_there(pico, tmp_path):

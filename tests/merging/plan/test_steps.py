@@ -142,10 +142,10 @@ def test_written_out_and_written_again(pico: Path, tmp_path: Path) -> None:
     several = Recipe.from_yaml(
         text(inner, document("ties", f"{pico}/base", "inner", f"{pico}/cyd"))
     )
-    merge(several, tmp_path / "a", threads=1)
+    merge(several, tmp_path / "a", workers=1)
     again = Recipe.load(tmp_path / "a" / "mergekit_config.yml")
     assert again == several
-    merge(again, tmp_path / "b", threads=3)
+    merge(again, tmp_path / "b", workers=3)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "b" / "model.safetensors"
     ).read_bytes()
@@ -316,7 +316,7 @@ def test_the_order_of_models_does_not_matter(pico: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "ties", "karcher", "della"])
-def test_bytes_do_not_depend_on_threads_shards_or_blocks(
+def test_bytes_do_not_depend_on_shards(
     pico: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.from_dict(
@@ -328,13 +328,12 @@ def test_bytes_do_not_depend_on_threads_shards_or_blocks(
             tokenizer_source="union",
         )
     )
-    merge(recipe, tmp_path / "one", threads=1)
+    merge(recipe, tmp_path / "one")
     whole = load_file(tmp_path / "one" / "model.safetensors")
-    for threads, shard_bytes in ((2, 5_000), (3, 1), (3, 5_000_000_000)):
+    for shard_bytes in (5_000, 1):
         out = merge(
             recipe,
-            tmp_path / f"{threads}-{shard_bytes}",
-            threads=threads,
+            tmp_path / str(shard_bytes),
             shard_bytes=shard_bytes,
         )
         assert_same(
