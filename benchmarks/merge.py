@@ -1,13 +1,15 @@
 """docs/lab/speed.md: merges to disk, ours and mergekit beside a floor, method by method.
 
     python -m benchmarks.merge run --methods linear,ties      # 4 GB in the temporary folder
-    python -m benchmarks.merge run --size 2 --threads 1,2 --mergekit /path/to/venv --write
+    python -m benchmarks.merge run --size 2 --workers 1,2 --mergekit /path/to/venv --write
     python -m benchmarks.merge table                          # from benchmarks/results/
 
-Every run is a fresh process under OMP_NUM_THREADS, with its inputs in the page cache and its output
-deleted afterwards; floor, ours and mergekit follow each other. The floor reads the recipe's models,
-sums in float32 and writes one file. CPU is user and system time. "Beyond files" is the peak of
-anonymous and shared memory, which mapped inputs do not count for.
+Every run is a fresh process with its inputs in the page cache and its output deleted afterwards;
+floor, ours and mergekit follow each other. `--workers` sets OMP_NUM_THREADS, and ours takes it as
+the number of its processes; `benchmarks.merge_processes` compares one process with several. The
+floor reads the recipe's models, sums in float32 and writes one file. CPU is user and system time of
+all processes. "Beyond files" is their peak of anonymous and shared memory together, which mapped
+inputs do not count for.
 """
 
 # No torch here: a child's peak RSS starts at that of the process which started it.
@@ -285,7 +287,7 @@ def commands(
     files = [str(recipe_file), str(out)]
     lines = {
         "floor": [*WORKLOADS, "floor", str(out), *map(str, models)],
-        "ours": [OURS, "merge", *files, "--threads", str(threads)],
+        "ours": [OURS, "merge", *files, "--workers", str(threads)],
     }
     if setup.mergekit:
         options = ["--random-seed", "0", "--quiet", "--no-low-cpu-memory"]
@@ -509,7 +511,7 @@ def parse_arguments() -> argparse.Namespace:
         default=list(METHODS),
         help="linear,ties,... (all)",
     )
-    add("--threads", type=comma_separated_numbers, default=[1])
+    add("--workers", type=comma_separated_numbers, default=[1])
     add("--repeat", type=int, default=1)
     add(
         "--dtype",
@@ -554,7 +556,7 @@ def main() -> None:
         repeat=arguments.repeat,
         mergekit=None if arguments.no_mergekit else find_mergekit(arguments.mergekit),
     )
-    for threads in arguments.threads:
+    for threads in arguments.workers:
         entries = run(threads, arguments.parts, arguments.methods, setup)
         print(report(entries) + "\n")
         if arguments.write:

@@ -1,16 +1,19 @@
 """SHA-256 of shards while they are written.
 
-A thread reads each file in order and follows the tensors as they become complete, so that the
+Threads read the files in order and follow the tensors as they become complete, so that the
 checksums are ready soon after the last write.
 """
 
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _CHUNK_BYTES = 1 << 20
+# One hashes some two gigabytes per second. Several processes may write faster than that.
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class ByteRange:
     end: int
 
 
+_Place = tuple[int, Sequence[ByteRange]]
+"""The descriptor of a file, and its byte ranges in order."""
+
+
 class Checksums:
     """Computes SHA-256 of files while other threads write their tensors.
 
@@ -36,8 +43,9 @@ class Checksums:
             written already.
     """
 
-    def __init__(self, files: Mapping[str, tuple[int, Sequence[ByteRange]]]) -> None:
-        self._files = files
+    def __init__(self, files: Mapping[str, _Place]) -> None:
+        # Taking from a deque is safe in any thread.
+        self._files = deque(files.items())
         self._missing_bytes: dict[str, int] = {}
         for _, ranges in files.values():
             for part in ranges:
@@ -47,57 +55,83 @@ class Checksums:
         self._error: Exception | None = None
         self._stopped = False
         self._changed = threading.Condition()
-        # A daemon: a merge that fails must not keep the process alive.
-        self._thread = threading.Thread(
-            target=self._follow, name="checksums", daemon=True
-        )
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+        for _ in range(min(_MOST_THREADS, len(files))):
+            # A daemon: a merge that fails must not keep the process alive.
+            thread = threading.Thread(
+                target=self._follow, name="checksums", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
 
     def add_written(self, name: str, n_bytes: int) -> None:
         """Report that `n_bytes` more bytes of a tensor are in the file."""
         with self._changed:
             self._missing_bytes[name] -= n_bytes
             if self._missing_bytes[name] <= 0:
-                self._changed.notify()
+                self._changed.notify_all()
 
     def hex_digests(self) -> dict[str, str]:
-        """Wait for the thread and return the digest of each file, as `sha256sum` prints it.
+        """Wait for the threads and return the digest of each file, as `sha256sum` prints it.
 
         Every tensor must have been written, else this waits forever.
 
         Raises:
             OSError: If a file could not be read.
         """
-        self._thread.join()
+        self._join()
         if self._error:
             raise self._error
-        return self._digests
+        # In the order of the files, whichever was ready first.
+        return dict(sorted(self._digests.items()))
 
     def stop(self) -> None:
-        """End the thread; call this before the files are closed."""
+        """End the threads; call this before the files are closed."""
         with self._changed:
             self._stopped = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        self._join()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
 
     def _follow(self) -> None:
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         try:
-            for file, (descriptor, ranges) in self._files.items():
-                digest = hashlib.sha256()
-                for part in ranges:
-                    if not self._wait_until_written(part.name):
-                        return
-                    for chunk in _read_chunks(file, descriptor, part, buffer):
-                        digest.update(chunk)
-                self._digests[file] = digest.hexdigest()
+            entry = self._next_file()
+            while entry is not None:
+                self._hash_file(*entry, buffer)
+                entry = self._next_file()
         except (
             Exception
         ) as error:  # raised again by `hex_digests`, on the caller's thread
             self._error = error
 
+    def _next_file(self) -> tuple[str, _Place] | None:
+        try:
+            return self._files.popleft()
+        except IndexError:
+            return None
+
+    def _hash_file(
+        self,
+        file: str,
+        place: _Place,
+        buffer: memoryview,
+    ) -> None:
+        """Note the digest of a file; nothing if the threads have to stop."""
+        descriptor, ranges = place
+        digest = hashlib.sha256()
+        for part in ranges:
+            if not self._wait_until_written(part.name):
+                return
+            for chunk in _read_chunks(file, descriptor, part, buffer):
+                digest.update(chunk)
+        self._digests[file] = digest.hexdigest()
+
     def _wait_until_written(self, name: str) -> bool:
-        """Wait for all bytes of a tensor; False if the thread has to stop."""
+        """Wait for all bytes of a tensor; False if the threads have to stop."""
 
         def is_ready() -> bool:
             return self._stopped or self._missing_bytes.get(name, 0) <= 0

@@ -6,6 +6,7 @@ worker imports the user's script. Paths, plans and numbers of tensors pass betwe
 no weights.
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -68,6 +69,9 @@ def main(descriptors: Sequence[int]) -> None:
         descriptors: The sockets. The plan comes through the standard input.
     """
     work: Work = pickle.load(sys.stdin.buffer)
+    # What is there now stays, and forked processes share its memory as long as nobody touches it.
+    gc.freeze()
+    gc.enable()
     own, *others = descriptors
     children: list[int] = []
     for index, descriptor in enumerate(others):

