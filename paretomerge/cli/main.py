@@ -349,21 +349,32 @@ def merge(
         Recipe.load(recipe), allow_nan=allow_nan, allow_mismatch=allow_mismatch
     )
     session.print_notes(plan.notes)
-    # After the plan, which finds every error of a recipe without torch. The collector of garbage
-    # would look again and again through what torch makes, a sixth of the time of its import.
-    gc.disable()
-    from paretomerge.merging.engine import write
+    from paretomerge.merging.plan.cost import default_workers, processors
+    from paretomerge.merging.worker_start import started_workers
 
-    gc.freeze()
-    gc.enable()
-    write(
-        plan,
-        out,
-        overwrite=overwrite,
-        shard_bytes=shard_bytes,
-        workers=workers,
-        device=device,
-    )
+    if workers is None:
+        workers = 1
+        if device == "cpu":
+            workers = default_workers(plan, processors())
+    # Workers import torch while this process does.
+    helpers = workers - 1 if device == "cpu" else 0
+    with started_workers(helpers) as started:
+        # After the plan, which finds every error of a recipe without torch. The collector of
+        # garbage would look again and again through what torch makes, for a sixth of the time.
+        gc.disable()
+        from paretomerge.merging.engine import write
+
+        gc.freeze()
+        gc.enable()
+        write(
+            plan,
+            out,
+            overwrite=overwrite,
+            shard_bytes=shard_bytes,
+            workers=workers,
+            device=device,
+            started=started,
+        )
     session.console().print(
         f"wrote {session.short(out)}", highlight=False, soft_wrap=True
     )

@@ -36,10 +36,12 @@ from paretomerge.checkpoint.writer import (
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.card import model_card
 from paretomerge.merging.job_io import cast_block
+from paretomerge.merging.plan.cost import default_workers
 from paretomerge.merging.plan.make import RecipeLike, make_plan
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
-from paretomerge.merging.processes import default_workers, merge_with_processes
+from paretomerge.merging.processes import merge_with_processes
 from paretomerge.merging.tasks import BlockCallback, merge_piece, prepare_process
+from paretomerge.merging.worker_start import Workers
 
 _THREADS = 2  # more wait for Python's lock, which each operation on a block takes anew
 
@@ -131,8 +133,12 @@ def write(
     card: str = "",
     workers: int | None = None,
     device: str = "cpu",
+    started: Workers | None = None,
 ) -> Path:
-    """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors."""
+    """Write the checkpoint of a plan. See `merge` for the arguments, the result and the errors.
+
+    `started` are workers that have been started for this merge, one fewer than `workers`.
+    """
     device = usable_device(device)
     _check_one_gpu_process(workers, device)
     check_not_current(out)
@@ -144,7 +150,7 @@ def write(
         specs.append(TensorSpec(job.name, job.dtype, job.shape))
     with new_folder(out, overwrite, plan.bytes_written()) as folder:
         with WeightsWriter(folder, specs, shard_bytes) as writer:
-            _merge_to_disk(plan, writer, workers, device)
+            _merge_to_disk(plan, writer, workers, device, started)
             checksums = writer.checksums()
         # A source that changed during the merge makes the result worthless.
         for weights in plan.weights.values():
@@ -166,12 +172,13 @@ def _merge_to_disk(
     writer: WeightsWriter,
     workers: int | None,
     device: str,
+    started: Workers | None,
 ) -> None:
     """Merge every tensor of a plan into its file."""
     if device == "cpu":
         with _single_threaded() as torch_threads:
             count = workers or default_workers(plan, torch_threads)
-            merge_with_processes(plan, writer, count)
+            merge_with_processes(plan, writer, count, started)
         return
 
     def write_block(job: TensorJob, start: int, block: Tensor) -> None:

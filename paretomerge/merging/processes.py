@@ -8,18 +8,11 @@ depends on chance; the bytes do not.
 
 import io
 import logging
-import os
 import pickle
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,52 +22,23 @@ from paretomerge.checkpoint.writer import WeightsWriter
 from paretomerge.errors import CheckpointError
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.methods.table import METHODS
-from paretomerge.merging.plan.cost import processor_seconds, worker_bytes
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
 from paretomerge.merging.plan.steps import RecipeStep
 from paretomerge.merging.tasks import Task, cut_into_tasks, merge_task, prepare_process
 from paretomerge.merging.worker import Done, Failed, Work
+from paretomerge.merging.worker_start import Workers, started_workers
 
 _log = logging.getLogger(__name__)
 
-# Measured: a worker needs 1.5 s to start, in which the process that started it merges.
-_SECONDS_PER_WORKER = 2.0
 _METHODS_OF_PACKAGE = dict(METHODS)
 
-# Workers must load the package that this process has, wherever it was found. One thread each, also
-# for the libraries that read these variables when they are imported. Without the collector of
-# garbage, torch is imported in five sixths of the time.
-_BOOT = (
-    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[2:]; "
-    "from paretomerge.merging.worker import main; "
-    "main([int(number) for number in sys.argv[1].split(',')])"
-)
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-
-def default_workers(plan: Plan, processors: int) -> int:
-    """The number of processes that suits a plan and this machine.
-
-    Args:
-        plan: The plan.
-        processors: How many may be busy: as many as torch would use threads, which the user sets
-            by `OMP_NUM_THREADS`.
-
-    Returns:
-        As many as there are processors, but each with two seconds of work or more, and with half
-        of the memory of the machine in all.
-    """
-    seconds = processor_seconds(plan)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    workers = min(
-        processors,
-        int(seconds / _SECONDS_PER_WORKER),
-        int(memory / 2 / worker_bytes(plan)),
-    )
-    return max(1, workers)
-
-
-def merge_with_processes(plan: Plan, writer: WeightsWriter, workers: int) -> None:
+def merge_with_processes(
+    plan: Plan,
+    writer: WeightsWriter,
+    workers: int,
+    started: Workers | None = None,
+) -> None:
     """Merge every tensor of a plan into its file, on the CPU.
 
     A plan that other processes cannot have is merged by this process alone: with a method that is
@@ -84,6 +48,7 @@ def merge_with_processes(plan: Plan, writer: WeightsWriter, workers: int) -> Non
         plan: What to merge.
         writer: The files.
         workers: The number of processes, this one included.
+        started: Workers that have been started, one fewer than `workers`; else they are started.
 
     Raises:
         CheckpointError: If a model cannot be read, or a worker was killed.
@@ -92,23 +57,22 @@ def merge_with_processes(plan: Plan, writer: WeightsWriter, workers: int) -> Non
     prepare_process()
     tasks = cut_into_tasks(plan, workers)
     cache_bytes = INPUT_CACHE_BYTES // workers
-    team = _Team(plan, writer, tasks, cache_bytes)
     # A worker without a task would start in vain.
     helpers = min(workers, len(tasks)) - 1
     content = None
     if helpers > 0:
         content = _pickled_work(plan, writer, cache_bytes)
-    try:
-        if content is not None:
-            team.start(content, helpers)
+    team = _Team(plan, writer, tasks, cache_bytes)
+    if content is None:
         team.merge_here()
-        team.wait()
-    finally:
-        team.stop()
+        return
+    missing = 0 if started else helpers
+    with started_workers(missing) as new_workers:
+        team.merge_with(started or new_workers, content)
 
 
 class _Team:
-    """The processes that merge a plan: this one, and the workers that it starts."""
+    """The processes that merge a plan: this one, and its workers."""
 
     def __init__(
         self,
@@ -123,51 +87,41 @@ class _Team:
         self._tasks = deque(tasks)
         self._cache_bytes = cache_bytes
         self._error: BaseException | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connections: list[Connection] = []
+        self._workers: Workers | None = None
         self._busy: set[Connection] = set()
-        self._dealer: threading.Thread | None = None
 
-    def start(self, content: bytes, helpers: int) -> None:
-        """Start workers; a merge goes on without those that do not start.
+    def merge_with(self, workers: Workers | None, content: bytes) -> None:
+        """Merge everything, with workers that have started or will.
 
         Args:
+            workers: The workers; None: there are none.
             content: The `Work`, pickled.
-            helpers: The number of workers.
-        """
-        try:
-            self._start_process(helpers)
-        except OSError as error:
-            _log.warning("No worker process could be started: %s", error)
-            return
-        self._dealer = threading.Thread(
-            target=self._deal, args=(content,), name="merge workers", daemon=True
-        )
-        self._dealer.start()
 
-    def _start_process(self, helpers: int) -> None:
-        theirs: list[socket.socket] = []
+        Raises:
+            Exception: What this process or a worker could not do. No worker writes any more.
+        """
+        if workers is None:
+            self.merge_here()
+            return
+        self._workers = workers
+        dealer = threading.Thread(
+            target=self._deal,
+            args=(workers, content),
+            name="merge workers",
+            daemon=True,
+        )
+        dealer.start()
         try:
-            for _ in range(helpers):
-                mine, other = socket.socketpair()
-                theirs.append(other)
-                self._connections.append(Connection(mine.detach()))
-            descriptors = [end.fileno() for end in theirs]
-            numbers = ",".join(map(str, descriptors))
-            # An empty entry stands for the current folder.
-            folders = [folder or str(Path.cwd()) for folder in sys.path]
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, numbers, *folders],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, "1"),
-                # Ctrl-C reaches this process alone, which then ends the workers.
-                process_group=0,
-            )
-        finally:
-            for end in theirs:
-                end.close()
+            self.merge_here()
+            # Their last tasks
+            dealer.join()
+            self._raise_error()
+            workers.process.wait()
+        except BaseException:
+            self._tasks.clear()
+            workers.kill()
+            dealer.join()
+            raise
 
     def merge_here(self) -> None:
         """Merge tasks in this process until none is left."""
@@ -190,54 +144,21 @@ class _Team:
         except IndexError:
             return None
 
-    def wait(self) -> None:
-        """Wait for the workers' last tasks.
-
-        Raises:
-            Exception: What a worker could not do.
-        """
-        if self._dealer is not None:
-            self._dealer.join()
-        self._raise_error()
-
-    def stop(self) -> None:
-        """End the workers. After this, none of them writes any more."""
-        self._tasks.clear()
-        self._kill()
-        if self._dealer is not None:
-            self._dealer.join()
-        for connection in self._connections:
-            connection.close()
-        if self._process is not None:
-            self._process.wait()
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            # They are gone where all tasks are done.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _deal(self, content: bytes) -> None:
+    def _deal(self, workers: Workers, content: bytes) -> None:
         """Deal out tasks until every worker has ended; runs in a thread."""
         try:
-            self._send_work(content)
-            self._answer_workers()
+            workers.send(content)
+            self._answer_all(workers.connections)
         # The merge would wait forever for tasks that nobody does.
         except BaseException as error:
             self._fail(error)
 
-    def _send_work(self, content: bytes) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(content)
-
-    def _answer_workers(self) -> None:
-        open_connections = list(self._connections)
+    def _answer_all(self, connections: Sequence[Connection]) -> None:
+        open_connections = list(connections)
         while open_connections:
             for connection in wait(open_connections):
                 assert isinstance(connection, Connection)
@@ -277,7 +198,8 @@ class _Team:
         if self._error is None:
             self._error = error
         self._tasks.clear()
-        self._kill()
+        if self._workers is not None:
+            self._workers.kill()
 
 
 def _killed_error() -> CheckpointError:

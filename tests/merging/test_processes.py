@@ -19,12 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paretomerge.checkpoint.operand import InMemoryTensor
+from paretomerge.cli.main import main
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging import processes, tasks
 from paretomerge.merging.engine import merge, write
 from paretomerge.merging.methods import METHODS, averaging
+from paretomerge.merging.plan import cost
+from paretomerge.merging.plan.cost import default_workers, processors
 from paretomerge.merging.plan.make import make_plan
-from paretomerge.merging.processes import _Team, default_workers
+from paretomerge.merging.processes import _Team
+from paretomerge.merging.worker_start import started_workers
 from paretomerge.recipe import Recipe
 from tests.checkpoint.test_adapter import Q, adapter, factors
 from tests.conftest import REPOSITORY
@@ -246,10 +250,10 @@ def harmed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     stopped: list[int] = []
 
     def stop_and_give(self: _Team, connection: Any) -> None:
-        assert self._process is not None
+        assert self._workers is not None
         if not stopped:
-            os.kill(self._process.pid, signal.SIGSTOP)
-            stopped.append(self._process.pid)
+            os.kill(self._workers.process.pid, signal.SIGSTOP)
+            stopped.append(self._workers.process.pid)
         give_task(self, connection)
 
     monkeypatch.setattr(_Team, "_give_task", stop_and_give)
@@ -327,12 +331,12 @@ def no_start(*_: Any) -> None:
 def test_a_method_of_the_user_is_merged_by_one_process(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Team, "start", no_start)
+    monkeypatch.setattr(_Team, "merge_with", no_start)
     mine = replace(METHODS["linear"], rule="mine")
     monkeypatch.setitem(METHODS, "linear", mine)
     merge(linear(pico, tmp_path), tmp_path / "row", workers=2)
     monkeypatch.undo()
-    monkeypatch.setattr(_Team, "start", no_start)
+    monkeypatch.setattr(_Team, "merge_with", no_start)
     plain = averaging.linear
     monkeypatch.setattr(averaging, "linear", lambda inputs: plain(inputs))
     merge(linear(pico, tmp_path), tmp_path / "function", workers=2)
@@ -344,7 +348,7 @@ def test_a_model_in_memory_is_merged_by_one_process(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(_Team, "start", no_start)
+    monkeypatch.setattr(_Team, "merge_with", no_start)
     plan = make_plan(linear(pico, tmp_path))
     for weights in plan.weights.values():
         held = InMemoryTensor(torch.zeros(1))
@@ -357,7 +361,7 @@ def test_a_model_in_memory_is_merged_by_one_process(
 SCRIPT = """
 import logging
 import paretomerge as pm
-from paretomerge.merging import tasks
+from paretomerge.merging import processes, tasks
 logging.basicConfig(level="INFO")
 tasks._LEAST_ELEMENTS = 200
 print("once")
@@ -397,12 +401,49 @@ def test_large_merges_use_the_processors(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(linear(pico, tmp_path))
-    monkeypatch.setattr(processes, "processor_seconds", lambda _: 9.0)
-    monkeypatch.setattr(processes, "worker_bytes", lambda _: 1)
+    monkeypatch.setattr(cost, "processor_seconds", lambda _: 9.0)
+    monkeypatch.setattr(cost, "worker_bytes", lambda _: 1)
     assert default_workers(plan, processors=64) == 4
     assert default_workers(plan, processors=3) == 3
-    monkeypatch.setattr(processes, "worker_bytes", lambda _: 1 << 60)
+    monkeypatch.setattr(cost, "worker_bytes", lambda _: 1 << 60)
     assert default_workers(plan, processors=64) == 1
+
+
+def test_processors_are_counted_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processors() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert processors() == 5
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert processors() == len(os.sched_getaffinity(0))
+
+
+def test_the_command_line_starts_workers_early(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yml").write_text(
+        Recipe.from_dict(linear(pico, tmp_path)).to_yaml()
+    )
+    monkeypatch.chdir(tmp_path)
+    for workers in ("1", "3"):
+        command = ["merge", "recipe.yml", f"out{workers}", "--workers", workers]
+        monkeypatch.setattr(sys, "argv", ["paretomerge", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    assert files(tmp_path / "out1") == files(tmp_path / "out3")
+
+
+def test_workers_that_get_no_work_are_ended(pico: Path, tmp_path: Path) -> None:
+    plan = make_plan(linear(pico, tmp_path))
+    (tmp_path / "out").write_text("precious")
+    with (
+        pytest.raises(CheckpointError, match="exists"),
+        started_workers(1) as started,
+    ):
+        assert started is not None
+        write(plan, tmp_path / "out", workers=2, started=started)
+    assert running(started.process.pid) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,6 +1,7 @@
 """What a plan will cost: bytes read and written, memory, and an estimate of the time."""
 
 import math
+import os
 from dataclasses import dataclass
 
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
@@ -13,6 +14,8 @@ _BYTES_IN_WORK = 60_000_000
 _DISK_BYTES_PER_SECOND = 1.0e9
 _FLOAT32_BYTES = 4
 _LEAST_NS_OF_WHOLE_MATRICES = 20.0
+# Measured: a worker needs 1.5 s to start.
+_SECONDS_PER_WORKER = 2.0
 # Blocks in float32 that are alive at a time, beside one per source: no method has more. Measured
 # for every method by tests/merging/plan/test_working_memory.py, as are the copies of a matrix.
 _BLOCKS_BESIDE_SOURCES = 8
@@ -74,6 +77,40 @@ def worker_bytes(plan: Plan) -> int:
     if plan.method.whole_tensors:
         memory += _whole_tensor_bytes(plan)
     return memory
+
+
+def default_workers(plan: Plan, processors: int) -> int:
+    """The number of processes that suits a plan and this machine.
+
+    Args:
+        plan: The plan.
+        processors: How many may be busy.
+
+    Returns:
+        As many as there are processors, but each with two seconds of work or more, and with half
+        of the memory of the machine in all.
+    """
+    seconds = processor_seconds(plan)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    workers = min(
+        processors,
+        int(seconds / _SECONDS_PER_WORKER),
+        int(memory / 2 / worker_bytes(plan)),
+    )
+    return max(1, workers)
+
+
+def processors() -> int:
+    """How many processors a merge may use by default: what torch would use, without importing it.
+
+    `OMP_NUM_THREADS`, else those that this process may run on.
+    """
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    if first.strip().isdigit():
+        return max(1, int(first))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _input_entries(job: TensorJob) -> int:
