@@ -3,6 +3,7 @@
     python -m benchmarks.merge_processes run --methods linear,ties --workers 2     # 4 GB of inputs
     python -m benchmarks.merge_processes run --size 2 --repeat 5 --write
     python -m benchmarks.merge_processes table                # from benchmarks/results/
+    python -m benchmarks.merge_processes balance              # seconds; measures nothing
 
 Three things follow each other, as often as `--repeat` says: a merge by one process; N of these at
 once, each a merge of its own; one merge by N processes. Cores share caches, memory and, as
@@ -13,12 +14,15 @@ makes them; start, plan and checksums count.
 """
 
 import argparse
+import heapq
+import math
 import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.merge import (
     METHODS,
@@ -41,6 +45,11 @@ from benchmarks.reporting import (
     markdown_table,
     read_entries,
 )
+
+if TYPE_CHECKING:
+    from benchmarks.workloads import Shape
+    from paretomerge.merging.plan.plan import Plan
+    from paretomerge.merging.tasks import Piece
 
 FILE = RESULTS / "merge_processes.jsonl"
 DEFAULT_METHODS = ["linear", "ties", "dare_linear", "dare_ties"]
@@ -140,11 +149,67 @@ def report(entries: Sequence[Entry]) -> str:
     return "\n\n".join(blocks)
 
 
+def balance() -> str:
+    """The speed-up that the sizes of the tasks allow, by model, kind of method and processes."""
+    from benchmarks.workloads import SHAPES, Shape
+
+    shapes = {"0.5 B": SHAPES["0.5"], "7 B": Shape(28, 3584, 18944, 28, 4)}
+    counts = (2, 4, 8, 16, 32, 64)
+    rows = []
+    for name, shape in shapes.items():
+        for method in ("linear", "ties"):
+            with tempfile.TemporaryDirectory() as folder:
+                speed_ups = balanced_speed_ups(Path(folder), shape, method, counts)
+            rows.append([f"{name}, {method}", *(f"{value:.1f}" for value in speed_ups)])
+    return markdown_table(["processes", *map(str, counts)], rows)
+
+
+def balanced_speed_ups(
+    folder: Path, shape: "Shape", method: str, counts: Sequence[int]
+) -> list[float]:
+    """Total work over the work of the process with the most, for each number of processes."""
+    from benchmarks.workloads import FILE as WEIGHTS
+    from benchmarks.workloads import MODELS, header, write_config
+    from paretomerge.merging.plan.make import make_plan
+    from paretomerge.merging.tasks import cut_into_tasks
+
+    tensors = shape.tensors()
+    n_bytes = 2 * sum(math.prod(sides) for sides in tensors.values())
+    for model in MODELS:
+        write_config(folder / model, shape)
+        # The file needs no disk: nothing is read but its header.
+        with (folder / model / WEIGHTS).open("wb") as file:
+            file.write(header(tensors))
+            file.truncate(file.tell() + n_bytes)
+    plan = make_plan(recipe(method, folder, "bfloat16")[0])
+    speed_ups = []
+    for count in counts:
+        work = [0] * count
+        for task in cut_into_tasks(plan, count):
+            # The process that is free first takes the next task.
+            free_first = heapq.heappop(work)
+            heapq.heappush(
+                work, free_first + sum(elements(plan, piece) for piece in task)
+            )
+        speed_ups.append(sum(work) / max(work))
+    return speed_ups
+
+
+def elements(plan: "Plan", piece: "Piece") -> int:
+    """The number of elements of a piece."""
+    shape = plan.jobs[piece.job].shape
+    if piece.rows is None:
+        return math.prod(shape)
+    first, end = piece.rows
+    return (end - first) * shape[-1]
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line, as this module's docstring has it."""
     parser = documented_parser(__doc__)
     subcommands = parser.add_subparsers(dest="command", required=True)
     subcommands.add_parser("table")
+    subcommands.add_parser("balance")
     running = subcommands.add_parser("run")
     add = running.add_argument
     add("--size", choices=SIZES, default="0.5", help="billions of parameters")
@@ -167,6 +232,9 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "table":
         print(report(read_entries(FILE)))
+        return
+    if arguments.command == "balance":
+        print(balance())
         return
     arguments.models.mkdir(parents=True, exist_ok=True)
     setup = Setup(
