@@ -1,7 +1,7 @@
 """How the benchmarks open, run and read studies: the only module here that uses the study API."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ def trial_seconds(path: Path) -> list[Mapping[str, float]]:
         study = build_search(replace(settings, out=Path(folder)))
         study.run(settings.budget.trials, events.append)
     return [event.seconds for event in events]
+
+
+def continued_trials(
+    path: Path, overrides: Sequence[str], watch: Callable[[Event], None]
+) -> None:
+    """Continue a study to the end of its budget; `watch` sees each trial. No held-out scores."""
+    settings = load_study(path, overrides).settings
+    build_search(settings).run(watch=watch)
 
 
 def feasible_trials(study: Search) -> list[Trial]:

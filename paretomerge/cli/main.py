@@ -9,11 +9,27 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from paretomerge.cli import session
+from paretomerge.cli import session, watching
+from paretomerge.cli.options import (
+    AllowMismatch,
+    AsJson,
+    Knee,
+    Number,
+    Overrides,
+    Overwrite,
+    Prefer,
+    Quiet,
+    RecipeFile,
+    SplitOption,
+    StudyFile,
+    StudyOption,
+    Trials,
+)
 from paretomerge.errors import (
     ConfigError,
     ParetoMergeError,
@@ -23,9 +39,23 @@ from paretomerge.errors import (
 if TYPE_CHECKING:
     from paretomerge.study.study import Study
 
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C ends each of them with the shell's exit status of an interrupt."""
+
+    # Any: typer has its own copy of click, whose classes it does not export.
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nStopped.\n")
+            raise typer.Exit(session.INTERRUPTED) from None
+
+
 # Imports of the library stand inside the commands: `--help`, `plan` and `methods` must not wait
 # seconds for torch (tests/cli/test_cli.py checks that they do not load it).
 app = typer.Typer(
+    cls=_Commands,
     help="Merge fine-tunes of one base model, search for the best merges, and pick from the "
     "Pareto front.",
     no_args_is_help=True,
@@ -34,52 +64,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-StudyFile = Annotated[Path, typer.Argument(help="study.yaml", show_default=False)]
-RecipeFile = Annotated[
-    Path, typer.Argument(help="Recipe in mergekit's YAML.", show_default=False)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-AllowMismatch = Annotated[
-    bool,
-    typer.Option(
-        "--allow-mismatch", help="Take models that do not seem to belong together."
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Set a key of the file, such as evaluate.batch_size=32; may be given again.",
-    ),
-]
-Prefer = Annotated[
-    str | None,
-    typer.Option(
-        help="mean, or weights of the objectives: sort=0.7,reverse=0.3. Default: the study's own."
-    ),
-]
-Knee = Annotated[
-    bool,
-    typer.Option(
-        "--knee",
-        help="The trial nearest to the ideal point (the default without preferences).",
-    ),
-]
-Trials = Annotated[
-    int | None, typer.Option(help="Evaluations in all, baselines included.", min=1)
-]
-Number = Annotated[int | None, typer.Option("--trial", help="The number of one trial.")]
-StudyOption = Annotated[
-    Path,
-    typer.Option(
-        "--study", help="The study.yaml whose tasks to run.", show_default=False
-    ),
-]
-SplitOption = Annotated[str, typer.Option(help="search or held_out")]
 MAX_SHOWN = 15  # members of the front that `search` and `quickstart` print
 
 
@@ -126,11 +110,11 @@ def quickstart(trials: Trials = None, quiet: Quiet = False) -> None:
     study_file = unpack_specialists(Path.cwd())
     study = session.open_study(study_file)
     session.search(study, trials, quiet)
-    trial = session.show(study, MAX_SHOWN)
+    session.show(study, MAX_SHOWN)
     # Overwritten, since a second run may pick another trial.
     out = study.folder / "picked"
     picked_by = study.default_choice.text
-    picked = study.save(trial, out, overwrite=True, picked_by=picked_by)
+    picked = study.save(study.picked(), out, overwrite=True, picked_by=picked_by)
     report_file = study.report()
     shown = session.short(study_file)
     session.console().print(
@@ -186,13 +170,19 @@ def search(
     as_json: AsJson = False,
     override: Overrides = None,
     allow_mismatch: AllowMismatch = False,
+    log_json: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-json", help="Add one line of JSON for each trial to this file."
+        ),
+    ] = None,
 ) -> None:
     """Search until the study's budget is spent, then score the front on held-out examples.
 
     A search that was interrupted continues.
     """
     study = session.open_study(study_yaml, override, allow_mismatch)
-    session.search(study, trials, quiet or as_json)
+    session.search(study, trials, quiet or as_json, log_json)
     if as_json:
         _print_front(study)
         return
@@ -210,38 +200,8 @@ def _print_front(study: "Study") -> None:
     print(json.dumps(content, indent=2))
 
 
-@app.command()
-def status(study_yaml: StudyFile) -> None:
-    """Show the progress of a study."""
-    from paretomerge.cli.progress import tally, volume_text
-
-    study = session.open_study(study_yaml)
-    # From the record alone: this works while another process searches, and starts at once.
-    results = study.results()
-    trials = results.trials
-    total = study.settings.total_trials
-    volume = results.hypervolume()
-    summary = (
-        f"{results.evaluated} of {total} trials, {tally(trials)}, "
-        f"{len(results.front)} on the front, hypervolume {volume_text(volume)}"
-    )
-    baselines = results.hypervolume(results.baselines)
-    if baselines:
-        # A ratio, for the hypervolume itself is in units that nobody has a feeling for.
-        summary += f" ({volume / baselines:.2f} times that of the baselines)"
-    lines = [summary]
-    failed = [trial for trial in trials if trial.failure]
-    if failed:
-        latest = failed[-1]
-        lines.append(f"latest failure: trial {latest.number}: {latest.failure}")
-    infeasible = [trial for trial in trials if trial.violations]
-    if infeasible:
-        latest = infeasible[-1]
-        lines.append(f"latest infeasible: trial {latest.number}: {latest.violations}")
-    if results.end_reason:
-        lines.append(f"latest run: {results.end_reason}")
-    for line in lines:
-        session.console().print(line, highlight=False, soft_wrap=True)
+app.command()(watching.status)
+app.command(short_help="Show a study in a browser.")(watching.dashboard)
 
 
 @app.command(short_help="Show the Pareto front.")
@@ -630,7 +590,8 @@ def report(
 def main() -> None:
     """Run a command.
 
-    An error of ours is one message without a traceback, unless --debug asks for it.
+    An error of ours is one message without a traceback, unless --debug asks for it. docs/search.md
+    lists the exit statuses.
     """
     # Any other exception is a bug, so its traceback is what a report needs.
     try:
@@ -640,13 +601,13 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        sys.exit(session.ERROR)
     except ModuleNotFoundError as error:
         cure = missing_search_library(error)
         if cure is None or "--debug" in sys.argv:
             raise
         sys.stderr.write(f"error: {cure}\n")
-        sys.exit(1)
+        sys.exit(session.ERROR)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import yaml
 
 from paretomerge.cli import session
 from paretomerge.errors import ConfigError, ErrorCollector, RecipeError
-from paretomerge.report.recipes import readable_duration, readable_size
+from paretomerge.report.recipes import readable_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -226,13 +226,13 @@ def _forecast_lines(preview: "StudyPreview") -> list[str]:
         if forecast.workers == 1:
             continue
         lines.append(
-            f"{_duration(forecast.wall)} with {forecast.workers} workers, which wait "
+            f"{session.duration(forecast.wall)} with {forecast.workers} workers, which wait "
             f"{forecast.idle:.0%} of the time"
         )
     costs = preview.times.costs
     if preview.forecasts and costs is not None:
         lines.append(
-            f"the sampler takes {_duration(costs.ask)} for a proposal, and can keep "
+            f"the sampler takes {session.duration(costs.ask)} for a proposal, and can keep "
             f"{costs.most_workers} workers busy"
         )
     return lines
@@ -251,35 +251,26 @@ def _time_lines(times: "Times") -> list[str]:
     if times.trial is None or times.search is None:
         return [f"not estimated: {times.basis}"]
     lines = []
-    one = f"{_duration(times.trial)} for one trial"
+    one = f"{session.duration(times.trial)} for one trial"
     parts = []
     if times.merge is not None:
-        parts.append(f"merge {_duration(times.merge)}")
+        parts.append(f"merge {session.duration(times.merge)}")
     for name, seconds in times.scores.items():
-        parts.append(f"{name} {_duration(seconds)}")
+        parts.append(f"{name} {session.duration(seconds)}")
     if parts:
         one += f" ({', '.join(parts)})"
     lines.append(one)
     if times.search:
-        lines.append(f"{_duration(times.search)} for the trials that are left")
+        lines.append(f"{session.duration(times.search)} for the trials that are left")
     else:
         lines.append("no trial is left")
     if times.held_out is not None:
         lines.append(
-            f"{_duration(times.held_out)} for each baseline and each merge of the front on "
+            f"{session.duration(times.held_out)} for each baseline and each merge of the front on "
             "held-out examples, at the end"
         )
     lines.append(f"The estimate rests on {times.basis}.")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    # `readable_duration` has no fractions, which one trial of a small model needs.
-    if seconds < 0.001:
-        return "under 1 ms"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    return readable_duration(seconds)
 
 
 def _count(number: int) -> str:

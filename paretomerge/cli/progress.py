@@ -108,7 +108,7 @@ class Progress:
             table.add_column(head, justify="right", min_width=widest)
         table.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
         for event, cells in zip(shown, rows, strict=True):
-            note = Text(_note(event.trial))
+            note = Text(trial_note(event.trial))
             table.add_row(*cells, note)
         if not self._events:
             return Group(table)
@@ -201,8 +201,8 @@ def _scores_text(scores: Scores, names: Sequence[str]) -> str:
     return "  ".join(parts)
 
 
-def _note(trial: Trial) -> str:
-    """The last column: the baseline's name, what went wrong, or the method."""
+def trial_note(trial: Trial) -> str:
+    """Say in few words what a trial is: a baseline's name, what went wrong, or the method."""
     if trial.label:
         return trial.label
     if trial.failure:

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from paretomerge.decide.pick import Choice
     from paretomerge.evaluate.evaluator import Split
     from paretomerge.record.trial import Trial
+    from paretomerge.study.event import Event, HeldOutEvent
     from paretomerge.study.study import Study
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
-_INTERRUPTED = 130  # the shell's exit status of Ctrl-C
+ERROR = 1
+"""The exit status of an error with a message; 2 is that of a wrong command line."""
+
+INTERRUPTED = 130
+"""The shell's exit status of Ctrl-C."""
 
 
 def open_study(
@@ -63,7 +68,9 @@ def hide_progress_bars() -> None:
     logging.disable_progress_bar()
 
 
-def search(study: "Study", trials: int | None, quiet: bool) -> None:
+def search(
+    study: "Study", trials: int | None, quiet: bool, log_file: Path | None = None
+) -> None:
     """Search until the budget is spent.
 
     Then the baselines and the front are scored on held-out examples and on watched tasks.
@@ -73,10 +80,14 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
         trials: The number of evaluations in the record at which to stop, in place of the study's
             budget.
         quiet: Whether to print nothing while searching.
+        log_file: Where a line of JSON is added for each trial; see `TrialLog`.
     """
     from paretomerge.cli.progress import Progress, tally
+    from paretomerge.cli.trial_log import TrialLog
     from paretomerge.record.trial import count_evaluated
 
+    # Before anything is loaded: a file that cannot be written must not cost minutes.
+    log = TrialLog(log_file)
     try:
         set_up_process(study)
         if not quiet:
@@ -94,52 +105,70 @@ def search(study: "Study", trials: int | None, quiet: bool) -> None:
             Progress(results, console(), quiet) as progress,
             study.search().executing(),
         ):
-            reason = study.run(progress.trial, more)
+
+            def watch(event: "Event") -> None:
+                log.trial(event)
+                progress.trial(event)
+
+            def watch_held_out(event: "HeldOutEvent") -> None:
+                log.held_out(event)
+                progress.held_out(event)
+
+            reason = study.run(watch, more)
+            log.end(reason)
             if not quiet:
                 counts = tally(study.get_trials())
                 outcome = f"{reason} ({counts})"
                 console().print(outcome, highlight=False)
-            study.score_held_out(progress.held_out)
+            study.score_held_out(watch_held_out)
         # Evaluators note what they met while scoring, so these notes come last.
         print_notes(study.evaluation_notes())
     except KeyboardInterrupt:
         sys.stderr.write(
             "\nStopped. Every finished trial is kept; the same command continues the search.\n"
         )
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        log.close()
 
 
-def show(study: "Study", most: int | None = None) -> "Trial":
+def show(study: "Study", most: int | None = None) -> None:
     """Print the baselines and the front as tables.
+
+    The trial that `pick` takes by default is marked where the record says which one it is: to
+    decide anew would take seconds, and minutes after thousands of trials.
 
     Args:
         study: The study.
         most: The most trials of the front to print; None for all.
 
-    Returns:
-        The trial that `pick` takes by default.
+    Raises:
+        ConfigError: No feasible trial has finished yet.
     """
+    from paretomerge.decide.pick import check_has_front
     from paretomerge.report.tables import best_first, trials_table
 
     results = study.results()
-    choice = study.default_choice
-    picked = study.picked()
-    baselines = trials_table(results, results.baselines, "Baselines", picked.number)
+    check_has_front(results)
+    picked = study.noted_pick(results)
+    number = None if picked is None else picked.number
+    baselines = trials_table(results, results.baselines, "Baselines", number)
     console().print()
     console().print(baselines)
     console().print()
     ranked = best_first(results, results.front)
     shown = ranked[:most]
     # The knee need not have one of the best means.
-    if picked not in shown:
+    if picked is not None and picked not in shown:
         shown.append(picked)
     counts = f"{len(ranked)} trials"
     if len(shown) < len(ranked):
         counts = f"the best {len(shown)} of {len(ranked)} trials"
     order = "mean" if results.has_mean else "mean of the scaled scores"
-    heading = f"Pareto front: {counts}, by {order} (→ {choice.text})"
-    console().print(trials_table(results, shown, heading, picked.number))
-    return picked
+    heading = f"Pareto front: {counts}, by {order}"
+    if picked is not None:
+        heading += f" (→ {study.default_choice.text})"
+    console().print(trials_table(results, shown, heading, number))
 
 
 def decide(study: "Study", choice: "Choice") -> "Decision":
@@ -196,6 +225,18 @@ def print_notes(notes: Iterable[str]) -> None:
     # Not to standard output, which `--json` leaves to programs.
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people."""
+    from paretomerge.report.recipes import readable_duration
+
+    # `readable_duration` has no fractions, which one trial of a small model needs.
+    if seconds < 0.001:
+        return "under 1 ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    return readable_duration(seconds)
 
 
 def size_in_bytes(text: str) -> int:

@@ -141,9 +141,21 @@ def decide_for(results: Results, choice: Choice) -> Decision:
         ConfigError: No feasible trial has finished, or the preference does not fit the study.
     """
     preference = choice.preference(results)
+    check_has_front(results)
+    return decide(results, preference, Belief.of(results))
+
+
+def check_has_front(results: Results) -> None:
+    """Check that there is something to pick from.
+
+    Args:
+        results: The study's results.
+
+    Raises:
+        ConfigError: No feasible trial has finished; the message says why.
+    """
     if not results.front:
         raise ConfigError(_why_no_front(results))
-    return decide(results, preference, Belief.of(results))
 
 
 class _Undo(Exception):  # noqa: N818 - not an error

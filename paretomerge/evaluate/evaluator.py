@@ -131,6 +131,10 @@ class Score:
         return cls(mean, stderr, n, scores)
 
 
+_SHARED = {0.0: 0.0, 1.0: 1.0}
+"""One object for each of the two commonest scores: a search keeps millions of them in memory."""
+
+
 def _as_number(what: str, value: object) -> float:
     number = as_float(value)
     if number is None:
@@ -143,7 +147,13 @@ def _as_numbers(values: object) -> tuple[float, ...]:
         raise EvaluationError(
             f"the scores of examples must be a list of numbers, got {shorten(values)}"
         )
-    numbers = [_as_number("the score of an example", value) for value in values]
+    # Read from a record, or checked before: a study of thousands of trials has millions.
+    if type(values) is tuple and set(map(type, values)) <= {float}:
+        return values
+    numbers = []
+    for value in values:
+        number = _as_number("the score of an example", value)
+        numbers.append(_SHARED.get(number, number))
     return tuple(numbers)
 
 

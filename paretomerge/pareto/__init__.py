@@ -6,6 +6,7 @@
 """
 
 from paretomerge.pareto.front import (
+    RunningHypervolume,
     hypervolume,
     hypervolume_contributions,
     nondominated,
@@ -17,6 +18,7 @@ from paretomerge.pareto.ranking import knee, normalised, ranked
 
 __all__ = [
     "Preference",
+    "RunningHypervolume",
     "Scale",
     "hypervolume",
     "hypervolume_contributions",

@@ -76,6 +76,48 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     return float(volume)
 
 
+class RunningHypervolume:
+    """The hypervolume of points that come one after another.
+
+    Each costs the dominance of one point; only one that joins the front costs a hypervolume.
+
+    Args:
+        reference: The reference point, `(m,)`, all objectives maximised.
+
+    Attributes:
+        volume: The hypervolume of the points so far.
+
+    Example:
+        >>> running = RunningHypervolume([0, 0])
+        >>> [running.add(point) for point in ([2, 1], [1, 1], [1, 2])]
+        [2.0, 2.0, 3.0]
+    """
+
+    def __init__(self, reference: ArrayLike) -> None:
+        self.volume = 0.0
+        self._reference = np.asarray(reference, dtype=float)
+        self._front: Array = np.empty((0, len(self._reference)))
+
+    def add(self, point: ArrayLike) -> float:
+        """Add a point.
+
+        Args:
+            point: `(m,)`.
+
+        Returns:
+            The hypervolume with it.
+        """
+        new = np.asarray(point, dtype=float)
+        # Equal points count as dominated: they add nothing.
+        is_dominated = (self._front >= new).all(1).any()
+        if is_dominated or not (new > self._reference).all():
+            return self.volume
+        dominates = (self._front <= new).all(1)
+        self._front = np.vstack([self._front[~dominates], new])
+        self.volume = hypervolume(self._front, self._reference)
+        return self.volume
+
+
 def hypervolume_contributions(values: ArrayLike, reference: ArrayLike) -> Array:
     """The hypervolume that each point alone adds.
 

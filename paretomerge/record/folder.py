@@ -3,7 +3,12 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
+
 from paretomerge.errors import StudyError
+
+LOCK_FILE = "study.lock"
+"""Held in a study's folder by the process that searches."""
 
 
 def check_writable(folder: Path, key: str = "out") -> None:
@@ -40,6 +45,31 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _error("out", folder, folder, error) from error
+
+
+def is_searched(folder: Path) -> bool:
+    """Whether a process of this machine searches in a folder at this moment.
+
+    Args:
+        folder: The study's folder.
+
+    Returns:
+        False also where it cannot be known, since the lock belongs to another user.
+    """
+    file = folder / LOCK_FILE
+    # A search leaves the file behind when it ends. Looking must not create it.
+    if not file.is_file():
+        return False
+    lock = FileLock(file)
+    try:
+        # Taken for an instant: a search that begins just now waits longer than that.
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def _error(key: str, folder: Path, place: Path, error: OSError) -> StudyError:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Objective, Score
+from paretomerge.record._optuna_tables import TrialTable
 from paretomerge.record.changes import describe_changes
 from paretomerge.record.folder import make_folder
 from paretomerge.record.results import Parameters, Results
@@ -68,6 +69,7 @@ class Record:
         storage: Storage,
         study: optuna.Study,
         database: optuna.storages.RDBStorage,
+        trials: TrialTable,
     ) -> None:
         self.storage = storage
         self.objectives = _read_objectives(study)
@@ -75,6 +77,9 @@ class Record:
         self._study = study
         self._database = database
         self._study_id = database.get_study_id_from_name(study.study_name)
+        self._table = trials
+        # Trial number -> its search scores: thousands of examples, read once for all looks.
+        self._scores: dict[int, Scores] = {}
 
     @classmethod
     def begin(cls, storage: Storage, header: Header) -> "Record":
@@ -107,7 +112,8 @@ class Record:
                 recorded = None
             if recorded is None:
                 _write_header(study, header, identity)
-        return cls(storage, study, database)
+            trials = TrialTable(database, storage.study_name)
+        return cls(storage, study, database, trials)
 
     @staticmethod
     def check(storage: Storage, header: Header) -> None:
@@ -161,7 +167,8 @@ class Record:
                     f"{storage.redacted_url}: there is no study named {storage.study_name!r}. "
                     f"{others}"
                 ) from error
-        return cls(storage, study, database)
+            trials = TrialTable(database, storage.study_name)
+        return cls(storage, study, database, trials)
 
     def results(self) -> Results:
         """Read everything that has finished.
@@ -188,11 +195,21 @@ class Record:
     def trials(self) -> list[Trial]:
         """Read every finished trial, failed ones included, in the order of their numbers."""
         attributes = self._study.user_attrs
+        held_out = _held_out_by_trial(attributes)
         trials = []
         for frozen in self.frozen_trials():
-            held_out = _held_out_scores(attributes, frozen.number)
-            selection = attributes.get(f"{_SELECTION}/{frozen.number}")
-            trials.append(_from_frozen(frozen, held_out, selection))
+            number = frozen.number
+            if number not in self._scores:
+                self._scores[number] = _unpack(frozen.user_attrs.get("scores", {}))
+            selection = attributes.get(f"{_SELECTION}/{number}")
+            trial = _from_frozen(
+                frozen,
+                # A copy, as of the parameters: a user who changes it must not change the record.
+                dict(self._scores[number]),
+                held_out.get(number, {}),
+                selection,
+            )
+            trials.append(trial)
         return trials
 
     def _parameters(self) -> dict[int, Parameters]:
@@ -208,7 +225,7 @@ class Record:
 
     def frozen_trials(self) -> list[FrozenTrial]:
         """Read the trials in Optuna's form, in the order of their numbers."""
-        return self._study.get_trials(deepcopy=False)
+        return self._table.read()
 
     def add(self, frozen: FrozenTrial) -> int:
         """Write one finished trial, whole or not at all.
@@ -229,7 +246,7 @@ class Record:
         def write(attempt: int) -> int:
             nonlocal total
             if total is None:
-                total = self._database.get_n_trials(self._study_id)
+                total = self._table.count()
             else:
                 # The answer of an earlier attempt may have been lost after the trial was written.
                 for recorded in self.frozen_trials()[total:]:
@@ -365,7 +382,7 @@ class Record:
 
     def held_out(self, number: int) -> dict[str, Scores]:
         """Read the held-out scores of a trial, by kind."""
-        return _held_out_scores(self._study.user_attrs, number)
+        return _held_out_by_trial(self._study.user_attrs).get(number, {})
 
     def _attributes(self, trial: Trial) -> dict[str, Any]:
         attributes: dict[str, Any] = {
@@ -411,10 +428,11 @@ def _check_identity(
     storage: Storage, study: optuna.Study, identity: Mapping[str, Any]
 ) -> None:
     recorded = _without_unset(study.user_attrs.get("identity"))
+    if recorded in (None, identity):
+        return
     # A record without scores has nothing to lose, so a changed study may replace it: most often
     # the user has mended what made every trial fail.
-    scored = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if scored and recorded not in (None, identity):
+    if study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         raise StudyError(_changed_message(storage, recorded, identity))
 
 
@@ -482,19 +500,20 @@ def _without_unset(value: Any) -> Any:
 
 def _from_frozen(
     frozen: FrozenTrial,
+    scores: Scores,
     held_out: Mapping[str, Scores],
     selection: Mapping[str, Sequence[Any]] | None,
 ) -> Trial:
     # Every attribute has a default: records of earlier versions lack the newer ones.
     attributes = frozen.user_attrs
     all_held_out: dict[str, Score] = {}
-    for scores in held_out.values():
-        all_held_out |= scores
+    for scores_of_kind in held_out.values():
+        all_held_out |= scores_of_kind
     return Trial(
         number=frozen.number,
         # Copies: a user who changes them must not change the record.
         params=dict(frozen.params),
-        scores=_unpack(attributes.get("scores", {})),
+        scores=scores,
         label=attributes.get("label", ""),
         failure=attributes.get("failure", ""),
         seconds=dict(attributes.get("seconds", {})),
@@ -511,15 +530,14 @@ def _from_frozen(
     )
 
 
-def _held_out_scores(attributes: Mapping[str, Any], number: int) -> dict[str, Scores]:
-    # With the closing slash: trial 1 must not take the scores of trial 10.
-    prefix = f"{_HELD_OUT}/{number}/"
-    held_out: dict[str, Scores] = {}
+def _held_out_by_trial(attributes: Mapping[str, Any]) -> dict[int, dict[str, Scores]]:
+    """Trial number -> kind -> scores."""
+    held_out: dict[int, dict[str, Scores]] = {}
     for key, packed in attributes.items():
         # Without those that were forgotten; Optuna deletes no attribute.
-        if key.startswith(prefix) and packed is not None:
-            kind = key.removeprefix(prefix)
-            held_out[kind] = _unpack(packed)
+        if key.startswith(f"{_HELD_OUT}/") and packed is not None:
+            _, number, kind = key.split("/", 2)
+            held_out.setdefault(int(number), {})[kind] = _unpack(packed)
     return held_out
 
 
@@ -550,9 +568,12 @@ def _pack_examples(scores: Sequence[float] | None) -> str | list[float] | None:
     return list(scores)
 
 
+_DIGITS = {"0": 0.0, "1": 1.0}
+
+
 def _unpack_examples(packed: str | Sequence[float] | None) -> tuple[float, ...] | None:
     if packed is None:
         return None
-    # A string iterates over its digits, so both forms are read alike.
-    scores = [float(score) for score in packed]
-    return tuple(scores)
+    if isinstance(packed, str):
+        return tuple(map(_DIGITS.__getitem__, packed))
+    return tuple(map(float, packed))

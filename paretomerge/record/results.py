@@ -7,7 +7,11 @@ from functools import cached_property
 from optuna.distributions import BaseDistribution
 
 from paretomerge.evaluate.evaluator import Objective
-from paretomerge.pareto.front import hypervolume, reference_point
+from paretomerge.pareto.front import (
+    RunningHypervolume,
+    hypervolume,
+    reference_point,
+)
 from paretomerge.record.trial import Scores, Trial, count_evaluated, pareto_front
 from paretomerge.types import Conditions
 
@@ -130,6 +134,18 @@ class Results:
         trials = self.trials if trials is None else trials
         return hypervolume_of(trials, self.objectives, self.reference)
 
+    def hypervolumes(self) -> list[float]:
+        """The hypervolume after each trial, as `hypervolume` gives it for all of them."""
+        if self.reference is None:
+            return [0.0] * len(self.trials)
+        running = RunningHypervolume(self.reference)
+        volumes = []
+        for trial in self.trials:
+            if trial.can_be_on_front:
+                running.add(trial.values(self.objectives))
+            volumes.append(running.volume)
+        return volumes
+
     def trial(self, number: int) -> Trial | None:
         """The trial with a number; None where there is none."""
         for trial in self.trials:
@@ -175,6 +191,48 @@ def reference_of(
         return None
     reference: list[float] = reference_point(values).tolist()
     return reference
+
+
+class SearchHypervolume:
+    """The hypervolume of a search's trials, which grow: each new trial is looked at once.
+
+    Args:
+        objectives: The study's m objectives.
+        sources: Names of the models that are merged. Their trials define the reference point.
+    """
+
+    def __init__(
+        self, objectives: Sequence[Objective], sources: Collection[str]
+    ) -> None:
+        self._objectives = objectives
+        self._sources = sources
+        self._reference: list[float] | None = None
+        self._running: RunningHypervolume | None = None
+        self._n_seen = 0
+
+    def of(self, trials: Sequence[Trial]) -> float:
+        """The hypervolume that feasible trials dominate.
+
+        Args:
+            trials: The trials of the last call, and those that have finished since.
+
+        Returns:
+            The hypervolume; 0 while no source is scored.
+        """
+        of_sources = trials_of_sources(trials, self._sources)
+        reference = reference_of(of_sources, self._objectives)
+        if reference is None:
+            return 0.0
+        if self._running is None or reference != self._reference:
+            # Another source was scored, and the reference has moved.
+            self._running = RunningHypervolume(reference)
+            self._reference = reference
+            self._n_seen = 0
+        for trial in trials[self._n_seen :]:
+            if trial.can_be_on_front:
+                self._running.add(trial.values(self._objectives))
+        self._n_seen = len(trials)
+        return self._running.volume
 
 
 def hypervolume_of(

@@ -98,14 +98,13 @@ def plot_hypervolume(results: Results) -> "Figure":
     """
     from plotly.graph_objects import Figure, Scatter
 
-    trials = [trial for trial in results.trials if not trial.failure]
     # From the first trial on, so that the plot shows what the baselines contribute.
     volumes = []
     numbers = []
-    for i, trial in enumerate(trials):
-        so_far = trials[: i + 1]
-        volumes.append(results.hypervolume(so_far))
-        numbers.append(trial.number + 1)
+    for trial, volume in zip(results.trials, results.hypervolumes(), strict=True):
+        if not trial.failure:
+            volumes.append(volume)
+            numbers.append(trial.number + 1)
     # A step and no slope: the volume changes when a trial ends.
     line = {"color": _FRONT, "shape": "hv"}
     steps = Scatter(x=numbers, y=volumes, line=line, name="search")

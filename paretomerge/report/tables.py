@@ -353,19 +353,20 @@ def _plain_row(trial: Trial) -> dict[str, Any]:
     # None and not an empty dict: a program can tell "not measured" from "no scores".
     held_out = None
     if trial.held_out is not None:
-        held_out = _plain_scores(trial.held_out)
+        held_out = plain_scores(trial.held_out)
     return {
         "trial": trial.number,
         "label": trial.label,
         "failure": trial.failure,
         "constraints": dict(trial.constraints),
-        "search": _plain_scores(trial.scores),
+        "search": plain_scores(trial.scores),
         "held_out": held_out,
         "params": dict(trial.params),
     }
 
 
-def _plain_scores(scores: Scores) -> dict[str, Mapping[str, float]]:
+def plain_scores(scores: Scores) -> dict[str, Mapping[str, float]]:
+    """Write scores as plain data, without the scores of single examples."""
     plain: dict[str, Mapping[str, float]] = {}
     for name, score in scores.items():
         plain[name] = {"value": score.value, "stderr": score.stderr, "n": score.n}

@@ -21,7 +21,6 @@ from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from paretomerge.search.encoding import (
     Encoding,
@@ -299,6 +298,9 @@ class PointSampler(BaseSampler):
         """Point `number` of the Sobol sequence, `(1, d)`."""
         if self._centre and number == 0:
             return np.full((1, d), 0.5)
+        # Here, for it takes a second, and whoever reads a record imports this module.
+        from scipy.stats import qmc
+
         # The sequence starts again for each trial: a resumed study has no state but its trials.
         scrambling = np.random.default_rng(self._seed)
         sequence = qmc.Sobol(d, rng=scrambling)

@@ -11,11 +11,7 @@ from dataclasses import dataclass, field, replace
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.record.record import Record
-from paretomerge.record.results import (
-    hypervolume_of,
-    reference_of,
-    trials_of_sources,
-)
+from paretomerge.record.results import SearchHypervolume
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.study.event import Event
 from paretomerge.study.executor import Executor
@@ -51,6 +47,7 @@ class Loop:
         self._executor = executor
         self._total = total
         self._watch = watch
+        self._hypervolume = SearchHypervolume(record.objectives, record.sources)
 
     def explore(self, level: Level, rule: StoppingRule, last_end: End | None) -> End:
         """Search one level until the rule ends it.
@@ -78,10 +75,7 @@ class Loop:
                 _stop_if_all_fail(self.finished)
 
     def _report(self, trial: Trial, seconds: Mapping[str, float]) -> None:
-        objectives = self._record.objectives
-        sources = trials_of_sources(self.finished, self._record.sources)
-        reference = reference_of(sources, objectives)
-        volume = hypervolume_of(self.finished, objectives, reference)
+        volume = self._hypervolume.of(self.finished)
         done = count_evaluated(self.finished)
         event = Event(trial, done, self._total, volume, seconds)
         self._watch(event)

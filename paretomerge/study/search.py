@@ -27,7 +27,7 @@ from paretomerge.merging.engine import usable_device
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
-from paretomerge.record.folder import make_folder
+from paretomerge.record.folder import LOCK_FILE, make_folder
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
@@ -507,8 +507,9 @@ def _locked(folder: Path) -> Iterator[None]:
     """
     make_folder(folder)
     # The operating system frees the lock of a killed process, so no stale file blocks a resume.
-    # No waiting: the other search may take hours, and the user should hear of it now.
-    lock = FileLock(folder / "study.lock", timeout=0)
+    # No long wait: the other search may take hours, and the user should hear of it now. A second,
+    # for `is_searched` holds the lock for an instant.
+    lock = FileLock(folder / LOCK_FILE, timeout=1)
     try:
         lock.acquire()
     except Timeout as error:

@@ -594,11 +594,26 @@ class Study:
         """
         choice = choice or self.default_choice
         results = self.results()
+        noted = self._noted(results, choice)
+        return choose(results, choice) if noted is None else noted
+
+    def noted_pick(self, results: Results) -> Trial | None:
+        """The trial that `pick` takes by default, without deciding anew.
+
+        Args:
+            results: The study's results.
+
+        Returns:
+            The trial; None where the record does not say, since trials have been added since.
+        """
+        return self._noted(results, self.default_choice)
+
+    def _noted(self, results: Results, choice: Choice) -> Trial | None:
         note = self._record().note(_PICK) or {}
         is_current = note.get("trials") == len(results.trials)
-        if is_current and note.get("by") == choice.text:
-            choice = Choice(trial=note["picked"])
-        return choose(results, choice)
+        if not is_current or note.get("by") != choice.text:
+            return None
+        return choose(results, Choice(trial=note["picked"]))
 
     def _note_pick(self, trial: Trial) -> None:
         """Note the default pick: `front` and `report` then need no belief, which takes seconds."""

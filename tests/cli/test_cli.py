@@ -469,3 +469,20 @@ def test_search_as_json_prints_nothing_else(pico, tmp_path):
     assert front["front"] and front["front"][0]["held_out"]
     resumed = paretomerge("search", file, "--trials", "4").stdout
     assert "Resuming at trial 3." in resumed
+
+
+def test_exit_statuses(tmp_path, monkeypatch):
+    """As docs/search.md lists them; those of a search that is stopped are tested above."""
+    (tmp_path / "bad.yaml").write_text("base: x\nmodles: []")
+    assert paretomerge("methods").returncode == 0
+    assert paretomerge("status", tmp_path / "bad.yaml", ok=False).returncode == 1
+    for wrong in (["no-such-command"], ["methods", "--no-such"], ["merge"]):
+        assert paretomerge(*wrong, ok=False).returncode == 2
+    assert paretomerge("search", "x.yaml", "--trials", "two", ok=False).returncode == 2
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paretomerge.report.recipes.methods_table", interrupted)
+    done = paretomerge("methods", ok=False)
+    assert done.returncode == 130 and done.stderr == "\nStopped.\n"
