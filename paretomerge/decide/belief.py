@@ -5,6 +5,11 @@ trial that has it is rarely the best one. Two things tell more than the score: t
 parameters have similar scores, and all trials are scored on the same examples, so that a part of
 their noise is common to all and does not affect which of two is better. A `Belief` combines both: a
 Gaussian process over the parameters is the prior, and the noise has a common part.
+
+The time of a belief grows with the cube of the trials, and most of it is the fit of the process's
+hyperparameters. Of a long study these are fitted to 200 trials, half of them the best ones, half
+spread over the others. All trials then count as data (of more than 2,000 the best 2,000), and only
+those that may be the best are drawn for a pick. docs/lab/long-studies.md has what this changes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,9 +18,10 @@ from functools import cached_property
 
 import numpy as np
 
-from paretomerge.evaluate.evaluator import Score
+from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.pareto.front import nondominated
 from paretomerge.pareto.preference import Preference, Scale
+from paretomerge.pareto.ranking import best_points, representative
 from paretomerge.record.results import Parameters, Results
 from paretomerge.record.trial import Trial
 from paretomerge.types import Array
@@ -31,6 +37,14 @@ _JITTER = 1e-9
 # Stands for "nothing is known before", in units of the variance of the scores.
 _WIDE = 100.0
 _DRAWS = 4096
+# The longest study whose hyperparameters are fitted to all trials.
+_MOST_FITTED = 200
+# The most trials that count as data: their covariances take 32 MB for each objective.
+_MOST_DATA = 2000
+# The most trials that are drawn: the draws of three objectives take 30 MB.
+_MOST_DRAWN = 300
+# Standard deviations above the mean that a trial is given when it is asked whether it may be best.
+_OPTIMISM = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,8 @@ class Belief:
         Returns:
             The belief.
         """
-        trials = _candidates(results.trials)
         objectives = results.objectives
+        trials = _data(_candidates(results.trials), objectives, hidden)
         value_rows = [trial.values(objectives) for trial in trials]
         y = np.array(value_rows)
         noises = []
@@ -89,7 +103,32 @@ class Belief:
         block = np.ix_(measured, measured)
         for k, noise in enumerate(noises):
             belief = belief._given(k, measured, y[measured, k], noise.search[block])
-        return belief
+        return belief._only(belief._possibly_best(hidden))
+
+    def _possibly_best(self, hidden: Collection[int]) -> list[int]:
+        """Indices of the trials that a preference may prefer, in their order."""
+        if len(self.trials) <= _MOST_DRAWN:
+            return list(range(len(self.trials)))
+        variances = np.diagonal(self.covariance, axis1=1, axis2=2).T
+        hoped = self.mean + _OPTIMISM * np.sqrt(variances.clip(min=0))
+        kept = set(best_points(hoped, _MOST_DRAWN).tolist())
+        for i, trial in enumerate(self.trials):
+            # What was asked of finalists is evidence, and what is hidden is asked for.
+            if trial.selection or trial.number in hidden:
+                kept.add(i)
+        return sorted(kept)
+
+    def _only(self, kept: list[int]) -> "Belief":
+        """The belief of some of its trials."""
+        if len(kept) == len(self.trials):
+            return self
+        block = np.ix_(range(len(self.covariance)), kept, kept)
+        return Belief(
+            tuple(self.trials[i] for i in kept),
+            self.mean[kept],
+            self.covariance[block],
+            tuple(noise.only(kept) for noise in self.noise),
+        )
 
     def with_selection(self, results: Results) -> "Belief":
         """The belief with what its trials scored on selection examples.
@@ -190,6 +229,21 @@ def _candidates(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     return tuple(candidates)
 
 
+def _data(
+    trials: Sequence[Trial], objectives: Sequence[Objective], hidden: Collection[int]
+) -> tuple[Trial, ...]:
+    """The trials that count as data: all, or of very many those with the best scores."""
+    if len(trials) <= _MOST_DATA:
+        return tuple(trials)
+    y = np.array([trial.values(objectives) for trial in trials])
+    kept = set(best_points(y, _MOST_DATA).tolist())
+    data = []
+    for i, trial in enumerate(trials):
+        if i in kept or trial.selection or trial.number in hidden:
+            data.append(trial)
+    return tuple(data)
+
+
 @dataclass(frozen=True)
 class Noise:
     """The errors of n trials' scores on one objective.
@@ -237,6 +291,10 @@ class Noise:
         common = max(total - residual, 0.0)
         own = residuals / n_examples
         return cls(common, residuals, own, common / n_examples, is_share)
+
+    def only(self, kept: list[int]) -> "Noise":
+        """The errors of some of the trials."""
+        return replace(self, residual=self.residual[kept], own=self.own[kept])
 
     @property
     def search(self) -> Array:
@@ -312,11 +370,12 @@ def _prior(
         block = np.ix_(range(m), members, members)
         encoding = Encoding(of_level.distributions, of_level.conditions)
         x = encoding.encode([trials[i].params for i in members])
+        fitted = [known[i] for i in representative(y[known], _MOST_FITTED)]
         # Without the shared error, which the process's constant takes up.
-        own_variances = [noise.own[known] for noise in noises]
+        own_variances = [noise.own[fitted] for noise in noises]
         stderr = np.sqrt(np.array(own_variances).T)
-        is_known = np.isin(members, known)
-        surrogate = Surrogate.fit_mixture(x[is_known], y[known], stderr, kernels)
+        is_fitted = np.isin(members, fitted)
+        surrogate = Surrogate.fit_mixture(x[is_fitted], y[fitted], stderr, kernels)
         level_mean, level_covariance = surrogate.prior(x)
         mean[members] = level_mean
         unexplained = _UNEXPLAINED * spread[:, None, None] * np.eye(len(members))

@@ -14,12 +14,19 @@ from paretomerge.pareto.front import (
     reference_point,
 )
 from paretomerge.pareto.preference import Preference, Scale
-from paretomerge.pareto.ranking import knee, normalised, ranked
+from paretomerge.pareto.ranking import (
+    best_points,
+    knee,
+    normalised,
+    ranked,
+    representative,
+)
 
 __all__ = [
     "Preference",
     "RunningHypervolume",
     "Scale",
+    "best_points",
     "hypervolume",
     "hypervolume_contributions",
     "knee",
@@ -28,4 +35,5 @@ __all__ = [
     "normalised",
     "ranked",
     "reference_point",
+    "representative",
 ]

@@ -31,6 +31,54 @@ def ranked(values: ArrayLike, reference: ArrayLike) -> IndexArray:
     return np.concatenate(order)
 
 
+def best_points(values: ArrayLike, most: int) -> IndexArray:
+    """The best points: front after front, and of the last one those with the best scaled means.
+
+    Args:
+        values: Points, `(n, m)`.
+        most: How many, unless there are fewer.
+
+    Returns:
+        Their indices, the best front first.
+    """
+    points = np.asarray(values, dtype=float)
+    chosen = [np.zeros(0, dtype=np.intp)]
+    n_left = most
+    for front in nondominated_fronts(points):
+        if len(front) > n_left:
+            # Those that are good in all objectives: a knee, and most preferences, are there.
+            means = normalised(points[front]).mean(1)
+            front = front[np.argsort(-means, kind="stable")[:n_left]]
+        chosen.append(front)
+        n_left -= len(front)
+        if not n_left:
+            break
+    return np.concatenate(chosen)
+
+
+def representative(values: ArrayLike, most: int) -> IndexArray:
+    """Points that stand for all in a fit: half the best ones, half spread over the others.
+
+    Of good points alone, a fit would learn no slope.
+
+    Args:
+        values: Points, `(n, m)`.
+        most: How many, unless there are fewer.
+
+    Returns:
+        Their indices, ascending.
+    """
+    points = np.asarray(values, dtype=float)
+    n = len(points)
+    if n <= most:
+        return np.arange(n)
+    best = best_points(points, most // 2)
+    others = np.setdiff1d(np.arange(n), best)
+    places = np.linspace(0, len(others) - 1, most - len(best))
+    spread = others[places.round().astype(np.intp)]
+    return np.sort(np.concatenate([best, spread]))
+
+
 def normalised(values: ArrayLike) -> Array:
     """Scale each objective to [0, 1] over the points.
 

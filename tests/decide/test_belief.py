@@ -1,5 +1,7 @@
 """What is believed of noisy trials, against samples of the model and against brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution
@@ -205,3 +207,35 @@ def test_what_was_believed_of_new_trials_does_not_know_their_scores() -> None:
     believed = again[3].believed["quiz"]
     assert believed.value == pytest.approx(true_scores[23], abs=0.08)
     assert believed.high < 0.9
+
+
+def test_a_long_study_is_believed_from_all_of_its_trials(monkeypatch) -> None:
+    """Whatever is left out of the fit and of the draws, the pick and its score stay."""
+    results, _ = quiz(120, 60, 4)
+    whole = decide(results, Preference.mean(1), Belief.of(results))
+    monkeypatch.setattr("paretomerge.decide.belief._MOST_FITTED", 60)
+    monkeypatch.setattr("paretomerge.decide.belief._MOST_DRAWN", 40)
+    belief = Belief.of(results)
+    assert len(belief.trials) == 40 and belief.draws.shape[1] == 40
+    part = decide(results, Preference.mean(1), belief)
+    assert part.trial == whole.trial
+    assert part.expected["quiz"].value == pytest.approx(
+        whole.expected["quiz"].value, abs=0.01
+    )
+    monkeypatch.setattr("paretomerge.decide.belief._MOST_DATA", 50)
+    fewer = decide(results, Preference.mean(1), Belief.of(results))
+    assert fewer.trial == whole.trial
+
+
+def test_hidden_and_selected_trials_stay_in_the_belief_of_a_long_study(monkeypatch):
+    results, _ = quiz(60, 30, 5)
+    for limit in ("_MOST_DATA", "_MOST_DRAWN"):
+        monkeypatch.setattr(f"paretomerge.decide.belief.{limit}", 10)
+    scores = [trial.scores["quiz"].value for trial in results.trials]
+    worst, second = np.argsort(scores)[:2].tolist()
+    trials = list(results.trials)
+    trials[second] = replace(trials[second], selection=trials[second].scores)
+    results = replace(results, trials=tuple(trials))
+    belief = Belief.of_search(results, hidden={worst})
+    numbers = {trial.number for trial in belief.trials}
+    assert {worst, second} <= numbers and len(numbers) <= 12

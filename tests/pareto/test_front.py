@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from paretomerge.pareto.front import (
+    RunningHypervolume,
     hypervolume,
     hypervolume_contributions,
     nondominated,
     reference_point,
 )
 from paretomerge.pareto.preference import Preference, Scale
-from paretomerge.pareto.ranking import knee, normalised
+from paretomerge.pareto.ranking import best_points, knee, normalised, representative
 
 POINTS = arrays(
     float,
@@ -96,3 +97,36 @@ def test_a_preferred_point_is_on_the_front(points):
     value = Preference(tuple(weights)).values(points, Scale.of(points))
     chosen = points[value.argmax()]
     assert not any((q >= chosen).all() and (q > chosen).any() for q in points)
+
+
+@given(POINTS)
+@settings(max_examples=40, deadline=None)
+def test_a_running_hypervolume_is_that_of_all_points(points):
+    running = RunningHypervolume([1.0] * points.shape[1])
+    for i, point in enumerate(points):
+        expected = hypervolume(points[: i + 1], [1.0] * points.shape[1])
+        assert running.add(point) == pytest.approx(expected)
+
+
+@given(POINTS, st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_the_best_points_come_front_after_front(points, most):
+    best = best_points(points, most)
+    assert len(set(best.tolist())) == len(best) == min(most, len(points))
+    others = np.setdiff1d(np.arange(len(points)), best)
+    for i in best:
+        # No point that was left out is better than one that was taken.
+        better = (points[others] >= points[i]).all(1) & (
+            points[others] > points[i]
+        ).any(1)
+        assert not better.any()
+
+
+def test_representative_points_are_the_best_and_some_of_the_others():
+    values = np.arange(100.0)[:, None]
+    chosen = representative(values, 20).tolist()
+    assert len(chosen) == 20 and chosen == sorted(chosen)
+    assert set(range(90, 100)) <= set(chosen)
+    # From the worst on, evenly.
+    assert chosen[:10] == [0, 10, 20, 30, 40, 49, 59, 69, 79, 89]
+    assert representative(values, 100).tolist() == list(range(100))

@@ -16,7 +16,7 @@ from numpy.random import Generator
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.preference import MEAN, Prefer, Preference, Scale
-from paretomerge.pareto.ranking import ranked
+from paretomerge.pareto.ranking import ranked, representative
 from paretomerge.search.encoding import Encoding, Indices
 from paretomerge.search.mmmo import candidates
 from paretomerge.search.mmmo.acquisition import (
@@ -37,6 +37,8 @@ from paretomerge.types import Array
 _MAX_LOG_LOSS = np.log(2)
 # Standard error of "the trial failed": nearly certain, but a process needs some slack.
 _SUCCESS_STDERR = 0.1
+# The longest study whose hyperparameters are fitted to all trials.
+_MOST_FITTED = 300
 
 
 @dataclass(frozen=True)
@@ -380,7 +382,13 @@ class MMMOProposer:
         digest = _digest(x_first, y_first, noise, kernels[0].importance)
         last_digest, surrogate = self._fits.get(name, (b"", None))
         if surrogate is None or last_digest != digest:
-            surrogate = Surrogate.fit_mixture(x_first, y_first, noise, kernels)
+            # Of a long study a few hundred trials determine the hyperparameters: a fit costs the
+            # cube of its trials, and all of them count as data below.
+            fitted = representative(y_first, _MOST_FITTED)
+            fitted_noise = None if noise is None else noise[fitted]
+            surrogate = Surrogate.fit_mixture(
+                x_first[fitted], y_first[fitted], fitted_noise, kernels
+            )
             self._fits[name] = digest, surrogate
         return surrogate.with_trials(x, y, stderr)
 
