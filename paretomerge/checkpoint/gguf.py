@@ -181,7 +181,11 @@ def _convert_weights(source: Path, folder: Path, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    where: dict[str, Any] = {
+        "gguf_file": source.name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.parent,

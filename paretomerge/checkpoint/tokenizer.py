@@ -202,7 +202,9 @@ def _read_tokenizer_json(folder: Path) -> JsonObject:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         data: JsonObject = json.loads(tokenizer.backend_tokenizer.to_str())
     except (
         Exception

@@ -6,7 +6,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     Discriminator,
     Field,
@@ -20,9 +19,9 @@ from pydantic import (
 from paretomerge.arguments import path as read_path
 from paretomerge.config.overrides import with_overrides
 from paretomerge.config.space_schema import RoutesConfig, Section, SpaceConfig
-from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.errors import ConfigError, RecipeError, unknown_name
 from paretomerge.evaluate.measures import PROMPT_READERS
-from paretomerge.recipe.text import UniqueKeyLoader
+from paretomerge.recipe.text import check_data, parse
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 
 _KINDS = ("task", "function", "perplexity", "judge", "size")
@@ -315,11 +314,22 @@ def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     """
     path = config_file(path)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
+        # Bounded in size, depth and aliases: the file may be someone else's.
+        documents = parse(text, str(path))
+        check_data(documents, str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; name a study.yaml") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    except RecipeError as error:
+        message = str(error).replace("YAML syntax error", "cannot be read as YAML")
+        raise ConfigError(message) from error
+    data, *others = documents
+    if others:
+        raise ConfigError(
+            f"{path}: holds {len(documents)} documents; a study is one, without `---`"
+        )
     if data is None:
         raise ConfigError(
             f"{path}: the file is empty; write a study, or let `paretomerge init` begin one"

@@ -103,7 +103,7 @@ def chat_template(folder: str) -> "Callable[..., str] | None":
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         return None
     # The method reads no more of its model than this.

@@ -1,7 +1,7 @@
 """YAML text to plain data that is safe to work on: bounded in size and depth, with known types.
 
-A recipe may come from anywhere. YAML aliases let a small text expand to a huge structure, or to one
-that contains itself, so every structure is checked before the grammar reads it.
+A recipe or a study.yaml may come from anywhere. YAML aliases let a small text expand to a huge
+structure, or to one that contains itself, so every structure is checked before it is read further.
 """
 
 import math
@@ -15,7 +15,7 @@ from paretomerge.arguments import plain_scalar
 from paretomerge.errors import RecipeError, shorten
 
 MAX_CHARACTERS = 1_000_000
-"""Longest recipe that is read; real recipes have thousands of characters."""
+"""Longest YAML that is read; real recipes and studies have thousands of characters."""
 
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 50  # the grammar itself needs ten levels
@@ -107,7 +107,7 @@ def parse(text: str, where: str) -> list[object]:
     """
     if len(text) > MAX_CHARACTERS:
         raise RecipeError(
-            f"{where}: a recipe may have at most {MAX_CHARACTERS:,} characters, this text has "
+            f"{where}: a file may have at most {MAX_CHARACTERS:,} characters, this text has "
             f"{len(text):,}; is this the right file?"
         )
     # Dates, numbers and nesting can make PyYAML raise more than its own errors.
@@ -156,7 +156,7 @@ def check_data(data: object, where: str) -> None:
         # Checked before the children go on the stack: aliases can make them many at each level.
         if n_visited + len(stack) + len(children) > _MAX_VALUES:
             raise RecipeError(
-                f"{where}: a recipe may have at most {_MAX_VALUES:,} values; "
+                f"{where}: a file may have at most {_MAX_VALUES:,} values; "
                 "do aliases multiply each other?"
             )
         stack += [(child, depth + 1) for child in children]

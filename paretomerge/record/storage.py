@@ -86,7 +86,8 @@ class Storage:
         """The URL without its password, since messages end up in logs."""
         # A password stands before the host, or is an argument of the driver.
         url = re.sub(r"(//[^:/]*):[^@]*@", r"\1:***@", self.url)
-        return re.sub(r"([?&]\w*passw\w*=)[^&]*", r"\1***", url)
+        secrets = "passw|secret|token|key"
+        return re.sub(rf"([?&]\w*(?:{secrets})\w*=)[^&]*", r"\1***", url, flags=re.I)
 
     def __str__(self) -> str:
         if self.study_name == DEFAULT_STUDY_NAME:

@@ -73,8 +73,17 @@ def read_config(folder: Path) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+        # Never None, with which transformers asks at a terminal whether to run a model's own code.
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False
+        )
     except Exception as error:  # config classes raise exceptions of any class
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{folder}: transformers knows the model only by Python code in its folder "
+                "(`auto_map` in config.json), which is never run. Such models cannot be searched; "
+                "`paretomerge merge` merges them, since it reads tensors alone"
+            ) from error
         raise CheckpointError(
             f"{folder}: transformers cannot read config.json: {_cause(error)}"
         ) from error
@@ -98,7 +107,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
     except Exception as error:  # tokenizers raise exceptions of any class
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be loaded ({_cause(error)}); copy the files of the "

@@ -38,7 +38,7 @@ def load_result_tokenizer(plan: Plan) -> "PreTrainedTokenizerBase":
         # Without a config.json beside it, the class of a tokenizer may be unknown.
         config = AutoConfig.for_model(**plan.config)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, config=config
+            folder, config=config, trust_remote_code=False
         )
     # Errors and files of other libraries must not name a folder that is gone.
     tokenizer.name_or_path = str(plan.template.tokenizer_folder)
