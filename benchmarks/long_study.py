@@ -256,25 +256,25 @@ def run(folder: Path, label: str, with_proposals: bool) -> None:
 
 
 def tables(entries: Sequence[Entry]) -> str:
-    """The published table: the latest measurement of each size."""
-    latest: dict[int, Entry] = {entry["trials"]: entry for entry in entries}
-    header = ["trials", "CPU of a trial", "ask", "record", "memory", "`study.db`"]
+    """The published table: the latest measurement of each size, before and now."""
+    latest: dict[tuple[str, int], Entry] = {}
+    for entry in entries:
+        latest[entry["label"], entry["trials"]] = entry
+    header = ["", "trials", "CPU of a trial", "ask", "record", "memory", "`study.db`"]
     header += [*COMMANDS, "MM-MO: first trial", "next trials"]
-    rows = []
-    for n in sorted(latest):
-        rows.append(_row(latest[n]))
-    return markdown_table(header, rows, text_columns=0)
+    rows = [_row(latest[key]) for key in sorted(latest)]
+    return markdown_table(header, rows)
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
     """One row: milliseconds of a trial, MiB, CPU seconds of commands and proposals."""
-    cells = [f"{entry['trials']:,}"]
+    cells = [entry["label"], f"{entry['trials']:,}"]
     for part in ("cpu", "ask", "record"):
         cells.append(f"{1000 * entry[part]:.0f} ms")
     cells += [f"{entry['mib']:.0f} MiB", f"{entry['record_mib']:.1f} MiB"]
     cells += [f"{entry[command]:.1f} s" for command in COMMANDS]
     first_trial, *others = entry["mmmo"]
-    cells += [f"{first_trial:.0f} s", f"{statistics.median(others):.1f} s"]
+    cells += [f"{first_trial:.1f} s", f"{statistics.median(others):.1f} s"]
     return cells
 
 
