@@ -136,7 +136,7 @@ def show(study: "Study", most: int | None = None) -> None:
     """Print the baselines and the front as tables.
 
     The trial that `pick` takes by default is marked where the record says which one it is: to
-    decide anew would take seconds, and minutes after thousands of trials.
+    decide anew takes seconds.
 
     Args:
         study: The study.
