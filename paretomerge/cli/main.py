@@ -386,11 +386,12 @@ def plan(
         ),
     ] = False,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Of a study: plan memory and time for so many workers."
+            min=1,
+            help="Of a study: plan memory and time for so many workers. Default: the study's.",
         ),
-    ] = 1,
+    ] = None,
 ) -> None:
     """Check a recipe or a study without writing anything.
 
@@ -411,7 +412,7 @@ def plan(
             workers=workers,
         )
         return
-    if override or no_measure or workers > 1:
+    if override or no_measure or workers is not None:
         raise ConfigError(
             f"{file}: --set, --no-measure and --workers are for studies, not recipes"
         )

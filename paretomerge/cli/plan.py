@@ -103,7 +103,7 @@ def print_study_plan(
     allow_mismatch: bool,
     as_json: bool,
     measure: bool,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> None:
     """Check a study and print what it will do.
 
@@ -113,7 +113,7 @@ def print_study_plan(
         allow_mismatch: True to set the key of that name.
         as_json: Whether to print JSON.
         measure: Whether one merge may be made in memory, to measure the time.
-        workers: Number of workers that memory and time are planned for.
+        workers: Number of workers that memory and time are planned for; by default the study's.
     """
     study = _open(path, overrides, allow_mismatch)
     session.set_up_process(study)

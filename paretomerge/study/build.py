@@ -227,6 +227,7 @@ class _Builder:
                 settings.total_trials, settings.budget.until, settings.budget.patience
             ),
             executor=self.executor(goals),
+            workers=settings.workers if isinstance(settings.workers, int) else 1,
         )
         # Last: a study that is refused leaves nothing behind.
         self.measurements.write()

@@ -153,7 +153,7 @@ class StudyPreview:
 
 
 def preview_study(
-    settings: StudySettings, measure: bool = True, workers: int = 1
+    settings: StudySettings, measure: bool = True, workers: int | None = None
 ) -> StudyPreview:
     """Check a study as a search does before its first trial, and estimate its time.
 
@@ -163,7 +163,8 @@ def preview_study(
         settings: The study.
         measure: Whether a study without trials is measured on one merge in memory, which loads its
             models. Models that are not on this machine are never downloaded for that.
-        workers: Number of live models that memory and time are planned for.
+        workers: Number of live models that memory and time are planned for; by default the
+            study's.
 
     Returns:
         The preview.

@@ -78,6 +78,7 @@ class Search:
         rule: When the search ends by default.
         executor: Makes what evaluates trials, given where models stay between merges; by default
             this process does.
+        workers: The number of live models on this machine.
 
     Attributes:
         notes: What the user should know about how merges were scored elsewhere.
@@ -101,6 +102,7 @@ class Search:
         then: SecondLevelPlan | None = None,
         rule: StoppingRule | None = None,
         executor: Callable[[SourcesSetting], Executor] | None = None,
+        workers: int = 1,
     ) -> None:
         self.folder = Path(folder)
         # A merge is written into the one live model, so a thread that scores holds it until then.
@@ -114,6 +116,7 @@ class Search:
         self.models = LiveModels(space, placement, lambda: self.sources)
         self.then = then
         self.rule = rule or StoppingRule(60)
+        self.workers = workers
         self._executor_elsewhere = executor
         self._executor: Executor | None = None
         self._read_warm_start = warm_start
@@ -168,12 +171,14 @@ class Search:
             return self.placement.sources
         return self.memory_plan().sources
 
-    def memory_plan(self, batch_size: int = 1, workers: int = 1) -> MemoryPlan:
+    def memory_plan(
+        self, batch_size: int = 1, workers: int | None = None
+    ) -> MemoryPlan:
         """Plan the peak memory on this machine, from the headers of the models.
 
         Args:
             batch_size: Sequences of one forward pass.
-            workers: Number of live models.
+            workers: Number of live models; by default the study's.
 
         Returns:
             The plan, with what does not fit.
@@ -187,7 +192,9 @@ class Search:
         device = self.placement.device
         models = models_of(self.space, self.placement, batch_size, pool)
         machine = this_machine(self.folder, device)
-        return plan_memory(models, machine, device, self.placement.sources, workers)
+        return plan_memory(
+            models, machine, device, self.placement.sources, workers or self.workers
+        )
 
     @cached_property
     def pool(self) -> dict[str, Recipe]:

@@ -292,7 +292,9 @@ class Study:
         notes += search.memory_plan(batch_size).problems
         return [*notes, *preference_notes(self.settings)]
 
-    def preview(self, *, measure: bool = True, workers: int = 1) -> "StudyPreview":
+    def preview(
+        self, *, measure: bool = True, workers: int | None = None
+    ) -> "StudyPreview":
         """Check the study as a search does before its first trial, and estimate its time.
 
         Nothing is recorded, and nothing is left behind.
@@ -300,7 +302,8 @@ class Study:
         Args:
             measure: Whether a study without trials is measured on one merge in memory, which loads
                 its models.
-            workers: Number of live models that memory and time are planned for.
+            workers: Number of live models that memory and time are planned for; by default the
+                study's.
 
         Returns:
             The models, the scores, the trials, the memory, the disk space and the estimated times.
@@ -311,7 +314,8 @@ class Study:
         """
         from paretomerge.study.preview import preview_study
 
-        return preview_study(self.settings, measure, integer(1)("workers", workers))
+        workers = optional(integer(1))("workers", workers)
+        return preview_study(self.settings, measure, workers)
 
     def optimize(
         self,
