@@ -4,7 +4,9 @@ A base and three experts of a four-layer Llama, in milliseconds.
 """
 
 import os
+import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,14 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, state in pico_states().items():
         save_pico(folder / name, state, shard="8KB" if name == "bob" else "5GB")
     return folder
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A job in the background is started deaf to Ctrl-C, and so are the processes it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -108,11 +108,13 @@ class View:
         return self.results is not None and bool(self.results.trials)
 
     def __rich__(self) -> RenderableType:
-        heading = Text.assemble((self.title, "bold"), "  ", (self.state, "dim"))
+        # Long paths are folded, so that what goes on is never cut off.
+        heading = Text(self.title, style="bold", overflow="fold")
+        state = Text(self.state, style="dim")
         results = self.results
         if results is None or not results.trials:
-            return Group(heading)
-        parts: list[RenderableType] = [heading, Text(), self._progress(results)]
+            return Group(heading, state)
+        parts: list[RenderableType] = [heading, state, Text(), self._progress(results)]
         latest = results.trials[-_LATEST:]
         parts += [Text(), Text("latest trials", style="bold")]
         # The latest one on top: there the eye finds what is new.

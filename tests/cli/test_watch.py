@@ -244,6 +244,7 @@ def test_the_dashboard_says_what_is_missing(study_file, searched, monkeypatch):
     assert "pip install 'paretomerge[dashboard]'" in done.stderr
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_the_dashboard_ends_with_ctrl_c(searched):
     command = [sys.executable, "-u", "-m", "paretomerge", "dashboard", str(searched)]
     command += ["--port", "0"]

@@ -8,13 +8,7 @@ from optuna.samplers import RandomSampler
 
 from tests.study.test_search import make
 
-
-@pytest.fixture(autouse=True)
-def _python_hears_ctrl_c():
-    """A job in the background is started deaf to Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
 
 
 def pressed(times=1):

@@ -107,10 +107,9 @@ def test_trials_of_the_same_question_are_taken_over_and_not_evaluated(pico, firs
         t.scores["up"].value for t in study.front()
     } <= {t.scores["up"].value for t in old.trials()}
     choose(study.results(), Choice())
-    assert (
-        "warm: runs/first"
-        in write_report(study.results(), first / "r.html").read_text()
-    )
+    report = write_report(study.results(), first / "r.html").read_text()
+    on_front = [trial for trial in study.front() if trial.label.startswith("warm: ")]
+    assert all(trial.label in report for trial in on_front)
     again = run(path)
     assert told(again) == told(study) and calls(first) - before == 3
 

@@ -327,6 +327,7 @@ def test_workers_end_with_a_driver_that_is_killed(make, script):
     assert len(trials) == len(before) + 2
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_once_finishes_what_runs_and_twice_stops(script, presses):
     with subprocess.Popen(script, stderr=subprocess.PIPE, text=True) as driver:

@@ -126,6 +126,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize(
     ("end", "state"),
     [
