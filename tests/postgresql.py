@@ -5,15 +5,45 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 
+class Server:
+    """A server that a test may stop and start."""
+
+    def __init__(self, folder: Path, call: Callable[..., None]) -> None:
+        self.url = f"postgresql://postgres:secret@/postgres?host={folder}"
+        self._folder = folder
+        self._call = call
+
+    def start(self) -> None:
+        self._call(
+            "pg_ctl",
+            "start",
+            "--wait",
+            "--log",
+            str(self._folder / "log"),
+            "--options",
+            f"-k {self._folder} -c listen_addresses='' -c fsync=off",
+        )
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "stop", "--mode=immediate")
+
+
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """The URL of an empty database; the test is skipped where there is no PostgreSQL.
+    """The URL of an empty database; the test is skipped where there is no PostgreSQL."""
+    with stoppable_server() as running:
+        yield running.url
+
+
+@contextlib.contextmanager
+def stoppable_server() -> Iterator[Server]:
+    """A server with an empty database; the test is skipped where there is no PostgreSQL.
 
     It listens on a socket in its own folder alone, whose path must be short, and refuses to run
     as root.
@@ -43,18 +73,11 @@ def server() -> Iterator[str]:
 
     try:
         call("initdb", "--auth=trust", "--username=postgres", "--no-sync")
-        call(
-            "pg_ctl",
-            "start",
-            "--wait",
-            "--log",
-            str(folder / "log"),
-            "--options",
-            f"-k {folder} -c listen_addresses='' -c fsync=off",
-        )
+        running = Server(folder, call)
+        running.start()
         try:
-            yield f"postgresql://postgres:secret@/postgres?host={folder}"
+            yield running
         finally:
-            call("pg_ctl", "stop", "--mode=immediate")
+            running.stop()
     finally:
         shutil.rmtree(folder)

@@ -300,6 +300,22 @@ class Record:
         """
         return self._study.user_attrs.get(key)
 
+    def notes(self, prefix: str) -> dict[str, Any]:
+        """Read the notes whose names begin with a prefix; a database that is away is waited for."""
+        attributes = self.storage.patiently(lambda attempt: self._study.user_attrs)
+        found = {}
+        for key, value in attributes.items():
+            if key.startswith(prefix):
+                found[key] = value
+        return found
+
+    def count(self) -> int:
+        """Count the trials, those of other processes included.
+
+        A database that is away is waited for.
+        """
+        return self.storage.patiently(lambda attempt: self._table.count())
+
     def set_note(self, key: str, value: object) -> None:
         """Write a note about the study, if its value has changed.
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -62,13 +63,15 @@ def executed(executor: Executor, jobs: Iterable[Job]) -> Iterator[tuple[Job, Tri
         Each job and its trial, in the order in which they are done.
     """
     # A number of its own for each: several jobs may be of one trial.
-    waiting = deque(enumerate(jobs))
+    waiting = enumerate(jobs)
     running: dict[int, Job] = {}
-    while waiting or running:
-        while waiting and len(running) < executor.capacity:
-            place, job = waiting.popleft()
+    while True:
+        room = executor.capacity - len(running)
+        for place, job in islice(waiting, room):
             running[place] = job
             executor.submit(replace(job, trial=replace(job.trial, number=place)))
+        if not running:
+            return
         done = executor.next_done()
         job = running.pop(done.number)
         yield job, replace(done, number=job.trial.number)

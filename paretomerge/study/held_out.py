@@ -1,6 +1,6 @@
 """Score trials on held-out examples where the record has no scores yet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +39,38 @@ def score_missing(
         numbers = {trial.number for trial in watched}
     if numbers:
         record.forget_other_watched(_watched_settings(settings))
+    missing = _missing(record, trials, numbers)
+    if numbers & set(missing):
+        record.set_note(WATCHED, _watched_settings(settings))
+    scored: list[Trial] = []
+
+    def report(trial: Trial) -> None:
+        scored.append(trial)
+        watch(HeldOutEvent(trial, done=len(scored), total=len(missing)))
+
+    for is_watched in (False, True):
+        group = []
+        for number, trial in missing.items():
+            if (number in numbers) == is_watched:
+                group.append(trial)
+        # At once: several workers share the trials of a group.
+        if group:
+            search().hold_out(group, report, watched=is_watched)
+
+
+def _missing(
+    record: Record, trials: Sequence[Trial], watched: Collection[int]
+) -> dict[int, Trial]:
+    """Number -> trial of those that lack a held-out score."""
     missing: dict[int, Trial] = {}
     for trial in trials:
         kinds = {"objectives"}
-        if trial.number in numbers:
+        if trial.number in watched:
             kinds.add("watched")
         recorded = record.held_out(trial.number)
         if not kinds <= set(recorded):
             missing[trial.number] = trial
-    if numbers & set(missing):
-        record.set_note(WATCHED, _watched_settings(settings))
-    scored: list[Trial] = []
-    for number, trial in missing.items():
-        search().hold_out([trial], scored.append, watched=number in numbers)
-        watch(HeldOutEvent(scored[-1], done=len(scored), total=len(missing)))
+    return missing
 
 
 def _watched_settings(settings: StudySettings) -> dict[str, Any]:

@@ -5,14 +5,17 @@ asked for, and no trial waits for another.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import optuna
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.record.record import Record
 from paretomerge.record.results import SearchHypervolume
 from paretomerge.record.trial import Trial, count_evaluated
+from paretomerge.study.claims import Claims
 from paretomerge.study.event import Event
 from paretomerge.study.executor import Executor
 from paretomerge.study.goals import Goals
@@ -65,14 +68,20 @@ class Loop:
         """
         # Who reads the record knows from this which parameters of a trial mattered.
         self._record.set_conditions(level.number, level.space.conditions)
-        run = _LevelRun(self, level, self._record, self._executor, rule, last_end)
-        while True:
-            end = run.fill()
-            if end:
-                return end
-            for trial, seconds in run.collect():
-                self._report(trial, seconds)
-                _stop_if_all_fail(self.finished)
+        claims = Claims(self._record)
+        run = _LevelRun(
+            self, level, self._record, self._executor, rule, last_end, claims
+        )
+        try:
+            while True:
+                end = run.fill()
+                if end:
+                    return end
+                for trial, seconds in run.collect():
+                    self._report(trial, seconds)
+                    _stop_if_all_fail(self.finished)
+        finally:
+            claims.close()
 
     def _report(self, trial: Trial, seconds: Mapping[str, float]) -> None:
         volume = self._hypervolume.of(self.finished)
@@ -89,6 +98,7 @@ class _Running:
         asked: The trial, without scores.
         key: The key of its recipe.
         seconds: The times of its stages so far.
+        start: The start that it was asked for; None for a proposal.
         repeats: Trials with the same recipe that were asked for meanwhile; they wait for its
             scores.
     """
@@ -96,6 +106,7 @@ class _Running:
     asked: Asked
     key: str
     seconds: dict[str, float]
+    start: Trial | None = None
     repeats: list["_Running"] = field(default_factory=list)
 
 
@@ -110,6 +121,7 @@ class _LevelRun:
         executor: Executor,
         rule: StoppingRule,
         last_end: End | None,
+        claims: Claims,
     ) -> None:
         self._finished = loop.finished
         self._goals = loop.goals
@@ -133,6 +145,11 @@ class _LevelRun:
         self._running: dict[int, _Running] = {}
         # The proposal that may end the search, while other trials run.
         self._held: _Running | None = None
+        # What other processes are scoring: key of the recipe -> the trial that shows it.
+        self._claims = claims
+        self._shown: dict[str, optuna.Trial] = {}
+        # Of the agenda: what others are scoring.
+        self._blocked: list[Trial] = []
         # Trials that are done and not yet reported, with the seconds of their stages.
         self._done: list[tuple[Trial, Mapping[str, float]]] = []
 
@@ -172,6 +189,7 @@ class _LevelRun:
         Returns:
             How the search ends, if nothing more is to be evaluated.
         """
+        self._learn_from_others()
         while self._agenda and self._agenda[0].scores:
             self._take_over(self._agenda.popleft())
         start = self._agenda[0] if self._agenda else None
@@ -201,7 +219,7 @@ class _LevelRun:
         with stopwatch(seconds, "ask"):
             asked = self._optimiser.ask(start)
         recipe = self._level.recipe(asked.trial.params)
-        return _Running(asked, recipe.key, seconds)
+        return _Running(asked, recipe.key, seconds, start)
 
     def _begin(self, running: _Running) -> None:
         """Evaluate a trial, or take the scores of one with the same recipe."""
@@ -217,6 +235,15 @@ class _LevelRun:
         trial = running.asked.trial
         recipe = self._level.recipe(trial.params)
         trial = replace(trial, recipe_yaml=recipe.to_yaml())
+        self._claims.claim(running.key, trial.params, trial.level)
+        if self._claims.is_contested(running.key, trial.level):
+            # Another process has asked at the same moment.
+            self._claims.release(running.key)
+            self._shown[running.key] = running.asked.handle
+            self._optimiser.withdraw()
+            if running.start is not None:
+                self._blocked.append(running.start)
+            return
         self._executor.submit(Job(trial, recipe, self._level.pool, self._finished))
         self._running[trial.number] = running
 
@@ -254,10 +281,49 @@ class _LevelRun:
         # scoring.
         with stopwatch(running.seconds, "record"):
             trial = self._optimiser.tell(running.asked, trial)
+            self._claims.release(running.key)
         self._finished.append(trial)
         self._note_recipe(running.key, trial)
         self._done.append((trial, running.seconds))
         return trial
+
+    def _learn_from_others(self) -> None:
+        """Take in what other processes that search this study have scored, and are scoring."""
+        if not self._claims.shared:
+            return
+        if self._record.count() > len(self._finished):
+            known = {trial.number for trial in self._finished}
+            for trial in self._record.storage.patiently(self._read_trials):
+                if trial.number not in known:
+                    key = trial.recipe.key
+                    self._optimiser.add_other(trial, self._shown.pop(key, None))
+                    self._finished.append(trial)
+                    self._note_recipe(key, trial)
+            self._finished.sort(key=lambda trial: trial.number)
+        claimed = set()
+        for claim in self._claims.others(self._level.number):
+            claimed.add(claim.key)
+            if claim.key not in self._shown and claim.key not in self._by_recipe:
+                self._shown[claim.key] = self._optimiser.show_running(claim.params)
+        self._order_agenda(claimed)
+
+    def _order_agenda(self, claimed: Collection[str]) -> None:
+        """Leave out what others have scored, and put off what they are scoring."""
+        labels = {trial.label for trial in self._finished}
+        starts = [*self._agenda, *self._blocked]
+        self._agenda.clear()
+        self._blocked.clear()
+        for start in starts:
+            if start.label and start.label in labels:
+                continue
+            key = self._level.recipe(start.params).key
+            if key in claimed:
+                self._blocked.append(start)
+            else:
+                self._agenda.append(start)
+
+    def _read_trials(self, attempt: int) -> list[Trial]:
+        return self._record.trials()
 
     def _note_recipe(self, key: str, trial: Trial) -> None:
         # A failed recipe is tried again when it is proposed again: the cause may have gone.

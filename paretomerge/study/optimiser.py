@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from paretomerge.record.record import Record
 from paretomerge.record.trial import Trial
 from paretomerge.study.level import Level
+from paretomerge.types import Params
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,8 @@ class Optimiser:
         Raises:
             StudyError: It cannot be written.
         """
-        handle = asked.handle
         frozen = self._record.freeze(trial, self._distributions)
-        # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard
-        # errors and constraints.
-        for name, value in frozen.user_attrs.items():
-            handle.set_user_attr(name, value)
-        for name, violation in frozen.constraints.items():
-            handle.set_constraint(name, violation)
-        values = None if frozen.state == TrialState.FAIL else frozen.values
-        in_memory = self._study.tell(handle, values, frozen.state)
+        in_memory = self._tell_sampler(asked.handle, frozen)
         # Samplers may store their state on the trial, as NSGA-II stores its generation. Without it
         # in the record, a resumed sampler would lose that state.
         whole = self._record.freeze(trial, self._distributions, in_memory.system_attrs)
@@ -130,6 +123,48 @@ class Optimiser:
         frozen = self._record.freeze(trial, self._distributions)
         self._study.add_trial(frozen)
         return self._write(frozen, trial)
+
+    def withdraw(self) -> None:
+        """Take back the last `ask`: its trial is not going to be told."""
+        self._running -= 1
+
+    def show_running(self, params: Params) -> optuna.Trial:
+        """Show a merge that another process scores to the sampler, as a running trial.
+
+        Args:
+            params: Its parameters.
+
+        Returns:
+            The running trial in Optuna's study, for `add_other`.
+        """
+        self._study.enqueue_trial(dict(params))
+        return self._study.ask(self._distributions)
+
+    def add_other(self, trial: Trial, shown: optuna.Trial | None) -> None:
+        """Show a finished trial of another process to the sampler.
+
+        Args:
+            trial: The trial, as it is in the record.
+            shown: The running trial that stood for it; None if none did.
+        """
+        self._recorded = max(self._recorded, trial.number + 1)
+        if trial.level != self._level.number:
+            return
+        frozen = self._record.freeze(trial, self._distributions)
+        if shown is None:
+            self._study.add_trial(frozen)
+            return
+        self._tell_sampler(shown, frozen)
+
+    def _tell_sampler(self, handle: optuna.Trial, frozen: FrozenTrial) -> FrozenTrial:
+        # Attributes first: `study.tell` calls the sampler's `after_trial`, which reads standard
+        # errors and constraints.
+        for name, value in frozen.user_attrs.items():
+            handle.set_user_attr(name, value)
+        for name, violation in frozen.constraints.items():
+            handle.set_constraint(name, violation)
+        values = None if frozen.state == TrialState.FAIL else frozen.values
+        return self._study.tell(handle, values, frozen.state)
 
     def _write(self, frozen: FrozenTrial, trial: Trial) -> Trial:
         number = self._record.add(frozen)

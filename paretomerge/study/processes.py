@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -27,6 +27,7 @@ from paretomerge.study.worker import (
     Ready,
     Scoring,
     pack_settings,
+    unknown_trials,
 )
 
 # Seconds for a worker without a job to end by itself, and to delete its temporary files.
@@ -54,7 +55,7 @@ class _Worker:
         ready: Whether it has built the study.
         job: What it evaluates; None where it waits.
         deadline: The `time.monotonic()` at which it is ended.
-        n_finished: The number of finished trials that it knows.
+        known: Numbers of the finished trials that it knows.
     """
 
     process: subprocess.Popen[bytes]
@@ -62,7 +63,7 @@ class _Worker:
     ready: bool = False
     job: Job | None = None
     deadline: float | None = None
-    n_finished: int = 0
+    known: set[int] = field(default_factory=set)
 
 
 class Processes:
@@ -178,8 +179,7 @@ class Processes:
         assert job is not None
         new_finished: Sequence[Trial] = ()
         if self._races:
-            new_finished = tuple(job.finished[worker.n_finished :])
-            worker.n_finished += len(new_finished)
+            new_finished = unknown_trials(job.finished, worker.known)
         # One that is dead is found by `_receive`, at the end of the connection.
         with suppress(OSError):
             worker.connection.send((replace(job, finished=()), new_finished))

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from paretomerge.config.workers import RayWorkers
 from paretomerge.errors import ConfigError, StudyError
 from paretomerge.record.trial import Trial
 from paretomerge.study.trial_runner import Job
-from paretomerge.study.worker import Done, TrialWorker, pack_settings
+from paretomerge.study.worker import Done, TrialWorker, pack_settings, unknown_trials
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -27,13 +27,13 @@ class _Actor:
     Attributes:
         handle: Ray's handle.
         job: What it evaluates; None where it waits.
-        n_finished: The number of finished trials that it knows.
+        known: Numbers of the finished trials that it knows.
         started: The `time.monotonic()` at which it got the job.
     """
 
     handle: Any
     job: Job | None = None
-    n_finished: int = 0
+    known: set[int] = field(default_factory=set)
     started: float = 0.0
 
 
@@ -175,8 +175,7 @@ class RayActors:
     def _send(self, actor: _Actor, job: Job) -> None:
         new_finished: Sequence[Trial] = ()
         if self._races:
-            new_finished = tuple(job.finished[actor.n_finished :])
-            actor.n_finished += len(new_finished)
+            new_finished = unknown_trials(job.finished, actor.known)
         actor.job = job
         actor.started = time.monotonic()
         reference = actor.handle.run.remote(replace(job, finished=()), new_finished)

@@ -340,7 +340,7 @@ class Search:
         usable_device(self.placement.device)
         requested = rule.requested
         rule = replace(rule, requested=lambda: requested() or self._interrupts.pressed)
-        with _locked(self.folder), self._interrupts.watched():
+        with self._alone(), self._interrupts.watched():
             end = self._explore(rule, watch)
             # An interrupted search has not come to its end.
             if not self._interrupts.pressed:
@@ -388,16 +388,20 @@ class Search:
         if watched and self.goals.watched is not None:
             kinds.append("watched")
         by_number = {trial.number: trial for trial in trials}
-        missing: list[Job] = []
-        for trial in by_number.values():
-            recorded = self.record.held_out(trial.number)
-            for kind in kinds:
-                if kind not in recorded:
-                    missing.append(self._held_out_job(trial, kind))
         # A trial is reported when all of it is scored.
-        parts_left = Counter(job.trial.number for job in missing)
+        parts_left: Counter[int] = Counter()
+
+        def missing() -> Iterator[Job]:
+            # Read when a job is due: another process may score the same study.
+            for trial in by_number.values():
+                recorded = self.record.held_out(trial.number)
+                unscored = [kind for kind in kinds if kind not in recorded]
+                parts_left[trial.number] += len(unscored)
+                for kind in unscored:
+                    yield self._held_out_job(trial, kind)
+
         with self.executing() as executor:
-            for job, done in executed(executor, missing):
+            for job, done in executed(executor, missing()):
                 number = done.number
                 if done.failure:
                     name = by_number[number].name
@@ -417,6 +421,16 @@ class Search:
         # Scores of thousands of examples need not be sent to a worker and back.
         bare = Trial(trial.number, trial.params, level=trial.level)
         return Job(bare, self.recipe(trial), level.pool, held_out=kind)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes out, unless they can cooperate through the database."""
+        if self._storage.file is None:
+            make_folder(self.folder)
+            yield
+            return
+        with _locked(self.folder):
+            yield
 
     def _has_scores(self) -> bool:
         """Whether the record holds a trial that did not fail."""
@@ -521,7 +535,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise StudyError(
-            f"Another process is already searching in {folder}. Stop it, or set another `out`."
+            f"Another process is already searching in {folder}. Stop it, or set another `out`. "
+            "To score several merges at a time, set `workers`"
         ) from error
     try:
         yield

@@ -145,6 +145,21 @@ def pack_settings(settings: StudySettings) -> bytes:
         ) from error
 
 
+def unknown_trials(finished: Sequence[Trial], known: set[int]) -> tuple[Trial, ...]:
+    """Finished trials that a worker has not been sent yet.
+
+    Args:
+        finished: All finished trials.
+        known: Numbers of those that it has; the others are added.
+
+    Returns:
+        The trials to send.
+    """
+    new = tuple(trial for trial in finished if trial.number not in known)
+    known.update(trial.number for trial in new)
+    return new
+
+
 def main(descriptor: int) -> None:
     """Serve the parent until it closes the connection.
 

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import (
+    asynchronous,
     candidate,
     dataflow,
     family,
@@ -19,6 +20,7 @@ from benchmarks import (
     specialists,
     standings,
     vllm_backend,
+    workers,
 )
 from benchmarks.reporting import append_entry, read_entries, rounded
 from tests.conftest import REPOSITORY
@@ -43,6 +45,8 @@ SCRIPTS = {
     "picks": picks.tables,
     "vllm": vllm_backend.tables,
     "scaling": scaling.tables,
+    "asynchronous": asynchronous.table,
+    "workers": workers.table,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 
