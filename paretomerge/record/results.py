@@ -60,7 +60,9 @@ class Results:
 
     @cached_property
     def baselines(self) -> list[Trial]:
-        """The baseline recipes that could be scored, by number: the sources first.
+        """The baseline recipes that could be scored.
+
+        The sources come first, as they are listed, then the others by number.
 
         Those of a second level are left out: they contain what the first level has found.
         """
@@ -68,7 +70,14 @@ class Results:
         for trial in self.trials:
             if trial.is_baseline and not trial.failure and not trial.level:
                 baselines.append(trial)
-        return baselines
+
+        def place(trial: Trial) -> int:
+            # Several workers may have scored another baseline before the last source.
+            if trial.label in self.sources:
+                return self.sources.index(trial.label)
+            return len(self.sources)
+
+        return sorted(baselines, key=place)
 
     @cached_property
     def reference(self) -> list[float] | None:

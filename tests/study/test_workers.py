@@ -344,3 +344,12 @@ def test_ctrl_c_once_finishes_what_runs_and_twice_stops(script, presses):
     # The slow one was running.
     has_bob = any(trial.label == "bob" for trial in trials)
     assert has_bob == (presses == 1)
+
+
+def test_baselines_are_listed_in_one_order_whenever_they_were_done(eventful_study):
+    study, alone = eventful_study
+    listed = [trial.label for trial in study.results().baselines]
+    expected = [trial.label for trial in alone.results().baselines]
+    failed = {"cyd", "uniform soup"}
+    assert listed[:2] == ["ada", "bob"]
+    assert set(listed) == set(expected) - failed
