@@ -475,7 +475,7 @@ def kinship(
     sources = named_sources(models[1:])
     is_study = Path(base).suffix in (".yaml", ".yml")
     if is_study and not sources:
-        from paretomerge.study.build import study_pool
+        from paretomerge.study.parts import study_pool
 
         study = session.open_study(Path(base))
         pool = study_pool(study.settings)

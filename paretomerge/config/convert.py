@@ -136,8 +136,8 @@ def config_of(settings: StudySettings) -> StudyConfig:
 
 
 def _content(settings: StudySettings) -> dict[str, Any]:
-    # The identity of a study is made from this content (study/build.py): a key that is added here
-    # must have None as its default, or old records are refused.
+    # The identity of a study is made from this content (study/identity.py): a key that is added
+    # here must have None as its default, or old records are refused.
     return {
         "base": settings.base,
         "models": list(settings.models),

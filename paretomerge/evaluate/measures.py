@@ -1,6 +1,6 @@
 """Plain descriptions of what a user can measure of a merge.
 
-They load nothing. A *measure* becomes an evaluator when a search begins (`study/build.py`). Used as
+They load nothing. A *measure* becomes an evaluator when a search begins (`study/parts.py`). Used as
 an objective, it has a direction.
 """
 

@@ -6,5 +6,6 @@
 - `Loop` explores one level. An `Executor` evaluates its trials: `InProcess`, `Processes` or
   `RayActors`; in each of them a `TrialRunner` merges and scores one candidate at a time, and `Race`
   may leave a candidate early.
-- build.py makes a `Search` of a study's settings.
+- parts.py makes the models and evaluators that a worker needs of a study's settings; build.py a
+  whole `Search`.
 """

@@ -7,11 +7,13 @@ asked for, and no trial waits for another.
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import optuna
 
 from paretomerge.errors import StudyError
 from paretomerge.evaluate.evaluator import Score
+from paretomerge.recipe import Recipe
 from paretomerge.record.record import Record
 from paretomerge.record.results import SearchHypervolume
 from paretomerge.record.trial import Trial, count_evaluated
@@ -96,7 +98,7 @@ class _Running:
 
     Attributes:
         asked: The trial, without scores.
-        key: The key of its recipe.
+        recipe: Its recipe.
         seconds: The times of its stages so far.
         start: The start that it was asked for; None for a proposal.
         repeats: Trials with the same recipe that were asked for meanwhile; they wait for its
@@ -104,10 +106,16 @@ class _Running:
     """
 
     asked: Asked
-    key: str
+    recipe: Recipe
     seconds: dict[str, float]
     start: Trial | None = None
     repeats: list["_Running"] = field(default_factory=list)
+
+    @cached_property
+    def key(self) -> str:
+        """The key of its recipe."""
+        # A digest of the whole content, which is asked for several times.
+        return self.recipe.key
 
 
 class _LevelRun:
@@ -219,7 +227,7 @@ class _LevelRun:
         with stopwatch(seconds, "ask"):
             asked = self._optimiser.ask(start)
         recipe = self._level.recipe(asked.trial.params)
-        return _Running(asked, recipe.key, seconds, start)
+        return _Running(asked, recipe, seconds, start)
 
     def _begin(self, running: _Running) -> None:
         """Evaluate a trial, or take the scores of one with the same recipe."""
@@ -232,9 +240,8 @@ class _LevelRun:
             if other.key == running.key:
                 other.repeats.append(running)
                 return
-        trial = running.asked.trial
-        recipe = self._level.recipe(trial.params)
-        trial = replace(trial, recipe_yaml=recipe.to_yaml())
+        recipe = running.recipe
+        trial = replace(running.asked.trial, recipe_yaml=recipe.to_yaml())
         self._claims.claim(running.key, trial.params, trial.level)
         if self._claims.is_contested(running.key, trial.level):
             # Another process has asked at the same moment.
@@ -249,11 +256,9 @@ class _LevelRun:
 
     def _repeat(self, running: _Running, same: Trial) -> None:
         """Give a trial the scores of another one with the same recipe."""
-        asked = running.asked.trial
-        recipe = self._level.recipe(asked.params)
         trial = replace(
-            asked,
-            recipe_yaml=recipe.to_yaml(),
+            running.asked.trial,
+            recipe_yaml=running.recipe.to_yaml(),
             scores=same.scores,
             constraints=same.constraints,
             same_as=same.number,

@@ -6,18 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Self
 
 from paretomerge.config.settings import StudySettings
 from paretomerge.errors import StudyError
 from paretomerge.record.trial import Trial
+from paretomerge.study.dispatch import Dispatch
 from paretomerge.study.trial_runner import Job
 from paretomerge.study.worker import (
     GRACE,
@@ -27,7 +25,6 @@ from paretomerge.study.worker import (
     Ready,
     Scoring,
     pack_settings,
-    unknown_trials,
 )
 
 # Seconds for a worker without a job to end by itself, and to delete its temporary files.
@@ -50,6 +47,7 @@ class _Worker:
     """A process, and what it does.
 
     Attributes:
+        index: Its place among the workers, which decides about its GPU.
         process: The process.
         connection: To it.
         ready: Whether it has built the study.
@@ -58,6 +56,7 @@ class _Worker:
         known: Numbers of the finished trials that it knows.
     """
 
+    index: int
     process: subprocess.Popen[bytes]
     connection: Connection
     ready: bool = False
@@ -86,24 +85,19 @@ class Processes:
         races: bool = False,
     ) -> None:
         self.capacity = count
-        self.notes: list[str] = []
+        self._dispatch = Dispatch(
+            "worker process", "worker processes", time_limit, races
+        )
+        self.notes = self._dispatch.notes
         self._packed_settings = pack_settings(settings)
         self._device = settings.device
         self._time_limit = time_limit
-        self._races = races
         self._workers: list[_Worker] = []
-        self._waiting: deque[Job] = deque()
-        self._lost: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for worker in self._workers:
             worker.connection.close()
         deadline = time.monotonic() + _FAREWELL
@@ -121,7 +115,7 @@ class Processes:
 
     def submit(self, job: Job) -> None:
         """Begin to evaluate a job; see `Executor.submit`."""
-        self._waiting.append(job)
+        self._dispatch.waiting.append(job)
         self._send_waiting()
 
     def next_done(self) -> Trial:
@@ -143,7 +137,7 @@ class Processes:
 
     def _send_waiting(self) -> None:
         """Give the jobs that wait to workers without one; start workers where there are too few."""
-        while self._waiting:
+        while self._dispatch.waiting:
             idle = [worker for worker in self._workers if worker.job is None]
             if idle:
                 worker = idle[0]
@@ -151,14 +145,16 @@ class Processes:
                 worker = self._start()
             else:
                 return
-            worker.job = self._waiting.popleft()
+            worker.job = self._dispatch.waiting.popleft()
             if worker.ready:
                 self._send(worker)
 
     def _start(self) -> _Worker:
         here, there = Pipe()
         descriptor = there.fileno()
-        index = len(self._workers)
+        # That of a worker that died is free again, and so is its GPU.
+        taken = {worker.index for worker in self._workers}
+        index = min(set(range(self.capacity)) - taken)
         # Not by `multiprocessing`, which would run the user's script again in each worker.
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER, json.dumps(sys.path), str(descriptor)],
@@ -167,7 +163,7 @@ class Processes:
         )
         # The worker has its own copy; with this one open, its death would not be seen.
         there.close()
-        worker = _Worker(process, here)
+        worker = _Worker(index, process, here)
         self._workers.append(worker)
         # One that is dead already is found by `_receive`.
         with suppress(OSError):
@@ -175,14 +171,11 @@ class Processes:
         return worker
 
     def _send(self, worker: _Worker) -> None:
-        job = worker.job
-        assert job is not None
-        new_finished: Sequence[Trial] = ()
-        if self._races:
-            new_finished = unknown_trials(job.finished, worker.known)
+        assert worker.job is not None
+        message = self._dispatch.message(worker.job, worker.known)
         # One that is dead is found by `_receive`, at the end of the connection.
         with suppress(OSError):
-            worker.connection.send((replace(job, finished=()), new_finished))
+            worker.connection.send(message)
 
     def _receive(self, worker: _Worker) -> Trial | None:
         """Handle one message of a worker; return the trial that is done, if it is one."""
@@ -201,16 +194,9 @@ class Processes:
             case Raised():
                 raise message.error from RemoteError(message.traceback)
             case Done():
-                return self._done(worker, message)
+                worker.job = worker.deadline = None
+                return self._dispatch.done(message)
         return None
-
-    def _done(self, worker: _Worker, message: Done) -> Trial:
-        for note in message.notes:
-            if note not in self.notes:
-                self.notes.append(note)
-        worker.job = worker.deadline = None
-        reason = self._lost.pop(message.trial.number, "")
-        return replace(message.trial, retried=reason)
 
     def _bury(self, worker: _Worker) -> Trial | None:
         """Deal with the death of a worker: its job is evaluated again once."""
@@ -222,19 +208,9 @@ class Processes:
                 f"workers: a worker process {reason} while it started. Its own messages are above. "
                 "If the memory was exhausted, set fewer `workers`"
             )
-        job = worker.job
-        if job is None:
+        if worker.job is None:
             return None
-        if job.trial.number not in self._lost:
-            self._lost[job.trial.number] = f"the worker process {reason}"
-            self._waiting.appendleft(job)
-            return None
-        del self._lost[job.trial.number]
-        return replace(
-            job.trial,
-            failure=f"WorkerDied: two worker processes ended while they evaluated this merge; the "
-            f"latter {reason}",
-        )
+        return self._dispatch.lost(worker.job, reason)
 
     def _end_overdue(self) -> Trial | None:
         """End one worker that has not kept the time limit; its trial has failed."""
@@ -245,17 +221,12 @@ class Processes:
             # It may have answered at the last moment.
             if worker.connection.poll():
                 continue
-            job = worker.job
-            assert job is not None
             worker.process.kill()
             worker.process.wait()
             worker.connection.close()
             self._workers.remove(worker)
-            failure = (
-                f"EvaluationError: scoring took longer than {self._time_limit:g} s "
-                "(`evaluate.time_limit`), and its worker process was ended"
-            )
-            return replace(job.trial, failure=failure)
+            assert worker.job is not None
+            return self._dispatch.overdue(worker.job)
         return None
 
     def _seconds_left(self) -> float | None:

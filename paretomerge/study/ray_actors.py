@@ -3,18 +3,16 @@
 import math
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from paretomerge.config.settings import StudySettings
 from paretomerge.config.workers import RayWorkers
 from paretomerge.errors import ConfigError, StudyError
 from paretomerge.record.trial import Trial
+from paretomerge.study.dispatch import Dispatch
 from paretomerge.study.trial_runner import Job
-from paretomerge.study.worker import Done, TrialWorker, pack_settings, unknown_trials
+from paretomerge.study.worker import Done, TrialWorker, pack_settings
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -61,16 +59,14 @@ class RayActors:
         races: bool = False,
     ) -> None:
         self.capacity = cluster.count or 1
-        self.notes: list[str] = []
-        self._settings = settings
+        self._dispatch = Dispatch("Ray actor", "Ray actors", time_limit, races)
+        self.notes = self._dispatch.notes
+        self._device = settings.device
         self._packed_settings = pack_settings(settings)
         self._cluster = cluster
         self._time_limit = time_limit
-        self._races = races
         self._actors: list[_Actor] = []
         self._pending: dict[ObjectRef[Done], _Actor] = {}
-        self._waiting: deque[Job] = deque()
-        self._lost: dict[int, str] = {}
         self._started_ray = False
 
     def __enter__(self) -> Self:
@@ -88,12 +84,7 @@ class RayActors:
         self.capacity = self._cluster.count or room
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         import ray
 
         for actor in self._actors:
@@ -106,7 +97,7 @@ class RayActors:
 
     def submit(self, job: Job) -> None:
         """Begin to evaluate a job; see `Executor.submit`."""
-        self._waiting.append(job)
+        self._dispatch.waiting.append(job)
         self._send_waiting()
 
     def next_done(self) -> Trial:
@@ -118,17 +109,20 @@ class RayActors:
             ready, _ = ray.wait(list(self._pending), num_returns=1)
             actor = self._pending.pop(ready[0])
             try:
-                return self._done(actor, ray.get(ready[0]))
+                done: Done = ray.get(ready[0])
             except ray.exceptions.RayActorError as error:
                 trial = self._bury(actor, error)
                 if trial is not None:
                     return trial
+            else:
+                actor.job = None
+                return self._dispatch.done(done)
 
     @property
     def _num_gpus(self) -> float:
         if self._cluster.num_gpus is not None:
             return self._cluster.num_gpus
-        return 0.0 if self._settings.device == "cpu" else 1.0
+        return 0.0 if self._device == "cpu" else 1.0
 
     def _room(self, resources: dict[str, float]) -> int:
         """The number of actors that the cluster has room for."""
@@ -152,7 +146,7 @@ class RayActors:
 
     def _send_waiting(self) -> None:
         """Give the jobs that wait to actors without one; start actors where there are too few."""
-        while self._waiting:
+        while self._dispatch.waiting:
             idle = [actor for actor in self._actors if actor.job is None]
             if idle:
                 actor = idle[0]
@@ -160,7 +154,7 @@ class RayActors:
                 actor = self._start()
             else:
                 return
-            self._send(actor, self._waiting.popleft())
+            self._send(actor, self._dispatch.waiting.popleft())
 
     def _start(self) -> _Actor:
         import ray
@@ -173,21 +167,10 @@ class RayActors:
         return actor
 
     def _send(self, actor: _Actor, job: Job) -> None:
-        new_finished: Sequence[Trial] = ()
-        if self._races:
-            new_finished = unknown_trials(job.finished, actor.known)
         actor.job = job
         actor.started = time.monotonic()
-        reference = actor.handle.run.remote(replace(job, finished=()), new_finished)
-        self._pending[reference] = actor
-
-    def _done(self, actor: _Actor, done: Done) -> Trial:
-        for note in done.notes:
-            if note not in self.notes:
-                self.notes.append(note)
-        actor.job = None
-        reason = self._lost.pop(done.trial.number, "")
-        return replace(done.trial, retried=reason)
+        message = self._dispatch.message(job, actor.known)
+        self._pending[actor.handle.run.remote(*message)] = actor
 
     def _bury(self, actor: _Actor, error: Exception) -> Trial | None:
         """Deal with the death of an actor: its job is evaluated again once."""
@@ -200,26 +183,11 @@ class RayActors:
                 f"workers: an actor cannot be made: {_last_line(error)}. Every node needs the "
                 "models, the tasks and the modules of the study's functions"
             ) from error
-        reason = _first_line(error)
         elapsed = time.monotonic() - actor.started
         # The actor ends itself when it does not keep the limit.
         if self._time_limit is not None and elapsed > self._time_limit:
-            return replace(
-                job.trial,
-                failure="EvaluationError: scoring took longer than "
-                f"{self._time_limit:g} s (`evaluate.time_limit`), and its actor was ended",
-            )
-        number = job.trial.number
-        if number not in self._lost:
-            self._lost[number] = f"the Ray actor died: {reason}"
-            self._waiting.appendleft(job)
-            return None
-        del self._lost[number]
-        return replace(
-            job.trial,
-            failure=f"WorkerDied: two Ray actors died while they evaluated this merge; the latter: "
-            f"{reason}",
-        )
+            return self._dispatch.overdue(job)
+        return self._dispatch.lost(job, f"died: {_first_line(error)}")
 
 
 def _import_ray() -> Any:

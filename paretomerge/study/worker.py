@@ -89,7 +89,7 @@ class TrialWorker:
         sys.path += [path for path in paths if path not in sys.path]
         # Imported here, because torch and the harness take seconds, and the parent only needs the
         # messages.
-        from paretomerge.study.build import build_runner
+        from paretomerge.study.parts import build_runner
 
         settings: StudySettings = pickle.loads(packed_settings)
         _set_up_process(settings)
@@ -143,21 +143,6 @@ def pack_settings(settings: StudySettings) -> bytes:
             f"workers: a function or an object of the study cannot be sent to another process: "
             f"{error}. Define it in a module, or set `workers: 1`"
         ) from error
-
-
-def unknown_trials(finished: Sequence[Trial], known: set[int]) -> tuple[Trial, ...]:
-    """Finished trials that a worker has not been sent yet.
-
-    Args:
-        finished: All finished trials.
-        known: Numbers of those that it has; the others are added.
-
-    Returns:
-        The trials to send.
-    """
-    new = tuple(trial for trial in finished if trial.number not in known)
-    known.update(trial.number for trial in new)
-    return new
 
 
 def main(descriptor: int) -> None:

@@ -13,8 +13,8 @@ from paretomerge.decide.pick import Choice, decide_for
 from paretomerge.errors import ConfigError, EvaluationError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.pareto.preference import Preference
-from paretomerge.study.build import study_pool
 from paretomerge.study.identity import study_identity
+from paretomerge.study.parts import study_pool
 from paretomerge.study.selection import _digest, _finalists, _questions, select
 from paretomerge.study.study import load_study
 from tests.evaluate.test_tasks import HarnessTask, loader

@@ -19,7 +19,7 @@ from paretomerge.record.record import Record
 from paretomerge.record.results import reference_of
 from paretomerge.record.storage import Storage
 from paretomerge.study import processes
-from paretomerge.study.processes import worker_environment
+from paretomerge.study.processes import Processes, worker_environment
 from paretomerge.study.worker import pack_settings
 
 
@@ -245,6 +245,24 @@ def test_threads_and_gpus_are_shared_out(monkeypatch):
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "6", "4"]
     assert environments[0]["OMP_NUM_THREADS"] == "2"
     assert worker_environment(1, 4, "cuda:1")["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+def test_a_worker_takes_the_place_and_the_gpu_of_one_that_died(make, monkeypatch):
+    places = []
+
+    def environment(index, count, device):
+        places.append(index)
+        return worker_environment(index, count, device)
+
+    monkeypatch.setattr(processes, "worker_environment", environment)
+    monkeypatch.setattr(processes, "_WORKER", "pass")
+    with Processes(make().settings, 3) as executor:
+        workers = [executor._start() for _ in range(3)]
+        executor._workers.remove(workers[1])
+        executor._start()
+        workers[1].connection.close()
+        workers[1].process.wait()
+    assert places == [0, 1, 2, 1]
 
 
 STUDY = """
