@@ -63,7 +63,7 @@ _KNOWN = (
 # With other initialisations, such as PiSSA, peft takes something off the model's own weights.
 _PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "true", "false")
 _EMPTY: tuple[object, ...] = (None, False, "", [], {})
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 _CURE = "merge it into its model with peft first"
 
 
@@ -107,7 +107,7 @@ def stores_transposed(
         shape: Shape of the module's weight.
         factor_shape: Shape of B A.
     """
-    is_conv1d = model_config.get("model_type") in _CONV1D_MODELS
+    is_conv1d = model_config.get("model_type") in CONV1D_MODELS
     if "auto_map" in model_config:
         is_conv1d = bool(config.get("fan_in_fan_out"))
     # The head of such a model is an ordinary linear layer.

@@ -29,9 +29,9 @@ objectives:
 
 # What may vary. More groups of layers make a finer and slower search.
 space:
-  methods: [task_arithmetic, ties]
+  methods: [{methods}]
   groups: 1
-
+{starts}
 evaluate:
   search_items: 200                    # of each task; the other examples are held out
   # batch_size: 16
@@ -48,10 +48,17 @@ trials: 60
 out: runs/study
 """
 _TASKS = ("arc_easy", "piqa")
+_METHODS = ("task_arithmetic", "ties")
 
 
 def write_study_file(
-    file: Path, base: str, models: Sequence[str], tasks: Sequence[str], device: str
+    file: Path,
+    base: str,
+    models: Sequence[str],
+    tasks: Sequence[str],
+    device: str,
+    methods: Sequence[str] = _METHODS,
+    starts: Sequence[str] = (),
 ) -> None:
     """Write a commented study.yaml.
 
@@ -61,6 +68,8 @@ def write_study_file(
         models: The fine-tunes, two or more.
         tasks: Tasks of lm-evaluation-harness; two examples by default.
         device: `cpu`, `cuda` or `cuda:N`.
+        methods: Merge methods to search over.
+        starts: Recipe files to try first, from the file's folder.
 
     Raises:
         ConfigError: The file exists or cannot be written, there are fewer than two models, or the
@@ -74,7 +83,12 @@ def write_study_file(
     names = [_from_folder(file.parent, model) for model in models]
     # Refused here and not at the first search: two models of one name.
     named_sources(names)
+    starts_key = ""
+    if starts:
+        starts_key = f"starts: [{', '.join(starts)}]  # recipes to try first\n"
     text = _TEMPLATE.format(
+        methods=", ".join(methods),
+        starts=starts_key,
         name=file.name,
         base=_quoted(_from_folder(file.parent, base)),
         models="\n".join(f"  - {_quoted(name)}" for name in names),

@@ -30,6 +30,7 @@ from paretomerge.cli.options import (
     StudyOption,
     Trials,
 )
+from paretomerge.cli.suggest import suggest
 from paretomerge.errors import (
     ConfigError,
     ParetoMergeError,
@@ -493,6 +494,9 @@ def kinship(
         print(json.dumps(kinship_rows(deltas, architecture), indent=2))
         return
     session.console().print(kinship_tables(deltas, architecture), highlight=False)
+
+
+app.command(short_help="Suggest which merges to try first.")(suggest)
 
 
 @app.command(short_help="Score a checkpoint with a study's tasks.")

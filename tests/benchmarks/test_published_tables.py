@@ -19,6 +19,7 @@ from benchmarks import (
     smollm_composed,
     specialists,
     standings,
+    suggest,
     vllm_backend,
     workers,
 )
@@ -47,6 +48,7 @@ SCRIPTS = {
     "scaling": scaling.tables,
     "asynchronous": asynchronous.table,
     "workers": workers.table,
+    "suggest": suggest.table,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 

@@ -170,8 +170,13 @@ def _sum_of_deltas(block: Block, weights: Sequence[float]) -> Tensor:
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (rows, r), S (r,), V^T (r, columns)."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u, s, v
+    try:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # LAPACK's divide and conquer can fail in float32 on many equal singular values, as deltas
+        # of adapters have them.
+        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return u.to(matrix.dtype), s.to(matrix.dtype), v.to(matrix.dtype)
 
 
 def _orthogonalized(matrix: Tensor) -> Tensor:
