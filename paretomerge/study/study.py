@@ -1,11 +1,12 @@
 """`Study`: a search over merges, from its settings to the picked checkpoint."""
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from paretomerge.arguments import (
     function,
@@ -256,6 +257,23 @@ class Study:
             ParetoMergeError: As for `check`.
         """
         return self._search
+
+    def close(self) -> None:
+        """Let go of what is loaded: the models, the tasks, and an engine of another backend.
+
+        The study can be used on; what is needed is then loaded again. `with pm.Study(...) as study`
+        closes it at the end.
+        """
+        if "_search" in self.__dict__:
+            del self.__dict__["_search"]
+            # The parts of a search refer to each other. An engine's process ends with its object.
+            gc.collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def evaluation_notes(self) -> list[str]:
         """What users should know about how merges were scored, once something was scored."""

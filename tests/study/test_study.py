@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import optuna
 import pytest
@@ -307,3 +308,15 @@ def test_prompts_in_yaml_and_back(make):
         pm.Evaluation(fewshot_as_multiturn=True)
     with pytest.raises(pm.ConfigError, match="num_fewshot"):
         pm.Task("gsm8k", num_fewshot=-1)
+
+
+def test_a_closed_study_holds_nothing_and_can_be_used_on(make):
+    with make() as study:
+        study.optimize(n_trials=3, held_out=False, show_progress_bar=False)
+        loaded = weakref.ref(study.search())
+        model = weakref.ref(study.search().first_level.model)
+    assert loaded() is None and model() is None
+    study.close()
+    assert len(study.get_trials()) == 3
+    study.optimize(n_trials=1, held_out=False, show_progress_bar=False)
+    assert len(study.get_trials()) == 4
