@@ -76,7 +76,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option(session.DEBUG, help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -603,13 +603,13 @@ def main() -> None:
         app()
     except ParetoMergeError as error:
         # From `sys.argv`: the error has left typer, and with it the parsed option.
-        if "--debug" in sys.argv:
+        if session.DEBUG in sys.argv:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(session.ERROR)
     except ModuleNotFoundError as error:
         cure = missing_search_library(error)
-        if cure is None or "--debug" in sys.argv:
+        if cure is None or session.DEBUG in sys.argv:
             raise
         sys.stderr.write(f"error: {cure}\n")
         sys.exit(session.ERROR)

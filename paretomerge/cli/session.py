@@ -25,6 +25,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 ERROR = 1
 """The exit status of an error with a message; 2 is that of a wrong command line."""
 
+DEBUG = "--debug"
+"""The option that asks for tracebacks. It is read from `sys.argv`: it stands before the command."""
+
 INTERRUPTED = 130
 """The shell's exit status of Ctrl-C."""
 
@@ -109,6 +112,8 @@ def search(
             def watch(event: "Event") -> None:
                 log.trial(event)
                 progress.trial(event)
+                if DEBUG in sys.argv:
+                    sys.stderr.write(event.trial.traceback)
 
             def watch_held_out(event: "HeldOutEvent") -> None:
                 log.held_out(event)

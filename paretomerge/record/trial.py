@@ -39,6 +39,8 @@ class Trial:
         level: 1 for trials of a study's second level, else 0.
         recipe_yaml: The recipe that was scored, in mergekit's YAML.
         retried: Why its first evaluation was lost; empty if it was not.
+        traceback: Where a failure was raised, in the process that scored it. Only the run that made
+            the trial knows it; the record does not.
 
     Example:
         >>> from paretomerge.evaluate.evaluator import Score
@@ -65,6 +67,7 @@ class Trial:
     final: bool = True
     recipe_yaml: str = ""
     retried: str = ""
+    traceback: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         parts = [str(self.number)]

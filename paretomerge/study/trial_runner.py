@@ -4,6 +4,7 @@ An error becomes a failed trial that records the reason.
 """
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,7 +113,8 @@ class TrialRunner:
             # torch reports exhausted memory as a RuntimeError. Any other exception is a bug, and
             # must not hide among failed trials.
             kind = type(error).__name__
-            return replace(trial, failure=f"{kind}: {error}")
+            failure = f"{kind}: {error}"
+            return replace(trial, failure=failure, traceback=traceback.format_exc())
         violations = self._goals.violations(scores)
         return replace(trial, scores=scores, constraints=violations, final=final)
 

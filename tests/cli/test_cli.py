@@ -331,6 +331,34 @@ def test_what_a_trial_says_of_its_failure_is_printed_as_it_is(pico, tmp_path):
     assert "[/a/b] [enforce fail] :key:" in paretomerge("status", file).stdout
 
 
+FAILING = """
+def bad(model, tokenizer):
+    return reciprocal(0)
+
+def reciprocal(x):
+    return 1 / x
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_debug_shows_where_a_users_function_failed(pico, tmp_path, workers):
+    (tmp_path / "failing_metric.py").write_text(FAILING)
+    (tmp_path / "study.yaml").write_text(
+        f"base: {pico}/base\nmodels: [{pico}/ada, {pico}/bob]\nspace: {{methods: [ties]}}\n"
+        "objectives: [{function: failing_metric:bad}, {sparsity: true}]\n"
+        f"trials: 2\nworkers: {workers}\n"
+    )
+    done = process(
+        *("--debug", "search", "study.yaml", "--quiet"), cwd=tmp_path, ok=False
+    )
+    assert "in reciprocal\n    return 1 / x" in done.stderr
+    assert "all 2 trials failed" in done.stderr
+    # Without the option, its message alone.
+    status = paretomerge("status", "study.yaml", cwd=tmp_path)
+    assert "ZeroDivisionError" in status.stdout
+    assert "reciprocal" not in status.stdout
+
+
 def test_help_names_every_command():
     told = paretomerge("--help").stdout
     assert all(
