@@ -14,6 +14,7 @@ from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
 from paretomerge.study.build import build_sampler, build_search
+from paretomerge.study.checkpoint_scores import score_checkpoint
 from paretomerge.study.event import Event
 from paretomerge.study.search import Search
 from paretomerge.study.study import load_study
@@ -184,6 +185,10 @@ class RecipeScorer:
         for name, values in of_examples.items():
             scores[name] = harness.aggregate("held_out", name, values).value
         return scores
+
+    def checkpoint(self, model: str) -> dict[str, float]:
+        """Objectives of a written checkpoint, or of `model+adapter`, on held-out examples."""
+        return plain_scores(score_checkpoint(self._study, model, "held_out"))
 
     def held_out(self, recipe: Recipe) -> dict[str, float]:
         """Objectives and watched tasks on held-out examples: name -> score."""

@@ -24,7 +24,8 @@ from paretomerge.checkpoint.reader import (
 from paretomerge.checkpoint.reference import resolve_folder
 from paretomerge.errors import CheckpointError
 
-_WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+"""The tensors of an adapter in peft's format."""
 
 
 class AdaptedCheckpoint:
@@ -51,11 +52,12 @@ class AdaptedCheckpoint:
             self.adapter / ADAPTER_CONFIG_FILE, f"{adapter}: {ADAPTER_CONFIG_FILE}"
         )
         check_plain_lora(config, adapter)
-        if not (self.adapter / _WEIGHTS_FILE).is_file():
+        if not (self.adapter / ADAPTER_WEIGHTS_FILE).is_file():
             raise CheckpointError(
-                f"{adapter}: the folder has no {_WEIGHTS_FILE}; save the adapter as safetensors"
+                f"{adapter}: the folder has no {ADAPTER_WEIGHTS_FILE}; "
+                "save the adapter as safetensors"
             )
-        adapter_headers = read_header(shard_path(self.adapter, _WEIGHTS_FILE))
+        adapter_headers = read_header(shard_path(self.adapter, ADAPTER_WEIGHTS_FILE))
         self._shards = Shards(adapter, adapter_headers, checkpoint.shards.allow_nan)
         matcher = AdapterMatcher(
             config=config,

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,26 @@ def check_not_current(out: Path) -> None:
             f"{out}: is the current folder or holds it, and cannot be replaced; "
             "name a new folder"
         )
+
+
+def check_holds_no_source(out: Path, models: Iterable[str]) -> None:
+    """Check that a new folder would not replace one that holds a model it is made from.
+
+    Args:
+        out: The folder that is going to be created or replaced.
+        models: The models, as a recipe names them.
+
+    Raises:
+        CheckpointError: If a model, or the adapter of one, is in `out`.
+    """
+    for model in models:
+        for part in (model, *model.split("+")):
+            path = Path(part).expanduser()
+            if path.exists() and path.resolve().is_relative_to(out.resolve()):
+                raise CheckpointError(
+                    f"{out}: the output folder would replace the source {path}; "
+                    "choose another folder"
+                )
 
 
 def check_replaceable(out: Path) -> None:
@@ -256,6 +276,8 @@ class WeightsWriter:
         folder: Where the files are created.
         specs: The tensors, in the order in which the files hold them.
         shard_bytes: Size of the largest file; a tensor that is larger gets a file of its own.
+        file: Name of the one file that holds all tensors, whatever their size; by default the
+            shards have the names that transformers gives them.
 
     Attributes:
         destinations: Tensor name -> where it is written.
@@ -266,10 +288,12 @@ class WeightsWriter:
         folder: Path,
         specs: Sequence[TensorSpec],
         shard_bytes: int = SHARD_BYTES,
+        file: str | None = None,
     ) -> None:
         self.destinations: dict[str, Destination] = {}
         self._descriptors: dict[Path, int] = {}
-        shards = _split_into_shards(specs, shard_bytes)
+        shards: Mapping[str, Sequence[TensorSpec]]
+        shards = {file: specs} if file else _split_into_shards(specs, shard_bytes)
         files = {}
         try:
             for name, shard in shards.items():

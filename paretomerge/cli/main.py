@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import session, watching
+from paretomerge.cli import extract, session, watching
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -366,6 +366,9 @@ def convert(
     session.console().print(
         f"wrote {session.short(out)}", highlight=False, soft_wrap=True
     )
+
+
+app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
 
 
 @app.command(short_help="Check a recipe or a study, and estimate its cost.")

@@ -29,11 +29,12 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
+    check_holds_no_source,
     check_not_current,
     check_replaceable,
     new_folder,
 )
-from paretomerge.errors import CheckpointError, ConfigError
+from paretomerge.errors import ConfigError
 from paretomerge.merging.card import model_card
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.plan.cost import default_workers
@@ -142,7 +143,7 @@ def write(
     device = usable_device(device)
     _check_one_gpu_process(workers, device)
     check_not_current(out)
-    _check_holds_no_source(plan, out)
+    check_holds_no_source(out, (*plan.recipe.source_models, *plan.weights))
     if overwrite:
         check_replaceable(out)
     specs = []
@@ -270,20 +271,6 @@ def usable_device(device: str) -> str:
         f"device: expected cpu, cuda or cuda:N with such a GPU in this machine, got {device!r}: "
         f"{reason}"
     )
-
-
-def _check_holds_no_source(plan: Plan, out: Path) -> None:
-    """Raise CheckpointError if the new folder would replace one that holds a source."""
-    for model in (*plan.recipe.source_models, *plan.weights):
-        for part in (model, *model.split("+")):
-            path = Path(part).expanduser()
-            if not path.exists():
-                continue
-            if path.resolve().is_relative_to(out.resolve()):
-                raise CheckpointError(
-                    f"{out}: the output folder would replace the source {path}; "
-                    "choose another folder"
-                )
 
 
 def merged_tensors(
