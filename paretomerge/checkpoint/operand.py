@@ -121,6 +121,18 @@ class StoredTensor:
         self._read_into(rows, first * columns)
         return self._checked(rows)
 
+    def part(self, first: int, end: int) -> "torch.Tensor":
+        """Read elements [first, end) of the flat tensor in the stored dtype, on the CPU.
+
+        Raises:
+            CheckpointError: If the file cannot be read, or holds NaN or infinity.
+        """
+        import torch
+
+        elements = torch.empty(end - first, dtype=getattr(torch, self.dtype))
+        self._read_into(elements, first)
+        return self._checked(elements)
+
     def read(self) -> "torch.Tensor":
         """Read the whole tensor in the stored dtype, on the CPU.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import extract, session, watching
+from paretomerge.cli import emr, extract, session, watching
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -369,6 +369,8 @@ def convert(
 
 
 app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
+app.command(short_help="Write fine-tunes as one model with masks.")(emr.emr)
+app.command(short_help="Write one task's model from those masks.")(emr.expand)
 
 
 @app.command(short_help="Check a recipe or a study, and estimate its cost.")

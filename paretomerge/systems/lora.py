@@ -42,57 +42,11 @@ from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Weights
+from paretomerge.systems.factors import Cut, Factors, factor_change
 from paretomerge.systems.loaded_model import LoadedModel
 from paretomerge.systems.peft_places import AdapterLayout, Kind, find_kind
 
 _NAMES_IN_MESSAGE = 5
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How much of each change is kept: a rank, or a share of the energy.
-
-    The energy of a matrix is its squared Frobenius norm, the sum of its squared singular values.
-
-    Attributes:
-        rank: The largest rank; None to go by the energy.
-        energy: The share of each matrix's energy that is kept by the smallest rank that can, in
-            (0, 1]; None to go by the rank.
-    """
-
-    rank: int | None = None
-    energy: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.rank is None) == (self.energy is None):
-            raise ConfigError(
-                "extract-lora: set either a rank (--rank 16) or a share of the energy "
-                "(--energy 0.9)"
-            )
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise ConfigError(
-                f"energy: must be above 0 and at most 1, not {self.energy}"
-            )
-
-    def rank_of(self, values: Tensor) -> int:
-        """The rank to keep.
-
-        Args:
-            values: All singular values of a matrix, the largest first, in float64.
-
-        Returns:
-            0 for a matrix of zeros.
-        """
-        n_used = int((values > 0).sum())
-        if self.rank is not None:
-            return min(self.rank, n_used)
-        assert self.energy is not None
-        kept = values.square().cumsum(0)
-        if not n_used:
-            return 0
-        # The first rank whose share is enough. The last entry of `kept` is the whole.
-        enough = kept >= self.energy * kept[-1]
-        return int(enough.int().argmax()) + 1
 
 
 @dataclass(frozen=True)
@@ -363,7 +317,7 @@ class _Factored:
         self._file = file
         self._end = 0
 
-    def add(self, parameter: str, kind: Kind, factors: "_Factors") -> None:
+    def add(self, parameter: str, kind: Kind, factors: "Factors") -> None:
         """Store the factors of a parameter."""
         self.layout.add_factors(parameter, kind, factors.rank)
         stored = []
@@ -401,37 +355,13 @@ class _Factored:
         return tensors
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """The factors of a change, or of a stack of changes.
-
-    Attributes:
-        a: (rank, columns); (experts x rank, columns) of a stack.
-        b: (rows, rank); (rows, rank x experts) of a stack.
-        rank: Rank of each matrix.
-        kept: Energy of the product.
-        total: Energy of the change.
-    """
-
-    a: Tensor
-    b: Tensor
-    rank: int
-    kept: float
-    total: float
-
-    @property
-    def transposed(self) -> "_Factors":
-        """The factors of the transpose."""
-        return _Factors(self.b.T, self.a.T, self.rank, self.kept, self.total)
-
-
 def _factor_all(
     pair: _Pair, cut: Cut, dtype: str, device: str, file: IO[bytes]
 ) -> _Factored:
     """Factor the changes of all matrices; those without a change have no factors."""
     factored = _Factored(AdapterLayout(pair.base.names), dtype, file)
     # Tied tensors have the same change, and must have the same factors to stay tied.
-    shared: dict[tuple[int, int], tuple[Kind, _Factors]] = {}
+    shared: dict[tuple[int, int], tuple[Kind, Factors]] = {}
     tied = {*pair.base.names.tied, *pair.base.names.tied.values()}
     for name, kind in pair.kinds():
         if not kind.has_factors:
@@ -443,7 +373,7 @@ def _factor_all(
             if first_kind.is_transposed != kind.is_transposed:
                 factors = factors.transposed
         else:
-            factors = _factor(*operands, kind, cut, device)
+            factors = factor_change(*operands, kind, cut, device)
         if factors.rank:
             factored.add(name, kind, factors)
             if name in tied:
@@ -455,59 +385,6 @@ def _factor_all(
         )
     factored.layout.add_whole(pair.changed_whole())
     return factored
-
-
-def _factor(
-    base: Operand, merged: Operand, kind: Kind, cut: Cut, device: str
-) -> _Factors:
-    """Factor the change of a parameter."""
-    rows = base.shape[-2]
-    n_matrices = matrix_shape(base.shape)[0] // rows if rows else 0
-    parts = []
-    for index in range(n_matrices):
-        first, end = index * rows, (index + 1) * rows
-        delta = merged.rows(first, end, device)
-        delta.sub_(base.rows(first, end, device))
-        parts.append(_factor_matrix(delta.T if kind.is_transposed else delta, cut))
-    if len(parts) == 1 and not kind.is_stack:
-        return parts[0]
-    return _stacked(parts)
-
-
-def _factor_matrix(delta: Tensor, cut: Cut) -> _Factors:
-    u, values, v = torch.linalg.svd(delta, full_matrices=False)
-    # In float64, since small values are summed after large ones.
-    values = values.double()
-    rank = cut.rank_of(values)
-    squares = values.square()
-    # Both factors get the root, so that neither is tiny or huge in a narrow dtype.
-    roots = values[:rank].sqrt().to(u.dtype)
-    return _Factors(
-        a=roots[:, None] * v[:rank],
-        b=u[:, :rank] * roots,
-        rank=rank,
-        kept=squares[:rank].sum().item(),
-        total=squares.sum().item(),
-    )
-
-
-def _stacked(parts: list[_Factors]) -> _Factors:
-    """The factors of a stack in peft's order (`ParamWrapper`): all have the largest rank."""
-    rank = max((part.rank for part in parts), default=0)
-    all_a, all_b = [], []
-    for part in parts:
-        # Zeros behind the factors of lower rank add nothing.
-        missing = rank - part.rank
-        all_a.append(torch.nn.functional.pad(part.a, (0, 0, 0, missing)))
-        all_b.append(torch.nn.functional.pad(part.b, (0, missing)))
-    return _Factors(
-        a=torch.cat(all_a) if all_a else torch.empty(0, 0),
-        # (rows, rank, experts): the experts are next to each other.
-        b=torch.stack(all_b, 2).flatten(1) if all_b else torch.empty(0, 0),
-        rank=rank,
-        kept=sum(part.kept for part in parts),
-        total=sum(part.total for part in parts),
-    )
 
 
 def _write(pair: _Pair, factored: _Factored, folder: Path) -> int:

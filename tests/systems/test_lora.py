@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from paretomerge.cli.main import app
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.engine import merge
-from paretomerge.systems.lora import Cut, ExtractedAdapter, extract_lora
+from paretomerge.systems.factors import Cut
+from paretomerge.systems.lora import ExtractedAdapter, extract_lora
 from tests.architectures import ARCHITECTURES, run
 from tests.conftest import pico_states, save_pico
 from tests.pico import moved
