@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import emr, extract, session, watching
+from paretomerge.cli import emr, extract, moe, session, watching
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -76,7 +76,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option(session.DEBUG, help="Show tracebacks.")] = False,
+    debug: Annotated[
+        bool, typer.Option(session.DEBUG, help="Show tracebacks.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -371,6 +373,7 @@ def convert(
 app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
 app.command(short_help="Write fine-tunes as one model with masks.")(emr.emr)
 app.command(short_help="Write one task's model from those masks.")(emr.expand)
+app.command(short_help="Build a mixture of experts.")(moe.moe)
 
 
 @app.command(short_help="Check a recipe or a study, and estimate its cost.")

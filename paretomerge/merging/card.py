@@ -1,7 +1,7 @@
 """The model card of a merge: its sources, their licences, the recipe and checksums of the files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -64,28 +64,46 @@ def model_card(
         Markdown with the front matter of the Hugging Face Hub.
     """
     licences = _licences(plan)
-    sources = []
-    for model in plan.recipe.source_models:
-        stated = licences.get(model) or "not stated"
-        sources.append(f"| {_public_name(model)} | {stated} |")
-    # The format of `sha256sum`
-    lines_of_checksums = []
-    for name, checksum in checksums.items():
-        lines_of_checksums.append(f"{checksum}  {name}")
+    stated = {model: licences.get(model) for model in plan.recipe.source_models}
     return _CARD.format(
-        front_matter=_front_matter(plan, licences),
+        front_matter=front_matter(
+            plan.recipe.source_models, licences.values(), ("merge", "mergekit")
+        ),
         title=title,
         method=plan.recipe.merge_method,
         paper=plan.method.paper,
-        sources="\n".join(sources),
-        notes="\n\n".join(note for note in (_dequantised(plan), text) if note),
-        recipe=plan.recipe.rename_models(_public_name).to_yaml(),
-        checksums="\n".join(lines_of_checksums),
+        sources=table_of_sources(stated),
+        notes="\n\n".join(
+            note for note in (dequantised_note(_sources(plan)), text) if note
+        ),
+        recipe=plan.recipe.rename_models(public_name).to_yaml(),
+        checksums=checksum_lines(checksums),
     )
 
 
-def _public_name(model: str) -> str:
-    """A Hub name as it is; of a local folder its name alone, since a card may be published."""
+def table_of_sources(licences: Mapping[str, str | None]) -> str:
+    """Return the rows of a table of models with their licences; None is none that is stated."""
+    rows = []
+    for model, licence_name in licences.items():
+        rows.append(f"| {public_name(model)} | {licence_name or 'not stated'} |")
+    return "\n".join(rows)
+
+
+def checksum_lines(checksums: Mapping[str, str]) -> str:
+    """Return checksums by file name in the format of `sha256sum`."""
+    lines = [f"{checksum}  {name}" for name, checksum in checksums.items()]
+    return "\n".join(lines)
+
+
+def public_name(model: str) -> str:
+    """Return the name of a model in a card, which may be published.
+
+    Args:
+        model: A Hub name or a folder, perhaps with `+adapter`.
+
+    Returns:
+        A Hub name as it is; of a local folder its name alone.
+    """
     parts = []
     for part in model.split("+"):
         is_local = part.startswith((".", "/", "~")) or Path(part).exists()
@@ -93,10 +111,21 @@ def _public_name(model: str) -> str:
     return "+".join(parts)
 
 
-def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
-    """YAML for the Hub: its models among the sources, tags, and the licence if they share one."""
+def front_matter(
+    models: Iterable[str], licences: Iterable[str | None], tags: Sequence[str]
+) -> str:
+    """Write the front matter of a card.
+
+    Args:
+        models: The sources. Those on the Hub are listed.
+        licences: Their licences; None where one states none.
+        tags: What kind of model it is.
+
+    Returns:
+        YAML for the Hub, with the licence if all sources share one.
+    """
     hub_models: dict[str, None] = {}
-    for model in plan.recipe.source_models:
+    for model in models:
         for part in model.split("+"):
             if _HUB_NAME.match(part) and not Path(part).exists():
                 hub_models[part] = None
@@ -107,8 +136,8 @@ def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
         for model in hub_models:
             repositories.append(model.partition("@")[0])
         front["base_model"] = repositories
-    front["tags"] = ["merge", "mergekit", "paretomerge"]
-    distinct = set(licences.values())
+    front["tags"] = [*tags, "paretomerge"]
+    distinct = set(licences)
     if len(distinct) == 1 and None not in distinct:
         front["license"] = distinct.pop()
     return yaml.safe_dump(front, sort_keys=False)
@@ -116,7 +145,7 @@ def _front_matter(plan: Plan, licences: Mapping[str, str | None]) -> str:
 
 def _licences(plan: Plan) -> dict[str, str | None]:
     """Model -> licence, with those of earlier steps; None where one of its parts states none."""
-    return {model: _licence_of(weights) for model, weights in _sources(plan).items()}
+    return {model: licence_of(weights) for model, weights in _sources(plan).items()}
 
 
 def _sources(plan: Plan) -> dict[str, Weights]:
@@ -132,20 +161,21 @@ def _sources(plan: Plan) -> dict[str, Weights]:
     return sources
 
 
-def _dequantised(plan: Plan) -> str:
-    """A paragraph on sources that were quantised; nothing without such a source."""
+def dequantised_note(sources: Mapping[str, Weights]) -> str:
+    """Return a paragraph on sources that were quantised; nothing without such a source."""
     lines = []
-    for model, weights in _sources(plan).items():
+    for model, weights in sources.items():
         origin = weights.config.get(DEQUANTIZED_FROM)
         if origin:
             lines.append(
-                f"The weights of {_public_name(model)} were dequantised from {origin}, and keep "
+                f"The weights of {public_name(model)} were dequantised from {origin}, and keep "
                 "the error of that quantisation."
             )
     return "\n".join(lines)
 
 
-def _licence_of(weights: Weights) -> str | None:
+def licence_of(weights: Weights) -> str | None:
+    """Return the licence of an opened model and of its adapter; None if one states none."""
     model_licence = licence(weights.folder)
     if not isinstance(weights, AdaptedCheckpoint):
         return model_licence

@@ -103,6 +103,7 @@ def find_mismatch(
     model: str,
     weights: Weights,
     same_vocabulary: bool = True,
+    same_type: bool = True,
 ) -> Mismatch:
     """Compare the configs and the tokenizers of two models.
 
@@ -112,25 +113,37 @@ def find_mismatch(
         model: Another model, as the recipe names it.
         weights: That model.
         same_vocabulary: Whether the models must give their tokens the same ids.
+        same_type: Whether the models must be of one `model_type`.
     """
     errors = _differences(template.config, weights.config, _DECISIVE, template_name)
     kinds = _model_types(template.config, weights.config)
-    if kinds:
+    if kinds and same_type:
         errors.insert(0, f"model_type is {kinds[1]!r}, {kinds[0]!r} in {template_name}")
     followed = _differences(template.config, weights.config, _FOLLOWED, template_name)
     notes = [f"{model}: {entry}, which the result follows" for entry in followed]
-    file = _vocabulary_file(template.folder)
-    other_file = _vocabulary_file(weights.folder)
-    if same_vocabulary and file and other_file:
-        moved = _moved_tokens(file, other_file)
-        if moved:
-            errors.append(
-                f"{len(moved)} tokens have other ids than in {template_name}, such as "
-                f"{', '.join(map(repr, moved[:_MAX_TOKENS_IN_MESSAGE]))} (`tokenizer_source` "
-                "brings them together)"
-            )
+    moved = moved_tokens(template, weights) if same_vocabulary else []
+    if moved:
+        errors.append(
+            f"{len(moved)} tokens have other ids than in {template_name}, such as "
+            f"{', '.join(map(repr, moved[:_MAX_TOKENS_IN_MESSAGE]))} (`tokenizer_source` "
+            "brings them together)"
+        )
     named = [f"{model}: {entry}" for entry in errors]
     return Mismatch(tuple(named), tuple(notes))
+
+
+def moved_tokens(template: Weights, weights: Weights) -> list[str]:
+    """Return the tokens that two models share and give different ids.
+
+    Args:
+        template: A model.
+        weights: Another model.
+    """
+    file = _vocabulary_file(template.folder)
+    other_file = _vocabulary_file(weights.folder)
+    if file is None or other_file is None:
+        return []
+    return _moved_tokens(file, other_file)
 
 
 def _model_types(
