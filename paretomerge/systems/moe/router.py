@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 _States = Mapping[str, torch.Tensor]
 """Prompt -> its mean state in each layer, `(layers, d)` in float64."""
 
-_ZERO = (
-    1e-6  # a difference that is so small, relative to what it is taken of, is rounding
-)
+# Relative to what a difference is taken of, and as a cosine: beyond, it is rounding.
+_ZERO = 1e-6
 _PARALLEL = 1 - 1e-6
 
 

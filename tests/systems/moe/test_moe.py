@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.errors import CheckpointError, ParetoMergeError, RecipeError
 from paretomerge.systems.moe import MoeConfig, MoeExpert, write_moe
@@ -262,6 +262,24 @@ def test_models_without_the_prefix_of_their_head_are_read(tmp_path: Path):
         made.append(written(config, tmp_path / f"moe-{name}"))
     assert made[0].keys() == made[1].keys()
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_a_head_that_is_stored_and_tied_is_read_as_in_the_dense_model(tmp_path: Path):
+    """Whatever transformers makes of such a file, the result must not differ."""
+    source = save_dense(tmp_path / "dense", "llama", tie_word_embeddings=True)
+    path = tmp_path / "dense/model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = torch.randn(32, 16)
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = {
+        "base_model": source,
+        "gate_mode": "random",
+        "experts": [expert(source)] * 2,
+    }
+    write_moe(config, tmp_path / "moe")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    torch.testing.assert_close(logits(made), logits(model), **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
