@@ -172,7 +172,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (rows, r), S (r,), V^T (r, columns)."""
     try:
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # LAPACK's divide and conquer can fail in float32 on many equal singular values, as deltas
         # of adapters have them.
         u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
