@@ -132,6 +132,17 @@ class LoadedNames:
         """
         return self._find(name, packings=())
 
+    def keeps(self, name: str) -> bool:
+        """Whether transformers' changes of stored names leave a name in memory as it is.
+
+        peft applies them to the keys of adapters, which have the names in memory already.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        # Some changes of names remember the names before.
+        renamed, _ = rename_source_key(name, deepcopy(list(self.renamings)), [])
+        return bool(renamed == name)
+
     def is_used(self, name: str) -> bool:
         """Whether transformers loads a tensor of that name, alone or packed with others."""
         return self._find(name, self.packings) is not None

@@ -177,7 +177,7 @@ def _merge_to_disk(
 ) -> None:
     """Merge every tensor of a plan into its file."""
     if device == "cpu":
-        with _single_threaded() as torch_threads:
+        with single_threaded() as torch_threads:
             count = workers or default_workers(plan, torch_threads)
             merge_with_processes(plan, writer, count, started)
         return
@@ -213,7 +213,7 @@ def run(
     """
     device = usable_device(device)
     prepare_process()
-    with _single_threaded() as torch_threads, torch.inference_mode():
+    with single_threaded() as torch_threads, torch.inference_mode():
         # One thread keeps a GPU busy, and the blocks of more would fill its memory.
         count = 1
         if device == "cpu":
@@ -311,7 +311,7 @@ def _merged_tensor(
         end = start + block.numel()
         cast_block(plan, job, block, out=flat[start:end])
 
-    with _single_threaded(), torch.inference_mode():
+    with single_threaded(), torch.inference_mode():
         merge_piece(
             plan,
             job,
@@ -323,7 +323,7 @@ def _merged_tensor(
 
 
 @contextmanager
-def _single_threaded() -> Iterator[int]:
+def single_threaded() -> Iterator[int]:
     """Run torch with one thread; yields the number of threads that it had.
 
     Merging is parallel over tensors. Sums then never depend on a number of threads.

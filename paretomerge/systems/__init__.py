@@ -6,6 +6,6 @@ with a mask per task, a family of models with a preference as input, an adapter.
 - `lora`: `extract_lora`, a merge as an adapter of its base; `factors`, `peft_places`,
   `loaded_model`: its singular values, the format of peft, and the names that peft has.
 - `emr`: `emr`, fine-tunes as one checkpoint with masks; `expand`: `EmrModel` and `expand`, the
-  model of one task; `emr_files`: what is stored.
+  model of one task; `emr_vote`, `emr_files`: the arithmetic, and what is stored.
 - `task_models`: models as commands take them, `task=MODEL`.
 """

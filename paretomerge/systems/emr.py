@@ -19,9 +19,11 @@ SHA-256 of each of its tensors.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +52,7 @@ from paretomerge.checkpoint.writer import (
 )
 from paretomerge.errors import CheckpointError, ConfigError, ErrorCollector
 from paretomerge.merging.card import licence
+from paretomerge.merging.engine import single_threaded
 from paretomerge.merging.plan.belonging import find_mismatch
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.one_layout import arrange_like
@@ -61,10 +64,12 @@ from paretomerge.systems.emr_files import (
     MANIFEST,
     EmrTask,
     bytes_of,
-    file_sha256,
     row_blocks,
     write_rest,
 )
+from paretomerge.systems.emr_vote import Totals, elect
+
+_THREADS = 2  # more wait for Python's lock
 
 
 @dataclass(frozen=True)
@@ -311,8 +316,8 @@ def _write_unified(
     """Write all files; returns the tasks."""
     masks_folder = folder / EMR_FOLDER
     masks_folder.mkdir()
+    totals = [Totals() for _ in inputs.models]
     digests: dict[str, JsonObject] = {}
-    totals = [_Totals() for _ in inputs.models]
     with ExitStack() as stack:
         writer = stack.enter_context(WeightsWriter(folder, inputs.specs, shard_bytes))
         mask_writers = []
@@ -320,11 +325,14 @@ def _write_unified(
             file = f"{task}.safetensors"
             mask_writer = WeightsWriter(masks_folder, inputs.mask_specs, file=file)
             mask_writers.append(stack.enter_context(mask_writer))
-        for spec in inputs.specs:
-            if spec.dtype not in FLOAT_DTYPES:
-                writer.write(spec.name, 0, read_tensor(inputs.operands[spec.name][0]))
-                continue
-            digests[spec.name] = _unify(inputs, spec, writer, mask_writers, totals)
+        writers = (writer, mask_writers)
+        for name, part in _unify_all(inputs, writers):
+            digests[name] = part.digests
+            for total, addition in zip(totals, part.totals, strict=True):
+                total.add(addition)
+        checksums: dict[str, str] = {}
+        for mask_writer in mask_writers:
+            checksums |= mask_writer.checksums()
     tasks = {}
     entries = {}
     for (task, name), total in zip(inputs.models.items(), totals, strict=True):
@@ -335,7 +343,7 @@ def _write_unified(
             "lambda": tasks[task].scale,
             "density": total.density,
             "masks": masks.name,
-            "sha256": file_sha256(masks),
+            "sha256": checksums[masks.name],
         }
     manifest = {
         "format": FORMAT,
@@ -350,58 +358,53 @@ def _write_unified(
     return tasks
 
 
-@dataclass
-class _Totals:
-    """Sums over the tensors of one task.
+class _UnifiedTensor(NamedTuple):
+    """What writing one tensor has shown.
 
     Attributes:
-        of_delta: Of mean |tau_i|.
-        of_masked: Of mean |M_i tau_u|.
-        n_masked: Parameters whose mask is 1.
-        n_parameters: All parameters.
+        digests: SHA-256 of the base's tensor and of the unified one.
+        totals: The sums of each task, over this tensor alone.
     """
 
-    of_delta: float = 0.0
-    of_masked: float = 0.0
-    n_masked: int = 0
-    n_parameters: int = 0
-
-    @property
-    def density(self) -> float:
-        """The share of parameters whose mask is 1."""
-        return self.n_masked / self.n_parameters
-
-    def scale(self, name: str) -> float:
-        """Lambda.
-
-        Raises:
-            CheckpointError: If it is 0/0, or if no entry of the model is in the unified one.
-        """
-        if not self.of_delta:
-            raise CheckpointError(
-                f"{name}: equals the base, so that its lambda is 0/0; leave it out"
-            )
-        if not self.of_masked:
-            raise CheckpointError(
-                f"{name}: is outvoted in every parameter, so that nothing of it is left; leave it "
-                "out"
-            )
-        return self.of_delta / self.of_masked
+    digests: JsonObject
+    totals: list[Totals]
 
 
-def _unify(
-    inputs: _Inputs,
-    spec: TensorSpec,
-    writer: WeightsWriter,
-    mask_writers: Sequence[WeightsWriter],
-    totals: Sequence[_Totals],
-) -> JsonObject:
-    """Write one tensor and its masks; returns the digests of the base's and the unified one."""
+_Writers = tuple[WeightsWriter, Sequence[WeightsWriter]]
+"""Of the unified checkpoint, and of each task's masks."""
+
+
+def _unify_all(
+    inputs: _Inputs, writers: _Writers
+) -> Iterator[tuple[str, _UnifiedTensor]]:
+    """Write all tensors; yields those of floats, in the order of their names."""
+    specs = []
+    for spec in inputs.specs:
+        if spec.dtype in FLOAT_DTYPES:
+            specs.append(spec)
+        else:
+            tensor = read_tensor(inputs.operands[spec.name][0])
+            writers[0].write(spec.name, 0, tensor)
+    # Parallel over tensors, and each with one thread: sums never depend on a number of threads.
+    with (
+        single_threaded() as threads,
+        ThreadPoolExecutor(min(threads, _THREADS), thread_name_prefix="emr") as pool,
+    ):
+        results = pool.map(partial(_unify, inputs, writers), specs)
+        for spec, result in zip(specs, results, strict=True):
+            yield spec.name, result
+
+
+@torch.inference_mode()
+def _unify(inputs: _Inputs, writers: _Writers, spec: TensorSpec) -> _UnifiedTensor:
+    """Write one tensor and its masks, block by block."""
     base, sources = inputs.operands[spec.name]
     dtype = getattr(torch, spec.dtype)
     columns = matrix_shape(spec.shape)[1]
     n = math.prod(spec.shape)
     base_digest, unified_digest = hashlib.sha256(), hashlib.sha256()
+    totals = [Totals() for _ in sources]
+    writer, mask_writers = writers
     for first, end in row_blocks(spec.shape):
         base_rows = base.rows(first, end)
         rows = []
@@ -411,58 +414,23 @@ def _unify(
             rows.append(rounded.float())
         elected = elect(base_rows, rows)
         writer.write(spec.name, first * columns, elected.unified.to(dtype))
-        for mask_writer, mask in zip(mask_writers, elected.masks, strict=True):
+        for index, votes in enumerate(elected.votes):
+            mask = votes > 0
             # Blocks have a multiple of 8 elements, except for the last one.
             start = first * columns // BITS
-            mask_writer.write(spec.name, start, _packed(mask))
-        for total, source_rows, mask in zip(totals, rows, elected.masks, strict=True):
-            delta = source_rows.sub_(base_rows)
-            total.of_delta += delta.abs().sum(dtype=torch.float64).item() / n
-            masked = elected.size * mask
-            total.of_masked += masked.sum(dtype=torch.float64).item() / n
-            total.n_masked += int(mask.sum())
-            total.n_parameters += mask.numel()
+            mask_writers[index].write(spec.name, start, _packed(mask))
+            kept = elected.size * mask
+            addition = Totals(
+                of_delta=votes.abs_().sum().item() / n,
+                of_masked=kept.sum().item() / n,
+                n_masked=int(mask.count_nonzero()),
+                n_parameters=mask.numel(),
+            )
+            totals[index].add(addition)
         base_digest.update(bytes_of(base_rows))
         unified_digest.update(bytes_of(elected.unified))
-    return {"base": base_digest.hexdigest(), "unified": unified_digest.hexdigest()}
-
-
-class Elected(NamedTuple):
-    """The unified weights of a block.
-
-    Attributes:
-        unified: theta_0 + tau_u: in each entry the weight of one model, or of the base.
-        size: |tau_u|.
-        masks: M_i of each model, boolean.
-    """
-
-    unified: Tensor
-    size: Tensor
-    masks: list[Tensor]
-
-
-def elect(base: Tensor, sources: Sequence[Tensor]) -> Elected:
-    """Elect the unified weights (Huang et al. 2024, section 3.2, steps 1 and 2).
-
-    Args:
-        base: theta_0, in float32.
-        sources: The theta_i, likewise.
-    """
-    deltas = [source - base for source in sources]
-    total = torch.stack(deltas).sum(0)
-    is_positive = total > 0
-    unified = base.clone()
-    size = torch.zeros_like(base)
-    masks = []
-    for source, delta in zip(sources, deltas, strict=True):
-        mask = torch.where(is_positive, delta > 0, delta < 0)
-        masks.append(mask)
-        own_size = delta.abs_() * mask
-        is_larger = own_size > size
-        # The weight itself and not base + tau, which would round.
-        unified = torch.where(is_larger, source, unified)
-        size = torch.where(is_larger, own_size, size)
-    return Elected(unified, size, masks)
+    digests = {"base": base_digest.hexdigest(), "unified": unified_digest.hexdigest()}
+    return _UnifiedTensor(digests, totals)
 
 
 def _packed(mask: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class _Pair:
             lost[name] = "transformers does not load it"
         for name, kind in self.kinds():
             if kind is Kind.NONE and self.differs(name):
-                lost[name] = "peft adapts no such parameter"
+                lost[name] = "peft cannot adapt this parameter"
         return lost
 
     def changed_whole(self) -> list[str]:

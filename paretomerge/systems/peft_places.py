@@ -4,11 +4,14 @@ Read in peft 0.21: `tuners/lora/layer.py` and `model.py` (which modules have LoR
 patterns are matched), `utils/save_and_load.py` (names of keys), `utils/other.py` (modules_to_save).
 """
 
+import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from paretomerge.checkpoint.json_file import JsonObject
@@ -29,10 +32,11 @@ KEY_PREFIX = "base_model.model."
 # peft refuses LoRA on these: the fused kernels of Mamba read the weights and not the modules.
 _MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _MAMBA_MODULES = ("out_proj", "conv1d")
-# In models with stacked experts peft takes these for the experts of transformers 4, and moves the
+# In families with stacked experts peft takes these for the experts of transformers 4, and moves the
 # adapter to the stacks (`utils/transformers_weight_conversion.py`).
 _EXPERT_MODULES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 _STACKED = 3  # dimensions of stacked experts
+_MAX_CLASSES = 1024
 
 
 class Kind(Enum):
@@ -106,25 +110,58 @@ def find_kind(names: LoadedNames, parameter: str) -> Kind:
         return Kind.BIAS
     elif len(shape) == _STACKED and not is_convolution:
         is_input_first = bool(getattr(module, "is_transposed", False))
-        return Kind.EXPERTS_INPUT_FIRST if is_input_first else Kind.EXPERTS
-    # A module with others inside would be saved with all of them.
-    has_children = next(module.children(), None) is not None
-    return Kind.NONE if has_children else kind
+        kind = Kind.EXPERTS_INPUT_FIRST if is_input_first else Kind.EXPERTS
+    # peft would load the factors under another name.
+    if kind.has_factors and not names.keeps(parameter):
+        return Kind.NONE
+    # A module with others inside would be saved or wrapped with all of them.
+    return Kind.NONE if _holds_modules(module) else kind
+
+
+def _holds_modules(module: "nn.Module") -> bool:
+    """Whether modules with tensors of their own are inside a module."""
+    return any(child.state_dict(keep_vars=True) for child in module.children())
 
 
 def _takes_lora(names: LoadedNames, module_name: str) -> bool:
-    own_name = module_name.rpartition(".")[2]
+    """Whether peft computes the change of a module's weight rightly from factors."""
+    parent_name, _, own_name = module_name.rpartition(".")
     is_mamba = getattr(names.model.config, "model_type", None) in _MAMBA_TYPES
     if is_mamba and own_name in _MAMBA_MODULES:
         return False
-    return own_name not in _EXPERT_MODULES or not _has_stacked_experts(names)
+    if own_name in _EXPERT_MODULES and _packs_experts(names):
+        return False
+    # An adapter acts where a module is called, and not where its weight is read.
+    parent = names.model.get_submodule(parent_name)
+    return not _reads_weight(parent, own_name)
 
 
-def _has_stacked_experts(names: LoadedNames) -> bool:
-    return any(
-        len(shape) == _STACKED and name.rpartition(".")[0].endswith("experts")
-        for name, shape in names.state.items()
+def _packs_experts(names: LoadedNames) -> bool:
+    """Whether transformers 5 stacks the experts of such models, though this one may have none."""
+    patterns = []
+    for packing in names.packings:
+        patterns += packing.target_patterns
+    return any("experts" in pattern for pattern in patterns)
+
+
+def _reads_weight(parent: "nn.Module", child: str) -> bool:
+    """Whether the code of a module computes with `self.CHILD.weight`."""
+    reads = re.compile(
+        rf"(?<!isinstance\()self\.{child}\.weight\b"
+        r"(?!\.(dtype|device|shape|data|ndim|_is_hf_initialized)\b|\s*=[^=])"
     )
+    for kind in type(parent).__mro__:
+        is_model_code = kind.__module__.startswith("transformers.models.")
+        if is_model_code and reads.search(
+            _class_source(kind.__module__, kind.__name__)
+        ):
+            return True
+    return False
+
+
+@lru_cache(_MAX_CLASSES)
+def _class_source(module: str, name: str) -> str:
+    return inspect.getsource(getattr(sys.modules[module], name))
 
 
 def _is_embedding(module: "nn.Module") -> bool:
@@ -183,7 +220,7 @@ class AdapterLayout:
         for name, module in self.names.model.named_modules(remove_duplicate=False):
             if not ends or not name.endswith(ends):
                 continue
-            if next(module.children(), None) is not None:
+            if _holds_modules(module):
                 end = next(end for end in ends if name.endswith(end))
                 raise CheckpointError(
                     f"{end}: peft would also save {name}, whose name ends alike, so the adapter "

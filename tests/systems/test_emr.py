@@ -19,7 +19,8 @@ from paretomerge.cli.main import app
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.merging.engine import merged_tensors
 from paretomerge.merging.plan.make import make_plan
-from paretomerge.systems.emr import elect, emr
+from paretomerge.systems.emr import emr
+from paretomerge.systems.emr_vote import elect
 from paretomerge.systems.expand import EmrModel, expand
 from paretomerge.systems.task_models import task_models
 from tests.architectures import ARCHITECTURES, run
@@ -167,7 +168,7 @@ def test_laws_of_the_election(values: np.ndarray) -> None:
     deltas = torch.stack([source - base for source in sources])
     elected = elect(base, sources)
     tau = elected.unified - base
-    masks = torch.stack(elected.masks)
+    masks = torch.stack(elected.votes) > 0
     # Of the sign of the mean; only where all agree on nothing is there no change.
     positive = deltas.sum(0) > 0
     assert (tau[positive] > 0).all() and (tau[~positive] <= 0).all()
@@ -177,7 +178,7 @@ def test_laws_of_the_election(values: np.ndarray) -> None:
     # The order of the models says nothing.
     turned = elect(base, sources[::-1])
     if turned.unified.equal(elected.unified):
-        assert torch.stack(turned.masks[::-1]).equal(masks)
+        assert (torch.stack(turned.votes[::-1]) > 0).equal(masks)
 
 
 def test_by_hand() -> None:
@@ -187,8 +188,8 @@ def test_by_hand() -> None:
     # Deltas 1, -1, 0, 2 and 3, .5, 0, -2: signs +, -, -, -.
     elected = elect(base, [one, other])
     assert elected.unified.tolist() == [[4.0, 0.0, 1.0, -1.0]]
-    assert elected.masks[0].tolist() == [[True, True, False, False]]
-    assert elected.masks[1].tolist() == [[True, False, False, True]]
+    assert (elected.votes[0] > 0).tolist() == [[True, True, False, False]]
+    assert (elected.votes[1] > 0).tolist() == [[True, False, False, True]]
 
 
 def test_adapters_and_wider_models_are_held_exactly(pico: Path, tmp_path: Path) -> None:

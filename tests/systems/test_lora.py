@@ -1,6 +1,7 @@
 """A merge as an adapter: peft and our own reading both give base + B A."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from paretomerge.systems.factors import Cut
 from paretomerge.systems.lora import ExtractedAdapter, extract_lora
 from tests.architectures import ARCHITECTURES, run
 from tests.conftest import pico_states, save_pico
-from tests.pico import moved
+from tests.pico import build_pico, moved
 
 # peft warns of tied embeddings, of options that it corrects, and of patterns on parameters.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -233,6 +234,35 @@ def test_what_an_adapter_cannot_hold_is_refused_or_dropped(tmp_path: Path) -> No
     torch.testing.assert_close(
         with_peft(model, tmp_path), run(wanted), rtol=0, atol=2e-5
     )
+
+
+ASTRAY = [
+    "jamba",  # code that reads weights, and experts
+    "mamba",
+    "gemma3",  # a stack of one matrix with modules inside
+    "unlimited_ocr",  # names in memory that peft renames, and a table of positions
+    "beam",  # dense layers that peft takes for experts, in a model without experts
+]
+
+
+@pytest.mark.parametrize("name", ASTRAY)
+def test_where_peft_would_compute_something_else(name: str, tmp_path: Path) -> None:
+    """Such parameters are stored whole, or named as lost."""
+    is_small = name in ("jamba", "mamba")
+    model = ARCHITECTURES[name]().float() if is_small else build_pico(name)
+    model.save_pretrained(tmp_path / "base")
+    moved(model).save_pretrained(tmp_path / "merged")
+    adapter = extract(tmp_path, energy=1.0, drop_others=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = with_peft(model, tmp_path)
+    assert not any("missing adapter keys" in str(entry.message) for entry in caught)
+    ours = type(model).from_pretrained(written(tmp_path)).eval()
+    torch.testing.assert_close(got, run(ours), rtol=0, atol=2e-5)
+    merged = type(model).from_pretrained(tmp_path / "merged").state_dict()
+    for parameter, tensor in ours.state_dict().items():
+        if parameter not in adapter.lost:
+            torch.testing.assert_close(tensor, merged[parameter], rtol=0, atol=1e-5)
 
 
 def test_refusals(pico: Path, tmp_path: Path) -> None:
