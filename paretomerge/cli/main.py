@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import emr, extract, moe, session, watching
+from paretomerge.cli import emr, extract, moe, session, twin, watching
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -205,6 +205,7 @@ def _print_front(study: "Study") -> None:
 
 app.command()(watching.status)
 app.command(short_help="Show a study in a browser.")(watching.dashboard)
+app.command(short_help="Route between fine-tunes by the prompt.")(twin.twin)
 
 
 @app.command(short_help="Show the Pareto front.")
@@ -509,7 +510,7 @@ app.command(short_help="Suggest which merges to try first.")(suggest)
 
 @app.command(short_help="Score a checkpoint with a study's tasks.")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint, or a folder of `twin`.")],
     study: StudyOption,
     split: SplitOption = "held_out",
     as_json: AsJson = False,
@@ -519,8 +520,12 @@ def evaluate(
     opened = session.open_study(study)
     session.set_up_process(opened)
     from paretomerge.study.checkpoint_scores import score_checkpoint
+    from paretomerge.systems.twin import is_twin_folder, score_twin
 
-    scores = score_checkpoint(opened.search(), model, split_name)
+    if is_twin_folder(model):
+        scores = score_twin(opened, model, split_name)
+    else:
+        scores = score_checkpoint(opened.search(), model, split_name)
     if as_json:
         rows = {}
         for name, score in scores.items():

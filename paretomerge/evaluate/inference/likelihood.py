@@ -19,6 +19,7 @@ from paretomerge.evaluate.inference.batching import (
     pad_right,
 )
 from paretomerge.evaluate.inference.prefill import (
+    depends_on_prompt,
     group_by_prefix,
     is_second_pass_worthwhile,
     keep_last_logits,
@@ -150,8 +151,11 @@ class LogLikelihoods:
         single: Continuations = {}
         shared = []
         contexts = _group_by_context(requests, max_length)
+        # Its weights are those of the context, so the context is read apart from the answers.
+        apart = depends_on_prompt(self._model)
         for context, continuations in contexts.items():
-            if self._supports_cache and _is_sharing_worthwhile(context, continuations):
+            is_shared = apart or _is_sharing_worthwhile(context, continuations)
+            if self._supports_cache and is_shared:
                 suffixes = tuple(continuations)
                 row_answers = [tuple(answers) for answers in continuations.values()]
                 job = ForwardJob(context, suffixes, tuple(row_answers))
@@ -223,6 +227,14 @@ class LogLikelihoods:
         context_index = torch.tensor(context_of_row, device=device)
         context_mask = contexts.mask[context_index]
         context_lengths = context_mask.sum(1)
+        # the context's last position predicts the first token of every answer
+        context_logits = contexts.logits[context_index, -1:]
+        if longest_suffix == 0:
+            located = []
+            for r, of_row in enumerate(answers):
+                located += [LocatedAnswer(r, 1, answer) for answer in of_row]
+            self._store_results(context_logits, located)
+            return
         contexts.cache.batch_select_indices(context_index)
 
         ids = pad_right(suffixes, device)
@@ -241,8 +253,6 @@ class LogLikelihoods:
             past_key_values=contexts.cache,
             use_cache=True,
         )
-        # the context's last position predicts the first token of every answer
-        context_logits = contexts.logits[context_index, -1:]
         logits = torch.cat([context_logits, output.logits], 1)
         located = []
         for r, suffix in enumerate(suffixes):

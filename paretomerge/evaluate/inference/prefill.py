@@ -52,6 +52,15 @@ def supports_cache(model: "PreTrainedModel") -> bool:
     return all(hasattr(layer, "batch_select_indices") for layer in layers)
 
 
+def depends_on_prompt(model: "PreTrainedModel") -> bool:
+    """Whether a model's weights depend on the prompt, as those of `systems.twin` do.
+
+    Such a model reads each prompt as a whole and apart from what follows it, and its cache carries
+    the prompt's weights.
+    """
+    return bool(getattr(model, "weights_depend_on_prompt", False))
+
+
 def is_second_pass_worthwhile(n_tokens: int, n_tokens_in_one_pass: int) -> bool:
     """Whether reading a shared part in a pass of its own saves a third of the tokens or more."""
     # a second forward pass has a cost of its own
@@ -88,6 +97,8 @@ def prefill(
     if window is not None and longest > window:
         # windows count positions, padding included: padding between the prefix and a prompt's
         # rest would push the prefix out of the window too early
+        prefix = ()
+    if depends_on_prompt(model):
         prefix = ()
     n_rows = len(prompts)
     start = len(prefix)
