@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
 from paretomerge.evaluate.evaluator import PerExample, Score, Split, evaluators_in
+from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
 from paretomerge.record.trial import Trial
@@ -17,7 +18,8 @@ from paretomerge.study.build import build_sampler, build_search
 from paretomerge.study.checkpoint_scores import score_checkpoint
 from paretomerge.study.event import Event
 from paretomerge.study.search import Search
-from paretomerge.study.study import load_study
+from paretomerge.study.study import Study, load_study
+from paretomerge.systems.twin import is_twin_folder, score_twin
 
 
 def run_study(path: Path, overrides: Sequence[str] = ()) -> Search:
@@ -100,6 +102,29 @@ def merged_layers(study: Search, trial: Trial, base_layers: int) -> int:
 def plain_scores(scores: Mapping[str, Score]) -> dict[str, float]:
     """Objective -> value, without its standard error."""
     return {name: score.value for name, score in scores.items()}
+
+
+class ModelScorer:
+    """The tasks of a study.yaml, for folders: checkpoints, and those of `paretomerge twin`."""
+
+    def __init__(self, path: Path) -> None:
+        self.study: Study = load_study(path)
+
+    def held_out(self, folder: Path) -> dict[str, float]:
+        """Objectives and watched tasks on held-out examples: name -> score."""
+        if is_twin_folder(folder):
+            return plain_scores(score_twin(self.study, folder))
+        return plain_scores(
+            score_checkpoint(self.study.search(), str(folder), "held_out")
+        )
+
+    def prompts(self, task: str, split: Split) -> list[str]:
+        """The prompts of an objective's examples."""
+        for part in evaluators_in(self.study.search().goals.evaluator):
+            if isinstance(part, HarnessEvaluator) and task in part.tasks:
+                requests = part.examples(split)[task].requests
+                return [str(of_example[0].args[0]) for of_example in requests]
+        raise KeyError(task)
 
 
 class RecipeScorer:

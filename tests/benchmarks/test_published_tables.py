@@ -22,6 +22,7 @@ from benchmarks import (
     specialists,
     standings,
     suggest,
+    twin,
     vllm_backend,
     workers,
 )
@@ -53,6 +54,7 @@ SCRIPTS = {
     "asynchronous": asynchronous.table,
     "workers": workers.table,
     "suggest": suggest.table,
+    "twin": twin.tables,
     "merge": lambda: merge.report(read_entries(merge.FILE)),
 }
 

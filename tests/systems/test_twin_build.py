@@ -1,6 +1,7 @@
 """Making, exporting and refusing Twin-Merging folders."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
+from paretomerge.merging.engine import merge
 from paretomerge.systems.twin import (
     Manifest,
     TwinModel,
@@ -19,6 +21,7 @@ from paretomerge.systems.twin import (
 )
 from paretomerge.systems.twin.router import train_router
 from tests.architectures import ARCHITECTURES
+from tests.checkpoint.test_adapter import UP, adapter, alone, factors
 from tests.cli.test_cli import paretomerge
 from tests.conftest import save_tokenizer
 from tests.pico import moved
@@ -117,6 +120,26 @@ def test_the_corner_of_the_full_rank_is_the_expert(pico, tmp_path, dtype):
         torch.testing.assert_close(found[name], tensor, rtol=2 * eps, atol=eps / 8)
 
 
+def test_a_source_may_be_an_adapter(pico, tmp_path):
+    lora = adapter(tmp_path / "lora", factors(UP, (32, 16)))
+    sources = {"ada": str(pico / "ada"), "lora": f"{pico / 'base'}+{lora}"}
+    prompts = {"ada": FEW["ada"], "lora": FEW["bob"]}
+    out = build_twin(
+        str(pico / "base"),
+        sources,
+        prompts,
+        tmp_path / "twin",
+        rank_share=1,
+        dtype="float32",
+    )
+    corner = export_corner(out, "lora", tmp_path / "corner")
+    whole = merge(alone(pico / "base", lora), tmp_path / "whole")
+    expected = load_file(whole / "model.safetensors")
+    for name, tensor in load_file(corner / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
+    assert Manifest.read(out).sources == {"ada": "ada", "lora": "base+lora"}
+
+
 def test_exported_weights_are_the_sum_from_the_files(folder, tmp_path):
     out = export_mixture(folder, {"cyd": -0.25, "ada": 0.5}, tmp_path / "out")
     expected = dense_state(folder, [0.5, 0, -0.25])
@@ -140,6 +163,18 @@ def test_a_corner_is_the_twin_with_one_hot_weights(folder, tmp_path):
     assert (logits - expected).norm() < 0.02 * expected.norm()
 
 
+def test_sources_equal_to_the_base_have_nothing_of_their_own(pico, tmp_path):
+    sources = {}
+    for name in ("same", "again"):
+        sources[name] = str(shutil.copytree(pico / "base", tmp_path / name))
+    prompts = {"same": FEW["ada"], "again": FEW["bob"]}
+    out = build_twin(str(pico / "base"), sources, prompts, tmp_path / "twin")
+    assert not load_file(out / "exclusive-1.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(pico / "base").eval()
+    logits = TwinModel.from_pretrained(out)(**encode(["hello"])).logits[0]
+    assert torch.equal(logits, plain_logits(plain, "hello"))
+
+
 def test_overwriting_and_refusing_to(pico, folder, tmp_path):
     out = export_corner(folder, "ada", tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
@@ -155,6 +190,8 @@ def test_overwriting_and_refusing_to(pico, folder, tmp_path):
     ):
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             run()
+    twin = make(pico, tmp_path / "twin")
+    assert manifest(make(pico, twin, overwrite=True, seed=7))["seed"] == 7
     with pytest.raises(CheckpointError, match="would replace the source"):
         make(pico, pico, overwrite=True)
     assert (pico / "base" / "config.json").exists()
@@ -209,6 +246,7 @@ def save_pair(folder, name):
         ("bloom", "needs a model with a key-value cache and position_ids"),
         ("bert", "needs a causal language model"),
         ("t5", "needs a causal language model"),
+        ("gemma3_vl", "needs a causal language model"),
     ],
 )
 def test_other_architectures_are_refused(tmp_path, name, message):

@@ -1,5 +1,7 @@
 """`TwinModel` against plain checkpoints that are built from the files by dense arithmetic."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,20 @@ def test_generate_keeps_the_weights_of_the_prompt(model):
     )
 
 
+def test_threads_do_not_mix_their_weights(model):
+    inputs = encode(WORDS)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+
+    def write(row):
+        weights = WEIGHTS[row]
+        return model.generate(**inputs, task_weights=weights, **options).tolist()
+
+    expected = [write(row) for row in range(3)]
+    assert len({str(written) for written in expected}) == 3
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(write, range(3))) == expected
+
+
 def test_the_evaluators_read_the_prompt_alone(folder, model, tmp_path):
     """Log-likelihoods of answers, and greedy answers, as by the plain model of the prompt."""
     requests = []
@@ -143,6 +159,27 @@ def test_the_evaluators_read_the_prompt_alone(folder, model, tmp_path):
         options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         greedy = plain.generate(**encode([word]), **options)[0, len(word) :]
         assert written[row][: len(greedy)] == greedy.tolist()[: len(written[row])]
+
+
+def test_prompts_that_begin_alike_and_single_answers_are_read_one_by_one(model):
+    """No prefix is read for several prompts, and no answer together with its prompt."""
+    words = ["abcabcabk", "abcabcabx", "abcabcabzz", "abcabcabq", "abcabcabr"]
+    contexts = [encode([word])["input_ids"][0].tolist() for word in words]
+    requests = [(context, [7, 9, 2]) for context in contexts]
+    batcher = AdaptiveBatcher(8)
+    found = LogLikelihoods(model, requests, 32).run(batcher)
+    prompts = [(i, tuple(context)) for i, context in enumerate(contexts)]
+    written = GreedyGenerator(model, None, [], 4).generate_in_batches(prompts, batcher)
+    for i, (context, answer) in enumerate(requests):
+        weights = model.task_weights(torch.tensor([context]))
+        ids = torch.tensor([context + answer])
+        logits = model(ids, task_weights=weights).logits[0, len(context) - 1 : -1]
+        picked = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+        assert found[i][0] == pytest.approx(float(picked.sum()), rel=1e-4)
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        greedy = model.generate(torch.tensor([context]), **options)[0, len(context) :]
+        assert written[i] == greedy.tolist()
+    assert len({tuple(answer) for answer in written.values()}) > 1
 
 
 def test_a_cache_carries_the_weights_of_its_rows(model):
@@ -223,6 +260,7 @@ def test_architectures(name, tmp_path):
     for row, word in enumerate(WORDS):
         plain = dense_model(folder, weights[row].tolist(), tmp_path / "plain")
         close(logits[row, -len(word) :], plain_logits(plain, word))
+        close(twin.task_weights(**inputs)[row], twin.task_weights(**encode([word]))[0])
     corner = export_corner(folder, "bob", tmp_path / "corner")
     exported = AutoModelForCausalLM.from_pretrained(corner).eval()
     one_hot = twin(**encode(WORDS[2:]), task_weights=torch.tensor([0.0, 1.0])).logits

@@ -104,6 +104,23 @@ def test_another_engine_cannot_load_it(study, folder):
         score_twin(load_study(study, ["evaluate.backend=hf"]), folder)
 
 
+def test_facts_of_a_folder(study, folder, tmp_path):
+    config = yaml.safe_load(study.read_text())
+    config["objectives"] = [{"size": "parameters"}, {"size": "layers"}]
+    path = study.with_name("size.yaml")
+    path.write_text(yaml.safe_dump(config))
+    scores = score_twin(load_study(path), folder)
+    n_shared = sum(
+        parameter.numel()
+        for parameter in TwinModel.from_pretrained(folder).shared.parameters()
+    )
+    assert scores["layers"].value == 4 and scores["parameters"].value > n_shared
+    config["objectives"][1] = {"sparsity": True}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(EvaluationError, match="has no sparsity, which the study"):
+        score_twin(load_study(path), folder)
+
+
 def test_the_harness_evaluates_it(study, folder, monkeypatch):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

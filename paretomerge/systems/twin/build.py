@@ -20,6 +20,7 @@ from paretomerge.checkpoint.writer import (
 )
 from paretomerge.errors import CheckpointError, ConfigError
 from paretomerge.evaluate.inference.batching import Tokens
+from paretomerge.merging.card import public_name
 from paretomerge.merging.engine import usable_device, write
 from paretomerge.merging.live.model_class import load_model, load_tokenizer
 from paretomerge.merging.plan.make import make_plan
@@ -156,8 +157,8 @@ def build_twin(  # noqa: PLR0913 - the options of the command, all with a defaul
         save_router(trained.router, temporary / ROUTER_FILE)
         manifest = Manifest(
             tasks=tuple(sources),
-            base=base,
-            sources=sources,
+            base=public_name(base),
+            sources={task: public_name(source) for task, source in sources.items()},
             weight=weight,
             rank_share=rank_share,
             seed=seed,
@@ -173,7 +174,10 @@ def build_twin(  # noqa: PLR0913 - the options of the command, all with a defaul
         for weights in plan.weights.values():
             weights.check_unchanged()
         readme = _README.format(
-            shared=SHARED_FOLDER, weight=weight, tasks=", ".join(sources), base=base
+            shared=SHARED_FOLDER,
+            weight=weight,
+            tasks=", ".join(sources),
+            base=manifest.base,
         )
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         replace(manifest, files=file_facts(temporary)).write(temporary)

@@ -67,9 +67,10 @@ def check_models(plan: Plan) -> Places:
 def _is_causal(model: "PreTrainedModel") -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    # Some models that see or hear are in that table, too.
+    reads_text_alone = model.config.get_text_config() is model.config
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    has_decoder_alone = not model.config.is_encoder_decoder
-    return type(model).__name__ in names and has_decoder_alone
+    return reads_text_alone and type(model).__name__ in names
 
 
 def _check_supported(plan: Plan, places: Places) -> None:

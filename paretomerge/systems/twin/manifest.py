@@ -38,8 +38,8 @@ class Manifest:
 
     Attributes:
         tasks: Names of the tasks, in the order of the router's outputs.
-        base: The base that was merged on.
-        sources: Name of a task -> its source.
+        base: The base that was merged on; of a local path the last part.
+        sources: Name of a task -> its source, likewise.
         weight: The weight of each source in theta*.
         rank_share: Directions of each matrix that are stored, as a share of its rank.
         seed: The router's seed.

@@ -5,9 +5,9 @@ No weight is copied: hooks add to what a layer computes. For a matrix y = W* x +
 a batch, so rows need not be grouped by their weights.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -129,25 +129,27 @@ class MixedVector(nn.Module):
         return weights @ self.rows.float()
 
 
-@dataclass
 class Held:
-    """The weights that the hooks add the exclusive parts with; None for theta* alone.
+    """The weights that the hooks add the exclusive parts with.
 
     Attributes:
-        weights: `(rows, T)`.
+        weights: `(rows, T)`; None for theta* alone.
     """
 
-    weights: TaskWeights | None = None
+    def __init__(self) -> None:
+        self.weights: TaskWeights | None = None
+        self._lock = threading.RLock()
 
     @contextmanager
     def use(self, weights: TaskWeights | None) -> Iterator[None]:
-        """Hold weights while a block runs."""
-        before = self.weights
-        self.weights = weights
-        try:
-            yield
-        finally:
-            self.weights = before
+        """Hold weights while a block runs. Another thread waits: the hooks are the model's."""
+        with self._lock:
+            before = self.weights
+            self.weights = weights
+            try:
+                yield
+            finally:
+                self.weights = before
 
 
 class Addition(nn.Module):

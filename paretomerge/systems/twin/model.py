@@ -105,7 +105,7 @@ class TwinModel(nn.Module):
         self._held = Held()
         places = find_places(shared, names).layers
         additions = attach(shared, places, parts, self._held)
-        self.additions = additions.to(shared.dtype)
+        self.additions = additions.to(shared.device, shared.dtype)
         self.eval().requires_grad_(False)
 
     @classmethod

@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretomerge.errors import EvaluationError
-from paretomerge.evaluate.evaluator import Candidate, Score, Split
+from paretomerge.evaluate.evaluator import (
+    Candidate,
+    Evaluator,
+    MergeFact,
+    Score,
+    Split,
+    evaluators_in,
+)
 from paretomerge.evaluate.inference.language_model import ResidentLM
 from paretomerge.merging.live.model_class import load_tokenizer
 from paretomerge.systems.twin.manifest import SHARED_FOLDER
 from paretomerge.systems.twin.model import TwinModel
+
+_FACTS = ("layers", "parameters")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,13 +53,24 @@ def score_twin(
             "remove `evaluate.backend` from the study, or export a corner and score that"
         )
     search = study.search()
+    for evaluator in (search.goals.evaluator, search.goals.watched):
+        if evaluator is not None:
+            _check_facts(evaluator, folder)
     model = TwinModel.from_pretrained(folder, device=search.placement.device)
-    facts = {
-        "layers": float(model.config.get_text_config().num_hidden_layers),
-        "parameters": float(model.num_parameters()),
-    }
+    n_layers = model.config.get_text_config().num_hidden_layers
+    measured = (float(n_layers), float(model.num_parameters()))
+    facts = dict(zip(_FACTS, measured, strict=True))
     candidate = Candidate(model, _tokenizer(folder), facts)
     return search.score(candidate, split)
+
+
+def _check_facts(evaluator: Evaluator, folder: str | Path) -> None:
+    for part in evaluators_in(evaluator):
+        if isinstance(part, MergeFact) and part.fact not in _FACTS:
+            raise EvaluationError(
+                f"{folder}: a Twin-Merging folder has no {part.fact}, which the study scores; "
+                "export a corner and score that"
+            )
 
 
 def language_model(
