@@ -7,6 +7,7 @@ import typer
 
 from paretomerge.cli import session
 from paretomerge.cli.options import AllowMismatch, Overwrite
+from paretomerge.errors import ConfigError
 
 
 def emr(
@@ -56,7 +57,9 @@ def emr(
 
 
 def expand(
-    model: Annotated[str, typer.Argument(help="What `emr` wrote.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="What `emr` or `twin` wrote.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     task: Annotated[str, typer.Option("--task", help="One of its tasks.")],
     base: Annotated[
@@ -65,13 +68,24 @@ def expand(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the plain checkpoint of one task of a model that `emr` wrote.
+    """Write the plain checkpoint of one task of a folder that `emr` or `twin` wrote.
 
-    The base is read and compared by checksum.
+    For `emr`, the base is read and compared by checksum.
     """
-    from paretomerge.systems.expand import expand
+    from paretomerge.systems.twin.manifest import is_twin_folder
 
-    expand(model, task, out, base=base, overwrite=overwrite)
+    if is_twin_folder(model):
+        if base is not None:
+            raise ConfigError(
+                f"--base: {model} holds its shared model and needs no base; leave --base out"
+            )
+        from paretomerge.systems.twin import export_corner
+
+        export_corner(model, task, out, overwrite=overwrite)
+    else:
+        from paretomerge.systems.expand import expand
+
+        expand(model, task, out, base=base, overwrite=overwrite)
     _print(f"wrote {session.short(out)}")
 
 

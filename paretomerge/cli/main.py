@@ -373,7 +373,7 @@ def convert(
 
 app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
 app.command(short_help="Write fine-tunes as one model with masks.")(emr.emr)
-app.command(short_help="Write one task's model from those masks.")(emr.expand)
+app.command(short_help="Write one task's model from those.")(emr.expand)
 app.command(short_help="Build a mixture of experts.")(moe.moe)
 
 

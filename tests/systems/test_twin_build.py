@@ -381,3 +381,16 @@ def test_the_command(pico, tmp_path):
     ):
         failed = paretomerge("twin", *models, *wrong, "--out", out, ok=False)
         assert failed.returncode and message in failed.stderr
+
+
+def test_expand_writes_a_corner(folder, tmp_path):
+    paretomerge("expand", folder, tmp_path / "cyd", "--task", "cyd")
+    corner = export_corner(folder, "cyd", tmp_path / "corner")
+    written = (tmp_path / "cyd" / "model.safetensors").read_bytes()
+    assert written == (corner / "model.safetensors").read_bytes()
+    wrong = paretomerge(
+        *("expand", folder, tmp_path / "x", "--task", "cyd", "--base", "b"), ok=False
+    )
+    assert "needs no base" in wrong.stderr
+    unknown = paretomerge("expand", folder, tmp_path / "x", "--task", "dan", ok=False)
+    assert unknown.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
