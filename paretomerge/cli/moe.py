@@ -56,8 +56,9 @@ def moe(
     )
     session.print_notes(plan.notes)
     count = len(plan.config.experts)
+    experts = "1 expert" if count == 1 else f"{count} experts"
     session.console().print(
-        f"wrote {session.short(out)}, a {plan.target.title} of {count} experts",
+        f"wrote {session.short(out)}, a {plan.target.title} of {experts}",
         highlight=False,
         soft_wrap=True,
     )

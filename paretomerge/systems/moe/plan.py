@@ -144,7 +144,7 @@ def plan_moe(config: MoeConfigLike, allow_mismatch: bool = False) -> MoePlan:
 def _notes(config: MoeConfig) -> list[str]:
     notes = []
     models = {expert.source_model for expert in config.all_experts}
-    if len(models) == 1:
+    if len(models) == 1 and len(config.all_experts) > 1:
         notes.append(
             "experts: all are the same model, so until it is trained the result answers like a "
             "dense one, with more memory"
