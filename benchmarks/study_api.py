@@ -134,8 +134,9 @@ class RecipeScorer:
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
-        self._settings = load_study(path, overrides).settings
-        self._study = build_search(self._settings)
+        self.study: Study = load_study(path, overrides)
+        self._settings = self.study.settings
+        self._study = self.study.search()
         self._scores: dict[tuple[str, str], dict[str, Score]] = {}
 
     @property
@@ -212,7 +213,12 @@ class RecipeScorer:
         return scores
 
     def checkpoint(self, model: str) -> dict[str, float]:
-        """Objectives of a written checkpoint, or of `model+adapter`, on held-out examples."""
+        """Objectives of a written model on held-out examples.
+
+        model: A checkpoint, `model+adapter`, or a folder of `paretomerge twin`.
+        """
+        if is_twin_folder(model):
+            return plain_scores(score_twin(self.study, model))
         return plain_scores(score_checkpoint(self._study, model, "held_out"))
 
     def held_out(self, recipe: Recipe) -> dict[str, float]:
