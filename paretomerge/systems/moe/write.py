@@ -50,9 +50,9 @@ _CARD = """\
 {front_matter}---
 # {title}
 
-A {target} with {n_experts} expert(s), {n_per_token} per token, put together with paretomerge from dense
-models. Attention, norms, embeddings and head are those of {base}; the experts are the MLPs of the
-other models. Rows of the router: `{gate_mode}`.
+A {target} with {n_experts} expert(s), {n_per_token} per token, put together with paretomerge from
+dense models. Attention, norms, embeddings and head are those of {base}; the experts are the MLPs of
+the other models. Rows of the router: `{gate_mode}`.
 
 | source | licence |
 |---|---|
