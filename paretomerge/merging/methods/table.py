@@ -264,6 +264,22 @@ _ROWS = (
         rule="ram, with a model's own changes scaled up by its share of shared ones",
         paper="arXiv 2601.13572",
     ),
+    # Crossover of two models
+    Method(
+        "crossover",
+        "evolution",
+        (
+            Parameter("t", default=0.5, low=0.0, high=1.0),
+            Parameter("crossover_rate", default=0.5, low=0.0, high=1.0),
+        ),
+        base="source",
+        models=(2, 2),
+        symmetric=False,
+        multi_pass=False,
+        ns_per_entry=3.0,
+        rule="a random share of the entries moves from the base by t towards the other",
+        paper="Du et al. 2024, arXiv 2406.12208",
+    ),
     # Layer stacking
     Method(
         "passthrough",

@@ -1,6 +1,7 @@
 """From a recipe to a plan: everything is checked against headers before a weight is read."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -205,6 +206,9 @@ def _open_steps(
     if not recipe.steps:
         return dict(already)
     opened = open_weights(recipe.source_models, already, allow_nan, download)
+    readers: Counter[str] = Counter()
+    for document in (*recipe.steps, recipe):
+        readers.update(document.models)
     for step in recipe.steps:
         # Steps keep the vocabulary of their base: only the result is written with a tokenizer.
         if step.tokenizer or step.tokenizer_source or step.chat_template:
@@ -220,5 +224,5 @@ def _open_steps(
             message = f"{step.name}: {error}"
             parts = tuple(f"{step.name}: {part}" for part in error.parts)
             raise type(error)(message, parts) from error
-        opened[step.name] = RecipeStep(plan)
+        opened[step.name] = RecipeStep(plan, shared=readers[step.name] > 1)
     return opened

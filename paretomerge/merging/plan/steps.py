@@ -1,14 +1,16 @@
 """A recipe step as a model that later steps merge from: tensors are computed when they are read."""
 
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.header import Header
 from paretomerge.checkpoint.operand import Operand, matrix_shape
-from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob
+from paretomerge.merging.plan.plan import ModelConfig, Plan, TensorJob, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +25,19 @@ class RecipeStep:
 
     Args:
         plan: The plan of the step.
+        shared: Whether several other steps read this one. Then each of its blocks is merged once
+            for all of them. Without, a lineage of merges would take a time that doubles with each
+            generation.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, shared: bool = False) -> None:
         self.plan = plan
+        self._shared = shared
+        # The tensors that are being read now, by name and thread: methods have a state while they
+        # merge a tensor, and threads must not share it.
+        self._read: WeakValueDictionary[tuple[str, int], MergedTensor] = (
+            WeakValueDictionary()
+        )
         self._jobs = {}
         self.headers: dict[str, Header] = {}
         for job in plan.jobs:
@@ -68,15 +79,37 @@ class RecipeStep:
         job = self._jobs[name]
         # Copies go without float32, which cannot hold all integers.
         if not job.copy:
-            return MergedTensor(self.plan, job)
+            return self._merged_tensor(job)
         operand = self.plan.operand(job.sources[0])
         if operand.dtype == job.dtype:
             return operand
         return RoundedTensor(operand, job.dtype)
 
+    def _merged_tensor(self, job: TensorJob) -> "MergedTensor":
+        if not self._shared:
+            return MergedTensor(self.plan, job)
+        key = (job.name, threading.get_ident())
+        tensor = self._read.get(key)
+        if tensor is None:
+            # It lives as long as a reader has it.
+            tensor = MergedTensor(self.plan, job, keeps_block=True)
+            self._read[key] = tensor
+        return tensor
+
+    @cached_property
+    def leaves(self) -> "dict[int, Weights]":
+        """The models with files that this step rests on, by identity, each once."""
+        found: dict[int, Weights] = {}
+        for weights in self.plan.weights.values():
+            if isinstance(weights, RecipeStep):
+                found |= weights.leaves
+            else:
+                found[id(weights)] = weights
+        return found
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the files of any input have changed since they were opened."""
-        for weights in self.plan.weights.values():
+        for weights in self.leaves.values():
             weights.check_unchanged()
 
 
@@ -93,10 +126,12 @@ class MergedTensor:
     Attributes:
         plan: The plan of the step.
         job: The job of the tensor.
+        keeps_block: Whether the latest block stays in memory, for other readers that ask for it.
     """
 
     plan: Plan
     job: TensorJob
+    keeps_block: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,16 +156,26 @@ class MergedTensor:
         """
         import torch
 
-        from paretomerge.merging.job_io import cast_block
-
         # There is nothing to merge in a tensor without entries, and nothing a method could measure.
         if not torch.Size(self.shape).numel():
             _, columns = matrix_shape(self.shape)
             return torch.empty((end - first, columns), device=device)
+        if not self.keeps_block:
+            return self._merge(first, end, device).to(torch.float32)
+        key = (first, end, device)
+        if key not in self._block:
+            self._block.clear()
+            self._block[key] = self._merge(first, end, device)
+        # A copy, as the caller may write to what it gets.
+        return self._block[key].to(torch.float32, copy=True)
+
+    def _merge(self, first: int, end: int, device: str) -> "torch.Tensor":
+        """Rows [first, end) in the step's dtype."""
+        from paretomerge.merging.job_io import cast_block
+
         inputs, combine = self._prepare(device)
         block = combine(inputs.block(first, end))
-        rounded = cast_block(self.plan, self.job, block)
-        return rounded.to(torch.float32)
+        return cast_block(self.plan, self.job, block)
 
     def _prepare(self, device: str) -> "tuple[Inputs, BlockMerger]":
         """The tensor's inputs and the function that merges its blocks."""
@@ -145,6 +190,11 @@ class MergedTensor:
 
     @cached_property
     def _prepared(self) -> "dict[str, tuple[Inputs, BlockMerger]]":
+        return {}
+
+    @cached_property
+    def _block(self) -> "dict[tuple[int, int, str], torch.Tensor]":
+        """The latest block, by its rows and device."""
         return {}
 
 
