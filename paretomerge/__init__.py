@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from paretomerge.recipe import Recipe
     from paretomerge.record.trial import Trial
     from paretomerge.search.mmmo.sampler import MMMOSampler
-    from paretomerge.space.specs import RouteSpace, WeightSpace
+    from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
     from paretomerge.study.study import Study, load_study
 
 __version__ = "0.1.0"
@@ -65,6 +65,7 @@ _HOMES = {
     "EvaluationError": "paretomerge.errors",
     "Function": "paretomerge.evaluate.measures",
     "Judge": "paretomerge.evaluate.measures",
+    "LineageSpace": "paretomerge.space.specs",
     "MMMOSampler": "paretomerge.search.mmmo.sampler",
     "ParetoMergeError": "paretomerge.errors",
     "Perplexity": "paretomerge.evaluate.measures",
@@ -98,6 +99,7 @@ __all__ = [
     "EvaluationError",
     "Function",
     "Judge",
+    "LineageSpace",
     "MMMOSampler",
     "ParetoMergeError",
     "Perplexity",

@@ -453,6 +453,10 @@ def _print_recipe_plan(file: Path, as_json: bool, allow_mismatch: bool) -> None:
         print(json.dumps(facts, indent=2))
         return
     session.console().print(plan_table(facts))
+    if merge_plan.recipe.steps:
+        from paretomerge.report.lineage import lineage_tree
+
+        session.console().print(lineage_tree(merge_plan.recipe))
 
 
 @app.command(short_help="Show the merge methods.")

@@ -52,6 +52,7 @@ from paretomerge.pareto.preference import PreferSetting
 from paretomerge.space.specs import (
     DENSITY_BOUNDS,
     WEIGHT_BOUNDS,
+    LineageSpace,
     RouteSpace,
     WeightSpace,
 )
@@ -243,7 +244,9 @@ def _constraint(
     return Constraint(measure, at_least=config.at_least, at_most=config.at_most)
 
 
-def _space(config: SpaceConfig) -> WeightSpace | RouteSpace:
+def _space(config: SpaceConfig) -> WeightSpace | RouteSpace | LineageSpace:
+    if config.lineage is not None:
+        return LineageSpace()
     if config.routes is not None:
         return RouteSpace(**config.routes.model_dump())
     return WeightSpace(
@@ -332,6 +335,8 @@ def _constraint_config(
 
 
 def _space_config(space: object) -> SpaceConfig:
+    if isinstance(space, LineageSpace):
+        return SpaceConfig(lineage=True)
     if isinstance(space, RouteSpace):
         return SpaceConfig(routes=_routes_config(space))
     if not isinstance(space, WeightSpace):

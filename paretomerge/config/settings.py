@@ -41,7 +41,7 @@ from paretomerge.pareto.preference import KNEE, MEAN, Preference, PreferSetting
 from paretomerge.record.storage import DEFAULT_STUDY_NAME, Storage
 from paretomerge.space.sources import model_path
 from paretomerge.space.space import SearchSpace
-from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.space.weights.layers import SINGLE_GROUP, Grouping
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -323,7 +323,9 @@ class StudySettings:
     objectives: tuple[Measure, ...]
     constraints: tuple[Constraint, ...] = ()
     watch: tuple[Measure, ...] = ()
-    space: WeightSpace | RouteSpace | SearchSpace = field(default_factory=WeightSpace)
+    space: WeightSpace | RouteSpace | LineageSpace | SearchSpace = field(
+        default_factory=WeightSpace
+    )
     then: SecondLevel | None = None
     sampler: SamplerSetting = "mmmo"
     prefer: PreferSetting | None = None
@@ -511,6 +513,11 @@ class StudySettings:
                 f"tokenizer_source: routes (`{place}`) keep the tokenizer of their models; leave "
                 "one of the two out"
             )
+        if isinstance(self.space, LineageSpace):
+            raise ConfigError(
+                "tokenizer_source: does not work with `space.lineage`, whose merges are made in "
+                "steps that keep the base's vocabulary; leave one of the two out"
+            )
         if isinstance(self.space, WeightSpace):
             groups = Grouping.parse(self.space.method_groups)
             if groups != SINGLE_GROUP and len(self.space.methods) > 1:
@@ -522,6 +529,11 @@ class StudySettings:
     def _check_levels(self) -> None:
         if self.then is None:
             return
+        if isinstance(self.space, LineageSpace):
+            raise ConfigError(
+                "then: the first level must merge weights, but `space` is a lineage; leave `then` "
+                "out"
+            )
         if not isinstance(self.space, WeightSpace):
             raise ConfigError(
                 "then: the first level must merge weights, but `space` has routes; leave `then` out"
@@ -658,7 +670,7 @@ def _prefer(name: str, value: object) -> PreferSetting | None:
 
 
 def _space(name: str, value: object) -> object:
-    if isinstance(value, WeightSpace | RouteSpace):
+    if isinstance(value, WeightSpace | RouteSpace | LineageSpace):
         return value
     # A space of the user's own is any object with the methods of `SearchSpace`.
     has_methods = hasattr(value, "recipe") and hasattr(value, "distributions")

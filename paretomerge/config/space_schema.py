@@ -51,12 +51,16 @@ class RoutesConfig(Section):
 
 
 class SpaceConfig(Section):
-    """What the search may vary: weights, or with `routes` the way through the layers.
+    """What the search may vary: weights, with `routes` the way through the layers.
+
+    With `lineage: true` each trial merges two earlier ones.
 
     The defaults are those of `WeightSpace`.
     """
 
     routes: RoutesConfig | None = None
+    # Not `false`, which the identity of older records would lack.
+    lineage: Literal[True] | None = None
     methods: list[str] = Field(
         default=["task_arithmetic", "ties", "dare_ties"], min_length=1
     )
@@ -78,5 +82,11 @@ class SpaceConfig(Section):
             raise ValueError(
                 f"`routes` stands alone, without {', '.join(others)}: weights are not searched "
                 "along routes"
+            )
+        others = sorted(self.model_fields_set - {"lineage"})
+        if self.lineage is not None and others:
+            raise ValueError(
+                f"`lineage` stands alone, without {', '.join(others)}: its merges have no "
+                "parameters but their parents"
             )
         return self

@@ -10,6 +10,7 @@ from paretomerge.errors import ConfigError
 from paretomerge.record.results import Results
 from paretomerge.record.trial import Trial
 from paretomerge.report import plots
+from paretomerge.report.lineage import plot_lineage
 from paretomerge.report.tables import best_first
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -90,6 +91,7 @@ def _plots(results: Results, picked: Trial) -> list[str]:
         plots.plot_hypervolume(results),
         *plots.plot_sizes(results, picked),
         *plots.plot_held_out(results, picked),
+        *plot_lineage(results, picked),
     ]
     # plotly's script is megabytes, so it stands in the page once, before the first figure. It is
     # in the page and not linked, so that the report opens without a network.

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _INK = "#1f2937"
-_OTHER = "#cbd5e1"
+OTHER_COLOUR = "#cbd5e1"
 _LEFT_EARLY = "#99f6e4"
 _INFEASIBLE = "#e9d5ff"
-_FRONT = "#2563eb"
-_PICKED = "#dc2626"
-_BASELINE = "#d97706"
+FRONT_COLOUR = "#2563eb"
+PICKED_COLOUR = "#dc2626"
+BASELINE_COLOUR = "#d97706"
 _SOURCES = ("#fcd34d", "#fbbf24", "#d97706", "#92400e")
 
 _PANELS_IN_A_ROW = 3
@@ -84,7 +84,7 @@ def plot_front(results: Results, picked: Trial | None = None) -> "Figure":
         figure.update_xaxes(title_text=x, **panel)
         figure.update_yaxes(title_text=y, **panel)
     heading = "Objectives, on the search examples (one standard error)"
-    return _styled(figure, heading, height + 2 * _MARGIN)
+    return styled(figure, heading, height + 2 * _MARGIN)
 
 
 def plot_hypervolume(results: Results) -> "Figure":
@@ -106,18 +106,18 @@ def plot_hypervolume(results: Results) -> "Figure":
             volumes.append(volume)
             numbers.append(trial.number + 1)
     # A step and no slope: the volume changes when a trial ends.
-    line = {"color": _FRONT, "shape": "hv"}
+    line = {"color": FRONT_COLOUR, "shape": "hv"}
     steps = Scatter(x=numbers, y=volumes, line=line, name="search")
     figure = Figure(steps)
     if results.baselines:
         figure.add_hline(
             results.hypervolume(results.baselines),
-            line={"color": _BASELINE, "dash": "dot"},
+            line={"color": BASELINE_COLOUR, "dash": "dot"},
             annotation_text="baselines alone",
         )
     figure.update_xaxes(title_text="trials")
     figure.update_yaxes(title_text="hypervolume")
-    return _styled(figure, "Hypervolume over the search", _PANEL)
+    return styled(figure, "Hypervolume over the search", _PANEL)
 
 
 def plot_sizes(results: Results, picked: Trial) -> list["Figure"]:
@@ -189,7 +189,7 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
         colour = _SOURCES[i % len(_SOURCES)]
         if trial is picked:
             title = f"picked: {title}"
-            colour = _PICKED
+            colour = PICKED_COLOUR
         figure.add_bar(
             x=scored,
             y=values,
@@ -200,7 +200,7 @@ def plot_held_out(results: Results, picked: Trial) -> list["Figure"]:
     heading = (
         "Held-out examples: the sources and the picked merge, watched tasks included"
     )
-    return [_styled(figure, heading, 380)]
+    return [styled(figure, heading, 380)]
 
 
 def trial_title(trial: Trial) -> str:
@@ -234,16 +234,18 @@ def _groups(results: Results, picked: Trial | None) -> list[_Group]:
     dominated = [trial for trial in results.baselines if trial.number not in on_front]
     # Later groups are drawn over earlier ones, so the most important comes last.
     groups = [
-        _Group("other trials", _OTHER, 6, others, error_bars=False),
+        _Group("other trials", OTHER_COLOUR, 6, others, error_bars=False),
         _Group("left early", _LEFT_EARLY, 6, left_early),
         _Group("infeasible", _INFEASIBLE, 6, infeasible),
-        _Group("baselines", _BASELINE, 9, dominated),
-        _Group("front", _FRONT, 9, proposed),
-        _Group("front: baselines", _BASELINE, 9, front_baselines, ring=_FRONT),
+        _Group("baselines", BASELINE_COLOUR, 9, dominated),
+        _Group("front", FRONT_COLOUR, 9, proposed),
+        _Group(
+            "front: baselines", BASELINE_COLOUR, 9, front_baselines, ring=FRONT_COLOUR
+        ),
     ]
     groups = [group for group in groups if group.trials]
     if picked is not None:
-        groups.append(_Group("picked", _PICKED, 13, [picked]))
+        groups.append(_Group("picked", PICKED_COLOUR, 13, [picked]))
     return groups
 
 
@@ -295,8 +297,8 @@ def _quality_against(
         kind.append(trial)
     figure = Figure()
     kinds = (
-        ("merged in place", merges, "circle", _BASELINE),
-        ("routes", routes, "diamond", _FRONT),
+        ("merged in place", merges, "circle", BASELINE_COLOUR),
+        ("routes", routes, "diamond", FRONT_COLOUR),
     )
     for name, trials, symbol, colour in kinds:
         if trials:
@@ -318,14 +320,14 @@ def _quality_against(
         y=best_so_far,
         mode="lines",
         name="best with as little",
-        line={"color": _OTHER, "shape": "hv"},
+        line={"color": OTHER_COLOUR, "shape": "hv"},
     )
     x, y = points[picked.number]
-    marker = {"color": _PICKED, "size": 13}
+    marker = {"color": PICKED_COLOUR, "size": 13}
     figure.add_scatter(x=[x], y=[y], mode="markers", name="picked", marker=marker)
     figure.update_xaxes(title_text=size)
     figure.update_yaxes(title_text=f"mean of {', '.join(qualities)}")
-    return _styled(figure, f"Quality against {size}, search examples", 420)
+    return styled(figure, f"Quality against {size}, search examples", 420)
 
 
 def _is_route(trial: Trial) -> bool:
@@ -333,7 +335,8 @@ def _is_route(trial: Trial) -> bool:
     return bool(trial.level) or trial.recipe.merge_method == "passthrough"
 
 
-def _styled(figure: "Figure", heading: str, height: int) -> "Figure":
+def styled(figure: "Figure", heading: str, height: int) -> "Figure":
+    """Give a figure its heading, its height in pixels, and the look that all have in common."""
     # plotly places the legend in shares of the panels' height, which differs between figures.
     legend_y = -_LEGEND / (height - 2 * _MARGIN)
     return figure.update_layout(

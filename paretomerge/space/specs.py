@@ -112,6 +112,18 @@ class WeightSpace:
 
 
 @dataclass(frozen=True)
+class LineageSpace:
+    """Lineages: each trial is a source, or a merge of two earlier trials of the study.
+
+    The sampler must be `evolver` or `kinship`, which choose the parents.
+
+    Example:
+        >>> LineageSpace()
+        LineageSpace()
+    """
+
+
+@dataclass(frozen=True)
 class RouteSpace:
     """Routes through the layers of several models.
 

@@ -39,9 +39,10 @@ from paretomerge.record.storage import Storage
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.search.registry import SearchProblem, make, preferring
 from paretomerge.space.build import Pool, build_route_space
+from paretomerge.space.lineage import LineageSearchSpace
 from paretomerge.space.routes.space import RouteSearchSpace
 from paretomerge.space.space import SearchSpace
-from paretomerge.space.specs import WeightSpace
+from paretomerge.space.specs import LineageSpace, WeightSpace
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
 from paretomerge.study.executor import Executor
@@ -51,6 +52,8 @@ from paretomerge.study.identity import (
     question_of_record,
     study_identity,
 )
+from paretomerge.study.lineage.build import lineage_sampler
+from paretomerge.study.lineage.sampler import LineageSampler
 from paretomerge.study.model_check import (
     check_models,
     check_routes,
@@ -63,6 +66,8 @@ from paretomerge.study.search import Search
 from paretomerge.study.second_level import SecondLevelPlan
 from paretomerge.study.stopping import StoppingRule
 from paretomerge.study.warm_start import EarlierStudies
+
+_CONVERGED = 1e-9  # a share of the hypervolume that nothing is below but 0
 
 
 def build_search(
@@ -135,26 +140,36 @@ class _Builder:
         assert goals is not None
         if with_models:
             goals.check_model_kind(model_kind(self.parts.space))
+        sampler = self.sampler(self.parts.space)
+        if isinstance(sampler, LineageSampler):
+            sampler.check_objectives(goals.objectives)
         search = Search(
             settings.out_folder,
             self.parts.space,
             goals,
-            self.sampler(self.parts.space),
+            sampler,
             warm_start=self.warm_start,
             storage=settings.storage,
             root=str(settings.root),
             identity=study_identity(settings, self.parts.pool),
             placement=self.parts.placement,
             then=self.second_level(settings.then) if settings.then else None,
-            rule=StoppingRule(
-                settings.total_trials, settings.budget.until, settings.budget.patience
-            ),
+            rule=self.rule(),
             executor=self.executor(goals),
             workers=settings.workers if isinstance(settings.workers, int) else 1,
         )
         # Last: a study that is refused leaves nothing behind.
         self.parts.measurements.write()
         return search
+
+    def rule(self) -> StoppingRule:
+        """When the search ends."""
+        settings = self.settings
+        budget = settings.budget
+        if isinstance(settings.space, LineageSpace) and budget.until is None:
+            # A lineage whose best models are all alike expects a gain of exactly 0.
+            return StoppingRule(settings.total_trials, _CONVERGED, patience=1)
+        return StoppingRule(settings.total_trials, budget.until, budget.patience)
 
     def executor(self, goals: Goals) -> Callable[[SourcesSetting], Executor] | None:
         """Makes what evaluates trials outside this process; None where this process does."""
@@ -226,6 +241,17 @@ class _Builder:
         if then is not None and then.sampler is not None:
             setting = then.sampler
         description = _sampler_description(setting)
+        if isinstance(space, LineageSearchSpace):
+            name, options = description or (type(setting).__name__, {})
+            parts = self.parts
+            return lineage_sampler(
+                name,
+                options,
+                space,
+                parts.individuals,
+                parts.products_of_deltas,
+                settings.seed,
+            )
         if description is None:
             assert isinstance(setting, BaseSampler)
             _check_names(setting, space)

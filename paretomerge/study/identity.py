@@ -22,7 +22,7 @@ from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
 from paretomerge.space.build import Pool
 from paretomerge.space.sources import digest, model_path
-from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.warm_start import Question
 
 # How fast a score comes and when scoring stops may change; what the score means may not.
@@ -113,7 +113,7 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         evaluation=_comparable(settings.evaluation),
     )
     own_space = {}
-    if not isinstance(settings.space, WeightSpace | RouteSpace):
+    if not isinstance(settings.space, WeightSpace | RouteSpace | LineageSpace):
         described = replace(described, space=WeightSpace())
         parameters = sorted(settings.space.distributions)
         own_space = {"own space": [type(settings.space).__qualname__, parameters]}

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from paretomerge.config.settings import (
     VLLM_OPTIONS,
     SourcesSetting,
@@ -48,18 +50,21 @@ from paretomerge.evaluate.vllm.backend import VLLMBackend
 from paretomerge.evaluate.vllm.process import find_interpreter
 from paretomerge.merging.live.result_tokenizer import write_result_tokenizer
 from paretomerge.pareto.preference import MEAN
-from paretomerge.space.build import Pool, build_space
+from paretomerge.space.build import Pool, build_space, cached_profile
+from paretomerge.space.lineage import LineageSearchSpace
 from paretomerge.space.measurements import Measurements
 from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.space import SearchSpace
-from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.goals import Goals, RaceSettings
+from paretomerge.study.lineage.individuals import RecordedIndividuals
 from paretomerge.study.live_models import LiveModels
 from paretomerge.study.model_check import (
     plan_first_baseline,
 )
 from paretomerge.study.placement import Placement
 from paretomerge.study.trial_runner import TrialRunner
+from paretomerge.types import Array
 
 
 def study_pool(settings: StudySettings) -> Pool:
@@ -151,6 +156,9 @@ class StudyParts:
     def space(self) -> SearchSpace:
         """The first level's search space."""
         settings = self.settings
+        if isinstance(settings.space, LineageSpace):
+            pool = self.pool
+            return LineageSearchSpace(pool.base, pool.sources, self.individuals)
         if not isinstance(settings.space, WeightSpace | RouteSpace):
             return settings.space
         return build_space(
@@ -160,6 +168,17 @@ class StudyParts:
             self.measurements,
             settings.root,
         )
+
+    @cached_property
+    def individuals(self) -> RecordedIndividuals:
+        """The trials in the record, from which a lineage takes its parents."""
+        return RecordedIndividuals(self.settings.storage)
+
+    def products_of_deltas(self) -> Array:
+        """Inner products `(K, K)` of the sources' deltas, measured once."""
+        profile = cached_profile(self.measurements, self.pool)
+        self.measurements.write()
+        return np.asarray(profile.products)
 
     @cached_property
     def backend(self) -> EvaluationBackend | None:

@@ -44,7 +44,7 @@ from paretomerge.record.results import Results
 from paretomerge.record.storage import DEFAULT_STUDY_NAME
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.space.space import SearchSpace
-from paretomerge.space.specs import RouteSpace, WeightSpace
+from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.held_out import score_missing
 from paretomerge.study.preferring import preference_notes, refining_settings
 from paretomerge.study.same_study import check_same_study
@@ -84,7 +84,7 @@ class Study:
         constraints: Bounds that a merge must satisfy to be on the front.
         watch: lm-evaluation-harness tasks that are scored on held-out examples only: names, or
             `Task` objects with settings of their own.
-        space: What may vary: a `WeightSpace` or a `RouteSpace`.
+        space: What may vary: a `WeightSpace`, a `RouteSpace` or a `LineageSpace`.
         then: A second level, which searches routes through the models and the best merges.
         sampler: A name of docs/samplers.md, a mapping with `name` and options, or an Optuna
             sampler such as `MMMOSampler`.
@@ -140,7 +140,7 @@ class Study:
         *,
         constraints: Sequence[Constraint] = (),
         watch: Sequence[str | Task] = (),
-        space: WeightSpace | RouteSpace | SearchSpace | None = None,
+        space: WeightSpace | RouteSpace | LineageSpace | SearchSpace | None = None,
         then: SecondLevel | None = None,
         sampler: SamplerSetting = "mmmo",
         prefer: PreferSetting | None = None,

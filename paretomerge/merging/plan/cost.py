@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
+from paretomerge.merging.plan.steps import plans_of_steps
 
 # The interpreter with torch loaded, measured.
 _PROCESS_BYTES = 350_000_000
@@ -64,7 +65,17 @@ def estimate_cost(plan: Plan, workers: int = 1) -> Cost:
 
 
 def processor_seconds(plan: Plan) -> float:
-    """Estimate the time of one core; a lower bound for methods that work on whole matrices."""
+    """Estimate the time of one core; a lower bound for methods that work on whole matrices.
+
+    Each step of the recipe counts once: its blocks are merged once, unless a method reads them
+    several times.
+    """
+    plans = [plan, *plans_of_steps(plan)]
+    return sum(_own_seconds(one) for one in plans)
+
+
+def _own_seconds(plan: Plan) -> float:
+    """The time of a plan without its steps."""
     # The pace is measured in nanoseconds per entry of each input, by benchmarks/merge.py.
     pace = plan.method.ns_per_entry or _LEAST_NS_OF_WHOLE_MATRICES
     entries = sum(_input_entries(job) for job in plan.jobs)

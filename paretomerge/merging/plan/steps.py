@@ -97,20 +97,34 @@ class RecipeStep:
         return tensor
 
     @cached_property
-    def leaves(self) -> "dict[int, Weights]":
-        """The models with files that this step rests on, by identity, each once."""
+    def _models(self) -> "dict[int, Weights]":
+        """What this step rests on, by identity: steps and models with files, each once."""
         found: dict[int, Weights] = {}
         for weights in self.plan.weights.values():
+            found[id(weights)] = weights
             if isinstance(weights, RecipeStep):
-                found |= weights.leaves
-            else:
-                found[id(weights)] = weights
+                found |= weights._models
         return found
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the files of any input have changed since they were opened."""
-        for weights in self.leaves.values():
-            weights.check_unchanged()
+        for weights in self._models.values():
+            # A step has no files of its own.
+            if not isinstance(weights, RecipeStep):
+                weights.check_unchanged()
+
+
+def plans_of_steps(plan: Plan) -> list[Plan]:
+    """The plans of all steps that a plan rests on, each once.
+
+    Args:
+        plan: The plan of a recipe.
+    """
+    found: dict[int, Plan] = {}
+    for weights in RecipeStep(plan)._models.values():
+        if isinstance(weights, RecipeStep):
+            found[id(weights)] = weights.plan
+    return list(found.values())
 
 
 def _header(job: TensorJob) -> Header:

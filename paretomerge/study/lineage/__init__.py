@@ -1,0 +1,1 @@
+"""Lineages: searches whose trials are merges of earlier trials (`space: {lineage: true}`)."""
