@@ -6,6 +6,7 @@ from dataclasses import replace
 from paretomerge.config.settings import StudySettings
 from paretomerge.errors import ConfigError
 from paretomerge.pareto.preference import KNEE, Preference, PreferSetting
+from paretomerge.space.specs import LineageSpace
 
 
 def preference_notes(settings: StudySettings) -> list[str]:
@@ -19,6 +20,8 @@ def preference_notes(settings: StudySettings) -> list[str]:
     """
     if settings.prefer is None:
         return []
+    if isinstance(settings.space, LineageSpace):
+        return ["a search of lineages ignores `prefer`; only the pick follows it"]
     # The table of samplers takes a second to import.
     from paretomerge.search.registry import prefers
 

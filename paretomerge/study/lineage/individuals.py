@@ -46,6 +46,10 @@ class RecordedIndividuals:
 
     def trials(self) -> list[Trial]:
         """Read the finished trials of the lineage, failed ones included, by their numbers."""
+        file = self.storage.file
+        # A study that has not begun has no record.
+        if file is not None and not file.is_file():
+            return []
         return [trial for trial in self._record.trials() if trial.level == 0]
 
     def recipe(self, number: int) -> Recipe:
