@@ -367,18 +367,20 @@ def _join_documents(recipes: Sequence[Recipe], where: str) -> Recipe:
 
 
 def _sort_steps(steps: Mapping[str | None, Recipe], where: str) -> tuple[Recipe, ...]:
-    """Order the steps so that each comes after those that it uses."""
+    """Order the steps so that each comes after those that it uses.
+
+    Each comes as early as its place in the file allows: steps that are in order already stay so.
+    """
+    waiting = dict(steps)
     ordered: list[Recipe] = []
-    while len(ordered) < len(steps):
-        done = {recipe.name for recipe in ordered}
-        missing = steps.keys() - done
-        waiting = [recipe for recipe in steps.values() if recipe.name in missing]
-        ready = [recipe for recipe in waiting if missing.isdisjoint(recipe.models)]
+    while waiting:
+        n_done = len(ordered)
+        for name, recipe in list(waiting.items()):
+            if waiting.keys().isdisjoint(recipe.models):
+                ordered.append(waiting.pop(name))
         # If no document can be next, those that wait need each other, or one needs itself.
-        if not ready:
-            names = [recipe.name for recipe in waiting]
+        if len(ordered) == n_done:
             raise RecipeError(
-                f"{where}: these documents use each other in a circle: {names}"
+                f"{where}: these documents use each other in a circle: {list(waiting)}"
             )
-        ordered += ready
     return tuple(ordered)

@@ -30,10 +30,10 @@ class Book:
 
 @pytest.fixture
 def space(pico):
-    """A space with three sources and four merges of them."""
+    """A space with three sources and six merges of them."""
     sources = {name: f"{pico}/{name}" for name in ("ada", "bob", "cyd")}
     book = Book()
-    space = LineageSearchSpace(f"{pico}/base", sources, book, most=7)
+    space = LineageSearchSpace(f"{pico}/base", sources, book, most=9)
     for params in space.baselines().values():
         book.recipes.append(space.recipe(params))
     merges = [
@@ -41,6 +41,8 @@ def space(pico):
         space.point(LINEAR, first=3, second=2, t=0.25),
         space.point(CROSSOVER, first=4, second=3, t=1.0, crossover_rate=0.1, seed=8),
         space.point(CROSSOVER, first=5, second=4, t=0.5, crossover_rate=0.5, seed=9),
+        space.point(LINEAR, first=0, second=2, t=0.5),
+        space.point(CROSSOVER, first=6, second=7, t=0.5, crossover_rate=0.5, seed=3),
     ]
     for params in merges:
         book.recipes.append(space.recipe(params))
@@ -60,6 +62,16 @@ def test_a_recipe_is_self_contained_and_equal_parents_are_one_step(space, pico):
     # Each generation has the seed of its own mask.
     assert [step.seed for step in recipe.steps] == [7, 0, 8] and recipe.seed == 9
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_steps_stay_in_their_order_in_a_file(space):
+    recipe = space.individuals.recipe(8)
+    names = [step.name for step in recipe.steps]
+    assert names == ["trial-3", "trial-4", "trial-5", "trial-6", "trial-7"]
+    reread = Recipe.from_yaml(recipe.to_yaml())
+    # Trial 7 has no step as a parent, and could come first.
+    assert [step.name for step in reread.steps] == names
+    assert reread.key == recipe.key and space.params_of(reread)["second"] == 7
 
 
 def test_what_only_a_result_has_does_not_become_a_step(space):
