@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from paretomerge.calibration import Example, calibrate
 from paretomerge.examples import SPECIALISTS
 
 EXPERTS = ("ada", "bob", "cyd")
@@ -103,6 +104,35 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, state in pico_states().items():
         save_pico(folder / name, state, shard="8KB" if name == "bob" else "5GB")
     return folder
+
+
+TEXTS = {"ada": "abc de=fgh.", "bob": "zyx:wvut srq", "cyd": "mno=pq~ rst uvw"}
+"""A text of each expert, of which examples are made by turning it around."""
+
+
+def pico_examples(expert: str, count: int = 12) -> list[Example]:
+    """Examples of several lengths."""
+    text = TEXTS[expert]
+    examples = []
+    for i in range(count):
+        turned = text[i % len(text) :] + text[: i % len(text)]
+        examples.append(Example(turned[: 4 + i % 7], prompt=text[: 2 + i % 5]))
+    return examples
+
+
+@pytest.fixture(scope="session")
+def pico_calibration(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of all kinds of `ada`, `bob` and `cyd`; treat them as read-only."""
+    folder = tmp_path_factory.mktemp("calibration") / "statistics"
+    texts = {str(pico / expert): pico_examples(expert) for expert in EXPERTS}
+    return calibrate(
+        str(pico / "base"),
+        list(texts),
+        texts,
+        folder,
+        kinds=("regmean", "regmean_pp", "fisher"),
+        batch_size=5,
+    )
 
 
 @pytest.fixture

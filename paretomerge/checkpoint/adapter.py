@@ -88,6 +88,11 @@ class AdaptedCheckpoint:
         return self.checkpoint.folder
 
     @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """The folders whose files hold the weights: the model's, and the adapter's."""
+        return (self.checkpoint.folder, self.adapter)
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder of the adapter if it holds a tokenizer of its own, else the model's."""
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -257,6 +257,11 @@ class Checkpoint:
         self.shards = Shards(name, headers, allow_nan, mapped)
 
     @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """The folder whose files hold the weights."""
+        return (self.folder,)
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer: that of the model."""
         return self.folder

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from paretomerge.cli import emr, extract, moe, session, twin, watching
+from paretomerge.cli.calibrate import calibrate
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -468,6 +469,9 @@ def methods(as_json: AsJson = False) -> None:
         print(json.dumps(method_rows(), indent=2))
         return
     session.console().print(methods_table())
+
+
+app.command(short_help="Measure models on text, for merges that need data.")(calibrate)
 
 
 @app.command(short_help="Show how similar fine-tunes are.")

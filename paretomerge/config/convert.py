@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from paretomerge.config.calibration import CalibrationData
 from paretomerge.config.schema import (
     BudgetConfig,
+    CalibrationConfig,
     ConstraintConfig,
     EvaluateConfig,
     MeasureConfig,
@@ -113,6 +115,7 @@ def settings_of(
         sources=config.sources,
         threads=config.threads,
         workers=as_workers("workers", config.workers or 1),
+        calibration=_calibration(config.calibration),
     )
 
 
@@ -169,7 +172,24 @@ def _content(settings: StudySettings) -> dict[str, Any]:
         "sources": settings.sources,
         "threads": settings.threads or 1,
         "workers": _workers_config(settings.workers),
+        "calibration": _calibration_config(settings.calibration),
     }
+
+
+def _calibration(
+    config: str | CalibrationConfig | None,
+) -> str | CalibrationData | None:
+    if isinstance(config, CalibrationConfig):
+        return CalibrationData(**config.model_dump())
+    return config
+
+
+def _calibration_config(
+    calibration: str | CalibrationData | None,
+) -> str | CalibrationConfig | None:
+    if isinstance(calibration, CalibrationData):
+        return CalibrationConfig(**calibration.to_dict())
+    return calibration
 
 
 def _workers_config(workers: int | RayWorkers) -> int | dict[str, Any] | None:

@@ -27,6 +27,7 @@ from paretomerge.record.storage import DEFAULT_STUDY_NAME
 _KINDS = ("task", "function", "perplexity", "judge", "size")
 # pydantic puts it into the places of errors, and `_keys_of` takes it out again.
 _WATCHED_KEYS = "dict[watched]"
+_CALIBRATION_KEYS = "dict[calibration]"
 _PERCENTAGE = re.compile(r"\s*(\d+(\.\d+)?)\s*%\s*")
 
 
@@ -201,6 +202,26 @@ class EvaluateConfig(Section):
         return value
 
 
+class CalibrationConfig(Section):
+    """The text of each model, for methods that need data: a file, or the name of a task."""
+
+    data: dict[str, str | dict[Literal["task"], str]]
+    examples: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=512, ge=2)
+    alpha: float = Field(default=0.9, ge=0, le=1)
+
+
+def _kind_of_calibration(value: Any) -> str:
+    return "str" if isinstance(value, str) else _CALIBRATION_KEYS
+
+
+_Calibration = Annotated[
+    Annotated[str, Tag("str")] | Annotated[CalibrationConfig, Tag(_CALIBRATION_KEYS)],
+    Discriminator(_kind_of_calibration),
+]
+"""A folder of statistics, or what they are made of."""
+
+
 class StudyConfig(Section):
     """The content of a study.yaml. Relative paths start from the file's folder.
 
@@ -244,6 +265,7 @@ class StudyConfig(Section):
     workers: (
         int | Literal["ray"] | dict[Literal["ray"], dict[str, Any] | None] | None
     ) = None
+    calibration: _Calibration | None = None
 
     def __init__(self, **content: Any) -> None:
         try:

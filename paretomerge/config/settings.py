@@ -25,6 +25,7 @@ from paretomerge.arguments import (
     sequence_of,
     word,
 )
+from paretomerge.config.calibration import CalibrationData, as_calibration
 from paretomerge.config.workers import RayWorkers, as_workers
 from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
 from paretomerge.evaluate.measures import (
@@ -306,6 +307,8 @@ class StudySettings:
             default the base's, and models with another one are refused.
         chat_template: The chat template of merges: a template, its name, or `auto`. By default the
             tokenizer's own.
+        calibration: Statistics of the models on text, for methods that need data: their folder, or
+            the text of each model, from which they are made in `out` before the first trial.
         allow_mismatch: Whether models are merged that do not seem to belong together.
         device: `cpu`, `cuda` or `cuda:N`.
         sources: Where the base and the sources stay: `device`, or `mmap` for their files, which
@@ -346,6 +349,7 @@ class StudySettings:
     sources: SourcesSetting | None = None
     threads: int | None = None
     workers: int | RayWorkers = 1
+    calibration: str | CalibrationData | None = None
 
     def __post_init__(self) -> None:
         # Types first: the checks below rest on them.
@@ -361,6 +365,7 @@ class StudySettings:
             self._check_levels,
             self._check_preference,
             self._check_tokenizer,
+            self._check_calibration,
         ):
             with errors.collect():
                 check()
@@ -370,6 +375,15 @@ class StudySettings:
     def out_folder(self) -> Path:
         """The study's folder, absolute."""
         return (self.root / self.out).resolve()
+
+    @property
+    def calibration_folder(self) -> Path | None:
+        """The folder of the statistics, absolute; None for a study without."""
+        if self.calibration is None:
+            return None
+        if isinstance(self.calibration, CalibrationData):
+            return self.out_folder / "calibration"
+        return (self.root / self.calibration).resolve()
 
     @property
     def result_tokenizer_source(self) -> str | None:
@@ -524,6 +538,22 @@ class StudySettings:
                 raise ConfigError(
                     "tokenizer_source: does not work with several `space.method_groups`, which "
                     "merge in steps that keep the base's vocabulary; leave one of the two out"
+                )
+
+    def _check_calibration(self) -> None:
+        if not isinstance(self.calibration, CalibrationData):
+            return
+        paths = {model_path(self.root, source) for source in self.models}
+        read = {model_path(self.root, source) for source in self.calibration.data}
+        for source in self.calibration.data:
+            if model_path(self.root, source) not in paths:
+                raise ConfigError(
+                    f"calibration.data: {unknown_name('model', source, self.models)}"
+                )
+        for source in self.models:
+            if model_path(self.root, source) not in read:
+                raise ConfigError(
+                    f"calibration.data: {source} has no text; each of the models needs some"
                 )
 
     def _check_levels(self) -> None:
@@ -800,5 +830,6 @@ _STUDY_READERS: Mapping[str, Reader] = {
     "sources": optional(_sources),
     "threads": optional(integer(1)),
     "workers": as_workers,
+    "calibration": optional(as_calibration),
 }
 """Field of `StudySettings` -> its reader."""

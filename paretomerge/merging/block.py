@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paretomerge.checkpoint.operand import Operand, matrix_shape
 from paretomerge.merging.parameter_values import number_in
+from paretomerge.merging.statistics import Statistic
 from paretomerge.types import Params
 
 UInt16Array = NDArray[np.uint16]
@@ -106,6 +107,8 @@ class Inputs:
         device: The device of the blocks, as torch names it.
         is_matrix: True for a linear map of a layer, or a stack of them (experts); False for norms,
             biases and embeddings.
+        statistics: What calibration text says about the tensor of each source; None for a source
+            of which the text says nothing. Empty for methods that need no data.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Inputs:
     seed: int = 0
     device: str = "cpu"
     is_matrix: bool = False
+    statistics: Sequence[Statistic | None] = ()
 
     @property
     def rows(self) -> int:

@@ -154,8 +154,7 @@ def write(
             _merge_to_disk(plan, writer, workers, device, started)
             checksums = writer.checksums()
         # A source that changed during the merge makes the result worthless.
-        for weights in plan.weights.values():
-            weights.check_unchanged()
+        plan.check_unchanged()
         write_json(folder / "config.json", with_tagged_floats(plan.config))
         write_companions(plan, folder)
         recipe = plan.recipe.resolve_paths(Path.cwd())

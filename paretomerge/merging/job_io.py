@@ -50,6 +50,7 @@ def job_inputs(
         seed=plan.recipe.seed,
         device=device,
         is_matrix=is_matrix,
+        statistics=tuple(plan.statistic(ref) for ref in job.sources),
     )
 
 

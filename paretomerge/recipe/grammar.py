@@ -29,6 +29,7 @@ DOCUMENT_KEYS = (
     "chat_template",
     "name",
     "seed",
+    "calibration",
 )
 """The keys of a document."""
 
@@ -426,5 +427,6 @@ _FIELD_READERS: Mapping[str, Callable[[object, str], object]] = {
     "chat_template": _read_string,
     "name": _read_string,
     "seed": _read_integer,
+    "calibration": _read_string,
 }
 """Readers of the optional keys of a document, in the order in which errors are reported."""

@@ -12,8 +12,9 @@
     dtype: bfloat16
 
 A recipe follows the grammar, and does not know methods, files or tensors: `merging.plan` checks it
-against those. The key `seed`, of the random masks, extends mergekit's grammar; mergekit takes it on
-its command line as `--random-seed`.
+against those. Two keys extend mergekit's grammar. `seed` is that of the random masks; mergekit has
+it on its command line as `--random-seed`. `calibration` is a folder with statistics of the sources,
+for methods that need data.
 """
 
 import hashlib
@@ -56,6 +57,7 @@ class Recipe:
         tokenizer: How the vocabularies are merged.
         chat_template: A template, its name, or `auto`.
         name: Name of a document that other documents use as a model.
+        calibration: A folder with statistics of the sources, as `paretomerge calibrate` writes it.
         steps: Named merges that this one may use as models, each of which may use those before
             it. They exist only in memory, one tensor at a time (several documents in one file,
             as in mergekit-multi).
@@ -82,6 +84,7 @@ class Recipe:
     chat_template: str | None = None
     name: str | None = None
     steps: tuple["Recipe", ...] = ()
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         # `replace` and programs come here without the grammar, which checks the rest.
@@ -193,6 +196,7 @@ class Recipe:
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "chat_template": self.chat_template,
             "seed": self.seed,
+            "calibration": self.calibration,
         }
         # Keys with their default values are left out; those of the layers and the method stay.
         required = {"merge_method", *content}
@@ -243,8 +247,13 @@ class Recipe:
         return digest.hexdigest()[:16]
 
     def resolve_paths(self, folder: Path) -> "Recipe":
-        """Return a copy whose model and adapter paths that exist under `folder` point there."""
-        return self.rename_models(lambda model: resolve_model_path(folder, model))
+        """Return a copy whose paths that exist under `folder` point there.
+
+        They are those of models, adapters and statistics.
+        """
+        renamed = self.rename_models(lambda model: resolve_model_path(folder, model))
+        steps = [_resolve_calibration(step, folder) for step in renamed.steps]
+        return replace(_resolve_calibration(renamed, folder), steps=tuple(steps))
 
     def rename_models(self, rename: RenameModel) -> "Recipe":
         """Return a copy with every model renamed; names of steps stay.
@@ -313,6 +322,14 @@ def resolve_model_path(folder: Path, model: str) -> str:
             part = str(folder / part)
         parts.append(part)
     return "+".join(parts)
+
+
+def _resolve_calibration(recipe: Recipe, folder: Path) -> Recipe:
+    """The document with the path of its statistics under `folder`, if they are there."""
+    name = recipe.calibration
+    if name is None or not _is_subfolder(folder, name):
+        return recipe
+    return replace(recipe, calibration=str(folder / name))
 
 
 def _is_subfolder(folder: Path, name: str) -> bool:

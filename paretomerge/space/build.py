@@ -49,12 +49,14 @@ class Pool:
         allow_mismatch: Whether they are merged even if they do not seem to belong together.
         same_vocabulary: Whether they must have the base's vocabulary. Without, recipes bring
             their vocabularies together.
+        calibration: The folder with statistics of the sources, for methods that need data.
     """
 
     base: str
     sources: Mapping[str, str]
     allow_mismatch: bool = False
     same_vocabulary: bool = True
+    calibration: str | None = None
 
 
 def build_space(
@@ -211,6 +213,7 @@ def _build_weight_space(
         method_parameters=spec.method_parameters,
         subset=spec.subset,
         profile=deltas,
+        calibration=pool.calibration,
     )
     if not space.holds_sources:
         notes.append(

@@ -1,16 +1,12 @@
 """The source models of a space: their short names, and a digest of their files."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from paretomerge.checkpoint.digest import digest_of_weights
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import resolve_model_path
-
-_BLOCK_BYTES = 4096
-_BLOCKS_PER_FILE = 256
-_DIGEST_LENGTH = 16
 
 
 def named_sources(models: Sequence[str]) -> dict[str, str]:
@@ -66,43 +62,15 @@ def model_path(folder: Path, model: str) -> str:
 def digest(model: str) -> str:
     """Return a digest of a local model's weights that changes when the model is trained again.
 
-    It does not depend on the folder or on time stamps. It reads the sizes of the files and evenly
-    spaced blocks of each, not whole files: any training changes some of those blocks.
-
     Args:
         model: Path of a model, also `model+adapter`. Parts from the Hub are ignored.
 
     Returns:
         16 hexadecimal digits; "" if the model has no local files.
     """
-    files = _weight_files(model)
-    if not files:
-        return ""
-    sha256 = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        # Rounded up, so that there are no more blocks than that.
-        spacing = -(-size // _BLOCKS_PER_FILE)
-        step = max(_BLOCK_BYTES, spacing)
-        header = f"{file.name} {size} "
-        sha256.update(header.encode())
-        with file.open("rb") as stream:
-            for offset in range(0, size, step):
-                stream.seek(offset)
-                block = stream.read(_BLOCK_BYTES)
-                sha256.update(block)
-    return sha256.hexdigest()[:_DIGEST_LENGTH]
-
-
-def _weight_files(model: str) -> list[Path]:
-    """The safetensors files of a model and its adapter."""
     # A folder's own name may contain a plus sign.
     parts = [model]
     if not is_folder(model):
         parts = model.split("+")
-    files: list[Path] = []
-    for part in parts:
-        if is_folder(part):
-            folder = Path(part).expanduser()
-            files += sorted(folder.glob("*.safetensors"))
-    return files
+    folders = [Path(part).expanduser() for part in parts if is_folder(part)]
+    return digest_of_weights(folders)

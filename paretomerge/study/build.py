@@ -45,6 +45,7 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import LineageSpace, WeightSpace
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.agenda import WarmStart
+from paretomerge.study.calibration import make_calibration
 from paretomerge.study.executor import Executor
 from paretomerge.study.goals import Goals
 from paretomerge.study.identity import (
@@ -131,6 +132,9 @@ class _Builder:
         errors = ErrorCollector()
         if with_models:
             self._check_places(errors)
+            # The space plans merges with them, so that nothing can be checked without.
+            errors.raise_if_any()
+            make_calibration(self.parts)
         with errors.collect():
             self._check_space(with_models, errors)
         goals: Goals | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from paretomerge.config.calibration import CalibrationData
 from paretomerge.config.convert import config_of, settings_of
 from paretomerge.config.schema import StudyConfig, message_of
 from paretomerge.config.settings import (
@@ -23,6 +24,7 @@ from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, 
 from paretomerge.space.build import Pool
 from paretomerge.space.sources import digest, model_path
 from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
+from paretomerge.study.calibration import calibration_digest
 from paretomerge.study.warm_start import Question
 
 # How fast a score comes and when scoring stops may change; what the score means may not.
@@ -108,6 +110,7 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         base=_neutral_path(settings, settings.base),
         models=tuple(_neutral_path(settings, model) for model in settings.models),
         tokenizer_source=_neutral_source(settings),
+        calibration=_neutral_calibration(settings),
         sampler="mmmo",
         then=_without_sampler(settings.then),
         evaluation=_comparable(settings.evaluation),
@@ -118,7 +121,10 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         parameters = sorted(settings.space.distributions)
         own_space = {"own space": [type(settings.space).__qualname__, parameters]}
     config = config_of(described).model_dump(mode="json", exclude=_CHANGEABLE)
-    return config | own_space | _file_digests(settings, pool)
+    statistics = {}
+    if settings.calibration is not None:
+        statistics["files of calibration"] = calibration_digest(settings)
+    return config | own_space | _file_digests(settings, pool) | statistics
 
 
 def question_of(settings: StudySettings, identity: Mapping[str, Any]) -> Question:
@@ -210,6 +216,18 @@ def _neutral_path(settings: StudySettings, model: str) -> str:
     root = settings.root.resolve()
     path = model_path(root, model)
     return "+".join(part.removeprefix(f"{root}/") for part in path.split("+"))
+
+
+def _neutral_calibration(settings: StudySettings) -> str | CalibrationData | None:
+    calibration = settings.calibration
+    if isinstance(calibration, str):
+        return _neutral_path(settings, calibration)
+    if calibration is None:
+        return None
+    data = {}
+    for model, text in calibration.data.items():
+        data[_neutral_path(settings, model)] = text
+    return replace(calibration, data=data)
 
 
 def _neutral_source(settings: StudySettings) -> str | None:

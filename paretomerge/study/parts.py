@@ -29,6 +29,7 @@ from paretomerge.evaluate.evaluator import (
     MergeFact,
     Objective,
 )
+from paretomerge.evaluate.examples import Examples, GroupExamples
 from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.evaluate.judge import JudgeEvaluator
@@ -81,11 +82,14 @@ def study_pool(settings: StudySettings) -> Pool:
     """
     models = [model_path(settings.root, model) for model in settings.models]
     base = model_path(settings.root, settings.base)
+    folder = settings.calibration_folder
+    calibration = None if folder is None else str(folder)
     return Pool(
         base,
         named_sources(models),
         settings.allow_mismatch,
         same_vocabulary=settings.tokenizer_source is None,
+        calibration=calibration,
     )
 
 
@@ -255,6 +259,41 @@ class StudyParts:
             task.task, task.metric, task.search_items, Prompts(**prompts), options
         )
 
+    def _task_loader(self, tokenizer: str, selects: bool) -> TaskLoader:
+        evaluation = self.settings.evaluation
+        folder = self.settings.root
+        data_root = folder
+        if evaluation.data_root:
+            data_root = (folder / evaluation.data_root).resolve()
+        return TaskLoader(
+            folder / evaluation.include_path if evaluation.include_path else None,
+            data_root,
+            evaluation.splits,
+            evaluation.search_items,
+            evaluation.held_out_items,
+            evaluation.selection_items if selects else None,
+            self.settings.seed,
+            tokenizer,
+        )
+
+    def search_examples(self, task: Task) -> Examples | GroupExamples:
+        """The search examples of a task, which need not be one that the study scores.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Its examples, with prompts as the study puts them.
+
+        Raises:
+            EvaluationError: The task is missing, or its data cannot be loaded.
+        """
+        spec = self._harness_task(task)
+        # Its tokenizer has the chat template that the models were trained with.
+        loader = self._task_loader(self.pool.base, selects=True)
+        loader.check({task.name: spec})
+        return loader.load(task.name, spec, "search")
+
     def harness(
         self,
         measures: Sequence[Measure],
@@ -275,19 +314,7 @@ class StudyParts:
             return None
         evaluation = self.settings.evaluation
         folder = self.settings.root
-        data_root = folder
-        if evaluation.data_root:
-            data_root = (folder / evaluation.data_root).resolve()
-        loader = TaskLoader(
-            folder / evaluation.include_path if evaluation.include_path else None,
-            data_root,
-            evaluation.splits,
-            evaluation.search_items,
-            evaluation.held_out_items,
-            evaluation.selection_items if selects else None,
-            self.settings.seed,
-            tokenizer,
-        )
+        loader = self._task_loader(tokenizer, selects)
         return HarnessEvaluator(
             tasks,
             loader,

@@ -35,6 +35,7 @@ from paretomerge.record.record import Record
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.build import build_search
+from paretomerge.study.calibration import with_preview_statistics
 from paretomerge.study.forecast import (
     TYPICAL_SPREAD,
     Forecast,
@@ -176,6 +177,7 @@ def preview_study(
     evaluation = replace(settings.evaluation, cache=None)
     settings = replace(settings, evaluation=evaluation)
     with _no_bytecode(), TemporaryDirectory(prefix="paretomerge-") as folder:
+        settings = with_preview_statistics(settings, Path(folder) / "statistics")
         search = build_search(settings, with_models=True, cache_folder=Path(folder))
         notes = search.check_models()
         notes += [*search.space.notes, *search.warm_start.notes]

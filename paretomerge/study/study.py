@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from paretomerge.arguments import (
     seconds,
     sequence_of,
 )
+from paretomerge.config.calibration import CalibrationData
 from paretomerge.config.convert import check_functions, config_of, settings_of
 from paretomerge.config.schema import StudyConfig, config_file, load_config
 from paretomerge.config.settings import (
@@ -113,6 +114,9 @@ class Study:
         workers: How many merges are evaluated at a time, each in a process of its own; with
             `device="cuda"` the processes are dealt to the visible GPUs. `"ray"` or
             `RayWorkers(...)` for a cluster.
+        calibration: Statistics of the models on text, for the methods `regmean`, `regmean_pp` and
+            `fisher`: their folder, or `{"data": {model: file or {"task": name}}}`, from which they
+            are made in `out` before the first trial.
 
     Raises:
         ConfigError: Settings contradict each other, or an argument has a wrong type.
@@ -159,6 +163,7 @@ class Study:
         device: str = "cpu",
         sources: str | None = None,
         workers: int | str | RayWorkers = 1,
+        calibration: str | Path | Mapping[str, Any] | CalibrationData | None = None,
     ) -> None:
         # Unconverted: the settings check and convert what they are given.
         arguments: dict[str, Any] = {
@@ -187,6 +192,7 @@ class Study:
             "device": device,
             "sources": sources,
             "workers": workers,
+            "calibration": calibration,
         }
         self.settings = StudySettings(**arguments)
         # Set by `stop` in a callback, and read between trials: a running trial is never cut off.

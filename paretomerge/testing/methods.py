@@ -21,6 +21,7 @@ from paretomerge.checkpoint.operand import InMemoryTensor, Operand
 from paretomerge.merging.block import CPU_BLOCK, Inputs
 from paretomerge.merging.methods import Method, Parameter
 from paretomerge.merging.parameter_values import number_in
+from paretomerge.merging.statistics import Statistic
 from paretomerge.types import Params, ParamValue
 
 SHAPES = ((1009,), (37, 53), (4, 6, 31))
@@ -69,6 +70,7 @@ def merge_tensors(
     *,
     block: int | None = None,
     seed: int = 0,
+    statistics: Sequence[Statistic | None] = (),
 ) -> Tensor:
     """Merge one tensor of every model, as the engine does.
 
@@ -82,6 +84,8 @@ def merge_tensors(
         options: The parameters of the whole merge.
         block: Elements merged at a time; by default the engine's number.
         seed: The seed of random masks.
+        statistics: What calibration text says about the tensor of each source, for methods that
+            need data.
 
     Returns:
         The merged tensor in float32.
@@ -93,7 +97,7 @@ def merge_tensors(
         >>> merge_tensors(METHODS["task_arithmetic"], base, [source], [{"weight": 0.5}])
         tensor([2., 2.])
     """
-    inputs = make_inputs(method, base, sources, parameters, options, seed)
+    inputs = make_inputs(method, base, sources, parameters, options, seed, statistics)
     with _as_the_engine():
         merge_block = method.function(inputs)
         merged = [merge_block(piece) for piece in inputs.blocks(block)]
@@ -107,6 +111,7 @@ def make_inputs(
     parameters: Sequence[Params] | None = None,
     options: Params | None = None,
     seed: int = 0,
+    statistics: Sequence[Statistic | None] = (),
 ) -> Inputs:
     """Build what the method's function is called with. See `merge_tensors` for the arguments.
 
@@ -143,6 +148,7 @@ def make_inputs(
         options=_with_defaults(method, options or {}, per_source=False),
         seed=seed,
         is_matrix=len(shape) >= 2,
+        statistics=tuple(statistics),
     )
 
 
@@ -197,7 +203,12 @@ def check_copies(method: Method, **fixed: ParamValue) -> None:
             k = _source_count(method, models)
             parameters, options = next(method_cases(method, k, fixed))
             merged = merge_tensors(
-                method, base, copies, _normalized(parameters), options
+                method,
+                base,
+                copies,
+                _normalized(parameters),
+                options,
+                statistics=example_statistics(method, models.sources),
             )
             law = f"{method.name} {shape}: copies of one model"
             _assert_close(merged, model, law)
@@ -237,7 +248,14 @@ def check_one_hot(method: Method, **fixed: ParamValue) -> None:
                 for j, values in enumerate(defaults.parameters):
                     weight = 1.0 if i == j else 0.0
                     one_hot.append(values | {"weight": weight})
-                merged = merge_tensors(method, base, sources, one_hot, defaults.options)
+                merged = merge_tensors(
+                    method,
+                    base,
+                    sources,
+                    one_hot,
+                    defaults.options,
+                    statistics=example_statistics(method, sources),
+                )
                 law = f"{method.name} {shape}: weight 1 of model {i} alone"
                 _assert_close(merged, model, law)
 
@@ -384,6 +402,35 @@ def _example_models(method: Method, shape: tuple[int, ...]) -> Iterator[_Models]
             yield _Models(None, sources)
 
 
+def example_statistics(
+    method: Method, sources: Sequence[Tensor]
+) -> list[Statistic | None]:
+    """Random statistics of tensors, for a method that needs data.
+
+    Args:
+        method: The row of the method.
+        sources: The tensors, all of one shape.
+
+    Returns:
+        One for each source; [] for methods that need none, and for tensors that have none.
+    """
+    shape = tuple(sources[0].shape)
+    if method.statistics is None or (method.statistics != "fisher" and len(shape) != 2):
+        return []
+    statistics: list[Statistic | None] = []
+    for index in range(len(sources)):
+        generator = torch.Generator().manual_seed(100 + index)
+        if method.statistics == "fisher":
+            squares = torch.randn(shape, generator=generator).square()
+            statistics.append(Statistic(InMemoryTensor(squares), norm=1.0 + index))
+            continue
+        # More rows than columns, so that each is known.
+        x = torch.randn((3 * shape[-1], shape[-1]), generator=generator)
+        gram = x.T @ x / len(x)
+        statistics.append(Statistic(InMemoryTensor(gram)))
+    return statistics
+
+
 def _check_case(
     method: Method,
     models: _Models,
@@ -395,11 +442,12 @@ def _check_case(
     first_parameters = case.parameters[0]
     where = f"{method.name} {tensors} {first_parameters} {case.options}"
     before = [tensor.clone() for tensor in models.tensors()]
-    merged = merge_tensors(method, *models, *case)
+    statistics = example_statistics(method, models.sources)
+    merged = merge_tensors(method, *models, *case, statistics=statistics)
     is_float32 = merged.dtype == torch.float32
     assert is_float32, f"{where}: expected float32, got {merged.dtype}"
     assert torch.isfinite(merged).all(), f"{where}: the result has NaN or infinity"
-    again = merge_tensors(method, *models, *case)
+    again = merge_tensors(method, *models, *case, statistics=statistics)
     assert torch.equal(merged, again), (
         f"{where}: another run gives another result, by {_distance(merged, again):.3g}"
     )
@@ -418,7 +466,8 @@ def _check_blocks(
     where: str,
 ) -> None:
     """The result does not depend on the size of the blocks or their order."""
-    inputs = make_inputs(method, *models, *case)
+    statistics = example_statistics(method, models.sources)
+    inputs = make_inputs(method, *models, *case, statistics=statistics)
     columns = models.sources[0].shape[-1]
     # (elements of a block, -1 for the last block first)
     layouts = (
@@ -455,7 +504,8 @@ def _check_symmetry(
     if not method.symmetric:
         return
     # A method does not state that its masks are random; another seed shows it.
-    other_seed = merge_tensors(method, *models, *case, seed=1)
+    statistics = example_statistics(method, models.sources)
+    other_seed = merge_tensors(method, *models, *case, seed=1, statistics=statistics)
     has_random_masks = not torch.equal(merged, other_seed)
     if has_random_masks:
         return
@@ -466,7 +516,13 @@ def _check_symmetry(
     reversed_parameters = first + others[::-1]
     reversed_sources = models.sources[::-1]
     reversed_models = _Models(models.base, reversed_sources)
-    turned = merge_tensors(method, *reversed_models, reversed_parameters, case.options)
+    turned = merge_tensors(
+        method,
+        *reversed_models,
+        reversed_parameters,
+        case.options,
+        statistics=statistics[::-1],
+    )
     distances = (turned - merged).abs()
     differs = distances > _tolerance(merged)
     share = float(differs.float().mean())

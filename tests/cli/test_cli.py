@@ -436,7 +436,7 @@ def test_methods_is_the_table_of_the_documentation():
     told = {
         row["name"]: row for row in json.loads(paretomerge("methods", "--json").stdout)
     }
-    assert told["ties"]["parameters"]["density"] == 1.0 and len(told) == 27
+    assert told["ties"]["parameters"]["density"] == 1.0 and len(told) == 30
     assert "elect signs" in paretomerge("methods").stdout
 
 

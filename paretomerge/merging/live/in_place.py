@@ -143,6 +143,7 @@ class ResidentModel:
         # A file that was written again is another model, and what is mapped would change with it.
         for weights in self.checkpoints.values():
             weights.check_unchanged()
+        plan.check_unchanged()
         # One sum per tensor, so that its order does not depend on the order of the threads.
         names = [job.name for job in plan.jobs]
         distances = dict.fromkeys(names, 0.0)

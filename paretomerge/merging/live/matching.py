@@ -127,7 +127,7 @@ def measure_streams(
         recipe = Recipe("passthrough", (whole_model,))
         model = live.load(recipe).model
         architecture = live.checkpoints[path].architecture
-        stack = model.get_submodule(_stack_path(model, architecture))
+        stack = model.get_submodule(stack_path(model, architecture))
         batches = _token_ids(tokenizer, text)
         inputs = _layer_inputs(model, list(stack.children()), batches)
         statistics[name] = []
@@ -137,8 +137,16 @@ def measure_streams(
     return statistics
 
 
-def _stack_path(model: "PreTrainedModel", architecture: Architecture) -> str:
-    """Where the layers are in a loaded model, which may have other names than the checkpoint."""
+def stack_path(model: "PreTrainedModel", architecture: Architecture) -> str:
+    """Find the layers in a loaded model, which may have other names than the checkpoint.
+
+    Args:
+        model: The loaded model.
+        architecture: That of its checkpoint.
+
+    Returns:
+        The path of the module that holds the layers.
+    """
     first = f"{architecture.prefix}0."
     names = [name for name in architecture.names if name.startswith(first)]
     loaded = next(iter(names_in_model(model, names).values()))

@@ -93,6 +93,11 @@ class CachedWeights:
         return self.weights.folder
 
     @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """The folders whose files hold the weights."""
+        return self.weights.weight_folders
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer."""
         return self.weights.tokenizer_folder

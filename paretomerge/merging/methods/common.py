@@ -125,7 +125,7 @@ def merge_in_pieces(
 
     Args:
         inputs: The tensor.
-        rows: The number of rows of a piece; the tensor's rows are a multiple of it.
+        rows: The number of rows of a piece; the last one may have fewer.
         merge: Merges one piece.
 
     Returns:
@@ -137,8 +137,8 @@ def merge_in_pieces(
         if piece not in merged_pieces:
             merged_pieces.clear()
             first = piece * rows
-            block = inputs.block(first, first + rows)
-            merged_pieces[piece] = merge(block).view(rows, -1)
+            block = inputs.block(first, min(first + rows, inputs.rows))
+            merged_pieces[piece] = merge(block).view(block.rows, -1)
         return merged_pieces[piece]
 
     def merge_block(block: Block) -> Tensor:

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
+from paretomerge.merging.statistics import StatisticKind
 from paretomerge.types import Params
 
 if TYPE_CHECKING:
     from paretomerge.merging.block import MergeFunction
+
+ROWS_OF_PIECE = 2048
+"""Rows that methods which multiply matrices merge at a time: a head can have 100,000.
+
+These are not the rows of a block, because products of matrices round differently where their sizes
+differ.
+"""
 
 BaseRole = Literal["required", "source", "optional", "reference", "none"]
 """What a method does with `base_model`. See `Method.base`."""
@@ -67,9 +75,12 @@ class Method:
             not the same as leaving the source out.
         scales_with_lambda: Whether weights times a positive number give the same merge as `lambda`
             times that number, so that a search needs no `lambda`.
-        baseline_weight: The weight of every source in the method's baseline recipe of a search.
+        baseline_weight: The weight of every source in the method's baseline recipe of a search;
+            None for 1 / K.
         baseline_density: The density there.
         check: Finds wrong combinations of parameter values.
+        statistics: The kind of statistics of the sources that the method needs; see
+            `paretomerge.merging.statistics`.
     """
 
     name: str
@@ -85,9 +96,10 @@ class Method:
     whole_tensors: bool = False
     zero_weight_counts: bool = False
     scales_with_lambda: bool = True
-    baseline_weight: float = 0.7
+    baseline_weight: float | None = 0.7
     baseline_density: float = 0.5
     check: ParameterCheck | None = None
+    statistics: StatisticKind | None = None
 
     @property
     def function(self) -> "MergeFunction":

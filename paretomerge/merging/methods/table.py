@@ -37,6 +37,14 @@ NO_RESCALE = Parameter(
 )
 T = Parameter("t")
 RAM_EPSILON = Parameter("epsilon", default=1e-5, low=0.0)
+ALPHA = Parameter("alpha", default=0.9, low=0.0, high=1.0)
+
+
+def _check_eps(parameters: Sequence[Params], options: Params) -> str | None:
+    """Where no source has a gradient, the mean is taken with equal weights eps."""
+    if number_in(options, "eps") <= 0:
+        return f"expected eps above 0, got {options['eps']}"
+    return None
 
 
 def _check_weight_sum(parameters: Sequence[Params], options: Params) -> str | None:
@@ -377,6 +385,48 @@ _ROWS = (
         baseline_weight=1.0,
         rule="the tau that interferes least with every task, by gradient descent per matrix",
         paper="Cheng et al. 2025, arXiv 2503.08099",
+    ),
+    # Means weighed by statistics of the sources on text
+    Method(
+        "regmean",
+        "calibrated",
+        (EQUAL_WEIGHT, ALPHA, LAMBDA, NORMALIZE),
+        whole_tensors=True,
+        ns_per_entry=None,
+        baseline_weight=None,
+        statistics="regmean",
+        rule="theta_0 + lambda (sum w_i G_i)^-1 sum w_i G_i tau_i, G_i = E x x^T of the inputs",
+        paper="Jin et al. 2023, arXiv 2212.09849",
+    ),
+    Method(
+        "regmean_pp",
+        "calibrated",
+        (EQUAL_WEIGHT, LAMBDA, NORMALIZE),
+        whole_tensors=True,
+        ns_per_entry=None,
+        baseline_weight=None,
+        statistics="regmean_pp",
+        rule="regmean, on inputs that came through the merged lower layers",
+        paper="Nguyen et al. 2025, arXiv 2508.03121",
+    ),
+    Method(
+        "fisher",
+        "calibrated",
+        (
+            EQUAL_WEIGHT,
+            Parameter("eps", default=1e-6, low=0.0),
+            Parameter("normalize_fisher", default=True),
+            LAMBDA,
+            NORMALIZE,
+        ),
+        multi_pass=False,
+        check=_check_eps,
+        ns_per_entry=None,
+        baseline_weight=None,
+        statistics="fisher",
+        rule="theta_0 + lambda sum c_i (F_i + eps) tau_i / sum c_i (F_i + eps), "
+        "c_i = w_i / norm(F_i), F_i the mean squared gradient",
+        paper="Matena and Raffel 2022, arXiv 2111.09832",
     ),
 )
 

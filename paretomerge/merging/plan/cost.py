@@ -3,7 +3,9 @@
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
+from paretomerge.merging.methods.method import ROWS_OF_PIECE
 from paretomerge.merging.plan.plan import INPUT_CACHE_BYTES, Plan, TensorJob
 from paretomerge.merging.plan.steps import plans_of_steps
 
@@ -20,6 +22,8 @@ _SECONDS_PER_WORKER = 2.0
 # Blocks in float32 that are alive at a time, beside one per source: no method has more. Measured
 # for every method by tests/merging/plan/test_working_memory.py, as are the copies of a matrix.
 _BLOCKS_BESIDE_SOURCES = 8
+# Of matrices (inputs, inputs) in float64, beside one per source.
+_LEAST_SQUARES_COPIES = 9
 # Of square matrices, beside two per source: 11 of torch, and 4 that LAPACK asks for.
 _SVD_COPIES = 15
 
@@ -158,6 +162,8 @@ def working_bytes(plan: Plan, block_elements: int) -> int:
 def _whole_tensor_bytes(plan: Plan) -> int:
     """Bytes of the factors and copies of the largest matrix that is merged as a whole."""
     most = 0
+    if plan.method.family == "calibrated":
+        return max(map(partial(_least_squares_bytes, plan), plan.jobs), default=0)
     for job in plan.jobs:
         k = len(job.sources)
         elements = math.prod(job.shape)
@@ -170,3 +176,19 @@ def _whole_tensor_bytes(plan: Plan) -> int:
         copies = max(_SVD_COPIES + 2 * k, 7 + 4 * k)
         most = max(most, _FLOAT32_BYTES * elements * copies)
     return most
+
+
+def _least_squares_bytes(plan: Plan, job: TensorJob) -> int:
+    """Bytes of the matrices that weigh the sources of a tensor, and of the rows in work."""
+    statistics = [plan.statistic(ref) for ref in job.sources]
+    if job.copy or statistics[0] is None:
+        return 0
+    inputs, _ = statistics[0].operand.shape
+    rows = job.shape[0]
+    if not statistics[0].of_rows:
+        rows = min(rows, ROWS_OF_PIECE)
+    k = len(job.sources)
+    # In float64: one per source, their sum, its inverse, and those of LAPACK. In float32: the
+    # results.
+    matrices = inputs**2 * (8 * (k + _LEAST_SQUARES_COPIES) + 4 * k)
+    return matrices + 5 * _FLOAT32_BYTES * rows * job.shape[-1]

@@ -1,6 +1,7 @@
 """Lays out a plan: walks over the modules and slices of a recipe and makes one job per tensor."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +20,7 @@ from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary, merge_vocabularies
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
 from paretomerge.merging.plan.belonging import find_mismatch
+from paretomerge.merging.plan.calibration import check_statistics
 from paretomerge.merging.plan.layer_places import check_layer_places
 from paretomerge.merging.plan.opened_recipe import (
     OpenedRecipe,
@@ -107,7 +109,12 @@ def lay_out(
         ),
         untied=any(_is_untied(opened, job.name) for job in jobs),
         allow_nan=allow_nan,
+        statistics=opened.statistics,
     )
+    with problems.collect():
+        # A plan from headers alone may lack what a later one checks.
+        if not problems and plan.method.statistics and _has_all_statistics(plan):
+            plan = replace(plan, notes=(*plan.notes, *check_statistics(plan)))
     with problems.collect():
         # The config is made once here, so that its errors are reported with the others. It would
         # only add consequences of errors that are known already.
@@ -116,6 +123,16 @@ def lay_out(
             check_layer_places(plan)
     problems.raise_if_any()
     return plan
+
+
+def _has_all_statistics(plan: Plan) -> bool:
+    """Whether the statistics of every source are open."""
+    assert plan.statistics is not None
+    for job in plan.jobs:
+        models = {ref.model for ref in job.sources}
+        if not job.copy and not models <= plan.statistics.by_model.keys():
+            return False
+    return True
 
 
 class _ModuleLayout(NamedTuple):

@@ -16,12 +16,14 @@ from paretomerge.errors import (
     unknown_name,
 )
 from paretomerge.merging.methods import METHODS
+from paretomerge.merging.plan.calibration import find_statistics
 from paretomerge.merging.plan.layout import lay_out
 from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe, models_to_open
 from paretomerge.merging.plan.parameters import check_parameters
 from paretomerge.merging.plan.plan import Plan, Weights
 from paretomerge.merging.plan.steps import RecipeStep
+from paretomerge.merging.statistics import MergeStatistics
 from paretomerge.recipe import Recipe
 
 RecipeLike = Recipe | Mapping[str, object] | str | Path
@@ -121,10 +123,13 @@ def make_plan(
     problems.raise_if_any()
     # An unknown method is one of the problems.
     assert method is not None
+    statistics: MergeStatistics | None = None
+    with problems.collect():
+        statistics = find_statistics(recipe, method, opened, download)
     with problems.collect():
         opened = _arrange_alike(recipe, opened)
     problems.raise_if_any()
-    opened_recipe = OpenedRecipe(recipe, method, opened, allow_mismatch)
+    opened_recipe = OpenedRecipe(recipe, method, opened, allow_mismatch, statistics)
     return lay_out(opened_recipe, notes, allow_nan)
 
 

@@ -100,6 +100,11 @@ class ArrangedWeights:
         return self.weights.folder
 
     @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """The folders whose files hold the weights."""
+        return self.weights.weight_folders
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer."""
         return self.weights.tokenizer_folder

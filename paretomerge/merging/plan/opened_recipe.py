@@ -16,6 +16,7 @@ from paretomerge.checkpoint.reference import canonical_name
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merging.methods import Method
 from paretomerge.merging.plan.plan import TensorRef, Weights
+from paretomerge.merging.statistics import MergeStatistics
 from paretomerge.recipe import Recipe
 
 Shape = tuple[int, ...]
@@ -41,12 +42,14 @@ class OpenedRecipe:
         method: The row of the recipe's method in the table of methods.
         weights: The opened models by the names that the recipe uses.
         allow_mismatch: Whether models are merged that do not seem to belong together.
+        statistics: The statistics of the sources, for a method that needs data.
     """
 
     recipe: Recipe
     method: Method
     weights: Mapping[str, Weights]
     allow_mismatch: bool = False
+    statistics: MergeStatistics | None = None
 
     @cached_property
     def template_name(self) -> str:

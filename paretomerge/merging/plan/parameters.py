@@ -25,7 +25,7 @@ _Levels = Sequence[Mapping[str, ParameterSetting]]
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """A place in a recipe that sets parameters.
 
     Attributes:
@@ -57,7 +57,7 @@ def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
     """
     problems = ErrorCollector()
     notes: list[str] = []
-    for level in _levels(recipe):
+    for level in parameter_levels(recipe):
         with problems.collect():
             notes += _check_level(level, method)
     needs_base = method.base in ("required", "source")
@@ -65,6 +65,8 @@ def check_parameters(recipe: Recipe, method: Method) -> tuple[str, ...]:
         if needs_base and recipe.base_model is None:
             raise RecipeError(f"{method.name}: expected `base_model`, got none")
     problems.raise_if_any()
+    if recipe.calibration is not None and method.statistics is None:
+        notes.append(f"`calibration` means nothing to {method.name} and is ignored")
     # A note on a parameter is the same for every source.
     return tuple(dict.fromkeys(notes))
 
@@ -150,21 +152,21 @@ def _evaluate(
     return _check_value(parameter, value, where)
 
 
-def _levels(recipe: Recipe) -> Iterator[_Level]:
+def parameter_levels(recipe: Recipe) -> Iterator[Level]:
     """Every level of a recipe that can have parameters."""
-    yield _Level("parameters", recipe.parameters)
+    yield Level("parameters", recipe.parameters)
     for name, module in recipe.modules.items():
         where = f"modules.{name}: parameters"
-        yield _Level(where, module.parameters)
+        yield Level(where, module.parameters)
     for i, piece in enumerate(recipe.all_slices()):
         where = f"slices[{i}]: parameters"
-        yield _Level(where, piece.parameters)
+        yield Level(where, piece.parameters)
         for source in piece.sources:
             where = f"{source.model}: parameters"
-            yield _Level(where, source.parameters, of_source=True)
+            yield Level(where, source.parameters, of_source=True)
 
 
-def _check_level(level: _Level, method: Method) -> list[str]:
+def _check_level(level: Level, method: Method) -> list[str]:
     """Check the parameters of one level; returns notes for the user."""
     method_parameters = {parameter.name: parameter for parameter in method.parameters}
     problems = ErrorCollector()

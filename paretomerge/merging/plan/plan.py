@@ -17,6 +17,7 @@ from paretomerge.checkpoint.operand import Operand, size_in_bytes
 from paretomerge.checkpoint.remapped import RemappedTensor
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.merging.methods import Method
+from paretomerge.merging.statistics import MergeStatistics, Statistic
 from paretomerge.recipe import Recipe
 from paretomerge.types import Params
 
@@ -57,6 +58,11 @@ class Weights(Protocol):
     @property
     def folder(self) -> Path:
         """The folder of the model."""
+        ...
+
+    @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """The folders whose files hold the weights; () for a merge that has no files."""
         ...
 
     @property
@@ -141,6 +147,7 @@ class Plan:
         untied: True if the result has an LM head of its own where the template ties it to the
             embedding.
         allow_nan: True if NaN and infinite weights are merged like others.
+        statistics: The statistics of the sources, for a method that needs data.
     """
 
     recipe: Recipe
@@ -153,6 +160,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     untied: bool = False
     allow_nan: bool = False
+    statistics: MergeStatistics | None = None
 
     @property
     def template(self) -> Weights:
@@ -217,6 +225,23 @@ class Plan:
 
         row_map = self.vocabulary.row_maps[model]
         return RemappedTensor(operand, row_map, operand_of)
+
+    def statistic(self, ref: TensorRef) -> Statistic | None:
+        """Return the statistic of a source's tensor; None if the plan has none of it.
+
+        Args:
+            ref: A tensor of one of the plan's sources.
+        """
+        if self.statistics is None:
+            return None
+        return self.statistics.find(*ref)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file has changed since the plan was made."""
+        for weights in self.weights.values():
+            weights.check_unchanged()
+        if self.statistics is not None:
+            self.statistics.check_unchanged()
 
     def bytes_read(self) -> int:
         """Size of all inputs, each counted as often as a job has it."""

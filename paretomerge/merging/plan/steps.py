@@ -50,6 +50,11 @@ class RecipeStep:
         return self.plan.template.folder
 
     @property
+    def weight_folders(self) -> tuple[Path, ...]:
+        """None: a step has no files."""
+        return ()
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer: that of the plan's template."""
         return self.plan.template.tokenizer_folder
@@ -108,10 +113,16 @@ class RecipeStep:
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the files of any input have changed since they were opened."""
+        plans = [self.plan]
         for weights in self._models.values():
-            # A step has no files of its own.
-            if not isinstance(weights, RecipeStep):
+            # A step has no weights of its own, but perhaps statistics.
+            if isinstance(weights, RecipeStep):
+                plans.append(weights.plan)
+            else:
                 weights.check_unchanged()
+        for plan in plans:
+            if plan.statistics is not None:
+                plan.statistics.check_unchanged()
 
 
 def plans_of_steps(plan: Plan) -> list[Plan]:

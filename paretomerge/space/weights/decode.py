@@ -56,6 +56,12 @@ def params_of(
             "expected the base's tokenizer and chat template, "
             "got `tokenizer`, `tokenizer_source` or `chat_template`"
         )
+    for document in (*recipe.steps, recipe):
+        if document.calibration not in (None, space.calibration):
+            raise ConfigError(
+                f"calibration: expected {space.calibration or 'none'}, as in the space, got "
+                f"{document.calibration}"
+            )
     renamed = _with_paths_of(space, recipe)
     # An average needs no base, and its weights sum to 1, so it is a merge over any base.
     without_base = renamed.base_model is None and renamed.merge_method == AVERAGE

@@ -163,7 +163,13 @@ class _MethodMerge:
             base_model=self.space.base,
             parameters=options,
             seed=self.space.seed,
+            calibration=self._calibration(),
         )
+
+    def _calibration(self) -> str | None:
+        """The folder of statistics, for a method that needs them."""
+        needs_data = METHODS[self.method].statistics is not None
+        return self.space.calibration if needs_data else None
 
     def _has(self, parameter: str) -> bool:
         """Whether the method has a parameter of that name."""

@@ -37,6 +37,8 @@ SEARCH_RANGES: dict[str, SearchRange] = {
     "epsilon": SearchRange(0.0, 0.9, 0.3),
     "select_topk": SearchRange(0.05, 1.0, 1.0),
     "mask_lambda": SearchRange(0.2, 0.8, 0.4),
+    # Of regmean: published values are between 0.1 and 0.95.
+    "alpha": SearchRange(0.0, 1.0, 0.9),
 }
 """The per-method parameters that are searched by default."""
 
@@ -110,6 +112,23 @@ def check_searchable(methods: Sequence[str]) -> None:
         if method not in SEARCHABLE_METHODS:
             problem = unknown_name("searchable method", method, SEARCHABLE_METHODS)
             raise ConfigError(f"space.methods: {problem}")
+
+
+def check_needs_no_data(methods: Sequence[str]) -> None:
+    """Check that methods can merge without statistics of the sources.
+
+    Args:
+        methods: Names of methods.
+
+    Raises:
+        ConfigError: One needs data.
+    """
+    for method in methods:
+        if METHODS[method].statistics is not None:
+            raise ConfigError(
+                f"space.methods: {method} needs statistics of the models on text; set "
+                "`calibration` to their folder, or to the text of each model"
+            )
 
 
 def bounds_of(setting: ParameterBounds) -> tuple[float, float]:

@@ -57,6 +57,7 @@ class ParameterSpace:
         layouts: `weight` and `density` -> how they are divided over the model.
         subset: Whether a source can be left out.
         seed: Seed of the recipes' random masks.
+        calibration: The folder with statistics of the sources, for methods that need data.
     """
 
     base: str
@@ -68,6 +69,7 @@ class ParameterSpace:
     layouts: Mapping[str, ParameterLayout]
     subset: bool
     seed: int
+    calibration: str | None = None
 
     def names(self, kind: str) -> list[str]:
         """Return the names of a parameter that each group with its own method has.

@@ -23,6 +23,7 @@ from paretomerge.space.weights.method_parameters import (
     ParameterBounds,
     bounds_of,
     check_method_parameters,
+    check_needs_no_data,
     check_searchable,
     methods_with,
     search_range,
@@ -72,6 +73,7 @@ class WeightSearchSpace:
         subset: Whether a source can be left out.
         profile: Mass of the sources' deltas, for groups of equal mass and for `importance`.
         notes: What to tell the user about the space.
+        calibration: The folder with statistics of the sources, for methods that need data.
 
     Raises:
         ConfigError: A setting is invalid, or does not fit the architecture or the other settings.
@@ -89,6 +91,7 @@ class WeightSearchSpace:
     subset: bool = False
     profile: DeltaProfile | None = None
     notes: tuple[str, ...] = ()
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         self._check_methods()
@@ -130,6 +133,8 @@ class WeightSearchSpace:
                     f"space.methods: {method}: expected {least_sources} models or more, "
                     f"got {len(self.sources)}"
                 )
+        if self.calibration is None:
+            check_needs_no_data(self.methods)
         listed = ", ".join(self.methods)
         different = set(self.methods)
         if len(different) < len(self.methods):
@@ -164,6 +169,7 @@ class WeightSearchSpace:
             },
             subset=self.subset,
             seed=self.seed,
+            calibration=self.calibration,
         )
 
     def _method_starts(self) -> tuple[int, ...]:
@@ -321,7 +327,8 @@ class WeightSearchSpace:
             baselines[label] = self.uniform_params(method, weights)
         sparse_methods = methods_with("density", self.methods)
         for method in self.methods:
-            scale = METHODS[method].baseline_weight
+            published = METHODS[method].baseline_weight
+            scale = 1 / len(self.sources) if published is None else published
             weights = dict.fromkeys(self.sources, scale)
             is_listed = method == self._baseline_method and scale in _BASELINE_SCALES
             if method in sparse_methods:

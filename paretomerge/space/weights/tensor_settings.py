@@ -27,7 +27,7 @@ _DECODED_TOLERANCE = 1e-5
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
-_FIXED_OPTIONS = ("rescale", "k")
+_FIXED_OPTIONS = ("rescale", "k", "eps", "normalize_fisher")
 """Parameters of methods that a weight space leaves at their defaults."""
 
 

@@ -37,6 +37,10 @@ KNOBS: dict[str, dict[str, Any]] = {
 }
 
 
+DATA_FREE = [name for name, method in METHODS.items() if method.statistics is None]
+"""Steps have no statistics, so methods that need some do not merge them."""
+
+
 def document(method: str, base: str, *models: str, **more: Any) -> dict[str, Any]:
     """A recipe of that method with settings of its own for each model."""
     row = METHODS[method]
@@ -91,10 +95,12 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_is_what_it_would_be_on_disk(
-    pico: Path, tmp_path: Path, method: str
+    pico: Path, pico_calibration: Path, tmp_path: Path, method: str
 ) -> None:
     ada, bob, cyd = (f"{pico}/{e}" for e in EXPERTS)
     inner = document(method, f"{pico}/base", ada, bob, name="inner")
+    if METHODS[method].statistics:
+        inner["calibration"] = str(pico_calibration)
     outer = document("ties", f"{pico}/base", "inner", cyd)
     several = Recipe.from_yaml(text(inner, outer))
     here = tensors(several)
@@ -103,7 +109,7 @@ def test_a_step_is_what_it_would_be_on_disk(
         assert_same(here, tensors(several, block))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DATA_FREE)
 def test_every_method_takes_steps(pico: Path, tmp_path: Path, method: str) -> None:
     ada, bob, cyd = (f"{pico}/{e}" for e in EXPERTS)
     first = document("linear", f"{pico}/base", ada, bob, name="first", dtype="float16")
@@ -286,7 +292,9 @@ SYMMETRIC = [
 
 
 @pytest.mark.parametrize("method", SYMMETRIC)
-def test_the_order_of_models_does_not_matter(pico: Path, method: str) -> None:
+def test_the_order_of_models_does_not_matter(
+    pico: Path, pico_calibration: Path, method: str
+) -> None:
     names = {parameter.name for parameter in METHODS[method].parameters}
     parameters = {
         **KNOBS.get(method, {}),
@@ -308,6 +316,8 @@ def test_the_order_of_models_does_not_matter(pico: Path, method: str) -> None:
             "models": list(order),
             "parameters": parameters,
         }
+        if METHODS[method].statistics:
+            data["calibration"] = str(pico_calibration)
         results.append(
             tensors(Recipe.from_dict(data), block=(None, 16, 50)[len(results) % 3])
         )
@@ -459,7 +469,7 @@ def test_a_value_that_is_missing_is_told_once_for_all_tensors(pico: Path) -> Non
     assert all("expected a value for `weight`" in part for part in caught.value.parts)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DATA_FREE)
 def test_tensors_without_entries_stay_so(
     pico: Path, tmp_path: Path, method: str
 ) -> None:

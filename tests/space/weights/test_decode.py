@@ -306,7 +306,7 @@ def test_other_models_layers_and_values_are_outside(pico, tmp_path):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())
-def test_there_and_back_in_any_space(pico, data):
+def test_there_and_back_in_any_space(pico, pico_calibration, data):
     """In any space, at any point, decoded parameters give the same recipe and tensors again."""
     flag = st.booleans()
     method_groups = data.draw(st.integers(1, 4))
@@ -335,6 +335,7 @@ def test_there_and_back_in_any_space(pico, data):
         density=density,
         method_groups=Grouping(method_groups),
         subset=data.draw(flag),
+        calibration=str(pico_calibration),
     )
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     point = {
@@ -479,13 +480,24 @@ def written_recipes(draw):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(written=written_recipes(), subset=st.booleans())
-def test_a_decoded_recipe_merges_to_the_same_tensors(pico, written, subset):
+def test_a_decoded_recipe_merges_to_the_same_tensors(
+    pico, pico_calibration, written, subset
+):
     """Whatever is written: the parameters give its tensors, or the recipe is refused."""
     method, sources, parameters = written
     models = [model(pico, source, **own) for source, own in sources.items()]
-    there = recipe(pico, method, models=models, parameters=parameters)
+    statistics = str(pico_calibration)
+    needs_data = METHODS[method].statistics is not None
+    there = recipe(
+        pico,
+        method,
+        models=models,
+        parameters=parameters,
+        calibration=statistics if needs_data else None,
+    )
     full = space(
         pico,
+        calibration=statistics,
         methods=tuple(dict.fromkeys((method, "ties"))),
         weight=Granularity((-3, 3)),
         density=Granularity((0.01, 1)),

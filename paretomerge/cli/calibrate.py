@@ -1,0 +1,154 @@
+"""The command `calibrate`: statistics of models on text, for merges that need data."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paretomerge.cli import session
+from paretomerge.cli.options import Overwrite, Quiet
+from paretomerge.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from paretomerge.calibration import Example
+
+
+class Kind(StrEnum):
+    """What is measured."""
+
+    regmean = "regmean"
+    regmean_pp = "regmean_pp"
+    fisher = "fisher"
+
+
+def calibrate(  # noqa: PLR0913 - the options of a command
+    base: Annotated[
+        str,
+        typer.Argument(help="The model that MODELS come from.", show_default=False),
+    ],
+    models: Annotated[
+        list[str], typer.Argument(help="The fine-tunes.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL=FILE: what MODEL reads, a text or JSONL file; give one for each model.",
+            show_default=False,
+        ),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="A study.yaml, for --task.", show_default=False)
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL=TASK: MODEL reads the search examples of a task of --study.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        list[Kind] | None,
+        typer.Option(help="What to measure; may be given again. Default: regmean."),
+    ] = None,
+    through_merge: Annotated[
+        bool,
+        typer.Option(
+            "--through-merge",
+            help="Measure regmean_pp: on inputs that came through the merged lower layers.",
+        ),
+    ] = False,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            help="Of regmean_pp: factor of what is off the diagonal.", min=0, max=1
+        ),
+    ] = 0.9,
+    examples: Annotated[
+        int, typer.Option(help="Most examples that a model reads.", min=1)
+    ] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(help="The longest example, in tokens.", min=2)
+    ] = 512,
+    batch_size: Annotated[
+        int, typer.Option(help="Examples in one forward pass.", min=1)
+    ] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure models on text, for the methods regmean, regmean_pp and fisher.
+
+    A recipe names the folder as `calibration: OUT`. docs/data-informed.md has an example.
+    """
+    from paretomerge.calibration import calibrate as measure
+
+    kinds = [entry.value for entry in kind or []]
+    if through_merge:
+        kinds.append("regmean_pp")
+    texts: dict[str, Path | Sequence[Example]] = {}
+    for model, file in _pairs("--data", data, models).items():
+        texts[model] = Path(file)
+    tasks = _pairs("--task", task, models)
+    if tasks:
+        texts |= _task_texts(study, tasks)
+
+    def tell(message: str) -> None:
+        if not quiet:
+            session.console().print(message, highlight=False, soft_wrap=True)
+
+    folder = measure(
+        base,
+        models,
+        texts,
+        out,
+        kinds=kinds or ["regmean"],  # type: ignore[arg-type]  # typer has checked them
+        examples=examples,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        alpha=alpha,
+        device=device,
+        overwrite=overwrite,
+        on_progress=tell,
+    )
+    session.console().print(
+        f"{folder} is written; a recipe uses it as `calibration: {folder}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _pairs(
+    option: str, entries: Sequence[str] | None, models: Sequence[str]
+) -> dict[str, str]:
+    """MODEL=VALUE of an option, where MODEL may be the last part of a path."""
+    names: dict[str, str] = {}
+    for model in models:
+        names.setdefault(Path(model).name, model)
+    pairs = {}
+    for entry in entries or []:
+        name, separator, value = entry.rpartition("=")
+        if not separator or not name or not value:
+            raise ConfigError(f"{option}: expected MODEL=..., got {entry!r}")
+        named = name if name in models else names.get(name)
+        if named is None:
+            raise ConfigError(f"{option}: {unknown_name('model', name, models)}")
+        pairs[named] = value
+    return pairs
+
+
+def _task_texts(
+    study_file: Path | None, tasks: Mapping[str, str]
+) -> "dict[str, Sequence[Example]]":
+    """Model -> the search examples of its task."""
+    if study_file is None:
+        raise ConfigError("--task: name the study.yaml that has the task with --study")
+    from paretomerge.study.calibration import task_examples
+
+    study = session.open_study(study_file)
+    texts: dict[str, Sequence[Example]] = {}
+    for model, name in tasks.items():
+        texts[model] = task_examples(study.settings, name)
+    return texts

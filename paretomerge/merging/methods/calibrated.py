@@ -1,0 +1,229 @@
+"""Averages that know from text which directions of its weights each source uses: regmean, fisher.
+
+Both are weighted means of the deltas with a matrix, or a vector, in place of a number as the weight
+of a source: theta_0 + lambda s (sum |w_i| A_i)^-1 sum w_i A_i tau_i. With equal A_i it is the
+weighted mean of the tau_i (s = 1), or with `normalize: false` their sum, as in task arithmetic
+(s = sum |w_i|). The papers have theta_i in place of tau_i, which is the same where the inverse
+exists. Where it does not, the text has said nothing, and the mean is taken, as for tensors without
+statistics; in the papers' form such directions would become zero.
+
+A negative weight moves the merge away from its source. |w_i| keeps the sum of the A_i positive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from paretomerge.merging.block import Block, BlockMerger, Inputs
+from paretomerge.merging.methods.common import linear_combination, merge_in_pieces
+from paretomerge.merging.methods.method import ROWS_OF_PIECE
+from paretomerge.merging.statistics import Statistic
+
+# Of matrices with a diagonal of ones. Those that were summed up in float32 are known no better.
+_LEAST_EIGENVALUE = 1e-6
+
+
+def regmean(inputs: Inputs) -> BlockMerger:
+    """RegMean: least squares of what the layers of the sources put out on their own text.
+
+    Jin et al. 2023 (Dataless knowledge fusion), arXiv 2212.09849, sec. 3:
+    W^T = (sum w_i G_i)^-1 sum w_i G_i W_i^T with G_i = mean of x x^T. The entries off the diagonal
+    of G_i are multiplied by `alpha`.
+    """
+    return _least_squares(inputs, inputs.number("alpha"))
+
+
+def regmean_pp(inputs: Inputs) -> BlockMerger:
+    """RegMean++: RegMean on inputs that came through the merged lower layers.
+
+    Nguyen et al. 2025, arXiv 2508.03121, sec. 4. The statistics have been made with an alpha, and
+    hold it already.
+    """
+    return _least_squares(inputs, alpha=1.0)
+
+
+def fisher(inputs: Inputs) -> BlockMerger:
+    """Fisher-weighted averaging: sum c_i (F_i + eps) theta_i / sum c_i (F_i + eps).
+
+    Matena and Raffel 2022, arXiv 2111.09832, eq. 3. F_i are mean squared gradients of single
+    examples. c_i is w_i, with `normalize_fisher` divided by the L2 norm of F_i over the model.
+    """
+    shares = _Shares.of(inputs)
+    statistics = _used_statistics(inputs, shares.used)
+    if statistics is None:
+        return shares.mean()
+    eps = inputs.number("eps")
+    factors = []
+    for i, statistic in zip(shares.used, statistics, strict=True):
+        norm = statistic.norm if inputs.flag("normalize_fisher") else 1.0
+        factors.append(shares.weights[i] / norm)
+
+    def merge_block(block: Block) -> Tensor:
+        merged = torch.zeros_like(block.base)
+        total = torch.zeros_like(block.base)
+        for i, statistic, factor in zip(shares.used, statistics, factors, strict=True):
+            squares = statistic.operand.rows(block.first, block.end, inputs.device)
+            precision = squares.add_(eps).mul_(abs(factor))
+            total.add_(precision)
+            delta = block.delta(i).mul_(precision)
+            if factor < 0:
+                delta.neg_()
+            merged.add_(delta)
+        return merged.div_(total).mul_(shares.scale).add_(block.base)
+
+    return merge_block
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """The weights of a merge.
+
+    Attributes:
+        weights: w_1 ... w_K.
+        scale: What the mean of the deltas is multiplied by.
+    """
+
+    weights: Sequence[float]
+    scale: float
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "_Shares":
+        weights = inputs.per_source("weight")
+        scale = inputs.number("lambda")
+        if not inputs.flag("normalize"):
+            scale *= sum(map(abs, weights))
+        return cls(weights, scale)
+
+    @cached_property
+    def used(self) -> list[int]:
+        """The sources whose weight is not 0."""
+        return [i for i, weight in enumerate(self.weights) if weight != 0]
+
+    @cached_property
+    def total(self) -> float:
+        """The sum of |w_i|."""
+        return sum(map(abs, self.weights))
+
+    def mean(self) -> BlockMerger:
+        """Merge theta_0 + lambda s sum w_i tau_i / sum |w_i|."""
+        if not self.used:
+            return linear_combination(self.weights, 1.0)
+        factors = [self.scale * weight / self.total for weight in self.weights]
+        return linear_combination(factors, 1 - sum(factors))
+
+
+def _used_statistics(inputs: Inputs, used: Sequence[int]) -> list[Statistic] | None:
+    """The statistic of each source that is used; None where the text says nothing of the tensor."""
+    if not inputs.statistics or not used:
+        return None
+    statistics = []
+    for i in used:
+        statistic = inputs.statistics[i]
+        if statistic is None:
+            return None
+        statistics.append(statistic)
+    return statistics
+
+
+def _least_squares(inputs: Inputs, alpha: float) -> BlockMerger:
+    shares = _Shares.of(inputs)
+    statistics = _used_statistics(inputs, shares.used)
+    if statistics is None:
+        return shares.mean()
+    matrices: list[Tensor] = []
+
+    def merge_piece(block: Block) -> Tensor:
+        # Not before a block is asked for: an empty tensor never is.
+        if not matrices:
+            matrices.extend(_weight_matrices(shares, statistics, alpha, inputs.device))
+        merged = torch.zeros_like(block.base)
+        for i, matrix in zip(shares.used, matrices, strict=True):
+            delta = block.delta(i)
+            if statistics[0].of_rows:
+                merged.add_(matrix.T @ delta)
+            else:
+                merged.add_(delta @ matrix)
+        return merged.mul_(shares.scale).add_(block.base)
+
+    rows = inputs.rows if statistics[0].of_rows else min(ROWS_OF_PIECE, inputs.rows)
+    return merge_in_pieces(inputs, rows, merge_piece)
+
+
+def _weight_matrices(
+    shares: _Shares, statistics: Sequence[Statistic], alpha: float, device: str
+) -> list[Tensor]:
+    """M_i = w_i G_i S^-1 with S = sum |w_i| G_i, so that the merged delta is sum tau_i M_i.
+
+    Where S has no inverse, M_i is w_i / sum |w_i| there.
+
+    Returns:
+        One matrix (d, d) in float32 for each source that is used.
+    """
+    grams = []
+    for i, statistic in zip(shares.used, statistics, strict=True):
+        size = statistic.operand.shape[0]
+        gram = statistic.operand.rows(0, size, device).double()
+        diagonal = gram.diagonal().clone()
+        gram.mul_(alpha).diagonal().copy_(diagonal)
+        grams.append(gram.mul_(shares.weights[i]))
+    total = torch.zeros_like(grams[0])
+    for i, gram in zip(shares.used, grams, strict=True):
+        total.add_(gram, alpha=1.0 if shares.weights[i] > 0 else -1.0)
+    inverse = _pseudo_inverse(total)
+    # What the inverse does not reach. It also takes up the rounding: with equal signs the M_i add
+    # up to 1, so that copies of one model give that model.
+    rest = (total @ inverse).neg_()
+    rest.diagonal().add_(1.0)
+    matrices = []
+    for i, gram in zip(shares.used, grams, strict=True):
+        matrix = gram @ inverse
+        matrix.add_(rest, alpha=shares.weights[i] / shares.total)
+        matrices.append(matrix.float())
+    return matrices
+
+
+def _pseudo_inverse(gram: Tensor) -> Tensor:
+    """The inverse of a matrix G, (d, d) in float64; zero on inputs of which G knows nothing.
+
+    G is first scaled to a diagonal of ones: features of language models differ in size by factors
+    of thousands, which says nothing about what is known of them.
+    """
+    size = gram.diagonal()
+    # A feature that is always zero has no row.
+    scale = torch.where(size > 0, size, torch.ones_like(size)).rsqrt()
+    scaled = gram * scale[:, None] * scale
+    inverse, unknown = _inverse(scaled)
+    inverse.mul_(scale).mul_(scale[:, None])
+    if unknown is None:
+        return inverse
+    # An orthonormal basis Q of the inputs x with G x = 0, and (1 - Q Q^T) inverse (1 - Q Q^T)
+    basis = torch.linalg.qr(unknown * scale[:, None]).Q
+    inverse -= basis @ (basis.T @ inverse)
+    inverse -= (inverse @ basis) @ basis.T
+    return inverse
+
+
+def _inverse(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The inverse of a matrix, (d, d), and the eigenvectors, (d, n), that it leaves out.
+
+    None where it leaves out nothing.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        inverse = torch.cholesky_inverse(factor)
+        condition = _one_norm(matrix) * _one_norm(inverse)
+        if condition * _LEAST_EIGENVALUE < 1:
+            return inverse, None
+    # A tenth of the speed, and seldom needed: with alpha below 1 the matrix is well-conditioned.
+    values, vectors = torch.linalg.eigh(matrix)
+    known = values > _LEAST_EIGENVALUE * values[-1]
+    kept = vectors[:, known]
+    inverse = (kept / values[known]) @ kept.T
+    return inverse, vectors[:, ~known]
+
+
+def _one_norm(matrix: Tensor) -> Tensor:
+    return matrix.abs().sum(0).max()

@@ -1,0 +1,200 @@
+"""The statistics of a study's models: made once, and kept beside the study."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretomerge.config.calibration import CalibrationData
+from paretomerge.config.settings import StudySettings
+from paretomerge.errors import CheckpointError, ConfigError
+from paretomerge.evaluate.function_digest import file_digest
+from paretomerge.evaluate.measures import Task
+from paretomerge.merging.methods import METHODS
+from paretomerge.merging.statistics import (
+    MANIFEST_FILE,
+    STATISTIC_KINDS,
+    Manifest,
+    StatisticKind,
+)
+from paretomerge.space.sources import model_path
+from paretomerge.space.specs import WeightSpace
+from paretomerge.study.parts import StudyParts
+
+if TYPE_CHECKING:
+    from paretomerge.calibration import Example
+
+_DIGITS = 16
+
+
+def make_calibration(parts: StudyParts) -> None:
+    """Make the statistics of a study in its folder, unless they are there.
+
+    Args:
+        parts: The study. Nothing is made if its statistics are a folder of the user's, or if its
+            methods need none.
+
+    Raises:
+        ConfigError: The folder holds statistics that were made of other text, or the text of a
+            model is missing.
+        CheckpointError: A model cannot be read, or the folder cannot be written.
+    """
+    settings = parts.settings
+    wanted = settings.calibration
+    kinds = needed_kinds(settings)
+    folder = settings.calibration_folder
+    if not isinstance(wanted, CalibrationData) or not kinds:
+        return
+    assert folder is not None
+    origin = calibration_digest(settings)
+    if (folder / MANIFEST_FILE).is_file():
+        _check_origin(folder, origin)
+        return
+    # Imported here: this runs the models, and needs torch and transformers.
+    from paretomerge.calibration import calibrate
+
+    texts = calibration_texts(parts, wanted)
+    try:
+        calibrate(
+            parts.pool.base,
+            list(texts),
+            texts,
+            folder,
+            kinds=kinds,
+            examples=wanted.examples,
+            max_tokens=wanted.max_tokens,
+            batch_size=settings.evaluation.batch_size,
+            alpha=wanted.alpha,
+            add_bos_token=settings.evaluation.add_bos_token,
+            device=settings.device,
+            origin=origin,
+        )
+    except CheckpointError:
+        # Another search of the same study may have made them meanwhile.
+        if not (folder / MANIFEST_FILE).is_file():
+            raise
+        _check_origin(folder, origin)
+
+
+def with_preview_statistics(settings: StudySettings, folder: Path) -> StudySettings:
+    """Settings whose statistics are there, for a study that has not made its own yet.
+
+    Args:
+        settings: The study.
+        folder: A temporary folder. It gets statistics of one example, which have the shapes of all.
+
+    Returns:
+        The settings, with that folder as `calibration` where the study has none yet.
+    """
+    wanted = settings.calibration
+    made = settings.calibration_folder
+    if not isinstance(wanted, CalibrationData) or made is None:
+        return settings
+    if not needed_kinds(settings) or (made / MANIFEST_FILE).is_file():
+        return settings
+    few = replace(settings, calibration=replace(wanted, examples=1), out=folder)
+    make_calibration(StudyParts(few))
+    return replace(settings, calibration=str(few.calibration_folder))
+
+
+def _check_origin(folder: Path, origin: str) -> None:
+    if Manifest.read(folder).origin != origin:
+        raise ConfigError(
+            f"calibration: {folder} holds statistics that were made of other text, or with other "
+            "settings; remove it, or set another `out`"
+        )
+
+
+def needed_kinds(settings: StudySettings) -> tuple[StatisticKind, ...]:
+    """The kinds of statistics that the methods of a study need."""
+    if not isinstance(settings.space, WeightSpace):
+        return ()
+    needed = {METHODS[method].statistics for method in settings.space.methods}
+    return tuple(kind for kind in STATISTIC_KINDS if kind in needed)
+
+
+def calibration_digest(settings: StudySettings) -> str:
+    """A digest of the text that the models of a study read, or of the statistics that it is given.
+
+    Returns:
+        16 hexadecimal digits; "" for a study without statistics, or if there are none yet.
+    """
+    wanted = settings.calibration
+    if wanted is None:
+        return ""
+    if not isinstance(wanted, CalibrationData):
+        assert settings.calibration_folder is not None
+        return file_digest(settings.calibration_folder / MANIFEST_FILE)
+    content: dict[str, Any] = {}
+    for model, text in wanted.data.items():
+        if isinstance(text, str):
+            content[model] = file_digest(settings.root / text)
+        else:
+            content[model] = dict(text)
+    described = [
+        content,
+        wanted.examples,
+        wanted.max_tokens,
+        wanted.alpha,
+        needed_kinds(settings),
+    ]
+    digest = hashlib.sha256(json.dumps(described).encode())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def calibration_texts(
+    parts: StudyParts, wanted: CalibrationData
+) -> "dict[str, list[Example]]":
+    """The examples that each model of a study reads.
+
+    Args:
+        parts: The study.
+        wanted: Which they are.
+
+    Returns:
+        Path of a model -> its examples. Those of a task are its search examples.
+    """
+    from paretomerge.calibration import read_examples
+
+    root = parts.settings.root
+    texts: dict[str, list[Example]] = {}
+    for model, text in wanted.data.items():
+        path = model_path(root, model)
+        if isinstance(text, str):
+            texts[path] = read_examples(root / text)
+        else:
+            texts[path] = _examples_of(parts, text["task"])
+    return texts
+
+
+def task_examples(settings: StudySettings, task: str) -> "list[Example]":
+    """The search examples of a task as calibration text, never its held-out ones.
+
+    Args:
+        settings: The study that says how the task's questions are put.
+        task: The task.
+
+    Returns:
+        Its prompts with their right answers.
+
+    Raises:
+        EvaluationError: The task is missing, or its data cannot be loaded.
+        ConfigError: The task has no written answers.
+    """
+    return _examples_of(StudyParts(settings), task)
+
+
+def _examples_of(parts: StudyParts, task: str) -> "list[Example]":
+    from paretomerge.calibration.text import examples_of_task
+
+    measure = _task_of_study(parts.settings, task)
+    return examples_of_task(parts.search_examples(measure))
+
+
+def _task_of_study(settings: StudySettings, name: str) -> Task:
+    """A task with the prompts that the study has for it."""
+    for measure in settings.measures:
+        if isinstance(measure, Task) and measure.task == name:
+            return replace(measure, direction=None)
+    return Task(name)
