@@ -156,6 +156,8 @@ class ExpandedWeights:
         self.emr = emr_model
         self.task = task
         self.folder = emr_model.folder
+        # Its weights are in no file: they are computed from three.
+        self.weight_folders: tuple[Path, ...] = ()
         self.tokenizer_folder = emr_model.folder
         self.config: ModelConfig = emr_model.unified.config
         self.headers: Mapping[str, Header] = emr_model.unified.headers
