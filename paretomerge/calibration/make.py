@@ -117,7 +117,7 @@ def calibrate(  # noqa: PLR0913 - the options of a calibration, all with a defau
     folder = Path(read_path("out", out))
     overwrite = flag("overwrite", overwrite)
     _check_kinds(kinds)
-    texts = _texts(models, data)
+    texts = calibration_texts(models, data)
     _check_target(folder, overwrite)
     options = _Options(
         base=read_model("base", base),
@@ -153,10 +153,21 @@ def _share(name: str, value: float) -> float:
     return float(value)
 
 
-def _texts(
+def calibration_texts(
     models: Sequence[str], data: Mapping[str, CalibrationText]
 ) -> dict[str, Sequence[Example]]:
-    """The examples of each model."""
+    """The examples of each model.
+
+    Args:
+        models: The models.
+        data: Model -> its text.
+
+    Returns:
+        Model -> its examples, in the order of the models.
+
+    Raises:
+        ConfigError: A model has no text, or a text is of no model.
+    """
     if isinstance(models, str) or not models:
         raise ConfigError("models: list the fine-tunes, such as ['./math', './code']")
     errors = ErrorCollector()

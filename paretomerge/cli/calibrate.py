@@ -1,6 +1,6 @@
-"""The command `calibrate`: statistics of models on text, for merges that need data."""
+"""The commands `calibrate` and `learn-weights`: models on text, for merges that need data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,35 @@ if TYPE_CHECKING:
     from paretomerge.calibration import Example
 
 
+Base = Annotated[
+    str, typer.Argument(help="The model that MODELS come from.", show_default=False)
+]
+Models = Annotated[
+    list[str], typer.Argument(help="The fine-tunes.", show_default=False)
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="MODEL=FILE: what MODEL reads, a text or JSONL file; give one for each model.",
+        show_default=False,
+    ),
+]
+StudyOfTasks = Annotated[
+    Path | None,
+    typer.Option("--study", help="A study.yaml, for --task.", show_default=False),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="MODEL=TASK: MODEL reads the search examples of a task of --study.",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="The longest example, in tokens.", min=2)]
+BatchSize = Annotated[int, typer.Option(help="Examples in one forward pass.", min=1)]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+
+
 class Kind(StrEnum):
     """What is measured."""
 
@@ -24,31 +53,12 @@ class Kind(StrEnum):
 
 
 def calibrate(  # noqa: PLR0913 - the options of a command
-    base: Annotated[
-        str,
-        typer.Argument(help="The model that MODELS come from.", show_default=False),
-    ],
-    models: Annotated[
-        list[str], typer.Argument(help="The fine-tunes.", show_default=False)
-    ],
+    base: Base,
+    models: Models,
     out: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="MODEL=FILE: what MODEL reads, a text or JSONL file; give one for each model.",
-            show_default=False,
-        ),
-    ] = None,
-    study: Annotated[
-        Path | None, typer.Option(help="A study.yaml, for --task.", show_default=False)
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="MODEL=TASK: MODEL reads the search examples of a task of --study.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Data = None,
+    study: StudyOfTasks = None,
+    task: Tasks = None,
     kind: Annotated[
         list[Kind] | None,
         typer.Option(help="What to measure; may be given again. Default: regmean."),
@@ -69,13 +79,9 @@ def calibrate(  # noqa: PLR0913 - the options of a command
     examples: Annotated[
         int, typer.Option(help="Most examples that a model reads.", min=1)
     ] = 256,
-    max_tokens: Annotated[
-        int, typer.Option(help="The longest example, in tokens.", min=2)
-    ] = 512,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples in one forward pass.", min=1)
-    ] = 8,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    max_tokens: MaxTokens = 512,
+    batch_size: BatchSize = 8,
+    device: Device = "cpu",
     quiet: Quiet = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -88,17 +94,7 @@ def calibrate(  # noqa: PLR0913 - the options of a command
     kinds = [entry.value for entry in kind or []]
     if through_merge:
         kinds.append("regmean_pp")
-    texts: dict[str, Path | Sequence[Example]] = {}
-    for model, file in _pairs("--data", data, models).items():
-        texts[model] = Path(file)
-    tasks = _pairs("--task", task, models)
-    if tasks:
-        texts |= _task_texts(study, tasks)
-
-    def tell(message: str) -> None:
-        if not quiet:
-            session.console().print(message, highlight=False, soft_wrap=True)
-
+    texts = _texts(data, study, task, models)
     folder = measure(
         base,
         models,
@@ -111,13 +107,99 @@ def calibrate(  # noqa: PLR0913 - the options of a command
         alpha=alpha,
         device=device,
         overwrite=overwrite,
-        on_progress=tell,
+        on_progress=_teller(quiet),
     )
     session.console().print(
         f"{folder} is written; a recipe uses it as `calibration: {folder}`",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def learn_weights(  # noqa: PLR0913 - the options of a command
+    base: Base,
+    models: Models,
+    out: Annotated[
+        Path, typer.Option(help="Recipe file to write.", show_default=False)
+    ],
+    data: Data = None,
+    study: StudyOfTasks = None,
+    task: Tasks = None,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            help="Groups of layers with weights of their own. Default: 4.", min=1
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="The most steps.", min=0)] = 300,
+    lr: Annotated[
+        float, typer.Option("--lr", help="Adam's learning rate.", min=0)
+    ] = 0.01,
+    examples: Annotated[
+        int,
+        typer.Option(help="Most examples of a model; a quarter is split off.", min=2),
+    ] = 128,
+    max_tokens: MaxTokens = 512,
+    batch_size: BatchSize = 8,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
+    ] = False,
+) -> None:
+    """Learn the weights of a task arithmetic from text, without labels (AdaMerging).
+
+    OUT is a recipe for `paretomerge merge`.
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; replace it with --overwrite")
+    texts = _texts(data, study, task, models)
+    from paretomerge.calibration.learn import learn_weights as learn
+    from paretomerge.calibration.learn import write_recipe
+
+    learned = learn(
+        base,
+        models,
+        texts,
+        groups=groups,
+        lr=lr,
+        steps=steps,
+        examples=examples,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        device=device,
+        on_progress=_teller(quiet),
+    )
+    write_recipe(learned, out)
+    session.console().print(
+        f"{out} is written; merge it with `paretomerge merge {out} FOLDER`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _texts(
+    data: Sequence[str] | None,
+    study: Path | None,
+    task: Sequence[str] | None,
+    models: Sequence[str],
+) -> "dict[str, Path | Sequence[Example]]":
+    """Model -> its text, from --data and --task."""
+    texts: dict[str, Path | Sequence[Example]] = {}
+    for model, file in _pairs("--data", data, models).items():
+        texts[model] = Path(file)
+    tasks = _pairs("--task", task, models)
+    if tasks:
+        texts |= _task_texts(study, tasks)
+    return texts
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    def tell(message: str) -> None:
+        if not quiet:
+            session.console().print(message, highlight=False, soft_wrap=True)
+
+    return tell
 
 
 def _pairs(

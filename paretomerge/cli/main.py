@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from paretomerge.cli import emr, extract, moe, session, twin, watching
-from paretomerge.cli.calibrate import calibrate
+from paretomerge.cli.calibrate import calibrate, learn_weights
 from paretomerge.cli.options import (
     AllowMismatch,
     AsJson,
@@ -472,6 +472,7 @@ def methods(as_json: AsJson = False) -> None:
 
 
 app.command(short_help="Measure models on text, for merges that need data.")(calibrate)
+app.command(short_help="Learn merge weights from text.")(learn_weights)
 
 
 @app.command(short_help="Show how similar fine-tunes are.")

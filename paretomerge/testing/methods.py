@@ -349,7 +349,7 @@ def _is_share(parameter: Parameter) -> bool:
     # True == 1.0 in Python, so a flag would pass the comparison below.
     if isinstance(parameter.default, bool):
         return False
-    if parameter.name == "weight":
+    if parameter.name in ("weight", "vote"):
         return False
     return parameter.default == 1.0 and parameter.low == 0.0
 

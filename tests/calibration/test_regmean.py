@@ -220,3 +220,50 @@ def test_steps_can_be_merges_that_need_data(pico: Path, pico_calibration: Path):
     direct = dict(merged_tensors(make_plan(inner)))
     for name, tensor in merged_tensors(make_plan(several)):
         assert torch.equal(tensor, direct[name])
+
+
+def test_regmean_pp_layer_by_layer(pico: Path, pico_calibration: Path):
+    """The published loop, written down with whole models and without batches."""
+    alpha = 0.9
+    models, ids = {}, {}
+    for expert in EXPERTS:
+        loaded = AutoModelForCausalLM.from_pretrained(pico / expert)
+        models[expert] = loaded.float().eval()
+        ids[expert] = sequences(pico / expert, pico_examples(expert))
+    states = {expert: model.state_dict() for expert, model in models.items()}
+    expected = {}
+    for name in states["ada"]:
+        expected[name] = sum(states[expert][name] for expert in EXPERTS) / 3
+    walking = AutoModelForCausalLM.from_pretrained(pico / "base").float().eval()
+    linear = [
+        name.removesuffix(".weight")
+        for name, tensor in expected.items()
+        if "proj" in name or name == "lm_head.weight"
+    ]
+    for layer in (*range(4), None):
+        prefix = "lm_head" if layer is None else f"model.layers.{layer}."
+        modules = [module for module in linear if module.startswith(prefix)]
+        grams = {}
+        for expert in EXPERTS:
+            # Merged below the layer, and the expert's own layer
+            own = {n: t for n, t in states[expert].items() if n.startswith(prefix)}
+            walking.load_state_dict(expected | own)
+            for module in modules:
+                grams[expert, module] = gram_by_hand(walking, module, ids[expert])
+        for module in modules:
+            name = f"{module}.weight"
+            weights = [states[expert][name] for expert in EXPERTS]
+            of_module = [grams[expert, module] for expert in EXPERTS]
+            merged = regmean_by_hand(weights, of_module, alpha)
+            expected[name] = merged.float()
+    plan = make_plan(recipe(pico, pico_calibration, "regmean_pp", EXPERTS))
+    plain = make_plan(recipe(pico, pico_calibration, "regmean", EXPERTS))
+    others = dict(merged_tensors(plain))
+    differences = []
+    for name, tensor in merged_tensors(plan):
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=1e-4, atol=5e-6, msg=name
+        )
+        differences.append(float((tensor - others[name]).abs().max()))
+    # It is not RegMean, whose inputs come through the sources' own layers.
+    assert max(differences) > 1e-3

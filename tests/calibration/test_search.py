@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import paretomerge as pm
 from paretomerge.checkpoint.reader import Checkpoint
+from paretomerge.cli.main import main
 from paretomerge.errors import ConfigError
 from paretomerge.merging.engine import merge
 from paretomerge.space.sources import named_sources
@@ -187,3 +188,36 @@ def test_the_command(pico: Path, tmp_path: Path):
     assert content["through_merge"]["alpha"] == 0.5
     refused = run("--data", "eve=ada.txt", "--overwrite")
     assert refused.returncode == 1 and "unknown model 'eve'" in refused.stderr
+
+
+def test_the_command_that_learns(pico: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for expert in ("ada", "bob"):
+        (tmp_path / f"{expert}.txt").write_text(TEXTS[expert] * 3)
+
+    def run(*more: str) -> int:
+        command = ["paretomerge", "learn-weights", str(pico / "base")]
+        command += [str(pico / "ada"), str(pico / "bob"), "--out", "recipe.yml"]
+        command += ["--data", "ada=ada.txt", "--data", "bob=bob.txt", *more]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    options = ("--steps", "2", "--groups", "2", "--max-tokens", "10")
+    assert run(*options) == 0
+    assert "step 0: KL" in capsys.readouterr().out
+    assert pm.Recipe.load("recipe.yml").merge_method == "task_arithmetic"
+    assert run(*options) == 1
+    assert "recipe.yml: exists; replace it with --overwrite" in capsys.readouterr().err
+    assert run(*options, "--overwrite", "--quiet") == 0
+    assert "step" not in capsys.readouterr().out
+
+
+def test_a_preview_leaves_nothing_behind(pico: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = study(pico, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    preview = mine.preview(measure=False)
+    assert preview.baselines == 7
+    assert sorted(tmp_path.rglob("*")) == before

@@ -42,10 +42,14 @@ def sce(inputs: Inputs) -> BlockMerger:
     if selected_deltas is None:
         return _base_block
     weights = _mean_square_weights(inputs, selected_deltas)
+    votes = []
+    for vote, scale in zip(inputs.per_source("vote"), scales, strict=True):
+        if scale != 0:
+            votes.append(vote)
 
     def merge_block(block: Block) -> Tensor:
         deltas = selected_deltas(block)
-        signs = elect_signs(deltas)
+        signs = elect_signs(deltas, votes)
         merged = torch.zeros_like(signs)
         divisor = torch.zeros_like(signs)
         for delta, weight in zip(deltas, weights, strict=True):

@@ -35,6 +35,7 @@ RESCALE = Parameter("rescale", default=True, choices=(True, False, "inverse_dens
 NO_RESCALE = Parameter(
     "rescale", default=False, choices=(True, False, "inverse_density")
 )
+VOTE = Parameter("vote", default=1.0, per_source=True, low=0.0)
 T = Parameter("t")
 RAM_EPSILON = Parameter("epsilon", default=1e-5, low=0.0)
 ALPHA = Parameter("alpha", default=0.9, low=0.0, high=1.0)
@@ -157,7 +158,7 @@ _ROWS = (
     Method(
         "ties",
         "task_vectors",
-        (WEIGHT, DENSITY, LAMBDA, NORMALIZE, NO_RESCALE),
+        (WEIGHT, DENSITY, LAMBDA, NORMALIZE, NO_RESCALE, VOTE),
         ns_per_entry=5.6,
         baseline_density=0.2,  # the top 20 %, as published
         rule="keep each tau's largest entries, elect signs, average what agrees",
@@ -174,7 +175,7 @@ _ROWS = (
     Method(
         "dare_ties",
         "task_vectors",
-        (WEIGHT, DENSITY, LAMBDA, RESCALE, NO_NORMALIZE),
+        (WEIGHT, DENSITY, LAMBDA, RESCALE, NO_NORMALIZE, VOTE),
         ns_per_entry=6.2,
         rule="drop entries at random, rescale, elect signs, sum what agrees",
         paper="Yu et al. 2024, arXiv 2311.03099",
@@ -182,7 +183,7 @@ _ROWS = (
     Method(
         "della",
         "task_vectors",
-        (WEIGHT, DENSITY, EPSILON, LAMBDA, RESCALE, NORMALIZE),
+        (WEIGHT, DENSITY, EPSILON, LAMBDA, RESCALE, NORMALIZE, VOTE),
         check=_check_keep_probabilities,
         ns_per_entry=11.2,
         rule="drop entries at random, small ones of a row more often, rescale, elect signs",
@@ -208,7 +209,7 @@ _ROWS = (
     Method(
         "breadcrumbs_ties",
         "task_vectors",
-        (WEIGHT, DENSITY, GAMMA, LAMBDA, NO_RESCALE, NO_NORMALIZE),
+        (WEIGHT, DENSITY, GAMMA, LAMBDA, NO_RESCALE, NO_NORMALIZE, VOTE),
         ns_per_entry=5.7,
         rule="drop the top gamma and the bottom 1 - density - gamma by magnitude, elect signs",
         paper="Davari and Belilovsky 2024, arXiv 2312.06795",
@@ -217,7 +218,7 @@ _ROWS = (
     Method(
         "sce",
         "entrywise",
-        (SCE_WEIGHT, Parameter("select_topk", default=1.0, low=0.0)),
+        (SCE_WEIGHT, Parameter("select_topk", default=1.0, low=0.0), VOTE),
         ns_per_entry=10.5,
         baseline_weight=1.0,  # as published: without weights
         rule="keep what varies most over the models, weigh by mean squares, erase minority signs",

@@ -138,6 +138,8 @@ def _elected_sum(
     sources = range(inputs.n_sources)
     used = [i for i in sources if weights[i] != 0]
     used_weights = [weights[i] for i in used]
+    all_votes = inputs.per_source("vote")
+    votes = [all_votes[i] for i in used]
 
     def merge_block(block: Block) -> Tensor:
         if not used:
@@ -147,25 +149,32 @@ def _elected_sum(
             sparsify = sparsifiers[i]
             delta = sparsify(block.delta(i), block)
             deltas.append(times_(delta, weights[i]))
-        merged = _disjoint_merge_(deltas, used_weights, normalize)
+        merged = _disjoint_merge_(deltas, used_weights, votes, normalize)
         return times_(merged, scale).add_(block.base)
 
     return merge_block
 
 
-def elect_signs(deltas: Sequence[Tensor]) -> Tensor:
-    """The elected sign of each entry, sgn(sum tau_i).
+def elect_signs(deltas: Sequence[Tensor], votes: Sequence[float]) -> Tensor:
+    """The elected sign of each entry, sgn(sum v_i tau_i).
 
-    Yadav et al. 2023, sec. 3, "elect".
+    Yadav et al. 2023, sec. 3, "elect", with v_i = 1.
 
     Args:
         deltas: Weighted tau_i, so that a negative weight turns its model's vote.
+        votes: v_i, which count in the election alone.
 
     Returns:
         1 or -1 per entry; a sum of 0 counts as +.
     """
+    if all(vote == 1 for vote in votes):
+        total = sum_tensors(deltas)
+    else:
+        total = torch.zeros_like(deltas[0])
+        for delta, vote in zip(deltas, votes, strict=True):
+            total.add_(delta * vote)
     # Adding 0 turns -0 into +0.
-    total = sum_tensors(deltas).add_(0.0)
+    total.add_(0.0)
     # The sign bit of the sum and the other bits of 1: a third of the time of torch.copysign.
     bits = total.view(torch.int32)
     bits.bitwise_and_(_SIGN_BIT).bitwise_or_(_BITS_OF_ONE)
@@ -175,6 +184,7 @@ def elect_signs(deltas: Sequence[Tensor]) -> Tensor:
 def _disjoint_merge_(
     deltas: Sequence[Tensor],
     weights: Sequence[float],
+    votes: Sequence[float],
     normalize: bool,
 ) -> Tensor:
     """Sum of the entries that have the elected sign, or their average.
@@ -184,12 +194,13 @@ def _disjoint_merge_(
     Args:
         deltas: w_i tau_i; written to.
         weights: w_i.
+        votes: v_i; see `elect_signs`.
         normalize: Whether to divide each entry by the sum of the weights that agree.
 
     Returns:
         A new tensor.
     """
-    signs = elect_signs(deltas)
+    signs = elect_signs(deltas, votes)
     # |w_i tau_i| where it has the elected sign, else 0
     for delta in deltas:
         delta.mul_(signs).clamp_min_(0)
