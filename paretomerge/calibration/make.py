@@ -379,7 +379,10 @@ class _Calibration:
                 file = f"{_file_name(model, number)}.regmean_pp.safetensors"
                 _rename(writer, self.folder / f"part-{number}", self.folder / file)
                 (self.folder / f"part-{number}").rmdir()
-                files[model] = StatisticFile(file, entries)
+                own = {}
+                for tensor, entry in entries.items():
+                    own[walk.name_in_source(model, tensor)] = entry
+                files[model] = StatisticFile(file, own)
         return files
 
 

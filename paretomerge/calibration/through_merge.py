@@ -211,6 +211,13 @@ class MergeWalk:
         if behind:
             yield from self._measure_behind(behind)
 
+    def name_in_source(self, source: str, tensor: str) -> str:
+        """The name that a source has for a tensor of the base."""
+        for ref in self._jobs[tensor].sources:
+            if ref.model == source:
+                return ref.name
+        return tensor
+
     def _inputs_of(self, layer: int | None) -> list[SharedInput]:
         found = []
         for shared in self.inputs:

@@ -1,12 +1,13 @@
 """RegMean from end to end: text, statistics, merge, against the formula written down again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretomerge.calibration import Example, calibrate
@@ -16,6 +17,7 @@ from paretomerge.calibration.inputs import (
     measure_inputs,
 )
 from paretomerge.calibration.text import Tokens, make_batches
+from paretomerge.errors import RecipeError
 from paretomerge.merging.engine import merged_tensors
 from paretomerge.merging.live.in_place import ResidentModel
 from paretomerge.merging.plan.make import make_plan
@@ -26,6 +28,7 @@ from tests.calibration.models import (
     regmean_by_hand,
     save_gpt2,
 )
+from tests.checkpoint.test_adapter import Q, adapter, factors
 from tests.conftest import EXPERTS, pico_examples
 
 ALPHA = 0.8
@@ -267,3 +270,34 @@ def test_regmean_pp_layer_by_layer(pico: Path, pico_calibration: Path):
         differences.append(float((tensor - others[name]).abs().max()))
     # It is not RegMean, whose inputs come through the sources' own layers.
     assert max(differences) > 1e-3
+
+
+def test_adapters_and_other_names(pico: Path, tmp_path: Path):
+    """A source may have an adapter, or be saved without the prefix of its base model."""
+    lora = adapter(tmp_path / "lora", factors(Q, (16, 16)))
+    adapted = f"{pico}/ada+{lora}"
+    renamed = tmp_path / "bob"
+    shutil.copytree(pico / "cyd", renamed)
+    tensors = load_file(renamed / "model.safetensors")
+    short = {name.removeprefix("model."): t for name, t in tensors.items()}
+    save_file(short, renamed / "model.safetensors", metadata={"format": "pt"})
+    texts = {adapted: pico_examples("ada", 4), str(renamed): pico_examples("cyd", 4)}
+    kinds = ("regmean", "regmean_pp", "fisher")
+    statistics = calibrate(
+        str(pico / "base"), list(texts), texts, tmp_path / "s", kinds=kinds
+    )
+    for kind in kinds:
+        data = {
+            "merge_method": kind,
+            "base_model": str(pico / "base"),
+            "models": [{"model": model} for model in texts],
+            "calibration": str(statistics),
+            "dtype": "float32",
+        }
+        plan = make_plan(data)
+        assert not plan.notes
+        job = next(job for job in plan.jobs if job.name == f"{Q}.weight")
+        assert all(plan.statistic(ref) is not None for ref in job.sources)
+    plain = {"models": [{"model": str(pico / "ada")}, {"model": str(renamed)}]}
+    with pytest.raises(RecipeError, match=r"no statistics of .*/ada as it is now"):
+        make_plan(data | plain)

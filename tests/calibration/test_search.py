@@ -152,6 +152,9 @@ def test_settings_go_to_a_file_and_back(pico: Path, tmp_path: Path, monkeypatch)
     assert settings.calibration == mine.settings.calibration
     assert settings.calibration_folder == settings.out_folder / "calibration"
     assert len(calibration_digest(settings)) == 16
+    written = study(pico, tmp_path, objectives=[pm.Sparsity()])
+    written.to_yaml("study.yaml")
+    assert pm.load_study("study.yaml").settings.calibration == settings.calibration
     folder = study(pico, tmp_path, calibration="statistics")
     assert folder.settings.calibration_folder == tmp_path / "statistics"
     for calibration, message in (
