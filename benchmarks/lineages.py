@@ -73,8 +73,6 @@ def search(name: str, seed: int, scorer: RecipeScorer) -> Entry:
         "best mean": int(np.argmax(values.mean(1))),
     }
     entry: Entry = {"front": front_scores, "evaluations": len(scored)}
-    merge_seconds = [trial.seconds["merge"] for trial in scored]
-    entry["merge seconds"] = max(merge_seconds)
     for label, number in picks.items():
         recipe = scored[number].recipe
         entry[label] = scorer.held_out(recipe)
@@ -113,11 +111,12 @@ def table() -> str:
     for name in _BESIDE_UNTUNED:
         # Without the watched tasks.
         cells = family.untuned_row(FAMILY, name, untuned[name], reference)
-        rows.append([*cells[: 3 + len(FAMILY.objectives)], "", ""])
+        rows.append([*cells[: 4 + len(FAMILY.objectives)], "", "", ""])
     others = read_entries(FAMILY.results)
     for name in _BESIDE:
         entries = [entry for entry in others if entry["search"] == name]
-        rows.append([*_search_cells(name, entries, reference), "60", ""])
+        cells = _search_cells(name, entries, reference)
+        rows.append([*cells, str(len(entries)), str(FAMILY.trials), ""])
     lineages = read_entries(FILE)
     for name in SEARCHES:
         entries = [entry for entry in lineages if entry["search"] == name]
@@ -126,9 +125,10 @@ def table() -> str:
         evaluations = _numbers(entries, "evaluations")
         merges = _numbers(entries, "merges of the best mean")
         cells = _search_cells(name, entries, reference)
-        rows.append([*cells, evaluations, merges])
+        rows.append([*cells, str(len(entries)), evaluations, merges])
     header = ["", *FAMILY.objectives, "mean", "mean of the best mean", "hypervolume"]
-    return markdown_table([*header, "evaluations", "merges in its lineage"], rows)
+    header += ["runs", "evaluations", "merges in the lineage of the best mean"]
+    return markdown_table(header, rows)
 
 
 def _search_cells(

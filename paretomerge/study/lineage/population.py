@@ -128,9 +128,10 @@ class Population:
         """The best `size` members, in their order."""
         if len(members) <= self.size:
             return list(members)
-        best = best_first(members, self.objectives, self.compare)[: self.size]
+        ranked = best_first(members, self.objectives, self.compare)
+        best = {member.number for member in ranked[: self.size]}
         # In their order, because a member's place decides when it has a child.
-        return [member for member in members if member in best]
+        return [member for member in members if member.number in best]
 
     def _values(self, trial: Trial) -> Array:
         return values_of(trial, self.objectives)
