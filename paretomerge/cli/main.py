@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import emr, extract, moe, session, twin, watching
+from paretomerge.cli import emr, extract, families, moe, session, twin, watching
 from paretomerge.cli.calibrate import calibrate, learn_weights
 from paretomerge.cli.options import (
     AllowMismatch,
@@ -221,7 +221,12 @@ def front(study_yaml: StudyFile, as_json: AsJson = False) -> None:
 
 @app.command(short_help="Choose a merge and write its checkpoint.")
 def pick(
-    study_yaml: StudyFile,
+    study_yaml: Annotated[
+        Path,
+        typer.Argument(
+            help="study.yaml, or a folder of `pareto-merge`.", show_default=False
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -241,7 +246,14 @@ def pick(
     ] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Choose one merge, say how sure the choice is, and write it as a checkpoint."""
+    """Choose one merge, say how sure the choice is, and write it as a checkpoint.
+
+    From the folder of a family it writes the merge for a preference over the sources.
+    """
+    if study_yaml.is_dir():
+        families.check_no_trial_options(trial, knee, refine)
+        families.pick_from_family(study_yaml, out, prefer, overwrite)
+        return
     from paretomerge.decide.pick import Choice, check_out, choose
     from paretomerge.report.tables import trials_table
 
@@ -274,6 +286,11 @@ def pick(
     session.console().print(table)
     if decision is not None:
         session.show_decision(decision)
+
+
+app.command("pareto-merge", short_help="Write one folder for all preferences.")(
+    families.pareto_merge
+)
 
 
 @app.command()

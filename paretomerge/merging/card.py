@@ -63,7 +63,7 @@ def model_card(
     Returns:
         Markdown with the front matter of the Hugging Face Hub.
     """
-    licences = _licences(plan)
+    licences = licences_of(plan)
     stated = {model: licences.get(model) for model in plan.recipe.source_models}
     return _CARD.format(
         front_matter=front_matter(
@@ -143,7 +143,7 @@ def front_matter(
     return yaml.safe_dump(front, sort_keys=False)
 
 
-def _licences(plan: Plan) -> dict[str, str | None]:
+def licences_of(plan: Plan) -> dict[str, str | None]:
     """Model -> licence, with those of earlier steps; None where one of its parts states none."""
     return {model: licence_of(weights) for model, weights in _sources(plan).items()}
 
