@@ -9,7 +9,13 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
-from paretomerge.evaluate.evaluator import PerExample, Score, Split, evaluators_in
+from paretomerge.evaluate.evaluator import (
+    Candidate,
+    PerExample,
+    Score,
+    Split,
+    evaluators_in,
+)
 from paretomerge.evaluate.harness import HarnessEvaluator
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
@@ -191,6 +197,13 @@ class RecipeScorer:
             assert evaluator is not None
             self._scores[key] = dict(evaluator.evaluate(candidate, examples))
         return self._scores[key]
+
+    def score_model(
+        self, model: Any, tokenizer: Any, examples: Split
+    ) -> dict[str, float]:
+        """Objectives of a loaded model that no recipe describes: name -> score."""
+        candidate = Candidate(model, tokenizer, {})
+        return plain_scores(self._study.goals.evaluator.evaluate(candidate, examples))
 
     def held_out_objectives(
         self, recipe: Recipe, n_examples: int | None = None

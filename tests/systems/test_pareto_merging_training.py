@@ -19,7 +19,7 @@ from tests.cli.test_cli import paretomerge
 from tests.conftest import EXPERTS, pico_states, save_pico
 
 SETTINGS = TrainingSettings(
-    steps=30, learning_rate=2e-3, batch_size=8, new_tokens=3, check_every=10
+    steps=30, learning_rate=2e-2, batch_size=8, new_tokens=3, check_every=10
 )
 
 
