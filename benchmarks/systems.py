@@ -33,14 +33,18 @@ from benchmarks.reporting import (
 )
 from benchmarks.smollm import EXAMPLE, OVERRIDES
 from benchmarks.study_api import RecipeScorer
+from paretomerge.calibration import calibrate, learn_weights
 from paretomerge.examples import SPECIALISTS
 from paretomerge.merging.engine import merge
+from paretomerge.merging.statistics import StatisticKind
 from paretomerge.recipe import Recipe
+from paretomerge.study.calibration import task_examples
 from paretomerge.suggest import suggest
 from paretomerge.systems.emr import emr
 from paretomerge.systems.expand import expand
 from paretomerge.systems.lora import extract_lora
 from paretomerge.systems.moe import write_moe
+from paretomerge.systems.pareto_merging import pareto_merge
 from paretomerge.systems.twin import build_twin, study_prompts
 
 FILE = RESULTS / "systems.jsonl"
@@ -285,7 +289,62 @@ def twin(workshop: Workshop, seed: int) -> Made:
     return Made(seconds, size_of(out), scorer.checkpoint(str(out)))
 
 
+def texts(workshop: Workshop) -> dict[str, Any]:
+    """Model -> its task's search examples, prompts with answers."""
+    of_model = {}
+    for source, path in workshop.scorer.sources.items():
+        task = workshop.family.tasks[source]
+        examples = task_examples(workshop.scorer.study.settings, task)
+        of_model[path] = examples[:_TEXTS]
+    return of_model
+
+
+def calibrated(
+    method: str, kind: StatisticKind, **options: Any
+) -> Callable[[Workshop, int], Made]:
+    """Makes a merge that needs statistics."""
+
+    def make(workshop: Workshop, seed: int) -> Made:
+        scorer = workshop.scorer
+        out = workshop.new_folder()
+        examples = texts(workshop)
+        models = list(scorer.sources.values())
+        start = time.perf_counter()
+        calibrate(scorer.base, models, examples, out, kinds=(kind,))
+        seconds = time.perf_counter() - start
+        plain = workshop.recipe(method, {"weight": 1.0}, **options)
+        recipe = Recipe.from_dict(plain.to_dict() | {"calibration": str(out)})
+        made = merged(workshop, recipe)
+        return Made(seconds + made.seconds, made.n_bytes, made.scores)
+
+    return make
+
+
+def learned(workshop: Workshop, seed: int) -> Made:
+    """AdaMerging's weights for language models: one per source and layer group, by gradient."""
+    scorer = workshop.scorer
+    examples = texts(workshop)
+    start = time.perf_counter()
+    found = learn_weights(scorer.base, list(scorer.sources.values()), examples)
+    seconds = time.perf_counter() - start
+    made = merged(workshop, found.recipe)
+    return Made(seconds + made.seconds, made.n_bytes, made.scores)
+
+
+def pareto_family(workshop: Workshop, seed: int) -> Made:
+    """Pareto Merging in closed form, asked for equal weights."""
+    scorer = workshop.scorer
+    out = workshop.new_folder()
+    start = time.perf_counter()
+    # 0.4 K times the mean of the deltas: task arithmetic at 0.4, as above.
+    family = pareto_merge(scorer.base, scorer.sources, out, rank=16, scale=0.4)
+    seconds = time.perf_counter() - start
+    merge_folder = family.write("mean", workshop.new_folder())
+    return Made(seconds, size_of(out), scorer.checkpoint(str(merge_folder)))
+
+
 _ROUTER_PROMPTS = 20
+_TEXTS = 256
 
 SYSTEMS = (
     System("best model alone", "search.md", "examples", "one model", best_expert),
@@ -314,6 +373,41 @@ SYSTEMS = (
     System("first suggestion", "suggest.md", "nothing", "one model", suggested),
     System(
         "its adapter, 90 % of the energy", "lora.md", "nothing", "an adapter", adapter
+    ),
+    System(
+        "RegMean",
+        "data-informed.md",
+        "256 answered examples of each task",
+        "one model",
+        calibrated("regmean", "regmean", alpha=0.9),
+    ),
+    System(
+        "RegMean++",
+        "data-informed.md",
+        "256 answered examples of each task",
+        "one model",
+        calibrated("regmean_pp", "regmean_pp", alpha=0.9),
+    ),
+    System(
+        "Fisher merging",
+        "data-informed.md",
+        "256 answered examples of each task, gradients",
+        "one model",
+        calibrated("fisher", "fisher"),
+    ),
+    System(
+        "learned weights",
+        "data-informed.md",
+        "256 answered examples of each task, gradients",
+        "one model",
+        learned,
+    ),
+    System(
+        "Pareto Merging, rank 16, equal weights",
+        "pareto-merging.md",
+        "nothing",
+        "a model for any preference",
+        pareto_family,
     ),
     System(
         "EMR-Merging",
