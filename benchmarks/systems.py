@@ -38,7 +38,9 @@ from paretomerge.examples import SPECIALISTS
 from paretomerge.merging.engine import merge
 from paretomerge.merging.statistics import StatisticKind
 from paretomerge.recipe import Recipe
+from paretomerge.record.trial import Trial
 from paretomerge.study.calibration import task_examples
+from paretomerge.study.study import load_study
 from paretomerge.suggest import suggest
 from paretomerge.systems.emr import emr
 from paretomerge.systems.expand import expand
@@ -343,6 +345,39 @@ def pareto_family(workshop: Workshop, seed: int) -> Made:
     return Made(seconds, size_of(out), scorer.checkpoint(str(merge_folder)))
 
 
+def regmean_search(workshop: Workshop, seed: int) -> Made:
+    """A search over weights and alpha of RegMean; the trial with the best mean search score."""
+    scorer = workshop.scorer
+    family = workshop.family
+    data = []
+    for source, path in scorer.sources.items():
+        data.append(f"{path}: {{task: {family.tasks[source]}}}")
+    overrides = (
+        *family.overrides,
+        "space={methods: [regmean]}",
+        f"calibration={{data: {{{', '.join(data)}}}}}",
+        f"out={workshop.new_folder()}",
+        f"trials={_TRIALS}",
+        f"seed={seed}",
+    )
+    with load_study(family.study, overrides) as study:
+        start = time.perf_counter()
+        study.optimize(held_out=False, show_progress_bar=False)
+        trials = [trial for trial in study.get_trials() if not trial.failure]
+        evaluating = sum(trial.seconds.get("evaluate", 0.0) for trial in trials)
+        seconds = time.perf_counter() - start - evaluating
+        best = max(trials, key=mean_of_search_scores)
+        recipe = best.recipe
+    made = merged(workshop, recipe, len(trials))
+    return Made(seconds + made.seconds, made.n_bytes, made.scores, len(trials))
+
+
+def mean_of_search_scores(trial: Trial) -> float:
+    """The mean of a trial's scores."""
+    return mean(score.value for score in trial.scores.values())
+
+
+_TRIALS = 60
 _ROUTER_PROMPTS = 20
 _TEXTS = 256
 
@@ -410,6 +445,14 @@ SYSTEMS = (
         pareto_family,
     ),
     System(
+        "search over RegMean",
+        "data-informed.md",
+        "256 answered examples of each task",
+        "one model",
+        regmean_search,
+        is_random=True,
+    ),
+    System(
         "EMR-Merging",
         "emr.md",
         "the task of each input, at inference",
@@ -432,6 +475,17 @@ SYSTEMS = (
         mixture_of_experts,
     ),
 )
+
+
+STORED = {
+    "specialists": (
+        ("MM-MO (ours)", "search.md", "specialists.jsonl", 60),
+        ("Evolver, dominance", "lineages.md", "lineages.jsonl", 60),
+        ("Model Kinship, dominance", "lineages.md", "lineages.jsonl", 60),
+    ),
+    "smollm": (("MM-MO (ours)", "search.md", "smollm.jsonl", 40),),
+}
+"""Family -> searches that other scripts have run: name, page, result file, evaluations."""
 
 
 def run(name: str, chosen: Sequence[str]) -> None:
@@ -479,11 +533,31 @@ def table() -> str:
             own = [e for e in entries if e["system"] == system.name]
             if own:
                 rows.append(row(system, own, family))
+        rows += search_rows(name, family)
         if rows:
             header = ["system", "needs", "gives", "cost", "evaluations", "size"]
             columns = [*header, *family.tasks.values(), "mean"]
             parts.append(markdown_table(columns, rows, text_columns=3))
     return "\n\n".join(parts)
+
+
+def search_rows(name: str, family: Family) -> list[list[str]]:
+    """Searches that other scripts have run: the trial with the best mean search score."""
+    rows = []
+    for title, page, file, trials in STORED[name]:
+        entries = []
+        for entry in read_entries(RESULTS / file):
+            if entry["search"] == title:
+                entries.append(entry["best mean"])
+        needs, gives = "search examples", "a front of models"
+        cells = [f"[{title}, best mean]({page})", needs, gives, "", f"{trials}", "1.00"]
+        for task in family.tasks.values():
+            cells.append(mean_and_deviation([entry[task] for entry in entries]))
+        means = []
+        for entry in entries:
+            means.append(mean(entry[task] for task in family.tasks.values()))
+        rows.append([*cells, mean_and_deviation(means)])
+    return rows
 
 
 def row(system: System, entries: Sequence[Entry], family: Family) -> list[str]:
