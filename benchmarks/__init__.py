@@ -6,6 +6,7 @@
   adapters of SmolLM2, the composed skill, routes through its layers, GSM8K.
 - `candidate`: docs/lab/smollm.md; the cost of a candidate beside the loop by hand.
 - `picks`: docs/lab/picks.md; what picks are worth, beside single-objective searches.
+- `pareto_families`: docs/lab/pareto-merging.md; one folder for all preferences, beside a study.
 - `racing`: docs/lab/evaluation.md; examples and hypervolume of searches with and without racing.
 - `dataflow`: docs/lab/routes.md; what routes through layers add to a search.
 - `stream`: docs/lab/routes.md; exactness of folded scales, time of a change of route.

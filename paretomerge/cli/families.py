@@ -28,7 +28,7 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
     energy: Annotated[
         float | None,
         typer.Option(
-            help="In place of --rank: the share of the deltas' energy that each matrix keeps."
+            help="In place of --rank: the share of its deltas' energy that each matrix keeps."
         ),
     ] = None,
     scale: Annotated[
@@ -41,9 +41,10 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
     centre: Annotated[
         str,
         typer.Option(
-            help="What the factors are added to: base, or mean for task arithmetic with lambda."
+            help="What the factors are added to: mean, which is task arithmetic with lambda, or "
+            "base."
         ),
-    ] = "base",
+    ] = "mean",
     dtype: Annotated[
         str | None, typer.Option(help="Dtype of the models. Default: the base's.")
     ] = None,

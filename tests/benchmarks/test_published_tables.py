@@ -14,6 +14,7 @@ from benchmarks import (
     long_picks,
     long_study,
     merge,
+    pareto_families,
     peers,
     picks,
     racing,
@@ -52,6 +53,7 @@ SCRIPTS = {
     "candidate": lambda: candidate.tables(read_entries(candidate.FILE)[-1]),
     "smollm": lambda: family.table(smollm.FAMILY),
     "smollm_composed": lambda: family.table(smollm_composed.FAMILY),
+    "pareto_families": pareto_families.table,
     "picks": picks.tables,
     "vllm": vllm_backend.tables,
     "scaling": scaling.tables,
@@ -72,6 +74,10 @@ def test_the_published_table_is_that_of_the_results(name):
     assert tables
     for table in tables:
         assert table in pages
+
+
+def test_the_published_plot_is_that_of_the_results():
+    assert pareto_families.PLOT.read_text() == pareto_families.plot()
 
 
 def test_result_files_hold_one_line_per_entry(tmp_path):

@@ -3,7 +3,8 @@
 Chen & Kwok 2024 (Pareto Merging, arXiv 2408.12105). Without data, the targets are
 theta_0 + lambda K tau_k, one for each source. For a preference gamma the weighted sum of squared
 distances to them is least at theta_0 + lambda K sum_k gamma_k tau_k, which is linear in gamma. So
-the low-rank structure needs no optimiser: see `factors`.
+the low-rank structure needs no optimiser: see `factors`. D_k is the difference of target k to the
+part that does not depend on the preference.
 """
 
 import math
@@ -93,7 +94,7 @@ def pareto_merge(  # noqa: PLR0913 - the options of a family, all with a default
     rank: int | None = None,
     energy: float | None = None,
     scale: float | None = None,
-    centre: str = "base",
+    centre: str = "mean",
     dtype: str | None = None,
     data: Mapping[str, str | Path] | None = None,
     training: "TrainingSettings | None" = None,
@@ -112,11 +113,13 @@ def pareto_merge(  # noqa: PLR0913 - the options of a family, all with a default
             paths by default.
         out: A new folder.
         rank: The rank r of the factors.
-        energy: In place of the rank: the share of the deltas' energy that each matrix keeps.
+        energy: In place of the rank: the share of the energy of its deltas to the centre that each
+            matrix keeps.
         scale: lambda of the targets theta_0 + lambda K tau_k. By default 1 / K: then the whole
             preference for one source gives that source, and equal shares give the average.
-        centre: What the factors are added to: the base, or `mean`, which is task arithmetic with
-            lambda. With `mean`, equal shares lose nothing to the rank.
+        centre: What the factors are added to, at full rank without a difference: `base`, or `mean`
+            for theta_0 + lambda sum_k tau_k, where equal shares lose nothing to the rank. Around
+            the mean, rank 8 loses less than rank 16 around the base (docs/lab/pareto-merging.md).
         dtype: The dtype of the models; by default the base's.
         data: Source -> a file of unlabelled texts, to train the factors on; see `training`.
         training: How to train; see `TrainingSettings`.

@@ -72,7 +72,8 @@ class Manifest:
         file = folder / FILE
         if not file.is_file():
             raise CheckpointError(
-                f"{folder}: has no {FILE}; name a folder that `paretomerge pareto-merge` wrote"
+                f"{folder}: has no {FILE}; name a study.yaml, or a folder that "
+                "`paretomerge pareto-merge` wrote"
             )
         content = read_json(file)
         if content.pop("version", None) != _VERSION:

@@ -54,7 +54,8 @@ class TrainingSettings:
             divergence is then measured on what it wrote. 0 to measure it on the texts themselves.
         max_tokens: Texts are cut to so many tokens.
         check_every: Steps between two looks at the texts that were split off.
-        patience: Looks without an improvement after which the training ends.
+        patience: Looks without an improvement after which the training ends. The first steps often
+            cost more than they bring, so that a few looks are too few.
         watched_share: The share of each source's texts that is split off, 64 texts at most.
         seed: Decides the split, the batches and the gammas.
     """
@@ -66,7 +67,7 @@ class TrainingSettings:
     new_tokens: int = 32
     max_tokens: int = 256
     check_every: int = 20
-    patience: int = 5
+    patience: int = 20
     watched_share: float = 0.2
     seed: int = 0
 
