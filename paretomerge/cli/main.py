@@ -206,7 +206,6 @@ def _print_front(study: "Study") -> None:
 
 app.command()(watching.status)
 app.command(short_help="Show a study in a browser.")(watching.dashboard)
-app.command(short_help="Route between fine-tunes by the prompt.")(twin.twin)
 
 
 @app.command(short_help="Show the Pareto front.")
@@ -392,6 +391,7 @@ def convert(
 app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
 app.command(short_help="Write fine-tunes as one model with masks.")(emr.emr)
 app.command(short_help="Write one task's model from those.")(emr.expand)
+app.command(short_help="Route between fine-tunes by the prompt.")(twin.twin)
 app.command(short_help="Build a mixture of experts.")(moe.moe)
 
 
