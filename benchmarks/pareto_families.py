@@ -36,7 +36,9 @@ from benchmarks.reporting import (
     read_entries,
 )
 from benchmarks.study_api import RecipeScorer, open_fresh, plain_scores, score_held_out
-from paretomerge.decide.pick import Choice, decide_for
+from paretomerge.decide.belief import Belief
+from paretomerge.decide.decision import decide
+from paretomerge.decide.pick import Choice
 from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import nondominated, reference_point
 from paretomerge.recipe import Recipe
@@ -227,15 +229,16 @@ def answers(made: ParetoFamily, scorer: RecipeScorer) -> list[Scores]:
 def study(folder: Path) -> dict[str, Entry]:
     """A search, and its trials for every preference, chosen by `decide` and by search scores."""
     search = open_fresh(STUDY, folder / "study", [f"trials={TRIALS}"])
-    start = time.perf_counter()
     search.run()
-    seconds = time.perf_counter() - start
     results = search.results()
+    seconds = sum(sum(trial.seconds.values()) for trial in results.trials)
+    belief = Belief.of(results)
     trials = [trial for trial in search.trials() if trial.feasible]
     picked: dict[str, list[int]] = {DECIDE: [], WEIGHTED: []}
     for gamma in lattice():
         weights = dict(zip(TASKS, gamma, strict=True))
-        decision = decide_for(results, Choice(prefer=weights))
+        preference = Choice(prefer=weights).preference(results)
+        decision = decide(results, preference, belief)
         picked[DECIDE].append(decision.trial.number)
         values = []
         for trial in trials:
@@ -281,6 +284,7 @@ def table() -> str:
     header = [
         "",
         "weighted score",
+        "best mean",
         "Tchebycheff regret",
         "hypervolume",
         "points on the front",
@@ -307,7 +311,9 @@ def quality_cells(points: Array, sources: Array) -> list[str]:
     regret = (gammas * shortfall).max(1)
     front = np.unique(points[nondominated(points)], axis=0)
     volume = hypervolume_share(points.tolist(), reference_point(sources))
-    cells = [f"{weighted.mean():.3f}", f"{regret.mean():.3f}", f"{volume:.3f}"]
+    best_mean = points.mean(1).max()
+    cells = [f"{weighted.mean():.3f}", f"{best_mean:.3f}"]
+    cells += [f"{regret.mean():.3f}", f"{volume:.3f}"]
     return [*cells, str(len(front)), f"{spacing(front):.3f}"]
 
 
@@ -414,7 +420,8 @@ class _Panel:
     def cross(self, x: float, y: float) -> str:
         """A source."""
         across, down = self._place(x, y)
-        return _text(across, down + 5, "+")
+        path = f"M{across - 5:.1f} {down:.1f}h10M{across:.1f} {down - 5:.1f}v10"
+        return f'<path d="{path}" stroke="{_INK}" stroke-width="2"/>'
 
 
 def _text(
