@@ -12,6 +12,7 @@ base besides, that is counted. Systems with a random part are made with five see
 specialists, and with one on SmolLM2.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ from paretomerge.systems.emr import emr
 from paretomerge.systems.expand import expand
 from paretomerge.systems.lora import extract_lora
 from paretomerge.systems.moe import write_moe
-from paretomerge.systems.pareto_merging import pareto_merge
+from paretomerge.systems.pareto_merging import TrainingSettings, pareto_merge
 from paretomerge.systems.twin import build_twin, study_prompts
 
 FILE = RESULTS / "systems.jsonl"
@@ -345,6 +346,26 @@ def pareto_family(workshop: Workshop, seed: int) -> Made:
     return Made(seconds, size_of(out), scorer.checkpoint(str(merge_folder)))
 
 
+def trained_family(workshop: Workshop, seed: int) -> Made:
+    """Pareto Merging, trained on search prompts, asked for equal weights."""
+    scorer = workshop.scorer
+    files = {}
+    for source, prompts in workshop.prompts().items():
+        file = workshop.new_folder().with_suffix(".jsonl")
+        lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
+        file.write_text("\n".join(lines))
+        files[source] = file
+    out = workshop.new_folder()
+    training = TrainingSettings(seed=seed)
+    start = time.perf_counter()
+    family = pareto_merge(
+        scorer.base, scorer.sources, out, rank=16, data=files, training=training
+    )
+    seconds = time.perf_counter() - start
+    merge_folder = family.write("mean", workshop.new_folder())
+    return Made(seconds, size_of(out), scorer.checkpoint(str(merge_folder)))
+
+
 def regmean_search(workshop: Workshop, seed: int) -> Made:
     """A search over weights and alpha of RegMean; the trial with the best mean search score."""
     scorer = workshop.scorer
@@ -443,6 +464,14 @@ SYSTEMS = (
         "nothing",
         "a model for any preference",
         pareto_family,
+    ),
+    System(
+        "Pareto Merging, trained, equal weights",
+        "pareto-merging.md",
+        "prompts of each task, gradients",
+        "a model for any preference",
+        trained_family,
+        is_random=True,
     ),
     System(
         "search over RegMean",

@@ -132,9 +132,10 @@ class _Builder:
         errors = ErrorCollector()
         if with_models:
             self._check_places(errors)
-            # The space plans merges with them, so that nothing can be checked without.
-            errors.raise_if_any()
-            make_calibration(self.parts)
+            if settings.calibration is not None:
+                # It takes minutes, and the space plans merges with it.
+                errors.raise_if_any()
+                make_calibration(self.parts)
         with errors.collect():
             self._check_space(with_models, errors)
         goals: Goals | None = None

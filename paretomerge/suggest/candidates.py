@@ -44,7 +44,8 @@ def candidates(base: str, sources: Mapping[str, str]) -> dict[str, Recipe]:
         enough = least <= len(sources) and (most is None or len(sources) <= most)
         is_average = method.name == UNIFORM
         adds_deltas = method.base == "required" and method.symmetric
-        if enough and method.name not in _SLOW and (is_average or adds_deltas):
+        needs_more = method.name in _SLOW or method.statistics is not None
+        if enough and not needs_more and (is_average or adds_deltas):
             recipes[method.name] = _recipe(method, base, sources)
     return recipes
 

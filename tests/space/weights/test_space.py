@@ -68,11 +68,13 @@ def test_every_number_reaches_its_tensors(pico):
         assert parameters == {
             "weight": params[f"weight/{source}/1/mlp"],
             "density": params[f"density/{source}/2"],
+            "vote": 1.0,
         }
         parameters = jobs["model.layers.1.self_attn.q_proj.weight"].parameters[which]
         assert parameters == {
             "weight": params[f"weight/{source}/0/attention"],
             "density": params[f"density/{source}/1"],
+            "vote": 1.0,
         }
         assert (
             jobs["model.embed_tokens.weight"].parameters[which]["weight"]
