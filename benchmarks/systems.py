@@ -389,7 +389,10 @@ def regmean_search(workshop: Workshop, seed: int) -> Made:
         seconds = time.perf_counter() - start - evaluating
         best = max(trials, key=mean_of_search_scores)
         recipe = best.recipe
-    made = merged(workshop, recipe, len(trials))
+    content = recipe.to_dict()
+    # Written in the dtype of the base, as all others, and not in that of the study.
+    content.pop("dtype", None)
+    made = merged(workshop, Recipe.from_dict(content))
     return Made(seconds + made.seconds, made.n_bytes, made.scores, len(trials))
 
 
