@@ -43,6 +43,7 @@ from paretomerge.examples import SPECIALISTS
 from paretomerge.pareto.front import nondominated, reference_point
 from paretomerge.recipe import Recipe
 from paretomerge.systems.pareto_merging import (
+    LiveFamily,
     ParetoFamily,
     TrainingSettings,
     pareto_merge,
@@ -217,7 +218,7 @@ def family(
 
 def answers(made: ParetoFamily, scorer: RecipeScorer) -> list[Scores]:
     """Held-out scores of a family at every preference."""
-    live = made.live()
+    live = LiveFamily(made)
     points = []
     for gamma in lattice():
         model = live.load(dict(zip(SOURCES, gamma, strict=True)))

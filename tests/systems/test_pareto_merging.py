@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
-from paretomerge.systems.pareto_merging import ParetoFamily, pareto_merge
+from paretomerge.systems.pareto_merging import LiveFamily, ParetoFamily, pareto_merge
 from paretomerge.systems.pareto_merging import factors as factors_module
 from paretomerge.systems.pareto_merging.factors import factorise
 from tests.conftest import EXPERTS, pico_config, pico_states, save_pico
@@ -266,7 +266,7 @@ def test_a_written_merge_loads_in_transformers(low_rank, tmp_path):
 
 
 def test_a_live_family_has_the_written_weights(low_rank, tmp_path):
-    live = low_rank.live()
+    live = LiveFamily(low_rank)
     for number, weights in enumerate(({"ada": 1}, {"bob": 0.3, "cyd": 0.7}, "mean")):
         out = low_rank.write(weights, tmp_path / str(number))
         expected = LlamaForCausalLM.from_pretrained(out).state_dict()
@@ -284,7 +284,7 @@ def test_live_families_pack_experts_as_transformers_does(tmp_path):
     weights = {"ada": 0.8, "bob": 0.2}
     out = family.write(weights, tmp_path / "merged")
     expected = type(base).from_pretrained(out).state_dict()
-    for name, tensor in family.live().load(weights).state_dict().items():
+    for name, tensor in LiveFamily(family).load(weights).state_dict().items():
         assert torch.equal(tensor, expected[name])
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -28,9 +27,6 @@ from paretomerge.errors import CheckpointError, ConfigError, shorten, unknown_na
 from paretomerge.merging.engine import usable_device
 from paretomerge.systems.pareto_merging.factors import Factors
 from paretomerge.systems.pareto_merging.manifest import BASE_FOLDER, Manifest
-
-if TYPE_CHECKING:
-    from paretomerge.systems.pareto_merging.live import LiveFamily
 
 FACTOR_FILES = "factors-*.safetensors"
 """The files with the factors and with the deltas that are stored whole."""
@@ -257,16 +253,6 @@ class ParetoFamily:
             card = self._card(target.name, gamma, checksums)
             (folder / "README.md").write_text(card, encoding="utf-8")
         return target
-
-    def live(self, device: str = "cpu") -> "LiveFamily":
-        """Load the model once, to look at many preferences without a file on disk.
-
-        Args:
-            device: `cpu`, `cuda` or `cuda:N`.
-        """
-        from paretomerge.systems.pareto_merging.live import LiveFamily
-
-        return LiveFamily(self, device)
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file has changed since the family was opened."""
