@@ -110,29 +110,6 @@ def plain_scores(scores: Mapping[str, Score]) -> dict[str, float]:
     return {name: score.value for name, score in scores.items()}
 
 
-class ModelScorer:
-    """The tasks of a study.yaml, for folders: checkpoints, and those of `paretomerge twin`."""
-
-    def __init__(self, path: Path) -> None:
-        self.study: Study = load_study(path)
-
-    def held_out(self, folder: Path) -> dict[str, float]:
-        """Objectives and watched tasks on held-out examples: name -> score."""
-        if is_twin_folder(folder):
-            return plain_scores(score_twin(self.study, folder))
-        return plain_scores(
-            score_checkpoint(self.study.search(), str(folder), "held_out")
-        )
-
-    def prompts(self, task: str, split: Split) -> list[str]:
-        """The prompts of an objective's examples."""
-        for part in evaluators_in(self.study.search().goals.evaluator):
-            if isinstance(part, HarnessEvaluator) and task in part.tasks:
-                requests = part.examples(split)[task].requests
-                return [str(of_example[0].args[0]) for of_example in requests]
-        raise KeyError(task)
-
-
 class RecipeScorer:
     """The models and tasks of a study.yaml, for recipes that no study proposed.
 
@@ -198,6 +175,14 @@ class RecipeScorer:
             self._scores[key] = dict(evaluator.evaluate(candidate, examples))
         return self._scores[key]
 
+    def prompts(self, task: str, split: Split) -> list[str]:
+        """The prompts of an objective's examples."""
+        for part in evaluators_in(self._study.goals.evaluator):
+            if isinstance(part, HarnessEvaluator) and task in part.tasks:
+                requests = part.examples(split)[task].requests
+                return [str(of_example[0].args[0]) for of_example in requests]
+        raise KeyError(task)
+
     def score_model(
         self, model: Any, tokenizer: Any, examples: Split
     ) -> dict[str, float]:
@@ -226,7 +211,7 @@ class RecipeScorer:
         return scores
 
     def checkpoint(self, model: str) -> dict[str, float]:
-        """Objectives of a written model on held-out examples.
+        """Objectives and watched tasks of a written model on held-out examples.
 
         model: A checkpoint, `model+adapter`, or a folder of `paretomerge twin`.
         """

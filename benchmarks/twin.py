@@ -25,7 +25,7 @@ from benchmarks.reporting import (
     read_entries,
     search_arguments,
 )
-from benchmarks.study_api import ModelScorer
+from benchmarks.study_api import RecipeScorer
 from paretomerge.evaluate.inference.batching import pad_left
 from paretomerge.examples import SPECIALISTS
 from paretomerge.systems.twin import (
@@ -48,14 +48,14 @@ _DTYPE = "float32"  # that of the study
 
 def run(seeds: Sequence[int], searches: Sequence[str]) -> None:
     """Make and score what is missing."""
-    scorer = ModelScorer(SPECIALISTS / "study.yaml")
+    scorer = RecipeScorer(SPECIALISTS / "study.yaml")
     with tempfile.TemporaryDirectory() as folder:
         for seed, name in missing_runs(FILE, seeds, searches):
             entry = measure(scorer, Path(folder) / f"{name}-{seed}", RANKS[name], seed)
             append_entry(FILE, {"search": name, "seed": seed, **entry})
 
 
-def measure(scorer: ModelScorer, out: Path, rank_share: float, seed: int) -> Entry:
+def measure(scorer: RecipeScorer, out: Path, rank_share: float, seed: int) -> Entry:
     """Make a folder, and score it, its shared model, and its corners for the first seed."""
     models = SPECIALISTS / "models"
     own = {source: [task] for source, task in TASKS.items()}
@@ -72,7 +72,7 @@ def measure(scorer: ModelScorer, out: Path, rank_share: float, seed: int) -> Ent
     built = time.perf_counter() - start
     manifest = Manifest.read(out)
     # Once without a clock: the first scores load the tasks and tokenize their examples.
-    scorer.held_out(out / "shared")
+    scorer.checkpoint(str(out / "shared"))
     shared, shared_seconds = timed(scorer, out / "shared")
     scores, seconds = timed(scorer, out)
     entry: Entry = {
@@ -91,18 +91,18 @@ def measure(scorer: ModelScorer, out: Path, rank_share: float, seed: int) -> Ent
         entry["corners"] = {}
         for task in manifest.tasks:
             corner = export_corner(out, task, out.with_name(f"{out.name}-{task}"))
-            entry["corners"][task] = scorer.held_out(corner)
+            entry["corners"][task] = scorer.checkpoint(str(corner))
     return entry
 
 
-def timed(scorer: ModelScorer, folder: Path) -> tuple[dict[str, float], float]:
+def timed(scorer: RecipeScorer, folder: Path) -> tuple[dict[str, float], float]:
     """Held-out scores, and the seconds that they took."""
     start = time.perf_counter()
-    scores = scorer.held_out(folder)
+    scores = scorer.checkpoint(str(folder))
     return scores, time.perf_counter() - start
 
 
-def routing(scorer: ModelScorer, folder: Path) -> dict[str, dict[str, float]]:
+def routing(scorer: RecipeScorer, folder: Path) -> dict[str, dict[str, float]]:
     """Source -> how the router does on the held-out prompts of its task."""
     model = TwinModel.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "shared")

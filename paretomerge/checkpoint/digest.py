@@ -1,4 +1,4 @@
-"""Digests of the weights of local models, which change when a model is trained again."""
+"""Digests of files, and of the weights of local models: another one after a training."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,6 +28,12 @@ def digest_of_weights(folders: Sequence[Path]) -> str:
             status = file.stat()
             stamps.append((str(file), status.st_size, status.st_mtime_ns))
     return _digest(tuple(stamps)) if stamps else ""
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a whole file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # A search plans thousands of merges of the same models, and each plan asks again.

@@ -101,6 +101,24 @@ def new_folder(
                 parent.rmdir()
 
 
+def check_out(out: Path, models: Iterable[str], overwrite: bool) -> None:
+    """Check a folder that is going to be made from models, before any work is done.
+
+    Args:
+        out: The folder that is going to be created or replaced.
+        models: The models, as a recipe names them.
+        overwrite: Whether `out` may be replaced.
+
+    Raises:
+        CheckpointError: If `out` is the current folder, holds one of the models, or has other
+            content than a checkpoint.
+    """
+    check_not_current(out)
+    check_holds_no_source(out, models)
+    if overwrite:
+        check_replaceable(out)
+
+
 def check_not_current(out: Path) -> None:
     """Check that a new folder would not take the place of the current one.
 

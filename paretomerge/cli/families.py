@@ -1,5 +1,6 @@
 """Families of Pareto Merging: the command that makes one, and `pick` from one."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,14 +159,12 @@ def check_no_trial_options(trial: int | None, knee: bool, refine: int) -> None:
             )
 
 
-def _named_files(entries: "list[str] | tuple[()]") -> dict[str, str]:
-    """Read `--data NAME=FILE`, given several times."""
-    files: dict[str, str] = {}
-    for entry in entries:
-        name, _, file = entry.partition("=")
-        if not name or not file:
-            raise ConfigError(f"--data: write NAME=FILE, not {entry!r}")
-        if name in files:
+def _named_files(entries: Iterable[str]) -> dict[str, str]:
+    """Read `--data NAME=FILE`, one file for each name."""
+    files = {}
+    named = session.named_values("--data", "NAME=FILE", entries)
+    for name, (file, *others) in named.items():
+        if others:
             raise ConfigError(f"--data: {name!r} is named twice")
         files[name] = file
     return files

@@ -269,3 +269,28 @@ def short(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def named_values(
+    option: str, form: str, entries: Iterable[str]
+) -> dict[str, list[str]]:
+    """Read an option that is given as NAME=VALUE, perhaps several times.
+
+    Args:
+        option: Its name.
+        form: How it is written, for messages: `NAME=FILE`.
+        entries: What was given.
+
+    Returns:
+        Name -> its values.
+
+    Raises:
+        ConfigError: An entry has no name or no value.
+    """
+    values: dict[str, list[str]] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not name or not value:
+            raise ConfigError(f"{option}: write {form}, not {entry!r}")
+        values.setdefault(name, []).append(value)
+    return values

@@ -1,6 +1,5 @@
 """The command `twin`: a shared model, exclusive parts and a router, by Twin-Merging."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +62,8 @@ def twin(  # noqa: PLR0913 - the options of the command
     The folder is a `TwinModel` for Python, `paretomerge evaluate` scores it, and docs/twin.md says
     when to use it.
     """
-    files = _pairs("--data", "NAME=FILE", data or ())
-    tasks = _pairs("--task", "NAME=TASK", task or ())
+    files = session.named_values("--data", "NAME=FILE", data or ())
+    tasks = session.named_values("--task", "NAME=TASK", task or ())
     if tasks and study is None:
         raise ConfigError("--task: needs --study, the study.yaml of the tasks")
     if study is not None and not tasks:
@@ -106,14 +105,3 @@ def twin(  # noqa: PLR0913 - the options of the command
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _pairs(option: str, form: str, texts: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> values of an option that is given as NAME=VALUE, several times."""
-    pairs: dict[str, list[str]] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not (name and separator and value):
-            raise ConfigError(f"{option}: write {form}, not {text!r}")
-        pairs.setdefault(name, []).append(value)
-    return pairs

@@ -29,8 +29,7 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
+    check_out,
     check_replaceable,
     new_folder,
 )
@@ -142,10 +141,7 @@ def write(
     """
     device = usable_device(device)
     _check_one_gpu_process(workers, device)
-    check_not_current(out)
-    check_holds_no_source(out, (*plan.recipe.source_models, *plan.weights))
-    if overwrite:
-        check_replaceable(out)
+    check_out(out, (*plan.recipe.source_models, *plan.weights), overwrite)
     specs = []
     for job in plan.jobs:
         specs.append(TensorSpec(job.name, job.dtype, job.shape))

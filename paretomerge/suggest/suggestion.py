@@ -112,7 +112,8 @@ def suggest(
     if len(sources) < 2:
         raise ConfigError("suggest: name the base and two or more fine-tunes of it")
     sample = take_sample(base, sources)
-    plans = _plans(sample)
+    compared = candidates(base, sources)
+    plans = _plans(sample, compared)
     sums = FactSums(tuple(sources))
     measured = {method: Interference() for method in plans}
     for name in sample.matrices:
@@ -126,7 +127,7 @@ def suggest(
             measured[method].add(delta, matrix.deltas, directions)
     facts = sums.facts()
     recipes = []
-    for method, recipe in candidates(base, sources).items():
+    for method, recipe in compared.items():
         suggested = _suggested(method, recipe, measured[method], facts)
         recipes.append(suggested)
     recipes.sort(key=lambda suggested: suggested.interference)
@@ -141,10 +142,10 @@ def suggest(
     )
 
 
-def _plans(sample: Sample) -> dict[str, Plan]:
+def _plans(sample: Sample, recipes: Mapping[str, Recipe]) -> dict[str, Plan]:
     """Method -> the plan of its merge, in float32 as the deltas."""
     plans = {}
-    for method, recipe in candidates(sample.base, sample.sources).items():
+    for method, recipe in recipes.items():
         exact = replace(recipe, dtype="float32")
         plans[method] = make_plan(exact, weights=sample.opened)
     return plans

@@ -45,8 +45,7 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
+    check_out,
     check_replaceable,
     new_folder,
 )
@@ -134,10 +133,7 @@ def emr(
     shard_bytes = integer(1)("shard_bytes", shard_bytes)
     if not sources:
         raise ConfigError("emr: name at least one model besides the base")
-    check_not_current(folder)
-    check_holds_no_source(folder, (base, *sources.values()))
-    if overwrite:
-        check_replaceable(folder)
+    check_out(folder, (base, *sources.values()), overwrite)
     inputs = _Inputs.open(base, sources, dtype, flag("allow_mismatch", allow_mismatch))
     needed = sum(spec.bytes for spec in inputs.specs)
     needed += len(sources) * sum(spec.bytes for spec in inputs.mask_specs)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from paretomerge.checkpoint.companions import companion_files, copy_files
+from paretomerge.checkpoint.digest import file_sha256
 from paretomerge.checkpoint.header import read_header
 from paretomerge.checkpoint.json_file import JsonObject, read_json, write_json
 from paretomerge.checkpoint.model_config import routed_config, with_tagged_floats
@@ -71,12 +72,6 @@ def digest_of(operand: Operand) -> str:
     for first, end in row_blocks(operand.shape):
         digest.update(bytes_of(operand.rows(first, end)))
     return digest.hexdigest()
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_rest(template: Weights, dtype: str, folder: Path) -> None:

@@ -31,8 +31,7 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
+    check_out,
     check_replaceable,
     new_folder,
 )
@@ -269,10 +268,7 @@ def expand(
     source = Path(read_path("model", folder))
     base_name = optional(model)("base", base)
     names = [str(source)] if base_name is None else [str(source), base_name]
-    check_not_current(path)
-    check_holds_no_source(path, names)
-    if overwrite:
-        check_replaceable(path)
+    check_out(path, names, overwrite)
     weights = EmrModel.open(source, base_name).weights(label("task", task))
     specs = []
     for name, header in weights.headers.items():

@@ -30,8 +30,7 @@ from paretomerge.checkpoint.reference import Reference
 from paretomerge.checkpoint.writer import (
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
+    check_out,
     check_replaceable,
     new_folder,
 )
@@ -129,10 +128,7 @@ def extract_lora(  # noqa: PLR0913 - options, all with a default
     overwrite = flag("overwrite", overwrite)
     merged, base = model("merged", merged), model("base", base)
     device = usable_device(device)
-    check_not_current(folder)
-    check_holds_no_source(folder, (merged, base))
-    if overwrite:
-        check_replaceable(folder)
+    check_out(folder, (merged, base), overwrite)
     pair = _open_pair(merged, base, flag("allow_mismatch", allow_mismatch))
     lost = pair.lost()
     if lost and not flag("drop_others", drop_others):

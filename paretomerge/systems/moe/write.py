@@ -20,8 +20,7 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
+    check_out,
     check_replaceable,
     new_folder,
 )
@@ -122,10 +121,7 @@ def write_moe(
     for_search = flag("for_search", for_search)
     device = usable_device(device)
     plan = plan_moe(config, flag("allow_mismatch", allow_mismatch))
-    check_not_current(folder)
-    check_holds_no_source(folder, plan.config.source_models)
-    if overwrite:
-        check_replaceable(folder)
+    check_out(folder, plan.config.source_models, overwrite)
     # The folder is claimed before the prompts are read: a wrong `out` must not cost their time.
     with new_folder(folder, overwrite, plan.bytes_written) as temporary:
         router = make_router(plan, device, seed)

@@ -23,9 +23,7 @@ from paretomerge.checkpoint.operand import Operand, matrix_shape, read_tensor
 from paretomerge.checkpoint.writer import (
     TensorSpec,
     WeightsWriter,
-    check_holds_no_source,
-    check_not_current,
-    check_replaceable,
+    check_out,
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError
@@ -155,11 +153,8 @@ def pareto_merge(  # noqa: PLR0913 - the options of a family, all with a default
         targets.recipe(base, dtype),
         allow_mismatch=flag("allow_mismatch", allow_mismatch),
     )
-    check_not_current(target)
     models = (*plan.recipe.source_models, *plan.weights)
-    check_holds_no_source(target, models)
-    if overwrite:
-        check_replaceable(target)
+    check_out(target, models, overwrite)
     needed = plan.bytes_written() + _most_factor_bytes(plan, targets)
     with new_folder(target, overwrite, needed) as folder:
         _write_closed_form(plan, targets, folder, device)

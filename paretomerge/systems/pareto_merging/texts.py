@@ -1,10 +1,10 @@
 """Unlabelled texts of the sources' tasks, read from files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from paretomerge.errors import ConfigError, shorten, unknown_name
+from paretomerge.errors import ConfigError, unknown_name
+from paretomerge.systems.line_texts import read_line_texts
 
 _KEYS = ("text", "prompt")
 _LEAST_TEXTS = 4  # of a source: some are split off to watch the training
@@ -46,38 +46,10 @@ def read_texts(file: Path) -> list[str]:
     Raises:
         ConfigError: If the file cannot be read, or holds fewer than four texts.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data: {file}: cannot be read as UTF-8 text: {error}"
-        ) from error
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        text = line
-        if file.suffix == ".jsonl":
-            text = _text_of(line, f"data: {file}, line {number}")
-        texts.append(text)
+    texts = read_line_texts(file, _KEYS, f"data: {file}")
     if len(texts) < _LEAST_TEXTS:
         raise ConfigError(
             f"data: {file}: holds {len(texts)} texts; {_LEAST_TEXTS} are the least, and some "
             "hundred are better"
         )
     return texts
-
-
-def _text_of(line: str, place: str) -> str:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: is not JSON: {error}") from error
-    if isinstance(content, dict):
-        for key in _KEYS:
-            text = content.get(key)
-            if isinstance(text, str) and text:
-                return text
-    raise ConfigError(
-        f"{place}: has neither `text` nor `prompt` with a text; got {shorten(content)}"
-    )

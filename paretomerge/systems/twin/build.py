@@ -13,9 +13,7 @@ from paretomerge.arguments import path as read_path
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.checkpoint.writer import (
-    check_holds_no_source,
-    check_not_current,
-    check_replaceable,
+    check_out,
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError
@@ -233,11 +231,8 @@ def _plan(
 
 
 def _check_out(plan: Plan, folder: Path, overwrite: bool) -> None:
-    check_not_current(folder)
     models = (*plan.recipe.source_models, *plan.weights)
-    check_holds_no_source(folder, models)
-    if overwrite:
-        check_replaceable(folder)
+    check_out(folder, models, overwrite)
 
 
 def _train(

@@ -1,10 +1,10 @@
 """twin.json: what a Twin-Merging folder holds."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from paretomerge.checkpoint.digest import file_sha256
 from paretomerge.checkpoint.json_file import JsonObject, read_json, write_json
 from paretomerge.errors import CheckpointError, unknown_name
 
@@ -21,7 +21,6 @@ ROUTER_FILE = "router.safetensors"
 """The router's weights."""
 
 _VERSION = 1
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Manifest:
                     "folder again"
                 )
         for name in contents:
-            if name not in self.files or sha256_of(folder / name) != (
+            if name not in self.files or file_sha256(folder / name) != (
                 self.files[name].sha256
             ):
                 raise CheckpointError(
@@ -165,14 +164,5 @@ def file_facts(folder: Path) -> dict[str, FileFacts]:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             name = file.relative_to(folder).as_posix()
-            facts[name] = FileFacts(file.stat().st_size, sha256_of(file))
+            facts[name] = FileFacts(file.stat().st_size, file_sha256(file))
     return facts
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    sha256 = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            sha256.update(chunk)
-    return sha256.hexdigest()

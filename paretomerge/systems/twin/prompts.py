@@ -1,11 +1,11 @@
 """The prompts that a router is trained on: from files, or from the search examples of a study."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretomerge.errors import ConfigError, ErrorCollector, unknown_name
+from paretomerge.systems.line_texts import read_line_texts
 
 if TYPE_CHECKING:
     from paretomerge.evaluate.harness import TaskExamples
@@ -27,33 +27,7 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         ConfigError: The file cannot be read, or a line has no prompt.
     """
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{file}: cannot be read as a text file in UTF-8: {error}"
-        ) from error
-    lines = enumerate(text.splitlines(), start=1)
-    filled = [(number, line) for number, line in lines if line.strip()]
-    if file.suffix != ".jsonl":
-        return [line for _, line in filled]
-    return [_prompt_of(f"{file}, line {number}", line) for number, line in filled]
-
-
-def _prompt_of(place: str, line: str) -> str:
-    """The prompt in a line of JSON."""
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{place}: not valid JSON: {error}") from error
-    values = [content]
-    if isinstance(content, dict):
-        values = [content[key] for key in _KEYS if key in content]
-    if not values or not isinstance(values[0], str) or not values[0].strip():
-        raise ConfigError(
-            f"{place}: has no prompt; write an object with the key `prompt`, or a string"
-        )
-    return values[0]
+    return read_line_texts(file, _KEYS, str(file))
 
 
 def study_prompts(

@@ -1,0 +1,56 @@
+"""Files with a text in each line."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from paretomerge.errors import ConfigError, shorten
+
+
+def read_line_texts(file: Path, keys: Sequence[str], where: str) -> list[str]:
+    """Read a text from each line of a file; empty lines are left out.
+
+    Args:
+        file: Text, or `.jsonl` with an object or a string in each line. Other keys of an object,
+            such as answers, are not read.
+        keys: The keys of an object that may hold the text; the first one that does counts.
+        where: The file, as messages name it.
+
+    Returns:
+        The texts, in their order.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line has no text.
+    """
+    try:
+        content = file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{where}: cannot be read as a text file in UTF-8: {error}"
+        ) from error
+    texts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        text = line
+        if file.suffix == ".jsonl":
+            text = _text_of(line, keys, f"{where}, line {number}")
+        texts.append(text)
+    return texts
+
+
+def _text_of(line: str, keys: Sequence[str], where: str) -> str:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: is not JSON: {error}") from error
+    values = [content]
+    if isinstance(content, dict):
+        values = [content.get(key) for key in keys]
+    for value in values:
+        if isinstance(value, str) and value.strip():
+            return value
+    named = " nor ".join(f"`{key}`" for key in keys)
+    raise ConfigError(
+        f"{where}: has neither {named} with a text; got {shorten(content)}"
+    )
