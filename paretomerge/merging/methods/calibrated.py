@@ -60,6 +60,9 @@ def fisher(inputs: Inputs) -> BlockMerger:
     for i, statistic in zip(shares.used, statistics, strict=True):
         norm = statistic.norm if inputs.flag("normalize_fisher") else 1.0
         factors.append(shares.weights[i] / norm)
+    # Only their ratios count. The largest is 1, so that no precision of float32 is too small.
+    largest = max(map(abs, factors))
+    factors = [factor / largest for factor in factors]
 
     def merge_block(block: Block) -> Tensor:
         merged = torch.zeros_like(block.base)

@@ -14,6 +14,9 @@ IGNORED_PARAMETERS = ("int8_mask",)
 """Parameters of mergekit that change nothing in a result. Every method accepts them."""
 
 _MIN_WEIGHT_SUM = 1e-8  # mergekit divides by no smaller sum
+_MIN_EPS = (
+    1e-20  # what is multiplied by a delta must stay a number that float32 can hold
+)
 
 # Some parameters have another default, or another meaning, in some methods: mergekit's defaults
 # stand.
@@ -43,8 +46,8 @@ ALPHA = Parameter("alpha", default=0.9, low=0.0, high=1.0)
 
 def _check_eps(parameters: Sequence[Params], options: Params) -> str | None:
     """Where no source has a gradient, the mean is taken with equal weights eps."""
-    if number_in(options, "eps") <= 0:
-        return f"expected eps above 0, got {options['eps']}"
+    if number_in(options, "eps") < _MIN_EPS:
+        return f"expected eps of at least {_MIN_EPS}, got {options['eps']}"
     return None
 
 

@@ -9,6 +9,7 @@ import torch
 
 from paretomerge.merging.methods import METHODS
 from paretomerge.testing import merge_tensors
+from paretomerge.testing.methods import example_statistics
 from tests.merging.methods.cases import deltas, merged
 from tests.merging.methods.test_papers import arrays, near, polar
 
@@ -196,3 +197,37 @@ def test_blocks_and_the_order_of_the_sources_do_not_matter(method):
         assert torch.equal(blocks, whole)
     turned = merge_tensors(row, base, sources[::-1], parameters[::-1], options)
     torch.testing.assert_close(turned, whole, rtol=1e-4, atol=1e-4)
+
+
+WEIGHTED = [
+    name
+    for name, method in METHODS.items()
+    if "weight" in names_of(name) and method.base == "required"
+]
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("weights", [[1e-44, 0.0, 0.0], [1e-44, 1.0, -0.5]])
+def test_a_weight_that_is_almost_nothing_gives_numbers(method, normalize, weights):
+    """float32 has few digits for it, and none for its product with a small number."""
+    row = METHODS[method]
+    base, sources = deltas(9, 8, 6)
+    parameters = [{"weight": weight} for weight in weights]
+    if "epsilon" in names_of(method):
+        parameters = [{**one, "density": 0.5, "epsilon": 0.1} for one in parameters]
+    options = dict(QUICK.get(method, {}))
+    if "normalize" in names_of(method):
+        options["normalize"] = normalize
+    settings = {p.name: p.default for p in row.parameters} | options
+    if row.check is not None and row.check(parameters, settings):
+        pytest.skip("the recipe is refused")
+    merged_tensor = merge_tensors(
+        row,
+        base,
+        sources,
+        parameters,
+        options,
+        statistics=example_statistics(row, sources),
+    )
+    assert torch.isfinite(merged_tensor).all()
