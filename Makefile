@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart smollm test lint clean
+.PHONY: quickstart smollm test explore lint clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/paretomerge quickstart
@@ -17,6 +17,10 @@ smollm: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# The property tests on new random examples; what one finds becomes an @example.
+explore: $(VENV)/installed
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m hypothesis
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

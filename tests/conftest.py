@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -27,6 +28,11 @@ from transformers.utils import logging
 
 from paretomerge.calibration import Example, calibrate
 from paretomerge.examples import SPECIALISTS
+
+# The same examples each time: what passed once passes again. `make explore` draws new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("explore", max_examples=300)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 EXPERTS = ("ada", "bob", "cyd")
 REPOSITORY = Path(__file__).resolve().parent.parent
