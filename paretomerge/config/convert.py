@@ -412,6 +412,7 @@ def _evaluate_config(evaluation: Evaluation) -> EvaluateConfig:
         "search_items",
         "held_out_items",
         "selection_items",
+        "selection_repeats",
         "batch_size",
         "cache",
         "backend",

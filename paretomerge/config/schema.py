@@ -168,6 +168,7 @@ class EvaluateConfig(Section):
     search_items: int | None = Field(default=None, ge=1)
     held_out_items: int | None = Field(default=None, ge=1)
     selection_items: int | None = Field(default=None, ge=1)
+    selection_repeats: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     cache: str | None = None
     backend: str | dict[str, Any] | None = None

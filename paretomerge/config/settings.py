@@ -57,6 +57,7 @@ _ABOVE_ZERO = (
     "search_items",
     "held_out_items",
     "selection_items",
+    "selection_repeats",
     "batch_size",
     "time_limit",
 )
@@ -110,6 +111,8 @@ class Evaluation:
         selection_items: Examples of each task that nothing else uses, by which a pick is made among
             the best trials. With `splits`: examples of the search split beyond `search_items`.
             By default none.
+        selection_repeats: How often the best trials are scored again for a pick, by functions whose
+            scores are random. By default never.
         batch_size: Sequences in one forward pass.
         cache: A file that keeps per-example scores across studies.
         backend: `vllm`, or another model of the harness, in place of the model in memory; or
@@ -143,6 +146,7 @@ class Evaluation:
     search_items: int | None = None
     held_out_items: int | None = None
     selection_items: int | None = None
+    selection_repeats: int | None = None
     batch_size: int = 16
     cache: str | None = None
     backend: str | Mapping[str, Any] | None = None
@@ -185,6 +189,11 @@ class Evaluation:
                 "evaluate.selection_items: set `search_items`, too, so that examples of the search "
                 "split are left over"
             )
+
+    @property
+    def measures_finalists(self) -> bool:
+        """Whether a pick may score the best trials once more."""
+        return bool(self.selection_items or self.selection_repeats)
 
     @property
     def backend_name(self) -> str | None:
@@ -783,6 +792,7 @@ _EVALUATION_READERS: Mapping[str, Reader] = {
     "search_items": optional(integer()),
     "held_out_items": optional(integer()),
     "selection_items": optional(integer()),
+    "selection_repeats": optional(integer()),
     "batch_size": integer(),
     "cache": optional(path),
     "backend": optional(_backend),

@@ -28,7 +28,13 @@ from paretomerge.study.calibration import calibration_digest
 from paretomerge.study.warm_start import Question
 
 # How fast a score comes and when scoring stops may change; what the score means may not.
-_CHANGEABLE_EVALUATION = {"batch_size", "cache", "time_limit", "race"}
+_CHANGEABLE_EVALUATION = {
+    "batch_size",
+    "cache",
+    "time_limit",
+    "race",
+    "selection_repeats",
+}
 _CHANGEABLE_KEYS = (
     "trials",
     "budget",

@@ -539,8 +539,8 @@ class Study:
 
         Noisy scores are not taken at their word: the choice rests on what is believed of all trials
         (`Belief`). With `selection_items`, the trials that may be the best are scored on these
-        examples first, until one of them is the best with a probability of 90 %. Held-out scores
-        are never used.
+        examples first, until one of them is the best with a probability of 90 %; with
+        `selection_repeats`, functions score them again. Held-out scores are never used.
 
         Args:
             prefer: Objective -> weight: the trial with the least weighted shortfall from the best
@@ -560,12 +560,19 @@ class Study:
         results = self.results()
         # First of all: an error of the choice must not cost an evaluation.
         decision = decide_for(results, choice)
-        if self.settings.evaluation.selection_items is None:
+        if not self.settings.evaluation.measures_finalists:
             return decision
         if decision.probability < ENOUGH:
             from paretomerge.study.selection import select
 
-            select(self._search, choice.preference(results), watch)
+            evaluation = self.settings.evaluation
+            select(
+                self._search,
+                choice.preference(results),
+                watch,
+                examples=evaluation.selection_items is not None,
+                repeats=evaluation.selection_repeats or 0,
+            )
             results = self.results()
             decision = decide_for(results, choice)
             if choice != self.default_choice:

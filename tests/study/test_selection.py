@@ -11,11 +11,12 @@ import paretomerge as pm
 from paretomerge.decide.belief import Belief
 from paretomerge.decide.pick import Choice, decide_for
 from paretomerge.errors import ConfigError, EvaluationError
-from paretomerge.evaluate.evaluator import Score
+from paretomerge.evaluate.evaluator import CombinedEvaluator, Score
+from paretomerge.evaluate.function import FunctionEvaluator
 from paretomerge.pareto.preference import Preference
 from paretomerge.study.identity import study_identity
 from paretomerge.study.parts import study_pool
-from paretomerge.study.selection import _digest, _finalists, _questions, select
+from paretomerge.study.selection import _digest, _finalists, _sources, select
 from paretomerge.study.study import load_study
 from tests.evaluate.test_tasks import HarnessTask, loader
 from tests.study.test_build import write
@@ -124,6 +125,59 @@ def test_scores_on_other_selection_examples_are_forgotten(searched) -> None:
     assert quiz.asked
 
 
+class Dice:
+    """A function whose score is random, as that of an agent in a simulator is."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+        self.thrown: list[tuple[float, float]] = []
+
+    def __call__(self, model, tokenizer):
+        weights = model.get_input_embeddings().weight
+        value = float(weights.abs().mean())
+        self.thrown.append((value, self.rng.gauss(0, 0.02)))
+        noisy = sum(self.thrown[-1])
+        return {"noisy": Score(noisy, 0.02, n=5), "exact": Score(value)}
+
+
+def test_random_functions_are_called_again_for_the_finalists(pico, tmp_path) -> None:
+    dice = Dice()
+    search, _ = raced(pico, tmp_path / "s", race=None, names=("dice/noisy", "one"))
+    quiz = search.goals.evaluator.evaluators[0]
+    evaluator = CombinedEvaluator((FunctionEvaluator("dice", dice), quiz))
+    search.goals = replace(search.goals, evaluator=evaluator)
+    search.run(12)
+    asked = quiz.asked
+    dice.thrown.clear()
+    alone = Preference((1.0, 0.0), "tchebycheff")
+    select(search, alone, examples=False, repeats=8)
+    assert quiz.asked == asked
+    measured = [t.selection for t in search.trials() if t.selection]
+    assert len(measured) >= 2
+    thrown = [sum(pair) for pair in dice.thrown]
+    for scores in measured:
+        assert scores.keys() == {"dice/noisy"}
+        score = scores["dice/noisy"]
+        repeats = score.example_scores
+        assert set(repeats) <= set(thrown)
+        # Each call is the mean of 5 games, by its own word.
+        assert score.n == 5 * len(repeats)
+        assert score.value == pytest.approx(sum(repeats) / len(repeats))
+    assert sum(len(s["dice/noisy"].example_scores) for s in measured) == len(thrown)
+    n = len(dice.thrown)
+    # With more calls allowed, those that were made count.
+    select(search, alone, examples=False, repeats=8)
+    assert len(dice.thrown) == n
+
+
+def test_functions_that_give_no_error_are_not_called_again(pico, tmp_path) -> None:
+    path = write(tmp_path, pico, trials=6, evaluate={"selection_repeats": 3})
+    study = load_study(path)
+    study.optimize(show_progress_bar=False)
+    study.decide()
+    assert all(trial.selection is None for trial in study.get_trials())
+
+
 def test_the_default_pick_is_noted_anew(searched, tmp_path, pico) -> None:
     study = load_study(write(tmp_path, pico, trials=6))
     study.optimize(show_progress_bar=False)
@@ -155,7 +209,7 @@ def test_nothing_is_measured_twice(searched) -> None:
 
 def test_a_clear_pick_costs_nothing(searched) -> None:
     search, quiz = searched
-    search.record.forget_other_selection(_digest(_questions(search)))
+    search.record.forget_other_selection(_digest(_sources(search, True, 0)))
     for trial in search.trials():
         right = float(trial.number == 3)
         scores = {name: Score.mean_of([right] * 2000) for name in ITEMS}
