@@ -19,7 +19,9 @@ def emr(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder to make.", show_default=False)
+    ],
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -32,7 +34,7 @@ def emr(
 ) -> None:
     """Write several fine-tunes as one checkpoint, with a mask for each task (EMR-Merging).
 
-    OUT is a checkpoint that loads as it is. `expand` writes the model of one task from it.
+    The folder is a checkpoint that loads as it is. `expand` writes the model of one task from it.
     """
     from paretomerge.systems.emr import emr
     from paretomerge.systems.task_models import task_models

@@ -22,7 +22,9 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
         list[str],
         typer.Argument(help="Two or more fine-tunes of it.", show_default=False),
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder to make.", show_default=False)
+    ],
     rank: Annotated[
         int | None, typer.Option(help="Rank of the factors of each matrix.", min=1)
     ] = None,
@@ -80,7 +82,7 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Write one folder that answers any preference over the sources, without a search.
 
-    `paretomerge pick OUT --prefer math=0.7,code=0.3 --out merged` then writes a checkpoint. The
+    `paretomerge pick FOLDER --prefer math=0.7,code=0.3 --out merged` then writes a checkpoint. The
     method is Pareto Merging (arXiv 2408.12105): factors of low rank, in closed form, or trained
     with --data.
     """

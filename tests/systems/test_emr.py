@@ -295,7 +295,9 @@ def test_names_of_tasks(tmp_path: Path) -> None:
 def test_the_commands(pico: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     models = [f"first={pico / 'ada'}", str(pico / "bob")]
-    result = CliRunner().invoke(app, ["emr", str(pico / "base"), *models, str(out)])
+    result = CliRunner().invoke(
+        app, ["emr", str(pico / "base"), *models, "--out", str(out)]
+    )
     assert result.exit_code == 0, result.output
     assert "first" in result.output and "bob" in result.output
     assert "56% of the 2 models" in result.output

@@ -190,7 +190,9 @@ def test_files_of_no_use_are_refused(tmp_path, content, message):
 def family(pico, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "family"
     paths = [pico / name for name in EXPERTS]
-    done = paretomerge("pareto-merge", pico / "base", *paths, folder, "--rank", "2")
+    done = paretomerge(
+        "pareto-merge", pico / "base", *paths, "--out", folder, "--rank", "2"
+    )
     assert "energy of the deltas that the rank keeps" in done.stdout
     assert "MB of factors" in done.stdout
     return folder
@@ -237,7 +239,8 @@ def test_the_command_trains(far, data, tmp_path):
     files = []
     for name, file in data.items():
         files += ["--data", f"{name}={file}"]
-    arguments = ("pareto-merge", far / "base", *paths, tmp_path / "out", "--rank", "2")
+    out = ("--out", tmp_path / "out")
+    arguments = ("pareto-merge", far / "base", *paths, *out, "--rank", "2")
     done = paretomerge(*arguments, *files, "--steps", "2", "--new-tokens", "2")
     assert "on texts that were split off" in done.stdout
     for wrong, message in (
