@@ -63,13 +63,14 @@ class Family:
         overrides: Keys of it that are set here.
         tasks: Source -> its task.
         seeds: Seeds of systems with a random part.
-        held_out: Held-out examples of each task.
+        trials: Evaluations of a search.
     """
 
     study: Path
     overrides: tuple[str, ...]
     tasks: Mapping[str, str]
     seeds: tuple[int, ...]
+    trials: int
 
     @cached_property
     def scorer(self) -> RecipeScorer:
@@ -83,6 +84,7 @@ FAMILIES = {
         overrides=("watch=[]",),
         tasks={"order": "sort", "mirror": "reverse", "scribe": "translate"},
         seeds=(0, 1, 2, 3, 4),
+        trials=60,
     ),
     "smollm": Family(
         study=EXAMPLE / "study.yaml",
@@ -93,6 +95,7 @@ FAMILIES = {
             "extraction": "smollm_extraction",
         },
         seeds=(0,),
+        trials=40,
     ),
 }
 
@@ -378,7 +381,7 @@ def regmean_search(workshop: Workshop, seed: int) -> Made:
         "space={methods: [regmean]}",
         f"calibration={{data: {{{', '.join(data)}}}}}",
         f"out={workshop.new_folder()}",
-        f"trials={_TRIALS}",
+        f"trials={family.trials}",
         f"seed={seed}",
     )
     with load_study(family.study, overrides) as study:
@@ -401,7 +404,6 @@ def mean_of_search_scores(trial: Trial) -> float:
     return mean(score.value for score in trial.scores.values())
 
 
-_TRIALS = 60
 _ROUTER_PROMPTS = 20
 _TEXTS = 256
 
