@@ -13,6 +13,7 @@ from paretomerge.errors import CheckpointError
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Weights
+from paretomerge.merging.singular import singular_vectors
 
 _MOST_LAYERS = 8
 _MOST_ENTRIES = 100_000_000  # of one model: of a model of 7 B parameters, one layer
@@ -163,7 +164,7 @@ def leading_directions(delta: Tensor) -> Directions:
     """
     energy = float(delta.square().sum())
     if min(delta.shape) <= 2 * DIRECTIONS:
-        _, strengths, inputs = torch.linalg.svd(delta, full_matrices=False)
+        _, strengths, inputs = singular_vectors(delta)
         return Directions(inputs.T, strengths, energy)
     # It draws a start from the global generator, which is put back.
     with torch.random.fork_rng(devices=()):

@@ -1,8 +1,4 @@
-"""Low-rank factors of the change of a matrix, or of a stack of matrices, by singular values.
-
-The cut of a singular value decomposition is the best approximation of its rank (Eckart and Young
-1936).
-"""
+"""Low-rank factors of the change of a matrix, or of a stack of matrices, by singular values."""
 
 from dataclasses import dataclass
 
@@ -11,6 +7,7 @@ from torch import Tensor
 
 from paretomerge.checkpoint.operand import Operand, matrix_shape
 from paretomerge.errors import ConfigError
+from paretomerge.merging.singular import factors_of_rank, singular_vectors
 from paretomerge.systems.peft_places import Kind
 
 
@@ -111,16 +108,14 @@ def factor_change(
 
 
 def _factor_matrix(delta: Tensor, cut: Cut) -> Factors:
-    u, values, v = torch.linalg.svd(delta, full_matrices=False)
+    u, values, v = singular_vectors(delta)
     # In float64, since small values are summed after large ones.
-    values = values.double()
-    rank = cut.rank_of(values)
-    squares = values.square()
-    # Both factors get the root, so that neither is tiny or huge in a narrow dtype.
-    roots = values[:rank].sqrt().to(u.dtype)
+    squares = values.double().square()
+    rank = cut.rank_of(values.double())
+    b, a = factors_of_rank(u, values, v, rank)
     return Factors(
-        a=roots[:, None] * v[:rank],
-        b=u[:, :rank] * roots,
+        a=a,
+        b=b,
         rank=rank,
         kept=squares[:rank].sum().item(),
         total=squares.sum().item(),

@@ -20,6 +20,7 @@ from paretomerge.merging.methods.common import (
     merge_in_pieces,
     weighted_deltas,
 )
+from paretomerge.merging.singular import singular_vectors
 
 
 def tsv(inputs: Inputs) -> BlockMerger:
@@ -34,7 +35,7 @@ def tsv(inputs: Inputs) -> BlockMerger:
     def merged_delta(block: Block) -> Tensor:
         left, values, right = [], [], []
         for delta in weighted_deltas(block, weights):
-            u, s, v = _svd(delta)
+            u, s, v = singular_vectors(delta)
             rank = max(1, len(s) // k)
             left.append(u[:, :rank])
             values.append(s[:rank])
@@ -55,7 +56,7 @@ def iso_c(inputs: Inputs) -> BlockMerger:
     weights = inputs.per_source("weight")
 
     def merged_delta(block: Block) -> Tensor:
-        u, s, v = _svd(_sum_of_deltas(block, weights))
+        u, s, v = singular_vectors(_sum_of_deltas(block, weights))
         return (u * s.mean()) @ v
 
     return _on_matrices(inputs, merged_delta)
@@ -72,7 +73,7 @@ def iso_cts(inputs: Inputs) -> BlockMerger:
     common_fraction = inputs.number("common_fraction")
 
     def merged_delta(block: Block) -> Tensor:
-        u, s, v = _svd(_sum_of_deltas(block, weights))
+        u, s, v = singular_vectors(_sum_of_deltas(block, weights))
         rank = len(s)
         # The tasks share what is left of the rank; the common subspace gets the remainder.
         remaining = rank - int(common_fraction * rank)
@@ -88,7 +89,7 @@ def iso_cts(inputs: Inputs) -> BlockMerger:
             # The part of tau_i outside the common subspace: tau_i - U U^T tau_i
             projection = common @ (common.T @ delta)
             specific = delta - projection
-            u, s, v = _svd(specific)
+            u, s, v = singular_vectors(specific)
             left.append(u[:, :task_rank])
             values.append(s[:task_rank])
             right.append(v[:task_rank])
@@ -168,18 +169,7 @@ def _sum_of_deltas(block: Block, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (rows, r), S (r,), V^T (r, columns)."""
-    try:
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # LAPACK's divide and conquer can fail in float32 on many equal singular values, as deltas
-        # of adapters have them.
-        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return u.to(matrix.dtype), s.to(matrix.dtype), v.to(matrix.dtype)
-
-
 def _orthogonalized(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns or rows (Procrustes)."""
-    u, _, v = _svd(matrix)
+    u, _, v = singular_vectors(matrix)
     return u @ v

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import CheckpointError
+from paretomerge.merging.singular import factors_of_rank, singular_vectors
 
 _LEFT, _RIGHT, _WHOLE = ".left", ".right", ".whole"
 
@@ -88,12 +89,7 @@ def compress(delta: Tensor, share: float, dtype: torch.dtype) -> Part:
     rank = rank_of(tuple(delta.shape), share)
     if rank * sum(delta.shape) >= delta.numel():
         return Whole(delta.to("cpu", dtype))
-    u, s, v = torch.linalg.svd(delta, full_matrices=False)
-    # The root of the singular values on either side: both factors are of one size, which suits
-    # dtypes with few bits.
-    root = s[:rank].sqrt()
-    left = u[:, :rank] * root
-    right = root[:, None] * v[:rank]
+    left, right = factors_of_rank(*singular_vectors(delta), rank)
     left, right = left.to("cpu", dtype), right.to("cpu", dtype)
     return LowRank(left.contiguous(), right.contiguous())
 
