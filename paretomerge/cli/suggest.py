@@ -26,6 +26,10 @@ _UNKNOWN = (
     "It cannot know what the models are good at, which skills depend on each other, or what a "
     "method does to a whole model: it looks at matrices one by one."
 )
+_WITH_TEXT = (
+    "With text of each model's task (`paretomerge calibrate`), the method regmean was better than "
+    "all of these where both were measured: docs/data-informed.md."
+)
 
 
 def suggest(
@@ -242,7 +246,7 @@ def _show(suggestion: "Suggestion") -> None:
     first = suggestion.recipes[0]
     lines = [f"Why {first.method} comes first:"]
     lines += [f"- {reason}" for reason in _why_first(suggestion)]
-    lines += ["", _UNKNOWN]
+    lines += ["", _UNKNOWN, _WITH_TEXT]
     if not suggestion.alone:
         lines.append("Add --task to score the models and the first recipes.")
     console.print("\n".join(lines), highlight=False)

@@ -120,6 +120,7 @@ def test_the_command_writes_recipes_that_merge_and_a_study_that_loads(pico, tmp_
     models = [str(pico / name) for name in EXPERTS]
     done = paretomerge("suggest", str(pico / "base"), *models, "--out", str(out))
     assert "Why" in done.stdout and "It cannot know" in done.stdout
+    assert "paretomerge calibrate" in done.stdout
     recipes = sorted(out.glob("*.yml"))
     assert len(recipes) == 3
     for recipe in recipes:
