@@ -159,47 +159,72 @@ def train(
         watched.append([sequences[i] for i in order[:n_watched]])
         learning.append([sequences[i] for i in order[n_watched:]])
     student = _Student(family, teachers)
-    gammas = _watched_gammas(len(family.names))
     optimiser = torch.optim.Adam(student.parameters, lr=settings.learning_rate)
-
-    def look() -> float:
-        with torch.no_grad():
-            losses = [
-                _watched_loss(student, gamma, watched, settings) for gamma in gammas
-            ]
-        return sum(losses) / len(losses)
-
-    best_loss = first_loss = look()
-    best, best_step, step = student.snapshot(), 0, 0
+    first_loss = _mean_watched_loss(student, watched, settings)
+    best = _Best(first_loss, 0, student.snapshot())
+    step = 0
     for step in range(1, settings.steps + 1):
-        gamma = torch.tensor(rng.dirichlet([settings.concentration] * len(learning)))
-        batches = []
-        for sequences in learning:
-            n = min(settings.batch_size, len(sequences))
-            rows = rng.choice(len(sequences), size=n, replace=False)
-            batches.append(teachers.batch([sequences[i] for i in rows]))
         optimiser.zero_grad()
-        student.loss(gamma.to(device, torch.float32), batches).backward()  # type: ignore[no-untyped-call]
+        _drawn_loss(student, learning, settings, rng).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         # Falls linearly to 0: the last steps settle what the noise of the gammas stirred up.
-        optimiser.param_groups[0]["lr"] = settings.learning_rate * (
-            1 - step / settings.steps
-        )
-        if step % settings.check_every == 0 or step == settings.steps:
-            loss = look()
-            if loss < best_loss:
-                best_loss, best, best_step = loss, student.snapshot(), step
-            elif step - best_step >= settings.patience * settings.check_every:
-                break
+        share_left = 1 - step / settings.steps
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * share_left
+        if step % settings.check_every and step != settings.steps:
+            continue
+        loss = _mean_watched_loss(student, watched, settings)
+        if loss < best.loss:
+            best = _Best(loss, step, student.snapshot())
+        elif step - best.step >= settings.patience * settings.check_every:
+            break
     report = {
         **asdict(settings),
         "texts": {name: len(texts[name]) for name in family.names},
         "divergence_before": first_loss,
-        "divergence_after": best_loss,
+        "divergence_after": best.loss,
         "steps_taken": step,
-        "best_step": best_step,
+        "best_step": best.step,
     }
-    return best, report
+    return best.factors, report
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The factors with the least divergence on the watched texts, and when they were found."""
+
+    loss: float
+    step: int
+    factors: dict[str, Factors]
+
+
+def _drawn_loss(
+    student: "_Student",
+    learning: Sequence[Sequence[_Sequence]],
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The loss of a step: at a preference drawn at random, on texts drawn from each source's."""
+    device = student.teachers.device
+    gamma = torch.tensor(rng.dirichlet([settings.concentration] * len(learning)))
+    batches = []
+    for sequences in learning:
+        n = min(settings.batch_size, len(sequences))
+        rows = rng.choice(len(sequences), size=n, replace=False)
+        batches.append(student.teachers.batch([sequences[i] for i in rows]))
+    return student.loss(gamma.to(device, torch.float32), batches)
+
+
+def _mean_watched_loss(
+    student: "_Student",
+    watched: Sequence[Sequence[_Sequence]],
+    settings: TrainingSettings,
+) -> float:
+    """The mean loss on the watched texts over the preferences that are looked at."""
+    losses = []
+    with torch.no_grad():
+        for gamma in _watched_gammas(len(watched)):
+            losses.append(_watched_loss(student, gamma, watched, settings))
+    return sum(losses) / len(losses)
 
 
 def _watched_gammas(k: int) -> list[Tensor]:
