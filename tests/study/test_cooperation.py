@@ -18,7 +18,7 @@ from tests.postgresql import stoppable_server
 from tests.study.test_workers import norm, total
 
 SCORES = Path("scored")
-BUDGET = 16
+BUDGET = 11
 
 
 def counted(model, tokenizer):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -50,12 +51,19 @@ def test_without_a_spare_example_nothing_begins(tmp_path) -> None:
         tasks.load("mine", HarnessTask("letters"), "search")
 
 
-@pytest.fixture
-def searched(pico, tmp_path):
-    search, quiz = raced(pico, tmp_path / "s", race=None)
+@pytest.fixture(scope="module")
+def searched_folder(pico, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("selection") / "s"
+    search, _ = raced(pico, folder, race=None)
     search.run(16)
-    quiz.asked = 0
-    return search, quiz
+    return folder
+
+
+@pytest.fixture
+def searched(searched_folder, pico, tmp_path):
+    """A search of 16 trials, in a folder of the test's own."""
+    shutil.copytree(searched_folder, tmp_path / "s")
+    return raced(pico, tmp_path / "s", race=None)
 
 
 def test_finalists_are_scored_and_the_leader_stays_or_changes(searched) -> None:
