@@ -166,3 +166,20 @@ def test_fisher_by_hand():
         (1 / 3 * 8 + 2 * 2) / (1 / 3 + 2),
     ]
     torch.testing.assert_close(scaled, torch.tensor(expected))
+
+
+@given(SEEDS, st.integers(2, 40))
+@settings(max_examples=20, deadline=None)
+def test_few_rows_are_merged_as_many(seed, tokens):
+    """Matrices with fewer outputs than inputs go another way, to the same result."""
+    base, sources = deltas(seed % 1000, 20, 8, size=1.0)
+    grams = [gram(seed + i, 8, tokens) for i in range(3)]
+    weights = [1.0, 0.5, -0.3]
+    options = {"alpha": 0.9, "normalize": False}
+    many = regmean(base, sources, grams, weights, **options)
+    few = regmean(base[:5], [one[:5] for one in sources], grams, weights, **options)
+    torch.testing.assert_close(few, many[:5], rtol=1e-4, atol=1e-4)
+    wide = [one[:5].T.contiguous() for one in sources]
+    turned = base[:5].T.contiguous()
+    few = regmean(turned, wide, grams, weights, of_rows=True, **options)
+    torch.testing.assert_close(few.T, many[:5], rtol=1e-4, atol=1e-4)

@@ -136,56 +136,125 @@ def _least_squares(inputs: Inputs, alpha: float) -> BlockMerger:
     statistics = _used_statistics(inputs, shares.used)
     if statistics is None:
         return shares.mean()
-    matrices: list[Tensor] = []
+    of_rows = statistics[0].of_rows
+    grams = _Grams(shares, statistics, alpha, inputs.device)
+    n_outputs = inputs.columns if of_rows else inputs.rows
+    # Either way is the same mean. Products with matrices (inputs, inputs) cost most, so the cheaper
+    # way is that with fewer rows.
+    merge = grams.mean_of if n_outputs <= grams.size else grams.mean_by_matrices
 
     def merge_piece(block: Block) -> Tensor:
-        # Not before a block is asked for: an empty tensor never is.
-        if not matrices:
-            matrices.extend(_weight_matrices(shares, statistics, alpha, inputs.device))
-        merged = torch.zeros_like(block.base)
-        for i, matrix in zip(shares.used, matrices, strict=True):
+        deltas = []
+        for i in shares.used:
             delta = block.delta(i)
-            if statistics[0].of_rows:
-                merged.add_(matrix.T @ delta)
-            else:
-                merged.add_(delta @ matrix)
-        return merged.mul_(shares.scale).add_(block.base)
+            deltas.append(delta.T if of_rows else delta)
+        merged = merge(deltas)
+        if of_rows:
+            merged = merged.T
+        return merged.mul(shares.scale).add_(block.base)
 
-    rows = inputs.rows if statistics[0].of_rows else min(ROWS_OF_PIECE, inputs.rows)
+    rows = inputs.rows if of_rows else min(ROWS_OF_PIECE, inputs.rows)
     return merge_in_pieces(inputs, rows, merge_piece)
 
 
-def _weight_matrices(
-    shares: _Shares, statistics: Sequence[Statistic], alpha: float, device: str
-) -> list[Tensor]:
-    """M_i = w_i G_i S^-1 with S = sum |w_i| G_i, so that the merged delta is sum tau_i M_i.
+@dataclass(frozen=True)
+class _Grams:
+    """The matrices G_i of the sources that are used, and S = sum |w_i| G_i.
 
-    Where S has no inverse, M_i is w_i / sum |w_i| there.
+    The weighted mean of deltas tau_i (outputs, inputs) is (sum w_i tau_i G_i) S^-1. Where S has no
+    inverse, it is m = sum w_i tau_i / sum |w_i|. With the pseudo-inverse S^+ both are one:
+    m + (sum w_i tau_i G_i - m S) S^+.
 
-    Returns:
-        One matrix (d, d) in float32 for each source that is used.
+    Nothing is read before a block is asked for: an empty tensor never is.
+
+    Attributes:
+        shares: The weights.
+        statistics: The G_i, (d, d), of the sources that are used.
+        alpha: What the entries off their diagonals are multiplied by.
+        device: Where to compute.
     """
-    grams = []
-    for i, statistic in zip(shares.used, statistics, strict=True):
-        size = statistic.operand.shape[0]
-        gram = statistic.operand.rows(0, size, device).double()
+
+    shares: _Shares
+    statistics: Sequence[Statistic]
+    alpha: float
+    device: str
+
+    @property
+    def size(self) -> int:
+        """The number of inputs, d."""
+        return self.statistics[0].operand.shape[0]
+
+    @property
+    def weights(self) -> list[float]:
+        """The weights of the sources that are used."""
+        return [self.shares.weights[i] for i in self.shares.used]
+
+    def gram(self, statistic: Statistic) -> Tensor:
+        """One G_i in float64."""
+        gram = statistic.operand.rows(0, self.size, self.device).double()
         diagonal = gram.diagonal().clone()
-        gram.mul_(alpha).diagonal().copy_(diagonal)
-        grams.append(gram.mul_(shares.weights[i]))
-    total = torch.zeros_like(grams[0])
-    for i, gram in zip(shares.used, grams, strict=True):
-        total.add_(gram, alpha=1.0 if shares.weights[i] > 0 else -1.0)
-    inverse = _pseudo_inverse(total)
-    # What the inverse does not reach. It also takes up the rounding: with equal signs the M_i add
-    # up to 1, so that copies of one model give that model.
-    rest = (total @ inverse).neg_()
-    rest.diagonal().add_(1.0)
-    matrices = []
-    for i, gram in zip(shares.used, grams, strict=True):
-        matrix = gram @ inverse
-        matrix.add_(rest, alpha=shares.weights[i] / shares.total)
-        matrices.append(matrix.float())
-    return matrices
+        gram.mul_(self.alpha).diagonal().copy_(diagonal)
+        return gram
+
+    @cached_property
+    def total(self) -> Tensor:
+        """S, in float64."""
+        total = torch.zeros(
+            self.size, self.size, dtype=torch.float64, device=self.device
+        )
+        for weight, statistic in zip(self.weights, self.statistics, strict=True):
+            total.add_(self.gram(statistic), alpha=abs(weight))
+        return total
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """S^+, in float64."""
+        return _pseudo_inverse(self.total)
+
+    def mean_of(self, deltas: Sequence[Tensor]) -> Tensor:
+        """The mean of deltas with fewer rows than columns.
+
+        Args:
+            deltas: A delta (n, d) for each source that is used.
+
+        Returns:
+            (n, d) in float32.
+        """
+        mean = torch.zeros_like(deltas[0], dtype=torch.float64)
+        for weight, delta in zip(self.weights, deltas, strict=True):
+            mean.add_(delta, alpha=weight / self.shares.total)
+        # sum w_i tau_i G_i - m S, as a sum over sources that is 0 for equal deltas.
+        residual = torch.zeros_like(mean)
+        for weight, delta, statistic in zip(
+            self.weights, deltas, self.statistics, strict=True
+        ):
+            change = delta * weight - mean * abs(weight)
+            residual.addmm_(change, self.gram(statistic))
+        return mean.addmm_(residual, self.inverse).float()
+
+    def mean_by_matrices(self, deltas: Sequence[Tensor]) -> Tensor:
+        """The same for deltas with more rows than columns."""
+        merged = torch.zeros_like(deltas[0])
+        for delta, matrix in zip(deltas, self.matrices, strict=True):
+            merged.addmm_(delta, matrix)
+        return merged
+
+    @cached_property
+    def matrices(self) -> list[Tensor]:
+        """M_i = w_i G_i S^+ + (1 - S S^+) w_i / sum |w_i|: the mean is sum tau_i M_i.
+
+        One matrix (d, d) in float32 for each source that is used.
+        """
+        # What the inverse does not reach. It also takes up the rounding: with equal signs the M_i
+        # add up to 1, so that copies of one model give that model.
+        rest = (self.total @ self.inverse).neg_()
+        rest.diagonal().add_(1.0)
+        matrices = []
+        for weight, statistic in zip(self.weights, self.statistics, strict=True):
+            matrix = (self.gram(statistic) @ self.inverse).mul_(weight)
+            matrix.add_(rest, alpha=weight / self.shares.total)
+            matrices.append(matrix.float())
+        return matrices
 
 
 def _pseudo_inverse(gram: Tensor) -> Tensor:
