@@ -11,7 +11,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +23,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
 from benchmarks.reporting import (
+    REPOSITORY,
     Entry,
     append_entry,
     markdown_table,
@@ -34,6 +35,7 @@ from benchmarks.study_api import RecipeScorer
 from paretomerge.pareto.front import hypervolume, nondominated, reference_point
 from paretomerge.pareto.ranking import knee
 from paretomerge.recipe import Recipe
+from paretomerge.study.study import load_study
 from paretomerge.types import Array
 
 SearchMaker = str | Callable[[int], BaseSampler]
@@ -49,6 +51,8 @@ class Family:
         results: The file of the searches' results.
         untuned_results: That of the sources and the untuned merges.
         searches: Row of the table -> the sampler.
+        studies: Row of the table -> keys of the study.yaml, for a search in another space, which
+            runs as a whole study in a folder that it continues.
         sources: Names of the sources.
         objectives: Names of the scores that are searched on.
         watched: Names of the scores that are only reported.
@@ -71,6 +75,12 @@ class Family:
     front_examples: int | None = None
     overrides: tuple[str, ...] = ()
     progress: Path | None = None
+    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def all_searches(self) -> list[str]:
+        """Rows of the table that are searches."""
+        return [*self.searches, *self.studies]
 
 
 def run(family: Family, seeds: Sequence[int], searches: Sequence[str]) -> None:
@@ -134,7 +144,10 @@ def untuned(scorer: RecipeScorer) -> dict[str, Recipe]:
 def search(family: Family, name: str, seed: int, scorer: RecipeScorer) -> Entry:
     """One search; the held-out scores of its front and of its picks."""
     progress = Progress(family, name, seed)
-    recipes, values = sampled(family, name, seed, scorer, progress)
+    if name in family.studies:
+        recipes, values = studied(family, name, seed, scorer)
+    else:
+        recipes, values = sampled(family, name, seed, scorer, progress)
     front = np.flatnonzero(nondominated(values))
     front_scores = []
     for i in front:
@@ -220,6 +233,29 @@ def sampled(
     return recipes, np.asarray(values)
 
 
+def studied(
+    family: Family, name: str, seed: int, scorer: RecipeScorer
+) -> tuple[list[Recipe], Array]:
+    """The recipes of one search that is a whole study, and their search scores `(n, m)`."""
+    folder = REPOSITORY / "runs" / name.replace(" ", "-").lower() / str(seed)
+    overrides = (
+        *family.overrides,
+        *family.studies[name],
+        "watch=[]",
+        f"evaluate.held_out_items={family.front_examples}",
+        f"trials={family.trials}",
+        f"seed={seed}",
+        f"out={folder}",
+    )
+    with load_study(family.study, overrides) as study:
+        study.optimize(held_out=False, show_progress_bar=False)
+        trials = [trial for trial in study.get_trials() if not trial.failure]
+    values = []
+    for trial in trials:
+        values.append([trial.scores[name].value for name in scorer.objectives])
+    return [trial.recipe for trial in trials], np.asarray(values)
+
+
 def digest_of(params: Mapping[str, Any]) -> str:
     """A digest of a trial's parameters, the same on every machine."""
     text = json.dumps(dict(params), sort_keys=True)
@@ -250,7 +286,7 @@ def table(family: Family) -> str:
     rows = []
     for name, scores in untuned_scores.items():
         rows.append(untuned_row(family, name, scores, reference))
-    for name in family.searches:
+    for name in family.all_searches:
         seeds = [entry for entry in entries if entry["search"] == name]
         if seeds and len(seeds) == n_seeds:
             rows.append(search_row(family, name, seeds, reference))
