@@ -59,6 +59,21 @@ def model_path(folder: Path, model: str) -> str:
     return "+".join(absolute)
 
 
+def neutral_path(folder: Path, model: str) -> str:
+    """The same path for a model however it is written, also after its folder has moved.
+
+    Args:
+        folder: Where relative paths start.
+        model: A path, also `model+adapter`, or a name on the Hub.
+
+    Returns:
+        The path from the folder where the model is below it; else the whole path.
+    """
+    root = folder.resolve()
+    parts = model_path(root, model).split("+")
+    return "+".join(part.removeprefix(f"{root}/") for part in parts)
+
+
 def digest(model: str) -> str:
     """Return a digest of a local model's weights that changes when the model is trained again.
 

@@ -18,7 +18,7 @@ from paretomerge.merging.statistics import (
     Manifest,
     StatisticKind,
 )
-from paretomerge.space.sources import model_path
+from paretomerge.space.sources import model_path, neutral_path
 from paretomerge.space.specs import WeightSpace
 from paretomerge.study.parts import StudyParts
 
@@ -128,10 +128,11 @@ def calibration_digest(settings: StudySettings) -> str:
         return file_digest(settings.calibration_folder / MANIFEST_FILE)
     content: dict[str, Any] = {}
     for model, text in wanted.data.items():
+        name = neutral_path(settings.root, model)
         if isinstance(text, str):
-            content[model] = file_digest(settings.root / text)
+            content[name] = file_digest(settings.root / text)
         else:
-            content[model] = dict(text)
+            content[name] = dict(text)
     described = [
         content,
         wanted.examples,
@@ -139,7 +140,7 @@ def calibration_digest(settings: StudySettings) -> str:
         wanted.alpha,
         needed_kinds(settings),
     ]
-    digest = hashlib.sha256(json.dumps(described).encode())
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()[:_DIGITS]
 
 

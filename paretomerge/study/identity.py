@@ -22,7 +22,7 @@ from paretomerge.errors import ConfigError
 from paretomerge.evaluate.function_digest import file_digest, function_digest
 from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
 from paretomerge.space.build import Pool
-from paretomerge.space.sources import digest, model_path
+from paretomerge.space.sources import digest, model_path, neutral_path
 from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.calibration import calibration_digest
 from paretomerge.study.warm_start import Question
@@ -113,8 +113,8 @@ def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
     described = replace(
         settings,
         # The same question, however it is written.
-        base=_neutral_path(settings, settings.base),
-        models=tuple(_neutral_path(settings, model) for model in settings.models),
+        base=neutral_path(settings.root, settings.base),
+        models=tuple(neutral_path(settings.root, model) for model in settings.models),
         tokenizer_source=_neutral_source(settings),
         calibration=_neutral_calibration(settings),
         sampler="mmmo",
@@ -217,22 +217,15 @@ def question_of_record(identity: Mapping[str, Any], folder: Path) -> Question:
     return question_of(settings_of(config, folder), identity)
 
 
-def _neutral_path(settings: StudySettings, model: str) -> str:
-    """A model's path from the study's root, where it is below it."""
-    root = settings.root.resolve()
-    path = model_path(root, model)
-    return "+".join(part.removeprefix(f"{root}/") for part in path.split("+"))
-
-
 def _neutral_calibration(settings: StudySettings) -> str | CalibrationData | None:
     calibration = settings.calibration
     if isinstance(calibration, str):
-        return _neutral_path(settings, calibration)
+        return neutral_path(settings.root, calibration)
     if calibration is None:
         return None
     data = {}
     for model, text in calibration.data.items():
-        data[_neutral_path(settings, model)] = text
+        data[neutral_path(settings.root, model)] = text
     return replace(calibration, data=data)
 
 
@@ -240,7 +233,7 @@ def _neutral_source(settings: StudySettings) -> str | None:
     source = settings.tokenizer_source
     if source in (None, "union", "base"):
         return source
-    return _neutral_path(settings, source)
+    return neutral_path(settings.root, source)
 
 
 def _file_digests(settings: StudySettings, pool: Pool) -> dict[str, Any]:

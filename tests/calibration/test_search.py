@@ -1,8 +1,10 @@
 """Searches over methods that need data: the space, a study with two workers, the command."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from paretomerge.checkpoint.reader import Checkpoint
 from paretomerge.cli.main import main
 from paretomerge.errors import ConfigError
 from paretomerge.merging.engine import merge
-from paretomerge.space.sources import named_sources
+from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.calibration import calibration_digest
 from paretomerge.testing import check_space
@@ -151,7 +153,16 @@ def test_settings_go_to_a_file_and_back(pico: Path, tmp_path: Path, monkeypatch)
     ).settings
     assert settings.calibration == mine.settings.calibration
     assert settings.calibration_folder == settings.out_folder / "calibration"
-    assert len(calibration_digest(settings)) == 16
+    digest = calibration_digest(settings)
+    assert len(digest) == 16
+    # The same text, however the models are written and in whatever order.
+    reversed_data = {}
+    for model, text in reversed(settings.calibration.data.items()):
+        path = Path(os.path.relpath(model_path(settings.root, model), tmp_path))
+        reversed_data[f"./{path}"] = text
+    calibration = replace(settings.calibration, data=reversed_data)
+    other = replace(settings, calibration=calibration)
+    assert calibration_digest(other) == digest
     written = study(pico, tmp_path, objectives=[pm.Sparsity()])
     written.to_yaml("study.yaml")
     assert pm.load_study("study.yaml").settings.calibration == settings.calibration
