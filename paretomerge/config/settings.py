@@ -407,8 +407,10 @@ class StudySettings:
     def storage(self) -> Storage:
         """Where the record is."""
         if self.storage_url is None:
-            return Storage.at(self.out_folder / "study.db", self.study_name)
-        return Storage(self.storage_url, self.study_name).relative_to(self.root)
+            storage = Storage.at(self.out_folder / "study.db", self.study_name)
+        else:
+            storage = Storage(self.storage_url, self.study_name).relative_to(self.root)
+        return replace(storage, root=str(self.root.resolve()))
 
     @property
     def total_trials(self) -> int:

@@ -8,7 +8,7 @@ same database while a search runs.
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ from paretomerge.evaluate.evaluator import Objective, Score
 from paretomerge.record._optuna_tables import TrialTable
 from paretomerge.record.changes import describe_changes
 from paretomerge.record.folder import make_folder
+from paretomerge.record.moved import moved_folders, root_notes, with_new_paths
 from paretomerge.record.results import Parameters, Results
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Scores, Trial
@@ -196,6 +197,8 @@ class Record:
         """Read every finished trial, failed ones included, in the order of their numbers."""
         attributes = self._study.user_attrs
         held_out = _held_out_by_trial(attributes)
+        root = self.storage.root
+        moved = moved_folders(attributes, root)
         trials = []
         for frozen in self.frozen_trials():
             number = frozen.number
@@ -209,6 +212,9 @@ class Record:
                 held_out.get(number, {}),
                 selection,
             )
+            if moved:
+                recipe = with_new_paths(trial.recipe_yaml, moved, root)
+                trial = replace(trial, recipe_yaml=recipe)
             trials.append(trial)
         return trials
 
@@ -324,6 +330,14 @@ class Record:
             value: Anything that JSON can hold.
         """
         self.storage.patiently(lambda attempt: self._set_note(key, value))
+
+    def note_root(self) -> None:
+        """Note where the study's relative paths start, for studies that begin from this record."""
+        root = self.storage.root
+        if not root:
+            return
+        for key, value in root_notes(self.notes(""), root).items():
+            self.set_note(key, value)
 
     def _set_note(self, key: str, value: object) -> None:
         if self.note(key) != value:

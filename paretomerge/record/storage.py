@@ -38,10 +38,13 @@ class Storage:
     Attributes:
         url: The database, as SQLAlchemy writes it.
         study_name: The study's name in it: one database holds several studies.
+        root: The folder that relative paths of the study start from; "" where it has none. Recipes
+            of a study that was moved are read with paths below it.
     """
 
     url: str
     study_name: str = DEFAULT_STUDY_NAME
+    root: str = ""
 
     @classmethod
     def at(cls, path: Path, study_name: str = DEFAULT_STUDY_NAME) -> "Storage":

@@ -155,7 +155,6 @@ class _Builder:
             sampler,
             warm_start=self.warm_start,
             storage=settings.storage,
-            root=str(settings.root),
             identity=study_identity(settings, self.parts.pool),
             placement=self.parts.placement,
             then=self.second_level(settings.then) if settings.then else None,

@@ -6,8 +6,9 @@ from pathlib import Path
 from paretomerge.config.settings import StudySettings
 from paretomerge.errors import StudyError
 from paretomerge.record.changes import describe_changes
+from paretomerge.record.moved import ROOT
 from paretomerge.record.record import Record
-from paretomerge.space.sources import model_path
+from paretomerge.space.sources import model_path, neutral_path
 
 
 def check_same_study(settings: StudySettings, record: Record) -> None:
@@ -23,14 +24,18 @@ def check_same_study(settings: StudySettings, record: Record) -> None:
         StudyError: The record is another study's.
     """
     identity = record.note("identity") or {}
-    root = record.note("root")
+    root = record.note(ROOT)
     if root is None or "models" not in identity:
         return  # a `Search` that was made without settings
     mine = [model_path(settings.root, model) for model in settings.models]
     theirs = [model_path(Path(root), model) for model in identity["models"]]
     recorded: dict[str, object] = {}
     now: dict[str, object] = {}
-    if sorted(mine) != sorted(theirs) and not _have_moved(mine, theirs):
+    # A study that was moved or copied with its models still has them at the same places below it.
+    below = [neutral_path(settings.root, model) for model in settings.models]
+    is_same = sorted(below) == sorted(identity["models"])
+    is_same = is_same or sorted(mine) == sorted(theirs) or _have_moved(mine, theirs)
+    if not is_same:
         recorded["models"], now["models"] = theirs, mine
     names = [measure.name for measure in settings.objectives]
     recorded_names = [objective.name for objective in record.objectives]

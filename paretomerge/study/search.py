@@ -71,7 +71,6 @@ class Search:
         warm_start: Reads the points to try and the trials to take over first. It is called once,
             when a search begins.
         storage: Where the record is. It is created when it is first needed.
-        root: The folder that the settings' relative paths start from, for the record.
         identity: What makes trials comparable; by default the models, the parameters and the goals.
         placement: The dtype, the device and the tokenizer of merges.
         then: A second level.
@@ -96,7 +95,6 @@ class Search:
         *,
         warm_start: Callable[[], WarmStart] = WarmStart,
         storage: Storage | None = None,
-        root: str = "",
         identity: Mapping[str, Any] | None = None,
         placement: Placement = DEFAULT_PLACEMENT,
         then: SecondLevelPlan | None = None,
@@ -125,7 +123,6 @@ class Search:
             tuple(space.sources),
             identity or _default_identity(space, goals, placement),
         )
-        self._root = root
         self._storage = storage or Storage.at(self.folder / "study.db")
         # Before any model is loaded.
         Record.check(self._storage, self._header)
@@ -140,9 +137,7 @@ class Search:
     def record(self) -> Record:
         """The record; it is created where there is none."""
         record = Record.begin(self._storage, self._header)
-        # A later study that starts from this record needs to know where its relative paths start.
-        if self._root:
-            record.set_note("root", self._root)
+        record.note_root()
         if self.placement.allow_mismatch:
             record.allow_mismatch()
         return record

@@ -11,6 +11,7 @@ from paretomerge.errors import ConfigError, ErrorCollector, ParetoMergeError, St
 from paretomerge.pareto.front import nondominated, reference_point
 from paretomerge.pareto.ranking import ranked
 from paretomerge.recipe import Recipe
+from paretomerge.record.moved import ROOT
 from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage
 from paretomerge.record.trial import Trial
@@ -118,7 +119,7 @@ class EarlierStudies:
             ) from error
         # A `Search` that was made without settings has no identity that can be compared.
         identity = record.note("identity") or {}
-        root = root or record.note("root")
+        root = root or record.note(ROOT)
         if not root or "base" not in identity:
             raise ConfigError(
                 "its record does not say where its paths start; name its study.yaml instead"
