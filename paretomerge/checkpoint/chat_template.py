@@ -111,7 +111,7 @@ def write_chat_template(folder: Path, template: str) -> None:
 
 
 def _most_frequent_template(folders: Iterable[Path]) -> str | None:
-    templates = [_read_template(folder) for folder in folders]
+    templates = [read_chat_template(folder) for folder in folders]
     # Copies of one template often differ in the newline at their end.
     stripped = [template.strip() for template in templates if template]
     if not stripped:
@@ -119,8 +119,8 @@ def _most_frequent_template(folders: Iterable[Path]) -> str | None:
     return Counter(stripped).most_common(1)[0][0]
 
 
-def _read_template(folder: Path) -> str | None:
-    """The chat template of a model folder."""
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template of a model folder; None if it has none."""
     path = folder / _TEMPLATE_FILE
     if path.is_file():
         # The result is going to be published, so no link may lead to a private file.

@@ -56,6 +56,7 @@ def emr(
         f"wrote {session.short(out)}: {size / 1e6:.4g} MB, of which {summary.mask_bytes / 1e6:.3g} "
         f"MB are masks; {size / summary.model_bytes:.0%} of the {len(summary.tasks)} models"
     )
+    session.print_notes(summary.notes)
 
 
 def expand(

@@ -119,6 +119,7 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
         allow_mismatch=allow_mismatch,
     )
     _print_facts(family)
+    session.print_notes(family.manifest.notes)
 
 
 def pick_from_family(

@@ -105,3 +105,4 @@ def twin(  # noqa: PLR0913 - the options of the command
         highlight=False,
         soft_wrap=True,
     )
+    session.print_notes(manifest.notes)

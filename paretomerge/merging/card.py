@@ -111,6 +111,23 @@ def public_name(model: str) -> str:
     return "+".join(parts)
 
 
+def public_notes(notes: Iterable[str], models: Iterable[str]) -> tuple[str, ...]:
+    """Return the notes of a plan as a folder may hold them that is published.
+
+    Args:
+        notes: Sentences, which name models as the recipe does.
+        models: These names.
+    """
+    # A name may be a part of a longer one.
+    longest_first = sorted(models, key=len, reverse=True)
+    result = []
+    for note in notes:
+        for model in longest_first:
+            note = note.replace(model, public_name(model))
+        result.append(note)
+    return tuple(result)
+
+
 def front_matter(
     models: Iterable[str], licences: Iterable[str | None], tags: Sequence[str]
 ) -> str:

@@ -7,5 +7,6 @@ with a mask per task, a family of models with a preference as input, an adapter.
   `loaded_model`: its singular values, the format of peft, and the names that peft has.
 - `emr`: `emr`, fine-tunes as one checkpoint with masks; `expand`: `EmrModel` and `expand`, the
   model of one task; `emr_vote`, `emr_files`: the arithmetic, and what is stored.
+- `notes`: what the user should know where models differ.
 - `task_models`: models as commands take them, `task=MODEL`.
 """

@@ -67,6 +67,7 @@ from paretomerge.systems.emr_files import (
     write_rest,
 )
 from paretomerge.systems.emr_vote import Totals, elect
+from paretomerge.systems.notes import chat_template_notes
 
 _THREADS = 2  # more wait for Python's lock
 
@@ -81,6 +82,7 @@ class EmrSummary:
         unified_bytes: Size of the unified checkpoint's tensors.
         mask_bytes: Size of all masks.
         model_bytes: Size of the tensors of all models that it replaces.
+        notes: What the user should know, such as where the models' configs differ.
     """
 
     folder: Path
@@ -88,6 +90,7 @@ class EmrSummary:
     unified_bytes: int
     mask_bytes: int
     model_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def emr(
@@ -148,6 +151,7 @@ def emr(
         unified_bytes=sum(spec.bytes for spec in inputs.specs),
         mask_bytes=len(sources) * sum(spec.bytes for spec in inputs.mask_specs),
         model_bytes=inputs.model_bytes,
+        notes=inputs.notes,
     )
 
 
@@ -162,6 +166,7 @@ class _Inputs:
         operands: Tensor of the base -> (its operand, those of the models).
         specs: The tensors of the unified checkpoint.
         opened: All opened models.
+        notes: Where the tasks' models follow the base and not their fine-tunes.
     """
 
     base_name: str
@@ -170,6 +175,7 @@ class _Inputs:
     operands: Mapping[str, tuple[Operand, Sequence[Operand]]]
     specs: tuple[TensorSpec, ...]
     opened: Mapping[str, Weights]
+    notes: tuple[str, ...]
 
     @classmethod
     def open(
@@ -187,17 +193,20 @@ class _Inputs:
         opened = open_weights((base_name, *models.values()))
         base = opened[base_name]
         arranged = {}
+        notes: list[str] = []
         problems = ErrorCollector()
         for name in models.values():
             with problems.collect():
                 weights = opened[name]
+                mismatch = find_mismatch(base_name, base, name, weights)
                 if not allow_mismatch:
-                    mismatch = find_mismatch(base_name, base, name, weights)
                     mismatch.raise_if_any()
+                notes += [*mismatch.notes, *mismatch.errors]
                 weights = arrange_like(base_name, base, name, weights)
                 _check_covered(base_name, base, name, weights)
                 arranged[name] = weights
         problems.raise_if_any()
+        notes += chat_template_notes(base_name, base, arranged)
         operands: dict[str, tuple[Operand, Sequence[Operand]]] = {}
         specs = []
         for name in sorted(base.headers):
@@ -210,7 +219,9 @@ class _Inputs:
             operands[name] = (operand, parts)
             unified_dtype = _unified_dtype(name, (operand, *parts), dtype)
             specs.append(TensorSpec(name, unified_dtype, operand.shape))
-        return cls(base_name, base, models, operands, tuple(specs), opened)
+        return cls(
+            base_name, base, models, operands, tuple(specs), opened, tuple(notes)
+        )
 
     @property
     def mask_specs(self) -> list[TensorSpec]:

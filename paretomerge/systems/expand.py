@@ -41,6 +41,7 @@ from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import ModelConfig, Weights
 from paretomerge.systems.emr_files import (
     BITS,
+    EMR_FOLDER,
     EmrTask,
     digest_of,
     open_masks,
@@ -267,8 +268,11 @@ def expand(
     shard_bytes = integer(1)("shard_bytes", shard_bytes)
     source = Path(read_path("model", folder))
     base_name = optional(model)("base", base)
-    names = [str(source)] if base_name is None else [str(source), base_name]
-    check_out(path, names, overwrite)
+    # The masks are a folder with safetensors files, which looks like a checkpoint.
+    parts = [str(source), str(source / EMR_FOLDER)]
+    if base_name is not None:
+        parts.append(base_name)
+    check_out(path, parts, overwrite)
     weights = EmrModel.open(source, base_name).weights(label("task", task))
     specs = []
     for name, header in weights.headers.items():

@@ -241,6 +241,8 @@ def test_refusals(pico: Path, unified: Path, tmp_path: Path) -> None:
         expand(unified, "ada", out, base=pico / "ada")
     with pytest.raises(CheckpointError, match="would replace the source"):
         expand(unified, "ada", unified, overwrite=True)
+    with pytest.raises(CheckpointError, match="would replace the source"):
+        expand(unified, "ada", unified / "emr", overwrite=True)
     save_pico(tmp_path / "deep", pico_states(layers=5)["ada"], layers=5)
     with pytest.raises(CheckpointError, match="has 5 layers"):
         emr(base, {"deep": tmp_path / "deep"}, out)
@@ -305,3 +307,25 @@ def test_the_commands(pico: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "first" / "model.safetensors").is_file()
+
+
+def test_what_the_tasks_do_not_get_of_their_fine_tunes_is_noted(
+    pico: Path, tmp_path: Path
+) -> None:
+    """Their models have the positions and the chat template of the base."""
+    for name in ("ada", "bob"):
+        shutil.copytree(pico / name, tmp_path / name)
+    config = json.loads((tmp_path / "ada" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (tmp_path / "ada" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "bob" / "chat_template.jinja").write_text("{{ messages }}")
+    models = [str(tmp_path / name) for name in ("ada", "bob")]
+    base, out = str(pico / "base"), str(tmp_path / "unified")
+    done = CliRunner().invoke(app, ["emr", base, *models, out])
+    assert done.exit_code == 0
+    first, second = done.stderr.splitlines()
+    assert "ada: rope_parameters is {'rope_theta': 500000.0" in first
+    assert "bob: has a chat template that is not that of" in second
+    expand(out, "ada", tmp_path / "again")
+    expanded = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert expanded["rope_parameters"]["rope_theta"] == 10000.0

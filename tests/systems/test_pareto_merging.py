@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
@@ -370,9 +371,62 @@ def test_damaged_families_are_refused(low_rank, tmp_path):
     file.write_text(json.dumps({**content, "whole": ["nothing"]}))
     with pytest.raises(CheckpointError, match="lacks this tensor"):
         ParetoFamily.load(tmp_path / "bad")
-    file.write_text(json.dumps(content))
+    # As an earlier version wrote it
+    file.write_text(json.dumps({**content, "digest": ""}))
     (tmp_path / "bad" / "factors-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match="do not fit"):
         ParetoFamily.load(tmp_path / "bad")
-    with pytest.raises(CheckpointError, match="would be lost"):
-        low_rank.write("mean", low_rank.folder, overwrite=True)
+
+
+def test_a_merge_never_replaces_a_part_of_its_family(low_rank, tmp_path):
+    folder = shutil.copytree(low_rank.folder, tmp_path / "family")
+    family = ParetoFamily.load(folder)
+    for out in (folder, folder / "base"):
+        with pytest.raises(CheckpointError, match="would replace the source"):
+            family.write({"ada": 1}, out, overwrite=True)
+    before = family.merge({"ada": 1})
+    # Beside its parts there is room.
+    for weights in ({"bob": 1}, {"ada": 1}):
+        out = family.write(weights, folder / "merged", overwrite=True)
+    written = load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], written[name]) for name in before)
+
+
+@pytest.mark.parametrize("part", ["base/model", "factors-00001"])
+def test_a_base_or_factors_of_another_family_are_noticed(
+    low_rank, wide, tmp_path, part
+):
+    folder = shutil.copytree(low_rank.folder, tmp_path / "family")
+    other = make(wide, tmp_path / "other", rank=4, scale=0.2)
+    name = f"{part}.safetensors"
+    # Of the same names and shapes, so that nothing but the values differs.
+    assert (other.folder / name).stat().st_size == (folder / name).stat().st_size
+    shutil.copy(other.folder / name, folder / name)
+    with pytest.raises(CheckpointError, match="have changed since the family was made"):
+        ParetoFamily.load(folder)
+
+
+def test_a_family_tells_where_the_models_differ(pico, tmp_path):
+    """The result has the positions, the tensors and the chat template of the base."""
+    for name in ("ada", "bob"):
+        shutil.copytree(pico / name, tmp_path / name)
+    config = json.loads((tmp_path / "ada" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (tmp_path / "ada" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "bob" / "chat_template.jinja").write_text("{{ messages }}")
+    paths = [str(tmp_path / name) for name in ("ada", "bob")]
+    family = pareto_merge(str(pico / "base"), paths, tmp_path / "family", rank=2)
+    first, second = ParetoFamily.load(family.folder).manifest.notes
+    assert first.startswith("ada: rope_parameters is {'rope_theta': 500000.0")
+    assert second == (
+        "bob: has a chat template that is not that of base, which the result has"
+    )
+
+
+def test_a_merge_that_its_dtype_cannot_hold_is_refused(pico, tmp_path):
+    family = make(
+        pico, tmp_path / "family", rank=2, dtype="float16", scale=1e7, centre="base"
+    )
+    with pytest.raises(CheckpointError, match=r"too large for float16; .*--scale"):
+        family.write({"ada": 1}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
@@ -182,6 +182,8 @@ def test_overwriting_and_refusing_to(pico, folder, tmp_path):
     export_corner(folder, "bob", out, overwrite=True)
     with pytest.raises(CheckpointError, match="would replace"):
         export_corner(folder, "bob", folder.parent, overwrite=True)
+    with pytest.raises(CheckpointError, match="would replace the source"):
+        export_corner(folder, "bob", folder / "shared", overwrite=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     for run in (
@@ -381,6 +383,28 @@ def test_the_command(pico, tmp_path):
     ):
         failed = paretomerge("twin", *models, *wrong, "--out", out, ok=False)
         assert failed.returncode and message in failed.stderr
+
+
+def test_a_mixture_that_its_dtype_cannot_hold_is_refused(pico, tmp_path):
+    twin = make(pico, tmp_path / "twin", dtype="float16")
+    with pytest.raises(CheckpointError, match="the sum is too large for float16"):
+        export_mixture(twin, {"ada": 1e9}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_tells_where_the_models_differ(pico, tmp_path):
+    """theta* has the tensors and the chat template of the base."""
+    for name in ("ada", "bob"):
+        shutil.copytree(pico / name, tmp_path / name)
+    file = tmp_path / "ada" / "model.safetensors"
+    tensors = load_file(file) | {"model.layers.0.gate.weight": torch.zeros(2, 2)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    (tmp_path / "bob" / "chat_template.jinja").write_text("{{ messages }}")
+    sources = [str(tmp_path / name) for name in FEW]
+    out = build_twin(str(pico / "base"), sources, FEW, tmp_path / "twin")
+    first, second = Manifest.read(out).notes
+    assert first.startswith("ada: ") and "layers.0.gate.weight" in first
+    assert second.startswith("bob: has a chat template")
 
 
 def test_expand_writes_a_corner(folder, tmp_path):

@@ -33,6 +33,7 @@ from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Plan, TensorJob
 from paretomerge.space.sources import named_sources
+from paretomerge.systems.notes import plan_notes
 from paretomerge.systems.pareto_merging.factors import Factors, energies, factorise
 from paretomerge.systems.pareto_merging.family import (
     PART_NAMES,
@@ -165,6 +166,7 @@ def pareto_merge(  # noqa: PLR0913 - the options of a family, all with a default
             trained, report = train(family, experts, texts, settings, device)
             _replace_factors(family, trained, folder)
             family.manifest.trained(report).write(folder)
+        Manifest.read(folder).with_digest(folder).write(folder)
         _write_readme(folder)
         for weights in plan.weights.values():
             weights.check_unchanged()
@@ -360,6 +362,7 @@ class _ClosedForm:
             kept_in_all=1 - float(self._lost.sum() / self._energies.sum()),
             base_bytes=self._plan.bytes_written(),
             factor_bytes=self.files.bytes,
+            notes=plan_notes(self._plan),
         )
 
 

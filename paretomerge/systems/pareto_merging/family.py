@@ -13,14 +13,12 @@ from torch import Tensor
 from paretomerge.arguments import as_float
 from paretomerge.checkpoint.companions import companion_files, copy_files
 from paretomerge.checkpoint.header import Header, read_header
-from paretomerge.checkpoint.operand import check_finite
 from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
 from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_not_current,
-    check_replaceable,
+    check_out,
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError, shorten, unknown_name
@@ -98,6 +96,7 @@ class ParetoFamily:
         """
         path = Path(folder).expanduser()
         manifest = Manifest.read(path)
+        manifest.check_weights(path)
         base = Checkpoint(str(path / BASE_FOLDER))
         headers: dict[str, Header] = {}
         for file in sorted(path.glob(FACTOR_FILES)):
@@ -229,13 +228,7 @@ class ParetoFamily:
         gamma = self.gamma(weights)
         device = usable_device(device)
         target = Path(out).expanduser()
-        check_not_current(target)
-        if self.folder.resolve().is_relative_to(target.resolve()):
-            raise CheckpointError(
-                f"{target}: holds the family itself, which would be lost; name a new folder"
-            )
-        if overwrite:
-            check_replaceable(target)
+        check_out(target, (str(self.folder), str(self.base.folder)), overwrite)
         specs = []
         for name, header in sorted(self.base.headers.items()):
             specs.append(TensorSpec(name, header.dtype, header.shape))
@@ -357,5 +350,10 @@ def added(
     # Not in place: `float` copies nothing where the tensor is in float32 already.
     total = stored.float() + delta.reshape(stored.shape)
     result = total.to(stored.dtype)
-    check_finite(result, label)
+    if not bool(result.isfinite().all()):
+        dtype = str(stored.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{label}: the merge for this preference is too large for {dtype}; make the family "
+            "with a smaller --scale, or with --dtype float32"
+        )
     return result

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paretomerge.checkpoint.digest import digest_of_weights
 from paretomerge.checkpoint.json_file import read_json, write_json
 from paretomerge.errors import CheckpointError
 
@@ -37,6 +38,8 @@ class Manifest:
         base_bytes: Size of the weights in the folder `base`.
         factor_bytes: Size of the factors and of the deltas that are stored whole.
         training: How the factors were trained; None for the closed form.
+        notes: What the user should know, such as where the models' configs differ.
+        digest: Digest of the base and the factors; "" in families of versions without it.
     """
 
     sources: tuple[str, ...]
@@ -52,10 +55,28 @@ class Manifest:
     base_bytes: int
     factor_bytes: int
     training: Mapping[str, Any] | None = None  # Any: numbers and text for people
+    notes: tuple[str, ...] = ()
+    digest: str = ""
 
     def trained(self, training: Mapping[str, Any]) -> "Manifest":
         """The manifest after a training."""
         return replace(self, training=training)
+
+    def with_digest(self, folder: Path) -> "Manifest":
+        """The manifest with the digest of the weights in a folder."""
+        return replace(self, digest=_digest(folder))
+
+    def check_weights(self, folder: Path) -> None:
+        """Check that the base and the factors are those that were written together.
+
+        Raises:
+            CheckpointError: If one of them has been replaced: their sum would be another model.
+        """
+        if self.digest and self.digest != _digest(folder):
+            raise CheckpointError(
+                f"{folder}: the base or the factors have changed since the family was made; make "
+                "it again with `paretomerge pareto-merge`"
+            )
 
     def write(self, folder: Path) -> None:
         """Write the file into a family's folder."""
@@ -84,17 +105,22 @@ class Manifest:
             manifest = cls(**content)
             sources = tuple(str(name) for name in manifest.sources)
             whole = tuple(str(name) for name in manifest.whole)
+            notes = tuple(str(note) for note in manifest.notes)
             is_complete = {*manifest.kept} == {*manifest.licences} == {*sources}
         except TypeError as error:
             raise _damaged(file) from error
         if not is_complete or len(sources) < 2 or not isinstance(manifest.ranks, dict):
             raise _damaged(file)
-        return replace(manifest, sources=sources, whole=whole)
+        return replace(manifest, sources=sources, whole=whole, notes=notes)
 
 
 def is_family(path: Path) -> bool:
     """Whether a path is the folder of a family."""
     return (path / FILE).is_file()
+
+
+def _digest(folder: Path) -> str:
+    return digest_of_weights((folder, folder / BASE_FOLDER))
 
 
 def _damaged(file: Path) -> CheckpointError:

@@ -25,6 +25,7 @@ from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Plan
 from paretomerge.recipe import Recipe
 from paretomerge.space.sources import named_sources
+from paretomerge.systems.notes import plan_notes
 from paretomerge.systems.twin.check import (
     check_computation,
     check_models,
@@ -164,6 +165,7 @@ def build_twin(  # noqa: PLR0913 - the options of the command, all with a defaul
             router_accuracy=trained.accuracy,
             training_prompts=trained.n_training,
             validation_prompts=trained.n_validation,
+            notes=plan_notes(plan),
         )
         for task, source in sources.items():
             parts = _exclusive_parts(

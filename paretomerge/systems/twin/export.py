@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paretomerge.arguments import as_float
 from paretomerge.arguments import path as read_path
@@ -13,8 +14,7 @@ from paretomerge.checkpoint.writer import (
     SHARD_BYTES,
     TensorSpec,
     WeightsWriter,
-    check_not_current,
-    check_replaceable,
+    check_out,
     new_folder,
 )
 from paretomerge.errors import CheckpointError, ConfigError
@@ -81,11 +81,7 @@ def export_mixture(
             f"weights: name a task and its weight, such as {manifest.tasks[0]}=1"
         )
     manifest.check_files(folder, contents=files)
-    check_not_current(out)
-    if folder.resolve().is_relative_to(out.resolve()):
-        raise CheckpointError(f"{out}: would replace {folder}; choose another folder")
-    if overwrite:
-        check_replaceable(out)
+    check_out(out, (str(folder), str(folder / SHARED_FOLDER)), overwrite)
     shared = Checkpoint(str(folder / SHARED_FOLDER))
     mixtures = [(load_parts(folder / file), weight) for file, weight in files.items()]
     specs = []
@@ -100,7 +96,7 @@ def export_mixture(
                     if spec.name in parts:
                         tensor = tensor.float()
                         tensor = tensor + weight * parts[spec.name].dense()
-                writer.write(spec.name, 0, tensor.to(getattr(torch, spec.dtype)))
+                writer.write(spec.name, 0, _cast(tensor, spec))
             # Reads what was written once more, which shows a tensor that is missing.
             writer.checksums()
         _copy_companions(shared.folder, temporary)
@@ -109,6 +105,17 @@ def export_mixture(
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         shared.check_unchanged()
     return out
+
+
+def _cast(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """A tensor in the dtype that it is written in."""
+    cast = tensor.to(getattr(torch, spec.dtype))
+    if cast.is_floating_point() and not bool(cast.isfinite().all()):
+        raise CheckpointError(
+            f"{spec.name}: the sum is too large for {spec.dtype}; take smaller weights, or make "
+            "the Twin-Merging folder with --dtype float32"
+        )
+    return cast
 
 
 def _finite(task: str, weight: object) -> float:

@@ -46,6 +46,7 @@ class Manifest:
         training_prompts: How many prompts it was trained on.
         validation_prompts: How many it was selected on.
         files: Path in the folder -> size and checksum.
+        notes: What the user should know, such as where the models' configs differ.
     """
 
     tasks: tuple[str, ...]
@@ -58,6 +59,7 @@ class Manifest:
     training_prompts: int
     validation_prompts: int
     files: Mapping[str, FileFacts] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -116,7 +118,8 @@ class Manifest:
             for name, facts in content.pop("files").items():
                 files[name] = FileFacts(**facts)
             tasks = tuple(content.pop("tasks"))
-            return cls(tasks=tasks, files=files, **content)
+            notes = tuple(content.pop("notes", ()))
+            return cls(tasks=tasks, files=files, notes=notes, **content)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{folder}: {MANIFEST_FILE} is damaged ({error}); make the folder again"
