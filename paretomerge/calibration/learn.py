@@ -10,9 +10,10 @@ the next token. A part of the text is split off, and decides when to stop.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from paretomerge.arguments import integer, optional
+from paretomerge.arguments import integer, number, optional
 from paretomerge.calibration.make import (
     DEFAULT_TOKENS,
     CalibrationText,
@@ -106,9 +107,7 @@ def learn_weights(  # noqa: PLR0913 - the options of an optimisation, all with a
         >>> learned = learn_weights("./base", ["./math", "./code"], data)  # doctest: +SKIP
         >>> learned.recipe.to_yaml()  # doctest: +SKIP
     """
-    for name, value in (("start", start), ("lr", lr)):
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{name}: expected a number of 0 or more, got {value}")
+    start, lr = _positive("start", start), _positive("lr", lr)
     texts = calibration_texts(models, data)
     learner = _Learner.load(
         base,
@@ -129,6 +128,13 @@ def learn_weights(  # noqa: PLR0913 - the options of an optimisation, all with a
         integer(1)("patience", patience),
         on_progress,
     )
+
+
+def _positive(name: str, value: float) -> float:
+    checked: float = number(name, value)
+    if checked < 0:
+        raise ConfigError(f"{name}: expected a number of 0 or more, got {checked:g}")
+    return checked
 
 
 @dataclass(frozen=True)
@@ -389,6 +395,30 @@ def _answers(
             log_probabilities = logits.float().log_softmax(-1)
         result.append(_Answers(batch, places, log_probabilities))
     return result
+
+
+def check_recipe_file(out: Path, overwrite: bool) -> None:
+    """Check that a recipe can be written, before the weights are learned.
+
+    Args:
+        out: The file. Its folder is created.
+        overwrite: Whether it may be replaced.
+
+    Raises:
+        ConfigError: It is there, is a folder, or cannot be written.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name a file, such as {out}/recipe.yml")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; replace it with --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: cannot be written: {error.strerror}; name another file"
+        ) from error
 
 
 def write_recipe(learned: LearnedWeights, out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paretomerge.arguments import flag, integer, optional
 from paretomerge.arguments import model as read_model
+from paretomerge.arguments import number as read_number
 from paretomerge.arguments import path as read_path
 from paretomerge.calibration.text import (
     Example,
@@ -54,6 +55,10 @@ DEFAULT_TOKENS = 512
 DEFAULT_ALPHA = 0.9
 _MEMORY = 4 << 30
 _ONE_FILE = 1 << 62
+
+# Two texts that differ in their last token.
+_PROBE = ((3, 5, 7, 4, 6, 8), (3, 5, 7, 4, 6, 9))
+_PROBE_TOLERANCE = 1e-5  # relative, in float32
 
 CalibrationText = str | Path | Sequence[Example]
 """The text of one model: a file, see `read_examples`, or examples."""
@@ -148,9 +153,10 @@ def _check_kinds(kinds: Sequence[StatisticKind]) -> None:
 
 
 def _share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
-    return float(value)
+    share: float = read_number(name, value)
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name}: expected a number from 0 to 1, got {share:g}")
+    return share
 
 
 def calibration_texts(
@@ -253,10 +259,12 @@ class _Calibration:
                 self.options.on_progress(f"{model}: inputs of its layers")
                 file = self._write_inputs(live, model, tokens[model], name)
                 statistics[model]["regmean"] = file
+                self._tell_without(live, model, "regmean", file)
             if "fisher" in self.options.kinds:
                 self.options.on_progress(f"{model}: squared gradients")
                 file = self._write_squares(live, model, tokens[model], name)
                 statistics[model]["fisher"] = file
+                self._tell_without(live, model, "fisher", file)
         through_merge = None
         if "regmean_pp" in self.options.kinds:
             base_digest = digests[self.options.base]
@@ -278,6 +286,21 @@ class _Calibration:
             entries.append(entry)
         manifest = Manifest(tuple(entries), through_merge, self.options.origin)
         manifest.write(self.folder)
+
+    def _tell_without(
+        self, live: "ResidentModel", model: str, kind: str, file: StatisticFile
+    ) -> None:
+        """Tell the user which matrices have no statistics, such as packed experts."""
+        from paretomerge.merging.plan.calibration import averaged_text, is_layer_matrix
+
+        checkpoint = live.checkpoints[model]
+        without = []
+        for tensor, header in checkpoint.headers.items():
+            is_matrix = is_layer_matrix(checkpoint.architecture, tensor, header.shape)
+            if is_matrix and tensor not in file.tensors:
+                without.append(tensor)
+        if without:
+            self.options.on_progress(f"{model}: {kind}: {averaged_text(without)}")
 
     def _read(
         self, live: "ResidentModel", model: str, examples: Sequence[Example]
@@ -423,7 +446,28 @@ def load_source(model: str, device: str) -> "ResidentModel":
         )
     # An adapter is not loaded by transformers, but by a merge.
     live.load(Recipe("passthrough", (Slice((Source(model),)),)))
+    _check_left_to_right(live.model, model)
     return live
+
+
+def _check_left_to_right(network: "PreTrainedModel", model: str) -> None:
+    """Refuse an encoder, such as BERT: its predictions of a token read that token.
+
+    transformers loads encoders as language models, too, so a text shows what they are: a later
+    token must not change what comes before it.
+    """
+    import torch
+
+    vocabulary = network.config.get_text_config().vocab_size
+    ids = torch.tensor(_PROBE, device=network.device) % vocabulary
+    with torch.no_grad():
+        one, other = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    if bool((one - other).abs().max() > _PROBE_TOLERANCE * one.abs().max()):
+        raise CheckpointError(
+            f"{model}: expected a model that writes text from left to right, got a "
+            f"{type(network).__name__} whose tokens see later ones; statistics of encoders are "
+            "not measured"
+        )
 
 
 def read_tokens(

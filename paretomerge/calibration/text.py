@@ -5,8 +5,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from paretomerge.calibration.text_files import (
+    numbered_lines,
+    parse_json_line,
+    read_text,
+)
 from paretomerge.errors import ConfigError, shorten
 from paretomerge.evaluate.inference.bos_setting import with_bos_setting
 
@@ -84,37 +89,35 @@ def read_examples(path: str | Path) -> list[Example]:
         ConfigError: The file cannot be read, is empty or holds other lines.
     """
     file = Path(path).expanduser()
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{file}: cannot be read as a text file in UTF-8: {error}"
-        ) from error
+    content = read_text(file, str(file))
     if not content.strip():
         raise ConfigError(f"{file}: is empty; name a file with calibration text")
     if file.suffix != ".jsonl":
         return [Example(content)]
     examples = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if line.strip():
-            examples.append(_read_line(line, f"{file}:{number}"))
+    for number, line in numbered_lines(content):
+        examples.append(_read_line(line, f"{file}, line {number}"))
     return examples
 
 
 def _read_line(line: str, where: str) -> Example:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from error
+    data = parse_json_line(line, where)
     if isinstance(data, dict):
         text = data.get("answer", data.get("text"))
         prompt = data.get("prompt", "")
         if isinstance(text, str) and isinstance(prompt, str) and text:
             return Example(text, prompt)
         messages = data.get("messages")
-        if isinstance(messages, list) and messages:
+        if _are_messages(messages):
             return Example(messages=tuple(messages))
     raise ConfigError(f"{where}: expected {_FORMS}, got {shorten(data)}")
+
+
+def _are_messages(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether a value is a chat, as chat templates read it."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(entry, dict) and "role" in entry for entry in value)
 
 
 def examples_of_task(examples: "Examples | GroupExamples") -> list[Example]:
@@ -239,10 +242,17 @@ class TextReader:
                 "calibration: examples with `messages` need a tokenizer with a chat template; "
                 "give `prompt` and `answer` instead"
             )
-        whole = self.tokenizer.apply_chat_template(list(messages), tokenize=False)
-        prompt = self.tokenizer.apply_chat_template(
-            list(messages[:-1]), tokenize=False, add_generation_prompt=True
-        )
+        try:
+            whole = self.tokenizer.apply_chat_template(list(messages), tokenize=False)
+            prompt = self.tokenizer.apply_chat_template(
+                list(messages[:-1]), tokenize=False, add_generation_prompt=True
+            )
+        # Templates raise errors of their own, such as on a role that they do not know.
+        except Exception as error:
+            raise ConfigError(
+                f"calibration: the chat template does not take the chat {shorten(messages)}: "
+                f"{error}"
+            ) from error
         assert isinstance(whole, str) and isinstance(prompt, str)
         if not whole.startswith(prompt):
             return "", whole

@@ -151,11 +151,11 @@ def learn_weights(  # noqa: PLR0913 - the options of a command
 
     OUT is a recipe for `paretomerge merge`.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; replace it with --overwrite")
-    texts = _texts(data, study, task, models)
+    from paretomerge.calibration.learn import check_recipe_file, write_recipe
     from paretomerge.calibration.learn import learn_weights as learn
-    from paretomerge.calibration.learn import write_recipe
+
+    check_recipe_file(out, overwrite)
+    texts = _texts(data, study, task, models)
 
     learned = learn(
         base,
@@ -190,7 +190,12 @@ def _texts(
         texts[model] = Path(file)
     tasks = _pairs("--task", task, models)
     if tasks:
-        texts |= _task_texts(study, tasks)
+        for model, of_task in _task_texts(study, tasks).items():
+            if model in texts:
+                raise ConfigError(
+                    f"--task: {model} has a text of --data already; give one of them"
+                )
+            texts[model] = of_task
     return texts
 
 
@@ -206,19 +211,38 @@ def _pairs(
     option: str, entries: Sequence[str] | None, models: Sequence[str]
 ) -> dict[str, str]:
     """MODEL=VALUE of an option, where MODEL may be the last part of a path."""
-    names: dict[str, str] = {}
-    for model in models:
-        names.setdefault(Path(model).name, model)
-    pairs = {}
+    by_last_part: dict[str, list[str]] = {}
+    for model in dict.fromkeys(models):
+        by_last_part.setdefault(Path(model).name, []).append(model)
+    pairs: dict[str, str] = {}
     for entry in entries or []:
-        name, separator, value = entry.rpartition("=")
-        if not separator or not name or not value:
-            raise ConfigError(f"{option}: expected MODEL=..., got {entry!r}")
-        named = name if name in models else names.get(name)
-        if named is None:
+        name, value = _split(option, entry, (*models, *by_last_part))
+        meant = [name] if name in models else by_last_part.get(name, [])
+        if not meant:
             raise ConfigError(f"{option}: {unknown_name('model', name, models)}")
-        pairs[named] = value
+        if len(meant) > 1:
+            raise ConfigError(
+                f"{option}: {name} may be {' or '.join(meant)}; write the whole name"
+            )
+        if meant[0] in pairs:
+            raise ConfigError(
+                f"{option}: {meant[0]} is named twice; name each model once"
+            )
+        pairs[meant[0]] = value
     return pairs
+
+
+def _split(option: str, entry: str, names: Sequence[str]) -> tuple[str, str]:
+    """Name and value of an entry. Both may hold an equals sign; a known name decides."""
+    parts = entry.split("=")
+    for n in range(1, len(parts)):
+        name, value = "=".join(parts[:n]), "=".join(parts[n:])
+        if name in names and value:
+            return name, value
+    name, _, value = entry.partition("=")
+    if not name or not value:
+        raise ConfigError(f"{option}: write MODEL=VALUE, not {entry!r}")
+    return name, value
 
 
 def _task_texts(

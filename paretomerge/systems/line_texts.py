@@ -1,9 +1,13 @@
 """Files with a text in each line."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from paretomerge.calibration.text_files import (
+    numbered_lines,
+    parse_json_line,
+    read_text,
+)
 from paretomerge.errors import ConfigError, shorten
 
 
@@ -22,16 +26,8 @@ def read_line_texts(file: Path, keys: Sequence[str], where: str) -> list[str]:
     Raises:
         ConfigError: The file cannot be read, or a line has no text.
     """
-    try:
-        content = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{where}: cannot be read as a text file in UTF-8: {error}"
-        ) from error
     texts = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(read_text(file, where)):
         text = line
         if file.suffix == ".jsonl":
             text = _text_of(line, keys, f"{where}, line {number}")
@@ -40,10 +36,7 @@ def read_line_texts(file: Path, keys: Sequence[str], where: str) -> list[str]:
 
 
 def _text_of(line: str, keys: Sequence[str], where: str) -> str:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is not JSON: {error}") from error
+    content = parse_json_line(line, where)
     values = [content]
     if isinstance(content, dict):
         values = [content.get(key) for key in keys]

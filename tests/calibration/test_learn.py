@@ -147,3 +147,5 @@ def test_refusals(pico: Path):
         learn_weights(base, paths(pico), {str(pico / "ada"): [Example("abc")]})
     with pytest.raises(ConfigError, match="lr: expected a number of 0 or more"):
         learn_weights(base, paths(pico), texts(pico), lr=-1.0)
+    with pytest.raises(ConfigError, match="start: expected a finite number"):
+        learn_weights(base, paths(pico), texts(pico), start="x")

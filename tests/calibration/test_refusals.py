@@ -16,7 +16,7 @@ from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.statistics import MANIFEST_FILE
 from tests.calibration.models import save_gpt2
 from tests.conftest import EXPERTS, pico_examples, save_tokenizer
-from tests.pico import build_pico
+from tests.pico import build_pico, moved
 
 
 def document(folder: Path, calibration, method="regmean", names=EXPERTS, **parameters):
@@ -171,6 +171,7 @@ TEXT = [Example("abc")]
         ({"kinds": ()}, "kinds: list at least one"),
         ({"kinds": ("hessian",)}, "kinds: unknown kind 'hessian'"),
         ({"alpha": 1.5}, "alpha: expected a number from 0 to 1"),
+        ({"alpha": "much"}, "alpha: expected a finite number"),
         ({"examples": 0}, "examples: "),
         ({"models": []}, "models: list the fine-tunes"),
     ],
@@ -216,6 +217,54 @@ def test_models_that_do_not_write_text(tmp_path: Path):
             {str(tmp_path / "t5"): TEXT},
             tmp_path / "s",
         )
+
+
+def test_encoders_that_load_as_language_models(tmp_path: Path):
+    """BERT reads the token that it predicts, so its gradients there say nothing."""
+    bert = tmp_path / "bert"
+    build_pico("bert").save_pretrained(bert)
+    save_tokenizer(bert)
+    with pytest.raises(CheckpointError, match="tokens see later ones"):
+        calibrate(str(bert), [str(bert)], {str(bert): TEXT}, tmp_path / "s")
+    # The same architecture as a decoder is one.
+    build_pico("bert", {"is_decoder": True}).save_pretrained(bert)
+    calibrate(str(bert), [str(bert)], {str(bert): TEXT}, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("family", "n_regmean", "n_fisher", "first"),
+    [
+        # 3 layers: 4 experts of 3 matrices, and the router, which is no linear layer
+        ("mixtral", 3 * 13, 3 * 12, "experts.0.w1"),
+        # A_log, the convolution, and dt_proj, whose weight is read without a call
+        ("mamba", 3 * 3, 0, "layers.0.mixer.A_log"),
+    ],
+)
+def test_matrices_without_statistics_are_told(
+    tmp_path: Path, family: str, n_regmean: int, n_fisher: int, first: str
+):
+    for name in ("base", "one"):
+        model = build_pico(family)
+        model = moved(model) if name == "one" else model
+        model.save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+    told: list[str] = []
+    one = str(tmp_path / "one")
+    out = calibrate(
+        str(tmp_path / "base"),
+        [one],
+        {one: TEXT},
+        tmp_path / "s",
+        kinds=("regmean", "fisher"),
+        on_progress=told.append,
+    )
+    for kind, expected in (("regmean", n_regmean), ("fisher", n_fisher)):
+        (*notes,) = make_plan(document(tmp_path, out, kind, ("one",))).notes
+        lines = [line for line in told if f"{kind}: " in line]
+        assert len(lines) == len(notes) == bool(expected)
+        for line in (*lines, *notes):
+            assert f"{expected} matrices of layers have no statistics" in line
+            assert first in line
 
 
 def test_gpt2_through_a_merge(tmp_path: Path):

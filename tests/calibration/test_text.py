@@ -91,15 +91,36 @@ def test_files(tmp_path: Path):
     assert read_examples(plain) == [Example("one\n\ntwo")]
     for content, message in (
         ("", "is empty"),
-        ("{", "text.jsonl:1: not valid JSON"),
-        ('{"question": "a"}', "text.jsonl:1: expected .*prompt"),
-        ('{"prompt": "a", "answer": ""}', "text.jsonl:1: expected"),
+        ("{", "text.jsonl, line 1: is not JSON"),
+        ('{"question": "a"}', "text.jsonl, line 1: expected .*prompt"),
+        ('{"prompt": "a", "answer": ""}', "text.jsonl, line 1: expected"),
+        ('{"messages": ["a"]}', "text.jsonl, line 1: expected"),
+        ("[" * 100_000, "text.jsonl, line 1: is not JSON"),
+        (r'{"text": "a\ud83d"}', "text.jsonl, line 1: holds half of a character"),
     ):
         file.write_text(content)
         with pytest.raises(ConfigError, match=message):
             read_examples(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_examples(tmp_path / "none.txt")
+
+
+def test_files_of_other_systems(tmp_path: Path):
+    """A mark of UTF-8, ends of lines in two characters, and separators inside of a text."""
+    file = tmp_path / "text.jsonl"
+    file.write_bytes('\ufeff{"text": "a\u2028b\u0085c"}\r\n{"text": "d"}\r\n'.encode())
+    assert read_examples(file) == [Example("a\u2028b\u0085c"), Example("d")]
+    plain = tmp_path / "text.txt"
+    plain.write_bytes("\ufeffone\u2028two".encode())
+    assert read_examples(plain) == [Example("one\u2028two")]
+
+
+def test_a_chat_that_the_template_refuses(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    chat = Example(messages=({"role": "user", "content": "a"},))
+    with pytest.raises(ConfigError, match=r"does not take the chat .*must alternate"):
+        texts(tokenizer, [chat])
+    tokenizer.chat_template = None
 
 
 def test_a_task_gives_its_search_examples_and_never_held_out_ones(specialists: Path):

@@ -361,6 +361,11 @@ def test_prompts_from_files(tmp_path):
         lines.write_text(wrong)
         with pytest.raises(ConfigError, match=r"lines.jsonl, line 1: "):
             read_prompts(lines)
+    text.write_bytes("\ufeffa\x0cb\u2028c\r\nd\r\n".encode())
+    assert read_prompts(text) == ["a\x0cb\u2028c", "d"]
+    lines.write_text(r'"a\ud83d"')
+    with pytest.raises(ConfigError, match=r"lines.jsonl, line 1: holds half of"):
+        read_prompts(lines)
     with pytest.raises(ConfigError, match=r"nowhere.txt: cannot be read"):
         read_prompts(tmp_path / "nowhere.txt")
 

@@ -1,7 +1,8 @@
 """The statistics that a recipe's method needs, checked against the models of the recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from paretomerge.checkpoint.architecture import Architecture
 from paretomerge.checkpoint.digest import digest_of_weights
 from paretomerge.errors import ErrorCollector, RecipeError
 from paretomerge.merging.methods import Method
@@ -132,9 +133,7 @@ def check_statistics(plan: Plan) -> list[str]:
                     f"{ref.model}; make them again with `paretomerge calibrate`, with all models "
                     "in one format"
                 )
-        elif (
-            len(job.shape) >= 2 and plan.template.architecture.role(job.name) != "other"
-        ):
+        elif is_layer_matrix(plan.template.architecture, job.name, job.shape):
             without.append(job.name)
     problems.raise_if_any()
     if not n_with:
@@ -143,19 +142,34 @@ def check_statistics(plan: Plan) -> list[str]:
             f"calibration: {plan.statistics.folder.folder} has statistics of none of the tensors "
             "that are merged; make them again with `paretomerge calibrate`"
         )
-    return _notes(plan.method, without)
+    return [f"{plan.method.name}: {averaged_text(without)}"] if without else []
 
 
-def _notes(method: Method, without: list[str]) -> list[str]:
-    if not without:
-        return []
+def is_layer_matrix(
+    architecture: Architecture, name: str, shape: Sequence[int]
+) -> bool:
+    """Whether a tensor is a matrix inside of a layer, which a user expects to have a statistic.
+
+    Args:
+        architecture: The architecture of its model.
+        name: The tensor.
+        shape: Its shape.
+    """
+    is_in_layer = architecture.layer(name) is not None
+    # Layers of the other parts of a model have roles, too.
+    return len(shape) >= 2 and (is_in_layer or architecture.role(name) != "other")
+
+
+def averaged_text(without: Sequence[str]) -> str:
+    """Say that matrices have no statistics.
+
+    Args:
+        without: Their names, one or more.
+    """
     listed = ", ".join(without[:_MAX_NAMES_IN_NOTE])
     if without[_MAX_NAMES_IN_NOTE:]:
         listed += ", ..."
-    return [
-        f"{method.name}: {len(without)} matrices of layers have no statistics and are averaged: "
-        f"{listed}"
-    ]
+    return f"{len(without)} matrices of layers have no statistics and are averaged: {listed}"
 
 
 def _check_shapes(plan: Plan, job: TensorJob) -> None:
