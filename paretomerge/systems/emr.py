@@ -52,7 +52,7 @@ from paretomerge.checkpoint.writer import (
 from paretomerge.errors import CheckpointError, ConfigError, ErrorCollector
 from paretomerge.merging.card import licence
 from paretomerge.merging.engine import single_threaded
-from paretomerge.merging.plan.belonging import find_mismatch
+from paretomerge.merging.plan.belonging import ONE_VOCABULARY, find_mismatch
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.one_layout import arrange_like
 from paretomerge.merging.plan.plan import Weights
@@ -263,9 +263,13 @@ def _check_covered(base_name: str, base: Weights, name: str, weights: Weights) -
             raise CheckpointError(f"{name}: lacks {tensor}, which {base_name} has")
         shape = weights.headers[found].shape
         if shape != header.shape:
+            is_per_token = base.architecture.vocabulary_axis(tensor, header.shape)
+            cure = "do they come from one base?"
+            if is_per_token is not None:
+                cure = f"they have other vocabularies: {ONE_VOCABULARY}"
             raise CheckpointError(
                 f"{name}: {tensor}: has shape {list(shape)}, but {list(header.shape)} in "
-                f"{base_name}; do they have one vocabulary?"
+                f"{base_name}; {cure}"
             )
         matched.add(found)
     for tensor in weights.headers:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
+from paretomerge.merging.engine import merge
 from paretomerge.systems.pareto_merging import LiveFamily, ParetoFamily, pareto_merge
 from paretomerge.systems.pareto_merging import factors as factors_module
 from paretomerge.systems.pareto_merging.factors import factorise
-from tests.conftest import EXPERTS, pico_config, pico_states, save_pico
+from tests.conftest import EXPERTS, pico_config, pico_states, save_pico, save_tokenizer
 from tests.pico import build_pico, moved
 
 SCALE = 0.4
@@ -430,3 +431,31 @@ def test_a_merge_that_its_dtype_cannot_hold_is_refused(pico, tmp_path):
     with pytest.raises(CheckpointError, match=r"too large for float16; .*--scale"):
         family.write({"ada": 1}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_vocabularies_are_refused_with_a_cure_that_works(pico, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(pico / "ada")
+    model.resize_token_embeddings(40, mean_resizing=False)
+    model.save_pretrained(tmp_path / "ada")
+    save_tokenizer(tmp_path / "ada")
+    base, bob = str(pico / "base"), str(pico / "bob")
+
+    def run(ada):
+        return pareto_merge(base, [str(ada), bob], tmp_path / "family", rank=2)
+
+    with pytest.raises(
+        CheckpointError, match=r"other commands take a model that such a"
+    ):
+        run(tmp_path / "ada")
+    recipe = {
+        "merge_method": "passthrough",
+        "base_model": base,
+        "models": [{"model": str(tmp_path / "ada")}],
+        "tokenizer_source": "base",
+    }
+    family = run(merge(recipe, tmp_path / "cured" / "ada"))
+    expected = LlamaForCausalLM.from_pretrained(pico / "ada").state_dict()
+    name = "model.embed_tokens.weight"
+    # Stored whole, so that the corner is the source, up to one rounding.
+    found = family.merge({"ada": 1})[name]
+    torch.testing.assert_close(found, expected[name], rtol=2**-7, atol=1e-4)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
 from paretomerge.merging.engine import merge
@@ -19,11 +19,13 @@ from paretomerge.systems.twin import (
     is_twin_folder,
     read_prompts,
 )
+from paretomerge.systems.twin.check import check_computation
+from paretomerge.systems.twin.places import find_places
 from paretomerge.systems.twin.router import train_router
 from tests.architectures import ARCHITECTURES
 from tests.checkpoint.test_adapter import UP, adapter, alone, factors
 from tests.cli.test_cli import paretomerge
-from tests.conftest import save_tokenizer
+from tests.conftest import pico_config, save_tokenizer
 from tests.pico import moved
 from tests.systems.twins import (
     LETTERS,
@@ -230,6 +232,32 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     with pytest.raises(ParetoMergeError, match=message):
         build_twin(str(pico / "base"), sources, prompts, tmp_path / "twin", **change)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deep_model_in_bfloat16(tmp_path):
+    """Over its layers the rounding of bfloat16 grows as large as what the check looks for."""
+    config = pico_config(layers=24, width=32)
+    config.initializer_range = 0.3
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    for seed, name in enumerate(("base", "ada", "bob")):
+        if seed:
+            moved(model, seed)
+        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="bfloat16")
+    names = list(model.state_dict())
+    # So it was refused, as if the architecture were another one than Llama.
+    with pytest.raises(CheckpointError, match="does not compute with its layers"):
+        check_computation(model.eval(), find_places(model, names), names)
+    out = make(tmp_path, tmp_path / "twin", FEW)
+    twin = TwinModel.from_pretrained(out, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(out / "shared", dtype="float32")
+    plain.load_state_dict(dense_state(out, [0.4, 0.6], torch.float64))
+    weights = twin.weights_of({"ada": 0.4, "bob": 0.6})
+    logits = twin(**encode(["hello"]), task_weights=weights).logits[0]
+    expected = plain_logits(plain.eval(), "hello")
+    assert (logits - expected).norm() < 1e-3 * expected.norm()
 
 
 def save_pair(folder, name):

@@ -47,8 +47,10 @@ def save_family(
         save_tokenizer(folder / expert)
 
 
-def dense_state(folder: Path, weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """theta* + sum_t g_t v_t, from the files alone."""
+def dense_state(
+    folder: Path, weights: Sequence[float], dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """theta* + sum_t g_t v_t, from the files alone; in their dtype by default."""
     state = load_file(folder / "shared" / "model.safetensors")
     total = {name: tensor.double() for name, tensor in state.items()}
     for number, weight in enumerate(weights, start=1):
@@ -61,7 +63,7 @@ def dense_state(folder: Path, weights: Sequence[float]) -> dict[str, torch.Tenso
                 total[name] += (
                     weight * tensor.double() @ stored[f"{name}.right"].double()
                 )
-    return {name: total[name].to(tensor.dtype) for name, tensor in state.items()}
+    return {name: total[name].to(dtype or state[name].dtype) for name in state}
 
 
 def dense_model(

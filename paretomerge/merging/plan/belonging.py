@@ -73,6 +73,13 @@ _FOLLOWED = (
 # Qwen2.5, whose language models are of the type `qwen2`.
 _PART_WORDS = ("text", "vl", "omni", "model", "5")
 _MAX_TOKENS_IN_MESSAGE = 3
+
+ONE_VOCABULARY = (
+    "in a recipe or a study, `tokenizer_source: union` or `base` brings them together; other "
+    "commands take a model that such a recipe wrote (docs/recipes.md)"
+)
+"""What to do with models of several vocabularies, for messages."""
+
 _MAX_VOCABULARIES = 16
 
 
@@ -125,8 +132,7 @@ def find_mismatch(
     if moved:
         errors.append(
             f"{len(moved)} tokens have other ids than in {template_name}, such as "
-            f"{', '.join(map(repr, moved[:_MAX_TOKENS_IN_MESSAGE]))} (`tokenizer_source` "
-            "brings them together)"
+            f"{', '.join(map(repr, moved[:_MAX_TOKENS_IN_MESSAGE]))} ({ONE_VOCABULARY})"
         )
     named = [f"{model}: {entry}" for entry in errors]
     return Mismatch(tuple(named), tuple(notes))

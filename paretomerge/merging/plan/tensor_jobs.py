@@ -8,6 +8,7 @@ from typing import NamedTuple
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.vocabulary import Vocabulary
 from paretomerge.errors import CheckpointError, ErrorCollector, RecipeError
+from paretomerge.merging.plan.belonging import ONE_VOCABULARY
 from paretomerge.merging.plan.opened_recipe import OpenedRecipe, Shape
 from paretomerge.merging.plan.parameters import (
     evaluate_options,
@@ -292,7 +293,7 @@ class TensorJobBuilder:
         architecture = self.opened.weights[first.model].architecture
         axis = architecture.vocabulary_axis(first.name, shapes[0])
         if axis is not None and _differ_only_along(axis, shapes):
-            cure = "give `tokenizer_source: union` or `base`"
+            cure = ONE_VOCABULARY
         else:
             cure = "do the models come from one base?"
         return _UnequalShapesError(result_name, listed, cure)
