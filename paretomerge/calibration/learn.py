@@ -401,7 +401,7 @@ def check_recipe_file(out: Path, overwrite: bool) -> None:
     """Check that a recipe can be written, before the weights are learned.
 
     Args:
-        out: The file. Its folder is created.
+        out: The file.
         overwrite: Whether it may be replaced.
 
     Raises:
@@ -411,9 +411,10 @@ def check_recipe_file(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"{out}: is a folder; name a file, such as {out}/recipe.yml")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; replace it with --overwrite")
+    # The folder is made when the recipe is written: a search that is stopped leaves nothing.
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigError(
@@ -435,4 +436,5 @@ def write_recipe(learned: LearnedWeights, out: Path) -> None:
         f"({first:.4f} at the start)\n"
     )
     recipe = learned.recipe.resolve_paths(Path.cwd())
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(comment + recipe.to_yaml(), encoding="utf-8")

@@ -454,6 +454,9 @@ def _missing_weights_error(folder: Path, name: str) -> CheckpointError:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     pickles += sorted(path.name for path in folder.glob("*.pt*"))
     problem = f"{name}: the folder has no {SINGLE_FILE} and no {INDEX_FILE}"
+    gguf_files = sorted(folder.glob(f"*{GGUF_SUFFIX}"))
+    if gguf_files:
+        return CheckpointError(f"{problem}, only {conversion_hint(gguf_files[0])}")
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return CheckpointError(

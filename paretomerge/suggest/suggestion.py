@@ -111,6 +111,10 @@ def suggest(
     sources = dict(models) if isinstance(models, Mapping) else named_sources(models)
     if len(sources) < 2:
         raise ConfigError("suggest: name the base and two or more fine-tunes of it")
+    if base in sources.values():
+        raise ConfigError(
+            f"suggest: {base} is the base and one of the models; name fine-tunes of it alone"
+        )
     sample = take_sample(base, sources)
     compared = candidates(base, sources)
     plans = _plans(sample, compared)

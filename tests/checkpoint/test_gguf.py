@@ -1,5 +1,7 @@
 """GGUF files of a small Llama, written by the reference library, against the weights in them."""
 
+import shutil
+
 import gguf
 import numpy as np
 import pytest
@@ -155,6 +157,14 @@ def test_a_gguf_source_is_refused_with_the_command_that_converts_it(files, tmp_p
         CheckpointError, match=r"holds a GGUF file.*`paretomerge convert"
     ):
         Checkpoint(str(files))
+    # Many folders hold the config beside it.
+    (tmp_path / "both").mkdir()
+    shutil.copy(file, tmp_path / "both")
+    (tmp_path / "both" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(
+        CheckpointError, match=r"only a GGUF file.*`paretomerge convert"
+    ):
+        Checkpoint(str(tmp_path / "both"))
 
 
 def test_command(files, tmp_path):

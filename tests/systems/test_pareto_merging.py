@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from paretomerge.errors import CheckpointError, ConfigError, ParetoMergeError
 from paretomerge.merging.engine import merge
@@ -456,6 +456,20 @@ def test_other_vocabularies_are_refused_with_a_cure_that_works(pico, tmp_path):
     family = run(merge(recipe, tmp_path / "cured" / "ada"))
     expected = LlamaForCausalLM.from_pretrained(pico / "ada").state_dict()
     name = "model.embed_tokens.weight"
-    # Stored whole, so that the corner is the source, up to one rounding.
-    found = family.merge({"ada": 1})[name]
-    torch.testing.assert_close(found, expected[name], rtol=2**-7, atol=1e-4)
+    # Stored whole, so that the corner is the source.
+    assert torch.equal(family.merge({"ada": 1})[name], expected[name])
+
+
+@pytest.mark.parametrize("centre", ["base", "mean"])
+def test_what_is_stored_whole_is_exact_in_bfloat16(pico, tmp_path, centre):
+    """Also what the constant part lost when it was rounded."""
+    paths = models(pico)
+    family = pareto_merge(
+        str(pico / "base"), paths, tmp_path / "out", rank=16, centre=centre
+    )
+    assert not family.manifest.ranks
+    for expert in EXPERTS:
+        source = AutoModelForCausalLM.from_pretrained(pico / expert).state_dict()
+        assert source["lm_head.weight"].dtype == torch.bfloat16
+        merged = family.merge({expert: 1})
+        assert all(torch.equal(merged[name], source[name]) for name in source)

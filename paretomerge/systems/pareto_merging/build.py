@@ -309,19 +309,21 @@ class _ClosedForm:
             mean = deltas.mean(0)
             base += mean
             deltas -= mean
+        stored = cast_block(self._plan, job, base)
         if float(energy.sum()) > 0:
-            self._store(job, deltas)
-        return cast_block(self._plan, job, base)
+            self._store(job, deltas, base - stored.view(base.shape))
+        return stored
 
-    def _store(self, job: TensorJob, deltas: Tensor) -> None:
+    def _store(self, job: TensorJob, deltas: Tensor, rounding: Tensor) -> None:
+        """Store deltas; `rounding` is what the constant part loses to its dtype."""
         whole_bytes = deltas.numel() * _FLOAT32_BYTES
         if self._is_whole(job, whole_bytes):
-            self._store_whole(job, deltas)
+            self._store_whole(job, deltas + rounding)
             return
         factors = factorise(deltas, self._targets.rank, self._targets.energy)
         # At a high rank the factors of a small matrix are larger than its deltas.
         if factors.elements() >= deltas.numel():
-            self._store_whole(job, deltas)
+            self._store_whole(job, deltas + rounding)
             return
         # With orthonormal A and B: |D_k - A G_k B^T|^2 = |D_k|^2 - |G_k|^2.
         lost = energies(deltas) - energies(factors.cores)
