@@ -15,6 +15,7 @@ from paretomerge.systems.pareto_merging import (
     pareto_merge,
 )
 from paretomerge.systems.pareto_merging.texts import read_texts
+from tests.calibration.models import SOURCES, save_gpt2
 from tests.cli.test_cli import paretomerge
 from tests.conftest import EXPERTS, pico_states, save_pico
 
@@ -163,6 +164,44 @@ def test_training_that_cannot_be_done_is_refused(far, pico, data, tmp_path):
         with pytest.raises(ConfigError, match=f"training.{next(iter(wrong))}"):
             TrainingSettings(**wrong)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("new_tokens", [3, 0])
+def test_texts_that_are_longer_than_the_models_read(tmp_path, new_tokens):
+    """GPT-2 has 32 positions: the end of a prompt counts, with room for what is written."""
+    save_gpt2(tmp_path)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    whole = [letter + letters[:i] + letters for i, letter in enumerate(letters)]
+    whole = [text for text in whole if len(text) > 32]
+    part = slice(-29, None) if new_tokens else slice(32)
+    settings = replace(SETTINGS, steps=2, new_tokens=new_tokens)
+    reports = []
+    for number, texts in enumerate((whole, [text[part] for text in whole])):
+        file = tmp_path / f"{number}.txt"
+        file.write_text("\n".join(texts))
+        family = pareto_merge(
+            str(tmp_path / "base"),
+            [str(tmp_path / name) for name in SOURCES],
+            tmp_path / f"family-{number}",
+            rank=2,
+            data=dict.fromkeys(SOURCES, file),
+            training=settings,
+        )
+        reports.append(family.manifest.training)
+    assert reports[0] == reports[1]
+    too_many = replace(settings, new_tokens=32)
+    with pytest.raises(
+        ConfigError, match=r"read 32 tokens in all, so 32 .* leave none"
+    ):
+        pareto_merge(
+            str(tmp_path / "base"),
+            [str(tmp_path / name) for name in SOURCES],
+            tmp_path / "none",
+            rank=2,
+            data=dict.fromkeys(SOURCES, file),
+            training=too_many,
+        )
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

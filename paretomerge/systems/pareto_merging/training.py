@@ -52,7 +52,8 @@ class TrainingSettings:
             less is nearer to the corners.
         new_tokens: The most tokens that each source writes after its texts, greedily. The
             divergence is then measured on what it wrote. 0 to measure it on the texts themselves.
-        max_tokens: Texts are cut to so many tokens.
+        max_tokens: Texts are cut to so many tokens, or to what the models read: to the last ones
+            where the sources write after them, else to the first ones.
         check_every: Steps between two looks at the texts that were split off.
         patience: Looks without an improvement after which the training ends. The first steps often
             cost more than they bring, so that a few looks are too few.
@@ -304,9 +305,12 @@ class _Teachers:
         self, k: int, texts: Sequence[str], settings: TrainingSettings
     ) -> list[_Sequence]:
         """Tokenise the texts of source k, and let it continue them."""
+        limit = self._longest_text(settings)
         prompts = []
         for text in texts:
-            tokens = self.tokenizer(text)["input_ids"][: settings.max_tokens]
+            tokens = self.tokenizer(text)["input_ids"]
+            # What is written goes on from the end of a text.
+            tokens = tokens[-limit:] if settings.new_tokens else tokens[:limit]
             if tokens:
                 prompts.append(tokens)
         if len(prompts) < 2:
@@ -320,6 +324,20 @@ class _Teachers:
             # The distribution at a position is that of the token behind it.
             sequences.append(_Sequence(whole, len(tokens) - 1, len(whole) - 1))
         return sequences
+
+    def _longest_text(self, settings: TrainingSettings) -> int:
+        """The most tokens of a text, so that what is written after it fits the model, too."""
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if not positions:
+            return settings.max_tokens
+        room = int(positions) - settings.new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"training.new_tokens: the models read {positions} tokens in all, so "
+                f"{settings.new_tokens} (--new-tokens) leave none for the texts; use fewer"
+            )
+        return min(settings.max_tokens, room)
 
     def _answers(
         self, k: int, prompts: Sequence[list[int]], new_tokens: int
