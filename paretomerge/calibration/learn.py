@@ -14,6 +14,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from paretomerge.arguments import integer, number, optional
+from paretomerge.arguments import model as read_model
 from paretomerge.calibration.make import (
     DEFAULT_TOKENS,
     CalibrationText,
@@ -110,7 +111,7 @@ def learn_weights(  # noqa: PLR0913 - the options of an optimisation, all with a
     start, lr = _positive("start", start), _positive("lr", lr)
     texts = calibration_texts(models, data)
     learner = _Learner.load(
-        base,
+        read_model("base", base),
         texts,
         groups=optional(integer(1))("groups", groups),
         examples=integer(2)("examples", examples),

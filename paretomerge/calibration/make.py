@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paretomerge.arguments import flag, integer, optional
+from paretomerge.arguments import describe, flag, integer, optional, sequence_of
 from paretomerge.arguments import model as read_model
 from paretomerge.arguments import number as read_number
 from paretomerge.arguments import path as read_path
@@ -30,6 +30,7 @@ from paretomerge.errors import (
     CheckpointError,
     ConfigError,
     ErrorCollector,
+    shorten,
     unknown_name,
 )
 from paretomerge.merging.statistics import (
@@ -174,8 +175,14 @@ def calibration_texts(
     Raises:
         ConfigError: A model has no text, or a text is of no model.
     """
-    if isinstance(models, str) or not models:
+    models = sequence_of(read_model, "['./math', './code']")("models", models)
+    if not models:
         raise ConfigError("models: list the fine-tunes, such as ['./math', './code']")
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"data: expected {{'./math': 'math.jsonl'}}, got {describe(data)}"
+        )
+    data = {read_model("data", name): text for name, text in data.items()}
     errors = ErrorCollector()
     for name in data:
         with errors.collect():
@@ -187,6 +194,7 @@ def calibration_texts(
             text = data.get(model, ())
             if isinstance(text, str | Path):
                 text = read_examples(text)
+            _check_examples(model, text)
             if not text:
                 raise ConfigError(
                     f"data: {model} has no text; give some of what it was trained for"
@@ -194,6 +202,17 @@ def calibration_texts(
             texts[model] = text
     errors.raise_if_any()
     return texts
+
+
+def _check_examples(model: str, text: object) -> None:
+    """Refuse a list of anything but examples, such as of plain text."""
+    if not isinstance(text, Sequence) or not all(
+        isinstance(one, Example) for one in text
+    ):
+        raise ConfigError(
+            f"data: {model}: expected a file or a list of examples, such as "
+            f'[Example("4", prompt="2 + 2 = ")], got {shorten(text)}'
+        )
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:

@@ -1,8 +1,10 @@
 """The source models of a space: their short names, and a digest of their files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from paretomerge.arguments import mapping_of, sequence_of
+from paretomerge.arguments import model as read_model
 from paretomerge.checkpoint.digest import digest_of_weights
 from paretomerge.checkpoint.reference import is_folder
 from paretomerge.errors import ConfigError
@@ -36,6 +38,29 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
             )
         sources[name] = model
     return sources
+
+
+def read_sources(models: object) -> dict[str, str]:
+    """Read the models that a Python caller names.
+
+    Args:
+        models: A list of paths or Hub names, or short name -> model.
+
+    Returns:
+        Short name -> model, as text. A path of another type than the one that a recipe holds would
+        not be found again in its plan.
+
+    Raises:
+        ConfigError: It is something else, or two models have the same name.
+    """
+    if isinstance(models, Mapping):
+        sources: dict[str, str] = mapping_of(read_model, '{"math": "./math"}')(
+            "models", models
+        )
+        return sources
+    return named_sources(
+        sequence_of(read_model, '["./math", "./code"]')("models", models)
+    )
 
 
 def model_path(folder: Path, model: str) -> str:

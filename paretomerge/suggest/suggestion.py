@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from paretomerge.arguments import model as read_model
 from paretomerge.errors import ConfigError
 from paretomerge.evaluate.evaluator import Score
 from paretomerge.merging.engine import merged_tensors
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Plan
 from paretomerge.recipe import Recipe
-from paretomerge.space.sources import named_sources
+from paretomerge.space.sources import read_sources
 from paretomerge.suggest.candidates import (
     candidates,
     needs_scale,
@@ -108,7 +109,7 @@ def suggest(
         ConfigError: There are fewer than two models, or two of one name.
         CheckpointError: A model cannot be read, or does not seem to come from the base.
     """
-    sources = dict(models) if isinstance(models, Mapping) else named_sources(models)
+    base, sources = read_model("base", base), read_sources(models)
     if len(sources) < 2:
         raise ConfigError("suggest: name the base and two or more fine-tunes of it")
     if base in sources.values():

@@ -68,6 +68,7 @@ from paretomerge.systems.emr_files import (
 )
 from paretomerge.systems.emr_vote import Totals, elect
 from paretomerge.systems.notes import chat_template_notes
+from paretomerge.systems.task_models import NO_TASK_NAME, is_task_name
 
 _THREADS = 2  # more wait for Python's lock
 
@@ -136,6 +137,7 @@ def emr(
     shard_bytes = integer(1)("shard_bytes", shard_bytes)
     if not sources:
         raise ConfigError("emr: name at least one model besides the base")
+    _check_tasks(sources)
     check_out(folder, (base, *sources.values()), overwrite)
     inputs = _Inputs.open(base, sources, dtype, flag("allow_mismatch", allow_mismatch))
     needed = sum(spec.bytes for spec in inputs.specs)
@@ -153,6 +155,19 @@ def emr(
         model_bytes=inputs.model_bytes,
         notes=inputs.notes,
     )
+
+
+def _check_tasks(sources: Mapping[str, str]) -> None:
+    """Check the names of the tasks, which become names of files, and their models."""
+    known: dict[str, str] = {}
+    for task, name in sources.items():
+        if not is_task_name(task):
+            raise ConfigError(f"models: {task!r} {NO_TASK_NAME}")
+        first = known.setdefault(name, task)
+        if first != task:
+            raise ConfigError(
+                f"models: {first} and {task} are the same model, {name}; list it once"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,15 @@ from paretomerge.space.sources import named_sources
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
 
+NO_TASK_NAME = "cannot be the name of a task (letters, digits, `_`, `.` and `-`)"
+"""What is wrong with other names, for messages."""
+
+
+def is_task_name(name: str) -> bool:
+    """Whether a name can be that of a task, and so that of a file."""
+    return _NAME.fullmatch(name) is not None
+
+
 def task_models(models: Sequence[str]) -> dict[str, str]:
     """Read models with the tasks that they are for.
 
@@ -38,11 +47,8 @@ def task_models(models: Sequence[str]) -> dict[str, str]:
     result: dict[str, str] = {}
     for chosen, model in zip(given, paths, strict=True):
         task = named[model] if chosen is None else chosen
-        if not _NAME.fullmatch(task):
-            raise ConfigError(
-                f"{model}: {task!r} cannot be the name of a task (letters, digits, `_`, `.` and "
-                f"`-`); write name={model}"
-            )
+        if not is_task_name(task):
+            raise ConfigError(f"{model}: {task!r} {NO_TASK_NAME}; write name={model}")
         if task in result:
             raise ConfigError(
                 f"models: {result[task]} and {model} are both named {task}; write name={model}"

@@ -168,6 +168,9 @@ TEXT = [Example("abc")]
     [
         ({"data": {}}, "data: .*ada has no text"),
         ({"data": {"eve": TEXT}}, "data: unknown model 'eve'"),
+        ({"data": [TEXT]}, "data: expected {"),
+        ({"models": "ada"}, "models: expected a list"),
+        ({"models": [3]}, "models: expected a folder or a name"),
         ({"kinds": ()}, "kinds: list at least one"),
         ({"kinds": ("hessian",)}, "kinds: unknown kind 'hessian'"),
         ({"alpha": 1.5}, "alpha: expected a number from 0 to 1"),
@@ -182,6 +185,21 @@ def test_arguments(pico: Path, tmp_path: Path, change, message):
     with pytest.raises(ConfigError, match=message):
         calibrate(str(pico / "base"), out=tmp_path / "s", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_are_no_examples(pico: Path, tmp_path: Path):
+    for texts in (["abc", "def"], 3, {"text": "abc"}):
+        data = {str(pico / "ada"): texts}
+        with pytest.raises(ConfigError, match="ada: expected a file or a list of exam"):
+            calibrate(str(pico / "base"), list(data), data, tmp_path / "s")
+
+
+def test_paths_of_any_kind(pico: Path, tmp_path: Path):
+    texts = {pico / "ada": TEXT}
+    out = calibrate(pico / "base", [str(pico / "ada")], texts, tmp_path / "s")
+    again = calibrate(str(pico / "base"), [pico / "ada"], texts, tmp_path / "two")
+    manifests = [(folder / MANIFEST_FILE).read_text() for folder in (out, again)]
+    assert manifests[0] == manifests[1]
 
 
 def test_what_is_there_is_not_lost(pico: Path, tmp_path: Path):

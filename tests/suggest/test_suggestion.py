@@ -98,7 +98,7 @@ def test_one_model_is_refused(pico):
 def test_the_base_as_one_of_the_models_is_refused(pico):
     base = str(pico / "base")
     with pytest.raises(ConfigError, match="is the base and one of the models"):
-        suggest(base, [str(pico / "ada"), base, str(pico / "bob")])
+        suggest(base, [str(pico / "ada"), pico / "base", str(pico / "bob")])
 
 
 def test_scores_order_the_first_recipes(specialists):

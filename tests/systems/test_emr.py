@@ -329,3 +329,14 @@ def test_what_the_tasks_do_not_get_of_their_fine_tunes_is_noted(
     expand(out, "ada", tmp_path / "again")
     expanded = json.loads((tmp_path / "again" / "config.json").read_text())
     assert expanded["rope_parameters"]["rope_theta"] == 10000.0
+
+
+def test_names_and_models_that_cannot_be_tasks(pico: Path, tmp_path: Path) -> None:
+    base, ada, bob = (pico / name for name in ("base", "ada", "bob"))
+    out = tmp_path / "in" / "out"
+    for task in ("../../escaped", "a/b", "", ".."):
+        with pytest.raises(ConfigError, match="cannot be the name of a task"):
+            emr(base, {task: ada, "b": bob}, out)
+    with pytest.raises(ConfigError, match="one and two are the same model"):
+        emr(base, {"one": ada, "two": ada}, out)
+    assert not list(tmp_path.iterdir())

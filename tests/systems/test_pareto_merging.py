@@ -473,3 +473,36 @@ def test_what_is_stored_whole_is_exact_in_bfloat16(pico, tmp_path, centre):
         assert source["lm_head.weight"].dtype == torch.bfloat16
         merged = family.merge({expert: 1})
         assert all(torch.equal(merged[name], source[name]) for name in source)
+
+
+def test_paths_of_any_kind_are_the_same_models(pico, tmp_path):
+    """A source that the plan knows by another name would count as the base, in silence."""
+    mixed = pareto_merge(
+        pico / "base", [pico / "ada", str(pico / "bob")], tmp_path / "out", rank=2
+    )
+    named = {"ada": str(pico / "ada"), "bob": pico / "bob"}
+    again = pareto_merge(str(pico / "base"), named, str(tmp_path / "two"), rank=2)
+    bob = LlamaForCausalLM.from_pretrained(pico / "bob").state_dict()
+    for family in (mixed, again):
+        # Embeddings are stored whole.
+        for name in ("model.embed_tokens.weight", "model.norm.weight"):
+            assert torch.equal(family.tensor(name, {"bob": 1}), bob[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": None}, "models: expected a list"),
+        ({"models": "ada"}, "models: expected a list"),
+        ({"models": ["ada", 3]}, "models: expected a folder or a name"),
+        ({"out": None}, "out: expected a path"),
+        ({"data": {"ada": ["a", "b"], "bob": "x"}}, "data.ada: expected a path"),
+        ({"data": "x.txt"}, "data: expected {"),
+        ({"data": {}, "training": {"steps": 2}}, "training: expected Training"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(pico, tmp_path, change, message):
+    arguments = {"models": ["ada", "bob"], "out": tmp_path / "out", "rank": 2, **change}
+    with pytest.raises(ConfigError, match=message):
+        pareto_merge(str(pico / "base"), **arguments)
+    assert not list(tmp_path.iterdir())

@@ -208,6 +208,13 @@ def test_overwriting_and_refusing_to(pico, folder, tmp_path):
         ({"prompts": {"ada": FEW["ada"]}}, "bob: .* at least 5 different .* got 0"),
         ({"prompts": FEW | {"bob": ["a"] * 9}}, "bob: .* different prompts .* got 1"),
         ({"prompts": FEW | {"dan": ["a"]}}, "dan: no source has this name"),
+        # Text is a list of its letters.
+        (
+            {"prompts": FEW | {"bob": "abcdefg"}},
+            "prompts.bob: expected a list, such as",
+        ),
+        ({"prompts": FEW | {"bob": [1, 2, 3, 4, 5]}}, "prompts.bob: expected text"),
+        ({"prompts": None}, "prompts: expected {"),
         ({"rank_share": 0}, "rank_share: a share above 0"),
         ({"rank_share": 1.5}, "rank_share: a share above 0"),
         ({"weight": "much"}, "weight: expected a finite number"),
@@ -228,9 +235,9 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
 ):
     models = change.pop("models", ["ada", "bob"])
     prompts = change.pop("prompts", FEW)
-    sources = [str(pico / name) for name in models]
+    sources = [pico / name for name in models]
     with pytest.raises(ParetoMergeError, match=message):
-        build_twin(str(pico / "base"), sources, prompts, tmp_path / "twin", **change)
+        build_twin(pico / "base", sources, prompts, tmp_path / "twin", **change)
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from paretomerge.arguments import flag, integer, number
+from paretomerge.arguments import (
+    flag,
+    instance_of,
+    integer,
+    mapping_of,
+    number,
+    optional,
+)
+from paretomerge.arguments import model as read_model
+from paretomerge.arguments import path as read_path
 from paretomerge.checkpoint.json_file import write_json
 from paretomerge.checkpoint.model_config import with_tagged_floats
 from paretomerge.checkpoint.operand import Operand, matrix_shape, read_tensor
@@ -32,7 +41,7 @@ from paretomerge.merging.engine import usable_device, write_companions
 from paretomerge.merging.job_io import cast_block
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Plan, TensorJob
-from paretomerge.space.sources import named_sources
+from paretomerge.space.sources import read_sources
 from paretomerge.systems.notes import plan_notes
 from paretomerge.systems.pareto_merging.factors import Factors, energies, factorise
 from paretomerge.systems.pareto_merging.family import (
@@ -142,14 +151,18 @@ def pareto_merge(  # noqa: PLR0913 - the options of a family, all with a default
     from paretomerge.systems.pareto_merging.texts import read_all
     from paretomerge.systems.pareto_merging.training import TrainingSettings, train
 
-    target = Path(out).expanduser()
-    paths = dict(models) if isinstance(models, Mapping) else named_sources(models)
+    target = Path(read_path("out", out))
+    base, paths = read_model("base", base), read_sources(models)
     targets = _checked_targets(paths, rank, energy, scale, centre)
     overwrite = flag("overwrite", overwrite)
     device = usable_device(device)
+    training = optional(instance_of(TrainingSettings, "TrainingSettings(steps=400)"))(
+        "training", training
+    )
     if training is not None and data is None:
         raise ConfigError("training: needs `data`, a file of texts for every source")
-    texts = None if data is None else read_all(data, tuple(paths))
+    files = optional(mapping_of(read_path, '{"math": "math.jsonl"}'))("data", data)
+    texts = None if files is None else read_all(files, tuple(paths))
     plan = make_plan(
         targets.recipe(base, dtype),
         allow_mismatch=flag("allow_mismatch", allow_mismatch),
@@ -240,7 +253,8 @@ class _Expert:
 
 
 def _operand_of(plan: Plan, job: TensorJob, model: str) -> Operand | None:
-    """A model's tensor for a job; that of the base where the model is the base itself."""
+    """A model's tensor for a job; that of the base where the model is the base, or lacks it."""
+    assert model in plan.weights, f"{model!r} is not a name of the plan"
     for ref in job.sources:
         if ref.model == model:
             return plan.operand(ref)

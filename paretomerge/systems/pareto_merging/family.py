@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from paretomerge.arguments import as_float
+from paretomerge.arguments import path as read_path
 from paretomerge.checkpoint.companions import companion_files, copy_files
 from paretomerge.checkpoint.header import Header, read_header
 from paretomerge.checkpoint.reader import Checkpoint, Shards, shard_path
@@ -94,7 +95,7 @@ class ParetoFamily:
         Raises:
             CheckpointError: If the folder holds no family, or a damaged one.
         """
-        path = Path(folder).expanduser()
+        path = Path(read_path("folder", folder))
         manifest = Manifest.read(path)
         manifest.check_weights(path)
         base = Checkpoint(str(path / BASE_FOLDER))

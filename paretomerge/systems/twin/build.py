@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paretomerge.arguments import flag, integer, number
+from paretomerge.arguments import (
+    flag,
+    integer,
+    label,
+    mapping_of,
+    number,
+    sequence_of,
+)
+from paretomerge.arguments import model as read_model
 from paretomerge.arguments import path as read_path
 from paretomerge.checkpoint.operand import FLOAT_DTYPES
 from paretomerge.checkpoint.reader import Checkpoint
@@ -24,7 +32,7 @@ from paretomerge.merging.live.model_class import load_model, load_tokenizer
 from paretomerge.merging.plan.make import make_plan
 from paretomerge.merging.plan.plan import Plan
 from paretomerge.recipe import Recipe
-from paretomerge.space.sources import named_sources
+from paretomerge.space.sources import read_sources
 from paretomerge.systems.notes import plan_notes
 from paretomerge.systems.twin.check import (
     check_computation,
@@ -58,6 +66,8 @@ RANK_SHARE = 0.1
 
 MIN_PROMPTS = 5
 """Distinct prompts that each task needs: four to train on and one to validate with."""
+
+_PROMPTS_EXAMPLE = '{"math": ["What is 3 + 4?", ...]}'
 
 _README = """# A Twin-Merging folder
 
@@ -136,7 +146,10 @@ def build_twin(  # noqa: PLR0913 - the options of the command, all with a defaul
         raise ConfigError(
             f"rank_share: a share above 0 and at most 1, such as 0.1; got {rank_share:g}"
         )
-    sources = dict(models) if isinstance(models, Mapping) else named_sources(models)
+    base, sources = read_model("base", base), read_sources(models)
+    prompts = mapping_of(sequence_of(label, '["What is 3 + 4?"]'), _PROMPTS_EXAMPLE)(
+        "prompts", prompts
+    )
     texts = _checked_prompts(sources, prompts)
     plan = _plan(base, sources, weight, dtype, allow_mismatch)
     places = check_models(plan)
