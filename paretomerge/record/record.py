@@ -7,9 +7,9 @@ same database while a search runs.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -28,6 +28,7 @@ from paretomerge.record.trial import Scores, Trial
 from paretomerge.search.observations import SAME_AS, STDERR, WARM
 from paretomerge.types import Conditions
 
+_Result = TypeVar("_Result")
 # Prefix of the study's attributes `held_out/<trial>/<kind>`. They are not attributes of the trial,
 # because Optuna refuses to change a finished trial.
 _HELD_OUT = "held_out"
@@ -71,8 +72,11 @@ class Record:
         study: optuna.Study,
         database: optuna.storages.RDBStorage,
         trials: TrialTable,
+        to_search: bool = False,
     ) -> None:
         self.storage = storage
+        # A search waits for a database that is away; whoever only looks is told at once.
+        self._to_search = to_search
         self.objectives = _read_objectives(study)
         self.sources = tuple(study.user_attrs.get("sources", ()))
         self._study = study
@@ -101,6 +105,12 @@ class Record:
         if storage.file:
             make_folder(storage.file.parent)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return storage.once_unlocked(
+            lambda: cls._begin(storage, header), to_search=True
+        )
+
+    @classmethod
+    def _begin(cls, storage: Storage, header: Header) -> "Record":
         identity = _plain(header.identity)
         with storage.connect() as database:
             study = _create_or_load(storage, database, header)
@@ -114,7 +124,7 @@ class Record:
             if recorded is None:
                 _write_header(study, header, identity)
             trials = TrialTable(database, storage.study_name)
-        return cls(storage, study, database, trials)
+        return cls(storage, study, database, trials, to_search=True)
 
     @staticmethod
     def check(storage: Storage, header: Header) -> None:
@@ -131,11 +141,7 @@ class Record:
         if storage.file and not storage.file.is_file():
             return
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with storage.connect() as database:
-            if storage.study_name not in optuna.get_all_study_names(database):
-                return
-            study = optuna.load_study(study_name=storage.study_name, storage=database)
-            _check_identity(storage, study, _plain(header.identity))
+        storage.once_unlocked(lambda: _check_record(storage, header), to_search=True)
 
     @classmethod
     def read(cls, storage: Storage) -> "Record":
@@ -156,6 +162,10 @@ class Record:
                 f"{storage.file}: there is no record here yet. Run the search first."
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return storage.once_unlocked(lambda: cls._read(storage))
+
+    @classmethod
+    def _read(cls, storage: Storage) -> "Record":
         with storage.connect() as database:
             try:
                 study = optuna.load_study(
@@ -177,9 +187,8 @@ class Record:
         Returns:
             A snapshot.
         """
-        with self.storage.readable_errors():
-            trials = tuple(self.trials())
-            last_end = self.note("end")
+        trials = tuple(self.trials())
+        last_end = self.note("end")
         # The reason is outdated once a later run has added a trial.
         end_reason = ""
         if last_end and last_end["total"] == len(trials):
@@ -195,7 +204,7 @@ class Record:
 
     def trials(self) -> list[Trial]:
         """Read every finished trial, failed ones included, in the order of their numbers."""
-        attributes = self._study.user_attrs
+        attributes = self._all_notes()
         held_out = _held_out_by_trial(attributes)
         root = self.storage.root
         moved = moved_folders(attributes, root)
@@ -231,7 +240,7 @@ class Record:
 
     def frozen_trials(self) -> list[FrozenTrial]:
         """Read the trials in Optuna's form, in the order of their numbers."""
-        return self._table.read()
+        return self._query(self._table.read)
 
     def add(self, frozen: FrozenTrial) -> int:
         """Write one finished trial, whole or not at all.
@@ -255,7 +264,7 @@ class Record:
                 total = self._table.count()
             else:
                 # The answer of an earlier attempt may have been lost after the trial was written.
-                for recorded in self.frozen_trials()[total:]:
+                for recorded in self._table.read()[total:]:
                     if recorded.user_attrs == frozen.user_attrs:
                         return recorded.number
             trial_id = self._database.create_new_trial(self._study_id, frozen)
@@ -304,23 +313,19 @@ class Record:
         Returns:
             The value; None where there is none.
         """
-        return self._study.user_attrs.get(key)
+        return self._all_notes().get(key)
 
     def notes(self, prefix: str) -> dict[str, Any]:
-        """Read the notes whose names begin with a prefix; a database that is away is waited for."""
-        attributes = self.storage.patiently(lambda attempt: self._study.user_attrs)
+        """Read the notes whose names begin with a prefix."""
         found = {}
-        for key, value in attributes.items():
+        for key, value in self._all_notes().items():
             if key.startswith(prefix):
                 found[key] = value
         return found
 
     def count(self) -> int:
-        """Count the trials, those of other processes included.
-
-        A database that is away is waited for.
-        """
-        return self.storage.patiently(lambda attempt: self._table.count())
+        """Count the trials, those of other processes included."""
+        return self._query(self._table.count)
 
     def set_note(self, key: str, value: object) -> None:
         """Write a note about the study, if its value has changed.
@@ -340,7 +345,7 @@ class Record:
             self.set_note(key, value)
 
     def _set_note(self, key: str, value: object) -> None:
-        if self.note(key) != value:
+        if self._study.user_attrs.get(key) != value:
             self._study.set_user_attr(key, value)
 
     def set_conditions(self, level: int, conditions: Conditions) -> None:
@@ -372,7 +377,7 @@ class Record:
             digest: Identifies the present examples and their order.
         """
         if self.note(_SELECTION) != digest:
-            for key, packed in self._study.user_attrs.items():
+            for key, packed in self._all_notes().items():
                 if key.startswith(f"{_SELECTION}/") and packed is not None:
                     self.set_note(key, None)
         self.set_note(_SELECTION, digest)
@@ -405,14 +410,23 @@ class Record:
         # Records of earlier versions have no note; tasks had no settings then.
         if noted in (None, watched):
             return
-        for key in list(self._study.user_attrs):
+        for key in list(self._all_notes()):
             if key.startswith(f"{_HELD_OUT}/") and key.endswith("/watched"):
                 self.set_note(key, None)
         self.set_note(WATCHED, dict(watched))
 
     def held_out(self, number: int) -> dict[str, Scores]:
         """Read the held-out scores of a trial, by kind."""
-        return _held_out_by_trial(self._study.user_attrs).get(number, {})
+        return _held_out_by_trial(self._all_notes()).get(number, {})
+
+    def _all_notes(self) -> dict[str, Any]:
+        return self._query(lambda: self._study.user_attrs)
+
+    def _query(self, action: Callable[[], _Result]) -> _Result:
+        """Read the database; what waits for it is said at `Storage`."""
+        if self._to_search:
+            return self.storage.patiently(lambda attempt: action())
+        return self.storage.once_unlocked(action)
 
     def _attributes(self, trial: Trial) -> dict[str, Any]:
         attributes: dict[str, Any] = {
@@ -452,6 +466,14 @@ def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     as_text = json.dumps(identity)
     plain: dict[str, Any] = _without_unset(json.loads(as_text))
     return plain
+
+
+def _check_record(storage: Storage, header: Header) -> None:
+    with storage.connect() as database:
+        if storage.study_name not in optuna.get_all_study_names(database):
+            return
+        study = optuna.load_study(study_name=storage.study_name, storage=database)
+        _check_identity(storage, study, _plain(header.identity))
 
 
 def _check_identity(

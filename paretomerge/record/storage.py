@@ -1,6 +1,7 @@
 """Where the records of studies are stored: a SQLite file, or any database that Optuna supports."""
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import optuna
+import psutil
 import sqlalchemy.exc
 from sqlalchemy.pool import NullPool
 
@@ -20,8 +22,13 @@ _Result = TypeVar("_Result")
 
 DEFAULT_STUDY_NAME = "paretomerge"
 _SQLITE = "sqlite:///"
-_LOCK_TIMEOUT = 60  # seconds that a writer waits for others of the same SQLite file
-_PATIENCE = 600  # seconds that a database may be away, or its disk full
+# Seconds that one attempt waits for a lock on a SQLite file. SQLite does not hear Ctrl-C meanwhile,
+# and nothing is said before the first attempt has failed.
+_LOCK_TIMEOUT = 5
+_PATIENCE = (
+    600  # seconds that a database may be away, its disk full, or its file locked
+)
+_READER_PATIENCE = 60  # seconds that a command which only reads waits for a locked file
 _LONGEST_PAUSE = 15  # seconds between two attempts
 _DATABASE_ERRORS = (
     sqlalchemy.exc.SQLAlchemyError,
@@ -133,7 +140,7 @@ class Storage:
             ) from error
 
     def patiently(self, action: Callable[[int], _Result]) -> _Result:
-        """Read or write the database; wait while it is away or its disk is full.
+        """Read or write the database; wait while it is away, locked, or its disk is full.
 
         A search of hours must not end because a server is started anew.
 
@@ -147,7 +154,35 @@ class Storage:
         Raises:
             StudyError: It has failed for ten minutes, or for a reason that does not pass.
         """
-        deadline = time.monotonic() + _PATIENCE
+        return self._retry(action, _PATIENCE, _may_pass)
+
+    def once_unlocked(
+        self, action: Callable[[], _Result], to_search: bool = False
+    ) -> _Result:
+        """Read or write the database; wait while another process holds a lock on its file.
+
+        What else may be wrong, such as the URL, is an error at once: the user is still there.
+
+        Args:
+            action: What to do. It may be repeated.
+            to_search: Whether to wait as long as `patiently` does, and not for a minute.
+
+        Returns:
+            What the action returns.
+
+        Raises:
+            StudyError: The file stays locked, or something else is wrong.
+        """
+        seconds = _PATIENCE if to_search else _READER_PATIENCE
+        return self._retry(lambda attempt: action(), seconds, _is_locked)
+
+    def _retry(
+        self,
+        action: Callable[[int], _Result],
+        seconds: float,
+        may_pass: Callable[[BaseException | None], bool],
+    ) -> _Result:
+        deadline = time.monotonic() + seconds
         attempt = 0
         while True:
             try:
@@ -156,16 +191,16 @@ class Storage:
             except StudyError as error:
                 pause = min(2.0**attempt, _LONGEST_PAUSE)
                 too_late = time.monotonic() + pause > deadline
-                if too_late or not _may_pass(error.__cause__):
+                if too_late or not may_pass(error.__cause__):
                     raise
                 if not attempt:
-                    _log.warning("%s Trying again for up to 10 minutes.", error)
+                    limit = _described(seconds)
+                    _log.warning("%s Trying again for up to %s.", error, limit)
                 time.sleep(pause)
                 attempt += 1
 
     def _engine_options(self) -> dict[str, object]:
         if self.url.startswith("sqlite"):
-            # The default of 5 seconds is too short where a dashboard reads the same file.
             return {"connect_args": {"timeout": _LOCK_TIMEOUT}}
         # An evaluation may last longer than a server keeps an idle connection, so each use opens a
         # new one.
@@ -177,16 +212,58 @@ class Storage:
         if isinstance(error, ImportError):
             install = "pip install 'paretomerge[postgresql]'"
             return f"Install the database's driver; for PostgreSQL, `{install}`."
-        if self.file:
-            return "If the file is damaged, move it away to start again."
-        return "Check the URL, and that the database is running."
+        if self.file is None:
+            return "Check the URL, and that the database is running."
+        if "locked" in cause:
+            return (
+                "Another process holds a lock on the file, such as a database browser or a script "
+                f"with an open transaction, or a backup{_users_of(self.file)}. Close it."
+            )
+        # SQLite calls a file read-only, too, when it is no longer where it was opened.
+        if "readonly" in cause and not self.file.exists():
+            return "The file was moved or deleted; put it back."
+        if "readonly" in cause or "unable to open" in cause:
+            return "Make the file and its folder writable."
+        if "disk I/O" in cause:
+            return "Check the disk and its mount."
+        return "If the file is damaged, move it away to start again."
+
+
+def _users_of(file: Path) -> str:
+    """The processes of this user that have a file open, as a part of a message."""
+    path = str(file.resolve())
+    users = []
+    for process in psutil.process_iter(["pid", "name", "open_files"]):
+        # None where the system does not let us look.
+        opened = process.info["open_files"] or ()
+        is_other = process.info["pid"] != os.getpid()
+        if is_other and any(entry.path == path for entry in opened):
+            users.append(f"{process.info['name']}, pid {process.info['pid']}")
+    return f" (it is open in {'; '.join(users)})" if users else ""
+
+
+def _described(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return "a minute" if minutes == 1 else f"{minutes} minutes"
 
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether an error of the database may be gone in a while."""
-    # Optuna wraps what SQLAlchemy raises.
+    return _operational(error) is not None
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    """Whether an error says that another process holds a lock on a SQLite file."""
+    found = _operational(error)
+    return found is not None and "is locked" in str(found)
+
+
+def _operational(
+    error: BaseException | None,
+) -> sqlalchemy.exc.OperationalError | None:
+    """The error of the driver in a chain of causes, since Optuna wraps what SQLAlchemy raises."""
     while error is not None:
         if isinstance(error, sqlalchemy.exc.OperationalError):
-            return True
+            return error
         error = error.__cause__
-    return False
+    return None

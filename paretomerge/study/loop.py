@@ -298,7 +298,7 @@ class _LevelRun:
             return
         if self._record.count() > len(self._finished):
             known = {trial.number for trial in self._finished}
-            for trial in self._record.storage.patiently(self._read_trials):
+            for trial in self._record.trials():
                 if trial.number not in known:
                     key = trial.recipe.key
                     self._optimiser.add_other(trial, self._shown.pop(key, None))
@@ -326,9 +326,6 @@ class _LevelRun:
                 self._blocked.append(start)
             else:
                 self._agenda.append(start)
-
-    def _read_trials(self, attempt: int) -> list[Trial]:
-        return self._record.trials()
 
     def _note_recipe(self, key: str, trial: Trial) -> None:
         # A failed recipe is tried again when it is proposed again: the cause may have gone.
