@@ -214,7 +214,7 @@ class Endpoint:
         """Send one request; repeat it while the server is busy and time is left."""
         for attempt in range(_MAX_RETRIES + 1):
             reply = self._post_once(body, deadline)
-            pause = _retry_after(reply.retry_after)
+            pause = _retry_after(reply.retry_after, reply.date)
             if pause is None:
                 pause = _INITIAL_PAUSE * 2**attempt
             is_last = attempt == _MAX_RETRIES or time.monotonic() + pause >= deadline
@@ -266,8 +266,9 @@ class Endpoint:
                 # The connection ended before Content-Length bytes came. Some servers send a wrong
                 # length with a complete reply, so the JSON parser decides whether this is one.
                 pass
-            retry_after = response.headers.get("Retry-After", "")
-            return _Reply(response.status_code, retry_after.strip(), bytes(content))
+            retry_after = response.headers.get("Retry-After", "").strip()
+            date = response.headers.get("Date", "")
+            return _Reply(response.status_code, retry_after, date, bytes(content))
 
     def _content(self, reply: "_Reply") -> str:
         """The text of the first choice."""
@@ -329,10 +330,11 @@ def last_json_object(text: str) -> dict[str, object] | None:
 
 @dataclass(frozen=True)
 class _Reply:
-    """A server's answer; `retry_after` is the header of that name."""
+    """A server's answer; `retry_after` and `date` are the headers of these names."""
 
     status: int
     retry_after: str
+    date: str
     body: bytes
 
     @property
@@ -400,15 +402,25 @@ def _call_before(deadline: float, call: Callable[[], _Reply]) -> _Reply:
     return result
 
 
-def _retry_after(header: str) -> float | None:
+def _retry_after(header: str, date: str) -> float | None:
     """Seconds to wait by a `Retry-After` header, a number or a date (RFC 9110, sec. 10.2.3).
+
+    A date counts from the server's `Date`: our clock may be an hour away from its clock.
 
     Returns None where the header is absent or invalid.
     """
     try:
         if header[:1].isdigit():
             return max(float(header), 0.0)
-        wait = parsedate_to_datetime(header) - datetime.now(UTC)
+        retry_at = parsedate_to_datetime(header)
+        wait = retry_at - (_parsed_date(date) or datetime.now(UTC))
     except (ValueError, TypeError):  # TypeError: a date without a time zone
         return None
     return max(wait.total_seconds(), 0.0)
+
+
+def _parsed_date(header: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(header)
+    except (ValueError, TypeError):
+        return None

@@ -16,6 +16,7 @@ from paretomerge.endpoint import (
     MODEL_VARIABLES,
     Endpoint,
     EndpointError,
+    _retry_after,
     last_json_object,
 )
 from paretomerge.errors import ConfigError
@@ -217,6 +218,22 @@ def test_retry_after_may_be_a_date_or_nonsense(monkeypatch):
             pytest.raises(EndpointError, match="429"),
         ):
             Endpoint(server.url, "any").chat(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "seconds"),
+    [
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("7.5", "Wed, 21 Oct 2015 07:28:00 GMT", 7.5),
+        # Without a date of the server, by our clock: long ago.
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "", 0.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "today", 0.0),
+        ("Wed, 21 Oct 2015 07:28:30", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+    ],
+)
+def test_a_date_of_the_server_counts_by_its_own_clock(header, date, seconds):
+    assert _retry_after(header, date) == seconds
 
 
 def test_nobody_waits_longer_than_the_timeout():

@@ -4,6 +4,7 @@ docs/search.md lists the fields.
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +12,8 @@ from typing import Any, TextIO
 from paretomerge.errors import ConfigError
 from paretomerge.report.tables import plain_scores
 from paretomerge.study.event import Event, HeldOutEvent
+
+_log = logging.getLogger(__name__)
 
 
 class TrialLog:
@@ -27,7 +30,9 @@ class TrialLog:
     """
 
     def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._file: TextIO | None = None
+        self._has_warned = False
         if path is None:
             return
         try:
@@ -41,8 +46,12 @@ class TrialLog:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
+        except OSError as error:
+            self._warn(error)
 
     def trial(self, event: Event) -> None:
         """Write a finished trial of the search.
@@ -96,7 +105,21 @@ class TrialLog:
             return
         line = {"event": event, "time": _now(), **fields}
         # NaN is no JSON; a score is always finite.
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            # What a full disk does not take is written before the next line.
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        """Warn once: a search must not end because its log cannot be written."""
+        if not self._has_warned:
+            _log.warning(
+                "--log-json: %s: cannot be written: %s. Lines may be missing; the record has all.",
+                self._path,
+                error.strerror,
+            )
+        self._has_warned = True
 
 
 def _now() -> str:

@@ -44,7 +44,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _error("out", folder, folder, error) from error
+        raise folder_error(folder, error) from error
 
 
 def is_searched(folder: Path) -> bool:
@@ -70,6 +70,19 @@ def is_searched(folder: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def folder_error(folder: Path, error: OSError) -> StudyError:
+    """The error for a study's folder that cannot be written.
+
+    Args:
+        folder: The folder.
+        error: What the system says.
+
+    Returns:
+        The error, with the cure.
+    """
+    return _error("out", folder, folder, error)
 
 
 def _error(key: str, folder: Path, place: Path, error: OSError) -> StudyError:

@@ -27,7 +27,7 @@ from paretomerge.merging.engine import usable_device
 from paretomerge.merging.plan.make import open_weights
 from paretomerge.merging.plan.plan import Weights
 from paretomerge.recipe import Recipe
-from paretomerge.record.folder import LOCK_FILE, make_folder
+from paretomerge.record.folder import LOCK_FILE, folder_error, make_folder
 from paretomerge.record.record import Header, Record
 from paretomerge.record.results import Results
 from paretomerge.record.storage import Storage
@@ -533,6 +533,8 @@ def _locked(folder: Path) -> Iterator[None]:
             f"Another process is already searching in {folder}. Stop it, or set another `out`. "
             "To score several merges at a time, set `workers`"
         ) from error
+    except OSError as error:
+        raise folder_error(folder, error) from error
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -17,6 +18,7 @@ from rich.console import Console
 import paretomerge as pm
 from paretomerge.cli import status
 from paretomerge.cli.dashboard import make_server
+from paretomerge.cli.trial_log import TrialLog
 from paretomerge.errors import ConfigError, StudyError
 from paretomerge.record.folder import LOCK_FILE, is_searched, make_folder
 from tests.cli.test_cli import ENVIRONMENT, paretomerge
@@ -308,3 +310,13 @@ def test_a_log_that_cannot_be_written_is_an_error_before_anything_is_loaded(
     assert done.returncode == 1
     assert "--log-json" in done.stderr and "name another file" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_does_not_end_the_search(caplog):
+    log = TrialLog(Path("/dev/full"))
+    log.end("one")
+    log.end("two")
+    log.close()
+    (message,) = caplog.messages
+    assert "--log-json: /dev/full: cannot be written: No space left" in message

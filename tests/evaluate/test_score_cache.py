@@ -1,9 +1,11 @@
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paretomerge.errors import EvaluationError
+from paretomerge.evaluate import score_cache
 from paretomerge.evaluate.score_cache import ScoreCache
 from tests.evaluate.test_evaluate import harness, live
 
@@ -82,3 +84,31 @@ def test_another_metric_or_task_has_outcomes_of_its_own(specialists, tmp_path):
     assert not set(sort.request_digests) & set(
         harness(specialists, "sort").examples("held_out")["sort"].request_digests
     )
+
+
+def test_a_cache_that_is_locked_for_long_fails_no_merge(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(score_cache, "_LOCK_TIMEOUT", 0.01)
+    file = tmp_path / "kept.db"
+    cache = ScoreCache(file)
+    cache.add("m", "t", {"a": 1.0})
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    assert cache.get("m", "t") == {}
+    cache.add("m", "t", {"b": 0.0})
+    (message,) = caplog.messages
+    assert str(file) in message and "database is locked" in message
+    holder.close()
+    assert cache.get("m", "t") == {"a": 1.0}
+    cache.add("m", "t", {"c": 0.5})
+    assert cache.get("m", "t") == {"a": 1.0, "c": 0.5}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_cache_that_cannot_be_written_fails_no_merge(tmp_path, caplog):
+    # A folder cannot be made below a device, as none can on a disk that is read-only.
+    cache = ScoreCache(Path("/dev/full/deep/kept.db"))
+    cache.add("m", "t", {"a": 1.0})
+    cache.add("m", "t", {"b": 1.0})
+    assert cache.get("m", "t") == {}
+    (message,) = caplog.messages
+    assert "Scores are computed without it" in message

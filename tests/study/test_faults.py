@@ -1,18 +1,30 @@
 """Faults from outside in the middle of a search: locks, full disks, moved files, wrong clocks."""
 
+import errno
+import os
+import re
 import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
+from io import StringIO
+from types import SimpleNamespace
 
+import optuna
 import pytest
 import sqlalchemy
+from filelock import FileLock
+from rich.console import Console
 
+from paretomerge.cli.status import View
 from paretomerge.errors import StudyError
 from paretomerge.record import storage as storage_module
 from paretomerge.record.record import Record
 from paretomerge.record.storage import Storage
+from paretomerge.study.stopping import StoppingRule
+from tests.conftest import REPOSITORY
 from tests.study.test_search import make, norms, told
 
 
@@ -215,3 +227,93 @@ def test_a_full_disk_or_a_read_only_record_loses_nothing(
     whole = make(pico, tmp_path / "whole", many_examples)
     whole.run(9)
     assert told(study) == told(whole)
+
+
+class Clock:
+    """The wall clock, as Python's modules read it; it can be set."""
+
+    def __init__(self, monkeypatch):
+        self.ahead = 0.0
+        real = time.time
+        clock = self
+
+        class Jumping(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.fromtimestamp(real() + clock.ahead, tz)
+
+        monkeypatch.setattr(time, "time", lambda: real() + self.ahead)
+        monkeypatch.setattr(optuna.storages._rdb.storage, "datetime", Jumping)
+        monkeypatch.setattr(optuna.storages._in_memory, "datetime", Jumping)
+        module = SimpleNamespace(datetime=Jumping)
+        monkeypatch.setattr(optuna.trial._frozen, "datetime", module)
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+def test_a_clock_that_is_set_changes_nothing(
+    pico, tmp_path, monkeypatch, undisturbed, ahead
+):
+    clock = Clock(monkeypatch)
+
+    def score(model, tokenizer):
+        # In the middle of a trial, forth and back.
+        clock.ahead = ahead - clock.ahead
+        return norms(model, tokenizer)
+
+    events = []
+    study = make(pico, tmp_path, score)
+    # A budget of half an hour, which the wall clock would spend at once.
+    rule = StoppingRule(3, deadline=time.monotonic() + HOUR / 2)
+    assert study.run(rule, events.append) == "finished 3 trials"
+    # Resumed in another hour.
+    clock.ahead = -ahead
+    study = make(pico, tmp_path, score)
+    study.run(5, events.append)
+    assert told(study) == undisturbed
+    for event in events:
+        assert all(0 <= seconds < 60 for seconds in event.seconds.values())
+    view = View("title", study.results(), 8, True, None)
+    console = Console(width=200, file=StringIO())
+    console.print(view)
+    shown = console.file.getvalue()
+    assert "left, then the held-out" in shown
+    assert "-" not in shown.partition("a trial, about ")[2].partition(" left")[0]
+    for frozen in study.record.frozen_trials():
+        # `optuna-dashboard` shows the difference.
+        assert 0 <= frozen.duration.total_seconds() < 60
+
+
+def test_only_a_log_and_a_header_read_the_wall_clock():
+    """Durations, deadlines and signs of life must not: it may be set at any time."""
+    readers = set()
+    for file in (REPOSITORY / "paretomerge").rglob("*.py"):
+        text = file.read_text()
+        if re.search(
+            r"time\.time\(|gmtime|localtime|datetime\.(now|utcnow|today)", text
+        ):
+            readers.add(file.name)
+    # The time of a line of --log-json; a `Retry-After` whose server sends no date.
+    assert readers == {"trial_log.py", "endpoint.py"}
+
+
+def test_no_trial_is_judged_by_signs_of_life(pico, tmp_path):
+    """Only finished trials are in the record, so Optuna's heartbeat has nothing to watch."""
+    study = make(pico, tmp_path)
+    study.run(1)
+    assert study.record._database.get_heartbeat_interval() is None
+
+
+def test_a_lock_file_that_cannot_be_made_is_one_sentence(pico, tmp_path, monkeypatch):
+    study = make(pico, tmp_path)
+    study.run(1)
+
+    def acquire(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "study.lock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(StudyError, match=r"cannot write: Read-only file system\. Set"):
+        study.run(2)
+    assert len(study.trials()) == 1
