@@ -144,11 +144,12 @@ class Record:
         storage.once_unlocked(lambda: _check_record(storage, header), to_search=True)
 
     @classmethod
-    def read(cls, storage: Storage) -> "Record":
+    def read(cls, storage: Storage, to_search: bool = False) -> "Record":
         """Open a record for reading; nothing is created or locked.
 
         Args:
             storage: Where it is.
+            to_search: Whether a search reads it, which waits longer for a lock.
 
         Returns:
             The record.
@@ -162,10 +163,10 @@ class Record:
                 f"{storage.file}: there is no record here yet. Run the search first."
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return storage.once_unlocked(lambda: cls._read(storage))
+        return storage.once_unlocked(lambda: cls._read(storage, to_search), to_search)
 
     @classmethod
-    def _read(cls, storage: Storage) -> "Record":
+    def _read(cls, storage: Storage, to_search: bool) -> "Record":
         with storage.connect() as database:
             try:
                 study = optuna.load_study(
@@ -179,7 +180,7 @@ class Record:
                     f"{others}"
                 ) from error
             trials = TrialTable(database, storage.study_name)
-        return cls(storage, study, database, trials)
+        return cls(storage, study, database, trials, to_search)
 
     def results(self) -> Results:
         """Read everything that has finished.

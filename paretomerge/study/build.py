@@ -391,7 +391,8 @@ def _as_recorded(settings: StudySettings) -> StudySettings:
     if settings.allow_mismatch:
         return settings
     try:
-        recorded = Record.read(settings.storage).allows_mismatch()
+        record = Record.read(settings.storage, to_search=True)
+        recorded = record.allows_mismatch()
     except StudyError:
         # There is no record yet, or it cannot be read, which the search itself reports.
         recorded = False

@@ -430,7 +430,7 @@ class Search:
     def _has_scores(self) -> bool:
         """Whether the record holds a trial that did not fail."""
         try:
-            trials = Record.read(self._storage).trials()
+            trials = Record.read(self._storage, to_search=True).trials()
         except StudyError:  # there is no record yet
             return False
         return any(not trial.failure for trial in trials)

@@ -1,8 +1,11 @@
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
 from paretomerge.errors import StudyError
+from paretomerge.record import storage as storage_module
 from paretomerge.record.storage import Storage
 
 
@@ -58,3 +61,24 @@ def test_what_cannot_be_opened_is_told_without_the_password(url, told):
     with pytest.raises(StudyError, match=told) as raised, Storage(url).connect():
         pass
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("to_search", "limit"), [(False, "a minute"), (True, "10 minutes")]
+)
+def test_a_search_waits_longer_for_a_lock_than_a_look(
+    tmp_path, monkeypatch, caplog, to_search, limit
+):
+    monkeypatch.setattr(storage_module, "_LOCK_TIMEOUT", 0.01)
+    storage = Storage.at(tmp_path / "study.db")
+    holder = sqlite3.connect(storage.file, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(time, "sleep", lambda seconds: holder.close())
+
+    def opened():
+        with storage.connect():
+            return "opened"
+
+    assert storage.once_unlocked(opened, to_search) == "opened"
+    (message,) = caplog.messages
+    assert message.endswith(f"Close it. Trying again for up to {limit}.")
