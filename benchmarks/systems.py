@@ -511,15 +511,42 @@ SYSTEMS = (
 )
 
 
+@dataclass(frozen=True)
+class StoredSearch:
+    """A search that another script has run.
+
+    Attributes:
+        name: Its name there.
+        page: The page of the docs.
+        file: The result file.
+        evaluations: How many merges it scored.
+        needs: What it needs.
+    """
+
+    name: str
+    page: str
+    file: str
+    evaluations: int
+    needs: str = "search examples"
+
+
 STORED = {
     "specialists": (
-        ("MM-MO (ours)", "search.md", "specialists.jsonl", 60),
-        ("Evolver, dominance", "lineages.md", "lineages.jsonl", 60),
-        ("Model Kinship, dominance", "lineages.md", "lineages.jsonl", 60),
+        StoredSearch("MM-MO (ours)", "search.md", "specialists.jsonl", 60),
+        StoredSearch("Evolver, dominance", "lineages.md", "lineages.jsonl", 60),
+        StoredSearch("Model Kinship, dominance", "lineages.md", "lineages.jsonl", 60),
     ),
-    "smollm": (("MM-MO (ours)", "search.md", "smollm.jsonl", 40),),
+    "smollm": (
+        StoredSearch("MM-MO (ours)", "search.md", "smollm.jsonl", 40),
+        StoredSearch(
+            "MM-MO over RegMean",
+            "data-informed.md",
+            "smollm.jsonl",
+            40,
+            "256 answered examples of each task",
+        ),
+    ),
 }
-"""Family -> searches that other scripts have run: name, page, result file, evaluations."""
 
 
 def run(name: str, chosen: Sequence[str]) -> None:
@@ -578,13 +605,16 @@ def table() -> str:
 def search_rows(name: str, family: Family) -> list[list[str]]:
     """Searches that other scripts have run: the trial with the best mean search score."""
     rows = []
-    for title, page, file, trials in STORED[name]:
+    for search in STORED[name]:
         entries = []
-        for entry in read_entries(RESULTS / file):
-            if entry["search"] == title:
+        for entry in read_entries(RESULTS / search.file):
+            if entry["search"] == search.name:
                 entries.append(entry["best mean"])
-        needs, gives = "search examples", "a front of models"
-        cells = [f"[{title}, best mean]({page})", needs, gives, "", f"{trials}", "1.00"]
+        if not entries:
+            continue
+        title = f"[{search.name}, best mean]({search.page})"
+        cells = [title, search.needs, "a front of models", ""]
+        cells += [f"{search.evaluations}", "1.00"]
         for task in family.tasks.values():
             cells.append(mean_and_deviation([entry[task] for entry in entries]))
         means = []
