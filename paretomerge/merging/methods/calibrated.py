@@ -312,4 +312,5 @@ def _largest_eigenvalue(matrix: Tensor) -> float:
     for _ in range(_POWER_STEPS):
         vector = matrix @ (vector / norm)
         norm = vector.norm()
-    return min(_POWER_MARGIN * norm.item(), matrix.trace().item())
+    estimate = _POWER_MARGIN * float(norm)
+    return min(estimate, float(matrix.trace()))
