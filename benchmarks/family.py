@@ -51,8 +51,8 @@ class Family:
         results: The file of the searches' results.
         untuned_results: That of the sources and the untuned merges.
         searches: Row of the table -> the sampler.
-        studies: Row of the table -> keys of the study.yaml, for a search in another space, which
-            runs as a whole study in a folder that it continues.
+        studies: Row of the table -> another study.yaml over the same models and tasks, for a search
+            in another space. It runs as a whole study, in a folder that it continues.
         sources: Names of the sources.
         objectives: Names of the scores that are searched on.
         watched: Names of the scores that are only reported.
@@ -75,7 +75,7 @@ class Family:
     front_examples: int | None = None
     overrides: tuple[str, ...] = ()
     progress: Path | None = None
-    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    studies: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def all_searches(self) -> list[str]:
@@ -240,14 +240,13 @@ def studied(
     folder = REPOSITORY / "runs" / name.replace(" ", "-").lower() / str(seed)
     overrides = (
         *family.overrides,
-        *family.studies[name],
         "watch=[]",
         f"evaluate.held_out_items={family.front_examples}",
         f"trials={family.trials}",
         f"seed={seed}",
         f"out={folder}",
     )
-    with load_study(family.study, overrides) as study:
+    with load_study(family.studies[name], overrides) as study:
         study.optimize(held_out=False, show_progress_bar=False)
         trials = [trial for trial in study.get_trials() if not trial.failure]
     values = []

@@ -28,14 +28,6 @@ OVERRIDES = (
     f"evaluate.cache={REPOSITORY / 'runs' / 'smollm-scores'}",
     "evaluate.held_out_items=200",
 )
-REGMEAN = (
-    "space={methods: [regmean]}",
-    "calibration={data: {models/base+adapters/arithmetic: {task: smollm_arithmetic}, "
-    "models/base+adapters/french: {task: smollm_french}, "
-    "models/base+adapters/extraction: {task: smollm_extraction}}}",
-)
-"""RegMean's statistics are those of 256 answered search examples of each source's own task."""
-
 FAMILY = Family(
     study=EXAMPLE / "study.yaml",
     results=RESULTS / "smollm.jsonl",
@@ -55,7 +47,7 @@ FAMILY = Family(
     front_examples=100,
     overrides=OVERRIDES,
     progress=RESULTS / "smollm-progress.jsonl",
-    studies={"MM-MO over RegMean": REGMEAN},
+    studies={"MM-MO over RegMean": EXAMPLE / "regmean.yaml"},
 )
 
 

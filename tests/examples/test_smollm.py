@@ -102,7 +102,7 @@ def test_metrics(name, answer, right):
         assert metric({"answer": right}, [wrong]) == {"acc": 0.0}
 
 
-@pytest.mark.parametrize("file", ["study.yaml", "composed.yaml"])
+@pytest.mark.parametrize("file", ["study.yaml", "composed.yaml", "regmean.yaml"])
 def test_the_studies_are_read(file):
     settings = load_study(SMOLLM / file).settings
     assert settings.evaluation.apply_chat_template
