@@ -49,15 +49,18 @@ def moved_folders(notes: Mapping[str, Any], root: str) -> list[str]:
     has_models = all(_is_below(root, model) for model in models)
     moved = []
     for folder in (notes.get(ROOT), *notes.get(_FORMER, ())):
-        if folder and folder != root and (has_models or not Path(folder).exists()):
+        if folder in (None, "/", root):
+            continue
+        if has_models or not Path(folder).exists():
             moved.append(str(folder))
     return moved
 
 
 def with_new_paths(recipe_yaml: str, folders: Sequence[str], root: str) -> str:
     """A recipe whose paths below some folders begin with another one."""
+    start = root.rstrip("/")
     for folder in folders:
-        recipe_yaml = recipe_yaml.replace(f"{folder}/", f"{root}/")
+        recipe_yaml = recipe_yaml.replace(f"{folder}/", f"{start}/")
     return recipe_yaml
 
 
