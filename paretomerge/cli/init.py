@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import yaml
@@ -32,6 +33,12 @@ space:
   methods: [{methods}]
   groups: 1
 {starts}
+# RegMean reads what each model was tuned for. It was better than merges without data wherever both
+# were measured (docs/systems.md). To search over it, put `methods: [regmean]` above, and:
+# calibration:
+#   data:                              # a file such as math.jsonl, or a task's search examples
+{calibration}
+
 evaluate:
   search_items: 200                    # of each task; the other examples are held out
   # batch_size: 16
@@ -93,6 +100,7 @@ def write_study_file(
         base=_quoted(_from_folder(file.parent, base)),
         models="\n".join(f"  - {_quoted(name)}" for name in names),
         tasks="\n".join(f"  - task: {_quoted(task)}" for task in tasks or _TASKS),
+        calibration=_calibration(names, tasks or _TASKS),
         device=device,
     )
     try:
@@ -102,6 +110,14 @@ def write_study_file(
         raise ConfigError(
             f"{file}: cannot be written: {error.strerror}; name another file with --file"
         ) from error
+
+
+def _calibration(names: Sequence[str], tasks: Sequence[str]) -> str:
+    """Commented lines that give each model a text: the tasks in turn, for the user to correct."""
+    lines = []
+    for name, task in zip(names, cycle(tasks), strict=False):
+        lines.append(f"#     {_quoted(name)}: {{ task: {_quoted(task)} }}")
+    return "\n".join(lines)
 
 
 def _from_folder(folder: Path, model: str) -> str:

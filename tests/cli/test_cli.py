@@ -474,6 +474,17 @@ def test_init_writes_a_study_file_that_can_be_read(pico, tmp_path):
     settings = pm.load_study(tmp_path / "study.yaml").settings
     assert settings.models == ("./models/ada", "./models/bob", "org/third")
     assert [measure.name for measure in settings.objectives] == ["gsm8k"]
+    # The commented part is a study, too.
+    text = (tmp_path / "study.yaml").read_text()
+    start = text.index("# calibration:")
+    end = text.index("\n\n", start)
+    calibration = text[start:end].replace("\n# ", "\n").removeprefix("# ")
+    text = text[:start] + calibration + text[end:]
+    text = text.replace("methods: [task_arithmetic, ties]", "methods: [regmean]")
+    (tmp_path / "other.yaml").write_text(text)
+    settings = pm.load_study(tmp_path / "other.yaml").settings
+    assert settings.calibration.data["./models/ada"] == {"task": "gsm8k"}
+    assert settings.calibration.data.keys() == set(settings.models)
     again = paretomerge("init", "b", "m", "n", cwd=tmp_path, ok=False)
     assert again.returncode == 1 and "exists" in again.stderr
     alone = paretomerge("init", "b", "m", "--file", "x.yaml", cwd=tmp_path, ok=False)
