@@ -2,6 +2,7 @@
 
     python -m benchmarks.picks run landscape FOLDER --seeds 0 1 2 3 4    # hours on one core
     python -m benchmarks.picks run specialists FOLDER --seeds 0 1 2 3 4
+    python -m benchmarks.picks run specialists FOLDER --searches MM-MO   # regrets alone
     python -m benchmarks.picks table
     python -m benchmarks.picks share FOLDER --seeds 100 101              # half an hour
 
@@ -58,6 +59,7 @@ N_EXAMPLES = 200  # of an evaluation on the landscape
 VERY_MANY = 10**9  # examples of the landscape's true scores
 OURS, PREFERRING = "MM-MO", "MM-MO, with `prefer`"
 SINGLE = ("CMA-ES", "TPE", "Optuna's GP")
+SEARCHES = (OURS, PREFERRING, *SINGLE)
 SHARES = (0.0, 0.1, 0.25)
 N_PREFERENCES = 10
 
@@ -353,7 +355,7 @@ def pick_entry(found: Found, prefer: PreferSetting) -> Entry:
     }
 
 
-def run(name: str, folder: Path, seeds: Sequence[int]) -> None:
+def run(name: str, folder: Path, seeds: Sequence[int], chosen: Sequence[str]) -> None:
     """Run what is not in the result file."""
     family = FAMILIES[name](folder)
     finished = set()
@@ -365,7 +367,7 @@ def run(name: str, folder: Path, seeds: Sequence[int]) -> None:
             searches += [(search, index) for search in (PREFERRING, *SINGLE)]
         for search, prefer in searches:
             key = (name, seed, search, prefer)
-            if key in finished:
+            if key in finished or search not in chosen:
                 continue
             names = ("family", "seed", "search", "prefer")
             entry = dict(zip(names, key, strict=True))
@@ -515,7 +517,12 @@ def tables() -> str:
     entries = read_entries(FILE)
     parts = [regret_table(entries)]
     for family in FAMILIES:
-        if any(entry["family"] == family for entry in entries):
+        with_preference = [
+            entry
+            for entry in entries
+            if entry["family"] == family and entry["prefer"] is not None
+        ]
+        if with_preference:
             parts.append(value_table(entries, family))
     parts += [volume_table(entries), share_table(read_entries(SHARES_FILE))]
     return "\n\n".join(parts)
@@ -529,6 +536,9 @@ def arguments() -> argparse.Namespace:
         command = commands.add_parser(name)
         if name == "run":
             command.add_argument("family", choices=list(FAMILIES))
+            command.add_argument(
+                "--searches", nargs="+", choices=SEARCHES, default=SEARCHES
+            )
         command.add_argument("folder", type=Path)
         command.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     commands.add_parser("table")
@@ -541,7 +551,7 @@ def main() -> None:
     torch.set_num_threads(1)  # one search to a core
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if given.command == "run":
-        run(given.family, given.folder, given.seeds)
+        run(given.family, given.folder, given.seeds, given.searches)
     elif given.command == "share":
         run_shares(given.folder, given.seeds)
     else:
