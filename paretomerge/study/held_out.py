@@ -1,13 +1,15 @@
 """Score trials on held-out examples where the record has no scores yet."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.config.settings import StudySettings
+from paretomerge.evaluate.measures import Function
 from paretomerge.record.record import WATCHED, Record
 from paretomerge.record.trial import Trial
 from paretomerge.study.event import HeldOutEvent
+from paretomerge.study.measure_digest import measure_digest
 
 if TYPE_CHECKING:
     from paretomerge.study.search import Search
@@ -38,10 +40,11 @@ def score_missing(
     if settings.watch:
         numbers = {trial.number for trial in watched}
     if numbers:
-        record.forget_other_watched(_watched_settings(settings))
+        now_watched = _watched_settings(settings, record.note(WATCHED))
+        record.forget_other_watched(now_watched)
     missing = _missing(record, trials, numbers)
     if numbers & set(missing):
-        record.set_note(WATCHED, _watched_settings(settings))
+        record.set_note(WATCHED, now_watched)
     scored: list[Trial] = []
 
     def report(trial: Trial) -> None:
@@ -73,12 +76,30 @@ def _missing(
     return missing
 
 
-def _watched_settings(settings: StudySettings) -> dict[str, Any]:
-    """What is watched, as the record notes it: name of each score -> what is set of it."""
+def _watched_settings(
+    settings: StudySettings, noted: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is watched, as the record notes it: name of each score -> what is set of it.
+
+    Args:
+        settings: The study.
+        noted: What the record has noted so far.
+    """
     watched: dict[str, Any] = {}
     for measure in settings.watch:
+        described = measure
+        if isinstance(measure, Function):
+            # The record is JSON, which has no place for a Python function.
+            described = replace(measure, function=measure.path)
         is_set = {
-            key: value for key, value in asdict(measure).items() if value is not None
+            key: value for key, value in asdict(described).items() if value is not None
         }
+        # The settings stay the same where a function, a task's files or a text are edited.
+        files = measure_digest(settings, measure)
+        # A study is also read where its tasks and functions are not: absent is not edited.
+        if not files and noted is not None:
+            files = noted.get(measure.name, {}).get("files", "")
+        if files:
+            is_set["files"] = files
         watched[measure.name] = is_set
     return watched

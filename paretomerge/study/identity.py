@@ -1,7 +1,5 @@
 """What makes the trials of a study comparable: settings, and digests of the files behind them."""
 
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +17,12 @@ from paretomerge.config.settings import (
     StudySettings,
 )
 from paretomerge.errors import ConfigError
-from paretomerge.evaluate.function_digest import file_digest, function_digest
-from paretomerge.evaluate.measures import Function, Judge, Measure, Perplexity, Task
+from paretomerge.evaluate.measures import Function
 from paretomerge.space.build import Pool
 from paretomerge.space.sources import digest, model_path, neutral_path
 from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.calibration import calibration_digest
+from paretomerge.study.measure_digest import measure_digest
 from paretomerge.study.warm_start import Question
 
 # How fast a score comes and when scoring stops may change; what the score means may not.
@@ -62,40 +60,6 @@ _CHANGEABLE: dict[str, Any] = {
 
 They change neither what a point means nor what its scores mean.
 """
-
-
-def task_digest(folder: Path, task: str) -> str:
-    """Digest the YAML and Python files that a task may depend on.
-
-    These are all such files of the folder, except those that define another task.
-
-    Args:
-        folder: The folder.
-        task: The task's name.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    content_digest = hashlib.sha256()
-    files = []
-    for file in folder.rglob("*"):
-        if file.suffix in (".yaml", ".yml", ".py"):
-            files.append(file)
-    # Sorted, since the order of a directory differs between file systems.
-    for file in sorted(files):
-        content = file.read_bytes()
-        # A search in the text and not a YAML parser: the harness's files have tags such as
-        # `!function`, which a safe loader refuses.
-        definition = re.search(rb"^task:[ \t]+([^\s#]+)", content, re.MULTILINE)
-        # A file that defines no task may be included by any of them.
-        defines_another = False
-        if definition is not None:
-            defines_another = definition[1].strip(b"\"'") != task.encode()
-        if not defines_another:
-            # With the length, so that text cannot move from one file to the next unnoticed.
-            header = f"{file.relative_to(folder)} {len(content)} "
-            content_digest.update(header.encode() + content)
-    return content_digest.hexdigest()[:16]
 
 
 def study_identity(settings: StudySettings, pool: Pool) -> dict[str, Any]:
@@ -239,9 +203,9 @@ def _neutral_source(settings: StudySettings) -> str | None:
 def _file_digests(settings: StudySettings, pool: Pool) -> dict[str, Any]:
     scores = {}
     for measure in settings.measures:
-        measure_digest = _measure_digest(settings, measure)
-        if measure_digest:
-            scores[measure.name] = measure_digest
+        files = measure_digest(settings, measure)
+        if files:
+            scores[measure.name] = files
     # Sorted like the models in `question_of`: their order does not change what scores mean.
     digests = [digest(model) for model in pool.sources.values()]
     return {
@@ -249,25 +213,6 @@ def _file_digests(settings: StudySettings, pool: Pool) -> dict[str, Any]:
         "files of models": sorted(digests),
         "files of scores": scores,
     }
-
-
-def _measure_digest(settings: StudySettings, measure: Measure) -> str:
-    """Digest what decides a score: a function's source, a task's files, or a text.
-
-    The digest is empty where no local file decides it.
-    """
-    folder = settings.root
-    include_path = settings.evaluation.include_path
-    if isinstance(measure, Task):
-        if not include_path:
-            return ""
-        return task_digest(folder / include_path, measure.task)
-    if isinstance(measure, Function):
-        return function_digest(measure.function, folder)
-    if isinstance(measure, Perplexity | Judge):
-        path = measure.path if isinstance(measure, Perplexity) else measure.prompts
-        return file_digest(folder / path)
-    return ""
 
 
 def _comparable(evaluation: Evaluation) -> Evaluation:

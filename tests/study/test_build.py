@@ -7,7 +7,7 @@ import yaml
 from paretomerge.config.schema import load_config
 from paretomerge.errors import ConfigError, ParetoMergeError, StudyError
 from paretomerge.search.mmmo.sampler import MMMOSampler
-from paretomerge.study.identity import task_digest
+from paretomerge.study.measure_digest import task_digest
 from paretomerge.study.parts import study_pool
 from paretomerge.study.study import load_study
 from tests.studies import open_search

@@ -69,6 +69,33 @@ def test_n_trials_means_more_and_the_budget_is_a_total(make):
     assert len(study.get_trials()) == 6
 
 
+def test_watched_scores_from_python(make, tmp_path):
+    """Functions and paths are watched as objects; an edited function or text is scored again."""
+    text = tmp_path / "text.txt"
+    text.write_text("abc " * 300)
+
+    def watched(value, search=True):
+        def constant(model, tokenizer):
+            return value
+
+        watch = [pm.Function(constant), pm.Perplexity(text)]
+        study = make(watch=watch, budget=3)
+        if search:
+            study.optimize(show_progress_bar=False)
+        study.score_held_out()
+        held_out = study.get_trials()[0].held_out
+        return held_out["constant"].value, held_out["perplexity"].value
+
+    one, of_abc = watched(1)
+    assert (one, of_abc) == watched(1)
+    text.write_text("dba " * 300)
+    two, of_dba = watched(2)
+    assert (one, two) == (1, 2)
+    assert of_dba != of_abc
+    text.unlink()
+    assert watched(2, search=False) == (two, of_dba)
+
+
 def test_callbacks_and_stop(make):
     seen = []
 
