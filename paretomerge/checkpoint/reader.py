@@ -49,6 +49,13 @@ SINGLE_FILE = "model.safetensors"
 """The weights of a checkpoint in one file."""
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+# Folders of this package that are no checkpoint: manifest -> what to do with such a folder.
+_SEVERAL_MODELS = {
+    "pareto_family.json": "a family of `pareto-merge`, which is no single checkpoint; write one "
+    "with `paretomerge pick {name} --prefer SOURCE=WEIGHT,... --out OUT` and name that",
+    "twin.json": "a folder of `twin`, which is no single checkpoint; write that of a task with "
+    "`paretomerge expand {name} --task TASK OUT` and name that",
+}
 """The settings of an adapter in peft's format."""
 
 # `quant_method` of a config -> how transformers loads the model with float weights.
@@ -236,6 +243,7 @@ class Checkpoint:
         self.name = name
         self.folder = resolve_folder(name, download)
         _check_no_adapter(self.folder, name)
+        _check_not_several(self.folder, name)
         _check_no_gguf(self.folder, name)
         config_file = reject_symlink_escape(self.folder / "config.json")
         config = read_json(config_file, f"{name}: config.json")
@@ -330,6 +338,15 @@ def shard_path(folder: Path, file: str) -> Path:
             "download the model again"
         )
     return reject_symlink_escape(path)
+
+
+def _check_not_several(folder: Path, name: str) -> None:
+    """Raise CheckpointError if a folder stands for several models, of which one can be written."""
+    if (folder / "config.json").is_file():
+        return
+    for manifest, advice in _SEVERAL_MODELS.items():
+        if (folder / manifest).is_file():
+            raise CheckpointError(f"{name}: {advice.format(name=name)}")
 
 
 def _check_no_adapter(folder: Path, name: str) -> None:

@@ -49,7 +49,7 @@ def emr(
     )
     for name, task in summary.tasks.items():
         _print(
-            f"{name:16s} lambda {task.scale:.3f}, {task.density:.0%} of the parameters"
+            f"{name:16s} lambda {task.scale:.3f}, its mask has {task.density:.0%} of the parameters"
         )
     size = summary.unified_bytes + summary.mask_bytes
     _print(

@@ -26,7 +26,10 @@ def pareto_merge(  # noqa: PLR0913 - one argument for each option
         Path, typer.Option("--out", help="The folder to make.", show_default=False)
     ],
     rank: Annotated[
-        int | None, typer.Option(help="Rank of the factors of each matrix.", min=1)
+        int | None,
+        typer.Option(
+            help="Rank of the factors of each matrix. Set it or --energy.", min=1
+        ),
     ] = None,
     energy: Annotated[
         float | None,

@@ -20,7 +20,7 @@ models:
 {models}
 # What to improve; a front needs two or more. Tasks are those of lm-evaluation-harness:
 # `lm_eval ls tasks` lists them.
-objectives:
+objectives:{examples}
 {tasks}
   # - task: mmlu
   #   search_items: 50                 # its own number, in place of evaluate.search_items
@@ -55,6 +55,7 @@ trials: 60
 out: runs/study
 """
 _TASKS = ("arc_easy", "piqa")
+_EXAMPLES = "                            # two examples: put your own tasks here"
 _METHODS = ("task_arithmetic", "ties")
 
 
@@ -99,6 +100,7 @@ def write_study_file(
         name=file.name,
         base=_quoted(_from_folder(file.parent, base)),
         models="\n".join(f"  - {_quoted(name)}" for name in names),
+        examples="" if tasks else _EXAMPLES,
         tasks="\n".join(f"  - task: {_quoted(task)}" for task in tasks or _TASKS),
         calibration=_calibration(names, tasks or _TASKS),
         device=device,
@@ -120,11 +122,36 @@ def _calibration(names: Sequence[str], tasks: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def next_step(file: Path | str, tasks: Sequence[str]) -> str:
+    """Say what to do with a new study.yaml.
+
+    Args:
+        file: The file, as it is to be shown.
+        tasks: The tasks that were asked for.
+
+    Returns:
+        The command; without tasks, that the file has examples in their place.
+    """
+    command = f"paretomerge search {file}"
+    if tasks:
+        return f"next: {command}"
+    examples = " and ".join(_TASKS)
+    return (
+        f"next: put your own tasks in place of {examples} in {file} (docs/study.md, "
+        f"`objectives`), then: {command}"
+    )
+
+
 def _from_folder(folder: Path, model: str) -> str:
     """A local model's path from the study's folder; anything else is a name on the Hub."""
-    path = Path(model).expanduser()
+    # An adapter's folder is written behind its model's: model+adapter.
+    return "+".join(_part_from_folder(folder, part) for part in model.split("+"))
+
+
+def _part_from_folder(folder: Path, part: str) -> str:
+    path = Path(part).expanduser()
     if not path.exists():
-        return model
+        return part
     relative = os.path.relpath(path, folder)
     # With a dot: `math` could be read as a name on the Hub.
     return relative if relative.startswith("..") else f"./{relative}"

@@ -148,11 +148,13 @@ def init(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
 ) -> None:
     """Write a commented study.yaml to begin with."""
-    from paretomerge.cli.init import write_study_file
+    from paretomerge.cli.init import next_step, write_study_file
 
-    write_study_file(file, base, models, task or (), device)
+    tasks = task or ()
+    write_study_file(file, base, models, tasks, device)
+    shown = session.short(file)
     session.console().print(
-        f"wrote {session.short(file)}; next: paretomerge search {session.short(file)}",
+        f"wrote {shown}; {next_step(shown, tasks)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -390,7 +392,7 @@ def convert(
 
 app.command(short_help="Write a merge as a LoRA adapter.")(extract.extract_lora)
 app.command(short_help="Write fine-tunes as one model with masks.")(emr.emr)
-app.command(short_help="Write one task's model from those.")(emr.expand)
+app.command(short_help="Write one task's model from emr or twin.")(emr.expand)
 app.command(short_help="Route between fine-tunes by the prompt.")(twin.twin)
 app.command(short_help="Build a mixture of experts.")(moe.moe)
 

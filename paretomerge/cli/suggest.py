@@ -57,7 +57,8 @@ def suggest(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="A new folder for the first recipes and a study.yaml."
+            "--out",
+            help="A new folder for the first recipes and, unless you gave one, a study.yaml.",
         ),
     ] = None,
     device: Annotated[
@@ -81,13 +82,19 @@ def suggest(
         count = _EVALUATED if task else 0
     if count and settings is None:
         raise ConfigError("--evaluate: name a --task to score on, or give a study.yaml")
+    if not as_json:
+        session.console().print(
+            "Trying every method on a sample of the layers; this takes a minute or more ...",
+            style="dim",
+            highlight=False,
+        )
     suggestion = rank(base, sources)
     if count and settings is not None:
         suggestion = _scored(suggestion, settings, count, examples, quiet=as_json)
     if as_json:
         print(json.dumps(_rows(suggestion), indent=2))
     else:
-        _show(suggestion)
+        _show(suggestion, "--evaluate 4" if settings is not None else "--task")
     if out is not None:
         advice = _write(suggestion, out, task or (), device, models[0])
         if not as_json:
@@ -163,7 +170,7 @@ def _write(
         What to do with them.
     """
     from paretomerge.checkpoint.writer import new_folder
-    from paretomerge.cli.init import write_study_file
+    from paretomerge.cli.init import next_step, write_study_file
 
     first = suggestion.recipes[:_WRITTEN]
     methods = _searchable_methods(suggestion)
@@ -183,10 +190,11 @@ def _write(
             )
     if not has_study:
         study_file = session.short(out / "study.yaml")
-        return f"wrote {session.short(out)}; next: paretomerge search {study_file}"
+        return f"wrote {session.short(out)}; {next_step(study_file, tasks)}"
     paths = [str(session.short(out / name)) for name in starts]
     return (
-        f"wrote {session.short(out)}; to begin a search there, put into {first_argument}:\n"
+        f"wrote {session.short(out)}; to begin a search with these recipes, put into "
+        f"{first_argument}, with a new `out` if the study has trials:\n"
         f"space: {{ methods: [{', '.join(methods)}] }}\nstarts: [{', '.join(paths)}]"
     )
 
@@ -234,7 +242,8 @@ def _rows(suggestion: "Suggestion") -> dict[str, Any]:
     }
 
 
-def _show(suggestion: "Suggestion") -> None:
+def _show(suggestion: "Suggestion", option: str) -> None:
+    """Print a suggestion; `option` is the one that scores its recipes."""
     console = session.console()
     layers = ", ".join(str(layer) for layer in suggestion.layers)
     lines = [f"What the models changed (layers {layers}):"]
@@ -248,7 +257,7 @@ def _show(suggestion: "Suggestion") -> None:
     lines += [f"- {reason}" for reason in _why_first(suggestion)]
     lines += ["", _UNKNOWN, _WITH_TEXT]
     if not suggestion.alone:
-        lines.append("Add --task to score the models and the first recipes.")
+        lines.append(f"Add {option} to score the models and the first recipes.")
     console.print("\n".join(lines), highlight=False)
 
 

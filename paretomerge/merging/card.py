@@ -31,9 +31,7 @@ Merged with paretomerge by `{method}` ({paper}) from:
 
 A merge is bound by the licences of all its sources.
 
-{notes}
-
-Rebuild it with `paretomerge merge mergekit_config.yml OUT`:
+{notes}Rebuild it with `paretomerge merge mergekit_config.yml OUT`:
 
 ```yaml
 {recipe}```
@@ -73,9 +71,7 @@ def model_card(
         method=plan.recipe.merge_method,
         paper=plan.method.paper,
         sources=table_of_sources(stated),
-        notes="\n\n".join(
-            note for note in (dequantised_note(_sources(plan)), text) if note
-        ),
+        notes=paragraphs(dequantised_note(_sources(plan)), text),
         recipe=plan.recipe.rename_models(public_name).to_yaml(),
         checksums=checksum_lines(checksums),
     )
@@ -87,6 +83,11 @@ def table_of_sources(licences: Mapping[str, str | None]) -> str:
     for model, licence_name in licences.items():
         rows.append(f"| {public_name(model)} | {licence_name or 'not stated'} |")
     return "\n".join(rows)
+
+
+def paragraphs(*notes: str) -> str:
+    """Join notes that are not empty, each with an empty line behind it."""
+    return "".join(f"{note}\n\n" for note in notes if note)
 
 
 def checksum_lines(checksums: Mapping[str, str]) -> str:
@@ -188,7 +189,8 @@ def dequantised_note(sources: Mapping[str, Weights]) -> str:
                 f"The weights of {public_name(model)} were dequantised from {origin}, and keep "
                 "the error of that quantisation."
             )
-    return "\n".join(lines)
+    # Paragraphs: Markdown joins lines that follow each other.
+    return "\n\n".join(lines)
 
 
 def licence_of(weights: Weights) -> str | None:

@@ -128,7 +128,7 @@ class StudyPreview:
         watch: Scores that are only watched.
         trials: Evaluations in all.
         done: Evaluations that are in the record.
-        baselines: Number of baseline recipes, which come first.
+        baselines: Number of baseline recipes, which come first; `starts` are among them.
         checkpoint_bytes: Size of one written checkpoint.
         out: The study's folder.
         times: The estimated times.
@@ -200,7 +200,7 @@ def preview_study(
             watch=tuple(measure.name for measure in settings.watch),
             trials=settings.total_trials,
             done=count_evaluated(trials),
-            baselines=len(search.space.baselines()),
+            baselines=_count_baselines(search),
             checkpoint_bytes=plan.bytes_written(),
             out=str(settings.out_folder),
             times=times,
@@ -208,6 +208,13 @@ def preview_study(
             forecasts=_forecasts(times, settings, trials, memory),
             notes=tuple(dict.fromkeys(notes)),
         )
+
+
+def _count_baselines(search: Search) -> int:
+    """Number of recipes that are evaluated before the sampler proposes the first one."""
+    agenda = search.first_level.agenda([])
+    # Trials of a warm start have their scores already.
+    return sum(not trial.scores for trial in agenda)
 
 
 @contextmanager

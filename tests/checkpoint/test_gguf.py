@@ -145,6 +145,13 @@ def test_the_cards_say_that_weights_were_dequantised(files, tmp_path):
     merged_card = (merged / "README.md").read_text()
     assert "of full were dequantised from pico.Q8_0.gguf (Q8_0)" in merged_card
     assert "license: apache-2.0" in merged_card
+    assert "\n\n\n" not in merged_card
+    # Each note is a paragraph: Markdown joins lines that follow each other.
+    shutil.copytree(out, tmp_path / "again")
+    recipe["models"] = [{"model": str(out)}, {"model": str(tmp_path / "again")}]
+    two = (merge(recipe, tmp_path / "two") / "README.md").read_text()
+    notes = [part for part in two.split("\n\n") if "dequantised" in part]
+    assert len(notes) == 2
 
 
 def test_a_gguf_source_is_refused_with_the_command_that_converts_it(files, tmp_path):

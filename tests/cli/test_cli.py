@@ -470,7 +470,8 @@ def test_init_writes_a_study_file_that_can_be_read(pico, tmp_path):
         "cpu",
         cwd=tmp_path,
     )
-    assert "paretomerge search study.yaml" in done.stdout
+    assert "; next: paretomerge search study.yaml" in done.stdout
+    assert "your own tasks" not in (tmp_path / "study.yaml").read_text()
     settings = pm.load_study(tmp_path / "study.yaml").settings
     assert settings.models == ("./models/ada", "./models/bob", "org/third")
     assert [measure.name for measure in settings.objectives] == ["gsm8k"]
@@ -485,6 +486,16 @@ def test_init_writes_a_study_file_that_can_be_read(pico, tmp_path):
     settings = pm.load_study(tmp_path / "other.yaml").settings
     assert settings.calibration.data["./models/ada"] == {"task": "gsm8k"}
     assert settings.calibration.data.keys() == set(settings.models)
+    # Paths start from the file's folder, those of adapters, too. Without tasks there are examples.
+    (tmp_path / "lora").mkdir()
+    models = ("models/ada+lora", "models/bob", "org/third+org/lora")
+    file = tmp_path / "deep" / "study.yaml"
+    done = paretomerge("init", "models/base", *models, "--file", file, cwd=tmp_path)
+    assert "put your own tasks in place of arc_easy and piqa in" in done.stdout
+    assert "put your own tasks here" in file.read_text()
+    settings = pm.load_study(file).settings
+    expected = ("../models/ada+../lora", "../models/bob", "org/third+org/lora")
+    assert settings.models == expected
     again = paretomerge("init", "b", "m", "n", cwd=tmp_path, ok=False)
     assert again.returncode == 1 and "exists" in again.stderr
     alone = paretomerge("init", "b", "m", "--file", "x.yaml", cwd=tmp_path, ok=False)

@@ -317,6 +317,20 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(
         make_plan(halfway(base, tuned))
 
 
+@pytest.mark.parametrize(
+    ("manifest", "command"),
+    [("pareto_family.json", "paretomerge pick"), ("twin.json", "paretomerge expand")],
+)
+def test_a_folder_of_several_models_names_the_command_that_writes_one(
+    base: Path, tmp_path: Path, manifest: str, command: str
+) -> None:
+    folder = tmp_path / "several"
+    folder.mkdir()
+    (folder / manifest).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"`{command} .*several"):
+        make_plan(halfway(base, folder))
+
+
 @pytest.mark.parametrize("file", ["consolidated.safetensors", "model.fp16.safetensors"])
 def test_weights_under_another_name_are_named(
     file: str, base: Path, tuned: Path

@@ -96,6 +96,25 @@ def test_watched_scores_from_python(make, tmp_path):
     assert watched(2, search=False) == (two, of_dba)
 
 
+def test_a_preview_counts_the_starts_among_the_baselines(make, pico, tmp_path):
+    for weight in (
+        0.5,
+        0.3,
+    ):  # the first one is the uniform average, a baseline already
+        models = []
+        for name in ("ada", "bob"):
+            model = {"model": str(pico / name), "parameters": {"weight": weight}}
+            models.append(model)
+        recipe = {"merge_method": "task_arithmetic", "base_model": str(pico / "base")}
+        text = yaml.safe_dump(recipe | {"models": models})
+        (tmp_path / f"{weight}.yml").write_text(text)
+    study = make(starts=["0.5.yml", "0.3.yml"], budget=20)
+    counted = study.preview(measure=False).baselines
+    study.optimize(n_trials=counted + 2, held_out=False, show_progress_bar=False)
+    labelled = [trial for trial in study.get_trials() if trial.label]
+    assert counted == len(labelled)
+
+
 def test_callbacks_and_stop(make):
     seen = []
 

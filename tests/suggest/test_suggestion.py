@@ -19,6 +19,7 @@ from paretomerge.suggest.sample import leading_directions
 from paretomerge.suggest.scores import score_first
 from tests.cli.test_cli import paretomerge
 from tests.conftest import EXPERTS
+from tests.study.test_build import write
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,8 @@ def test_the_command_writes_recipes_that_merge_and_a_study_that_loads(pico, tmp_
     done = paretomerge("suggest", str(pico / "base"), *models, "--out", str(out))
     assert "Why" in done.stdout and "It cannot know" in done.stdout
     assert "paretomerge calibrate" in done.stdout
+    assert "Add --task to score" in done.stdout
+    assert "put your own tasks in place of arc_easy and piqa" in done.stdout
     recipes = sorted(out.glob("*.yml"))
     assert len(recipes) == 3
     for recipe in recipes:
@@ -147,6 +150,12 @@ def test_the_command_prints_json(pico):
     assert set(rows["sources"]) == set(EXPERTS)
 
 
+def test_a_study_is_told_of_its_own_option(pico, tmp_path):
+    """A study has tasks of its own: --task is refused with it."""
+    shown = paretomerge("suggest", write(tmp_path, pico)).stdout
+    assert "Add --evaluate 4 to score" in shown and "--task" not in shown
+
+
 def test_the_command_takes_a_study_and_scores(specialists, tmp_path):
     done = paretomerge(
         "suggest",
@@ -154,7 +163,7 @@ def test_the_command_takes_a_study_and_scores(specialists, tmp_path):
         *("--evaluate", "1", "--examples", "10", "--out", tmp_path / "out"),
     )
     assert "order alone" in done.stdout
-    assert "starts: [" in done.stdout
+    assert "starts: [" in done.stdout and "with a new `out`" in done.stdout
     assert not (tmp_path / "out" / "study.yaml").exists()
 
 

@@ -30,6 +30,7 @@ from paretomerge.merging.card import (
     dequantised_note,
     front_matter,
     licence_of,
+    paragraphs,
     public_name,
     table_of_sources,
 )
@@ -59,9 +60,7 @@ the other models. Rows of the router: `{gate_mode}`.
 
 The result is bound by the licences of all its sources.
 
-{notes}
-
-Rebuild it with `paretomerge moe {config_file} OUT`:
+{notes}Rebuild it with `paretomerge moe {config_file} OUT`:
 
 ```yaml
 {config}```
@@ -225,7 +224,7 @@ def _card(
         base=public_name(config.base_model),
         gate_mode=config.gate_mode,
         sources=table_of_sources(licences),
-        notes="\n\n".join(note for note in notes if note),
+        notes=paragraphs(*notes),
         config_file=CONFIG_FILE,
         config=config.rename_models(public_name).to_yaml(),
         checksums=checksum_lines(checksums),

@@ -205,7 +205,9 @@ def _checked_targets(
             )
         names[path] = name
     if (rank is None) == (energy is None):
-        raise ConfigError("give either rank (--rank 16) or energy (--energy 0.9)")
+        raise ConfigError(
+            "pareto-merge: set either a rank (--rank 16) or a share of the energy (--energy 0.9)"
+        )
     if rank is not None:
         rank = integer(1)("rank", rank)
     if energy is not None:
