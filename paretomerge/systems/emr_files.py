@@ -91,7 +91,8 @@ def read_manifest(folder: Path) -> JsonObject:
     file = folder / EMR_FOLDER / MANIFEST
     if not file.is_file():
         raise CheckpointError(
-            f"{folder}: holds no {EMR_FOLDER}/{MANIFEST}; `paretomerge emr` writes such folders"
+            f"{folder}: holds no {EMR_FOLDER}/{MANIFEST}; `paretomerge emr` writes such folders "
+            "(`paretomerge pick` reads those of `pareto-merge`)"
         )
     manifest = read_json(file)
     if manifest.get("format") != FORMAT:

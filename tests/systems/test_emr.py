@@ -235,7 +235,9 @@ def test_refusals(pico: Path, unified: Path, tmp_path: Path) -> None:
         emr(base, {}, out)
     with pytest.raises(ConfigError, match="task"):
         expand(unified, "dan", out)
-    with pytest.raises(CheckpointError, match="`paretomerge emr` writes"):
+    with pytest.raises(
+        CheckpointError, match=r"`paretomerge emr` writes.*`paretomerge pick`"
+    ):
         expand(base, "ada", out)
     with pytest.raises(CheckpointError, match="is not that of the base"):
         expand(unified, "ada", out, base=pico / "ada")

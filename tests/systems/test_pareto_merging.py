@@ -326,8 +326,8 @@ def test_a_source_that_equals_the_base_has_no_energy(pico, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either rank"),
-        ({"rank": 2, "energy": 0.5}, "either rank"),
+        ({}, "either a rank"),
+        ({"rank": 2, "energy": 0.5}, "either a rank"),
         ({"rank": 0}, "1 or more"),
         ({"energy": 1.5}, "up to 1"),
         ({"rank": 2, "scale": 0}, "above 0"),
