@@ -548,8 +548,15 @@ def evaluate(
     opened = session.open_study(study)
     session.set_up_process(opened)
     from paretomerge.study.checkpoint_scores import score_checkpoint
+    from paretomerge.systems.emr_files import is_unified_folder
     from paretomerge.systems.twin import is_twin_folder, score_twin
 
+    if is_unified_folder(Path(model).expanduser()):
+        typer.echo(
+            f"{model}: this is the unified checkpoint of `paretomerge emr`, which is no good model "
+            "by itself; `paretomerge expand` writes the model of a task",
+            err=True,
+        )
     if is_twin_folder(model):
         scores = score_twin(opened, model, split_name)
     else:

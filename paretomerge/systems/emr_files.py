@@ -82,6 +82,11 @@ def write_rest(template: Weights, dtype: str, folder: Path) -> None:
     copy_files(companion_files(source), source, folder)
 
 
+def is_unified_folder(path: Path) -> bool:
+    """Whether a path is the folder of a unified checkpoint with masks."""
+    return (path / EMR_FOLDER / MANIFEST).is_file()
+
+
 def read_manifest(folder: Path) -> JsonObject:
     """Read the manifest of a unified checkpoint.
 

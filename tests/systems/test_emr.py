@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -309,6 +310,16 @@ def test_the_commands(pico: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "first" / "model.safetensors").is_file()
+    (tmp_path / "here.py").write_text("def score(model, tokenizer):\n    return 0.5\n")
+    study = {
+        "base": str(pico / "base"),
+        "models": [str(pico / "ada"), str(pico / "bob")],
+        "objectives": [{"function": "here:score", "direction": "maximize"}],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["evaluate", str(out), "--study", str(tmp_path / "study.yaml")]
+    result = CliRunner().invoke(app, arguments)
+    assert "no good model by itself" in result.stderr and "0.5000" in result.stdout
 
 
 def test_what_the_tasks_do_not_get_of_their_fine_tunes_is_noted(
@@ -323,7 +334,7 @@ def test_what_the_tasks_do_not_get_of_their_fine_tunes_is_noted(
     (tmp_path / "bob" / "chat_template.jinja").write_text("{{ messages }}")
     models = [str(tmp_path / name) for name in ("ada", "bob")]
     base, out = str(pico / "base"), str(tmp_path / "unified")
-    done = CliRunner().invoke(app, ["emr", base, *models, out])
+    done = CliRunner().invoke(app, ["emr", base, *models, "--out", out])
     assert done.exit_code == 0
     first, second = done.stderr.splitlines()
     assert "ada: rope_parameters is {'rope_theta': 500000.0" in first
