@@ -191,4 +191,6 @@ def _least_squares_bytes(plan: Plan, job: TensorJob) -> int:
     # In float64: one per source, their sum, its inverse, and those of LAPACK. In float32: the
     # results.
     matrices = inputs**2 * (8 * (k + _LEAST_SQUARES_COPIES) + 4 * k)
-    return matrices + 5 * _FLOAT32_BYTES * rows * job.shape[-1]
+    # The deltas in float32; their mean, the residual and a change in float64.
+    copies = k + 8
+    return matrices + copies * _FLOAT32_BYTES * rows * job.shape[-1]
