@@ -48,7 +48,7 @@ from paretomerge.space.space import SearchSpace
 from paretomerge.space.specs import LineageSpace, RouteSpace, WeightSpace
 from paretomerge.study.held_out import score_missing
 from paretomerge.study.preferring import preference_notes, refining_settings
-from paretomerge.study.same_study import check_same_study
+from paretomerge.study.same_study import check_same_study, check_same_weights
 from paretomerge.study.stopping import End
 from paretomerge.study.trial_number import choice_of, number_of
 
@@ -684,8 +684,10 @@ class Study:
 
         Raises:
             CheckpointError: The folder exists, or cannot be written.
+            StudyError: The models have other weights than when the trial was scored.
         """
         results = self.results()
+        check_same_weights(self.settings, self._record())
         number = number_of(trial, results.trials)
         # Checked first: a folder that cannot be written must not cost a held-out evaluation.
         out = Path(out).expanduser()

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 import paretomerge as pm
+from paretomerge.recipe import Recipe
 from paretomerge.record.moved import moved_folders, root_notes, with_new_paths
 
 QUIET = {"show_progress_bar": False, "held_out": False}
@@ -35,7 +36,7 @@ def test_former_places_are_remembered_once():
 
 
 def test_paths_move_where_the_models_did(tmp_path):
-    old, new = folders(tmp_path / "old", "ada"), folders(tmp_path / "new", "ada")
+    old, new = folders(tmp_path / "old", "ada", "bob"), folders(tmp_path / "new", "ada")
     notes = {"root": str(old), "identity": identity("ada", "ada+base")}
     assert moved_folders(notes, str(new)) == [str(old)]
     assert moved_folders(notes, str(old)) == []
@@ -55,6 +56,64 @@ def test_only_paths_below_the_old_folder_change():
     assert with_new_paths(text, ["/a/b"], "/d") == (
         "base_model: /a/b\nmodels:\n- model: /d/ada+/d/lora\n- model: /a/bc/x\n"
     )
+
+
+def test_a_place_below_an_old_one_and_paths_that_end_alike():
+    text = "models:\n- model: /d/ada\n- model: /d/new/bob+/d/lora\n- model: /mnt/d/x\n"
+    assert with_new_paths(text, ["/d", "/old"], "/d/new") == (
+        "models:\n- model: /d/new/ada\n- model: /d/new/bob+/d/new/lora\n- model: /mnt/d/x\n"
+    )
+    # What one former place is replaced by is not below the other one.
+    text = "models:\n- model: /old/ada\n"
+    assert with_new_paths(text, ["/old", "/d"], "/d/new") == (
+        "models:\n- model: /d/new/ada\n"
+    )
+
+
+@pytest.mark.parametrize("old", ["/my disk/" + "a long name " * 9, "/it's: #1/ü", "/a"])
+@pytest.mark.parametrize("new", ["/b", "/b: c/it's #2", "/x y" * 30])
+def test_paths_that_yaml_quotes_or_breaks(old, new):
+    def recipe(root: str) -> Recipe:
+        document = {
+            "merge_method": "regmean",
+            "base_model": f"{root}/base",
+            "models": [
+                {"model": f"{root}/ada+{root}/lora", "parameters": {"weight": 0.1}}
+            ],
+            "calibration": f"{root}/run/calibration",
+        }
+        return Recipe.from_dict(document)
+
+    moved = with_new_paths(recipe(old).to_yaml(), [old], new)
+    assert moved == recipe(new).to_yaml()
+
+
+def test_models_on_the_hub_and_elsewhere_move_with_none(tmp_path):
+    old, new = folders(tmp_path / "old", "ada"), folders(tmp_path / "new", "ada")
+    (tmp_path / "bob").mkdir()
+    models = ["ada+org/lora", str(tmp_path / "bob")]
+    notes = {
+        "root": str(old),
+        "identity": {"base": "org/name", "models": models},
+    }
+    # The copy has its own `ada`, whatever becomes of the first one.
+    assert moved_folders(notes, str(new)) == [str(old)]
+    notes["identity"]["models"] = models[1:]
+    assert moved_folders(notes, str(new)) == []
+    # A name with a plus sign.
+    (old / "a+da").mkdir()
+    notes["identity"]["models"] = ["ada", "a+da"]
+    assert moved_folders(notes, str(new)) == []
+    (new / "a+da").mkdir()
+    assert moved_folders(notes, str(new)) == [str(old)]
+
+
+def test_an_old_place_that_cannot_be_looked_at_is_gone(tmp_path):
+    new = folders(tmp_path / "new", "ada")
+    # The system refuses to look for so long a name, as for a folder in another user's home.
+    old = "/" + 300 * "x"
+    notes = {"root": old, "identity": identity("ada")}
+    assert moved_folders(notes, str(new)) == [old]
 
 
 @pytest.mark.parametrize("way", [shutil.move, shutil.copytree])

@@ -224,6 +224,41 @@ def test_a_folder_of_another_study_is_not_read_as_this_one(make):
         turned.save(0, "out")
 
 
+def test_other_weights_under_the_same_names_are_not_merged(pico, tmp_path, monkeypatch):
+    def study() -> pm.Study:
+        return pm.Study(
+            "base",
+            ["ada", "bob"],
+            [pm.Function(first, name="v", direction="maximize")],
+            sampler="random",
+            seed=0,
+            out="run",
+            storage=f"sqlite:///{tmp_path}/shared.db",
+        )
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    for name in ("base", "ada", "bob"):
+        shutil.copytree(pico / name, one / name)
+        shutil.copytree(pico / name, other / name)
+    monkeypatch.chdir(one)
+    study().optimize(n_trials=3, show_progress_bar=False)
+    # Of a folder with copies of the same models, it is the same study.
+    monkeypatch.chdir(other)
+    assert len(study().get_trials()) == 3
+    for source in ("cyd", "bob"):
+        for folder in (one, other):
+            shutil.rmtree(folder / "ada")
+            shutil.copytree(pico / source, folder / "ada")
+        monkeypatch.chdir(other)
+        with pytest.raises(pm.StudyError, match=r"scored with other weights of .*ada"):
+            study().results()
+        # Where they were searched, the scores may be looked at, but make no checkpoint.
+        monkeypatch.chdir(one)
+        assert study().results().trials
+        with pytest.raises(pm.StudyError, match=r"scored with other weights of .*ada"):
+            study().save(2, "out")
+
+
 def test_splits_and_preferences_are_checked(make):
     study = make()
     study.optimize(n_trials=3, **QUIET)
