@@ -49,6 +49,8 @@ SINGLE_FILE = "model.safetensors"
 """The weights of a checkpoint in one file."""
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""The settings of an adapter in peft's format."""
+
 # Folders of this package that are no checkpoint: manifest -> what to do with such a folder.
 _SEVERAL_MODELS = {
     "pareto_family.json": "a family of `pareto-merge`, which is no single checkpoint; write one "
@@ -56,7 +58,6 @@ _SEVERAL_MODELS = {
     "twin.json": "a folder of `twin`, which is no single checkpoint; write that of a task with "
     "`paretomerge expand {name} --task TASK OUT` and name that",
 }
-"""The settings of an adapter in peft's format."""
 
 # `quant_method` of a config -> how transformers loads the model with float weights.
 _DEQUANTISING_CALLS = {

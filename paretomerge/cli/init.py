@@ -144,8 +144,11 @@ def next_step(file: Path | str, tasks: Sequence[str]) -> str:
 
 def _from_folder(folder: Path, model: str) -> str:
     """A local model's path from the study's folder; anything else is a name on the Hub."""
-    # An adapter's folder is written behind its model's: model+adapter.
-    return "+".join(_part_from_folder(folder, part) for part in model.split("+"))
+    # An adapter's folder is written behind its model's: model+adapter. But a plus sign may also
+    # belong to a path.
+    is_whole = Path(model).expanduser().exists()
+    parts = [model] if is_whole else model.split("+")
+    return "+".join(_part_from_folder(folder, part) for part in parts)
 
 
 def _part_from_folder(folder: Path, part: str) -> str:

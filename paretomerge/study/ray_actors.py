@@ -162,6 +162,8 @@ class RayActors:
         needs = {"CPU": self._cluster.num_cpus, "GPU": self._num_gpus}
         needs = {name: needed for name, needed in needs.items() if needed > 0}
         if not needs:
+            if self._cluster.count:
+                return self._cluster.count
             raise ConfigError(
                 "workers.ray: set `count`, since actors without `num_cpus` and `num_gpus` have no "
                 "limit"
@@ -288,7 +290,12 @@ def _live_nodes() -> list[dict[str, float]]:
 
 def _room_on(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """The number of actors that a node has room for."""
-    return min(int(node.get(name, 0.0) // needed) for name, needed in needs.items())
+    rooms = []
+    for name, needed in needs.items():
+        # Not of the numbers themselves: 1.0 // 0.1 is 9. Ray counts in ten-thousandths.
+        units = max(round(needed * 10_000), 1)
+        rooms.append(round(node.get(name, 0.0) * 10_000) // units)
+    return min(rooms)
 
 
 def _import_ray() -> Any:

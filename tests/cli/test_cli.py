@@ -488,14 +488,15 @@ def test_init_writes_a_study_file_that_can_be_read(pico, tmp_path):
     assert settings.calibration.data.keys() == set(settings.models)
     # Paths start from the file's folder, those of adapters, too. Without tasks there are examples.
     (tmp_path / "lora").mkdir()
-    models = ("models/ada+lora", "models/bob", "org/third+org/lora")
+    (tmp_path / "c+c").mkdir()
+    models = ("models/ada+lora", "models/bob", "org/third+org/lora", "c+c")
     file = tmp_path / "deep" / "study.yaml"
     done = paretomerge("init", "models/base", *models, "--file", file, cwd=tmp_path)
     assert "put your own tasks in place of arc_easy and piqa in" in done.stdout
     assert "put your own tasks here" in file.read_text()
     settings = pm.load_study(file).settings
-    expected = ("../models/ada+../lora", "../models/bob", "org/third+org/lora")
-    assert settings.models == expected
+    adapter, hub = "../models/ada+../lora", "org/third+org/lora"
+    assert settings.models == (adapter, "../models/bob", hub, "../c+c")
     again = paretomerge("init", "b", "m", "n", cwd=tmp_path, ok=False)
     assert again.returncode == 1 and "exists" in again.stderr
     alone = paretomerge("init", "b", "m", "--file", "x.yaml", cwd=tmp_path, ok=False)

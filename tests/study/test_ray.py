@@ -244,6 +244,10 @@ def test_actors_that_die_while_they_start_end_the_search(actors, monkeypatch):
         ([{"CPU": 4.0}, {"CPU": 3.0}], {"num_cpus": 2}, 3),
         ([{"CPU": 4.0}, {"CPU": 3.0}], {"num_cpus": 0.5}, 14),
         ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 4.0}], {"num_gpus": 1}, 2),
+        ([{"CPU": 1.0}], {"num_cpus": 0.1}, 10),
+        # Without needs, only `count` limits the actors.
+        ([{"CPU": 1.0}], {"num_cpus": 0, "count": 3}, 3),
+        ([{"CPU": 1.0}], {"num_cpus": 0}, "set `count`"),
         # Together they would have room.
         ([{"CPU": 1.0}, {"CPU": 1.0}], {"num_cpus": 2}, "largest node .* has 1;"),
         ([{"CPU": 8.0}, {"GPU": 1.0}], {"num_gpus": 1}, "both the CPUs and the GPUs"),
