@@ -10,7 +10,7 @@ statistics; in the papers' form such directions would become zero.
 A negative weight moves the merge away from its source. |w_i| keeps the sum of the A_i positive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -146,12 +146,13 @@ def _least_squares(inputs: Inputs, alpha: float) -> BlockMerger:
     # way is that with fewer rows.
     merge = grams.mean_of if n_outputs <= grams.size else grams.mean_by_matrices
 
-    def merge_piece(block: Block) -> Tensor:
-        deltas = []
+    def deltas(block: Block) -> Iterator[Tensor]:
         for i in shares.used:
             delta = block.delta(i)
-            deltas.append(delta.T if of_rows else delta)
-        merged = merge(deltas)
+            yield delta.T if of_rows else delta
+
+    def merge_piece(block: Block) -> Tensor:
+        merged = merge(deltas(block))
         if of_rows:
             merged = merged.T
         return merged.mul(shares.scale).add_(block.base)
@@ -214,7 +215,7 @@ class _Grams:
         """S^+, in float64."""
         return _pseudo_inverse(self.total)
 
-    def mean_of(self, deltas: Sequence[Tensor]) -> Tensor:
+    def mean_of(self, deltas: Iterable[Tensor]) -> Tensor:
         """The mean of deltas with fewer rows than columns.
 
         Args:
@@ -223,6 +224,7 @@ class _Grams:
         Returns:
             (n, d) in float32.
         """
+        deltas = list(deltas)
         mean = torch.zeros_like(deltas[0], dtype=torch.float64)
         for weight, delta in zip(self.weights, deltas, strict=True):
             mean.add_(delta, alpha=weight / self.shares.total)
@@ -235,11 +237,14 @@ class _Grams:
             residual.addmm_(change, self.gram(statistic))
         return mean.addmm_(residual, self.inverse).float()
 
-    def mean_by_matrices(self, deltas: Sequence[Tensor]) -> Tensor:
-        """The same for deltas with more rows than columns."""
-        merged = torch.zeros_like(deltas[0])
+    def mean_by_matrices(self, deltas: Iterable[Tensor]) -> Tensor:
+        """The same for deltas with more rows than columns, of which one is in memory at a time."""
+        merged: Tensor | None = None
         for delta, matrix in zip(deltas, self.matrices, strict=True):
+            if merged is None:
+                merged = torch.zeros_like(delta)
             merged.addmm_(delta, matrix)
+        assert merged is not None
         return merged
 
     @cached_property
