@@ -1,6 +1,7 @@
 """Measure the best trials on more examples, until it is clear which one a preference picks."""
 
 import hashlib
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,11 @@ _LEAST_SHARE = 0.1
 _MOST_FINALISTS = 8
 # The examples are spent in so many rounds, after each of which some trials drop out.
 _ROUNDS = 4
+# So many equal scores are no chance: of 20 coins, two throws have as many heads in an eighth of all
+# cases.
+_LEAST_CALLS = 4
+
+_log = logging.getLogger(__name__)
 
 
 def select(
@@ -54,7 +60,7 @@ def select(
     Raises:
         EvaluationError: A trial cannot be scored; the message names it.
     """
-    sources = _sources(search, examples, repeats)
+    sources: Sequence[_Source] = _sources(search, examples, repeats)
     # Other examples, or another order of them, could not be added to what was scored before.
     search.record.forget_other_selection(_digest(sources))
     results = search.results()
@@ -71,6 +77,7 @@ def select(
         for trial in finalists:
             if _score(search, sources, trial, target):
                 watch(trial)
+        sources = _without_constant(search, sources)
         results = search.results()
 
 
@@ -203,6 +210,47 @@ def _kinds_of_scores(search: Search) -> tuple[list[str], list[str]]:
         elif have_error and not any(have_examples):
             random_ones.append(objective.name)
     return means, random_ones
+
+
+def _without_constant(search: Search, sources: Sequence[_Source]) -> list[_Source]:
+    """The sources without functions that are not random; their repeats are forgotten.
+
+    The mean of equal scores has the error of one of them: as a mean of random scores, it would make
+    a pick look sure.
+    """
+    measured = [trial for trial in search.trials() if trial.selection]
+    others: list[_Source] = []
+    constant: list[str] = []
+    for source in sources:
+        if isinstance(source, _Repeats):
+            found = [name for name in source.names if _is_constant(measured, name)]
+            constant += found
+            names = [name for name in source.names if name not in found]
+            source = replace(source, names=names)
+        others.append(source)
+    if constant:
+        _log.warning(
+            "evaluate.selection_repeats: %s gave each merge the same score again, so it is not "
+            "random, and another call tells nothing new. Remove the key.",
+            ", ".join(constant),
+        )
+        for trial in measured:
+            scores = trial.selection or {}
+            kept = {name: scores[name] for name in scores if name not in constant}
+            search.record.add_selection(trial.number, kept)
+    return others
+
+
+def _is_constant(trials: Sequence[Trial], name: str) -> bool:
+    """Whether a score was the same at each call, of several trials."""
+    n_calls = 0
+    for trial in trials:
+        score = (trial.selection or {}).get(name)
+        repeats = (score.example_scores or ()) if score else ()
+        if any(value != trial.scores[name].value for value in repeats):
+            return False
+        n_calls += len(repeats)
+    return n_calls >= _LEAST_CALLS
 
 
 def _digest(sources: Sequence[_Source]) -> str:

@@ -178,6 +178,35 @@ def test_random_functions_are_called_again_for_the_finalists(pico, tmp_path) -> 
     assert len(dice.thrown) == n
 
 
+def test_repeats_of_a_function_that_is_not_random_do_not_count(
+    pico, tmp_path, caplog
+) -> None:
+    def same(model, tokenizer):
+        # As of questions that are the same at each call.
+        value = float(model.get_input_embeddings().weight.abs().mean())
+        return Score(value, 0.02, n=5)
+
+    search, _ = raced(pico, tmp_path / "s", race=None, names=("same", "one"))
+    quiz = search.goals.evaluator.evaluators[0]
+    evaluator = CombinedEvaluator((FunctionEvaluator("same", same), quiz))
+    search.goals = replace(search.goals, evaluator=evaluator)
+    search.run(12)
+    alone = Preference((1.0, 0.0), "tchebycheff")
+    before = decide_for(search.results(), Choice({"same": 1.0}))
+    called = []
+    select(search, alone, called.append, examples=False, repeats=8)
+    # Two of eight calls for each finalist, in the first of four rounds.
+    assert 2 <= len(called) == len({trial.number for trial in called})
+    assert all(trial.selection is None for trial in search.trials())
+    after = decide_for(search.results(), Choice({"same": 1.0}))
+    assert after.probability == before.probability < 0.9
+    assert "same gave each merge the same score again" in caplog.text
+    # What tasks were asked stays.
+    select(search, MEAN, repeats=8)
+    measured = [trial.selection for trial in search.trials() if trial.selection]
+    assert measured and {name for scores in measured for name in scores} == {"one"}
+
+
 def test_functions_that_give_no_error_are_not_called_again(pico, tmp_path) -> None:
     path = write(tmp_path, pico, trials=6, evaluate={"selection_repeats": 3})
     study = load_study(path)
