@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,12 +128,36 @@ def calibration_digest(settings: StudySettings) -> str:
         assert settings.calibration_folder is not None
         return file_digest(settings.calibration_folder / MANIFEST_FILE)
     content: dict[str, Any] = {}
+    content_as_written: dict[str, Any] = {}
     for model, text in wanted.data.items():
-        name = neutral_path(settings.root, model)
-        if isinstance(text, str):
-            content[name] = file_digest(settings.root / text)
-        else:
-            content[name] = dict(text)
+        described = _describe(settings, text)
+        content[neutral_path(settings.root, model)] = described
+        content_as_written[model] = described
+    # Earlier versions took the models as they are written, and in that order. Statistics that they
+    # made, and the record beside them, have that digest.
+    earlier = _digest(settings, wanted, content_as_written, sort_keys=False)
+    folder = settings.calibration_folder
+    assert folder is not None
+    if (folder / MANIFEST_FILE).is_file() and Manifest.read(folder).origin == earlier:
+        return earlier
+    return _digest(settings, wanted, content, sort_keys=True)
+
+
+def _describe(
+    settings: StudySettings, text: str | Mapping[str, str]
+) -> str | dict[str, str]:
+    """A digest of a file, or the task whose examples are the text."""
+    if isinstance(text, str):
+        return file_digest(settings.root / text)
+    return dict(text)
+
+
+def _digest(
+    settings: StudySettings,
+    wanted: CalibrationData,
+    content: Mapping[str, Any],
+    sort_keys: bool,
+) -> str:
     described = [
         content,
         wanted.examples,
@@ -140,8 +165,8 @@ def calibration_digest(settings: StudySettings) -> str:
         wanted.alpha,
         needed_kinds(settings),
     ]
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    return digest.hexdigest()[:_DIGITS]
+    text = json.dumps(described, sort_keys=sort_keys)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def calibration_texts(

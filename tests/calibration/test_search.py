@@ -1,5 +1,6 @@
 """Searches over methods that need data: the space, a study with two workers, the command."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -137,6 +138,46 @@ def test_a_study_makes_its_statistics_once_also_for_two_workers(
     changed = pm.Study.from_settings(again.settings)
     with pytest.raises(ConfigError, match="made of other text"):
         changed.check()
+
+
+def test_statistics_that_an_earlier_version_made_are_used(
+    pico: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = {}
+    for expert in reversed(EXPERTS):
+        data[str(pico / expert)] = str(tmp_path / f"{expert}.txt")
+    calibration = {"data": data, "examples": 8, "max_tokens": 12}
+    mine = study(pico, tmp_path, calibration=calibration)
+    folder = mine.settings.calibration_folder
+    content = {}
+    # As they were written, in their order.
+    for model, text in data.items():
+        file = Path(text).read_bytes()
+        content[model] = hashlib.sha256(file).hexdigest()[:16]
+    described = json.dumps([content, 8, 12, 0.9, ["regmean", "fisher"]])
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+    assert calibration_digest(mine.settings) != digest
+
+    def mine_again() -> pm.Study:
+        return study(pico, tmp_path, calibration=calibration)
+
+    monkeypatch.setattr(
+        "paretomerge.study.calibration.calibration_digest", lambda settings: digest
+    )
+    monkeypatch.setattr(
+        "paretomerge.study.identity.calibration_digest", lambda settings: digest
+    )
+    mine_again().optimize(n_trials=2, held_out=False, show_progress_bar=False)
+    assert json.loads((folder / "calibration.json").read_text())["origin"] == digest
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = mine_again()
+    again.optimize(n_trials=1, held_out=False, show_progress_bar=False)
+    assert len(again.get_trials()) == 3
+    (tmp_path / "ada.txt").write_text("zzz yyy xxx")
+    with pytest.raises(ConfigError, match="made of other text"):
+        pm.Study.from_settings(again.settings).check()
 
 
 def test_settings_go_to_a_file_and_back(pico: Path, tmp_path: Path, monkeypatch):
