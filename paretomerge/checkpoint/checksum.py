@@ -74,11 +74,14 @@ class Checksums:
     def hex_digests(self) -> dict[str, str]:
         """Wait for the threads and return the digest of each file, as `sha256sum` prints it.
 
-        Every tensor must have been written, else this waits forever.
-
         Raises:
+            RuntimeError: If a tensor has not been written: its file would be waited for forever.
             OSError: If a file could not be read.
         """
+        with self._changed:
+            for name, n_bytes in self._missing_bytes.items():
+                if n_bytes > 0:
+                    raise RuntimeError(f"{name}: {n_bytes} bytes have not been written")
         self._join()
         if self._error:
             raise self._error

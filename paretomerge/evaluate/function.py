@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,8 @@ class FunctionEvaluator:
             path: `module:function`.
             folder: Where the module is searched for first. A file there is executed anew at every
                 call, since studies in several folders may use the same module name. The folder
-                joins `sys.path`, so that the file can import its neighbours.
+                joins `sys.path`, so that the file can import its neighbours. Only the
+                standard library comes before it.
 
         Returns:
             The evaluator that calls the function.
@@ -68,9 +70,7 @@ class FunctionEvaluator:
                 f"function: {path!r} must have the form module:function"
             )
         if folder is not None:
-            first = str(folder)
-            others = [entry for entry in sys.path if entry != first]
-            sys.path[:] = [first, *others]
+            _join_path(str(folder))
         try:
             module = _import_module(module_name, folder)
             function = getattr(module, attribute)
@@ -125,6 +125,29 @@ class FunctionEvaluator:
                 f"{name}: the scoring function {module}:{called} returned {shorten(value)}, but "
                 "a score must be finite"
             ) from error
+
+
+def _join_path(folder: str) -> None:
+    """Put a folder first in `sys.path`, but for the standard library.
+
+    In front of that, a file called json.py or random.py would be taken by every library that
+    imports the module of that name later, in worker processes, too.
+    """
+    standard, others = [], []
+    for entry in sys.path:
+        if _is_standard_library(entry):
+            standard.append(entry)
+        elif entry != folder:
+            others.append(entry)
+    sys.path[:] = [*standard, folder, *others]
+
+
+def _is_standard_library(entry: str) -> bool:
+    library = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    path = Path(entry)
+    # Compiled modules are in a folder of their own.
+    is_compiled = path.name == "lib-dynload" and str(path.parent) in library
+    return is_compiled or entry in library
 
 
 def _import_module(name: str, folder: Path | None) -> ModuleType:

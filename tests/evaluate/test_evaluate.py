@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -658,6 +659,12 @@ def test_functions_of_two_folders_may_be_called_alike(tmp_path):
     }
     assert [f.function(None, None) for f in found.values()] == [7, 8]
     assert sys.modules["json"] is json
+    # A process that begins with these paths has the standard library's, too.
+    code = "import sys; sys.path[:] = sys.argv[1:]; import json; json.JSONEncoder"
+    subprocess.run([sys.executable, "-c", code, *sys.path], check=True)
+    # Beside what is installed, the study's own file is meant.
+    place = sys.path.index(str(tmp_path / "8"))
+    assert place < sys.path.index(sysconfig.get_path("purelib"))
 
 
 def test_a_function_may_import_what_lies_beside_it_and_is_read_anew(tmp_path):
