@@ -94,6 +94,11 @@ def is_folder(name: str) -> bool:
         return False
 
 
+def model_parts(name: str) -> list[str]:
+    """The parts of `model+adapter`; a folder whose own name holds a plus sign is one part."""
+    return [name] if is_folder(name) else name.split("+")
+
+
 def canonical_name(model: str) -> str:
     """Return a name that is the same for every spelling of a model.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from paretomerge.checkpoint.reference import model_parts
 from paretomerge.config.settings import check_device
 from paretomerge.errors import ConfigError
 from paretomerge.space.sources import named_sources
@@ -144,11 +145,7 @@ def next_step(file: Path | str, tasks: Sequence[str]) -> str:
 
 def _from_folder(folder: Path, model: str) -> str:
     """A local model's path from the study's folder; anything else is a name on the Hub."""
-    # An adapter's folder is written behind its model's: model+adapter. But a plus sign may also
-    # belong to a path.
-    is_whole = Path(model).expanduser().exists()
-    parts = [model] if is_whole else model.split("+")
-    return "+".join(_part_from_folder(folder, part) for part in parts)
+    return "+".join(_part_from_folder(folder, part) for part in model_parts(model))
 
 
 def _part_from_folder(folder: Path, part: str) -> str:

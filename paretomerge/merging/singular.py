@@ -38,4 +38,6 @@ def factors_of_rank(
     """
     # Both factors get the root, so that neither is tiny or huge in a narrow dtype.
     roots = s[:rank].sqrt()
-    return u[:, :rank] * roots, roots[:, None] * v[:rank]
+    left = u[:, :rank] * roots
+    right = roots[:, None] * v[:rank]
+    return left, right

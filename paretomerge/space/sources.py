@@ -6,7 +6,7 @@ from pathlib import Path
 from paretomerge.arguments import mapping_of, sequence_of
 from paretomerge.arguments import model as read_model
 from paretomerge.checkpoint.digest import digest_of_weights
-from paretomerge.checkpoint.reference import is_folder
+from paretomerge.checkpoint.reference import is_folder, model_parts
 from paretomerge.errors import ConfigError
 from paretomerge.recipe import resolve_model_path
 
@@ -74,10 +74,8 @@ def model_path(folder: Path, model: str) -> str:
         The path.
     """
     name = resolve_model_path(folder, model)
-    # A folder's name may contain a plus; only then does the plus not separate an adapter.
-    parts = [name] if is_folder(name) else name.split("+")
     absolute = []
-    for part in parts:
+    for part in model_parts(name):
         if part.startswith((".", "/")):
             part = str((folder / part).resolve())
         absolute.append(part)
@@ -108,9 +106,6 @@ def digest(model: str) -> str:
     Returns:
         16 hexadecimal digits; "" if the model has no local files.
     """
-    # A folder's own name may contain a plus sign.
-    parts = [model]
-    if not is_folder(model):
-        parts = model.split("+")
-    folders = [Path(part).expanduser() for part in parts if is_folder(part)]
+    parts = filter(is_folder, model_parts(model))
+    folders = [Path(part).expanduser() for part in parts]
     return digest_of_weights(folders)

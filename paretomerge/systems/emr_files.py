@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> JsonObject:
         CheckpointError: If there is none, or it is damaged.
     """
     file = folder / EMR_FOLDER / MANIFEST
-    if not file.is_file():
+    if not is_unified_folder(folder):
         raise CheckpointError(
             f"{folder}: holds no {EMR_FOLDER}/{MANIFEST}; `paretomerge emr` writes such folders "
             "(`paretomerge pick` reads those of `pareto-merge`)"
