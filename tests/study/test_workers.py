@@ -356,7 +356,7 @@ def test_ctrl_c_once_finishes_what_runs_and_twice_stops(script, presses):
             time.sleep(0.3)
         _, errors = driver.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors and "press Ctrl-C again" in errors
-    assert not any(is_running(worker) for worker in workers)
+    wait_for(lambda: not any(is_running(worker) for worker in workers), 20)
     trials = recorded()
     assert not [trial for trial in trials if trial.failure]
     # The slow one was running.

@@ -35,7 +35,7 @@ def start(tmp_path):
 
 
 def is_gone(pid: int) -> bool:
-    for _ in range(100):
+    for _ in range(600):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().split()[2]
         except FileNotFoundError:
