@@ -3,6 +3,7 @@
     python -m benchmarks.picks run landscape FOLDER --seeds 0 1 2 3 4    # hours on one core
     python -m benchmarks.picks run specialists FOLDER --seeds 0 1 2 3 4
     python -m benchmarks.picks run specialists FOLDER --searches MM-MO   # regrets alone
+    python -m benchmarks.picks run smollm FOLDER --searches MM-MO        # an hour a seed
     python -m benchmarks.picks table
     python -m benchmarks.picks share FOLDER --seeds 100 101              # half an hour
 
@@ -13,12 +14,13 @@ and pick the best that they saw.
 
 On the landscape an evaluation has 200 examples of its own, and held-out scores are the true ones.
 The specialists are studies in FOLDER, which continue: 300 search examples of each task, 300 others
-for the selection, 600 held out.
+for the selection, 600 held out. So are the experts of SmolLM2, which `make smollm` unpacks: 40
+search examples of each task, 60 others for the selection, 100 held out.
 """
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +40,7 @@ from benchmarks.reporting import (
     mean_and_deviation,
     read_entries,
 )
+from benchmarks.smollm import EXAMPLE
 from paretomerge.decide.decision import Decision
 from paretomerge.decide.pick import Choice, decide_for
 from paretomerge.evaluate.evaluator import Objective, Score
@@ -181,12 +184,12 @@ class Landscape:
         return FoundOnLandscape(results)
 
 
-# ----- the specialists
+# ----- real models
 
 
 @dataclass(frozen=True)
 class FoundByStudy:
-    """A study of the specialists that has ended."""
+    """A study that has ended."""
 
     study: Study
 
@@ -204,18 +207,22 @@ class FoundByStudy:
         return self.study.evaluate(number)
 
 
-class Specialists:
-    """Merges of the shipped specialists."""
+class OfStudy:
+    """Merges that a study.yaml searches.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        file: The study.yaml.
+        items: Examples of each task, by kind of split.
+        folder: Where the studies are kept.
+    """
+
+    def __init__(self, file: Path, items: Mapping[str, int], folder: Path) -> None:
         self._folder = folder.resolve()
-        overrides = (
-            "evaluate.search_items=300",
-            "evaluate.selection_items=300",
-            "watch=[]",
-            f"evaluate.cache={self._folder / 'scores'}",
-        )
-        self._settings = load_study(SPECIALISTS / "study.yaml", overrides).settings
+        overrides = ["watch=[]", f"trials={BUDGET}"]
+        overrides.append(f"evaluate.cache={self._folder / 'scores'}")
+        for split, count in items.items():
+            overrides.append(f"evaluate.{split}_items={count}")
+        self._settings = load_study(file, overrides).settings
         self.objectives = tuple(measure.name for measure in self._settings.objectives)
 
     def search(
@@ -266,30 +273,57 @@ def _tpe(seed: int) -> BaseSampler:
     return TPESampler(multivariate=True, seed=seed)
 
 
+def specialists(folder: Path) -> OfStudy:
+    """Merges of the shipped specialists; all 600 held-out examples."""
+    items = {"search": 300, "selection": 300}
+    return OfStudy(SPECIALISTS / "study.yaml", items, folder)
+
+
+def smollm(folder: Path) -> OfStudy:
+    """Merges of the experts of SmolLM2."""
+    items = {"search": 40, "selection": 60, "held_out": 100}
+    return OfStudy(EXAMPLE / "study.yaml", items, folder)
+
+
 FAMILIES: dict[str, Callable[[Path], Family]] = {
     "landscape": Landscape,
-    "specialists": Specialists,
+    "specialists": specialists,
+    "smollm": smollm,
 }
 
 # ----- what is measured
 
 
-def value_of(found: Found, prefer: PreferSetting, number: int) -> float:
-    """The value of a trial's held-out scores for a preference."""
+ALL = slice(None)
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
+
+
+def value_of(
+    found: Found, prefer: PreferSetting, number: int, examples: slice = ALL
+) -> float:
+    """The value of a trial's held-out scores for a preference, on some of the examples."""
     results = found.results
     preference = Choice(prefer).preference(results)
-    scores = held_out_rows(found, [number])[0]
+    scores = held_out_rows(found, [number], examples)[0]
     return float(preference.values(scores, held_out_scale(found)))
 
 
-def held_out_rows(found: Found, numbers: Sequence[int]) -> Array:
-    """Held-out scores `(n, m)` of trials, all maximised."""
+def held_out_rows(found: Found, numbers: Sequence[int], examples: slice = ALL) -> Array:
+    """Held-out scores `(n, m)` of trials, all maximised, on some of the examples."""
     objectives = found.results.objectives
     rows = []
     for number in numbers:
         scores = found.held_out(number)
-        rows.append([o.inside(scores[o.name].value) for o in objectives])
+        rows.append([o.inside(mean_of(scores[o.name], examples)) for o in objectives])
     return np.array(rows)
+
+
+def mean_of(score: Score, examples: slice) -> float:
+    """A score on some of its examples."""
+    if examples == ALL:
+        return score.value
+    assert score.example_scores is not None
+    return statistics.mean(score.example_scores[examples])
 
 
 def held_out_scale(found: Found) -> Scale:
@@ -343,16 +377,46 @@ def pick_entry(found: Found, prefer: PreferSetting) -> Entry:
     inside = []
     for name, expected in decision.expected.items():
         inside.append(expected.low <= scores[name].value <= expected.high)
-    front = [trial.number for trial in found.results.front]
-    values = [value_of(found, prefer, number) for number in front]
-    return {
-        "best of front": max(values),
-        "search scores": value_of(found, prefer, best_by_search_scores(found, prefer)),
-        "belief": value_of(found, prefer, believed),
-        "selection": value_of(found, prefer, picked),
-        "probability": decision.probability,
-        "inside": inside,
+    picks = {
+        "search scores": best_by_search_scores(found, prefer),
+        "belief": believed,
+        "selection": picked,
     }
+    entry: Entry = {"best of front": max(front_values(found, prefer).values())}
+    for way, number in picks.items():
+        entry[way] = value_of(found, prefer, number)
+    entry |= {"probability": decision.probability, "inside": inside}
+    if scores[found.results.objectives[0].name].example_scores is not None:
+        entry["regret by halves"] = {
+            way: regret_by_halves(found, prefer, number)
+            for way, number in picks.items()
+        }
+    return entry
+
+
+def front_values(
+    found: Found, prefer: PreferSetting, examples: slice = ALL
+) -> dict[int, float]:
+    """Number of a member of the front -> the value of its held-out scores, on some examples."""
+    values = {}
+    for trial in found.results.front:
+        values[trial.number] = value_of(found, prefer, trial.number, examples)
+    return values
+
+
+def regret_by_halves(found: Found, prefer: PreferSetting, picked: int) -> float:
+    """What a member of the front that was chosen on held-out examples has more on the others.
+
+    The best of many noisy scores is partly luck, and no pick gets that luck. Here one half of the
+    held-out examples chooses, and the other half compares; the mean of both ways.
+    """
+    regrets = []
+    for choosing, comparing in ((EVEN, ODD), (ODD, EVEN)):
+        values = front_values(found, prefer, choosing)
+        best = max(values, key=lambda number: values[number])
+        better = value_of(found, prefer, best, comparing)
+        regrets.append(better - value_of(found, prefer, picked, comparing))
+    return statistics.mean(regrets)
 
 
 def run(name: str, folder: Path, seeds: Sequence[int], chosen: Sequence[str]) -> None:
@@ -422,7 +486,11 @@ def regret_table(entries: Sequence[Entry]) -> str:
         cells = [family]
         for way in ("search scores", "belief", "selection"):
             regrets = [100 * (pick["best of front"] - pick[way]) for pick in picks]
-            cells.append(f"{statistics.mean(regrets):.2f}")
+            cell = f"{statistics.mean(regrets):.2f}"
+            if "regret by halves" in picks[0]:
+                by_halves = [100 * pick["regret by halves"][way] for pick in picks]
+                cell += f" ({statistics.mean(by_halves):.2f})"
+            cells.append(cell)
         inside = []
         for pick in picks:
             inside += pick["inside"]
