@@ -15,6 +15,14 @@ EVERY = 10
 
 BUDGETS = (30, 60, 100, 300)
 OURS = "mmmo"
+CLOSEST = "botorch"
+"""The peer that is measured on more seeds where five do not tell it from ours."""
+
+SEEDS = range(5)
+"""The seeds of the tables of all peers."""
+
+PAIR_BUDGET = 60
+PAIR_TITLE = f"### {OURS} and {CLOSEST} at {PAIR_BUDGET} evaluations, where five seeds show a tie"
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,8 @@ def results(problems: Problems, all_peers: Iterable[str] = ()) -> str:
     Parts of ours that are switched have their own table (`ablation`), and so have problems on which
     no other peer was measured. Peers of `all_peers` that were not measured are named.
     """
-    problems, _ = by_contest(problems)
+    pair = pair_table(problems)
+    problems, _ = by_contest(of_all_peers(problems))
     measured = {peer for cells in problems.values() for peer, _ in cells}
     peers = ours_first(without_settings(measured))
     everyone = ours_first(without_settings({*measured, *all_peers}))
@@ -165,11 +174,44 @@ def results(problems: Problems, all_peers: Iterable[str] = ()) -> str:
         rows = rows_at(problems, budget, peers)
         if rows:
             parts += [f"### {budget} evaluations", shares_table(rows, peers)]
+        if budget == PAIR_BUDGET and pair:
+            parts += [PAIR_TITLE, pair]
     parts.append("### Evaluations to reach 95 % of what NSGA-II has at 300")
     parts.append(evaluations_table(problems, peers))
     parts.append("### Seconds per ask, over all evaluations")
     parts.append(seconds_table(problems, peers))
     return "\n\n".join(parts)
+
+
+def of_all_peers(problems: Problems) -> Problems:
+    """The cells of the seeds that every peer is measured on."""
+    of_all: dict[str, Cells] = {}
+    for name, cells in problems.items():
+        of_all[name] = {key: cell for key, cell in cells.items() if key[1] in SEEDS}
+    return of_all
+
+
+def pair_table(problems: Problems) -> str:
+    """Ours beside the closest peer, where both were measured on more seeds; else empty."""
+    lines = []
+    for r in rows_at(problems, PAIR_BUDGET, (OURS, CLOSEST)):
+        n_seeds = len(r.shares[r.best])
+        if len(r.shares) < 2 or n_seeds <= len(SEEDS):
+            continue
+        test = ttest_1samp(r.shares[OURS] - r.shares[CLOSEST], 0.0)
+        interval = test.confidence_interval()
+        lines.append(
+            [
+                r.problem,
+                str(n_seeds),
+                share_cell(r, OURS),
+                share_cell(r, CLOSEST),
+                f"{interval.low:+.3f} to {interval.high:+.3f}",
+                f"{test.pvalue:.2f}",
+            ]
+        )
+    header = ["", "seeds", OURS, CLOSEST, "difference, 95 % interval", "p"]
+    return table(header, lines) if lines else ""
 
 
 def by_contest(problems: Problems) -> tuple[dict[str, Cells], dict[str, Cells]]:
@@ -342,7 +384,7 @@ def ablation(problems: Problems) -> str:
         "The hypervolume of `mmmo` minus that of the variant. "
         "Better and worse: paired t-test over the seeds, p < 0.05."
     )
-    contested, apart = by_contest(problems)
+    contested, apart = by_contest(of_all_peers(problems))
     parts = [rule, switched_table(contested)]
     if apart:
         parts.append(

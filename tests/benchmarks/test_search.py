@@ -187,6 +187,31 @@ def test_tables():
     assert "Nothing measured yet" in results({})
 
 
+def test_more_seeds_of_two_peers_leave_the_other_tables_as_they_are():
+    five = {
+        "mmmo": [0.5, 0.6, 0.7, 0.8, 0.9],
+        "botorch": [0.52, 0.59, 0.72, 0.79, 0.92],
+        "random": [0.1] * 5,
+        "mmmo -fisher_filter": [0.4] * 5,
+    }
+    before = {"p": _cells(**five)}
+    more = five | {"mmmo": [*five["mmmo"], 0.7, 0.6]}
+    more["botorch"] = [*five["botorch"], 0.4, 0.3]
+    after = {"p": _cells(**more)}
+    assert ablation(after) == ablation(before)
+    text = results(after)
+    start = text.index("### mmmo and botorch at 60")
+    end = text.index("### 100 evaluations")
+    assert text[:start] + text[end:] == results(before)
+    # Of the shares after 60 evaluations; t of 6 degrees of freedom at 97.5 % is 2.447.
+    curve = before["p"]["mmmo", 0].share[5] / 0.5
+    differences = curve * np.subtract(more["mmmo"], more["botorch"])
+    width = 2.447 * differences.std(ddof=1) / np.sqrt(7)
+    low, high = differences.mean() - width, differences.mean() + width
+    assert f"| 7 | **{curve * np.mean(more['mmmo']):.3f} ± " in text
+    assert f"| {low:+.3f} to {high:+.3f} |" in text
+
+
 def test_the_page_is_written_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text((REPOSITORY / "docs" / "lab" / "search-benchmark.md").read_text())
