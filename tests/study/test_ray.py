@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +26,13 @@ ray = pytest.importorskip("ray")
 
 STORE = 80 * 2**20  # bytes of a node's object store
 
+# Which of them Ray says is a matter of moments.
+NODE_DIED = ("node has died", "is unavailable")
+
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes on this machine."""
+    """Two nodes on this machine; the last test ends one of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
@@ -202,9 +207,7 @@ def test_the_others_go_on_when_a_node_dies_and_one_that_comes_is_used(
     on_node = [line for line in begun if line.startswith(node.node_id)]
     assert on_node[-1].split()[1] == str(lost.number)
     assert lost.label != node.node_id
-    # Which of them Ray says is a matter of moments.
-    reasons = ("node has died", "is unavailable")
-    assert any(reason in lost.retried for reason in reasons)
+    assert any(reason in lost.retried for reason in NODE_DIED)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -294,3 +297,31 @@ def test_no_actor_is_left_behind_when_the_driver_is_killed(cluster, log):
         driver.kill()
     pids = {int(line.split()[2]) for line in log.read_text().splitlines()}
     wait_for(lambda: not any(is_running(pid) for pid in pids), 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_goes_on_when_the_node_of_a_trial_dies(make, cluster, tmp_path):
+    (node,) = cluster.worker_nodes
+    doomed, marker = node.node_id, tmp_path / "scoring"
+
+    def waits_for_the_end(model, tokenizer):
+        if ray.get_runtime_context().get_node_id() == doomed:
+            marker.touch()
+            time.sleep(600)
+        return norm(model, tokenizer)
+
+    def end_the_node():
+        wait_for(marker.exists)
+        cluster.remove_node(node, allow_graceful=False)
+
+    study = make(waits_for_the_end)
+    with ThreadPoolExecutor() as beside:
+        ended = beside.submit(end_the_node)
+        study.optimize(n_trials=7, show_progress_bar=False)
+        ended.result()
+    trials = study.get_trials()
+    assert [trial.number for trial in trials] == list(range(7))
+    assert not [trial for trial in trials if trial.failure]
+    (lost,) = [trial for trial in trials if trial.retried]
+    assert any(reason in lost.retried for reason in NODE_DIED)
+    assert all(trial.held_out for trial in study.front())
