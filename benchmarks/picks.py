@@ -22,6 +22,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -193,7 +194,8 @@ class FoundByStudy:
 
     study: Study
 
-    @property
+    # The record is read once: its trials have thousands of scores, and do not change any more.
+    @cached_property
     def results(self) -> Results:
         """The record's."""
         return self.study.results()
@@ -204,7 +206,13 @@ class FoundByStudy:
 
     def held_out(self, number: int) -> dict[str, Score]:
         """Held-out scores of a trial; measured where they are missing."""
-        return self.study.evaluate(number)
+        if number not in self._measured:
+            self._measured[number] = self.study.evaluate(number)
+        return self._measured[number]
+
+    @cached_property
+    def _measured(self) -> dict[int, dict[str, Score]]:
+        return {}
 
 
 class OfStudy:
