@@ -64,6 +64,7 @@ VERY_MANY = 10**9  # examples of the landscape's true scores
 OURS, PREFERRING = "MM-MO", "MM-MO, with `prefer`"
 SINGLE = ("CMA-ES", "TPE", "Optuna's GP")
 SEARCHES = (OURS, PREFERRING, *SINGLE)
+WAYS = ("search scores", "belief", "selection")
 SHARES = (0.0, 0.1, 0.25)
 N_PREFERENCES = 10
 
@@ -378,7 +379,8 @@ def measure(family: Family, seed: int, name: str, index: int | None) -> Entry:
 
 def pick_entry(found: Found, prefer: PreferSetting) -> Entry:
     """What each way of picking gets for one preference, of one front."""
-    believed = decide_for(found.results, Choice(prefer)).trial.number
+    searched = without_selection(found.results)
+    believed = decide_for(searched, Choice(prefer)).trial.number
     decision = found.decide(prefer)
     picked = decision.trial.number
     scores = found.held_out(picked)
@@ -400,6 +402,12 @@ def pick_entry(found: Found, prefer: PreferSetting) -> Entry:
             for way, number in picks.items()
         }
     return entry
+
+
+def without_selection(results: Results) -> Results:
+    """The results before any selection example was asked."""
+    trials = tuple(replace(trial, selection=None) for trial in results.trials)
+    return replace(results, trials=trials)
 
 
 def front_values(
@@ -485,23 +493,24 @@ def regret_table(entries: Sequence[Entry]) -> str:
     """Regret of each way of picking, against the best member of the same front, in points."""
     rows = []
     for family in FAMILIES:
-        picks = []
+        searches = []
         for entry in entries:
             if entry["family"] == family and entry["search"] == OURS:
-                picks += entry["picks"]
-        if not picks:
+                searches.append(entry["picks"])
+        if not searches:
             continue
         cells = [family]
-        for way in ("search scores", "belief", "selection"):
-            regrets = [100 * (pick["best of front"] - pick[way]) for pick in picks]
-            cell = f"{statistics.mean(regrets):.2f}"
-            if "regret by halves" in picks[0]:
-                by_halves = [100 * pick["regret by halves"][way] for pick in picks]
-                cell += f" ({statistics.mean(by_halves):.2f})"
-            cells.append(cell)
+        for way in WAYS:
+            cells.append(f"{statistics.mean(regrets(searches, way)):.2f}")
+        if "regret by halves" in searches[0][0]:
+            for way in WAYS:
+                cells.append(mean_and_deviation(regrets_by_halves(searches, way), 2))
+        else:
+            cells += ["", "", ""]
         inside = []
-        for pick in picks:
-            inside += pick["inside"]
+        for picks in searches:
+            for pick in picks:
+                inside += pick["inside"]
         cells.append(f"{statistics.mean(inside):.0%}")
         rows.append(cells)
     header = [
@@ -509,9 +518,30 @@ def regret_table(entries: Sequence[Entry]) -> str:
         "best search scores",
         "belief",
         "belief, selection examples",
+        "by halves: best search scores",
+        "belief",
+        "belief, selection examples",
         "held-out score inside the 90 % interval",
     ]
     return markdown_table(header, rows)
+
+
+def regrets(searches: Sequence[Sequence[Entry]], way: str) -> list[float]:
+    """The mean regret over the preferences, in points, of each search."""
+    means = []
+    for picks in searches:
+        losses = [pick["best of front"] - pick[way] for pick in picks]
+        means.append(100 * statistics.mean(losses))
+    return means
+
+
+def regrets_by_halves(searches: Sequence[Sequence[Entry]], way: str) -> list[float]:
+    """The same, against members that were chosen on other held-out examples."""
+    means = []
+    for picks in searches:
+        losses = [pick["regret by halves"][way] for pick in picks]
+        means.append(100 * statistics.mean(losses))
+    return means
 
 
 def value_table(entries: Sequence[Entry], family: str) -> str:
