@@ -3,6 +3,7 @@
     python -m benchmarks.picks run landscape FOLDER --seeds 0 1 2 3 4    # hours on one core
     python -m benchmarks.picks run specialists FOLDER --seeds 0 1 2 3 4
     python -m benchmarks.picks run specialists FOLDER --searches MM-MO   # regrets alone
+    python -m benchmarks.picks run specialists FOLDER --preferences 0    # the mean alone
     python -m benchmarks.picks run smollm FOLDER --searches MM-MO        # an hour a seed
     python -m benchmarks.picks table
     python -m benchmarks.picks share FOLDER --seeds 100 101              # half an hour
@@ -435,7 +436,13 @@ def regret_by_halves(found: Found, prefer: PreferSetting, picked: int) -> float:
     return statistics.mean(regrets)
 
 
-def run(name: str, folder: Path, seeds: Sequence[int], chosen: Sequence[str]) -> None:
+def run(
+    name: str,
+    folder: Path,
+    seeds: Sequence[int],
+    chosen: Sequence[str],
+    indices: Sequence[int],
+) -> None:
     """Run what is not in the result file."""
     family = FAMILIES[name](folder)
     finished = set()
@@ -443,7 +450,7 @@ def run(name: str, folder: Path, seeds: Sequence[int], chosen: Sequence[str]) ->
         finished.add((entry["family"], entry["seed"], entry["search"], entry["prefer"]))
     for seed in seeds:
         searches: list[tuple[str, int | None]] = [(OURS, None)]
-        for index in range(len(wanted(family.objectives))):
+        for index in indices:
             searches += [(search, index) for search in (PREFERRING, *SINGLE)]
         for search, prefer in searches:
             key = (name, seed, search, prefer)
@@ -645,6 +652,8 @@ def arguments() -> argparse.Namespace:
             command.add_argument(
                 "--searches", nargs="+", choices=SEARCHES, default=SEARCHES
             )
+            every = list(range(N_PREFERENCES))
+            command.add_argument("--preferences", type=int, nargs="+", default=every)
         command.add_argument("folder", type=Path)
         command.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     commands.add_parser("table")
@@ -657,7 +666,13 @@ def main() -> None:
     torch.set_num_threads(1)  # one search to a core
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if given.command == "run":
-        run(given.family, given.folder, given.seeds, given.searches)
+        run(
+            given.family,
+            given.folder,
+            given.seeds,
+            given.searches,
+            given.preferences,
+        )
     elif given.command == "share":
         run_shares(given.folder, given.seeds)
     else:
