@@ -62,6 +62,7 @@ class Family:
         study: Their study.yaml.
         overrides: Keys of it that are set here.
         tasks: Source -> its task.
+        texts: Search examples of each task that calibration reads.
         seeds: Seeds of systems with a random part.
         trials: Evaluations of a search.
     """
@@ -69,6 +70,7 @@ class Family:
     study: Path
     overrides: tuple[str, ...]
     tasks: Mapping[str, str]
+    texts: int
     seeds: tuple[int, ...]
     trials: int
 
@@ -83,6 +85,7 @@ FAMILIES = {
         study=SPECIALISTS / "study.yaml",
         overrides=("watch=[]",),
         tasks={"order": "sort", "mirror": "reverse", "scribe": "translate"},
+        texts=256,
         seeds=(0, 1, 2, 3, 4),
         trials=60,
     ),
@@ -94,6 +97,7 @@ FAMILIES = {
             "french": "smollm_french",
             "extraction": "smollm_extraction",
         },
+        texts=40,  # all that the study searches on
         seeds=(0,),
         trials=40,
     ),
@@ -164,7 +168,7 @@ class System:
     Attributes:
         name: Its name.
         page: The page that explains it.
-        needs: What it needs beside the models.
+        needs: What it needs beside the models; `{texts}` stands for the family's number.
         gives: What a user gets.
         make: Makes it, for a seed.
         is_random: Whether it depends on the seed.
@@ -301,7 +305,8 @@ def texts(workshop: Workshop) -> dict[str, Any]:
     for source, path in workshop.scorer.sources.items():
         task = workshop.family.tasks[source]
         examples = task_examples(workshop.scorer.study.settings, task)
-        of_model[path] = examples[:_TEXTS]
+        of_model[path] = examples[: workshop.family.texts]
+        assert len(of_model[path]) == workshop.family.texts
     return of_model
 
 
@@ -405,7 +410,6 @@ def mean_of_search_scores(trial: Trial) -> float:
 
 
 _ROUTER_PROMPTS = 20
-_TEXTS = 256
 
 SYSTEMS = (
     System("best model alone", "search.md", "examples", "one model", best_expert),
@@ -438,28 +442,28 @@ SYSTEMS = (
     System(
         "RegMean",
         "data-informed.md",
-        "256 answered examples of each task",
+        "{texts} answered examples of each task",
         "one model",
         calibrated("regmean", "regmean", alpha=0.9),
     ),
     System(
         "RegMean++",
         "data-informed.md",
-        "256 answered examples of each task",
+        "{texts} answered examples of each task",
         "one model",
         calibrated("regmean_pp", "regmean_pp", alpha=0.9),
     ),
     System(
         "Fisher merging",
         "data-informed.md",
-        "256 answered examples of each task, gradients",
+        "{texts} answered examples of each task, gradients",
         "one model",
         calibrated("fisher", "fisher"),
     ),
     System(
         "learned weights",
         "data-informed.md",
-        "256 answered examples of each task, gradients",
+        "{texts} answered examples of each task, gradients",
         "one model",
         learned,
     ),
@@ -481,7 +485,7 @@ SYSTEMS = (
     System(
         "search over RegMean",
         "data-informed.md",
-        "256 answered examples of each task",
+        "{texts} answered examples of each task",
         "one model",
         regmean_search,
         is_random=True,
@@ -520,7 +524,7 @@ class StoredSearch:
         page: The page of the docs.
         file: The result file.
         evaluations: How many merges it scored.
-        needs: What it needs.
+        needs: What it needs, as of a `System`.
     """
 
     name: str
@@ -543,7 +547,7 @@ STORED = {
             "data-informed.md",
             "smollm.jsonl",
             40,
-            "256 answered examples of each task",
+            "{texts} answered examples of each task",
         ),
     ),
 }
@@ -613,7 +617,8 @@ def search_rows(name: str, family: Family) -> list[list[str]]:
         if not entries:
             continue
         title = f"[{search.name}, best mean]({search.page})"
-        cells = [title, search.needs, "a front of models", ""]
+        needs = search.needs.format(texts=family.texts)
+        cells = [title, needs, "a front of models", ""]
         cells += [f"{search.evaluations}", "1.00"]
         for task in family.tasks.values():
             cells.append(mean_and_deviation([entry[task] for entry in entries]))
@@ -633,8 +638,9 @@ def row(system: System, entries: Sequence[Entry], family: Family) -> list[str]:
     cost = mean(float(entry["cost"]) for entry in entries)
     size = mean(float(entry["size"]) for entry in entries)
     evaluations = mean(entry["evaluations"] for entry in entries)
-    cells = [title, system.needs, system.gives, f"{cost:.1f}", f"{evaluations:.0f}"]
-    cells.append(f"{size:.2f}")
+    needs = system.needs.format(texts=family.texts)
+    cells = [title, needs, system.gives]
+    cells += [f"{cost:.1f}", f"{evaluations:.0f}", f"{size:.2f}"]
     means = []
     for entry in entries:
         means.append(mean(entry["scores"][task] for task in family.tasks.values()))

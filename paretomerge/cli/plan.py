@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from paretomerge.merging.plan.plan import Plan
     from paretomerge.recipe import Recipe
+    from paretomerge.study.calibration import StatisticsPreview
     from paretomerge.study.memory import MemoryPlan
     from paretomerge.study.preview import ScorePreview, StudyPreview, Times
     from paretomerge.study.study import Study
@@ -184,8 +185,12 @@ def _table(preview: "StudyPreview") -> "Table":
     size = readable_size(preview.checkpoint_bytes)
     free = readable_size(preview.memory.machine.disk)
     table.add_row("disk", f"{size} for each merge that is written; {free} are free")
-    table.add_row("out", preview.out)
     times = [*_time_lines(preview.times), *_forecast_lines(preview)]
+    if preview.statistics is not None:
+        stored = readable_size(preview.statistics.bytes)
+        table.add_row("", f"{stored} for statistics in {preview.statistics.folder}")
+        times.insert(0, _statistics_line(preview.statistics))
+    table.add_row("out", preview.out)
     for i, line in enumerate(times):
         table.add_row("time" if i == 0 else "", line)
     for i, problem in enumerate(preview.memory.problems):
@@ -193,14 +198,21 @@ def _table(preview: "StudyPreview") -> "Table":
     return table
 
 
+def _statistics_line(statistics: "StatisticsPreview") -> str:
+    work = (
+        f"{statistics.models} models read up to {statistics.examples} examples in all"
+    )
+    if statistics.seconds is None:
+        return f"before the first trial {work}, which is not estimated"
+    seconds = session.duration(statistics.seconds)
+    return f"{seconds} before the first trial, in which {work}"
+
+
 def _memory_lines(memory: "MemoryPlan") -> list[str]:
     """What is needed of the host and of the GPU, and what is free."""
     machine = memory.machine
-    workers = "1 worker"
-    if memory.workers > 1:
-        workers = f"{memory.workers} workers"
     lines = [
-        f"{readable_size(memory.host)} with {workers}, beside {readable_size(memory.mapped)} of "
+        f"{readable_size(memory.host)} with {_workers(memory.workers)}, beside {readable_size(memory.mapped)} of "
         f"mapped files; {readable_size(machine.host)} are free"
     ]
     if memory.gpu is not None:
@@ -219,6 +231,10 @@ def _memory_lines(memory: "MemoryPlan") -> list[str]:
     return lines
 
 
+def _workers(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
 def _forecast_lines(preview: "StudyPreview") -> list[str]:
     """The trials that are left with one and with more workers."""
     lines = []
@@ -233,7 +249,7 @@ def _forecast_lines(preview: "StudyPreview") -> list[str]:
     if preview.forecasts and costs is not None:
         lines.append(
             f"the sampler takes {session.duration(costs.ask)} for a proposal, and can keep "
-            f"{costs.most_workers} workers busy"
+            f"{_workers(costs.most_workers)} busy"
         )
     return lines
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from paretomerge.calibration import Example
 
 _DIGITS = 16
+
+_FEW_EXAMPLES = 2
+_SOME_EXAMPLES = 18
+"""Examples of each model whose statistics are made to see what all of them take."""
 
 
 def make_calibration(parts: StudyParts) -> None:
@@ -78,25 +83,106 @@ def make_calibration(parts: StudyParts) -> None:
         _check_origin(folder, origin)
 
 
-def with_preview_statistics(settings: StudySettings, folder: Path) -> StudySettings:
-    """Settings whose statistics are there, for a study that has not made its own yet.
+@dataclass(frozen=True)
+class StatisticsPreview:
+    """Statistics that a study makes before its first trial.
+
+    Attributes:
+        folder: Where they will be.
+        models: Number of models that read text.
+        examples: The most examples that they read in all; a short text has fewer.
+        bytes: Size of the statistics, about.
+        seconds: Estimated time; None where it was not measured.
+    """
+
+    folder: str
+    models: int
+    examples: int
+    bytes: int
+    seconds: float | None = None
+
+
+def preview_statistics(
+    settings: StudySettings, folder: Path, measure: bool
+) -> tuple[StudySettings, StatisticsPreview | None]:
+    """Stand in for the statistics of a study that has not made them yet.
 
     Args:
         settings: The study.
         folder: A temporary folder. It gets statistics of one example, which have the shapes of all.
+        measure: Whether the models also read some more examples, to measure the time.
 
     Returns:
-        The settings, with that folder as `calibration` where the study has none yet.
+        The settings, with a folder in `folder` as `calibration`, and what the study is going to
+        make. The settings as they are and None where it makes nothing.
     """
     wanted = settings.calibration
     made = settings.calibration_folder
     if not isinstance(wanted, CalibrationData) or made is None:
-        return settings
+        return settings, None
     if not needed_kinds(settings) or (made / MANIFEST_FILE).is_file():
-        return settings
-    few = replace(settings, calibration=replace(wanted, examples=1), out=folder)
-    make_calibration(StudyParts(few))
-    return replace(settings, calibration=str(few.calibration_folder))
+        return settings, None
+    texts = calibration_texts(StudyParts(settings), wanted).values()
+
+    def count(most: int) -> int:
+        return sum(_most_examples(text, most) for text in texts)
+
+    def make(examples: int) -> StudySettings:
+        reduced = replace(wanted, examples=min(examples, wanted.examples))
+        few = replace(settings, calibration=reduced, out=folder / str(examples))
+        make_calibration(StudyParts(few))
+        return few
+
+    one = make(1)
+    calibration = one.calibration_folder
+    assert calibration is not None
+    seconds = None
+    if measure:
+        seconds = _estimated_seconds(make, count, wanted.examples)
+    sizes = [file.stat().st_size for file in calibration.iterdir()]
+    preview = StatisticsPreview(
+        folder=str(made),
+        models=len(texts),
+        examples=count(wanted.examples),
+        bytes=sum(sizes),
+        seconds=seconds,
+    )
+    return replace(settings, calibration=str(calibration)), preview
+
+
+def _most_examples(text: "Sequence[Example]", most: int) -> int:
+    """How many examples a model reads of its text: a text without a prompt is cut into several."""
+    if any(not (example.prompt or example.messages) for example in text):
+        return most
+    return min(len(text), most)
+
+
+def _estimated_seconds(
+    make: Callable[[int], object], count: Callable[[int], int], examples: int
+) -> float:
+    """Estimate what statistics take, from those of few examples and of some more.
+
+    Args:
+        make: Makes them of so many examples of each model. It was called before, for the first
+            call of anything is slow.
+        count: Examples of each model -> examples that there are in all.
+        examples: Examples of each model that are wanted.
+
+    Returns:
+        Seconds.
+    """
+    few = min(_FEW_EXAMPLES, examples)
+    some = min(_SOME_EXAMPLES, examples)
+    start = time.monotonic()
+    make(few)
+    middle = time.monotonic()
+    make(some)
+    end = time.monotonic()
+    more = count(some) - count(few)
+    if not more:
+        return middle - start
+    each = max((end - middle) - (middle - start), 0.0) / more
+    return (end - middle) + each * (count(examples) - count(some))
 
 
 def _check_origin(folder: Path, origin: str) -> None:

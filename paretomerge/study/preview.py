@@ -35,7 +35,7 @@ from paretomerge.record.record import Record
 from paretomerge.record.trial import Trial, count_evaluated
 from paretomerge.search.mmmo.sampler import MMMOSampler
 from paretomerge.study.build import build_search
-from paretomerge.study.calibration import with_preview_statistics
+from paretomerge.study.calibration import StatisticsPreview, preview_statistics
 from paretomerge.study.forecast import (
     TYPICAL_SPREAD,
     Forecast,
@@ -130,6 +130,8 @@ class StudyPreview:
         done: Evaluations that are in the record.
         baselines: Number of baseline recipes, which come first; `starts` are among them.
         checkpoint_bytes: Size of one written checkpoint.
+        statistics: Statistics of the models that are made before the first trial; None where none
+            are needed, or where they are there.
         out: The study's folder.
         times: The estimated times.
         memory: The peak of memory and disk, and what does not fit.
@@ -146,6 +148,7 @@ class StudyPreview:
     done: int
     baselines: int
     checkpoint_bytes: int
+    statistics: StatisticsPreview | None
     out: str
     times: Times
     memory: MemoryPlan
@@ -177,7 +180,9 @@ def preview_study(
     evaluation = replace(settings.evaluation, cache=None)
     settings = replace(settings, evaluation=evaluation)
     with _no_bytecode(), TemporaryDirectory(prefix="paretomerge-") as folder:
-        settings = with_preview_statistics(settings, Path(folder) / "statistics")
+        settings, statistics = preview_statistics(
+            settings, Path(folder) / "statistics", measure
+        )
         search = build_search(settings, with_models=True, cache_folder=Path(folder))
         notes = search.check_models()
         notes += [*search.space.notes, *search.warm_start.notes]
@@ -202,6 +207,7 @@ def preview_study(
             done=count_evaluated(trials),
             baselines=_count_baselines(search),
             checkpoint_bytes=plan.bytes_written(),
+            statistics=statistics,
             out=str(settings.out_folder),
             times=times,
             memory=memory,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from paretomerge.space.sources import model_path, named_sources
 from paretomerge.space.weights.space import WeightSearchSpace
 from paretomerge.study.calibration import calibration_digest
 from paretomerge.testing import check_space
+from tests.cli.test_cli import paretomerge
 from tests.conftest import EXPERTS, TEXTS
 
 METHODS = ("regmean", "fisher", "regmean_pp")
@@ -269,10 +271,45 @@ def test_the_command_that_learns(pico: Path, tmp_path: Path, monkeypatch, capsys
     assert "step" not in capsys.readouterr().out
 
 
-def test_a_preview_leaves_nothing_behind(pico: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_preview_says_what_is_read_and_leaves_nothing_behind(
+    pico: Path, tmp_path: Path, monkeypatch, measure: bool
+):
     monkeypatch.chdir(tmp_path)
     mine = study(pico, tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    preview = mine.preview(measure=False)
+    preview = mine.preview(measure=measure)
     assert preview.baselines == 7
     assert sorted(tmp_path.rglob("*")) == before
+    said = preview.statistics
+    assert said is not None and said.models == len(EXPERTS)
+    assert (said.seconds or 0) > 0 if measure else said.seconds is None
+    mine.optimize(n_trials=1, held_out=False, show_progress_bar=False)
+    made = Path(said.folder)
+    sizes = [file.stat().st_size for file in made.iterdir()]
+    assert said.bytes == pytest.approx(sum(sizes), rel=0.01)
+    content = json.loads((made / "calibration.json").read_text())
+    # Each text is shorter than eight examples.
+    assert said.examples == 24 > sum(s["examples"] for s in content["sources"])
+    assert mine.preview(measure=False).statistics is None
+
+
+def test_the_plan_of_a_study_says_what_is_read(pico: Path, tmp_path: Path):
+    (tmp_path / "metric.py").write_text("def one(model, tokenizer):\n    return 1.0\n")
+    lines = [f"base: {pico}/base", "objectives: [{function: metric:one}]"]
+    lines += [f"models: [{pico}/ada, {pico}/bob]", "space: {methods: [regmean]}"]
+    lines += ["calibration:", "  examples: 5", "  data:"]
+    for expert in ("ada", "bob"):
+        (tmp_path / f"{expert}.txt").write_text(TEXTS[expert])
+        lines.append(f"    {pico}/{expert}: {expert}.txt")
+    (tmp_path / "study.yaml").write_text("\n".join(lines))
+    shown = " ".join(paretomerge("plan", tmp_path / "study.yaml").stdout.split())
+    assert re.search(
+        r"time \S+ s before the first trial, in which 2 models read up to 10 ex", shown
+    )
+    assert re.search(r"disk .* KB for statistics in /", shown)
+    assert not (tmp_path / "runs").exists()
+    guess = paretomerge("plan", tmp_path / "study.yaml", "--no-measure").stdout
+    assert "read up to 10 examples in all, which is not estimated" in " ".join(
+        guess.split()
+    )
