@@ -212,8 +212,8 @@ def _memory_lines(memory: "MemoryPlan") -> list[str]:
     """What is needed of the host and of the GPU, and what is free."""
     machine = memory.machine
     lines = [
-        f"{readable_size(memory.host)} with {_workers(memory.workers)}, beside {readable_size(memory.mapped)} of "
-        f"mapped files; {readable_size(machine.host)} are free"
+        f"{readable_size(memory.host)} with {_workers(memory.workers)}, beside "
+        f"{readable_size(memory.mapped)} of mapped files; {readable_size(machine.host)} are free"
     ]
     if memory.gpu is not None:
         free = "its free memory is not known"
