@@ -45,7 +45,9 @@ def table() -> str:
         scores = [entry["scores"][task] for task in tasks]
         cells = [f"{score:.3f}" for score in (*scores, mean(scores))]
         rows.append([f"{entry['examples']}", *cells])
-    return markdown_table(["examples of each task", *tasks, "mean"], rows, 0)
+    return markdown_table(
+        ["examples of each task", *tasks, "mean"], rows, text_columns=0
+    )
 
 
 def main() -> None:
