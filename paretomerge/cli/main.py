@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paretomerge.cli import emr, extract, families, moe, session, twin, watching
+from paretomerge.cli import (
+    emr,
+    extract,
+    families,
+    moe,
+    session,
+    sigterm,
+    twin,
+    watching,
+)
 from paretomerge.cli.calibrate import calibrate, learn_weights
 from paretomerge.cli.options import (
     AllowMismatch,
@@ -648,7 +657,8 @@ def main() -> None:
     """
     # Any other exception is a bug, so its traceback is what a report needs.
     try:
-        app()
+        with sigterm.taken_as_ctrl_c():
+            app()
     except ParetoMergeError as error:
         # From `sys.argv`: the error has left typer, and with it the parsed option.
         if session.DEBUG in sys.argv:
