@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +110,8 @@ def preview_statistics(
 
     Args:
         settings: The study.
-        folder: A temporary folder. It gets statistics of one example, which have the shapes of all.
+        folder: A temporary folder. It gets statistics of a few examples, which have the shapes of
+            all.
         measure: Whether the models also read some more examples, to measure the time.
 
     Returns:
@@ -127,18 +129,18 @@ def preview_statistics(
     def count(most: int) -> int:
         return sum(_most_examples(text, most) for text in texts)
 
-    def make(examples: int) -> StudySettings:
+    def make(examples: int) -> Path:
         reduced = replace(wanted, examples=min(examples, wanted.examples))
-        few = replace(settings, calibration=reduced, out=folder / str(examples))
+        few = replace(settings, calibration=reduced, out=folder)
         make_calibration(StudyParts(few))
-        return few
+        assert few.calibration_folder is not None
+        return few.calibration_folder
 
-    one = make(1)
-    calibration = one.calibration_folder
-    assert calibration is not None
     seconds = None
     if measure:
-        seconds = _estimated_seconds(make, count, wanted.examples)
+        calibration, seconds = _make_and_estimate(make, count, wanted.examples)
+    else:
+        calibration = make(1)
     sizes = [file.stat().st_size for file in calibration.iterdir()]
     preview = StatisticsPreview(
         folder=str(made),
@@ -157,32 +159,35 @@ def _most_examples(text: "Sequence[Example]", most: int) -> int:
     return min(len(text), most)
 
 
-def _estimated_seconds(
-    make: Callable[[int], object], count: Callable[[int], int], examples: int
-) -> float:
-    """Estimate what statistics take, from those of few examples and of some more.
+def _make_and_estimate(
+    make: Callable[[int], Path], count: Callable[[int], int], examples: int
+) -> tuple[Path, float]:
+    """Make statistics of a few examples, and estimate what those of all take.
 
     Args:
-        make: Makes them of so many examples of each model. It was called before, for the first
-            call of anything is slow.
+        make: Makes them of so many examples of each model, and gives their folder.
         count: Examples of each model -> examples that there are in all.
         examples: Examples of each model that are wanted.
 
     Returns:
-        Seconds.
+        A folder of statistics, and seconds.
     """
     few = min(_FEW_EXAMPLES, examples)
     some = min(_SOME_EXAMPLES, examples)
+    # The first call of anything is slow. Those of large models fill a disk, so none is kept but
+    # the last one.
+    shutil.rmtree(make(few))
     start = time.monotonic()
-    make(few)
+    shutil.rmtree(make(few))
     middle = time.monotonic()
-    make(some)
+    folder = make(some)
     end = time.monotonic()
+    seconds = end - middle
     more = count(some) - count(few)
-    if not more:
-        return middle - start
-    each = max((end - middle) - (middle - start), 0.0) / more
-    return (end - middle) + each * (count(examples) - count(some))
+    if more:
+        each = max(seconds - (middle - start), 0.0) / more
+        seconds += each * (count(examples) - count(some))
+    return folder, seconds
 
 
 def _check_origin(folder: Path, origin: str) -> None:
