@@ -463,7 +463,7 @@ SYSTEMS = (
     System(
         "learned weights",
         "data-informed.md",
-        "{texts} answered examples of each task, gradients",
+        "128 answered examples of each task, a quarter to stop by; gradients",
         "one model",
         learned,
     ),

@@ -606,7 +606,8 @@ def compare(
 ) -> None:
     """Compare two models on the same examples.
 
-    Shows the paired difference, its 95 % interval and the p-value of McNemar's test.
+    Shows the paired difference, its 95 % interval and a p-value: of McNemar's test, or of the
+    paired t-test where scores are not right or wrong.
     """
     from dataclasses import asdict
 
