@@ -4,7 +4,7 @@
     python -m benchmarks.picks run specialists FOLDER --seeds 0 1 2 3 4
     python -m benchmarks.picks run specialists FOLDER --searches MM-MO   # regrets alone
     python -m benchmarks.picks run specialists FOLDER --preferences 0    # the mean alone
-    python -m benchmarks.picks run smollm FOLDER --searches MM-MO        # an hour a seed
+    python -m benchmarks.picks run smollm FOLDER --searches MM-MO        # 1.5 hours a seed
     python -m benchmarks.picks table
     python -m benchmarks.picks share FOLDER --seeds 100 101              # half an hour
 
@@ -22,7 +22,7 @@ search examples of each task, 60 others for the selection, 100 held out.
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,6 +195,7 @@ class FoundByStudy:
     """A study that has ended."""
 
     study: Study
+    _measured: dict[int, dict[str, Score]] = field(default_factory=dict)
 
     # The record is read once: its trials have thousands of scores, and do not change any more.
     @cached_property
@@ -211,10 +212,6 @@ class FoundByStudy:
         if number not in self._measured:
             self._measured[number] = self.study.evaluate(number)
         return self._measured[number]
-
-    @cached_property
-    def _measured(self) -> dict[int, dict[str, Score]]:
-        return {}
 
 
 class OfStudy:
@@ -422,10 +419,10 @@ def front_values(
 
 
 def regret_by_halves(found: Found, prefer: PreferSetting, picked: int) -> float:
-    """What a member of the front that was chosen on held-out examples has more on the others.
+    """Regret against the member of the front that half of the held-out examples chooses.
 
-    The best of many noisy scores is partly luck, and no pick gets that luck. Here one half of the
-    held-out examples chooses, and the other half compares; the mean of both ways.
+    The best of many noisy scores is partly luck, and no pick gets that luck. So the other half
+    compares the two. The result is the mean of both ways.
     """
     regrets = []
     for choosing, comparing in ((EVEN, ODD), (ODD, EVEN)):
@@ -513,7 +510,7 @@ def regret_table(entries: Sequence[Entry]) -> str:
             for way in WAYS:
                 cells.append(mean_and_deviation(regrets_by_halves(searches, way), 2))
         else:
-            cells += ["", "", ""]
+            cells += [""] * len(WAYS)
         inside = []
         for picks in searches:
             for pick in picks:
@@ -526,8 +523,8 @@ def regret_table(entries: Sequence[Entry]) -> str:
         "belief",
         "belief, selection examples",
         "by halves: best search scores",
-        "belief",
-        "belief, selection examples",
+        "by halves: belief",
+        "by halves: belief, selection examples",
         "held-out score inside the 90 % interval",
     ]
     return markdown_table(header, rows)

@@ -1,7 +1,7 @@
 """`paretomerge plan` of a recipe or a study."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,8 +167,7 @@ def _table(preview: "StudyPreview") -> "Table":
         heading = ("base", "models", *[""] * i)[i]
         size = f"{_count(model.parameters)} parameters, {readable_size(model.bytes)}"
         table.add_row(heading, f"{model.path} ({size})")
-    for i, score in enumerate(preview.scores):
-        table.add_row("scores" if i == 0 else "", _score_text(score))
+    _add_rows(table, "scores", map(_score_text, preview.scores))
     if preview.watch:
         table.add_row("watch", ", ".join(preview.watch))
     table.add_row("space", f"{preview.parameters} parameters")
@@ -180,22 +179,32 @@ def _table(preview: "StudyPreview") -> "Table":
     if preview.done:
         trials += f"; {preview.done} are done"
     table.add_row("trials", trials)
-    for i, line in enumerate(_memory_lines(preview.memory)):
-        table.add_row("memory" if i == 0 else "", line)
-    size = readable_size(preview.checkpoint_bytes)
-    free = readable_size(preview.memory.machine.disk)
-    table.add_row("disk", f"{size} for each merge that is written; {free} are free")
+    _add_rows(table, "memory", _memory_lines(preview.memory))
+    _add_rows(table, "disk", _disk_lines(preview))
+    table.add_row("out", preview.out)
     times = [*_time_lines(preview.times), *_forecast_lines(preview)]
     if preview.statistics is not None:
-        stored = readable_size(preview.statistics.bytes)
-        table.add_row("", f"{stored} for statistics in {preview.statistics.folder}")
         times.insert(0, _statistics_line(preview.statistics))
-    table.add_row("out", preview.out)
-    for i, line in enumerate(times):
-        table.add_row("time" if i == 0 else "", line)
-    for i, problem in enumerate(preview.memory.problems):
-        table.add_row("does not fit" if i == 0 else "", problem)
+    _add_rows(table, "time", times)
+    _add_rows(table, "does not fit", preview.memory.problems)
     return table
+
+
+def _add_rows(table: "Table", heading: str, lines: Iterable[str]) -> None:
+    """Add lines, the first one beside their heading."""
+    for line in lines:
+        table.add_row(heading, line)
+        heading = ""
+
+
+def _disk_lines(preview: "StudyPreview") -> list[str]:
+    size = readable_size(preview.checkpoint_bytes)
+    free = readable_size(preview.memory.machine.disk)
+    lines = [f"{size} for each merge that is written; {free} are free"]
+    if preview.statistics is not None:
+        size = readable_size(preview.statistics.bytes)
+        lines.append(f"{size} for statistics in {preview.statistics.folder}")
+    return lines
 
 
 def _statistics_line(statistics: "StatisticsPreview") -> str:

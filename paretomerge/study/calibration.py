@@ -58,30 +58,41 @@ def make_calibration(parts: StudyParts) -> None:
     if (folder / MANIFEST_FILE).is_file():
         _check_origin(folder, origin)
         return
-    # Imported here: this runs the models, and needs torch and transformers.
-    from paretomerge.calibration import calibrate
-
     texts = calibration_texts(parts, wanted)
     try:
-        calibrate(
-            parts.pool.base,
-            list(texts),
-            texts,
-            folder,
-            kinds=kinds,
-            examples=wanted.examples,
-            max_tokens=wanted.max_tokens,
-            batch_size=settings.evaluation.batch_size,
-            alpha=wanted.alpha,
-            add_bos_token=settings.evaluation.add_bos_token,
-            device=settings.device,
-            origin=origin,
-        )
+        _calibrate(parts, wanted, texts, folder, origin)
     except CheckpointError:
         # Another search of the same study may have made them meanwhile.
         if not (folder / MANIFEST_FILE).is_file():
             raise
         _check_origin(folder, origin)
+
+
+def _calibrate(
+    parts: StudyParts,
+    wanted: CalibrationData,
+    texts: "Mapping[str, Sequence[Example]]",
+    folder: Path,
+    origin: str = "",
+) -> None:
+    # Imported here: this runs the models, and needs torch and transformers.
+    from paretomerge.calibration import calibrate
+
+    settings = parts.settings
+    calibrate(
+        parts.pool.base,
+        list(texts),
+        texts,
+        folder,
+        kinds=needed_kinds(settings),
+        examples=wanted.examples,
+        max_tokens=wanted.max_tokens,
+        batch_size=settings.evaluation.batch_size,
+        alpha=wanted.alpha,
+        add_bos_token=settings.evaluation.add_bos_token,
+        device=settings.device,
+        origin=origin,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,13 +121,13 @@ def preview_statistics(
 
     Args:
         settings: The study.
-        folder: A temporary folder. It gets statistics of a few examples, which have the shapes of
-            all.
+        folder: A temporary folder, not there yet. It gets statistics of a few examples, which have
+            the shapes of all.
         measure: Whether the models also read some more examples, to measure the time.
 
     Returns:
-        The settings, with a folder in `folder` as `calibration`, and what the study is going to
-        make. The settings as they are and None where it makes nothing.
+        The settings with that folder as `calibration`, and what the study is going to make; the
+        settings as they are and None where it makes nothing.
     """
     wanted = settings.calibration
     made = settings.calibration_folder
@@ -124,24 +135,25 @@ def preview_statistics(
         return settings, None
     if not needed_kinds(settings) or (made / MANIFEST_FILE).is_file():
         return settings, None
-    texts = calibration_texts(StudyParts(settings), wanted).values()
+    parts = StudyParts(settings)
+    texts = calibration_texts(parts, wanted)
 
     def count(most: int) -> int:
-        return sum(_most_examples(text, most) for text in texts)
+        return sum(_most_examples(text, most) for text in texts.values())
 
-    def make(examples: int) -> Path:
-        reduced = replace(wanted, examples=min(examples, wanted.examples))
-        few = replace(settings, calibration=reduced, out=folder)
-        make_calibration(StudyParts(few))
-        assert few.calibration_folder is not None
-        return few.calibration_folder
+    def make(examples: int) -> float:
+        """Replace what is in the folder; the seconds that it took."""
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.monotonic()
+        _calibrate(parts, replace(wanted, examples=examples), texts, folder)
+        return time.monotonic() - start
 
     seconds = None
     if measure:
-        calibration, seconds = _make_and_estimate(make, count, wanted.examples)
+        seconds = _make_and_estimate(make, count, wanted.examples)
     else:
-        calibration = make(1)
-    sizes = [file.stat().st_size for file in calibration.iterdir()]
+        make(1)
+    sizes = [file.stat().st_size for file in folder.iterdir()]
     preview = StatisticsPreview(
         folder=str(made),
         models=len(texts),
@@ -149,7 +161,7 @@ def preview_statistics(
         bytes=sum(sizes),
         seconds=seconds,
     )
-    return replace(settings, calibration=str(calibration)), preview
+    return replace(settings, calibration=str(folder)), preview
 
 
 def _most_examples(text: "Sequence[Example]", most: int) -> int:
@@ -160,34 +172,29 @@ def _most_examples(text: "Sequence[Example]", most: int) -> int:
 
 
 def _make_and_estimate(
-    make: Callable[[int], Path], count: Callable[[int], int], examples: int
-) -> tuple[Path, float]:
+    make: Callable[[int], float], count: Callable[[int], int], examples: int
+) -> float:
     """Make statistics of a few examples, and estimate what those of all take.
 
     Args:
-        make: Makes them of so many examples of each model, and gives their folder.
+        make: Makes them of so many examples of each model, and gives the seconds that it took.
         count: Examples of each model -> examples that there are in all.
         examples: Examples of each model that are wanted.
 
     Returns:
-        A folder of statistics, and seconds.
+        Seconds.
     """
     few = min(_FEW_EXAMPLES, examples)
     some = min(_SOME_EXAMPLES, examples)
-    # The first call of anything is slow. Those of large models fill a disk, so none is kept but
-    # the last one.
-    shutil.rmtree(make(few))
-    start = time.monotonic()
-    shutil.rmtree(make(few))
-    middle = time.monotonic()
-    folder = make(some)
-    end = time.monotonic()
-    seconds = end - middle
+    # The first call of anything is slow.
+    make(few)
+    fixed = make(few)
+    seconds = make(some)
     more = count(some) - count(few)
-    if more:
-        each = max(seconds - (middle - start), 0.0) / more
-        seconds += each * (count(examples) - count(some))
-    return folder, seconds
+    if not more:
+        return seconds
+    each = max(seconds - fixed, 0.0) / more
+    return seconds + each * (count(examples) - count(some))
 
 
 def _check_origin(folder: Path, origin: str) -> None:

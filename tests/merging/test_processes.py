@@ -33,6 +33,7 @@ from paretomerge.recipe import Recipe
 from tests.checkpoint.test_adapter import Q, adapter, factors
 from tests.conftest import REPOSITORY
 from tests.merging.test_vocabulary_merge import build
+from tests.study.test_workers import wait_for
 
 Dictionary = dict[str, Any]
 
@@ -276,10 +277,7 @@ def running(group: int) -> list[str]:
 
 def wait_for_the_end_of(group: int) -> None:
     """Wait until no process of a group runs; a killed one may take a moment to be gone."""
-    deadline = time.monotonic() + 60
-    while running(group):
-        assert time.monotonic() < deadline, f"{running(group)} still run"
-        time.sleep(0.01)
+    wait_for(lambda: not running(group), 60)
 
 
 def test_a_worker_that_is_killed(
